@@ -1,0 +1,21 @@
+"""Image files as RGB, whatever they were written as."""
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from helper.errors import UserError
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """The image at `path` as 8-bit RGB: greyscale, palette, CMYK and 16-bit files too. Raises UserError naming it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # a palette with transparency, a corrupt EXIF block
+            with Image.open(path) as image:
+                if image.mode.startswith('I'):      # 16-bit greyscale: convert() would clip it to white
+                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return image.convert('RGB')
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f'{path}: not a readable image ({" ".join(str(error).split())})') from error

@@ -1,0 +1,96 @@
+"""The base of every method: one module that owns the student, the frozen teacher and the method's trainable part."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .criterion import DistillKL
+
+
+class Distiller(nn.Module):
+    """student + frozen teacher + a method's trainable part; its forward is one training step's losses.
+
+    A method is a subclass in a file of its own. It names its paper, sets what the base documents here, builds its
+    criterion and trainable part in `build`, and returns its loss from `method_loss`. Nothing else in the repository
+    needs to know of it but its line in distiller_dict.
+
+    total loss = gamma * cross-entropy + alpha * T^2 * KL(teacher || student) + beta * method_loss
+    """
+
+    paper = ''              # authors, venue, arXiv id
+    title = ''              # what the method is called
+    uses = ''               # what it is fed with, in a few words
+    default_beta = 0.0      # the published weight of method_loss
+    needs_index = False     # forward needs each sample's index in the training set
+    drop_last = False       # a short last batch cannot be used
+    preact = False          # features are taken before the ReLU
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, opt, data):
+        """opt: the parsed options (gamma, alpha, beta, kd_T, batch_size, ...). data: dataset.Data.
+
+        Both nets are probed once with two blank images for the shapes of their features.
+        """
+        super().__init__()
+        self.student = student
+        # Kept out of parameters(), state_dict() and DDP: it is never trained, synchronised or saved.
+        self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
+        self.gamma, self.alpha, self.beta = opt.gamma, opt.alpha, opt.beta
+        self.criterion_kl = DistillKL(opt.kd_T)
+        self.build(opt, data, *self._probe(data))
+
+    def build(self, opt, data, shapes_s: list[tuple], shapes_t: list[tuple]) -> None:
+        """Make the criterion and the trainable part. shapes: (C, H, W) of each feature map, (C,) of the embedding."""
+
+    def method_loss(self, feats_s: list, logits_s, feats_t: list, logits_t, target, index):
+        """The method's loss, a scalar before beta; None where the soft labels are all there is."""
+        return None
+
+    def predict(self, images):
+        """Logits (N, classes) of the net that is being trained, as validation and deployment see it."""
+        return self.student(images)
+
+    def checkpoint(self) -> dict:
+        """What the checkpoint holds beside the student: the state of the method's trainable part."""
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith('student.')}
+        return {'distiller': state} if state else {}
+
+    def pictures(self) -> dict:
+        """Small matrices that say what the method learnt in this epoch, by name, values 0 to 1. Reading starts anew."""
+        return {}
+
+    def forward(self, images, target, index=None):
+        """images (N, 3, H, W), target (N,), index (N,) -> (losses, logits (N, classes)).
+
+        losses: {'loss': the total, 'ce': ..., 'kl': ..., 'method': ...}, scalars, the terms before their weights.
+        """
+        with torch.no_grad():
+            feats_t, logits_t = self.teacher(images, is_feat=True, preact=self.preact)
+        feats_s, logits_s = self.student(images, is_feat=True, preact=self.preact)
+        terms = {'ce': F.cross_entropy(logits_s, target), 'kl': self.criterion_kl(logits_s, logits_t)}
+        loss = self.gamma * terms['ce'] + self.alpha * terms['kl']
+        method = self.method_loss(feats_s, logits_s, feats_t, logits_t, target, index)
+        if method is not None:
+            terms['method'] = method
+            loss = loss + self.beta * method
+        return {'loss': loss, **terms}, logits_s
+
+    def train(self, mode: bool = True):
+        """The teacher stays in eval mode, its running statistics untouched."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _apply(self, fn, recurse=True):
+        """The teacher follows to() and its like."""
+        super()._apply(fn, recurse)
+        self.teacher._apply(fn, recurse)
+        return self
+
+    @torch.no_grad()
+    def _probe(self, data):
+        device = next(self.student.parameters()).device
+        images = torch.zeros(2, 3, data.image_size, data.image_size, device=device)
+        was_training = self.student.training
+        self.student.eval()
+        shapes = [[tuple(f.shape[1:]) for f in net(images, is_feat=True)[0]] for net in (self.student, self.teacher)]
+        self.student.train(was_training)
+        return shapes

@@ -1,0 +1,136 @@
+"""The command line: every flag with its default, checked before anything is built or written."""
+import argparse
+import math
+import secrets
+import sys
+
+from dataset import check_dataset
+from distiller_zoo import get_method
+from models import default_learning_rate, model_names, resolve
+
+from .errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Accepts '-' and '_' alike between the words of a flag; an error is one line and exit code 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
+
+        def canonical(token):
+            name, equals, value = token.partition('=')
+            return known.get(name.replace('-', '_'), name) + equals + value if token.startswith('--') else token
+
+        args = sys.argv[1:] if args is None else args
+        opt, unknown = self.parse_known_args([canonical(token) for token in args], namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
+            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
+        return opt
+
+    def error(self, message):
+        self.exit(2, f'error: {message.removeprefix("argument ")}\n')
+
+
+def number(kind, low=None, above=None, high=None):
+    """A converter for argparse: an int or a float with bounds (low and high are allowed, `above` is not)."""
+    words = 'a whole number' if kind is int else 'a number'
+    bounds = [f'{text} {bound}' for text, bound in (('of at least', low), ('above', above), ('of at most', high))
+              if bound is not None]
+    wanted = ' '.join([words, ' and '.join(bounds)]).strip()
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
+            or (high is not None and value > high)
+        if bad:
+            raise argparse.ArgumentTypeError(f'{text}: give {wanted}')
+        return value
+    return convert
+
+
+def epoch_list(text):
+    """'150,180,210' -> [150, 180, 210]."""
+    try:
+        epochs = [int(word) for word in text.split(',')]
+    except ValueError:
+        epochs = [0]
+    if min(epochs) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: give epochs as whole numbers with commas, as 150,180,210')
+    return epochs
+
+
+def _common(description, trial_flags, trial):
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add('--dataset', default='cifar100', help='cifar100, cifar10, digits or folder')
+    add('--data_dir', default='./data', help='where the data lies, or is downloaded to')
+    add('--image_size', type=number(int, low=8), default=32, help='pixels to which --dataset folder brings its images')
+    add('--batch_size', type=number(int, low=1), default=64, help='images a step')
+    add('--num_workers', type=number(int, low=0), default=8, help='threads that decode image files')
+    add('--epochs', type=number(int, low=1), default=240, help='passes over the training set')
+    add('--learning_rate', type=number(float, above=0),
+        help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
+    add('--lr_decay_epochs', type=epoch_list, default='150,180,210', help='epochs after which the rate is multiplied')
+    add('--lr_decay_rate', type=number(float, above=0), default=0.1, help='by how much')
+    add('--weight_decay', type=number(float, low=0), default=5e-4, help='of SGD')
+    add('--momentum', type=number(float, low=0), default=0.9, help='of SGD')
+    add('--gpu_id', default='0', help='the GPU to train on; cpu forces the CPU')
+    add('--channels_last', action=argparse.BooleanOptionalAction, default=True,
+        help='keep images and weights with the channels innermost, faster on CPUs and GPUs')
+    add('--seed', type=number(int, low=0, high=2**32 - 1),
+        help='of all random numbers; not given: drawn, and written to parameters.json')
+    add('--deterministic', action='store_true',
+        help='reproducible on a GPU too, slower; the seed is 12345 unless --seed is given')
+    add('--print-freq', type=number(int, low=1), default=200, help='steps between two progress lines')
+    add('--save_dir', default='./save', help='where runs are written')
+    add(*trial_flags, type=str, default=trial, help='the name of this repetition, last part of the output folder')
+    return parser
+
+
+def _finish(parser, opt, model, flag):
+    check_dataset(opt.dataset)
+    if model not in model_names():
+        resolve(model, opt.image_size, flag)
+    if '/' in opt.trial or '\\' in opt.trial:
+        parser.error(f'--trial {opt.trial}: the trial is a part of a folder name; give one without slashes')
+    if opt.learning_rate is None:
+        opt.learning_rate = default_learning_rate(model)
+    if opt.seed is None:
+        opt.seed = 12345 if opt.deterministic else secrets.randbits(31)
+    return opt
+
+
+def teacher_options(args=None):
+    """The options of train_teacher.py."""
+    parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
+    parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
+    parser.add_argument('--save_freq', type=number(int, low=1), default=40,
+                        help='epochs between two checkpoints ckpt_epoch_N.pth')
+    opt = parser.parse_args(args)
+    return _finish(parser, opt, opt.model, '--model')
+
+
+def student_options(args=None):
+    """The options of train_student.py."""
+    parser = _common('Distil a trained teacher into a student.', ('--trial',), '1')
+    add = parser.add_argument
+    add('--path-t', required=True, help="the teacher's checkpoint")
+    add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
+    add('--distill', default='kd', help='the method, a name of distiller_zoo.distiller_dict')
+    add('-r', '--gamma', type=number(float), default=1.0, help='weight of the cross-entropy')
+    add('-a', '--alpha', type=number(float), default=1.0, help='weight of the soft-label loss')
+    add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
+    add('--kd_T', type=number(float, above=0), default=4.0, help='temperature of the soft labels')
+    add('--skip-validation', action='store_true', help='do not measure the teacher first')
+    opt = parser.parse_args(args)
+    method = get_method(opt.distill)
+    if opt.beta is None:
+        opt.beta = method.default_beta
+    return _finish(parser, opt, opt.model_s, '--model_s')

@@ -1,0 +1,47 @@
+"""How far an epoch is: a tqdm bar on a terminal, plain lines in a file."""
+import sys
+import time
+from datetime import timedelta
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Use as a context manager around an epoch; call step after every batch.
+
+    The meter is read, which waits for the device, every print_freq steps only.
+    """
+
+    def __init__(self, title: str, loader, print_freq: int):
+        self.title, self.steps, self.print_freq = title, len(loader), print_freq
+        self.total = min(loader.n_samples, self.steps * loader.batch_size)
+        self.done = self.images = 0
+        self.terminal = sys.stderr.isatty()
+        self.images_per_second = 0.0
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=self.total, desc=self.title, unit='img', leave=False, disable=not self.terminal)
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+        self.images_per_second = self.images / (time.perf_counter() - self.start)
+
+    def step(self, images: int, meter) -> dict:
+        """Count a batch of `images`. Returns the meter's averages when it was read, else nothing."""
+        self.done += 1
+        self.images += images
+        self.bar.update(images)
+        if self.done % self.print_freq:
+            return {}
+        averages = meter.averages()
+        if self.terminal:
+            self.bar.set_postfix_str(f'loss {averages["loss"]:.3f}, top-1 {averages["top1"]:.2f}')
+            return averages
+        speed = self.images / (time.perf_counter() - self.start)
+        left = timedelta(seconds=round((self.total - self.images) / speed))
+        terms = '  '.join(f'{name} {value:.4f}' for name, value in averages.items() if name not in ('top1', 'top5'))
+        print(f'{self.title} [{self.done}/{self.steps}]  {terms}  top-1 {averages["top1"]:.2f}  '
+              f'{speed:.0f} images/s  {left} left', flush=True)
+        return averages

@@ -1,0 +1,43 @@
+"""Every network by its name: model_dict[name](num_classes=N).
+
+net(x) gives logits (N, num_classes); net(x, is_feat=True) gives (features, logits): the stem's output, one feature map
+a stage, and last the pooled embedding (N, C). preact=True takes the stages' features before their ReLU.
+"""
+from helper.errors import UserError, nearest
+
+from .mobilenetv2 import mobilenetv2_models
+from .resnet import resnet_models
+from .resnet_cifar import resnet_cifar_models
+from .shufflenetv1 import shufflenetv1_models
+from .shufflenetv2 import shufflenetv2_models
+from .vgg import vgg_models
+from .wrn import wrn_models
+
+model_dict = {**resnet_models, **resnet_cifar_models, **wrn_models, **vgg_models, **mobilenetv2_models,
+              **shufflenetv1_models, **shufflenetv2_models}
+
+# One name for two forms: the 3x3 stem for small images, torchvision's 7x7 stem and max pool for large ones.
+TWO_STEMS = ('ResNet18', 'ResNet34', 'ResNet50')
+SMALL_IMAGE = 64
+
+# The nets that the paper trains with a learning rate of 0.01 instead of 0.05.
+SMALL_LEARNING_RATE = ('MobileNetV2', 'ShuffleV1', 'ShuffleV2')
+
+
+def model_names() -> list[str]:
+    """The names that the scripts accept."""
+    return sorted({*model_dict, *TWO_STEMS})
+
+
+def resolve(name: str, image_size: int, flag: str = 'model') -> str:
+    """The key of model_dict that `name` means for images of `image_size` pixels. Raises UserError for no model."""
+    if name in TWO_STEMS and image_size <= SMALL_IMAGE:
+        return f'{name}_cifar'
+    if name not in model_dict:
+        raise UserError(f'{flag} {name}: no such model; {nearest(name, model_names())}')
+    return name
+
+
+def default_learning_rate(name: str) -> float:
+    """The initial learning rate of the paper for this model."""
+    return 0.01 if name in SMALL_LEARNING_RATE else 0.05

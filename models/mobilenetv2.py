@@ -1,0 +1,70 @@
+"""MobileNetV2 of half width for small images (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
+from torch import nn
+
+from .initialize import kaiming_fan_out_
+
+# expansion, output channels at full width, blocks, stride of the first block
+GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+FEATURE_GROUPS = (1, 2, 4, 6)
+
+
+def _conv_bn_relu(inplanes, planes, kernel, stride=1, groups=1):
+    return [nn.Conv2d(inplanes, planes, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(planes), nn.ReLU(inplace=True)]
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion (kept when it expands by 1), 3x3 depthwise, linear 1x1 projection."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = inplanes * expansion
+        self.residual = stride == 1 and inplanes == planes
+        self.conv = nn.Sequential(*_conv_bn_relu(inplanes, hidden, 1),
+                                  *_conv_bn_relu(hidden, hidden, 3, stride, groups=hidden),
+                                  nn.Conv2d(hidden, planes, 1, bias=False), nn.BatchNorm2d(planes))
+
+    def forward(self, x):
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Input (N, 3, H, W). For 32 pixels the features are (N, 16, 16, 16) after the stem, (N, 12, 16, 16),
+    (N, 16, 8, 8), (N, 48, 4, 4), (N, 160, 2, 2) after block groups 1, 2, 4, 6, and the embedding (N, 1280).
+
+    The blocks end without a ReLU, so `preact` changes nothing.
+    """
+
+    def __init__(self, num_classes: int = 100, width: float = 0.5):
+        super().__init__()
+        inplanes = int(32 * width)
+        self.conv1 = nn.Sequential(*_conv_bn_relu(3, inplanes, 3, stride=2))
+        self.blocks = nn.ModuleList()
+        for expansion, channels, count, stride in GROUPS:
+            planes = int(channels * width)
+            group = []
+            for i in range(count):
+                group.append(InvertedResidual(inplanes, planes, stride if i == 0 else 1, expansion))
+                inplanes = planes
+            self.blocks.append(nn.Sequential(*group))
+        self.conv2 = nn.Sequential(*_conv_bn_relu(inplanes, 1280, 1))
+        self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
+        kaiming_fan_out_(self, linear_std=0.01)
+
+    def get_bn_before_relu(self):
+        """The last batch norm of the block groups whose output is a feature."""
+        return [self.blocks[group][-1].conv[-1] for group in FEATURE_GROUPS]
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        x = self.conv1(x)
+        feats = [x]
+        for i, group in enumerate(self.blocks):
+            x = group(x)
+            if i in FEATURE_GROUPS:
+                feats.append(x)
+        embedding = self.conv2(x).mean((2, 3))
+        logits = self.classifier(embedding)
+        return ([*feats, embedding], logits) if is_feat else logits
+
+
+mobilenetv2_models = {'MobileNetV2': MobileNetV2}

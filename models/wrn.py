@@ -1,0 +1,91 @@
+"""Wide residual networks of Zagoruyko and Komodakis, BMVC 2016 (arXiv:1605.07146)."""
+import torch.nn.functional as F
+from torch import nn
+
+from .initialize import kaiming_fan_out_
+
+
+class BasicBlock(nn.Module):
+    """Pre-activation block: BN, ReLU, 3x3 conv, BN, ReLU, 3x3 conv. A 1x1 shortcut takes the activated input."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inplanes)
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.convShortcut = None
+        if inplanes != planes:
+            self.convShortcut = nn.Conv2d(inplanes, planes, 1, stride, bias=False)
+
+    def forward(self, x):
+        active = F.relu(self.bn1(x))
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+
+
+class NetworkBlock(nn.Module):
+    """One stage: `count` blocks, the first with `stride`."""
+
+    def __init__(self, inplanes: int, planes: int, count: int, stride: int):
+        super().__init__()
+        self.layer = nn.Sequential(BasicBlock(inplanes, planes, stride),
+                                   *(BasicBlock(planes, planes, 1) for _ in range(count - 1)))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def _normalised(bn: nn.BatchNorm2d, x):
+    """What `bn` makes of x, without a second update of its running statistics while training."""
+    if bn.training:
+        return F.batch_norm(x, None, None, bn.weight, bn.bias, training=True, eps=bn.eps)
+    return bn(x)
+
+
+class WideResNet(nn.Module):
+    """`depth` = 6n+4 layers, `widen` times 16, 32, 64 channels.
+
+    Input (N, 3, H, W). Features: raw outputs of the stem (N, 16, H, W) and of the stages (N, 16k, H, W),
+    (N, 32k, H/2, W/2), (N, 64k, H/4, W/4); the embedding (N, 64k) comes after the last BN and ReLU.
+    """
+
+    def __init__(self, depth: int, widen: int, num_classes: int = 100):
+        super().__init__()
+        count, remainder = divmod(depth - 4, 6)
+        if remainder or count < 1:
+            raise ValueError(f'depth {depth}: a wide ResNet has 6n+4 layers')
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.block1 = NetworkBlock(widths[0], widths[1], count, stride=1)
+        self.block2 = NetworkBlock(widths[1], widths[2], count, stride=2)
+        self.block3 = NetworkBlock(widths[2], widths[3], count, stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.fc = nn.Linear(widths[3], num_classes)
+        kaiming_fan_out_(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def get_bn_before_relu(self):
+        """The batch norm that each stage's output meets next."""
+        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        feats = [self.conv1(x)]
+        for block in (self.block1, self.block2, self.block3):
+            feats.append(block(feats[-1]))
+        embedding = F.relu(self.bn1(feats[-1])).mean((2, 3))
+        logits = self.fc(embedding)
+        if not is_feat:
+            return logits
+        if preact:
+            feats[1:] = [_normalised(bn, f) for bn, f in zip(self.get_bn_before_relu(), feats[1:], strict=True)]
+        return [*feats, embedding], logits
+
+
+def _entry(depth, widen):
+    def build(num_classes: int = 100):
+        return WideResNet(depth, widen, num_classes)
+    return build
+
+
+wrn_models = {f'wrn_{d}_{k}': _entry(d, k) for d, k in ((16, 1), (16, 2), (40, 1), (40, 2))}

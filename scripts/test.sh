@@ -1,0 +1,7 @@
+#!/bin/sh
+# Make the environment when none is active, then run the whole test suite. Arguments go to pytest.
+set -eu
+cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-dev.txt
+. scripts/env.sh
+python -m pytest "$@"

@@ -1,0 +1,82 @@
+"""Every entry of model_dict against the reference numbers of tests/fixtures."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.recipe import digest, fill_, tensor
+
+from helper.errors import UserError
+from models import default_learning_rate, model_dict, resolve
+
+FIXTURES = Path(__file__).parent / 'fixtures'
+REFERENCE = json.loads((FIXTURES / 'models.json').read_text())
+KEYS = json.loads((FIXTURES / 'state_dict_keys.json').read_text())
+
+
+def close(got, want):
+    """rms and the first eight values within 1e-3 of the rms."""
+    tolerance = 1e-3 * want['rms']
+    assert got['rms'] == pytest.approx(want['rms'], abs=tolerance)
+    assert got['head'] == pytest.approx(want['head'], abs=tolerance)
+
+
+@pytest.mark.parametrize('name', model_dict)
+def test_model(name):
+    reference = REFERENCE.get(name)
+    num_classes = reference['num_classes'] if reference else 100
+    net = fill_(model_dict[name](num_classes=num_classes)).eval()
+    seed, shape = (reference['input'][k] for k in ('seed', 'shape')) if reference else (7, (2, 3, 32, 32))
+    x = tensor(seed, *shape)
+    with torch.inference_mode():
+        feats, logits = net(x, is_feat=True)
+        plain = net(x)
+        pre, logits_again = net(x, is_feat=True, preact=True)
+    assert torch.equal(plain, logits) and torch.equal(logits_again, logits)
+    assert feats[-1].shape == (2, feats[-1].shape[1]) and all(f.dim() == 4 for f in feats[:-1])
+    assert [f.shape for f in pre] == [f.shape for f in feats]
+    copy = model_dict[name](num_classes=num_classes)
+    copy.load_state_dict(net.state_dict())
+    if reference is None:                      # no published weights to agree with: the shape rules above hold
+        assert name in ('ResNet18_cifar', 'ResNet34_cifar')
+        return
+    assert {k: list(v.shape) for k, v in net.state_dict().items()} == KEYS[name]
+    assert sum(p.numel() for p in net.parameters()) == reference['params']
+    for got, want in zip([*feats, logits], [*reference['feats'], reference['logits']], strict=True):
+        assert list(got.shape) == want['shape']
+        close(digest(got), want)
+    for got, want in zip(pre, reference['preact'], strict=True):
+        close(digest(got), want)
+    names = {module: key for key, module in net.named_modules()}
+    if reference.get('bn_before_relu') is None:
+        with pytest.raises(NotImplementedError):
+            net.get_bn_before_relu()
+    else:
+        assert [names[bn] for bn in net.get_bn_before_relu()] == reference['bn_before_relu']
+
+
+def test_preact_does_not_count_a_batch_twice():
+    """In training, asking for pre-activations leaves the running statistics as a plain forward does."""
+    for name in ('wrn_16_1', 'resnet8'):
+        torch.manual_seed(0)
+        plain = model_dict[name](num_classes=10).train()
+        asked = model_dict[name](num_classes=10).train()
+        asked.load_state_dict(plain.state_dict())
+        x = tensor(1, 4, 3, 32, 32)
+        plain(x)
+        asked(x, is_feat=True, preact=True)
+        for key, value in plain.state_dict().items():
+            assert torch.equal(value, asked.state_dict()[key]), key
+
+
+def test_vgg_pools_once_more_for_64_pixels():
+    feats, _ = model_dict['vgg8'](num_classes=10)(torch.zeros(2, 3, 64, 64), is_feat=True)
+    assert [f.shape[-1] for f in feats[:-1]] == [64, 32, 16, 8, 4]
+
+
+def test_names():
+    assert resolve('ResNet50', 32) == 'ResNet50_cifar'
+    assert resolve('resnet20', 32) == 'resnet20'
+    with pytest.raises(UserError, match='did you mean .*resnet32x4'):
+        resolve('resnet32_4', 32, '--model_s')
+    assert default_learning_rate('ShuffleV1') == 0.01 and default_learning_rate('vgg8') == 0.05
