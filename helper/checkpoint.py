@@ -95,7 +95,7 @@ def teacher_name(path: str, checkpoint: dict) -> str:
 
 
 def load_teacher(path: str, checkpoint: dict, name: str, data) -> nn.Module:
-    """The net `name` for data.num_classes classes with the checkpoint's weights. Raises UserError if they do not fit."""
+    """The net `name` for data.num_classes classes, filled from the checkpoint. Raises UserError if it does not fit."""
     classes = checkpoint.get('num_classes')
     if isinstance(classes, int) and classes != data.num_classes:
         raise UserError(f'--path-t {path}: a teacher of {classes} classes, but the data has {data.num_classes}; '

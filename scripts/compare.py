@@ -39,8 +39,8 @@ def table(runs: list[dict]) -> str:
     rows += [(run['model'], run['method'], f'{run["parameters"]:,}', f'{run["top1"]:.2f}', f'{run["top5"]:.2f}',
               f'{run["seconds"]:.0f}') for run in runs]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = '{:<%d}  {:<%d}  {:>%d}  {:>%d}  {:>%d}  {:>%d}' % tuple(widths)
-    lines = [form.format(*row) for row in rows]
+    lines = ['  '.join(cell.ljust(width) if column < 2 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
