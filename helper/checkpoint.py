@@ -1,6 +1,8 @@
 """Checkpoints: saved whole, loaded as data that nobody vouches for."""
 import os
+import pickletools
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,17 +32,37 @@ def load_checkpoint(path: str, flag: str) -> dict:
     if not os.path.exists(path):
         raise UserError(f'{flag} {path}: no such file; give a checkpoint, NAME.pth')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:      # whatever a damaged or hostile file makes the unpickler raise
-        refused = re.search(r'(?:GLOBAL|global:?|class|function|instantiate)[\s:`]+([\w]+(?:\.[\w]+)+)', str(error))
-        if refused:
-            raise UserError(f'{flag} {path}: refused, it would run code on loading ({refused[1]}); '
-                            f'give a checkpoint of tensors, as torch.save writes of a state_dict') from error
+        named = re.search(r'GLOBAL ([\w.]+)', str(error))
+        called = named[1] if named else _called_by_pickle(path)
+        if called:
+            raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
+                            f'give a checkpoint as torch.save writes of a state_dict') from error
         raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or cut short; fetch or train it again') from error
     if not isinstance(state, dict):
         raise UserError(f'{flag} {path}: holds a {type(state).__name__}; '
                         f'a checkpoint is a dictionary with "model" in it')
     return state
+
+
+def _called_by_pickle(path) -> str | None:
+    """The first thing that a bare pickle file would import; None when it is no pickle. Nothing of it is run."""
+    strings = []
+    try:
+        with open(path, 'rb') as file:
+            for opcode, value, _ in pickletools.genops(file):
+                if opcode.name == 'GLOBAL':
+                    return value.replace(' ', '.')
+                if opcode.name == 'STACK_GLOBAL':
+                    return '.'.join(strings[-2:])
+                if isinstance(value, str):
+                    strings.append(value)
+    except Exception:       # not a pickle
+        pass
+    return None
 
 
 def weights_of(checkpoint: dict) -> dict:

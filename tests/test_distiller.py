@@ -1,0 +1,134 @@
+"""The Distiller: what it owns, what learns, and what its forward returns, for every method."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dataset.memory import MemoryLoader
+from distiller_zoo import DistillKL, distiller_dict, get_method
+from helper.errors import UserError
+from helper.loops import adjust_learning_rate, train_distill, train_vanilla, validate
+from models import model_dict
+
+CPU = torch.device('cpu')
+
+
+def build(method, teacher='resnet14', student='resnet8', batch=8, **changes):
+    torch.manual_seed(0)
+    cls = distiller_dict[method]
+    opt = SimpleNamespace(**{'gamma': 1.0, 'alpha': 1.0, 'beta': cls.default_beta, 'kd_T': 4.0, 'batch_size': batch,
+                             'learning_rate': 0.05, 'lr_decay_rate': 0.1, 'lr_decay_epochs': [2, 3], 'print_freq': 200,
+                             **changes})
+    images = torch.randint(0, 256, (3 * batch, 3, 16, 16), dtype=torch.uint8)
+    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True, drop_last=cls.drop_last)
+    data = SimpleNamespace(train_loader=loader, num_classes=10, image_size=16, n_train=3 * batch)
+    return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_teacher_is_frozen_and_hidden(method):
+    distiller, loader, opt = build(method)
+    teacher_before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
+    student_before = {k: v.clone() for k, v in distiller.student.state_dict().items()}
+    trainable = {id(p) for p in distiller.parameters()}
+    assert not trainable & {id(p) for p in distiller.teacher.parameters()}
+    assert not any('teacher' in key for key in distiller.state_dict())
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001)
+    train_distill(1, loader, distiller, optimizer, opt)
+    assert distiller.training and not distiller.teacher.training
+    assert all(torch.equal(v, teacher_before[k]) for k, v in distiller.teacher.state_dict().items())
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+    assert not torch.equal(distiller.student.fc.weight, student_before['fc.weight'])
+
+
+def test_total_loss():
+    distiller, loader, _ = build('semckd', gamma=0.5, alpha=0.25, beta=2.0)
+    images, target, index = next(iter(loader))
+    losses, logits = distiller(images, target, index)
+    logit_t = distiller.teacher(images)
+    assert losses['ce'].item() == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-6)
+    assert losses['kl'].item() == pytest.approx(DistillKL(4.0)(logits, logit_t).item(), rel=1e-6)
+    want = 0.5 * losses['ce'] + 0.25 * losses['kl'] + 2.0 * losses['method']
+    assert losses['loss'].item() == pytest.approx(want.item(), rel=1e-6)
+
+
+def test_kd_has_no_term_of_its_own():
+    distiller, loader, _ = build('kd')
+    losses, _ = distiller(*next(iter(loader)))
+    assert set(losses) == {'loss', 'ce', 'kl'} and distiller.checkpoint() == {} and distiller.pictures() == {}
+
+
+def test_semckd_memory_format_changes_nothing():
+    distiller, loader, _ = build('semckd')
+    images, target, index = next(iter(loader))
+    plain = distiller(images.contiguous(), target)[0]['loss'].item()
+    channels_last = distiller.to(memory_format=torch.channels_last)(images, target)[0]['loss'].item()
+    assert channels_last == pytest.approx(plain, rel=1e-4)
+
+
+def test_semckd_mean_attention():
+    distiller, loader, opt = build('semckd')
+    train_distill(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-4), opt)
+    attention = torch.tensor(distiller.pictures()['attention'])
+    assert attention.shape == (3, 3) and torch.allclose(attention.sum(1), torch.ones(3), atol=1e-5)
+    assert torch.tensor(distiller.pictures()['attention']).sum() == 0       # reading starts anew
+    state = distiller.checkpoint()
+    assert {f'attention.{k}' for k in state['attention']} == set(state['distiller'])
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts the operations that would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_a_step_does_not_wait_for_the_device(method):
+    distiller, loader, opt = build(method)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
+    with Synchronisations() as mode:
+        train_distill(1, loader, distiller, optimizer, opt)
+    assert mode.seen == []
+
+
+def test_learning_rate():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    opt = SimpleNamespace(learning_rate=0.05, lr_decay_rate=0.1, lr_decay_epochs=[2, 3])
+    rates = [adjust_learning_rate(epoch, optimizer, opt) for epoch in (1, 2, 3, 4)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.0005]) and optimizer.param_groups[0]['lr'] == rates[-1]
+
+
+def test_validation_counts_every_image_once():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    images, target = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 10
+    got = validate(MemoryLoader(images, target, 16, CPU), net)
+    whole, _, _ = next(iter(MemoryLoader(images, target, 50, CPU)))
+    logits = net(whole)
+    assert got['test_loss'] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-6)
+    assert got['test_acc'] == pytest.approx((logits.argmax(1) == target).float().mean().item() * 100)
+    top5 = (logits.topk(5, 1).indices == target[:, None]).any(1).float().mean().item() * 100
+    assert got['test_acc_top5'] == pytest.approx(top5) and not net.training
+
+
+def test_a_diverged_run_stops():
+    distiller, loader, opt = build('kd')
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e12)
+    with pytest.raises(UserError, match='the loss diverged in epoch 1, by step .*ce .*learning rate 1e'):
+        train_distill(1, loader, distiller, optimizer, opt)
+    with pytest.raises(UserError, match='the loss diverged'):
+        train_vanilla(2, loader, distiller.student, optimizer, opt)
+
+
+def test_unknown_method():
+    with pytest.raises(UserError, match='--distill semkd: no such method; did you mean semckd'):
+        get_method('semkd')

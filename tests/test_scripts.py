@@ -1,0 +1,196 @@
+"""The two train scripts and compare.py, from the command line to the files they leave."""
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_images
+
+import train_student
+import train_teacher
+from distiller_zoo import distiller_dict
+from helper.checkpoint import load_checkpoint
+from helper.options import student_options, teacher_options
+from scripts import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+README_COMMAND = ('--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill semckd '
+                  '--model_s resnet8x4 -r 1 -a 1 -b 400 --trial 0')
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def weights(path):
+    return load_checkpoint(str(path), '')['model']
+
+
+def test_defaults():
+    opt = student_options(['--path-t', 'x'])
+    assert vars(opt) == {
+        'path_t': 'x', 'print_freq': 200, 'batch_size': 64, 'num_workers': 8, 'epochs': 240, 'gpu_id': '0',
+        'learning_rate': 0.05, 'lr_decay_epochs': [150, 180, 210], 'lr_decay_rate': 0.1, 'weight_decay': 5e-4,
+        'momentum': 0.9, 'dataset': 'cifar100', 'model_s': 'resnet8', 'distill': 'kd', 'trial': '1', 'gamma': 1.0,
+        'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'deterministic': False, 'skip_validation': False, 'data_dir': './data',
+        'image_size': 32, 'save_dir': './save', 'channels_last': True, 'seed': opt.seed}
+    opt = teacher_options([])
+    assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
+
+
+def test_flags_take_both_spellings():
+    opt = student_options(shlex.split(README_COMMAND))
+    assert (opt.path_t, opt.distill, opt.model_s, opt.gamma, opt.alpha, opt.beta, opt.trial) == (
+        './save/models/resnet32x4_vanilla/ckpt_epoch_240.pth', 'semckd', 'resnet8x4', 1.0, 1.0, 400.0, '0')
+    opt = student_options(['--path-t=x', '--batch-size', '7', '--skip_validation', '--lr-decay-epochs=3,4',
+                           '--no_channels_last', '--model-s', 'ShuffleV1', '--distill', 'semckd', '--print_freq', '9'])
+    assert (opt.path_t, opt.batch_size, opt.skip_validation, opt.lr_decay_epochs) == ('x', 7, True, [3, 4])
+    assert (opt.channels_last, opt.learning_rate, opt.beta, opt.print_freq) == (False, 0.01, 400.0, 9)
+    assert student_options(['--path-t', 'x', '--distill', 'semckd', '-b', '0']).beta == 0.0
+    assert student_options(['--path-t', 'x', '--deterministic']).seed == 12345
+
+
+def test_teacher_outputs(call, small, tmp_path, capfd):
+    call(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2, '--save_freq', 2,
+         '-t', 'x', '--print-freq', 2)
+    folder = tmp_path / 'models' / 'resnet8_folder_lr_0.05_decay_0.0005_trial_x'
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'ckpt_epoch_2.pth', 'history.json', 'parameters.json', 'resnet8_best.pth', 'test_best_metrics.json']
+    best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
+    assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes'}
+    assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
+    metrics, parameters = read(folder / 'test_best_metrics.json'), read(folder / 'parameters.json')
+    assert set(metrics) == {'test_loss', 'test_acc', 'test_acc_top5', 'epoch'} and metrics['test_acc_top5'] == 100
+    assert metrics['test_acc'] == best['best_acc'] and metrics['epoch'] == best['epoch']
+    count = sum(v.numel() for k, v in best['model'].items() if 'running' not in k and 'num_batches' not in k)
+    assert parameters['Total params'] == pytest.approx(count / 1e6) and 0 < parameters['Total time'] < 600
+    assert (parameters['model'], parameters['epochs'], parameters['seed']) == ('resnet8', 2, 1)
+    assert [e['epoch'] for e in read(folder / 'history.json')] == [1, 2]
+    out = capfd.readouterr().out
+    assert 'epoch 1 [2/3]  loss ' in out and 'images/s' in out and 'best top-1' in out
+    assert scalar_tags(tmp_path / 'tensorboard' / folder.name) == (
+        {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}, set())
+
+
+def scalar_tags(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return set(events.Tags()['scalars']), set(events.Tags()['images'])
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
+    call(train_student.main, '--path_t', teacher, '--distill', method, '--model_s', 'resnet8', '--save_dir', tmp_path,
+         '-b', 1, *small)
+    name = f'S:resnet8_T:resnet14_folder_{method}_r:1.0_a:1.0_b:1.0_1'
+    folder = tmp_path / 'student_model' / name
+    best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
+    assert {'epoch', 'model', 'best_acc', 'arch', 'num_classes'} <= set(best)
+    assert ('attention' in best) == (method == 'semckd')
+    parameters = read(folder / 'parameters.json')
+    assert parameters['model_t'] == 'resnet14' and 0 < parameters['Total time'] < 1 and parameters['beta'] == 1.0
+    out = capfd.readouterr().out
+    accuracy = load_checkpoint(str(teacher), '')['best_acc']
+    assert f'teacher top-1: {accuracy:.2f}' in out
+    scalars, images = scalar_tags(tmp_path / 'student_tensorboards' / name)
+    assert scalars >= {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}
+    assert images == ({'attention'} if method == 'semckd' else set())
+    # The student can teach: its checkpoint, or its folder's name, says what it is.
+    call(train_student.main, '--path_t', folder / 'resnet8_best.pth', '--model_s', 'resnet8', '--save_dir', tmp_path,
+         *small, '--skip-validation')
+    assert (tmp_path / 'student_model' / 'S:resnet8_T:resnet8_folder_kd_r:1.0_a:1.0_b:0.0_1').is_dir()
+    assert 'teacher top-1' not in capfd.readouterr().out
+
+
+def test_a_seed_gives_identical_weights(call, small, teacher, tmp_path):
+    found = []
+    for run, seed in (('a', 1), ('b', 1), ('c', 2)):
+        call(train_student.main, '--path_t', teacher, '--distill', 'semckd', '-b', 1, '--save_dir', tmp_path / run,
+             *small, '--seed', seed)
+        found.append(weights(next((tmp_path / run).glob('student_model/*/resnet8_best.pth'))))
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
+    assert not torch.equal(found[0]['fc.weight'], found[2]['fc.weight'])
+
+
+def test_two_stems(call, small, tmp_path):
+    """ResNet18 on small images is the net with the 3x3 stem, under the name that the user gave."""
+    call(train_teacher.main, '--model', 'ResNet18', '--save_dir', tmp_path, *small)
+    best = next(tmp_path.glob('models/ResNet18_folder_*/ResNet18_best.pth'))
+    assert load_checkpoint(str(best), '')['arch'] == 'ResNet18_cifar'
+    assert weights(best)['conv1.weight'].shape == (64, 3, 3, 3)
+
+
+def test_compare(call, small, teacher, tmp_path, capfd):
+    call(train_student.main, '--path_t', teacher, '--distill', 'semckd', '-b', 1, '--save_dir', tmp_path, *small)
+    student = next((tmp_path / 'student_model').iterdir())
+    call(compare.main, teacher.parent, student, '--figure', tmp_path / 'new' / 'figure.png')
+    lines = capfd.readouterr().out.splitlines()
+    accuracy = read(student / 'test_best_metrics.json')['test_acc']
+    row = next(line for line in lines if 'semckd, taught by resnet14' in line)
+    assert row.startswith('resnet8 ') and f' {accuracy:.2f} ' in row
+    assert lines[-1].endswith('figure.png') and (tmp_path / 'new' / 'figure.png').stat().st_size > 5000
+
+
+BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is filled in
+    'no teacher': (['--path-t', 'nowhere.pth'], '--path-t nowhere.pth: no such file'),
+    'no path': ([], 'the following arguments are required: --path-t'),
+    'unknown flag': (['--learing_rate', '1'], '--learing_rate: no such flag; did you mean --learning_rate'),
+    'student': (['--model_s', 'resnet9'], '--model_s resnet9: no such model; did you mean resnet'),
+    'method': (['--distill', 'kdd'], '--distill kdd: no such method; did you mean kd'),
+    'dataset': (['--dataset', 'cifar1000'], '--dataset cifar1000: no such data set; did you mean cifar100'),
+    'epochs': (['--epochs', '0'], '--epochs: 0: give a whole number of at least 1'),
+    'temperature': (['--kd_T', '0'], '--kd_T: 0: give a number above 0'),
+    'not a number': (['-b', 'nan'], '-b/--beta: nan: give a number'),
+    'decay': (['--lr_decay_epochs', 'a,b'], '--lr_decay_epochs: a,b: give epochs as whole numbers'),
+    'batch': (['--batch_size', '4000'], '--batch_size 4000: folder has 48 training images'),
+    'data': (['--data_dir', 'nowhere'], '--data_dir nowhere: no such folder'),
+    'gpu': (['--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
+    'output': (['--save_dir', '{teacher}'], '--save_dir {teacher}: cannot write'),
+    'trial': (['--trial', '../x'], '--trial ../x: the trial is a part of a folder name'),
+    'classes': (['--dataset', 'digits'], 'a teacher of 4 classes, but the data has 10'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line(call, small, teacher, tmp_path, capsys, case):
+    arguments, words = BAD[case]
+    arguments = [a.format(teacher=teacher) for a in arguments]
+    if case not in ('no path', 'no teacher'):
+        arguments = ['--path-t', teacher, *arguments]
+    if '--save_dir' not in arguments:
+        arguments += ['--save_dir', tmp_path]
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *small, *arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count('\n') == 1 and words.format(teacher=teacher) in error
+    assert list(tmp_path.iterdir()) == []               # nothing was written
+
+
+def test_exit_code_of_the_process(tmp_path):
+    """As a shell sees it: one line on stderr, exit code 2, no traceback."""
+    done = subprocess.run([sys.executable, ROOT / 'train_student.py', '--path-t', tmp_path / 'x.pth'], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == '' and done.stderr.startswith('error: --path-t')
+    assert done.stderr.count('\n') == 1
+
+
+def test_an_unreadable_image_loses_nothing(call, small, tmp_path, capsys):
+    write_images(tmp_path / 'train', 8)
+    write_images(tmp_path / 'test', 2)
+    arguments = [*small, '--data_dir', tmp_path, '--model', 'resnet8', '--save_dir', tmp_path / 'save']
+    call(train_teacher.main, *arguments)
+    best = next((tmp_path / 'save').glob('models/*/resnet8_best.pth'))
+    before = best.read_bytes()
+    (tmp_path / 'train' / 'ant' / '1.png').write_bytes(b'no image')
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *arguments)
+    assert str(tmp_path / 'train' / 'ant' / '1.png') in capsys.readouterr().err and best.read_bytes() == before
+
+
+@pytest.mark.parametrize('script', sorted(p.name for p in (ROOT / 'scripts').glob('*.sh')))
+def test_shell_scripts_parse(script):
+    assert subprocess.run(['sh', '-n', ROOT / 'scripts' / script]).returncode == 0
