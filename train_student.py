@@ -14,6 +14,11 @@ from helper.run_log import RunLog
 from models import model_dict, resolve
 
 
+def sgd(distiller, learning_rate, opt):
+    """The optimiser of the student and the method's trainable part."""
+    return SGD(distiller.parameters(), lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
+
+
 def main():
     opt = student_options()
     method = get_method(opt.distill)
@@ -21,12 +26,11 @@ def main():
     opt.model_t = teacher_name(opt.path_t, checkpoint)
     device = select_device(opt.gpu_id)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(opt, device, drop_last=method.drop_last)
+    data = get_dataloaders(opt, device, smallest_batch=method.smallest_batch(opt.batch_size))
     teacher = load_teacher(opt.path_t, checkpoint, opt.model_t, data)
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
     distiller = method(student, teacher, opt, data).to(device, memory_format=memory_format(opt))
-    optimizer = SGD(distiller.parameters(), lr=opt.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
 
     params = sum(p.numel() for p in student.parameters()) / 1e6
     print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
@@ -37,6 +41,13 @@ def main():
     if not opt.skip_validation:
         print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')
 
+    if method.init_stage:
+        optimizer = sgd(distiller, method.init_learning_rate or opt.learning_rate, opt)
+        for epoch in range(1, opt.init_epochs + 1):
+            log.init_epoch(epoch, train_distill(epoch, data.train_loader, distiller, optimizer, opt))
+        distiller.finish_init()
+
+    optimizer = sgd(distiller, opt.learning_rate, opt)
     for epoch in range(1, opt.epochs + 1):
         start = time.perf_counter()
         rate = adjust_learning_rate(epoch, optimizer, opt)

@@ -25,7 +25,12 @@ class Data:
     test_loader: MemoryLoader
     num_classes: int
     image_size: int         # pixels, of the square images as the net sees them
-    n_train: int            # training samples
+    labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
+
+    @property
+    def n_train(self) -> int:
+        """Training samples."""
+        return len(self.labels)
 
 
 def check_dataset(name: str) -> None:
@@ -34,15 +39,15 @@ def check_dataset(name: str) -> None:
         raise UserError(f'--dataset {name}: no such data set; {nearest(name, dataset_dict)}')
 
 
-def get_dataloaders(opt, device: torch.device, drop_last: bool = False) -> Data:
-    """Load opt.dataset. drop_last leaves a short last training batch out; the test set is always served whole."""
+def get_dataloaders(opt, device: torch.device, smallest_batch: int = 1) -> Data:
+    """Load opt.dataset. A last training batch of fewer than smallest_batch is left out; the test set comes whole."""
     check_dataset(opt.dataset)
     (train_images, train_labels), (test_images, test_labels), classes = dataset_dict[opt.dataset](opt)
     n_train = len(train_labels)
     if opt.batch_size > n_train:
         raise UserError(f'--batch_size {opt.batch_size}: {opt.dataset} has {n_train} training images; '
                         f'give at most {n_train}')
-    train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, drop_last=drop_last,
-                                seed=opt.seed, channels_last=opt.channels_last)
+    train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True,
+                                smallest_batch=smallest_batch, seed=opt.seed, channels_last=opt.channels_last)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, channels_last=opt.channels_last)
-    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], n_train)
+    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)

@@ -1,6 +1,4 @@
 """A data set that fits in memory: a uint8 tensor on the training device, augmented a whole batch at a time."""
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -23,10 +21,10 @@ class MemoryLoader:
     """
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
-                 train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True):
-        """images: uint8 (N, 3, H, W); target: int64 (N,)."""
+                 train: bool = False, smallest_batch: int = 1, seed: int = 0, channels_last: bool = True):
+        """images: uint8 (N, 3, H, W); target: int64 (N,). A last batch of fewer than smallest_batch is left out."""
         self.size = tuple(images.shape[2:])
-        self.batch_size, self.device, self.train, self.drop_last = batch_size, device, train, drop_last
+        self.batch_size, self.device, self.train, self.smallest_batch = batch_size, device, train, smallest_batch
         self.channels_last = channels_last
         self.target = target.to(device)
         self.generator = torch.Generator().manual_seed(seed)
@@ -48,8 +46,8 @@ class MemoryLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        batches = self.n_samples / self.batch_size
-        return math.floor(batches) if self.drop_last else math.ceil(batches)
+        whole, rest = divmod(self.n_samples, self.batch_size)
+        return whole + (rest >= self.smallest_batch)
 
     def __iter__(self):
         return self._augmented() if self.train else self._plain()

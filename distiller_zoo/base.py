@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helper.errors import UserError
+
 from .criterion import DistillKL
 
 
@@ -22,7 +24,10 @@ class Distiller(nn.Module):
     default_beta = 0.0      # the published weight of method_loss
     needs_index = False     # forward needs each sample's index in the training set
     drop_last = False       # a short last batch cannot be used
+    pairwise = False        # compares the images of a batch, so a single one cannot be used
     preact = False          # features are taken before the ReLU
+    init_stage = False      # a first stage of --init_epochs minimises init_loss alone
+    init_learning_rate = None   # of the first stage, where it is not --learning_rate
 
     def __init__(self, student: nn.Module, teacher: nn.Module, opt, data):
         """opt: the parsed options (gamma, alpha, beta, kd_T, batch_size, ...). data: dataset.Data.
@@ -34,6 +39,7 @@ class Distiller(nn.Module):
         # Kept out of parameters(), state_dict() and DDP: it is never trained, synchronised or saved.
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
         self.gamma, self.alpha, self.beta = opt.gamma, opt.alpha, opt.beta
+        self.initialising = self.init_stage
         self.criterion_kl = DistillKL(opt.kd_T)
         self.build(opt, data, *self._probe(data))
 
@@ -43,6 +49,14 @@ class Distiller(nn.Module):
     def method_loss(self, feats_s: list, logits_s, feats_t: list, logits_t, target, index):
         """The method's loss, a scalar before beta; None where the soft labels are all there is."""
         return None
+
+    def init_loss(self, images):
+        """What the first stage minimises, a scalar, for images (N, 3, H, W)."""
+        raise NotImplementedError(f'{type(self).__name__} has no first stage')
+
+    def finish_init(self) -> None:
+        """The first stage is over: from here on forward gives the losses of distillation."""
+        self.initialising = False
 
     def predict(self, images):
         """Logits (N, classes) of the net that is being trained, as validation and deployment see it."""
@@ -60,10 +74,12 @@ class Distiller(nn.Module):
     def forward(self, images, target, index=None):
         """images (N, 3, H, W), target (N,), index (N,) -> (losses, logits (N, classes)).
 
-        losses: {'loss': the total, 'ce': ..., 'kl': ..., 'method': ...}, scalars, the terms before their weights.
+        losses: {'loss': the total, 'ce': ..., 'kl': ..., 'method': ...}, scalars, the terms before their weights. In a
+        first stage 'loss' alone, and None instead of logits.
         """
-        with torch.no_grad():
-            feats_t, logits_t = self.teacher(images, is_feat=True, preact=self.preact)
+        if self.initialising:
+            return {'loss': self.init_loss(images)}, None
+        feats_t, logits_t = self.ask_teacher(images, preact=self.preact)
         feats_s, logits_s = self.student(images, is_feat=True, preact=self.preact)
         terms = {'ce': F.cross_entropy(logits_s, target), 'kl': self.criterion_kl(logits_s, logits_t)}
         loss = self.gamma * terms['ce'] + self.alpha * terms['kl']
@@ -72,6 +88,28 @@ class Distiller(nn.Module):
             terms['method'] = method
             loss = loss + self.beta * method
         return {'loss': loss, **terms}, logits_s
+
+    @torch.no_grad()
+    def ask_teacher(self, images, preact: bool = False):
+        """The teacher's (features, logits)."""
+        return self.teacher(images, is_feat=True, preact=preact)
+
+    @classmethod
+    def smallest_batch(cls, batch_size: int) -> int:
+        """How many images a short last batch must have to be served. Raises UserError if --batch_size is too small."""
+        if cls.pairwise and batch_size < 2:
+            raise UserError(f'--batch_size {batch_size}: {cls.title} compares the images of a batch; give at least 2')
+        return batch_size if cls.drop_last else 2 if cls.pairwise else 1
+
+    @staticmethod
+    def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
+        """Raises UserError unless all of these are shapes (C, H, W) of feature maps, and there are some."""
+        for flag, name, shapes in (('--model_s', opt.model_s, shapes_s), ('--path-t', opt.model_t, shapes_t)):
+            odd = [shape for shape in shapes if len(shape) != 3]
+            if odd or not shapes:
+                what = f'a feature is {("N", *odd[0])}' if odd else 'it has none'
+                raise UserError(f'{flag}: --distill {opt.distill} needs feature maps (N, C, H, W) of {name}, '
+                                f'but {what}')
 
     def train(self, mode: bool = True):
         """The teacher stays in eval mode, its running statistics untouched."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import UserError
-from .meter import Meter
+from .meter import Meter, describe
 from .progress import Progress
 
 
@@ -54,8 +54,7 @@ def _train(epoch, loader, losses, optimizer, opt):
 def _check_finite(averages, epoch, step, optimizer):
     """A diverged run stops, instead of training on to the last epoch."""
     if averages and not math.isfinite(averages['loss']):
-        terms = ', '.join(f'{name} {value:.4g}' for name, value in averages.items() if name not in ('top1', 'top5'))
-        raise UserError(f'the loss diverged in epoch {epoch}, by step {step} ({terms}) at learning rate '
+        raise UserError(f'the loss diverged in epoch {epoch}, by step {step} ({describe(averages)}) at learning rate '
                         f'{optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta')
 
 

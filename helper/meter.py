@@ -10,12 +10,15 @@ class Meter:
 
     @torch.no_grad()
     def update(self, terms: dict, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """terms: name -> scalar mean over the batch; logits (N, classes); target (N,). Nothing is read back."""
+        """terms: name -> scalar mean over the batch; logits (N, classes) or None; target (N,). Nothing is read back."""
         n = len(target)
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-        values = torch.stack([*(term * n for term in terms.values()), hits[:, 0].sum() * 100, hits.sum() * 100])
+        values = {name: term * n for name, term in terms.items()}
+        if logits is not None:
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+            values |= {'top1': hits[:, 0].sum() * 100, 'top5': hits.sum() * 100}
+        names, values = list(values), torch.stack(list(values.values()))
         if self.sums is None:
-            self.names = [*terms, 'top1', 'top5']
+            self.names = names
             self.sums = torch.zeros_like(values, dtype=torch.float64)
         self.sums += values
         self.samples += n
@@ -25,3 +28,11 @@ class Meter:
         if self.sums is None:
             return {}
         return dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
+
+
+def describe(averages: dict) -> str:
+    """The averages as a person reads them, top-5 left out."""
+    words = [f'{name} {value:.4g}' for name, value in averages.items() if name not in ('top1', 'top5')]
+    if 'top1' in averages:
+        words.append(f'top-1 {averages["top1"]:.2f}')
+    return ', '.join(words)

@@ -4,11 +4,14 @@ import math
 import secrets
 import sys
 
+import torch
+
 from dataset import check_dataset
-from distiller_zoo import get_method
-from models import default_learning_rate, model_names, resolve
+from distiller_zoo import distiller_dict, get_method
+from models import default_learning_rate, model_dict, model_names, resolve
 
 from .errors import nearest
+from .text import table
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +56,19 @@ def number(kind, low=None, above=None, high=None):
             raise argparse.ArgumentTypeError(f'{text}: give {wanted}')
         return value
     return convert
+
+
+class ListEntries(argparse.Action):
+    """--list: the methods and the models as two tables."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        methods = [(name, m.title, f'{m.default_beta:g}', m.uses, m.paper) for name, m in distiller_dict.items()]
+        print(table(('--distill', 'method', 'beta', 'uses', 'paper'), methods), end='\n\n')
+        with torch.device('meta'):
+            models = [(name, f'{sum(p.numel() for p in net(num_classes=100).parameters()):,}')
+                      for name, net in model_dict.items()]
+        print(table(('--model', 'parameters, 100 classes'), models, '<>'))
+        parser.exit()
 
 
 def epoch_list(text):
@@ -128,6 +144,21 @@ def student_options(args=None):
     add('-a', '--alpha', type=number(float), default=1.0, help='weight of the soft-label loss')
     add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
     add('--kd_T', type=number(float, above=0), default=4.0, help='temperature of the soft labels')
+    add('--feat_dim', type=number(int, low=1), default=128, help='width of the embeddings of crd and correlation')
+    add('--mode', choices=('exact', 'relax'), default='exact',
+        help="crd's positive: the image itself, or any of its class")
+    add('--nce_k', type=number(int, low=1), default=16384, help='negatives an image, crd')
+    add('--nce_t', type=number(float, above=0), default=0.07, help='temperature of crd')
+    add('--nce_m', type=number(float, low=0, high=1), default=0.5, help="momentum of crd's memories")
+    add('--hint_layer', type=number(int, low=0, high=4), default=1, help='the feature that hint compares')
+    add('--transform_layer_t', type=number(int, low=0), nargs='+', default=[], metavar='LAYER',
+        help="the teacher's features whose change irg compares, two to a transformation")
+    add('--transform_layer_s', type=number(int, low=0), nargs='+', default=[], metavar='LAYER', help="the student's")
+    add('--no_edge_transform', action='store_true', help="leave the edges out of irg's transformations")
+    add('--hkd_initial_weight', type=number(float, low=0), default=100.0, help='weight of the first layer, hkd')
+    add('--hkd_decay', type=number(float, above=0), default=0.7, help='from each layer to the next, hkd')
+    add('--init_epochs', type=number(int, low=1), default=30, help='epochs of the first stage of fsp, abound, factor')
+    add('--list', action=ListEntries, nargs=0, help='print the methods and the models, and stop')
     add('--skip-validation', action='store_true', help='do not measure the teacher first')
     opt = parser.parse_args(args)
     method = get_method(opt.distill)

@@ -5,6 +5,8 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
+from .meter import describe
+
 
 class Progress:
     """Use as a context manager around an epoch; call step after every batch.
@@ -37,11 +39,10 @@ class Progress:
             return {}
         averages = meter.averages()
         if self.terminal:
-            self.bar.set_postfix_str(f'loss {averages["loss"]:.3f}, top-1 {averages["top1"]:.2f}')
+            self.bar.set_postfix_str(describe(averages))
             return averages
         speed = self.images / (time.perf_counter() - self.start)
         left = timedelta(seconds=round((self.total - self.images) / speed))
-        terms = '  '.join(f'{name} {value:.4f}' for name, value in averages.items() if name not in ('top1', 'top5'))
-        print(f'{self.title} [{self.done}/{self.steps}]  {terms}  top-1 {averages["top1"]:.2f}  '
-              f'{speed:.0f} images/s  {left} left', flush=True)
+        print(f'{self.title} [{self.done}/{self.steps}]  {describe(averages)}, {speed:.0f} images/s, {left} left',
+              flush=True)
         return averages

@@ -42,6 +42,12 @@ class RunLog:
               f'{"  *best*" if is_best else ""}', flush=True)
         return is_best
 
+    def init_epoch(self, epoch: int, train: dict) -> None:
+        """Note an epoch of a method's first stage."""
+        self.writer.add_scalar('init_loss', train['loss'], epoch)
+        print(f'first stage, epoch {epoch}: loss {train["loss"]:.4f}, {train["images_per_second"]:.0f} images/s',
+              flush=True)
+
     def close(self, seconds_per_unit: float) -> None:
         """Note the whole time in units of `seconds_per_unit`, and say the best accuracy."""
         self.parameters['Total time'] = (time.time() - self.start) / seconds_per_unit

@@ -6,27 +6,32 @@ python scripts/benchmark.py step        training steps on batches that lie ready
                                         written plainly (NCHW, every pair of layers on its own, a loss and an accuracy
                                         read back every step)
 python scripts/benchmark.py train       both together: each side with its own loader
+python scripts/benchmark.py methods     a training step of every method for one pair of nets, as a ratio to that of kd; first
+                                        stages are left out
 """
 import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset import Data  # noqa: E402
 from dataset.memory import MEAN, STD, MemoryLoader  # noqa: E402
-from distiller_zoo import get_method  # noqa: E402
+from distiller_zoo import distiller_dict, get_method  # noqa: E402
 from helper.device import select_device  # noqa: E402
 from helper.errors import run_main  # noqa: E402
 from helper.loops import train_distill  # noqa: E402
+from helper.options import student_options  # noqa: E402
+from helper.text import table  # noqa: E402
 from models import model_dict, resolve  # noqa: E402
 
 CLASSES = 100
+N_TRAIN = 50_000        # as CIFAR: the size of CRD's memories
 
 
 class PerImage(torch.utils.data.Dataset):
@@ -99,10 +104,13 @@ def build(pair, opt, device, memory_format):
     """(distiller, optimiser) of 'teacher,student,method'."""
     teacher, student, method = pair
     torch.manual_seed(0)
-    options = SimpleNamespace(gamma=1.0, alpha=1.0, beta=1.0, kd_T=4.0, batch_size=opt.batch_size, print_freq=10**9)
-    data = SimpleNamespace(num_classes=CLASSES, image_size=32, n_train=opt.batch_size * opt.steps)
+    options = student_options(['--path-t', '-', '--distill', method, '--model_s', student, '-b', '1',
+                               '--batch_size', str(opt.batch_size), '--print-freq', str(10**9)])
+    options.model_t = teacher
+    data = Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES)
     teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher, student))
     distiller = get_method(method)(student, teacher, options, data).to(device, memory_format=memory_format)
+    distiller.finish_init()
     return distiller, SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4), options
 
 
@@ -143,7 +151,7 @@ def exhaust(loader, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('loader', 'step', 'train'))
+    parser.add_argument('what', choices=('loader', 'step', 'train', 'methods'))
     parser.add_argument('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
     parser.add_argument('--batch_size', type=int, default=64)
     parser.add_argument('--steps', type=int, default=8, help='batches in a round')
@@ -155,6 +163,9 @@ def main():
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}, torch {torch.__version__}, batch {opt.batch_size}, '
           f'median of {opt.rounds} rounds of {opt.steps} steps')
+    if opt.what == 'methods':
+        compare_methods(opt, device)
+        return
     print(f'{"images/s":46} {"plain":>9} {"ours":>9} {"ratio":>6}')
     images = opt.batch_size * opt.steps
     ours_loader, plain_loader = loaders(opt, device)
@@ -172,6 +183,19 @@ def main():
         report(pair, alternate({
             'plain': lambda plain=plain: plain_epoch(plain_loader, *plain[:2], device),
             'ours': lambda ours=ours: train_distill(1, ours_loader, *ours)}, images, opt, device))
+
+
+def compare_methods(opt, device):
+    """Print each method's step time, all methods in turn within every round."""
+    batch = next(iter(loaders(opt, device)[0]))
+    loader = Ready(batch, opt.steps)
+    pair = (opt.pair or ['resnet32x4,resnet8x4'])[0].split(',')[:2]
+    runs = {method: build([*pair, method], opt, device, torch.channels_last) for method in distiller_dict}
+    speed = alternate({method: lambda run=run: train_distill(1, loader, *run) for method, run in runs.items()},
+                      loader.n_samples, opt, device)
+    rows = [(method, f'{opt.batch_size / s * 1000:.1f}', f'{speed["kd"] / s:.2f}') for method, s in speed.items()]
+    print(f'{pair[0]} -> {pair[1]}')
+    print(table(('method', 'ms a step', 'times kd'), rows, '<>>'))
 
 
 def report(title, speed):

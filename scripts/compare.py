@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helper.errors import UserError, run_main  # noqa: E402
+from helper.text import table  # noqa: E402
 
 
 def read_run(folder: str) -> dict:
@@ -33,15 +34,11 @@ def read_run(folder: str) -> dict:
         raise UserError(f'{folder}: its JSON files are not those of a run ({error})') from error
 
 
-def table(runs: list[dict]) -> str:
+def compare_table(runs: list[dict]) -> str:
     """The runs as aligned text."""
-    rows = [('model', 'trained', 'parameters', 'top-1 %', 'top-5 %', 'seconds')]
-    rows += [(run['model'], run['method'], f'{run["parameters"]:,}', f'{run["top1"]:.2f}', f'{run["top5"]:.2f}',
-              f'{run["seconds"]:.0f}') for run in runs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(cell.ljust(width) if column < 2 else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+    rows = [(run['model'], run['method'], f'{run["parameters"]:,}', f'{run["top1"]:.2f}', f'{run["top5"]:.2f}',
+             f'{run["seconds"]:.0f}') for run in runs]
+    return table(('model', 'trained', 'parameters', 'top-1 %', 'top-5 %', 'seconds'), rows, '<<>>>>')
 
 
 def figure(runs: list[dict], path: Path) -> None:
@@ -80,7 +77,7 @@ def main():
     parser.add_argument('--figure', type=Path, help='where to write the picture')
     opt = parser.parse_args()
     runs = [read_run(folder) for folder in opt.runs]
-    print(table(runs))
+    print(compare_table(runs))
     if opt.figure:
         figure(runs, opt.figure)
         print(f'\nfigure: {opt.figure}')

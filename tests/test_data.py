@@ -84,7 +84,7 @@ def test_epochs_are_shuffled_and_seeded():
 
 def test_drop_last_and_memory_format():
     images, target = torch.zeros(50, 3, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64)
-    loader = MemoryLoader(images, target, 16, CPU, train=True, drop_last=True)
+    loader = MemoryLoader(images, target, 16, CPU, train=True, smallest_batch=16)
     assert len(loader) == 3 and [len(b[1]) for b in loader] == [16, 16, 16]
     assert next(iter(loader))[0].is_contiguous(memory_format=torch.channels_last)
     plain = MemoryLoader(images, target, 16, CPU, train=True, channels_last=False)

@@ -6,25 +6,70 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataset import Data
 from dataset.memory import MemoryLoader
 from distiller_zoo import DistillKL, distiller_dict, get_method
 from helper.errors import UserError
 from helper.loops import adjust_learning_rate, train_distill, train_vanilla, validate
+from helper.options import student_options
 from models import model_dict
 
 CPU = torch.device('cpu')
 
 
-def build(method, teacher='resnet14', student='resnet8', batch=8, **changes):
+def options(method, teacher='resnet14', student='resnet8', batch=8, **changes):
+    """The options of train_student.py that a distiller and the loops read."""
+    opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', student, '--batch_size', str(batch)])
+    return SimpleNamespace(**{**vars(opt), 'model_t': teacher, 'nce_k': 10, **changes})
+
+
+def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, **changes):
+    """(distiller, training loader, options) on random images."""
     torch.manual_seed(0)
+    opt = options(method, teacher, student, batch, **changes)
+    images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     cls = distiller_dict[method]
-    opt = SimpleNamespace(**{'gamma': 1.0, 'alpha': 1.0, 'beta': cls.default_beta, 'kd_T': 4.0, 'batch_size': batch,
-                             'learning_rate': 0.05, 'lr_decay_rate': 0.1, 'lr_decay_epochs': [2, 3], 'print_freq': 200,
-                             **changes})
-    images = torch.randint(0, 256, (3 * batch, 3, 16, 16), dtype=torch.uint8)
-    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True, drop_last=cls.drop_last)
-    data = SimpleNamespace(train_loader=loader, num_classes=10, image_size=16, n_train=3 * batch)
+    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True,
+                          smallest_batch=cls.smallest_batch(batch))
+    data = Data(loader, loader, 10, size, loader.target)
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
+
+
+PAIRS = {'same family': ('resnet14', 'resnet8'), 'other family': ('wrn_16_1', 'ShuffleV1'),
+         'extra stage': ('vgg8', 'resnet8'), '3 against 4 stages': ('resnet14', 'MobileNetV2')}
+EQUAL_CHANNELS = ('fsp', 'kdsvd')       # refuse a pair of nets of other widths
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+@pytest.mark.parametrize('method', distiller_dict)
+def test_two_steps(method, pair):
+    """Loss finite, student and trainable part moved, teacher not, in the first stage and after it."""
+    try:
+        distiller, loader, opt = build(method, *PAIRS[pair], size=32)
+    except UserError as error:
+        assert method in EQUAL_CHANNELS and pair != 'same family' and 'equal channels' in str(error)
+        return
+    teacher_before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
+    batches = [batch for _, batch in zip(range(2), loader, strict=False)]
+    moved = set()
+    for _ in range(1 + distiller.initialising):
+        before = {k: p.detach().clone() for k, p in distiller.named_parameters()}
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
+        distiller.train()
+        for images, target, index in batches:
+            losses, logits = distiller(images, target, index)
+            assert losses['loss'].isfinite() and (logits is None) == distiller.initialising
+            optimizer.zero_grad()
+            losses['loss'].backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in distiller.parameters())
+            optimizer.step()
+        moved |= {k for k, p in distiller.named_parameters() if not torch.equal(p, before[k])}
+        if distiller.initialising:
+            distiller.finish_init()
+    # Vectors may stay: a bias before a batch norm has no effect, a small gradient is lost beside a weight of 1.
+    still = {k for k, p in distiller.named_parameters() if p.dim() > 1} - moved
+    assert not still and 'student.conv1.weight' in moved | {k.replace('conv1.0', 'conv1') for k in moved}
+    assert all(torch.equal(v, teacher_before[k]) for k, v in distiller.teacher.state_dict().items())
 
 
 @pytest.mark.parametrize('method', distiller_dict)
@@ -36,6 +81,7 @@ def test_teacher_is_frozen_and_hidden(method):
     assert not trainable & {id(p) for p in distiller.teacher.parameters()}
     assert not any('teacher' in key for key in distiller.state_dict())
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001)
+    distiller.finish_init()
     train_distill(1, loader, distiller, optimizer, opt)
     assert distiller.training and not distiller.teacher.training
     assert all(torch.equal(v, teacher_before[k]) for k, v in distiller.teacher.state_dict().items())

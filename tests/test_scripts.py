@@ -14,6 +14,7 @@ import train_teacher
 from distiller_zoo import distiller_dict
 from helper.checkpoint import load_checkpoint
 from helper.options import student_options, teacher_options
+from models import model_dict
 from scripts import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,10 @@ def test_defaults():
         'learning_rate': 0.05, 'lr_decay_epochs': [150, 180, 210], 'lr_decay_rate': 0.1, 'weight_decay': 5e-4,
         'momentum': 0.9, 'dataset': 'cifar100', 'model_s': 'resnet8', 'distill': 'kd', 'trial': '1', 'gamma': 1.0,
         'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'deterministic': False, 'skip_validation': False, 'data_dir': './data',
-        'image_size': 32, 'save_dir': './save', 'channels_last': True, 'seed': opt.seed}
+        'feat_dim': 128, 'mode': 'exact', 'nce_k': 16384, 'nce_t': 0.07, 'nce_m': 0.5, 'hint_layer': 1,
+        'transform_layer_t': [], 'transform_layer_s': [], 'no_edge_transform': False, 'hkd_initial_weight': 100.0,
+        'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
+        'seed': opt.seed}
     opt = teacher_options([])
     assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
 
@@ -82,15 +86,19 @@ def scalar_tags(folder):
     return set(events.Tags()['scalars']), set(events.Tags()['images'])
 
 
+TRAINABLE = ('hint', 'correlation', 'vid', 'crd', 'semckd', 'abound', 'factor')
+
+
 @pytest.mark.parametrize('method', distiller_dict)
 def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     call(train_student.main, '--path_t', teacher, '--distill', method, '--model_s', 'resnet8', '--save_dir', tmp_path,
-         '-b', 1, *small)
+         '-b', 1, '--init_epochs', 1, '--nce_k', 20, *small)
     name = f'S:resnet8_T:resnet14_folder_{method}_r:1.0_a:1.0_b:1.0_1'
     folder = tmp_path / 'student_model' / name
     best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
     assert {'epoch', 'model', 'best_acc', 'arch', 'num_classes'} <= set(best)
     assert ('attention' in best) == (method == 'semckd')
+    assert ('distiller' in best) == (method in TRAINABLE)
     parameters = read(folder / 'parameters.json')
     assert parameters['model_t'] == 'resnet14' and 0 < parameters['Total time'] < 1 and parameters['beta'] == 1.0
     out = capfd.readouterr().out
@@ -99,11 +107,27 @@ def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     scalars, images = scalar_tags(tmp_path / 'student_tensorboards' / name)
     assert scalars >= {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}
     assert images == ({'attention'} if method == 'semckd' else set())
-    # The student can teach: its checkpoint, or its folder's name, says what it is.
-    call(train_student.main, '--path_t', folder / 'resnet8_best.pth', '--model_s', 'resnet8', '--save_dir', tmp_path,
-         *small, '--skip-validation')
-    assert (tmp_path / 'student_model' / 'S:resnet8_T:resnet8_folder_kd_r:1.0_a:1.0_b:0.0_1').is_dir()
+    assert ('first stage, epoch 1: loss' in out) == distiller_dict[method].init_stage
+
+
+def test_two_passes(call, small, teacher, tmp_path, capfd):
+    """A student can teach, as in HKD's second pass: its checkpoint says what it is."""
+    call(train_student.main, '--path_t', teacher, '--distill', 'pkt', '--save_dir', tmp_path, *small)
+    first = next((tmp_path / 'student_model').glob('S:resnet8_T:resnet14_folder_pkt_*')) / 'resnet8_best.pth'
+    capfd.readouterr()
+    call(train_student.main, '--path_t', first, '--distill', 'hkd', '--hkd_decay', 0.5, '--save_dir', tmp_path, *small,
+         '--skip-validation')
+    assert (tmp_path / 'student_model' / 'S:resnet8_T:resnet8_folder_hkd_r:1.0_a:1.0_b:1.0_1').is_dir()
     assert 'teacher top-1' not in capfd.readouterr().out
+
+
+def test_list(capsys):
+    with pytest.raises(SystemExit) as caught:
+        student_options(['--list'])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(any(line.startswith(f'{name} ') for line in out.splitlines()) for name in (*distiller_dict, *model_dict))
+    assert 'arXiv:2012.03236' in out and '83,892' in out
 
 
 def test_a_seed_gives_identical_weights(call, small, teacher, tmp_path):
@@ -151,6 +175,17 @@ BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is fil
     'gpu': (['--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
     'output': (['--save_dir', '{teacher}'], '--save_dir {teacher}: cannot write'),
     'trial': (['--trial', '../x'], '--trial ../x: the trial is a part of a folder name'),
+    'hint layer': (['--distill', 'hint', '--hint_layer', '4'], '--hint_layer 4: resnet8 has feature layers 0..3'),
+    'hint': (['--distill', 'hint', '--hint_layer', '5'], '--hint_layer: 5: give a whole number of at least 0'),
+    'widths': (['--distill', 'fsp', '--model_s', 'resnet8x4'], '--distill fsp: needs layers of equal channels'),
+    'svd widths': (['--distill', 'kdsvd', '--model_s', 'vgg8'], '--distill kdsvd: needs stages of equal channels'),
+    'irg layer': (['--distill', 'irg', '--transform_layer_s', '1', '9', '--transform_layer_t', '1', '2'],
+                  '--transform_layer_s 9: resnet8 has feature layers 0..4'),
+    'irg pairs': (['--distill', 'irg', '--transform_layer_s', '1', '2'], 'give both the same even number'),
+    'no negatives': (['--distill', 'crd', '--nce_k', '0'], '--nce_k: 0: give a whole number of at least 1'),
+    'momentum': (['--distill', 'crd', '--nce_m', '1.5'], '--nce_m: 1.5: give a number of at least 0 and of at most 1'),
+    'mode': (['--distill', 'crd', '--mode', 'hard'], "--mode: invalid choice: 'hard' (choose from"),
+    'one image': (['--distill', 'rkd', '--batch_size', '1'], '--batch_size 1: RKD compares the images of a batch'),
     'classes': (['--dataset', 'digits'], 'a teacher of 4 classes, but the data has 10'),
 }
 

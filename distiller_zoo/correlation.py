@@ -1,0 +1,40 @@
+"""CC: the student's errors on neighbouring samples shall not go together."""
+from torch import nn
+
+from .base import Distiller
+
+
+class LinearEmbed(nn.Module):
+    """(N, ...) -> (N, dim_out), one linear layer."""
+
+    def __init__(self, dim_in: int = 1024, dim_out: int = 128):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+class Correlation(nn.Module):
+    """Peng et al., ICCV 2019, Correlation Congruence for Knowledge Distillation, arXiv:1904.01802."""
+
+    def forward(self, f_s, f_t):
+        """Two (N, D) -> scalar: products of the absolute differences of each sample and the next, summed over D."""
+        difference = (f_s - f_t).abs()
+        return (difference[:-1] * difference[1:]).sum(1).mean()
+
+
+class CC(Distiller):
+    title = 'CC'
+    paper = 'Peng et al., ICCV 2019, arXiv:1904.01802'
+    uses = 'feats[-1]'
+    default_beta = 0.02
+    pairwise = True
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.embed_s = LinearEmbed(shapes_s[-1][0], opt.feat_dim)
+        self.embed_t = LinearEmbed(shapes_t[-1][0], opt.feat_dim)
+        self.criterion = Correlation()
+
+    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
+        return self.criterion(self.embed_s(feats_s[-1]), self.embed_t(feats_t[-1]))

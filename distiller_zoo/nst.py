@@ -1,0 +1,42 @@
+"""NST: the student's channels are distributed as the teacher's."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .base import Distiller
+from .pool import match_size
+
+
+class NSTLoss(nn.Module):
+    """Huang and Wang, 2017, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219.
+
+    Maximum mean discrepancy with a squared linear kernel between the channels' l2-normalised activation maps.
+    """
+
+    def forward(self, g_s: list, g_t: list):
+        """Lists of maps (N, C, H, W), paired in order -> list of scalars."""
+        return [self.pair(*match_size(f_s, f_t)) for f_s, f_t in zip(g_s, g_t, strict=False)]
+
+    def pair(self, f_s, f_t):
+        s, t = (F.normalize(f.flatten(2), dim=2) for f in (f_s, f_t))
+        with torch.no_grad():
+            among_teachers = self.kernel(t, t)
+        return among_teachers + self.kernel(s, s) - 2 * self.kernel(s, t)
+
+    def kernel(self, a, b):
+        """Mean over the samples' pairs of channels of <a_i, b_j>^2."""
+        return (a @ b.transpose(1, 2)).pow(2).mean()
+
+
+class NST(Distiller):
+    title = 'NST'
+    paper = 'Huang and Wang, 2017, arXiv:1707.01219'
+    uses = 'stage features, in order'
+    default_beta = 50.0
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        self.criterion = NSTLoss()
+
+    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
+        return sum(self.criterion(feats_s[1:-1], feats_t[1:-1]))

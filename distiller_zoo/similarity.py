@@ -1,0 +1,32 @@
+"""SP: images that are alike for the teacher shall be alike for the student."""
+import torch.nn.functional as F
+from torch import nn
+
+from .base import Distiller
+
+
+class Similarity(nn.Module):
+    """Tung and Mori, ICCV 2019, Similarity-Preserving Knowledge Distillation, arXiv:1907.09682."""
+
+    def forward(self, g_s: list, g_t: list):
+        """Lists of features (N, ...) -> list of scalars: squared difference of the Gram matrices over N^2."""
+        return [(self.gram(f_s) - self.gram(f_t)).pow(2).sum() / len(f_s) ** 2
+                for f_s, f_t in zip(g_s, g_t, strict=True)]
+
+    def gram(self, f):
+        flat = f.flatten(1)
+        return F.normalize(flat @ flat.t(), dim=1)
+
+
+class SP(Distiller):
+    title = 'SP'
+    paper = 'Tung and Mori, ICCV 2019, arXiv:1907.09682'
+    uses = 'feats[-2]'
+    default_beta = 3000.0
+    pairwise = True
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.criterion = Similarity()
+
+    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
+        return sum(self.criterion([feats_s[-2]], [feats_t[-2]]))
