@@ -5,12 +5,12 @@ from torch.optim import SGD
 
 from dataset import get_dataloaders
 from distiller_zoo import get_method
-from helper.checkpoint import load_checkpoint, load_teacher, save_checkpoint, teacher_name
+from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
 from helper.device import memory_format, seed_everything, select_device
 from helper.errors import run_main
 from helper.loops import adjust_learning_rate, train_distill, validate
 from helper.options import student_options
-from helper.run_log import RunLog
+from helper.run_log import RunLog, show_evaluation
 from models import model_dict, resolve
 
 
@@ -27,7 +27,10 @@ def main():
     device = select_device(opt.gpu_id)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(opt, device, smallest_batch=method.smallest_batch(opt.batch_size))
-    teacher = load_teacher(opt.path_t, checkpoint, opt.model_t, data)
+    teacher = load_net(opt.path_t, checkpoint, opt.model_t, data)
+    if opt.evaluate:
+        show_evaluation(opt.model_t, validate(data.test_loader, teacher.to(device, memory_format=memory_format(opt))))
+        return
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
     distiller = method(student, teacher, opt, data).to(device, memory_format=memory_format(opt))
@@ -36,7 +39,7 @@ def main():
     print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
           f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, {device}')
     name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
-            f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}')
+            f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}' + (f'_dali:{opt.dali}' if opt.dali else ''))
     log = RunLog(opt.save_dir, 'student_model', 'student_tensorboards', name, opt, {'Total params': params})
     if not opt.skip_validation:
         print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')

@@ -1,28 +1,31 @@
 """Data sets by their name: get_dataloaders(opt, device) gives both loaders and what a net needs to know of the data."""
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from helper.errors import UserError, nearest
 
-from . import cifar, digits, folder
+from . import cifar, digits, folder, imagenet
 from .memory import MemoryLoader
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
-dataset_dict = {
+memory_dict = {
     'cifar10': cifar.load_cifar10,
     'cifar100': cifar.load_cifar100,
     'digits': digits.load,
     'folder': folder.load,
 }
+LARGE = ('imagenet', 'imagenette')      # read from disk while training
+DATASETS = (*memory_dict, *LARGE)
 
 
 @dataclass
 class Data:
     """The two loaders, each giving (images, target, index) on the training device, and the facts of the data."""
 
-    train_loader: MemoryLoader
-    test_loader: MemoryLoader
+    train_loader: Iterable
+    test_loader: Iterable
     num_classes: int
     image_size: int         # pixels, of the square images as the net sees them
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
@@ -33,21 +36,45 @@ class Data:
         return len(self.labels)
 
 
-def check_dataset(name: str) -> None:
-    """Raises UserError when no data set has this name."""
-    if name not in dataset_dict:
-        raise UserError(f'--dataset {name}: no such data set; {nearest(name, dataset_dict)}')
+def check_dataset(opt) -> None:
+    """Raises UserError when no data set has the name opt.dataset, or the loader that is asked for cannot serve it."""
+    if opt.dataset not in DATASETS:
+        raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, DATASETS)}')
+    if opt.use_lmdb and opt.dali:
+        raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
+    for flag, given in (('--use-lmdb', opt.use_lmdb), (f'--dali {opt.dali}', opt.dali),
+                        ('--skip_bad_images', opt.skip_bad_images)):
+        if given and opt.dataset not in LARGE:
+            raise UserError(f'{flag}: --dataset {opt.dataset} is served from memory; it goes with {", ".join(LARGE)}')
+    if opt.dali and opt.skip_bad_images:
+        raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
 
 
 def get_dataloaders(opt, device: torch.device, smallest_batch: int = 1) -> Data:
     """Load opt.dataset. A last training batch of fewer than smallest_batch is left out; the test set comes whole."""
-    check_dataset(opt.dataset)
-    (train_images, train_labels), (test_images, test_labels), classes = dataset_dict[opt.dataset](opt)
-    n_train = len(train_labels)
-    if opt.batch_size > n_train:
-        raise UserError(f'--batch_size {opt.batch_size}: {opt.dataset} has {n_train} training images; '
-                        f'give at most {n_train}')
+    check_dataset(opt)
+    if opt.dataset in LARGE:
+        return _large(opt, device, smallest_batch)
+    (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+    _check_batch_size(opt, len(train_labels))
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True,
                                 smallest_batch=smallest_batch, seed=opt.seed, channels_last=opt.channels_last)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)
+
+
+def _large(opt, device, smallest_batch):
+    train, val, classes = imagenet.open_sources(opt)
+    _check_batch_size(opt, len(train.labels))
+    if opt.dali:
+        from .imagenet_dali import DaliLoader as Loader
+    else:
+        Loader = imagenet.WorkerLoader
+    return Data(Loader(train, opt, device, train=True, smallest_batch=smallest_batch),
+                Loader(val, opt, device, train=False), len(classes), imagenet.SIZE, train.labels)
+
+
+def _check_batch_size(opt, n_train):
+    if opt.batch_size > n_train:
+        raise UserError(f'--batch_size {opt.batch_size}: {opt.dataset} has {n_train} training images; '
+                        f'give at most {n_train}')

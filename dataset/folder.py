@@ -1,6 +1,7 @@
-"""Any tree of small images, {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*, decoded once into memory."""
+"""Trees of images, SPLIT/CLASS/*: the scan of any such tree, and small images decoded once into memory."""
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +14,52 @@ from helper.errors import UserError
 from .image import read_rgb
 
 
-def load(opt):
-    """((train images, labels), (test images, labels), classes): uint8 (N, 3, S, S), S = --image_size, and int64 (N,).
+@dataclass
+class Split:
+    """The files of one split and the class of each, int64 (N,)."""
 
-    An image of another size is scaled and centre-cropped to a square. Raises UserError for a missing or empty folder,
-    classes that differ between the two, and an unreadable image.
+    files: list[str]
+    labels: torch.Tensor
+
+
+def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]]:
+    """(train, test, classes) of root/train/CLASS/* and the first of root/held_out/CLASS/*.
+
+    Raises UserError for a folder that is missing, a class without images, and classes that differ between the two.
     """
-    root = Path(opt.data_dir)
+    wanted = f'{root}/train/CLASS/* and {root}/{" or ".join(held_out)}/CLASS/*'
     if not root.is_dir():
-        raise UserError(f'--data_dir {root}: no such folder; --dataset folder reads DIR/train/CLASS/* and '
-                        f'DIR/test/CLASS/*')
-    held_out = next((root / name for name in ('test', 'val') if (root / name).is_dir()), None)
-    if not (root / 'train').is_dir() or held_out is None:
-        raise UserError(f'--data_dir {root}: needs a folder train and a folder test or val in it, '
-                        f'each with one folder a class')
-    train_files, train_labels, classes = _scan(root / 'train')
-    test_files, test_labels, test_classes = _scan(held_out)
+        raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
+    other = next((root / name for name in held_out if (root / name).is_dir()), None)
+    if not (root / 'train').is_dir() or other is None:
+        raise UserError(f'--data_dir: {root}: needs the folders train and {" or ".join(held_out)}; wanted are {wanted}')
+    train, classes = _scan_split(root / 'train')
+    test, test_classes = _scan_split(other)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f'--data_dir {root}: train and {held_out.name} must have the same classes; '
+        raise UserError(f'--data_dir: {root}: train and {other.name} must have the same classes; '
                         f'only one of them has: {", ".join(odd[:10])}')
-    return ((_decode(train_files, opt), train_labels), (_decode(test_files, opt), test_labels), classes)
+    return train, test, classes
 
 
-def _scan(folder):
-    """(files, labels (N,), classes) of one split."""
+def _scan_split(folder):
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
     try:
         classes, class_to_idx = find_classes(folder)
         samples = make_dataset(folder, class_to_idx, extensions=IMG_EXTENSIONS)
     except FileNotFoundError as error:          # no class folder, or one without an image
-        raise UserError(f'--data_dir: {" ".join(str(error).split())}') from error
-    return [path for path, _ in samples], torch.tensor([label for _, label in samples]), classes
+        raise UserError(f'--data_dir: {folder}: {" ".join(str(error).split())}') from error
+    return Split([path for path, _ in samples], torch.tensor([label for _, label in samples])), classes
+
+
+def load(opt):
+    """((train images, labels), (test images, labels), classes): uint8 (N, 3, S, S), S = --image_size, and int64 (N,).
+
+    From {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*. An image of another size is scaled and
+    centre-cropped to a square. Raises UserError as scan does, and for an unreadable image.
+    """
+    train, test, classes = scan(Path(opt.data_dir), ('test', 'val'))
+    return (_decode(train.files, opt), train.labels), (_decode(test.files, opt), test.labels), classes
 
 
 def _decode(files, opt):

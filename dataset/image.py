@@ -8,12 +8,15 @@ from PIL import Image, UnidentifiedImageError
 from helper.errors import UserError
 
 
-def read_rgb(path: str | Path) -> Image.Image:
-    """The image at `path` as 8-bit RGB: greyscale, palette, CMYK and 16-bit files too. Raises UserError naming it."""
+def read_rgb(path: str | Path, file=None) -> Image.Image:
+    """The image at `path`, or in the open `file` of that name, as 8-bit RGB: greyscale, palette, CMYK and 16-bit too.
+
+    Raises UserError that names it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')     # a palette with transparency, a corrupt EXIF block
-            with Image.open(path) as image:
+            with Image.open(file or path) as image:
                 if image.mode.startswith('I'):      # 16-bit greyscale: convert() would clip it to white
                     image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
                 return image.convert('RGB')

@@ -1,6 +1,9 @@
 """AB: the student's neurons learn where the teacher's switch on, then the task."""
+import torch
 import torch.nn.functional as F
 from torch import nn
+
+from helper.errors import UserError
 
 from .base import Distiller
 from .hint import ConvReg
@@ -59,6 +62,12 @@ class AB(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        for net in (self.student, self.teacher):
+            try:
+                with torch.no_grad():
+                    net(torch.zeros(2, 3, data.image_size, data.image_size), is_feat=True, preact=True)
+            except NotImplementedError as error:
+                raise UserError(f'--distill abound: needs pre-activations; {error}') from error
         stages_s, stages_t = ([(2, *shape) for shape in shapes[1:-1]] for shapes in (shapes_s, shapes_t))
         self.connector = Connector(stages_s, stages_t)
         self.criterion = ABLoss(len(self.connector.connectors))

@@ -22,6 +22,7 @@ class Distiller(nn.Module):
     title = ''              # what the method is called
     uses = ''               # what it is fed with, in a few words
     default_beta = 0.0      # the published weight of method_loss
+    imagenet_beta = None    # where it is another one for ImageNet
     needs_index = False     # forward needs each sample's index in the training set
     drop_last = False       # a short last batch cannot be used
     pairwise = False        # compares the images of a batch, so a single one cannot be used
@@ -93,6 +94,11 @@ class Distiller(nn.Module):
     def ask_teacher(self, images, preact: bool = False):
         """The teacher's (features, logits)."""
         return self.teacher(images, is_feat=True, preact=preact)
+
+    @classmethod
+    def published_beta(cls, dataset: str) -> float:
+        """The beta of a run that gives none."""
+        return cls.default_beta if cls.imagenet_beta is None or 'imagenet' not in dataset else cls.imagenet_beta
 
     @classmethod
     def smallest_batch(cls, batch_size: int) -> int:

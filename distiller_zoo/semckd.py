@@ -109,6 +109,7 @@ class SemCKD(Distiller):
     paper = 'Chen et al., AAAI 2021, arXiv:2012.03236'
     uses = 'stage features, all pairs'
     default_beta = 400.0
+    imagenet_beta = 50.0
     drop_last = True        # the MLPs' input width is the batch size
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -98,8 +98,8 @@ def load_weights(net: nn.Module, weights: dict, what: str) -> None:
     net.load_state_dict({**own, **weights})
 
 
-def teacher_name(path: str, checkpoint: dict) -> str:
-    """The architecture of a teacher: what its checkpoint says, else what its folder's name says.
+def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
+    """The architecture of a checkpoint: what it says itself, else what its folder's name says.
 
     Folders: S:{student}_T:..., {model}_{dataset}_lr_..., or one that begins with a model's name up to '_' or its end.
     """
@@ -111,18 +111,18 @@ def teacher_name(path: str, checkpoint: dict) -> str:
         return match[1]
     names = [name for name in model_names() if folder == name or folder.startswith(f'{name}_')]
     if not names:
-        raise UserError(f'--path-t {path}: the folder {folder} does not say which model this is; '
+        raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; '
                         f'let its name begin with one of: {", ".join(model_names())}')
     return max(names, key=len)
 
 
-def load_teacher(path: str, checkpoint: dict, name: str, data) -> nn.Module:
+def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
     """The net `name` for data.num_classes classes, filled from the checkpoint. Raises UserError if it does not fit."""
     classes = checkpoint.get('num_classes')
     if isinstance(classes, int) and classes != data.num_classes:
-        raise UserError(f'--path-t {path}: a teacher of {classes} classes, but the data has {data.num_classes}; '
+        raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
-    teacher = model_dict[resolve(name, data.image_size, f'--path-t {path}:')](num_classes=data.num_classes)
-    load_weights(teacher, weights_of(checkpoint),
-                 f'--path-t {path}: not the weights of {name} with {data.num_classes} classes')
-    return teacher
+    net = model_dict[resolve(name, data.image_size, f'{flag} {path}:')](num_classes=data.num_classes)
+    load_weights(net, weights_of(checkpoint),
+                 f'{flag} {path}: not the weights of {name} with {data.num_classes} classes')
+    return net

@@ -85,11 +85,14 @@ def epoch_list(text):
 def _common(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
-    add('--dataset', default='cifar100', help='cifar100, cifar10, digits or folder')
+    add('--dataset', default='cifar100', help='cifar100, cifar10, digits, folder, imagenet or imagenette')
     add('--data_dir', default='./data', help='where the data lies, or is downloaded to')
+    add('--use-lmdb', action='store_true', help='read imagenet from train.lmdb and val.lmdb')
+    add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
+    add('--skip_bad_images', action='store_true', help='count unreadable images of imagenet and go on')
     add('--image_size', type=number(int, low=8), default=32, help='pixels to which --dataset folder brings its images')
     add('--batch_size', type=number(int, low=1), default=64, help='images a step')
-    add('--num_workers', type=number(int, low=0), default=8, help='threads that decode image files')
+    add('--num_workers', type=number(int, low=0), default=8, help='threads or processes that decode image files')
     add('--epochs', type=number(int, low=1), default=240, help='passes over the training set')
     add('--learning_rate', type=number(float, above=0),
         help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
@@ -111,7 +114,7 @@ def _common(description, trial_flags, trial):
 
 
 def _finish(parser, opt, model, flag):
-    check_dataset(opt.dataset)
+    check_dataset(opt)
     if model not in model_names():
         resolve(model, opt.image_size, flag)
     if '/' in opt.trial or '\\' in opt.trial:
@@ -129,6 +132,7 @@ def teacher_options(args=None):
     parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
     parser.add_argument('--save_freq', type=number(int, low=1), default=40,
                         help='epochs between two checkpoints ckpt_epoch_N.pth')
+    parser.add_argument('--evaluate', metavar='PATH', help='only measure this checkpoint on the test set')
     opt = parser.parse_args(args)
     return _finish(parser, opt, opt.model, '--model')
 
@@ -158,10 +162,12 @@ def student_options(args=None):
     add('--hkd_initial_weight', type=number(float, low=0), default=100.0, help='weight of the first layer, hkd')
     add('--hkd_decay', type=number(float, above=0), default=0.7, help='from each layer to the next, hkd')
     add('--init_epochs', type=number(int, low=1), default=30, help='epochs of the first stage of fsp, abound, factor')
-    add('--list', action=ListEntries, nargs=0, help='print the methods and the models, and stop')
+    add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
+        help='print the methods and the models, and stop')
+    add('--evaluate', action='store_true', help='only measure the checkpoint of --path-t on the test set')
     add('--skip-validation', action='store_true', help='do not measure the teacher first')
     opt = parser.parse_args(args)
     method = get_method(opt.distill)
     if opt.beta is None:
-        opt.beta = method.default_beta
+        opt.beta = method.published_beta(opt.dataset)
     return _finish(parser, opt, opt.model_s, '--model_s')

@@ -54,3 +54,8 @@ class RunLog:
         write_json(self.folder / 'parameters.json', self.parameters)
         self.writer.close()
         print(f'best top-1 {self.best["test_acc"]:.2f} at epoch {self.best["epoch"]}, saved in {self.folder}')
+
+
+def show_evaluation(name: str, test: dict) -> None:
+    """Print what validate returned for the net `name`."""
+    print(f'{name}: top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f}, loss {test["test_loss"]:.4f}')

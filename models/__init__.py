@@ -13,8 +13,21 @@ from .shufflenetv2 import shufflenetv2_models
 from .vgg import vgg_models
 from .wrn import wrn_models
 
+
+def _imagenet(name):
+    """A net of imagenet.py. torchvision, which takes seconds to import, is only imported for it."""
+    def build(num_classes: int = 1000):
+        from .imagenet import imagenet_models
+        return imagenet_models[name](num_classes=num_classes)
+    return build
+
+
+IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 'resnext50_32x4d', 'wrn_50_2',
+            'vgg11_imagenet', 'vgg13_imagenet', 'MobileNetV2_Imagenet', 'ShuffleV2_Imagenet', 'shufflenet_v2_x0_5',
+            'shufflenet_v2_x2_0')
+
 model_dict = {**resnet_models, **resnet_cifar_models, **wrn_models, **vgg_models, **mobilenetv2_models,
-              **shufflenetv1_models, **shufflenetv2_models}
+              **shufflenetv1_models, **shufflenetv2_models, **{name: _imagenet(name) for name in IMAGENET}}
 
 # One name for two forms: the 3x3 stem for small images, torchvision's 7x7 stem and max pool for large ones.
 TWO_STEMS = ('ResNet18', 'ResNet34', 'ResNet50')

@@ -6,8 +6,8 @@ python scripts/benchmark.py step        training steps on batches that lie ready
                                         written plainly (NCHW, every pair of layers on its own, a loss and an accuracy
                                         read back every step)
 python scripts/benchmark.py train       both together: each side with its own loader
-python scripts/benchmark.py methods     a training step of every method for one pair of nets, as a ratio to that of kd; first
-                                        stages are left out
+python scripts/benchmark.py methods     a step of every method for one pair of nets beside that of kd, without the first
+                                        stages of fsp, abound and factor
 """
 import argparse
 import statistics

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helper.checkpoint import load_checkpoint, load_teacher, load_weights, save_checkpoint, teacher_name, weights_of
+from helper.checkpoint import load_checkpoint, load_net, load_weights, save_checkpoint, teacher_name, weights_of
 from helper.errors import UserError
 from helper.files import write_json
 from models import model_dict
@@ -102,10 +102,10 @@ def test_unknown_teacher(folder):
 
 def test_teacher_of_other_classes():
     data = SimpleNamespace(num_classes=10, image_size=32)
-    with pytest.raises(UserError, match='a teacher of 100 classes, but the data has 10'):
-        load_teacher('x', {'num_classes': 100, 'model': {}}, 'resnet8', data)
+    with pytest.raises(UserError, match='a net of 100 classes, but the data has 10'):
+        load_net('x', {'num_classes': 100, 'model': {}}, 'resnet8', data)
     with pytest.raises(UserError, match='no such model; did you mean resnet8'):
-        load_teacher('x', {'model': {}}, 'resnet_8', data)
+        load_net('x', {'model': {}}, 'resnet_8', data)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

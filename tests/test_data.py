@@ -18,7 +18,8 @@ CPU = torch.device('cpu')
 
 def options(**changes):
     return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
-                              'num_workers': 2, 'channels_last': True, **changes})
+                              'num_workers': 2, 'channels_last': True, 'use_lmdb': False, 'dali': None,
+                              'skip_bad_images': False, **changes})
 
 
 def test_augmentation_is_torchvisions():

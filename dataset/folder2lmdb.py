@@ -1,0 +1,71 @@
+"""Write a folder of images into train.lmdb and val.lmdb, the files' own bytes, for --use-lmdb.
+
+python dataset/folder2lmdb.py FOLDER OUT        FOLDER holds train/CLASS/* and val/CLASS/*; for training, OUT is
+                                                {data_dir}/imagenet or {data_dir}/imagenette
+"""
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset.folder import scan  # noqa: E402
+from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
+from helper.errors import UserError, run_main  # noqa: E402
+
+COMMIT_EVERY = 1000     # images a transaction
+
+
+def write_split(split, root: Path, classes: list[str], path: Path) -> None:
+    """Write the files of `split` to `path`: under another name first, so that an older file stays whole until then."""
+    lmdb = import_lmdb()
+    size = sum(os.path.getsize(file) for file in split.files)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    os.close(handle)
+    os.unlink(temporary)
+    try:
+        # The map is an upper bound, not the size of the file: a page for every image's end, and the lists.
+        env = lmdb.open(temporary, subdir=False, lock=False, map_size=2 * size + 8192 * len(split.files) + 2**26)
+        names = [os.path.relpath(file, root) for file in split.files]
+        numbers = tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty())
+        transaction = env.begin(write=True)
+        for i in numbers:
+            transaction.put(record_key(i), pack(int(split.labels[i]), names[i], Path(split.files[i]).read_bytes()))
+            if i % COMMIT_EVERY == COMMIT_EVERY - 1:
+                transaction.commit()
+                transaction = env.begin(write=True)
+        transaction.put(LABELS, split.labels.numpy().tobytes())
+        transaction.put(KEYS, '\n'.join(names).encode())
+        transaction.put(META, json.dumps({'format': FORMAT, 'samples': len(names), 'classes': classes}).encode())
+        transaction.commit()
+        env.sync(True)
+        env.close()
+        os.replace(temporary, path)
+    except (OSError, lmdb.Error) as error:
+        raise UserError(f'{path}: cannot be written ({error}); what was there before is as it was') from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('out', type=Path)
+    opt = parser.parse_args()
+    train, val, classes = scan(opt.folder, ('val',))
+    try:
+        opt.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{opt.out}: cannot be made ({error.strerror}); give a folder that you may write') from error
+    for name, split in (('train', train), ('val', val)):
+        write_split(split, opt.folder, classes, opt.out / f'{name}.lmdb')
+        print(f'{opt.out / name}.lmdb: {len(split.files)} images, {len(classes)} classes')
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,141 @@
+"""Large images, {data_dir}/imagenet|imagenette/{train,val}/CLASS/*, decoded and augmented by worker processes."""
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from helper.errors import UserError
+
+from .folder import Split, scan
+from .image import read_rgb
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+SIZE = 224
+
+
+class FolderSource:
+    """The images of a split, by number, from their files."""
+
+    def __init__(self, split: Split):
+        self.files, self.labels = split.files, split.labels
+
+    def read(self, i: int):
+        """Image i as RGB. Raises UserError that names its file."""
+        return read_rgb(self.files[i])
+
+
+def open_sources(opt):
+    """(train, val, classes) of opt.dataset: sources with `labels` (N,) and read(i) -> RGB image."""
+    root = Path(opt.data_dir) / opt.dataset
+    if opt.use_lmdb:
+        from .lmdb_source import open_lmdb_sources
+        return open_lmdb_sources(root)
+    train, val, classes = scan(root, ('val',))
+    return FolderSource(train), FolderSource(val), classes
+
+
+def transform(train: bool):
+    """torchvision's usual pipeline up to a uint8 tensor (3, 224, 224); the loader normalises on the device."""
+    from torchvision.transforms import v2
+    steps = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(SIZE)]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+class Images(torch.utils.data.Dataset):
+    """(image uint8 (3, 224, 224), label, index, how many unreadable images were met before it).
+
+    An unreadable image is given as its UserError, which a worker process could not raise in one line. With skip_bad it
+    is passed over instead: in training the next image takes its place, so that a batch keeps its size; else the place
+    is left out.
+    """
+
+    def __init__(self, source, train: bool, skip_bad: bool):
+        self.source, self.train, self.skip_bad = source, train, skip_bad
+        self.transform = transform(train)
+
+    def __len__(self):
+        return len(self.source.labels)
+
+    def __getitem__(self, index):
+        for bad in range(len(self)):
+            try:
+                image = self.transform(self.source.read(index))
+                return image, int(self.source.labels[index]), index, bad
+            except UserError as error:
+                if not self.skip_bad:
+                    return error
+                if not self.train:
+                    return None, 0, index, 1
+                index = (index + 1) % len(self)
+        return UserError(f'--skip_bad_images: none of the {len(self)} images can be read')
+
+
+def collate(samples):
+    """A list of Images' samples -> (images (B, 3, 224, 224) uint8, target (B,), index (B,), bad), or their error."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    bad = sum(sample[3] for sample in samples)
+    whole = [sample for sample in samples if sample[0] is not None]
+    if not whole:
+        return None, None, None, bad
+    images, target, index, _ = zip(*whole, strict=True)
+    return torch.stack(images), torch.tensor(target), torch.tensor(index), bad
+
+
+class Batches:
+    """The numbers of each batch's samples: shuffled anew every epoch, or in order."""
+
+    def __init__(self, n: int, batch_size: int, shuffle: bool, smallest_batch: int, seed: int):
+        self.n, self.batch_size, self.shuffle, self.smallest_batch = n, batch_size, shuffle, smallest_batch
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self):
+        whole, rest = divmod(self.n, self.batch_size)
+        return whole + (rest >= self.smallest_batch)
+
+    def __iter__(self):
+        order = torch.randperm(self.n, generator=self.generator) if self.shuffle else torch.arange(self.n)
+        for batch in order.split(self.batch_size)[:len(self)]:
+            yield batch.tolist()
+
+
+def seed_worker(_):
+    """Seed the other generators of a worker process from torch's, which is its own in every worker and epoch."""
+    seed = torch.initial_seed() % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class WorkerLoader:
+    """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes."""
+
+    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1):
+        self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
+        self.channels_last = opt.channels_last
+        batches = Batches(self.n_samples, opt.batch_size, train, smallest_batch, opt.seed)
+        self.loader = torch.utils.data.DataLoader(
+            Images(source, train, opt.skip_bad_images), batch_sampler=batches, collate_fn=collate,
+            num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
+            worker_init_fn=seed_worker, generator=torch.Generator().manual_seed(opt.seed))
+        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        bad = 0
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            bad += batch[3]
+            if batch[0] is None:
+                continue
+            images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
+            if self.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images.float().div_(255).sub_(self.mean).div_(self.std), target, index
+        if bad:
+            print(f'{bad} unreadable images passed over')

@@ -1,0 +1,77 @@
+"""ImageNet by NVIDIA DALI: the decoding and augmentation of --dali cpu on the CPU, of --dali gpu on the GPU."""
+import torch
+
+from helper.errors import UserError
+
+from .imagenet import MEAN, SIZE, STD
+
+
+def _import_dali():
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+    except ImportError as error:
+        raise UserError('--dali: needs NVIDIA DALI; install it with: pip install -r requirements-dali.txt') from error
+    return fn, pipeline_def, types, DALIGenericIterator, LastBatchPolicy
+
+
+class DaliLoader:
+    """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`.
+
+    rank reads its part of `world_size`; every image is read once in an epoch, the last batch may be short. Training
+    images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch.
+    """
+
+    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1,
+                 rank: int = 0, world_size: int = 1):
+        fn, pipeline_def, types, iterator, policy = _import_dali()
+        on_gpu = opt.dali == 'gpu'
+        if on_gpu and device.type != 'cuda':
+            raise UserError('--dali gpu: decodes on a GPU, and this run has none; give --dali cpu')
+        self.labels = source.labels.to(device)
+        self.batch_size, self.device, self.channels_last = opt.batch_size, device, opt.channels_last
+        self.n_samples = len(source.labels)
+        whole, rest = divmod(self.n_samples, opt.batch_size)
+        self.steps = whole + (rest >= smallest_batch)
+
+        @pipeline_def(batch_size=opt.batch_size, num_threads=max(1, opt.num_workers), seed=opt.seed,
+                      device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
+        def pipeline():
+            # The number of an image stands in its label's place: it gives both the label and the index.
+            files, number = fn.readers.file(
+                files=source.files, labels=list(range(self.n_samples)), name='reader', shard_id=rank,
+                num_shards=world_size, shuffle_after_epoch=train, pad_last_batch=False,
+                initial_fill=min(4096, self.n_samples))
+            backend, decoder = ('gpu', 'mixed') if on_gpu else ('cpu', 'cpu')
+            if train:
+                images = fn.decoders.image_random_crop(files, device=decoder, output_type=types.RGB,
+                                                       random_area=[0.1, 1.0], random_aspect_ratio=[0.8, 1.25])
+                images = fn.resize(images, device=backend, resize_x=SIZE, resize_y=SIZE,
+                                   interp_type=types.INTERP_TRIANGULAR)
+                mirror = fn.random.coin_flip(probability=0.5)
+            else:
+                images = fn.decoders.image(files, device=decoder, output_type=types.RGB)
+                images = fn.resize(images, device=backend, resize_shorter=256, interp_type=types.INTERP_TRIANGULAR)
+                mirror = 0
+            images = fn.crop_mirror_normalize(
+                images, device=backend, dtype=types.FLOAT, output_layout='CHW', crop=(SIZE, SIZE), mirror=mirror,
+                mean=[255 * m for m in MEAN], std=[255 * s for s in STD])
+            return images, number
+
+        self.pipeline = pipeline()
+        self.pipeline.build()
+        self.iterator = iterator([self.pipeline], ['images', 'number'], reader_name='reader', auto_reset=True,
+                                 last_batch_policy=policy.PARTIAL)
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        for step, (batch,) in enumerate(self.iterator):
+            if step >= self.steps:      # a last batch too short; the iterator must still be run to its end to be reset
+                continue
+            images = batch['images'].to(self.device, non_blocking=True)
+            index = batch['number'].view(-1).long().to(self.device, non_blocking=True)
+            if self.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, self.labels[index], index

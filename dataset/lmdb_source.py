@@ -1,0 +1,93 @@
+"""Images out of one LMDB file a split, as folder2lmdb.py writes them."""
+import io
+import json
+import os
+import struct
+from pathlib import Path
+
+import torch
+
+from helper.errors import UserError
+
+from .image import read_rgb
+
+FORMAT = 'image files, version 1'
+META, LABELS, KEYS = b'__meta__', b'__labels__', b'__keys__'
+
+
+def import_lmdb():
+    """The lmdb package. Raises UserError that says how to install it."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError('--use-lmdb: needs the package lmdb; install it with: pip install lmdb') from error
+    return lmdb
+
+
+def record_key(i: int) -> bytes:
+    return f'{i:09d}'.encode()
+
+
+def pack(label: int, name: str, data: bytes) -> bytes:
+    """One record: label, length of the name, name, the image file's bytes."""
+    name = name.encode()
+    return struct.pack('<IH', label, len(name)) + name + data
+
+
+def unpack(record: bytes) -> tuple[int, str, bytes]:
+    """(label, name, the image file's bytes)."""
+    label, length = struct.unpack_from('<IH', record)
+    return label, record[6:6 + length].decode(), record[6 + length:]
+
+
+class LmdbSource:
+    """The images of a split, by number. Each process opens the file for itself, when it first reads.
+
+    Raises UserError for a file that is missing, cut short, or not of this form.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.opened = str(path), None
+        if not path.is_file():
+            raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
+        lmdb = import_lmdb()
+        foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it anew')
+        try:
+            env = self._open()
+            if os.path.getsize(path) < (env.info()['last_pgno'] + 1) * env.stat()['psize']:
+                raise UserError(f'--use-lmdb: {path}: cut short; write it anew with dataset/folder2lmdb.py')
+            with env.begin() as transaction:
+                meta, labels = transaction.get(META), transaction.get(LABELS)
+            meta = json.loads(meta)
+            if meta['format'] != FORMAT or len(labels) != 8 * meta['samples']:
+                raise foreign
+        except (lmdb.Error, TypeError, ValueError, KeyError) as error:
+            raise foreign from error
+        self.classes = meta['classes']
+        self.labels = torch.frombuffer(bytearray(labels), dtype=torch.int64)
+
+    def _open(self):
+        """This process's environment: one that was opened before a fork must not be used after it."""
+        if self.opened is None or self.opened[0] != os.getpid():
+            if self.opened is not None:
+                self.opened[1].close()      # the parent's: lmdb refuses to open a file a second time beside it
+            env = import_lmdb().open(self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+            self.opened = os.getpid(), env
+        return self.opened[1]
+
+    def __getstate__(self):
+        return {**self.__dict__, 'opened': None}
+
+    def read(self, i: int):
+        """Image i as RGB. Raises UserError that names it."""
+        with self._open().begin() as transaction:
+            _, name, data = unpack(transaction.get(record_key(i)))
+        return read_rgb(f'{self.path}: {name}', io.BytesIO(data))
+
+
+def open_lmdb_sources(root: Path):
+    """(train, val, classes) of root/train.lmdb and root/val.lmdb."""
+    train, val = LmdbSource(root / 'train.lmdb'), LmdbSource(root / 'val.lmdb')
+    if train.classes != val.classes:
+        raise UserError(f'--use-lmdb: {root}: train.lmdb and val.lmdb were written from different classes')
+    return train, val, train.classes

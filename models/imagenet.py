@@ -1,0 +1,116 @@
+"""ImageNet networks: torchvision's own, with feature lists. The parameter names are torchvision's."""
+from torch import nn
+from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
+
+
+def _answer(net, feats, embedding, is_feat):
+    """logits, or (features, logits); the classifiers of these nets all take the embedding."""
+    return ([*feats, embedding], net(embedding)) if is_feat else net(embedding)
+
+
+def _no_preact(net, preact):
+    if preact:
+        raise NotImplementedError(f'{type(net).__name__} of torchvision has no pre-activations')
+
+
+class ResNet(resnet.ResNet):
+    """Features: after the max pool (N, 64, H/4, W/4), after layer1 to layer4, the pooled embedding."""
+
+    def __init__(self, block, layers, num_classes: int = 1000, widen: int = 1, **kwargs):
+        super().__init__(block, layers, num_classes=num_classes, **kwargs)
+        if widen > 1:
+            self._widen(block, layers, widen)
+
+    def _widen(self, block, layers, widen):
+        """Make the stem and every stage `widen` times as wide."""
+        self.inplanes = 64 * widen
+        self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.inplanes)
+        for i, (planes, count) in enumerate(zip((64, 128, 256, 512), layers, strict=True), start=1):
+            setattr(self, f'layer{i}', self._make_layer(block, planes * widen, count, stride=1 if i == 1 else 2))
+        self.fc = nn.Linear(512 * widen * block.expansion, self.fc.out_features)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        _no_preact(self, preact)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        feats = [x]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            feats.append(stage(feats[-1]))
+        return _answer(self.fc, feats, self.avgpool(feats[-1]).flatten(1), is_feat)
+
+
+class VGG(vgg.VGG):
+    """Features: the end of each of the five stages after its ReLU, then the flattened 7x7 average pool."""
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        _no_preact(self, preact)
+        feats = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                feats.append(x)
+            x = layer(x)
+        return _answer(self.classifier, feats, self.avgpool(x).flatten(1), is_feat)
+
+
+class MobileNetV2(mobilenetv2.MobileNetV2):
+    """Features: after features[0], [3], [6], [13], [17], then the pooled embedding (N, 1280)."""
+
+    FEATURES = (0, 3, 6, 13, 17)
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        _no_preact(self, preact)
+        feats = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.FEATURES:
+                feats.append(x)
+        return _answer(self.classifier, feats, x.mean((2, 3)), is_feat)
+
+
+class ShuffleNetV2(shufflenetv2.ShuffleNetV2):
+    """Features: after the max pool, after stages 2 to 4, then the embedding pooled after conv5."""
+
+    def forward(self, x, is_feat: bool = False, preact: bool = False):
+        _no_preact(self, preact)
+        feats = [self.maxpool(self.conv1(x))]
+        for stage in (self.stage2, self.stage3, self.stage4):
+            feats.append(stage(feats[-1]))
+        return _answer(self.fc, feats, self.conv5(feats[-1]).mean((2, 3)), is_feat)
+
+
+def _resnet(block, layers, **kwargs):
+    def build(num_classes: int = 1000):
+        return ResNet(block, layers, num_classes, **kwargs)
+    return build
+
+
+def _vgg(config):
+    def build(num_classes: int = 1000):
+        return VGG(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
+    return build
+
+
+def _shufflenet(*channels):
+    def build(num_classes: int = 1000):
+        return ShuffleNetV2([4, 8, 4], list(channels), num_classes=num_classes)
+    return build
+
+
+imagenet_models = {
+    'ResNet18': _resnet(resnet.BasicBlock, [2, 2, 2, 2]),
+    'ResNet34': _resnet(resnet.BasicBlock, [3, 4, 6, 3]),
+    'ResNet50': _resnet(resnet.Bottleneck, [3, 4, 6, 3]),
+    'ResNet18Double': _resnet(resnet.BasicBlock, [2, 2, 2, 2], widen=2),
+    'resnet34x4': _resnet(resnet.BasicBlock, [3, 4, 6, 3], widen=4),
+    'resnext50_32x4d': _resnet(resnet.Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
+    'wrn_50_2': _resnet(resnet.Bottleneck, [3, 4, 6, 3], width_per_group=128),
+    'vgg11_imagenet': _vgg('A'),
+    'vgg13_imagenet': _vgg('B'),
+    'MobileNetV2_Imagenet': MobileNetV2,
+    'ShuffleV2_Imagenet': _shufflenet(24, 116, 232, 464, 1024),
+    'shufflenet_v2_x0_5': _shufflenet(24, 48, 96, 192, 1024),
+    'shufflenet_v2_x2_0': _shufflenet(24, 244, 488, 976, 2048),
+}
