@@ -1,13 +1,14 @@
 """Distil a trained teacher into a student with one of the methods of distiller_zoo."""
 import time
+from pathlib import Path
 
 from torch.optim import SGD
 
 from dataset import get_dataloaders
 from distiller_zoo import get_method
-from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
+from helper.checkpoint import load_checkpoint, load_net, teacher_name
 from helper.device import memory_format, seed_everything, select_device
-from helper.errors import run_main
+from helper.errors import UserError, run_main
 from helper.loops import adjust_learning_rate, train_distill, validate
 from helper.options import student_options
 from helper.run_log import RunLog, show_evaluation
@@ -41,6 +42,8 @@ def main():
     name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
             f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}' + (f'_dali:{opt.dali}' if opt.dali else ''))
     log = RunLog(opt.save_dir, 'student_model', 'student_tensorboards', name, opt, {'Total params': params})
+    if (log.folder / f'{opt.model_s}_best.pth').resolve() == Path(opt.path_t).resolve():
+        raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
     if not opt.skip_validation:
         print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')
 
@@ -58,7 +61,7 @@ def main():
         test = validate(data.test_loader, distiller, distiller.predict)
         is_best = log.epoch(epoch, rate, train, test, time.perf_counter() - start, distiller.pictures())
         if is_best:
-            save_checkpoint(log.folder / f'{opt.model_s}_best.pth', {
+            log.keep_best(f'{opt.model_s}_best.pth', {
                 'epoch': epoch, 'model': student.state_dict(), 'best_acc': test['test_acc'], **distiller.checkpoint(),
                 'arch': arch, 'num_classes': data.num_classes})
     log.close(seconds_per_unit=3600)

@@ -49,7 +49,7 @@ def main():
         state = {'epoch': epoch, 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
                  'optimizer': optimizer.state_dict(), 'arch': arch, 'num_classes': data.num_classes}
         if is_best:
-            save_checkpoint(log.folder / f'{opt.model}_best.pth', state)
+            log.keep_best(f'{opt.model}_best.pth', state)
         if epoch % opt.save_freq == 0:
             save_checkpoint(log.folder / f'ckpt_epoch_{epoch}.pth', state)
     log.close(seconds_per_unit=1)

@@ -50,9 +50,13 @@ def check_dataset(opt) -> None:
         raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
 
 
-def get_dataloaders(opt, device: torch.device, smallest_batch: int = 1) -> Data:
-    """Load opt.dataset. A last training batch of fewer than smallest_batch is left out; the test set comes whole."""
+def get_dataloaders(opt, device: torch.device, smallest_batch: int | None = None) -> Data:
+    """Load opt.dataset. A last training batch of fewer than smallest_batch is left out; the test set comes whole.
+
+    By default a lone last image is left out: batch normalisation has nothing to compare it with.
+    """
     check_dataset(opt)
+    smallest_batch = smallest_batch or min(2, opt.batch_size)
     if opt.dataset in LARGE:
         return _large(opt, device, smallest_batch)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)

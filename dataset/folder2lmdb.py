@@ -15,6 +15,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
+from helper.arguments import Parser  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
@@ -53,7 +54,7 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path)
     parser.add_argument('out', type=Path)
     opt = parser.parse_args()

@@ -7,6 +7,9 @@ from PIL import Image, UnidentifiedImageError
 
 from helper.errors import UserError
 
+# A palette with transparency, a corrupt EXIF block: the image is read all the same.
+warnings.filterwarnings('ignore', module='PIL')
+
 
 def read_rgb(path: str | Path, file=None) -> Image.Image:
     """The image at `path`, or in the open `file` of that name, as 8-bit RGB: greyscale, palette, CMYK and 16-bit too.
@@ -14,11 +17,9 @@ def read_rgb(path: str | Path, file=None) -> Image.Image:
     Raises UserError that names it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')     # a palette with transparency, a corrupt EXIF block
-            with Image.open(file or path) as image:
-                if image.mode.startswith('I'):      # 16-bit greyscale: convert() would clip it to white
-                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return image.convert('RGB')
+        with Image.open(file or path) as image:
+            if image.mode.startswith('I'):      # 16-bit greyscale: convert() would clip it to white
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert('RGB')
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f'{path}: not a readable image ({" ".join(str(error).split())})') from error

@@ -40,7 +40,7 @@ class DaliLoader:
             # The number of an image stands in its label's place: it gives both the label and the index.
             files, number = fn.readers.file(
                 files=source.files, labels=list(range(self.n_samples)), name='reader', shard_id=rank,
-                num_shards=world_size, shuffle_after_epoch=train, pad_last_batch=False,
+                num_shards=world_size, shuffle_after_epoch=train, pad_last_batch=True,
                 initial_fill=min(4096, self.n_samples))
             backend, decoder = ('gpu', 'mixed') if on_gpu else ('cpu', 'cpu')
             if train:
@@ -63,11 +63,20 @@ class DaliLoader:
         self.iterator = iterator([self.pipeline], ['images', 'number'], reader_name='reader', auto_reset=True,
                                  last_batch_policy=policy.PARTIAL)
 
+    def _batches(self):
+        """The iterator's, an error of DALI's as one line: it names the file, but stops there."""
+        try:
+            yield from self.iterator
+        except RuntimeError as error:
+            words = ' '.join(str(error).split())
+            raise UserError(f'--dali: DALI cannot read the images ({words[:400]}); --skip_bad_images without --dali '
+                            f'passes over such files') from error
+
     def __len__(self):
         return self.steps
 
     def __iter__(self):
-        for step, (batch,) in enumerate(self.iterator):
+        for step, (batch,) in enumerate(self._batches()):
             if step >= self.steps:      # a last batch too short; the iterator must still be run to its end to be reset
                 continue
             images = batch['images'].to(self.device, non_blocking=True)

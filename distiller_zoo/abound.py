@@ -1,5 +1,4 @@
 """AB: the student's neurons learn where the teacher's switch on, then the task."""
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -52,7 +51,7 @@ class ABLoss(nn.Module):
 
 
 class AB(Distiller):
-    """A first stage fits the boundaries, weighted by beta; the second is the task with soft labels."""
+    """A first stage fits the boundaries; the second is the task with soft labels, where beta has nothing to weigh."""
 
     title = 'AB'
     paper = 'Heo et al., AAAI 2019, arXiv:1811.03233'
@@ -62,12 +61,10 @@ class AB(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
-        for net in (self.student, self.teacher):
-            try:
-                with torch.no_grad():
-                    net(torch.zeros(2, 3, data.image_size, data.image_size), is_feat=True, preact=True)
-            except NotImplementedError as error:
-                raise UserError(f'--distill abound: needs pre-activations; {error}') from error
+        try:
+            self.probe(data, preact=True)
+        except NotImplementedError as error:
+            raise UserError(f'--distill abound: needs pre-activations; {error}') from error
         stages_s, stages_t = ([(2, *shape) for shape in shapes[1:-1]] for shapes in (shapes_s, shapes_t))
         self.connector = Connector(stages_s, stages_t)
         self.criterion = ABLoss(len(self.connector.connectors))
@@ -75,4 +72,4 @@ class AB(Distiller):
     def init_loss(self, images):
         feats_s, _ = self.student(images, is_feat=True, preact=True)
         feats_t, _ = self.ask_teacher(images, preact=True)
-        return self.beta * sum(self.criterion(self.connector(feats_s[1:-1]), feats_t[1:-1]))
+        return sum(self.criterion(self.connector(feats_s[1:-1]), feats_t[1:-1]))

@@ -42,7 +42,7 @@ class Distiller(nn.Module):
         self.gamma, self.alpha, self.beta = opt.gamma, opt.alpha, opt.beta
         self.initialising = self.init_stage
         self.criterion_kl = DistillKL(opt.kd_T)
-        self.build(opt, data, *self._probe(data))
+        self.build(opt, data, *self.probe(data))
 
     def build(self, opt, data, shapes_s: list[tuple], shapes_t: list[tuple]) -> None:
         """Make the criterion and the trainable part. shapes: (C, H, W) of each feature map, (C,) of the embedding."""
@@ -105,7 +105,7 @@ class Distiller(nn.Module):
         """How many images a short last batch must have to be served. Raises UserError if --batch_size is too small."""
         if cls.pairwise and batch_size < 2:
             raise UserError(f'--batch_size {batch_size}: {cls.title} compares the images of a batch; give at least 2')
-        return batch_size if cls.drop_last else 2 if cls.pairwise else 1
+        return batch_size if cls.drop_last else min(2, batch_size)
 
     @staticmethod
     def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
@@ -130,11 +130,13 @@ class Distiller(nn.Module):
         return self
 
     @torch.no_grad()
-    def _probe(self, data):
+    def probe(self, data, preact: bool = False) -> list[list[tuple]]:
+        """The shapes of the student's and of the teacher's features, (C, H, W) or (C,), from two blank images."""
         device = next(self.student.parameters()).device
         images = torch.zeros(2, 3, data.image_size, data.image_size, device=device)
         was_training = self.student.training
         self.student.eval()
-        shapes = [[tuple(f.shape[1:]) for f in net(images, is_feat=True)[0]] for net in (self.student, self.teacher)]
+        shapes = [[tuple(f.shape[1:]) for f in net(images, is_feat=True, preact=preact)[0]]
+                  for net in (self.student, self.teacher)]
         self.student.train(was_training)
         return shapes

@@ -38,7 +38,7 @@ class FSP(nn.Module):
 
 
 class FSPDistiller(Distiller):
-    """A first stage fits the flows, weighted by beta; the second is the task with soft labels."""
+    """A first stage fits the flows; the second is the task with soft labels, where beta has nothing to weigh."""
 
     title = 'FSP'
     paper = 'Yim et al., CVPR 2017'
@@ -53,4 +53,4 @@ class FSPDistiller(Distiller):
     def init_loss(self, images):
         feats_s, _ = self.student(images, is_feat=True)
         feats_t, _ = self.ask_teacher(images)
-        return self.beta * sum(self.criterion(feats_s[:-1], feats_t[:-1]))
+        return sum(self.criterion(feats_s[:-1], feats_t[:-1]))

@@ -17,7 +17,8 @@ class _TopEigenvectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, matrix, k):
-        values, vectors = torch.linalg.eigh(matrix)
+        # A diverged net's NaN would end eigh with an error of its own. eigh is also where a GPU is waited for.
+        values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
         ctx.save_for_backward(values, vectors)
         ctx.k = k
         return vectors[..., -k:].flip(-1)

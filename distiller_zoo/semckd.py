@@ -113,6 +113,7 @@ class SemCKD(Distiller):
     drop_last = True        # the MLPs' input width is the batch size
 
     def build(self, opt, data, shapes_s, shapes_t):
+        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
         channels_s = [shape[0] for shape in shapes_s[1:-1]]
         channels_t = [shape[0] for shape in shapes_t[1:-1]]
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)

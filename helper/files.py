@@ -11,7 +11,10 @@ from .errors import UserError
 
 def write_atomically(path: Path, write: Callable) -> None:
     """Call write(binary file), then put that file in `path`'s place. The old file stays whole until then."""
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror}); what was there before is whole') from error
     try:
         with os.fdopen(handle, 'wb') as file:
             write(file)
@@ -19,8 +22,12 @@ def write_atomically(path: Path, write: Callable) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        # torch.save says RuntimeError when the disk is full.
+        if isinstance(error, (OSError, RuntimeError)):
+            reason = ' '.join(str(error).split())[:200]
+            raise UserError(f'{path}: cannot be written ({reason}); what was there before is whole') from error
         raise
 
 

@@ -39,7 +39,7 @@ def _train(epoch, loader, losses, optimizer, opt):
     meter = Meter()
     with Progress(f'epoch {epoch}', loader, opt.print_freq) as progress:
         for images, target, index in loader:
-            terms, logits = losses(images, target, index)
+            terms, logits = _forward(losses, images, target, index)
             optimizer.zero_grad()
             terms['loss'].backward()
             optimizer.step()
@@ -49,6 +49,16 @@ def _train(epoch, loader, losses, optimizer, opt):
         averages = meter.averages()
         _check_finite(averages, epoch, progress.done, optimizer)
     return {**averages, 'images_per_second': progress.images_per_second}
+
+
+def _forward(losses, images, target, index):
+    try:
+        return losses(images, target, index)
+    except ValueError as error:
+        if 'more than 1 value per channel' not in str(error):
+            raise
+        raise UserError(f'--batch_size {len(images)}: batch normalisation needs more than one value a channel; '
+                        f'give at least 2') from error
 
 
 def _check_finite(averages, epoch, step, optimizer):

@@ -23,6 +23,11 @@ class Meter:
         self.sums += values
         self.samples += n
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether reading the averages waits for nothing."""
+        return self.sums is not None and self.sums.device.type == 'cpu'
+
     def averages(self) -> dict:
         """name -> average so far. The one place that waits for the device."""
         if self.sums is None:

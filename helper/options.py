@@ -1,8 +1,6 @@
 """The command line: every flag with its default, checked before anything is built or written."""
 import argparse
-import math
 import secrets
-import sys
 
 import torch
 
@@ -10,52 +8,8 @@ from dataset import check_dataset
 from distiller_zoo import distiller_dict, get_method
 from models import default_learning_rate, model_dict, model_names, resolve
 
-from .errors import nearest
+from .arguments import Parser, epoch_list, number
 from .text import table
-
-
-class Parser(argparse.ArgumentParser):
-    """Accepts '-' and '_' alike between the words of a flag; an error is one line and exit code 2."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def parse_args(self, args=None, namespace=None):
-        known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
-
-        def canonical(token):
-            name, equals, value = token.partition('=')
-            return known.get(name.replace('-', '_'), name) + equals + value if token.startswith('--') else token
-
-        args = sys.argv[1:] if args is None else args
-        opt, unknown = self.parse_known_args([canonical(token) for token in args], namespace)
-        if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
-            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
-        return opt
-
-    def error(self, message):
-        self.exit(2, f'error: {message.removeprefix("argument ")}\n')
-
-
-def number(kind, low=None, above=None, high=None):
-    """A converter for argparse: an int or a float with bounds (low and high are allowed, `above` is not)."""
-    words = 'a whole number' if kind is int else 'a number'
-    bounds = [f'{text} {bound}' for text, bound in (('of at least', low), ('above', above), ('of at most', high))
-              if bound is not None]
-    wanted = ' '.join([words, ' and '.join(bounds)]).strip()
-
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
-            or (high is not None and value > high)
-        if bad:
-            raise argparse.ArgumentTypeError(f'{text}: give {wanted}')
-        return value
-    return convert
 
 
 class ListEntries(argparse.Action):
@@ -71,17 +25,6 @@ class ListEntries(argparse.Action):
         parser.exit()
 
 
-def epoch_list(text):
-    """'150,180,210' -> [150, 180, 210]."""
-    try:
-        epochs = [int(word) for word in text.split(',')]
-    except ValueError:
-        epochs = [0]
-    if min(epochs) < 1:
-        raise argparse.ArgumentTypeError(f'{text}: give epochs as whole numbers with commas, as 150,180,210')
-    return epochs
-
-
 def _common(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
@@ -90,7 +33,8 @@ def _common(description, trial_flags, trial):
     add('--use-lmdb', action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true', help='count unreadable images of imagenet and go on')
-    add('--image_size', type=number(int, low=8), default=32, help='pixels to which --dataset folder brings its images')
+    add('--image_size', type=number(int, low=8, high=512), default=32,
+        help='pixels to which --dataset folder brings its images')
     add('--batch_size', type=number(int, low=1), default=64, help='images a step')
     add('--num_workers', type=number(int, low=0), default=8, help='threads or processes that decode image files')
     add('--epochs', type=number(int, low=1), default=240, help='passes over the training set')
@@ -106,7 +50,7 @@ def _common(description, trial_flags, trial):
     add('--seed', type=number(int, low=0, high=2**32 - 1),
         help='of all random numbers; not given: drawn, and written to parameters.json')
     add('--deterministic', action='store_true',
-        help='reproducible on a GPU too, slower; the seed is 12345 unless --seed is given')
+        help='deterministic cuDNN, slower; the seed is 12345 unless --seed is given')
     add('--print-freq', type=number(int, low=1), default=200, help='steps between two progress lines')
     add('--save_dir', default='./save', help='where runs are written')
     add(*trial_flags, type=str, default=trial, help='the name of this repetition, last part of the output folder')
@@ -148,7 +92,8 @@ def student_options(args=None):
     add('-a', '--alpha', type=number(float), default=1.0, help='weight of the soft-label loss')
     add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
     add('--kd_T', type=number(float, above=0), default=4.0, help='temperature of the soft labels')
-    add('--feat_dim', type=number(int, low=1), default=128, help='width of the embeddings of crd and correlation')
+    add('--feat_dim', type=number(int, low=1, high=65536), default=128,
+        help='width of the embeddings of crd and correlation')
     add('--mode', choices=('exact', 'relax'), default='exact',
         help="crd's positive: the image itself, or any of its class")
     add('--nce_k', type=number(int, low=1), default=16384, help='negatives an image, crd')

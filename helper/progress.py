@@ -1,4 +1,4 @@
-"""How far an epoch is: a tqdm bar on a terminal, plain lines in a file."""
+"""How far an epoch is: a tqdm bar where stderr is a terminal, plain lines where stdout is a file."""
 import sys
 import time
 from datetime import timedelta
@@ -22,7 +22,7 @@ class Progress:
         self.images_per_second = 0.0
 
     def __enter__(self):
-        self.start = time.perf_counter()
+        self.start = self.shown = time.perf_counter()
         self.bar = tqdm(total=self.total, desc=self.title, unit='img', leave=False, disable=not self.terminal)
         return self
 
@@ -35,11 +35,15 @@ class Progress:
         self.done += 1
         self.images += images
         self.bar.update(images)
-        if self.done % self.print_freq:
+        due = self.done % self.print_freq == 0
+        # A bar on a terminal is also refreshed now and then where the meter can be read without waiting.
+        if not due and not (self.terminal and meter.on_cpu and time.perf_counter() - self.shown > 1):
             return {}
+        self.shown = time.perf_counter()
         averages = meter.averages()
         if self.terminal:
             self.bar.set_postfix_str(describe(averages))
+        if not due or sys.stdout.isatty():
             return averages
         speed = self.images / (time.perf_counter() - self.start)
         left = timedelta(seconds=round((self.total - self.images) / speed))

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from .checkpoint import save_checkpoint
 from .files import run_folder, write_json
 
 
@@ -19,10 +20,9 @@ class RunLog:
         self.history: list[dict] = []
         self.best: dict = {'test_acc': -1.0}
         self.start = time.time()
-        write_json(self.folder / 'parameters.json', self.parameters)
 
     def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict | None = None):
-        """Note an epoch. Returns True when it is the best so far; its metrics are then in test_best_metrics.json."""
+        """Note an epoch. Returns True when it is the best so far: then keep_best is due."""
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **test, 'lr': rate}
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, epoch)
@@ -31,16 +31,22 @@ class RunLog:
             self.writer.add_image(tag, pixels.clamp(0, 1), epoch, dataformats='HW')
         self.writer.flush()
         self.history.append({'epoch': epoch, **scalars, 'train': train, 'seconds': seconds, **(pictures or {})})
+        if len(self.history) == 1:      # not before: a run that fails at once leaves an older one's files alone
+            write_json(self.folder / 'parameters.json', self.parameters)
         write_json(self.folder / 'history.json', self.history)
         is_best = test['test_acc'] > self.best['test_acc']
         if is_best:
             self.best = {**test, 'epoch': epoch}
-            write_json(self.folder / 'test_best_metrics.json', self.best)
         print(f'epoch {epoch}: train loss {train["loss"]:.4f}, top-1 {train["top1"]:.2f} | '
               f'test loss {test["test_loss"]:.4f}, top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
         return is_best
+
+    def keep_best(self, file: str, state: dict) -> None:
+        """Write the best checkpoint, and then the metrics that describe it."""
+        save_checkpoint(self.folder / file, state)
+        write_json(self.folder / 'test_best_metrics.json', self.best)
 
     def init_epoch(self, epoch: int, train: dict) -> None:
         """Note an epoch of a method's first stage."""

@@ -8,23 +8,27 @@ python scripts/benchmark.py step        training steps on batches that lie ready
 python scripts/benchmark.py train       both together: each side with its own loader
 python scripts/benchmark.py methods     a step of every method for one pair of nets beside that of kd, without the first
                                         stages of fsp, abound and factor
+python scripts/benchmark.py imagenet    the loaders of {data_dir}/imagenet alone at 224 pixels: the folder, LMDB where
+                                        train.lmdb lies beside it, and DALI on the CPU where it is installed
 """
 import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import Data  # noqa: E402
+from dataset import Data, get_dataloaders  # noqa: E402
 from dataset.memory import MEAN, STD, MemoryLoader  # noqa: E402
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
+from helper.arguments import Parser  # noqa: E402
 from helper.device import select_device  # noqa: E402
-from helper.errors import run_main  # noqa: E402
+from helper.errors import UserError, run_main  # noqa: E402
 from helper.loops import train_distill  # noqa: E402
 from helper.options import student_options  # noqa: E402
 from helper.text import table  # noqa: E402
@@ -150,19 +154,23 @@ def exhaust(loader, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('loader', 'step', 'train', 'methods'))
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=('loader', 'step', 'train', 'methods', 'imagenet'))
     parser.add_argument('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
     parser.add_argument('--batch_size', type=int, default=64)
     parser.add_argument('--steps', type=int, default=8, help='batches in a round')
     parser.add_argument('--rounds', type=int, default=5, help='rounds of each side, after one to warm up')
     parser.add_argument('--num_workers', type=int, default=2, help='processes of the plain loader')
     parser.add_argument('--gpu_id', default='0')
+    parser.add_argument('--data_dir', default='./data')
     opt = parser.parse_args()
     device = select_device(opt.gpu_id)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}, torch {torch.__version__}, batch {opt.batch_size}, '
           f'median of {opt.rounds} rounds of {opt.steps} steps')
+    if opt.what == 'imagenet':
+        compare_imagenet(opt, device)
+        return
     if opt.what == 'methods':
         compare_methods(opt, device)
         return
@@ -196,6 +204,24 @@ def compare_methods(opt, device):
     rows = [(method, f'{opt.batch_size / s * 1000:.1f}', f'{speed["kd"] / s:.2f}') for method, s in speed.items()]
     print(f'{pair[0]} -> {pair[1]}')
     print(table(('method', 'ms a step', 'times kd'), rows, '<>>'))
+
+
+def compare_imagenet(opt, device):
+    """Print images/s of the training loaders of {data_dir}/imagenet, an epoch of each in turn."""
+    found = {}
+    for name, flags in (('folder', {}), ('lmdb', {'use_lmdb': True}), ('dali cpu', {'dali': 'cpu'})):
+        settings = SimpleNamespace(**{
+            'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
+            'num_workers': opt.num_workers, 'seed': 0, 'use_lmdb': False, 'dali': None, 'skip_bad_images': False,
+            **flags})
+        try:
+            found[name] = get_dataloaders(settings, device).train_loader
+        except UserError as error:
+            print(f'{name}: left out, {error}')
+    images = {loader.n_samples for loader in found.values()}
+    speed = alternate({name: lambda loader=loader: exhaust(loader, device) for name, loader in found.items()},
+                      max(images, default=0), opt, device)
+    print(table(('loader', 'images/s'), [(name, f'{s:.0f}') for name, s in speed.items()], '<>'))
 
 
 def report(title, speed):

@@ -1,17 +1,22 @@
 # Sourced by run_cifar_vanilla.sh and run_cifar_distill.sh from the repository's root. Every value may be set outside:
 #   DATASET=digits EPOCHS=3 sh scripts/run_cifar_distill.sh
+# LR, when it is not set, is the scripts' own: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
+    . .venv/bin/activate
+fi
 DATASET=${DATASET:-cifar100}
 EPOCHS=${EPOCHS:-240}
 SAVE=${SAVE:-./save}
-if [ "$DATASET" = digits ]; then        # small nets, so that the whole list takes minutes on a CPU
-    MODEL_T=${MODEL_T:-resnet20} MODEL_S=${MODEL_S:-resnet8} MODEL_A=${MODEL_A:-resnet14} LR=${LR:-0.005}
-    BATCH=${BATCH:-16}
+if [ "$DATASET" = digits ]; then        # small nets and gentle steps, so that the whole list takes minutes on a CPU
+    MODEL_T=${MODEL_T:-resnet20} MODEL_S=${MODEL_S:-resnet8} MODEL_A=${MODEL_A:-resnet14}
     TEACHERS=${TEACHERS:-"resnet20 wrn_16_1"}
+    LR=${LR:-0.005} BATCH=${BATCH:-16}
 else
-    MODEL_T=${MODEL_T:-resnet32x4} MODEL_S=${MODEL_S:-resnet8x4} MODEL_A=${MODEL_A:-resnet8x4_double} LR=${LR:-0.05}
+    MODEL_T=${MODEL_T:-resnet32x4} MODEL_S=${MODEL_S:-resnet8x4} MODEL_A=${MODEL_A:-resnet8x4_double}
     TEACHERS=${TEACHERS:-"wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50"}
+    LR=${LR:-} BATCH=${BATCH:-64}
 fi
 # The learning rate falls after 5/8, 6/8 and 7/8 of the epochs: 150, 180 and 210 of 240.
-decay() { e=$((EPOCHS * $1 / 8)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
-BATCH=${BATCH:-64}
-COMMON="--batch_size $BATCH --dataset $DATASET --epochs $EPOCHS --lr_decay_epochs $(decay 5),$(decay 6),$(decay 7) --save_dir $SAVE"
+part() { e=$((EPOCHS * $1 / 8)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
+COMMON="--dataset $DATASET --batch_size $BATCH --epochs $EPOCHS --lr_decay_epochs $(part 5),$(part 6),$(part 7) \
+--save_dir $SAVE ${LR:+--learning_rate $LR}"

@@ -2,12 +2,12 @@
 
 python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png]
 """
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helper.arguments import Parser  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.text import table  # noqa: E402
 
@@ -23,7 +23,7 @@ def read_run(folder: str) -> dict:
             'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}' if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': best['test_acc'], 'top5': best['test_acc_top5'],
-            'seconds': sum(epoch['seconds'] for epoch in history),
+            'seconds': parameters['Total time'] * (3600 if student else 1),
             'curve': [epoch['test_acc'] for epoch in history],
             'attention': history[-1].get('attention'),
         }
@@ -67,16 +67,28 @@ def figure(runs: list[dict], path: Path) -> None:
         axis.set_xticklabels(range(1, len(attention[0]) + 1))
         axis.set_yticklabels(range(1, len(attention) + 1))
         fig.colorbar(image, ax=axis, shrink=0.8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=120)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fig.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f'--figure {path}: {" ".join(str(error).split())}') from error
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Compare finished runs.')
+    parser = Parser(description='Compare finished runs.')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder that a train script wrote')
     parser.add_argument('--figure', type=Path, help='where to write the picture')
     opt = parser.parse_args()
-    runs = [read_run(folder) for folder in opt.runs]
+    runs, left_out = [], []
+    for folder in opt.runs:
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:      # a fetched teacher, an unfinished run
+            left_out.append(error)
+    if not runs:
+        raise left_out[0]
+    for error in left_out:
+        print(f'left out: {error}', file=sys.stderr)
     print(compare_table(runs))
     if opt.figure:
         figure(runs, opt.figure)

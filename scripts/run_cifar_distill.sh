@@ -1,54 +1,65 @@
 #!/bin/sh
 # The command of every method for one pair of nets, resnet32x4 -> resnet8x4 unless told otherwise, and a table of the
-# results. Arguments go to each run. The teacher is TEACHER, or the published one in save/models/resnet32x4_vanilla, or
-# is trained first.
+# results. Arguments go to each run of train_student.py. The teacher is TEACHER, or the published one in
+# save/models/resnet32x4_vanilla, or one that run_cifar_vanilla.sh trained, or is trained first.
 #   sh scripts/run_cifar_distill.sh --gpu_id 1 --trial 2
-#   MODEL_T=wrn_40_2 MODEL_S=wrn_16_2 sh scripts/run_cifar_distill.sh
+#   MODEL_T=wrn_40_2 MODEL_S=wrn_16_2 METHODS="kd semckd" sh scripts/run_cifar_distill.sh
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
+trained() { ls -d "$SAVE/models/${MODEL_T}_${DATASET}_lr_"*/"${MODEL_T}_best.pth" 2>/dev/null | head -n 1; }
 TEACHER=${TEACHER:-$SAVE/models/${MODEL_T}_vanilla/ckpt_epoch_240.pth}
-if [ ! -f "$TEACHER" ]; then
-    TEACHER=$SAVE/models/${MODEL_T}_${DATASET}_lr_${LR}_decay_0.0005_trial_0/${MODEL_T}_best.pth
+[ -f "$TEACHER" ] || TEACHER=$(trained)
+if [ -z "$TEACHER" ]; then
+    TEACHERS=$MODEL_T sh scripts/run_cifar_vanilla.sh
+    TEACHER=$(trained)
 fi
-if [ ! -f "$TEACHER" ]; then
-    TEACHERS=$MODEL_T sh scripts/run_cifar_vanilla.sh "$@" --trial 0
-fi
+FIRST_STAGE="--init_epochs $(((EPOCHS + 7) / 8))"       # 30 of 240 epochs
 
-distil() {      # METHOD BETA [FLAG ...]
-    method=$1 beta=$2
-    shift 2
+failed=
+distil() {      # METHOD [FLAG ...]: a method that cannot be used for this pair is said at the end, and the others go on
+    case " ${METHODS:-$1} " in *" $1 "*) ;; *) return 0 ;; esac
+    method=$1
+    shift
     echo "== $method"
-    python train_student.py --path-t "$TEACHER" --model_s "$MODEL_S" --distill "$method" -r 1 -a 1 -b "$beta" \
-        --learning_rate "$LR" $COMMON "$@"
+    python train_student.py --path-t "$TEACHER" --model_s "$MODEL_S" --distill "$method" $COMMON "$@" \
+        || failed="$failed $method"
 }
-first() { distil "$@" --init_epochs $(((EPOCHS + 7) / 8)); }     # 30 of 240 epochs for the first stage
 
-distil kd          0     "$@"
-distil hint        100   "$@"
-distil attention   1000  "$@"
-distil similarity  3000  "$@"
-distil correlation 0.02  "$@"
-distil vid         1     "$@"
-distil rkd         1     "$@"
-distil pkt         30000 "$@"
-distil irg         0.005 "$@"
-distil crd         0.8   "$@"
-distil semckd      400   "$@"
-distil nst         50    "$@"
-distil kdsvd       1     "$@"
-distil dkd         1     "$@"
-first  fsp         50    "$@"
-first  abound      1     "$@"
-first  factor      200   "$@"
+distil kd          -r 1 -a 1 -b 0     "$@"
+distil hint        -r 1 -a 1 -b 100   "$@"
+distil attention   -r 1 -a 1 -b 1000  "$@"
+distil similarity  -r 1 -a 1 -b 3000  "$@"
+distil correlation -r 1 -a 1 -b 0.02  "$@"
+distil vid         -r 1 -a 1 -b 1     "$@"
+distil rkd         -r 1 -a 1 -b 1     "$@"
+distil pkt         -r 1 -a 1 -b 30000 "$@"
+distil irg         -r 1 -a 1 -b 0.005 "$@"
+distil crd         -r 1 -a 1 -b 0.8   "$@"
+distil semckd      -r 1 -a 1 -b 400   "$@"
+distil nst         -r 1 -a 1 -b 50    "$@"
+distil kdsvd       -r 1 -a 1 -b 1     "$@"
+distil dkd         -r 1 -a 0 -b 1     "$@"
+distil fsp         -r 1 -a 1 -b 50  $FIRST_STAGE "$@"
+distil abound      -r 1 -a 1 -b 1   $FIRST_STAGE "$@"
+distil factor      -r 1 -a 1 -b 200 $FIRST_STAGE "$@"
 
-# HKD takes two passes: an auxiliary teacher is distilled with PKT, and then teaches.
-echo "== hkd, pass 1: $MODEL_A learns by pkt"
-distil pkt 30000 "$@" --model_s "$MODEL_A" --trial auxiliary
-TEACHER=$SAVE/student_model/S:${MODEL_A}_T:${MODEL_T}_${DATASET}_pkt_r:1.0_a:1.0_b:30000.0_auxiliary/${MODEL_A}_best.pth
-echo "== hkd, pass 2"
-distil hkd 1 "$@"
+# HKD takes two passes: an auxiliary teacher is distilled with PKT, once, and then teaches.
+case " ${METHODS:-hkd} " in *" hkd "*)
+    folder=$SAVE/student_model/S:${MODEL_A}_T:${MODEL_T}_${DATASET}_pkt_r:1.0_a:1.0_b:30000.0_auxiliary
+    if [ ! -f "$folder/parameters.json" ] || ! grep -q 'Total time' "$folder/parameters.json"; then
+        echo "== hkd, first pass: $MODEL_A learns by pkt"
+        python train_student.py --path-t "$TEACHER" --model_s "$MODEL_A" --distill pkt -r 1 -a 1 -b 30000 $COMMON \
+            --trial auxiliary
+    fi
+    TEACHER=$folder/${MODEL_A}_best.pth
+    distil hkd -r 1 -a 1 -b 1 "$@"
+esac
 
 echo
 python scripts/compare.py "$SAVE/student_model/S:${MODEL_S}_T:"*"_${DATASET}_"*
+if [ -n "$failed" ]; then
+    echo "not run to the end:$failed" >&2
+    exit 1
+fi

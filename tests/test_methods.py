@@ -135,7 +135,7 @@ def test_kdsvd_gradient():
     assert dead.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('method', ['hint', 'attention', 'nst', 'fsp', 'abound', 'factor', 'kdsvd', 'vid'])
+@pytest.mark.parametrize('method', ['hint', 'attention', 'nst', 'fsp', 'abound', 'factor', 'kdsvd', 'vid', 'semckd'])
 def test_features_that_are_no_maps(method):
     class Flat(torch.nn.Module):
         def __init__(self):

@@ -92,7 +92,7 @@ def test_vgg_pools_once_more_for_64_pixels():
 
 def test_names():
     assert resolve('ResNet50', 32) == 'ResNet50_cifar'
-    assert resolve('resnet20', 32) == 'resnet20'
+    assert resolve('resnet20', 32) == 'resnet20' and resolve('ResNet18', 224) == 'ResNet18'
     with pytest.raises(UserError, match='did you mean .*resnet32x4'):
         resolve('resnet32_4', 32, '--model_s')
     assert default_learning_rate('ShuffleV1') == 0.01 and default_learning_rate('vgg8') == 0.05

@@ -230,3 +230,50 @@ def test_an_unreadable_image_loses_nothing(call, small, tmp_path, capsys):
 @pytest.mark.parametrize('script', sorted(p.name for p in (ROOT / 'scripts').glob('*.sh')))
 def test_shell_scripts_parse(script):
     assert subprocess.run(['sh', '-n', ROOT / 'scripts' / script]).returncode == 0
+
+
+def test_a_failed_run_leaves_an_older_one_alone(call, small, teacher, tmp_path, capsys):
+    arguments = ['--path_t', teacher, '--save_dir', tmp_path, *small]
+    call(train_student.main, *arguments)
+    folder = next((tmp_path / 'student_model').iterdir())
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments, '--learning_rate', '1e9')
+    assert caught.value.code == 2 and 'the loss diverged in epoch 1' in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_run_does_not_replace_its_own_teacher(call, small, teacher, tmp_path, capsys):
+    call(train_student.main, '--path_t', teacher, '--save_dir', tmp_path, *small)
+    first = next((tmp_path / 'student_model').glob('*/resnet8_best.pth'))
+    call(train_student.main, '--path_t', first, '--save_dir', tmp_path, *small)
+    second = next((tmp_path / 'student_model').glob('S:resnet8_T:resnet8_*/resnet8_best.pth'))
+    before = second.read_bytes()
+    with pytest.raises(SystemExit):
+        call(train_student.main, '--path_t', second, '--save_dir', tmp_path, *small)
+    assert 'give another --trial' in capsys.readouterr().err and second.read_bytes() == before
+
+
+def test_kdsvd_diverges_in_one_line(call, small, teacher, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call(train_student.main, '--path_t', teacher, '--save_dir', tmp_path, '--distill', 'kdsvd', *small,
+             '--learning_rate', '1e9')
+    assert 'the loss diverged' in capsys.readouterr().err
+
+
+def test_batch_of_one_pixel(call, small, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, '--model', 'MobileNetV2', '--save_dir', tmp_path, *small, '--batch_size', 1)
+    assert '--batch_size 1: batch normalisation needs' in capsys.readouterr().err
+    call(train_teacher.main, '--model', 'MobileNetV2', '--save_dir', tmp_path, *small, '--batch_size', 47)
+
+
+def test_compare_leaves_out_what_is_no_run(call, teacher, tmp_path, capsys):
+    call(compare.main, teacher.parent, tmp_path)
+    done = capsys.readouterr()
+    assert 'resnet14' in done.out and f'left out: {tmp_path}' in done.err
+    with pytest.raises(SystemExit):
+        call(compare.main, tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        call(compare.main, teacher.parent, '--figure', tmp_path / 'x.foo')
+    assert caught.value.code == 2

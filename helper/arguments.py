@@ -1,0 +1,61 @@
+"""What the scripts share of the command line: a parser that answers in one line, and converters."""
+import argparse
+import math
+import sys
+
+from .errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Accepts '-' and '_' alike between the words of a flag; an error is one line and exit code 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{'allow_abbrev': False, 'formatter_class': argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+
+    def parse_args(self, args=None, namespace=None):
+        known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
+
+        def canonical(token):
+            name, equals, value = token.partition('=')
+            return known.get(name.replace('-', '_'), name) + equals + value if token.startswith('--') else token
+
+        args = sys.argv[1:] if args is None else args
+        opt, unknown = self.parse_known_args([canonical(token) for token in args], namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
+            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
+        return opt
+
+    def error(self, message):
+        self.exit(2, f'error: {message.removeprefix("argument ")}\n')
+
+
+def number(kind, low=None, above=None, high=None):
+    """A converter for argparse: an int or a float with bounds (low and high are allowed, `above` is not)."""
+    words = 'a whole number' if kind is int else 'a number'
+    bounds = [f'{text} {bound}' for text, bound in (('of at least', low), ('above', above), ('of at most', high))
+              if bound is not None]
+    wanted = ' '.join([words, ' and '.join(bounds)]).strip()
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
+            or (high is not None and value > high)
+        if bad:
+            raise argparse.ArgumentTypeError(f'{text}: give {wanted}')
+        return value
+    return convert
+
+
+def epoch_list(text):
+    """'150,180,210' -> [150, 180, 210]."""
+    try:
+        epochs = [int(word) for word in text.split(',')]
+    except ValueError:
+        epochs = [0]
+    if min(epochs) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: give epochs as whole numbers with commas, as 150,180,210')
+    return epochs
