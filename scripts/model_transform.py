@@ -1,0 +1,95 @@
+"""Turn torchvision's weights into a checkpoint that --path-t takes.
+
+python scripts/model_transform.py IN [OUT]                      IN: a state_dict, as resnet34-333f7ec4.pth, or a
+                                                                checkpoint with one under 'model' or 'state_dict'
+python scripts/model_transform.py --torchvision resnet34 [OUT]  download torchvision's own
+
+OUT holds {'model': state_dict, 'arch': name, 'num_classes': n} and is save/models/ResNet34_vanilla/
+resnet34_transformed.pth for a ResNet34. Which net it is, is read from the keys and shapes.
+"""
+import contextlib
+import http.client
+import pickle
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helper.arguments import Parser  # noqa: E402
+from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of  # noqa: E402
+from helper.errors import UserError, nearest, run_main  # noqa: E402
+from helper.recognise import recognise  # noqa: E402
+from models import model_dict  # noqa: E402
+
+PUBLISHED = 'IMAGENET1K_V1'     # the weights of the papers' teachers: 73.31 % of resnet34
+
+
+def torchvision_weights(name: str) -> dict:
+    """torchvision's published state_dict, downloaded or from torch's cache. Raises UserError.
+
+    A net that model_dict does not have is refused before anything is downloaded.
+    """
+    from torchvision import models
+    names = models.list_models(module=models)
+    flag = f'--torchvision {name}'
+    if name not in names:
+        raise UserError(f'{flag}: torchvision has no such classifier; {nearest(name, names)}')
+    with torch.device('meta'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            state = models.get_model(name, weights=None).state_dict()
+        except NotImplementedError:     # regnets cannot be made without memory; none of them is ours
+            state = {}
+        recognise(state, flag)
+    weights = models.get_model_weights(name)[PUBLISHED]
+    try:
+        with contextlib.redirect_stderr(sys.stdout):    # where the progress belongs
+            return weights.get_state_dict(check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'{flag}: {weights.url} could not be downloaded ({reason}); '
+                        f'bring that file here and give its path as IN') from error
+
+
+def transform(weights: dict, what: str) -> dict:
+    """A state_dict as the checkpoint {'model', 'arch', 'num_classes'}. Raises UserError when it fits no net."""
+    name, num_classes = recognise(weights, what)
+    net = model_dict[name](num_classes=num_classes)
+    load_weights(net, weights, what)
+    return {'model': net.state_dict(), 'arch': name, 'num_classes': num_classes}
+
+
+def default_path(arch: str) -> Path:
+    """Where the other scripts look for it."""
+    return Path('save', 'models', f'{arch}_vanilla', f'{arch.lower()}_transformed.pth')
+
+
+def main():
+    parser = Parser(description="Turn torchvision's weights into a checkpoint that --path-t takes.",
+                    usage='%(prog)s IN [OUT] | --torchvision NAME [OUT]')
+    parser.add_argument('files', nargs='*', metavar='IN OUT', help='the file to transform, and where to write it')
+    parser.add_argument('--torchvision', metavar='NAME', help="transform torchvision's own weights, as of resnet34")
+    opt = parser.parse_args()
+    files = opt.files if opt.torchvision else opt.files[1:]
+    if len(files) > 1 or not (opt.files or opt.torchvision):
+        raise UserError('give a file IN, or --torchvision NAME, and no more than one OUT')
+    if opt.torchvision:
+        what, weights = f'--torchvision {opt.torchvision}', torchvision_weights(opt.torchvision)
+    else:
+        what = f'IN {opt.files[0]}'
+        weights = weights_of(load_checkpoint(opt.files[0], 'IN'))
+    checkpoint = transform(weights, what)
+    out = Path(files[0]) if files else default_path(checkpoint['arch'])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(out, checkpoint)
+    except OSError as error:
+        raise UserError(f'OUT {out}: cannot be written ({error.strerror}); give a file in a folder that you may '
+                        f'write') from error
+    print(f'{checkpoint["arch"]}, {checkpoint["num_classes"]} classes: {out}')
+
+
+if __name__ == '__main__':
+    run_main(main)
