@@ -23,7 +23,6 @@ class Distiller(nn.Module):
     uses = ''               # what it is fed with, in a few words
     default_beta = 0.0      # the published weight of method_loss
     imagenet_beta = None    # where it is another one for ImageNet
-    needs_index = False     # forward needs each sample's index in the training set
     drop_last = False       # a short last batch cannot be used
     pairwise = False        # compares the images of a batch, so a single one cannot be used
     preact = False          # features are taken before the ReLU
