@@ -2,11 +2,11 @@
 # The command of every method of the SemCKD paper for ImageNet, ResNet34 -> ResNet18. Arguments go to each run. The
 # teacher is TEACHER, or torchvision's, which is downloaded when it is not there.
 #   sh scripts/run_imagenet_distill.sh --data_dir /data
-#   GPUS=0,1 EPOCHS=10 LOADER=--use-lmdb sh scripts/run_imagenet_distill.sh --batch_size 128
+#   GPU=1 EPOCHS=10 LOADER=--use-lmdb sh scripts/run_imagenet_distill.sh --batch_size 128
 set -eu
 cd "$(dirname "$0")/.."
 SAVE=${SAVE:-./save}
-GPUS=${GPUS:-0,1,2,3,4,5,6,7}
+GPU=${GPU:-0}
 EPOCHS=${EPOCHS:-90}
 LOADER=${LOADER-"--dali gpu"}       # empty: image files, decoded by worker processes
 MODEL_A=ResNet18Double
@@ -17,9 +17,9 @@ fi
 
 # The learning rate falls after 1/3 and 2/3 of the epochs: 30 and 60 of 90.
 decay() { e=$((EPOCHS * $1 / 3)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
-COMMON="--batch_size 256 --epochs $EPOCHS --dataset imagenet --gpu_id $GPUS --dist-url tcp://127.0.0.1:23333
-    --print-freq 100 --num_workers 32 --multiprocessing-distributed --learning_rate 0.1
-    --lr_decay_epochs $(decay 1),$(decay 2) --weight_decay 1e-4 --save_dir $SAVE $LOADER"
+COMMON="--batch_size 256 --epochs $EPOCHS --dataset imagenet --gpu_id $GPU --print-freq 100
+    --num_workers 32 --learning_rate 0.1 --lr_decay_epochs $(decay 1),$(decay 2) --weight_decay 1e-4
+    --save_dir $SAVE $LOADER"
 
 distil() {      # METHOD BETA [FLAG ...]
     method=$1 beta=$2
