@@ -372,7 +372,7 @@ def test_imagenet_commands(tmp_path):
     assert last[0] == 'scripts/compare.py'
     values = [{flag: call[i + 1] for i, flag in enumerate(call[:-1]) if flag.startswith('-')} for call in calls]
     assert [v['--distill'] for v in values] == ['kd', 'hint', 'attention', 'similarity', 'vid', 'semckd', 'pkt', 'hkd']
-    assert [student_options(call[1:]).distill for call in calls] == [v['--distill'] for v in values]    # all flags exist
+    assert [student_options(call[1:]).distill for call in calls] == [v['--distill'] for v in values]
     for v in values:
         assert v['--gpu_id'] == '1' and v['--lr_decay_epochs'] == '30,60' and v['--dali'] == 'gpu'
         assert v['--seed'] == '3' and v['--learning_rate'] == '0.1' and v['--weight_decay'] == '1e-4'
