@@ -167,7 +167,7 @@ def main():
     device = select_device(opt.gpu_id)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}, torch {torch.__version__}, batch {opt.batch_size}, '
-          f'median of {opt.rounds} rounds of {opt.steps} steps')
+          f'median of {opt.rounds} rounds of {"an epoch" if opt.what == "imagenet" else f"{opt.steps} steps"}')
     if opt.what == 'imagenet':
         compare_imagenet(opt, device)
         return
