@@ -30,7 +30,8 @@ class DaliLoader:
             raise UserError('--dali gpu: decodes on a GPU, and this run has none; give --dali cpu')
         self.labels = source.labels.to(device)
         self.batch_size, self.device, self.channels_last = opt.batch_size, device, opt.channels_last
-        self.n_samples = len(source.labels)
+        n = len(source.labels)
+        self.n_samples = n * (rank + 1) // world_size - n * rank // world_size      # of this rank's part
         whole, rest = divmod(self.n_samples, opt.batch_size)
         self.steps = whole + (rest >= smallest_batch)
 
@@ -39,9 +40,9 @@ class DaliLoader:
         def pipeline():
             # The number of an image stands in its label's place: it gives both the label and the index.
             files, number = fn.readers.file(
-                files=source.files, labels=list(range(self.n_samples)), name='reader', shard_id=rank,
-                num_shards=world_size, shuffle_after_epoch=train, pad_last_batch=True,
-                initial_fill=min(4096, self.n_samples))
+                files=source.files, labels=list(range(n)), name='reader', shard_id=rank,
+                num_shards=world_size, shuffle_after_epoch=train, stick_to_shard=not train, pad_last_batch=True,
+                initial_fill=min(4096, n))
             backend, decoder = ('gpu', 'mixed') if on_gpu else ('cpu', 'cpu')
             if train:
                 images = fn.decoders.image_random_crop(files, device=decoder, output_type=types.RGB,

@@ -213,6 +213,21 @@ def test_dali_on_the_cpu(photographs):
         dataset.get_dataloaders(settings(photographs, dali='gpu'), CPU)
 
 
+def test_dali_parts(photographs):
+    """Three ranks together read every validation image exactly once, epoch after epoch, parts of unequal size too."""
+    pytest.importorskip('nvidia.dali')
+    from dataset.imagenet_dali import DaliLoader
+    opt = settings(photographs, dali='cpu', num_workers=1, batch_size=3)
+    source = open_sources(opt)[1]
+    source.files, source.labels = source.files[:11], source.labels[:11]
+    loaders = [DaliLoader(source, opt, CPU, train=False, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(loader.n_samples for loader in loaders) == [3, 4, 4]
+    for _ in range(2):
+        seen = [torch.cat([index for _, _, index in loader]).tolist() for loader in loaders]
+        assert [len(part) for part in seen] == [loader.n_samples for loader in loaders]
+        assert sorted(sum(seen, [])) == list(range(11))
+
+
 def test_command_line(photographs, databases, call, tmp_path, capfd):
     """A teacher from the folder, a student of it from LMDB, and both measured again."""
     flags = ['--dataset', 'imagenet', '--batch_size', 12, '--epochs', 1, '--gpu_id', 'cpu', '--seed', 0,
