@@ -164,10 +164,9 @@ def main():
     parser.add_argument('--gpu_id', default='0')
     parser.add_argument('--data_dir', default='./data')
     opt = parser.parse_args()
-    words = 2 if opt.what == 'methods' else 3
     for pair in opt.pair or []:
-        if len(pair.split(',')) < words:
-            raise UserError(f'--pair {pair}: give {"TEACHER,STUDENT,METHOD"[:15 if words == 2 else None]}, with commas')
+        if len(pair.split(',')) < (2 if opt.what == 'methods' else 3):
+            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods')
     device = select_device(opt.gpu_id)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}, torch {torch.__version__}, batch {opt.batch_size}, '
