@@ -1,5 +1,6 @@
 """Large images, {data_dir}/imagenet|imagenette/{train,val}/CLASS/*, decoded and augmented by worker processes."""
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from .image import read_rgb
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SIZE = 224
+
+# --num_workers above the number of cores is the user's choice, and an error beside it stays one line.
+warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 class FolderSource:

@@ -167,6 +167,8 @@ def main():
     for pair in opt.pair or []:
         if len(pair.split(',')) < (2 if opt.what == 'methods' else 3):
             raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods')
+        if opt.what in ('step', 'train') and pair.split(',')[2] not in ('kd', 'semckd'):
+            raise UserError(f'--pair {pair}: the plain step is written for kd and semckd; see methods for the others')
     device = select_device(opt.gpu_id)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}, torch {torch.__version__}, batch {opt.batch_size}, '
