@@ -6,11 +6,14 @@ from torch.optim import SGD
 
 from dataset import get_dataloaders
 from distiller_zoo import get_method
+from helper import distributed
 from helper.checkpoint import load_checkpoint, load_net, teacher_name
-from helper.device import memory_format, seed_everything, select_device
+from helper.device import memory_format, seed_everything
 from helper.errors import UserError, run_main
 from helper.loops import adjust_learning_rate, train_distill, validate
 from helper.options import student_options
+from helper.precision import Precision
+from helper.resume import Keeper, data_facts, weights_checksum
 from helper.run_log import RunLog, show_evaluation
 from models import model_dict, resolve
 
@@ -20,51 +23,71 @@ def sgd(distiller, learning_rate, opt):
     return SGD(distiller.parameters(), lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
 
 
-def main():
-    opt = student_options()
+def train(opt, device):
+    """What every process does; distributed.share(opt) is its part of the batch."""
+    share = distributed.share(opt)
     method = get_method(opt.distill)
     checkpoint = load_checkpoint(opt.path_t, '--path-t')
-    opt.model_t = teacher_name(opt.path_t, checkpoint)
-    device = select_device(opt.gpu_id)
+    opt.model_t = share.model_t = teacher_name(opt.path_t, checkpoint)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(opt, device, smallest_batch=method.smallest_batch(opt.batch_size))
+    data = get_dataloaders(share, device, smallest_batch=method.smallest_batch(share.batch_size))
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data)
+    facts = {**data_facts(data), 'teacher (checksum)': weights_checksum(teacher)}
     if opt.evaluate:
         show_evaluation(opt.model_t, validate(data.test_loader, teacher.to(device, memory_format=memory_format(opt))))
         return
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
-    distiller = method(student, teacher, opt, data).to(device, memory_format=memory_format(opt))
+    distiller = method(student, teacher, share, data).to(device, memory_format=memory_format(opt))
+    distributed.prepare(distiller, opt)
 
     params = sum(p.numel() for p in student.parameters()) / 1e6
     print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
-          f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, {device}')
+          f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
     name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
             f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}' + (f'_dali:{opt.dali}' if opt.dali else ''))
-    log = RunLog(opt.save_dir, 'student_model', 'student_tensorboards', name, opt, {'Total params': params})
-    if (log.folder / f'{opt.model_s}_best.pth').resolve() == Path(opt.path_t).resolve():
+    log = RunLog(opt, 'student_model', 'student_tensorboards', name, {'Total params': params})
+    best_file = f'{opt.model_s}_best.pth'
+    if (log.folder / best_file).resolve() == Path(opt.path_t).resolve():
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
-    if not opt.skip_validation:
-        print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')
+    precision = Precision(opt.amp, device)
 
-    if method.init_stage:
-        optimizer = sgd(distiller, method.init_learning_rate or opt.learning_rate, opt)
-        for epoch in range(1, opt.init_epochs + 1):
-            log.init_epoch(epoch, train_distill(epoch, data.train_loader, distiller, optimizer, opt))
-        distiller.finish_init()
+    def best():
+        return {'epoch': log.best['epoch'], 'model': student.state_dict(), 'best_acc': log.best['test_acc'],
+                **distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
 
-    optimizer = sgd(distiller, opt.learning_rate, opt)
-    for epoch in range(1, opt.epochs + 1):
-        start = time.perf_counter()
-        rate = adjust_learning_rate(epoch, optimizer, opt)
-        train = train_distill(epoch, data.train_loader, distiller, optimizer, opt)
-        test = validate(data.test_loader, distiller, distiller.predict)
-        is_best = log.epoch(epoch, rate, train, test, time.perf_counter() - start, distiller.pictures())
-        if is_best:
-            log.keep_best(f'{opt.model_s}_best.pth', {
-                'epoch': epoch, 'model': student.state_dict(), 'best_acc': test['test_acc'], **distiller.checkpoint(),
-                'arch': arch, 'num_classes': data.num_classes})
-    log.close(seconds_per_unit=3600)
+    with Keeper(log, opt, distiller, data.train_loader, facts, precision) as keeper:
+        if keeper.best_is_due:
+            log.keep_best(best_file, best())
+        if not opt.skip_validation:
+            print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')
+
+        if distiller.initialising:
+            module = distributed.wrap(distiller, device, unused=True)
+            optimizer = sgd(distiller, method.init_learning_rate or opt.learning_rate, opt)
+            for epoch in keeper.epochs('init', opt.init_epochs, optimizer):
+                averages = train_distill(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
+                log.init_epoch(epoch, averages)
+                keeper.end_epoch()
+            distiller.finish_init()
+
+        module = distributed.wrap(distiller, device)
+        optimizer = sgd(distiller, opt.learning_rate, opt)
+        for epoch in keeper.epochs('train', opt.epochs, optimizer):
+            start = time.perf_counter()
+            rate = adjust_learning_rate(epoch, optimizer, opt)
+            averages = train_distill(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
+            test = validate(data.test_loader, distiller, distiller.predict, keeper)
+            is_best = log.epoch(epoch, rate, averages, test, time.perf_counter() - start, distiller.pictures())
+            keeper.end_epoch()
+            log.write()
+            if is_best:
+                log.keep_best(best_file, best())
+        log.close(seconds_per_unit=3600)
+
+
+def main():
+    distributed.launch(train, student_options())
 
 
 if __name__ == '__main__':

@@ -4,11 +4,14 @@ import time
 from torch.optim import SGD
 
 from dataset import get_dataloaders
+from helper import distributed
 from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
-from helper.device import memory_format, seed_everything, select_device
+from helper.device import memory_format, seed_everything
 from helper.errors import run_main
 from helper.loops import adjust_learning_rate, train_vanilla, validate
 from helper.options import teacher_options
+from helper.precision import Precision
+from helper.resume import Keeper, data_facts
 from helper.run_log import RunLog, show_evaluation
 from models import model_dict, resolve
 
@@ -21,38 +24,53 @@ def evaluate(opt, data, device):
     show_evaluation(name, validate(data.test_loader, net))
 
 
-def main():
-    opt = teacher_options()
-    device = select_device(opt.gpu_id)
+def train(opt, device):
+    """What every process does; distributed.share(opt) is its part of the batch."""
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(opt, device)
+    data = get_dataloaders(distributed.share(opt), device)
     if opt.evaluate:
         evaluate(opt, data, device)
         return
     arch = resolve(opt.model, data.image_size, '--model')
     net = model_dict[arch](num_classes=data.num_classes).to(device, memory_format=memory_format(opt))
+    distributed.prepare(net, opt)
     optimizer = SGD(net.parameters(), lr=opt.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
 
     params = sum(p.numel() for p in net.parameters()) / 1e6
     print(f'{arch} on {opt.dataset}: {params:.3f} M parameters, {data.num_classes} classes, '
-          f'{data.n_train} training images, seed {opt.seed}, {device}')
+          f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
     name = f'{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
     name += f'_dali:{opt.dali}' if opt.dali else ''
-    log = RunLog(opt.save_dir, 'models', 'tensorboard', name, opt, {'Total params': params})
+    log = RunLog(opt, 'models', 'tensorboard', name, {'Total params': params})
+    best_file = f'{opt.model}_best.pth'
+    precision = Precision(opt.amp, device)
 
-    for epoch in range(1, opt.epochs + 1):
-        start = time.perf_counter()
-        rate = adjust_learning_rate(epoch, optimizer, opt)
-        train = train_vanilla(epoch, data.train_loader, net, optimizer, opt)
-        test = validate(data.test_loader, net)
-        is_best = log.epoch(epoch, rate, train, test, time.perf_counter() - start)
-        state = {'epoch': epoch, 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
-                 'optimizer': optimizer.state_dict(), 'arch': arch, 'num_classes': data.num_classes}
-        if is_best:
-            log.keep_best(f'{opt.model}_best.pth', state)
-        if epoch % opt.save_freq == 0:
-            save_checkpoint(log.folder / f'ckpt_epoch_{epoch}.pth', state)
-    log.close(seconds_per_unit=1)
+    def state(epoch):
+        return {'epoch': epoch, 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
+                'optimizer': optimizer.state_dict(), 'arch': arch, 'num_classes': data.num_classes}
+
+    with Keeper(log, opt, net, data.train_loader, data_facts(data), precision) as keeper:
+        module = distributed.wrap(net, device)
+        epochs = keeper.epochs('train', opt.epochs, optimizer)
+        if keeper.best_is_due:
+            log.keep_best(best_file, state(log.best['epoch']))
+        for epoch in epochs:
+            start = time.perf_counter()
+            rate = adjust_learning_rate(epoch, optimizer, opt)
+            averages = train_vanilla(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
+            test = validate(data.test_loader, net, keeper=keeper)
+            is_best = log.epoch(epoch, rate, averages, test, time.perf_counter() - start)
+            if epoch % opt.save_freq == 0 and distributed.is_main():
+                save_checkpoint(log.folder / f'ckpt_epoch_{epoch}.pth', state(epoch))
+            keeper.end_epoch()
+            log.write()
+            if is_best:
+                log.keep_best(best_file, state(epoch))
+        log.close(seconds_per_unit=1)
+
+
+def main():
+    distributed.launch(train, teacher_options())
 
 
 if __name__ == '__main__':

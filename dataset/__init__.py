@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from helper import distributed
 from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, imagenet
@@ -51,7 +52,9 @@ def check_dataset(opt) -> None:
 
 
 def get_dataloaders(opt, device: torch.device, smallest_batch: int | None = None) -> Data:
-    """Load opt.dataset. A last training batch of fewer than smallest_batch is left out; the test set comes whole.
+    """Load this process's part of opt.dataset; opt.batch_size is what it trains on in a step.
+
+    A last training batch of fewer than smallest_batch is left out; the test set comes whole.
 
     By default a lone last image is left out: batch normalisation has nothing to compare it with.
     """
@@ -61,9 +64,11 @@ def get_dataloaders(opt, device: torch.device, smallest_batch: int | None = None
         return _large(opt, device, smallest_batch)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
     _check_batch_size(opt, len(train_labels))
-    train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True,
+    ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
+    train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,
                                 smallest_batch=smallest_batch, seed=opt.seed, channels_last=opt.channels_last)
-    test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, channels_last=opt.channels_last)
+    test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
+                               channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)
 
 
@@ -74,11 +79,13 @@ def _large(opt, device, smallest_batch):
         from .imagenet_dali import DaliLoader as Loader
     else:
         Loader = imagenet.WorkerLoader
-    return Data(Loader(train, opt, device, train=True, smallest_batch=smallest_batch),
-                Loader(val, opt, device, train=False), len(classes), imagenet.SIZE, train.labels)
+    ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
+    return Data(Loader(train, opt, device, train=True, smallest_batch=smallest_batch, **ranks),
+                Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels)
 
 
 def _check_batch_size(opt, n_train):
-    if opt.batch_size > n_train:
-        raise UserError(f'--batch_size {opt.batch_size}: {opt.dataset} has {n_train} training images; '
+    batch_size = opt.batch_size * distributed.world_size()
+    if batch_size > n_train:
+        raise UserError(f'--batch_size {batch_size}: {opt.dataset} has {n_train} training images; '
                         f'give at most {n_train}')

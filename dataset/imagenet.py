@@ -1,15 +1,14 @@
 """Large images, {data_dir}/imagenet|imagenette/{train,val}/CLASS/*, decoded and augmented by worker processes."""
-import random
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from helper.errors import UserError
 
 from .folder import Split, scan
 from .image import read_rgb
+from .memory import batch_parts
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -50,6 +49,9 @@ def transform(train: bool):
 class Images(torch.utils.data.Dataset):
     """(image uint8 (3, 224, 224), label, index, how many unreadable images were met before it).
 
+    Asked for by (index, seed): the seed decides the crop and the flip, so that they do not depend on which worker reads
+    the image, or when.
+
     An unreadable image is given as its UserError, which a worker process could not raise in one line. With skip_bad it
     is passed over instead: in training the next image takes its place, so that a batch keeps its size; else the place
     is left out.
@@ -62,7 +64,14 @@ class Images(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.source.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index_and_seed):
+        index, seed = index_and_seed
+        with torch.random.fork_rng(devices=[], enabled=self.train):
+            if self.train:
+                torch.manual_seed(seed)
+            return self._get(index)
+
+    def _get(self, index):
         for bad in range(len(self)):
             try:
                 image = self.transform(self.source.read(index))
@@ -90,41 +99,54 @@ def collate(samples):
 
 
 class Batches:
-    """The numbers of each batch's samples: shuffled anew every epoch, or in order."""
+    """(index, seed) of each sample of this process's part of each batch: shuffled anew every epoch, or in order."""
 
-    def __init__(self, n: int, batch_size: int, shuffle: bool, smallest_batch: int, seed: int):
-        self.n, self.batch_size, self.shuffle, self.smallest_batch = n, batch_size, shuffle, smallest_batch
+    def __init__(self, n: int, batch_size: int, shuffle: bool, smallest_batch: int, seed: int, rank: int = 0,
+                 world_size: int = 1):
+        self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
+        self.parts = batch_parts(n, batch_size, smallest_batch, rank, world_size)
+        self.own = range(rank, n, world_size)       # in order
         self.generator = torch.Generator().manual_seed(seed)
+        self.skip = 0       # batches of the next epoch to leave out
 
     def __len__(self):
-        whole, rest = divmod(self.n, self.batch_size)
-        return whole + (rest >= self.smallest_batch)
+        return len(self.parts) if self.shuffle else -(-len(self.own) // self.batch_size)
 
     def __iter__(self):
-        order = torch.randperm(self.n, generator=self.generator) if self.shuffle else torch.arange(self.n)
-        for batch in order.split(self.batch_size)[:len(self)]:
-            yield batch.tolist()
-
-
-def seed_worker(_):
-    """Seed the other generators of a worker process from torch's, which is its own in every worker and epoch."""
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
+        if not self.shuffle:
+            for start in range(0, len(self.own), self.batch_size):
+                yield [(index, 0) for index in self.own[start:start + self.batch_size]]
+            return
+        order = torch.randperm(self.n, generator=self.generator).tolist()
+        seeds = torch.randint(2**63 - 1, (self.n,), generator=self.generator).tolist()
+        skip, self.skip = self.skip, 0
+        for start, end in self.parts[skip:]:
+            yield list(zip(order[start:end], seeds[start:end], strict=True))
 
 
 class WorkerLoader:
     """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes."""
 
-    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1):
+    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1, rank: int = 0,
+                 world_size: int = 1):
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.channels_last = opt.channels_last
-        batches = Batches(self.n_samples, opt.batch_size, train, smallest_batch, opt.seed)
+        self.batches = Batches(self.n_samples, opt.batch_size, train, smallest_batch, opt.seed, rank, world_size)
+        self.generator = self.batches.generator
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images), batch_sampler=batches, collate_fn=collate,
+            Images(source, train, opt.skip_bad_images), batch_sampler=self.batches, collate_fn=collate,
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
-            worker_init_fn=seed_worker, generator=torch.Generator().manual_seed(opt.seed))
+            generator=torch.Generator().manual_seed(opt.seed))
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+
+    @property
+    def skip(self) -> int:
+        """Batches of the next epoch to leave out."""
+        return self.batches.skip
+
+    @skip.setter
+    def skip(self, batches):
+        self.batches.skip = batches
 
     def __len__(self):
         return len(self.loader)

@@ -30,10 +30,12 @@ class DaliLoader:
             raise UserError('--dali gpu: decodes on a GPU, and this run has none; give --dali cpu')
         self.labels = source.labels.to(device)
         self.batch_size, self.device, self.channels_last = opt.batch_size, device, opt.channels_last
-        n = len(source.labels)
-        self.n_samples = n * (rank + 1) // world_size - n * rank // world_size      # of this rank's part
-        whole, rest = divmod(self.n_samples, opt.batch_size)
+        n = self.n_samples = len(source.labels)
+        own = n * (rank + 1) // world_size - n * rank // world_size
+        # Every rank makes as many training steps as the one with the smallest part.
+        whole, rest = divmod(n // world_size if train else own, opt.batch_size)
         self.steps = whole + (rest >= smallest_batch)
+        self.generator, self.skip = None, 0     # DALI draws on its own; of an interrupted epoch the rest is drawn anew
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=max(1, opt.num_workers), seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
@@ -77,7 +79,8 @@ class DaliLoader:
         return self.steps
 
     def __iter__(self):
-        for step, (batch,) in enumerate(self._batches()):
+        skip, self.skip = self.skip, 0
+        for step, (batch,) in enumerate(self._batches(), start=skip):
             if step >= self.steps:      # a last batch too short; the iterator must still be run to its end to be reset
                 continue
             images = batch['images'].to(self.device, non_blocking=True)

@@ -9,6 +9,18 @@ STD = (0.2675, 0.2565, 0.2761)
 PAD = 4
 
 
+def batch_parts(n: int, batch_size: int, smallest: int, rank: int, world_size: int) -> list[tuple[int, int]]:
+    """(start, end) of a process's part of each batch of an epoch of n samples, batch_size in a full one.
+
+    A short last batch is divided evenly too, a rest that cannot be is left out; so are parts of fewer than `smallest`.
+    """
+    whole, rest = divmod(n, batch_size * world_size)
+    last = rest // world_size
+    sizes = [batch_size] * whole + [last] * (last >= max(1, smallest))
+    firsts = (step * batch_size * world_size for step in range(len(sizes)))
+    return [(first + rank * size, first + (rank + 1) * size) for first, size in zip(firsts, sizes, strict=True)]
+
+
 class MemoryLoader:
     """Batches (images (B, 3, H, W) float32, target (B,) int64, index (B,) int64), all on `device`.
 
@@ -21,8 +33,14 @@ class MemoryLoader:
     """
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
-                 train: bool = False, smallest_batch: int = 1, seed: int = 0, channels_last: bool = True):
-        """images: uint8 (N, 3, H, W); target: int64 (N,). A last batch of fewer than smallest_batch is left out."""
+                 train: bool = False, smallest_batch: int = 1, seed: int = 0, channels_last: bool = True,
+                 rank: int = 0, world_size: int = 1):
+        """images: uint8 (N, 3, H, W); target: int64 (N,). A last batch of fewer than smallest_batch is left out.
+
+        All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
+        batch_size, and in a test every world_size-th image. `skip` batches of the next epoch are left out.
+        """
+        self.rank, self.world_size, self.skip = rank, world_size, 0
         self.size = tuple(images.shape[2:])
         self.batch_size, self.device, self.train, self.smallest_batch = batch_size, device, train, smallest_batch
         self.channels_last = channels_last
@@ -41,20 +59,23 @@ class MemoryLoader:
 
     @property
     def n_samples(self) -> int:
-        """Samples in the data set."""
+        """Samples in the data set, of all processes."""
         return len(self.target)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(self.n_samples, self.batch_size)
-        return whole + (rest >= self.smallest_batch)
+        return len(self.parts())
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Where each batch of this process begins and ends in the epoch's order."""
+        return batch_parts(self.n_samples, self.batch_size, self.smallest_batch, self.rank, self.world_size)
 
     def __iter__(self):
         return self._augmented() if self.train else self._plain()
 
     def _plain(self):
-        index = torch.arange(self.n_samples, device=self.device)
-        for batch in index.split(self.batch_size):
+        index = torch.arange(self.n_samples, device=self.device)[self.rank::self.world_size]
+        for batch in index.split(self.batch_size) if len(index) else ():
             yield self._normalise(self.images[batch]), self.target[batch], batch
 
     def _augmented(self):
@@ -63,8 +84,9 @@ class MemoryLoader:
         corner = torch.randint(0, 2 * PAD + 1, (2, n), generator=self.generator)
         flip = torch.randint(0, 2, (1, n), generator=self.generator)
         plan = torch.cat([order[None], corner, flip]).to(self.device)
-        for step in range(len(self)):
-            index, y, x, flip = plan[:, step * self.batch_size:(step + 1) * self.batch_size]
+        skip, self.skip = self.skip, 0
+        for start, end in self.parts()[skip:]:
+            index, y, x, flip = plan[:, start:end]
             crop = self.windows[index, y, x]
             crop = torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
             yield self._normalise(crop), self.target[index], index

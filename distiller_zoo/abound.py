@@ -69,6 +69,10 @@ class AB(Distiller):
         self.connector = Connector(stages_s, stages_t)
         self.criterion = ABLoss(len(self.connector.connectors))
 
+    def finish_init(self):
+        super().finish_init()
+        self.connector.requires_grad_(False)
+
     def init_loss(self, images):
         feats_s, _ = self.student(images, is_feat=True, preact=True)
         feats_t, _ = self.ask_teacher(images, preact=True)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helper import distributed
 from helper.errors import UserError
 
 from .base import Distiller
@@ -43,9 +44,11 @@ class ContrastMemory(nn.Module):
         out1, out2 = (torch.exp((v @ memory.t()).gather(1, contrast_idx) / self.temperature)
                       for v, memory in ((v1, self.memory_v2.clone()), (v2, self.memory_v1.clone())))
         with torch.no_grad():
-            estimate = torch.stack([out1.mean(), out2.mean()]) * len(self.memory_v1)
+            # Several processes keep one memory: all take in the whole batch.
+            estimate = distributed.mean(torch.stack([out1.mean(), out2.mean()]) * len(self.memory_v1))
             self.Z.copy_(torch.where(self.Z < 0, estimate, self.Z))
             z1, z2 = self.Z.clone()
+            v1, v2, idx = (distributed.gather_rows(x) for x in (v1, v2, idx))
             for v, memory in ((v1, self.memory_v1), (v2, self.memory_v2)):
                 moved = memory[idx] * self.momentum + v * (1 - self.momentum)
                 memory.index_copy_(0, idx, F.normalize(moved, dim=1))

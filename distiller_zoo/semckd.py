@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helper import distributed
+
 from .base import Distiller
 
 
@@ -119,8 +121,8 @@ class SemCKD(Distiller):
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)
         self.criterion = SemCKDLoss()
         # The epoch's sum of the batches' mean attention, and how many batches: for the eye, not for training.
-        self.register_buffer('attention_sum', torch.zeros(len(channels_s), len(channels_t)), persistent=False)
-        self.register_buffer('attention_batches', torch.zeros(()), persistent=False)
+        self.register_buffer('attention_sum', torch.zeros(len(channels_s), len(channels_t)))
+        self.register_buffer('attention_batches', torch.zeros(()))
 
     def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
         proj_s, target_t, weight = self.attention(feats_s[1:-1], feats_t[1:-1])
@@ -134,7 +136,7 @@ class SemCKD(Distiller):
 
     def pictures(self):
         """The mean attention of the epoch: a row a student stage, a column a teacher stage."""
-        mean = self.attention_sum / self.attention_batches.clamp(min=1)
+        mean = distributed.mean(self.attention_sum / self.attention_batches.clamp(min=1))
         self.attention_sum.zero_()
         self.attention_batches.zero_()
         return {'attention': mean.tolist()}

@@ -3,6 +3,7 @@ import os
 import pickletools
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from .errors import UserError
 from .files import write_atomically
 
 
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` to `path`; an older file there stays whole until the new one is."""
-    write_atomically(path, lambda file: torch.save(state, file))
+def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
+    """Write `state` to `path`; an older file there stays whole until the new one is, and then gets the name `keep`."""
+    write_atomically(path, lambda file: torch.save(state, file), keep)
 
 
 def load_checkpoint(path: str, flag: str) -> dict:
@@ -34,6 +35,12 @@ def load_checkpoint(path: str, flag: str) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
+            # torch does not look at the checksums that it writes.
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as file:
+                    damaged = file.testzip()
+                if damaged:
+                    raise ValueError(f'checksum of {damaged}')
             state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:      # whatever a damaged or hostile file makes the unpickler raise
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -41,7 +48,8 @@ def load_checkpoint(path: str, flag: str) -> dict:
         if called:
             raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
                             f'give a checkpoint as torch.save writes of a state_dict') from error
-        raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or cut short; fetch or train it again') from error
+        raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or damaged or cut short; '
+                        f'fetch or train it again') from error
     if not isinstance(state, dict):
         raise UserError(f'{flag} {path}: holds a {type(state).__name__}; '
                         f'a checkpoint is a dictionary with "model" in it')

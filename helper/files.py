@@ -1,18 +1,25 @@
 """Files that are whole or not there: written under another name in the same folder, flushed, then renamed."""
+import contextlib
 import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import UserError
 
+UNFINISHED = '.tmp'     # what a file is called until it is whole
 
-def write_atomically(path: Path, write: Callable) -> None:
-    """Call write(binary file), then put that file in `path`'s place. The old file stays whole until then."""
+
+def write_atomically(path: Path, write: Callable, keep: str | None = None) -> None:
+    """Call write(binary file), then put that file in `path`'s place. The old file stays whole until then.
+
+    keep: the name that the old file gets in the same folder.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=UNFINISHED, dir=path.parent)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror}); what was there before is whole') from error
     try:
@@ -21,14 +28,39 @@ def write_atomically(path: Path, write: Callable) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
+        if keep and path.exists():
+            _keep(path, path.with_name(keep))
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except BaseException as error:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         # torch.save says RuntimeError when the disk is full.
         if isinstance(error, (OSError, RuntimeError)):
             reason = ' '.join(str(error).split())[:200]
             raise UserError(f'{path}: cannot be written ({reason}); what was there before is whole') from error
         raise
+
+
+def _keep(path, older):
+    """Give the file at `path` the name `older` too; there is no moment without a file at `path`."""
+    link = path.with_name(f'.{older.name}{UNFINISHED}')
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+        os.replace(link, older)
+    except OSError:             # a file system without hard links
+        os.replace(path, older)
+
+
+def _flush_folder(folder):
+    """The new name survives a power failure too, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value) -> None:
@@ -38,16 +70,67 @@ def write_json(path: Path, value) -> None:
 
 
 def run_folder(*parts: str) -> Path:
-    """Make the folder of a run and see that it can be written. On Windows ':' becomes '~'."""
+    """The folder of a run, not made yet. On Windows ':' becomes '~'."""
     *parents, name = parts
     if sys.platform == 'win32':
         name = name.replace(':', '~')
-    folder = Path(*parents, name)
+    return Path(*parents, name)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run and see that it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f'--save_dir {parents[0]}: cannot write {folder} ({error.strerror}); '
+        raise UserError(f'--save_dir {folder.parent.parent}: cannot write {folder} ({error.strerror}); '
                         f'give a folder that you may write') from error
-    return folder
+
+
+class Lock:
+    """One run at a time writes into a folder. The system drops the lock when its process ends, however it ends."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.file = folder, None
+
+    def take(self, wait: bool) -> None:
+        """Raises UserError when another process holds it; with `wait`, until that one ends, this one waits."""
+        if self.file:
+            return
+        file = open(self.folder / '.lock', 'a+b')      # noqa: SIM115, held until release()
+        said = False
+        while not _try_lock(file):
+            if not wait:
+                file.close()
+                raise UserError(f'{self.folder}: another run is writing there; give another --trial, or --resume auto '
+                                f'to go on after it')
+            if not said:
+                print(f'{self.folder}: another run is writing there; waiting for it to end', flush=True)
+            said = True
+            time.sleep(0.2)
+        self.file = file
+        for rest in self.folder.glob(f'.*{UNFINISHED}'):       # of a run that was killed while it wrote
+            with contextlib.suppress(OSError):
+                rest.unlink()
+
+    def release(self) -> None:
+        if self.file:
+            self.file.close()
+            self.file = None
+
+
+def _try_lock(file) -> bool:
+    try:
+        if sys.platform == 'win32':
+            import msvcrt
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:         # a file system without locks
+        pass
+    return True

@@ -1,12 +1,13 @@
 """One epoch of training, and validation."""
-import math
-
 import torch
 import torch.nn.functional as F
 
+from .distributed import average_batchnorm
 from .errors import UserError
-from .meter import Meter, describe
+from .meter import Meter
+from .precision import Precision
 from .progress import Progress
+from .watch import Watch
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
@@ -18,36 +19,44 @@ def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
     return rate
 
 
-def train_vanilla(epoch: int, loader, net, optimizer, opt) -> dict:
-    """One epoch of cross-entropy. Returns {'loss', 'top1', 'top5', 'images_per_second'}, averages over the epoch."""
+def train_vanilla(epoch: int, loader, net, optimizer, opt, keeper=None, precision=None) -> dict:
+    """One epoch of cross-entropy. Returns {'loss', 'top1', 'top5', 'images_per_second'}, averages over the epoch.
+
+    keeper: a helper.resume.Keeper, which can begin and stop within the epoch. precision: of --amp.
+    """
     net.train()
 
     def losses(images, target, index):
         logits = net(images)
         return {'loss': F.cross_entropy(logits, target)}, logits
-    return _train(epoch, loader, losses, optimizer, opt)
+    return _train(epoch, loader, net, losses, optimizer, opt, keeper, precision)
 
 
-def train_distill(epoch: int, loader, distiller, optimizer, opt) -> dict:
+def train_distill(epoch: int, loader, distiller, optimizer, opt, keeper=None, precision=None) -> dict:
     """One epoch of distillation. As train_vanilla, with the terms of the distiller's loss beside their sum."""
     distiller.train()
-    return _train(epoch, loader, distiller, optimizer, opt)
+    return _train(epoch, loader, distiller, distiller, optimizer, opt, keeper, precision)
 
 
-def _train(epoch, loader, losses, optimizer, opt):
-    """losses(images, target, index) -> ({'loss': total, ...}, logits)."""
-    meter = Meter()
-    with Progress(f'epoch {epoch}', loader, opt.print_freq) as progress:
+def _train(epoch, loader, module, losses, optimizer, opt, keeper, precision):
+    """losses(images, target, index) -> ({'loss': total, ...}, logits), with the parameters of `module`."""
+    precision = precision or Precision(None, next(module.parameters()).device)
+    meter, watch = Meter(), Watch(epoch, optimizer)
+    done = keeper.begin_epoch(meter, watch) if keeper else 0
+    with Progress(f'epoch {epoch}', loader, opt.print_freq, done) as progress:
         for images, target, index in loader:
-            terms, logits = _forward(losses, images, target, index)
-            optimizer.zero_grad()
-            terms['loss'].backward()
-            optimizer.step()
+            with precision.autocast():
+                terms, logits = _forward(losses, images, target, index)
+            watch.look(progress.done + 1, terms)
+            precision.update(terms['loss'], optimizer)
             meter.update(terms, logits, target)
-            averages = progress.step(len(target), meter)
-            _check_finite(averages, epoch, progress.done, optimizer)
+            progress.step(len(target), meter)
+            if keeper:
+                keeper.step_done()
+        watch.settle()
+        precision.check()
+        average_batchnorm(module)
         averages = meter.averages()
-        _check_finite(averages, epoch, progress.done, optimizer)
     return {**averages, 'images_per_second': progress.images_per_second}
 
 
@@ -61,16 +70,9 @@ def _forward(losses, images, target, index):
                         f'give at least 2') from error
 
 
-def _check_finite(averages, epoch, step, optimizer):
-    """A diverged run stops, instead of training on to the last epoch."""
-    if averages and not math.isfinite(averages['loss']):
-        raise UserError(f'the loss diverged in epoch {epoch}, by step {step} ({describe(averages)}) at learning rate '
-                        f'{optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta')
-
-
 @torch.inference_mode()
-def validate(loader, net, predict=None) -> dict:
-    """{'test_loss', 'test_acc', 'test_acc_top5'} (percent) over every image once.
+def validate(loader, net, predict=None, keeper=None) -> dict:
+    """{'test_loss', 'test_acc', 'test_acc_top5'} (percent) over every image once, each in one of the processes.
 
     predict(images) -> logits defaults to net itself; net is put into eval mode first.
     """
@@ -80,5 +82,7 @@ def validate(loader, net, predict=None) -> dict:
     for images, target, _ in loader:
         logits = predict(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)
+        if keeper:
+            keeper.stop_if_asked()
     averages = meter.averages()
     return {'test_loss': averages['loss'], 'test_acc': averages['top1'], 'test_acc_top5': averages['top5']}

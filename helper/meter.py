@@ -1,9 +1,11 @@
 """Running averages that stay on the device until somebody asks."""
 import torch
 
+from . import distributed
+
 
 class Meter:
-    """Averages of loss terms, and top-1 and top-5 accuracy in percent, weighted by samples."""
+    """Averages of loss terms, and top-1 and top-5 accuracy in percent, weighted by samples, over all processes."""
 
     def __init__(self):
         self.names, self.sums, self.samples = [], None, 0
@@ -16,10 +18,10 @@ class Meter:
         if logits is not None:
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             values |= {'top1': hits[:, 0].sum() * 100, 'top5': hits.sum() * 100}
-        names, values = list(values), torch.stack(list(values.values()))
+        names, values = list(values), torch.stack([value.double() for value in values.values()])
         if self.sums is None:
             self.names = names
-            self.sums = torch.zeros_like(values, dtype=torch.float64)
+            self.sums = torch.zeros_like(values)
         self.sums += values
         self.samples += n
 
@@ -28,11 +30,26 @@ class Meter:
         """Whether reading the averages waits for nothing."""
         return self.sums is not None and self.sums.device.type == 'cpu'
 
-    def averages(self) -> dict:
-        """name -> average so far. The one place that waits for the device."""
-        if self.sums is None:
-            return {}
-        return dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
+    def state(self) -> dict:
+        """This process's sums, for a checkpoint."""
+        return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples}
+
+    def restore(self, state: dict, device: torch.device) -> None:
+        """Go on from what state() gave."""
+        sums = state['sums']
+        self.names, self.samples = list(state['names']), int(state['samples'])
+        self.sums = None if sums is None else sums.to(device, torch.float64)
+
+    def averages(self, everywhere: bool = True) -> dict:
+        """name -> average so far. The one place that waits for the device.
+
+        everywhere: over all processes, each of which must call this then; else over this one alone.
+        """
+        own = self.names, [] if self.sums is None else self.sums.tolist(), self.samples
+        parts = [part for part in (distributed.gather(own) if everywhere else [own]) if part[2]]
+        samples = sum(part[2] for part in parts)
+        sums = [sum(column) for column in zip(*(part[1] for part in parts), strict=True)]
+        return {name: value / samples for name, value in zip(parts[0][0] if parts else [], sums, strict=True)}
 
 
 def describe(averages: dict) -> str:

@@ -9,6 +9,7 @@ from distiller_zoo import distiller_dict, get_method
 from models import default_learning_rate, model_dict, model_names, resolve
 
 from .arguments import Parser, epoch_list, number
+from .precision import KINDS
 from .text import table
 
 
@@ -44,7 +45,19 @@ def _common(description, trial_flags, trial):
     add('--lr_decay_rate', type=number(float, above=0), default=0.1, help='by how much')
     add('--weight_decay', type=number(float, low=0), default=5e-4, help='of SGD')
     add('--momentum', type=number(float, low=0), default=0.9, help='of SGD')
-    add('--gpu_id', default='0', help='the GPU to train on; cpu forces the CPU')
+    add('--gpu_id', default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
+    add('--multiprocessing-distributed', action='store_true',
+        help='one process for each entry of --gpu_id, which share batch_size and num_workers')
+    add('--dist-url', default='tcp://127.0.0.1:23451', help='where these processes meet')
+    add('--dist-timeout', type=number(int, low=1), default=600,
+        help='seconds that a process waits for the others before it gives up')
+    add('--sync_bn', action='store_true', help='batch normalisation over the batch of all processes')
+    add('--amp', nargs='?', const='auto', choices=('auto', *KINDS),
+        help='compute in 16 bits: bfloat16 where the GPU has it, else float16')
+    add('--resume', nargs='?', const='auto', metavar='auto|PATH',
+        help="go on from a run's last.pth; auto: from that of the output folder, if there is one")
+    add('--save_every', type=number(float, low=0), default=0.0,
+        help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
     add('--channels_last', action=argparse.BooleanOptionalAction, default=True,
         help='keep images and weights with the channels innermost, faster on CPUs and GPUs')
     add('--seed', type=number(int, low=0, high=2**32 - 1),
@@ -65,6 +78,7 @@ def _finish(parser, opt, model, flag):
         parser.error(f'--trial {opt.trial}: the trial is a part of a folder name; give one without slashes')
     if opt.learning_rate is None:
         opt.learning_rate = default_learning_rate(model)
+    opt.seed_given = opt.seed is not None or opt.deterministic
     if opt.seed is None:
         opt.seed = 12345 if opt.deterministic else secrets.randbits(31)
     return opt

@@ -1,0 +1,272 @@
+"""Runs that can be interrupted: last.pth in the output folder, and the signals that end a run well."""
+import signal
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import distributed
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .device import random_state, restore_random_state
+from .errors import UserError
+from .run_log import RunLog
+
+LAST, PREVIOUS = 'last.pth', 'previous.pth'
+STAGES = ('init', 'train')
+SAVE = 1        # below every signal's number
+
+# Options that say how a run is computed or where it lies, not what it computes.
+FREE = {'epochs', 'resume', 'save_every', 'save_freq', 'num_workers', 'print_freq', 'save_dir', 'data_dir', 'gpu_id',
+        'multiprocessing_distributed', 'dist_url', 'dist_timeout', 'skip_validation', 'evaluate', 'path_t', 'trial',
+        'use_lmdb', 'channels_last', 'compile', 'fast', 'seed', 'seed_given'}
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run after its state was saved; the exit code is 128 + the signal."""
+
+
+def data_facts(data) -> dict:
+    """What a run must find unchanged of its data: the counts, and a checksum of the labels."""
+    return {'training images': data.n_train, 'classes': data.num_classes,
+            'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes())}
+
+
+def weights_checksum(net: nn.Module) -> int:
+    """A checksum of all parameters and buffers."""
+    crc = 0
+    for value in net.state_dict().values():
+        crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)
+    return crc
+
+
+class Keeper:
+    """Keeps last.pth, from which --resume goes on; use as a context manager around the training.
+
+    last.pth comes first at an epoch's end, the files that people read follow from it. A step that is under way when a
+    signal comes is finished; then the state is saved, in the middle of an epoch too, and the process exits.
+    """
+
+    def __init__(self, log: RunLog, opt, module: nn.Module, loader, facts: dict, precision):
+        """Reads the state of --resume into `module` and `log`, and opens `log`. module: what is trained, as it is
+        before DDP. facts: what must be the same in a resumed run beside the options. Raises UserError."""
+        self.log, self.opt, self.module, self.loader, self.precision = log, opt, module, loader, precision
+        self.identity = {**{k: v for k, v in vars(opt).items() if k not in FREE}, **facts}
+        self.agreement, self.signal, self.stopping = distributed.Agreement(), 0, False
+        self.stage, self.epoch, self.step, self.optimizer, self.meter, self.watch = None, 0, 0, None, None, None
+        self.saved_at = time.monotonic()
+        self.state = self.read()
+        if self.state:
+            self.restore_module()
+        log.open(self.state['log'] if self.state else None, wait=opt.resume is not None)
+
+    # Reading
+
+    def read(self) -> dict | None:
+        """What --resume finds, the same in every process; None where a run starts anew."""
+        if self.opt.resume is None:
+            if distributed.is_main() and (self.log.folder / LAST).exists():
+                print(f'{self.log.folder} holds an earlier run, which this one replaces after its first epoch; '
+                      f'--resume auto would go on with it')
+            return None
+        return distributed.broadcast(self._read if distributed.is_main() else None)
+
+    def _read(self):
+        auto = self.opt.resume == 'auto'
+        if auto:
+            self.log.claim(wait=True)
+        path = self.log.folder / LAST if auto else Path(self.opt.resume)
+        if path.is_dir():
+            path = path / LAST
+        before = path.with_name(PREVIOUS)
+        if auto and not path.exists() and not before.exists():
+            print(f'nothing to resume in {self.log.folder}: starting anew')
+            return None
+        try:
+            state = load_checkpoint(str(path), '--resume')
+            _check(state, f'--resume {path}')
+        except UserError as error:
+            if path.name != LAST or not before.exists():
+                raise
+            print(f'{error}: going on with {PREVIOUS}, the state before it')
+            path = before
+            state = load_checkpoint(str(path), '--resume')
+            _check(state, f'--resume {path}')
+        self._compare(state, path)
+        print(f'going on from {path}: {_where(state)}')
+        return {**state, 'folder': str(path.parent)}
+
+    def _compare(self, state, path):
+        """Raises UserError that names what differs between this run and the saved one."""
+        saved = state['identity']
+        differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
+                  if saved.get(name) != value]
+        if self.opt.seed_given and self.opt.seed != state['seed']:
+            differ.append(f'seed {state["seed"]}, now {self.opt.seed}')
+        if differ:
+            raise UserError(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
+                            f'or leave --resume out')
+        done = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
+        if self.opt.epochs < done:
+            raise UserError(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}')
+
+    def restore_module(self):
+        """Weights and buffers. Those of the optimiser and the random numbers wait until the epochs begin."""
+        state, what = self.state, f'--resume {self.opt.resume}: does not fit this run'
+        if state['stage'] == 'train' and getattr(self.module, 'initialising', False):
+            self.module.finish_init()
+        load_weights(self.module, state['module'], what)
+        self.opt.seed = state['seed']
+        if distributed.world_size() != len(state['random']):
+            print(f'saved by {len(state["random"])} processes, going on with {distributed.world_size()}: '
+                  f'the random numbers of the methods are drawn anew')
+
+    @property
+    def best_is_due(self) -> bool:
+        """Whether the resumed state is the best one, whose file may not have been written before the run ended."""
+        state = self.state
+        return bool(state) and state['stage'] == 'train' and state['step'] == 0 and \
+            self.log.best.get('epoch') == state['epoch'] - 1
+
+    # Keeping
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.note) for number in distributed.STOP_SIGNALS}
+        self.noted_at = 0.0
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.log.release()
+
+    def note(self, number, _):
+        """A signal has come. The second Ctrl-C a while later ends the run at once."""
+        if self.signal == number == signal.SIGINT and time.monotonic() - self.noted_at > 1:
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self.noted_at = number, time.monotonic()
+
+    def epochs(self, stage: str, last: int, optimizer) -> Iterator[int]:
+        """The epochs of a stage ('init' or 'train') that are still to be trained, counted from 1."""
+        self.stage, self.optimizer, self.epoch = stage, optimizer, 1
+        state = self.state
+        if state and STAGES.index(state['stage']) > STAGES.index(stage):
+            return iter(())
+        if state and state['stage'] == stage:
+            self._restore_optimizer(state)
+            self.epoch = state['epoch']
+        return self._count(last)
+
+    def _count(self, last):
+        while self.epoch <= last:
+            if self.state is None:
+                self._stop_together()
+            yield self.epoch
+
+    def _restore_optimizer(self, state):
+        try:
+            _check_optimizer(state['optimizer'], self.optimizer)
+            self.optimizer.load_state_dict(state['optimizer'])
+            self.precision.scaler.load_state_dict(state['scaler'])
+            if len(state['random']) == distributed.world_size():
+                restore_random_state(state['random'][distributed.rank()])
+            if state['loader'] is not None:
+                self.loader.generator.set_state(state['loader'])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f'--resume {self.opt.resume}: not the state of this run '
+                            f'({" ".join(str(error).split())[:150]})') from error
+
+    def begin_epoch(self, meter, watch) -> int:
+        """How many steps of this epoch an earlier run has made: `meter` and the loader go on after them."""
+        self.meter, self.watch, self.step = meter, watch, 0
+        generator = self.loader.generator
+        self.plan = generator.get_state() if generator is not None else None
+        if self.state and self.state['step']:
+            self.step = self.loader.skip = self.state['step']
+            meter.restore(self.state['meter'], next(self.module.parameters()).device)
+        self.state = None       # used up
+        return self.step
+
+    def step_done(self) -> None:
+        """After every step: save when --save_every says so; end the run when a signal asked for it."""
+        self.step += 1
+        due = self.opt.save_every and time.monotonic() - self.saved_at > 60 * self.opt.save_every
+        wanted = self.agreement.largest(self.signal or (SAVE if due else 0))
+        if wanted:
+            self.watch.settle()
+            self.save(self.epoch, self.step)
+            if wanted != SAVE:
+                self.stop(wanted)
+
+    def stop_if_asked(self) -> None:
+        """Between two batches of the validation. Several processes may have different numbers of them: they go on."""
+        if self.signal and distributed.world_size() == 1 and self.stage:
+            self.save(self.epoch, self.step)
+            self.stop(self.signal)
+
+    def end_epoch(self) -> None:
+        """The epoch is trained, validated and noted in the log: save that."""
+        self.save(self.epoch + 1, 0)
+        self.epoch += 1
+
+    def _stop_together(self):
+        number = max(distributed.gather(max(self.signal, self.agreement.settle())))
+        if number > SAVE:
+            self.stop(number)
+
+    def stop(self, number):
+        """The state is saved: leave."""
+        print(f'{signal.Signals(number).name}: stopped {_where({"stage": self.stage, **self.place})}, saved in '
+              f'{self.log.folder / LAST}; the same command with --resume auto goes on', flush=True)
+        raise Interrupted(128 + number)
+
+    def save(self, epoch: int, step: int) -> None:
+        """Write last.pth: `step` steps of `epoch` are done. The one before becomes previous.pth."""
+        self.place = {'epoch': epoch, 'step': step}
+        self.saved_at = time.monotonic()
+        distributed.average_batchnorm(self.module)
+        random = distributed.gather(random_state())
+        if not distributed.is_main():
+            return
+        generator = self.loader.generator
+        now = generator.get_state() if generator is not None else None
+        state = {
+            'identity': self.identity, 'seed': self.opt.seed, 'stage': self.stage, **self.place,
+            'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
+            'scaler': self.precision.scaler.state_dict(), 'random': random, 'loader': self.plan if step else now,
+            'meter': self.meter.state() if step else None, 'log': self.log.state()}
+        save_checkpoint(self.log.folder / LAST, state, keep=PREVIOUS)
+
+
+KINDS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
+         'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'meter': (dict, type(None)), 'log': dict}
+
+
+def _check(state, what):
+    """Raises UserError unless `state` has the parts of last.pth."""
+    for name, kind in KINDS.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f'{what}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a run '
+                            f'keeps in its folder')
+    if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or \
+            (state['step'] and not state['meter']) or not RunLog.fits(state['log']):
+        raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
+
+
+def _check_optimizer(state, optimizer):
+    """Raises ValueError unless every tensor kept for a parameter has its shape and is a float."""
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    for number, kept in state['state'].items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and (value.shape != parameters[number].shape
+                                                    or not value.is_floating_point()):
+                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}')
+
+
+def _where(state):
+    stage = 'of the first stage ' if state['stage'] == 'init' else ''
+    return f'after step {state["step"]} of epoch {state["epoch"]} {stage}'.rstrip() if state['step'] else \
+        f'after epoch {state["epoch"] - 1} {stage}'.rstrip()
