@@ -48,7 +48,7 @@ def load_checkpoint(path: str, flag: str) -> dict:
         if called:
             raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
                             f'give a checkpoint as torch.save writes of a state_dict') from error
-        raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or damaged or cut short; '
+        raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or cut short or damaged; '
                         f'fetch or train it again') from error
     if not isinstance(state, dict):
         raise UserError(f'{flag} {path}: holds a {type(state).__name__}; '

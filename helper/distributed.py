@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -46,13 +47,14 @@ def is_main() -> bool:
 
 def launch(train: Callable, opt) -> None:
     """Call train(opt, device) in each process: here alone, in new ones, or as one of torchrun's or srun's."""
-    outside = _outside()
     if opt.multiprocessing_distributed and 'WORLD_SIZE' in os.environ:
         raise UserError('--multiprocessing-distributed: WORLD_SIZE is set, so torchrun or the like has started the '
                         'processes; leave the flag out, or unset WORLD_SIZE')
     if opt.multiprocessing_distributed:
         _spawn(train, opt)
-    elif outside and outside['world'] > 1:
+        return
+    outside = _outside()
+    if outside and outside['world'] > 1:
         with _one_line(outside['rank']):
             _join_group(opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside['local']))
             train(opt, dist_device())
@@ -85,6 +87,7 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     """`module` under DDP where there are several processes. unused: some of its parameters may get no gradient."""
     if world_size() == 1:
         return module
+    warnings.filterwarnings('ignore', message='Grad strides do not match')      # of 1x1 kernels, which have two names
     # Buffers are no business of DDP's: batch norms are averaged before they are used, and the rest is kept equal.
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'    # until torch 2.14
@@ -254,19 +257,18 @@ def _join_group(opt, url, rank, world, gpu_id):
         here = int(os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('SLURM_NTASKS_PER_NODE', world)))
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     device = select_device(gpu_id)
-    where = {} if url == 'env://' else {'rank': rank, 'world_size': world}
-    if device.type == 'cuda':
-        where['device_id'] = device
-    address = url if where.get('world_size') else f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+    address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if url == 'env://' else url
     try:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url,
-                                timeout=timedelta(seconds=opt.dist_timeout), **where)
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url, rank=rank,
+                                world_size=world, timeout=timedelta(seconds=opt.dist_timeout),
+                                device_id=device if device.type == 'cuda' else None)
         _control = dist.group.WORLD if device.type == 'cpu' else dist.new_group(
             backend='gloo', timeout=timedelta(seconds=opt.dist_timeout))
     except (dist.DistError, RuntimeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())
         in_use = re.search('EADDRINUSE|address already in use', reason)
-        raise UserError(f'--dist-url {address}: ' + (
+        name = 'MASTER_ADDR and MASTER_PORT' if url == 'env://' else '--dist-url'
+        raise UserError(f'{name} {address}: ' + (
             'the port is in use; give another one' if in_use else
             f'the {world} processes did not meet within {opt.dist_timeout} s ({reason[:150]}); is the address that of '
             f'process 0, open to all, and does every process start? --dist-timeout SECONDS waits longer')) from error

@@ -57,10 +57,14 @@ class Keeper:
         self.agreement, self.signal, self.stopping = distributed.Agreement(), 0, False
         self.stage, self.epoch, self.step, self.optimizer, self.meter, self.watch = None, 0, 0, None, None, None
         self.saved_at = time.monotonic()
-        self.state = self.read()
-        if self.state:
-            self.restore_module()
-        log.open(self.state['log'] if self.state else None, wait=opt.resume is not None)
+        try:
+            self.state = self.read()
+            if self.state:
+                self.restore_module()
+            log.open(self.state['log'] if self.state else None, wait=opt.resume is not None)
+        except BaseException:
+            log.release()
+            raise
 
     # Reading
 

@@ -1,5 +1,7 @@
 """What a run leaves behind beside its checkpoints: JSON files, TensorBoard, a line an epoch."""
+import contextlib
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import save_checkpoint
 from .distributed import is_main
+from .errors import UserError
 from .files import Lock, make_folder, run_folder, write_json
 
 
@@ -42,15 +45,18 @@ class RunLog:
             return
         self.claim(wait)
         make_folder(self.events)
+        threading.excepthook = _leave_to_main_thread
         # What an interrupted run wrote after the state is hidden, not shown twice.
-        self.writer = SummaryWriter(str(self.events), purge_step=len(self.history) + 1 if state else None)
+        with self._events():
+            self.writer = SummaryWriter(str(self.events), purge_step=len(self.history) + 1 if state else None)
         if self.history:
             self._write_history()
 
     def release(self) -> None:
         """Another run may write into the folder."""
         if self.writer:
-            self.writer.close()
+            with contextlib.suppress(OSError):
+                self.writer.close()
         self.lock.release()
 
     def state(self) -> dict:
@@ -74,17 +80,26 @@ class RunLog:
             self.best = {**test, 'epoch': epoch}
         if not is_main():
             return is_best
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, epoch)
-        for tag, matrix in (pictures or {}).items():
-            pixels = torch.tensor(matrix).repeat_interleave(32, 0).repeat_interleave(32, 1)
-            self.writer.add_image(tag, pixels.clamp(0, 1), epoch, dataformats='HW')
-        self.writer.flush()
+        with self._events():
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, epoch)
+            for tag, matrix in (pictures or {}).items():
+                pixels = torch.tensor(matrix).repeat_interleave(32, 0).repeat_interleave(32, 1)
+                self.writer.add_image(tag, pixels.clamp(0, 1), epoch, dataformats='HW')
+            self.writer.flush()
         print(f'epoch {epoch}: train loss {train["loss"]:.4f}, top-1 {train["top1"]:.2f} | '
               f'test loss {test["test_loss"]:.4f}, top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
         return is_best
+
+    @contextlib.contextmanager
+    def _events(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f'{self.events}: cannot be written ({error.strerror}); the checkpoints are whole'
+                            ) from error
 
     def write(self) -> None:
         """Bring the JSON files up to the epoch that was noted last. Not before the first: a run that fails at once
@@ -110,7 +125,8 @@ class RunLog:
     def init_epoch(self, epoch: int, train: dict) -> None:
         """Note an epoch of a method's first stage."""
         if is_main():
-            self.writer.add_scalar('init_loss', train['loss'], epoch)
+            with self._events():
+                self.writer.add_scalar('init_loss', train['loss'], epoch)
             print(f'first stage, epoch {epoch}: loss {train["loss"]:.4f}, {train["images_per_second"]:.0f} images/s',
                   flush=True)
 
@@ -119,6 +135,12 @@ class RunLog:
         if is_main():
             self._write_parameters(**{'Total time': (time.time() - self.start) / seconds_per_unit})
             print(f'best top-1 {self.best["test_acc"]:.2f} at epoch {self.best["epoch"]}, saved in {self.folder}')
+
+
+def _leave_to_main_thread(args):
+    """A failed write in TensorBoard's thread is raised again in the main thread: that one says it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def show_evaluation(name: str, test: dict) -> None:

@@ -18,11 +18,14 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.forward(ctx, grad)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's, which is for GPUs alone, made to work on the CPU too: (N, C, ...) of one N in every process."""
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What torch's SyncBatchNorm, which is for GPUs alone, does: (N, C, ...) of one N in every process."""
+
+    def _check_input_dim(self, x):
+        pass
 
     def forward(self, x):
-        if x.device.type != 'cpu' or not self.training or not dist.is_initialized():
+        if not self.training:
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -32,17 +35,17 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         with torch.no_grad():
             n = world * x.numel() // x.shape[1]
             self.num_batches_tracked += 1
-            rate = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean, rate)
-            self.running_var.lerp_(var * n / (n - 1), rate)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         return x * self.weight.view(shape) + self.bias.view(shape)
 
 
-def synchronise_batchnorm(module: nn.Module) -> nn.Module:
-    """`module` with its batch norms' statistics taken over all processes. Parameters and their names stay."""
-    nn.SyncBatchNorm.convert_sync_batchnorm(module)
+def synchronise_batchnorm(module: nn.Module) -> None:
+    """Take the statistics of `module`'s batch norms over all processes. Parameters and their names stay."""
+    if next(module.parameters()).device.type != 'cpu':
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
     for part in module.modules():
-        if type(part) is nn.SyncBatchNorm:
-            part.__class__ = SyncBatchNorm
-    return module
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.__class__ = CpuSyncBatchNorm

@@ -121,7 +121,7 @@ def test_semckd_mean_attention():
     assert attention.shape == (3, 3) and torch.allclose(attention.sum(1), torch.ones(3), atol=1e-5)
     assert torch.tensor(distiller.pictures()['attention']).sum() == 0       # reading starts anew
     state = distiller.checkpoint()
-    assert {f'attention.{k}' for k in state['attention']} == set(state['distiller'])
+    assert {f'attention.{k}' for k in state['attention']} == {k for k in state['distiller'] if '.' in k}
 
 
 WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal,
@@ -174,7 +174,7 @@ def test_validation_counts_every_image_once():
 def test_a_diverged_run_stops():
     distiller, loader, opt = build('kd')
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e12)
-    with pytest.raises(UserError, match='the loss diverged in epoch 1, by step .*ce .*learning rate 1e'):
+    with pytest.raises(UserError, match='the loss diverged in epoch 1, at step .*ce .*learning rate 1e'):
         train_distill(1, loader, distiller, optimizer, opt)
     with pytest.raises(UserError, match='the loss diverged'):
         train_vanilla(2, loader, distiller.student, optimizer, opt)

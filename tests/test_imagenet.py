@@ -106,10 +106,11 @@ def test_lmdb_in_worker_processes(databases, method):
     source = LmdbSource(databases / 'imagenet' / 'val.lmdb')
     source.read(0)                                  # opened here before the workers start
     loader = torch.utils.data.DataLoader(Images(source, train=False, skip_bad=False), batch_size=None, num_workers=2,
+                                         sampler=[(i, 0) for i in range(12)],
                                          multiprocessing_context=multiprocessing.get_context(method))
     got = [sample[0] for sample in loader]
     plain = Images(source, train=False, skip_bad=False)
-    assert len(got) == 12 and all(torch.equal(image, plain[i][0]) for i, image in enumerate(got))
+    assert len(got) == 12 and all(torch.equal(image, plain[i, 0][0]) for i, image in enumerate(got))
 
 
 def test_bad_databases(databases, tmp_path, monkeypatch):

@@ -41,7 +41,9 @@ def test_defaults():
         'feat_dim': 128, 'mode': 'exact', 'nce_k': 16384, 'nce_t': 0.07, 'nce_m': 0.5, 'hint_layer': 1,
         'transform_layer_t': [], 'transform_layer_s': [], 'no_edge_transform': False, 'hkd_initial_weight': 100.0,
         'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
-        'seed': opt.seed}
+        'seed': opt.seed, 'seed_given': False, 'multiprocessing_distributed': False,
+        'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
+        'save_every': 0.0}
     opt = teacher_options([])
     assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
 
@@ -63,7 +65,8 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
          '-t', 'x', '--print-freq', 2)
     folder = tmp_path / 'models' / 'resnet8_folder_lr_0.05_decay_0.0005_trial_x'
     assert sorted(p.name for p in folder.iterdir()) == [
-        'ckpt_epoch_2.pth', 'history.json', 'parameters.json', 'resnet8_best.pth', 'test_best_metrics.json']
+        '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
+        'test_best_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
     assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
@@ -208,8 +211,8 @@ def test_bad_input_is_one_line(call, small, teacher, tmp_path, capsys, case):
 
 def test_exit_code_of_the_process(tmp_path):
     """As a shell sees it: one line on stderr, exit code 2, no traceback."""
-    done = subprocess.run([sys.executable, ROOT / 'train_student.py', '--path-t', tmp_path / 'x.pth'], cwd=tmp_path,
-                          capture_output=True, text=True)
+    command = [sys.executable, ROOT / 'train_student.py', '--gpu_id', 'cpu', '--path-t', tmp_path / 'x.pth']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == '' and done.stderr.startswith('error: --path-t')
     assert done.stderr.count('\n') == 1
 

@@ -366,7 +366,7 @@ def test_imagenet_commands(tmp_path):
     python.chmod(0o755)
     done = subprocess.run(['sh', ROOT / 'scripts' / 'run_imagenet_distill.sh', '--seed', '3'], capture_output=True,
                           env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'TEACHER': 'teacher.pth',
-                               'SAVE': str(tmp_path / 'save'), 'GPU': '1'})
+                               'SAVE': str(tmp_path / 'save'), 'GPU': '1,2'})
     assert done.returncode == 0
     *calls, last = [line.split() for line in (tmp_path / 'calls').read_text().splitlines()]
     assert last[0] == 'scripts/compare.py'
@@ -374,7 +374,8 @@ def test_imagenet_commands(tmp_path):
     assert [v['--distill'] for v in values] == ['kd', 'hint', 'attention', 'similarity', 'vid', 'semckd', 'pkt', 'hkd']
     assert [student_options(call[1:]).distill for call in calls] == [v['--distill'] for v in values]
     for v in values:
-        assert v['--gpu_id'] == '1' and v['--lr_decay_epochs'] == '30,60' and v['--dali'] == 'gpu'
+        assert v['--gpu_id'] == '1,2' and v['--dist-url'] == 'tcp://127.0.0.1:23333' and '--multiprocessing-distributed' in v
+        assert v['--lr_decay_epochs'] == '30,60' and v['--dali'] == 'gpu'
         assert v['--seed'] == '3' and v['--learning_rate'] == '0.1' and v['--weight_decay'] == '1e-4'
     assert (values[5]['-b'], values[5]['--model_s'], values[6]['--model_s']) == ('50', 'ResNet18', 'ResNet18Double')
     assert values[5]['--path-t'] == 'teacher.pth' and values[7]['--path-t'] == f'{auxiliary}/ResNet18Double_best.pth'

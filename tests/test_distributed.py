@@ -1,0 +1,325 @@
+"""Several processes: real ones, of gloo on this machine."""
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_distiller import CPU, options
+from test_resume import assert_same, outcome
+
+import train_student
+import train_teacher
+from dataset import Data
+from dataset.imagenet import Batches
+from dataset.memory import MemoryLoader, batch_parts
+from distiller_zoo import distiller_dict
+from helper import distributed
+from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
+from helper.loops import train_distill, validate
+from models import model_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def two(entries='cpu,cpu'):
+    """The flags of a run with two processes."""
+    return ['--multiprocessing-distributed', '--gpu_id', entries, '--dist-url', f'tcp://127.0.0.1:{free_port()}']
+
+
+def test_batch_parts():
+    """Every part of every batch once, equal between the processes; a rest that cannot be divided is left out."""
+    for n, batch, world, smallest in ((48, 8, 2, 1), (50, 8, 2, 1), (53, 8, 2, 2), (17, 4, 4, 1), (31, 4, 2, 4)):
+        parts = [batch_parts(n, batch, smallest, rank, world) for rank in range(world)]
+        assert len({len(p) for p in parts}) == 1
+        seen = sorted(i for own in parts for start, end in own for i in range(start, end))
+        rest = n % (batch * world)
+        used = rest // world if rest // world >= smallest else 0
+        assert seen == list(range(n - rest + used * world))
+        for together in zip(*parts, strict=True):
+            assert len({end - start for start, end in together}) == 1
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_loaders_divide_what_one_process_sees(train):
+    images, target = torch.randint(0, 256, (45, 3, 8, 8), dtype=torch.uint8), torch.arange(45)
+    one = list(MemoryLoader(images, target, 8, CPU, train=train, seed=3))
+    parts = [list(MemoryLoader(images, target, 4, CPU, train=train, seed=3, rank=r, world_size=2)) for r in (0, 1)]
+    if train:
+        for whole, a, b in zip(one, *parts, strict=True):
+            n = len(a[1]) + len(b[1])       # 5 in the last batch: one is left out
+            assert n in (8, 4)
+            assert all(torch.equal(w[:n], torch.cat(pair)) for w, *pair in zip(whole, a, b, strict=True))
+    else:
+        seen = torch.cat([index for part in parts for _, _, index in part])
+        assert sorted(seen.tolist()) == list(range(45))
+
+
+def test_sampler_divides_what_one_process_sees():
+    one = list(Batches(21, 8, True, 1, seed=3))
+    parts = [list(Batches(21, 4, True, 1, 3, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == [*one[:2], one[2][:4]]
+    held_out = [i for rank in (0, 1) for batch in Batches(21, 4, False, 1, 3, rank, 2) for i, _ in batch]
+    assert sorted(held_out) == list(range(21))
+
+
+def make(method, rank, world, **changes):
+    """(distiller, loader, options): alike in every process but for the part of the batches."""
+    torch.manual_seed(0)
+    opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
+    loader = MemoryLoader(images, torch.arange(24) % 10, opt.batch_size, CPU, train=True, rank=rank, world_size=world,
+                          smallest_batch=distiller_dict[method].smallest_batch(opt.batch_size))
+    data = Data(loader, loader, 10, 16, loader.target)
+    distiller = distiller_dict[method](model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10),
+                                       opt, data)
+    distributed.prepare(distiller, opt)
+    return distiller, loader, opt
+
+
+def steps(distiller, loader, opt, sgd=0.01):
+    """An epoch of the first stage, where there is one, and two of distillation: ([averages], optimiser)."""
+    found = []
+    if distiller.initialising:
+        module = distributed.wrap(distiller, CPU, unused=True)
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+        found.append(train_distill(1, loader, module, optimizer, opt))
+        distiller.finish_init()
+    module = distributed.wrap(distiller, CPU)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
+    found += [train_distill(epoch, loader, module, optimizer, opt) for epoch in (1, 2)]
+    return found, optimizer
+
+
+def same(value) -> bool:
+    """Whether all processes have this state, to the bit."""
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+               for other in distributed.gather(flat(value))[1:] for a, b in zip(flat(value), other, strict=True))
+
+
+def flat(value):
+    if isinstance(value, dict):
+        return [x for v in value.values() for x in flat(v)]
+    return [x for v in value for x in flat(v)] if isinstance(value, (list, tuple)) else [value]
+
+
+def every_method(opt, device):
+    """In each process: what the tests below look at, as JSON."""
+    torch.set_num_threads(1)
+    rank, world = distributed.rank(), distributed.world_size()
+    found = {}
+    for method in distiller_dict:
+        distiller, loader, method_opt = make(method, rank, world)
+        averages, optimizer = steps(distiller, loader, method_opt)
+        state = dict(distiller.state_dict())
+        for name in ('attention_sum', 'attention_batches'):     # of this process, averaged when it is shown
+            state.pop(name, None)
+        found[method] = {
+            'weights': same(state), 'optimizer': same(optimizer.state_dict()['state']),
+            'moved': not torch.equal(distiller.student.fc.weight, make(method, rank, world)[0].student.fc.weight),
+            'averages': same([[v for k, v in a.items() if k != 'images_per_second'] for a in averages])}
+        if method == 'crd':
+            found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != make(method, rank, world)[0]
+                                        .criterion.contrast.memory_v1).any(1).sum())
+    distiller, loader, method_opt = make('kd', rank, world)
+    method_opt.sync_bn = True
+    distributed.prepare(distiller, method_opt)
+    found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
+    found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
+    images, target = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator()
+                                   .manual_seed(7)), torch.arange(45) % 10
+    held_out = MemoryLoader(images, target, 8, device, rank=rank, world_size=world)
+    found['validate'] = validate(held_out, make('kd', rank, world)[0].student)
+    one = MemoryLoader(images[:1], target[:1], 8, device, rank=rank, world_size=world)
+    found['one image'] = validate(one, make('kd', rank, world)[0].student)
+    if rank == 0:
+        Path(opt.out).write_text(json.dumps(found))
+
+
+@pytest.fixture(scope='module')
+def together(tmp_path_factory):
+    """What two processes found in every_method."""
+    out = tmp_path_factory.mktemp('together') / 'found.json'
+    opt = SimpleNamespace(multiprocessing_distributed=True, gpu_id='cpu,cpu', batch_size=8, num_workers=0, out=str(out),
+                          dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=60)
+    distributed.launch(every_method, opt)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_all_processes_hold_the_same(together, method):
+    assert together[method] == {'weights': True, 'optimizer': True, 'moved': True, 'averages': True}
+
+
+def test_crd_memory_takes_in_the_whole_batch(together):
+    assert together['memory rows'] == 24        # each of two processes has seen 12 of the images
+
+
+def test_two_processes_train_as_one(together):
+    """With batch norms over both, losses and weights are those of one process with the whole batch."""
+    distiller, loader, opt = make('kd', 0, 1)
+    averages, _ = steps(distiller, loader, opt, sgd=0.05)
+    for a, b in zip(averages, together['sync_bn'], strict=True):
+        assert {k: v for k, v in b.items() if k != 'images_per_second'} == pytest.approx(
+            {k: v for k, v in a.items() if k != 'images_per_second'}, rel=1e-4)
+    assert together['sync_bn weight'] == pytest.approx(distiller.student.fc.weight.flatten()[:20].tolist(), abs=1e-5)
+
+
+def test_validation_is_that_of_one_process(together):
+    net = make('kd', 0, 1)[0].student
+    images = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    for name, n in (('validate', 45), ('one image', 1)):
+        want = validate(MemoryLoader(images[:n], torch.arange(n) % 10, 8, CPU), net)
+        assert together[name] == pytest.approx(want, rel=1e-6)
+
+
+def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):
+    """Then the same command goes on for another epoch, in one process."""
+    arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, '--save_dir', tmp_path, *small]
+    call(train_student.main, *arguments, *two())
+    out = capfd.readouterr().out
+    assert out.count('teacher top-1') == 1 and '2 processes, cpu' in out and out.count('epoch 1: ') == 1
+    folder = next((tmp_path / 'student_model').iterdir())
+    parameters = json.loads((folder / 'parameters.json').read_text())
+    assert (parameters['batch_size'], parameters['multiprocessing_distributed']) == (16, True)
+    accuracy = load_checkpoint(str(teacher), '')['best_acc']
+    assert f'teacher top-1: {accuracy:.2f}' in out
+    call(train_student.main, *arguments, '--epochs', 2, '--resume', 'auto')
+    out = capfd.readouterr().out
+    assert 'going on with 1' in out and 'epoch 2: ' in out and 'epoch 1: ' not in out
+
+
+def fails_in_one(opt, device):
+    if distributed.rank() == 1:
+        if opt.how == 'user error':
+            raise UserError('--flag x: wrong')
+        if opt.how == 'killed':
+            os.kill(os.getpid(), 9)
+        raise ZeroDivisionError('a bug')
+    distributed.gather(1)       # waits for the other
+    time.sleep(60)
+
+
+@pytest.mark.parametrize('how, code, words', [
+    ('user error', 2, 'error: --flag x: wrong\n'), ('killed', 137, 'error: process 1 (cpu) was ended by SIGKILL'),
+    ('bug', 1, 'ZeroDivisionError: a bug\n')])
+def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
+    opt = SimpleNamespace(multiprocessing_distributed=True, gpu_id='cpu,cpu', batch_size=8, num_workers=0, how=how,
+                          dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=600)
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        distributed.launch(fails_in_one, opt)
+    error = capfd.readouterr().err
+    assert caught.value.code == code and words in error and time.monotonic() - start < 60
+    assert error.count('\n') == (1 if how != 'bug' else error.count('\n')) and 'gloo' not in error
+
+
+def test_torchrun(small, tmp_path):
+    """The real launcher, one node."""
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
+                           str(free_port()), ROOT / 'train_teacher.py', '--model', 'resnet8', '--save_dir', tmp_path,
+                           *map(str, small)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('epoch 1: ') == 1 and '2 processes, cpu' in done.stdout
+    assert next(tmp_path.glob('models/*/resnet8_best.pth'))
+
+
+def test_two_nodes_under_srun(small, tmp_path):
+    """Two tasks of one step on two nodes, as Slurm describes them."""
+    slurm = {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_JOB_ID': str(os.getpid()),
+             'SLURM_STEP_ID': '0', 'SLURM_LOCALID': '0', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, ROOT / 'train_teacher.py', '--model', 'resnet8', '--save_dir', tmp_path,
+               *map(str, small)]
+    started = [subprocess.Popen(command, env={**os.environ, **slurm, 'SLURM_PROCID': str(r)}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(2)]
+    (out, error), (nothing, _) = (process.communicate(timeout=120) for process in started)
+    assert [p.returncode for p in started] == [0, 0], error
+    assert '2 processes, cpu' in out and out.count('epoch 1: ') == 1 and nothing == ''
+
+
+def test_first_host():
+    for nodes, host in (('gpu[003-005,9],cpu1', 'gpu003'), ('a1,a2', 'a1'), ('single', 'single'), ('n[7,9]', 'n7')):
+        assert distributed.first_host(nodes) == host
+
+
+BAD = {     # arguments, environment, what the line says
+    'both launchers': (two(), {'WORLD_SIZE': '2', 'RANK': '0'}, 'WORLD_SIZE is set'),
+    'indivisible': ([*two('cpu,cpu,cpu'), '--batch_size', '16'], {}, '--batch_size 16: cannot be divided among 3'),
+    'more processes than images': ([*two('cpu,cpu,cpu'), '--batch_size', '2'], {}, 'fewer images than the 3 processes'),
+    'no url': ([*two()[:-1], 'here'], {}, '--dist-url here: give tcp://HOST:PORT'),
+    'foreign address': ([*two()[:-1], 'tcp://192.0.2.1:5000'], {}, '--dist-url tcp://192.0.2.1:5000: cannot be used'),
+    'mixed': (two('cpu,0'), {}, '--gpu_id cpu,0: name GPUs, or cpu once for each process'),
+    'no number': (two('cpu,x'), {}, '--gpu_id cpu,x: name GPUs'),
+    'cpu twice': (['--gpu_id', 'cpu,cpu'], {}, 'add --multiprocessing-distributed'),
+    'half an environment': ([], {'WORLD_SIZE': '2'}, 'WORLD_SIZE 2: RANK is not set; start with torchrun'),
+    'rank': ([], {'WORLD_SIZE': '2', 'RANK': '2', 'MASTER_ADDR': 'x', 'MASTER_PORT': '1'}, 'RANK 2: WORLD_SIZE is 2'),
+    'no world': ([], {'WORLD_SIZE': 'two'}, 'WORLD_SIZE two: give a whole number'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line(call, small, tmp_path, capfd, monkeypatch, case):
+    arguments, environment, words = BAD[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        call(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, *arguments)
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and error.count('\n') == 1 and words in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_url_in_use(call, small, tmp_path, capfd):
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        url = f'tcp://127.0.0.1:{other.getsockname()[1]}'
+        with pytest.raises(SystemExit) as caught:
+            call(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, *two()[:-1], url)
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and error.count('\n') == 1 and f'--dist-url {url}: cannot be used (Address' in error
+
+
+def test_the_others_do_not_come(small, tmp_path):
+    """The wait for processes that never start is bounded, and ends in one line."""
+    env = {**os.environ, 'WORLD_SIZE': '2', 'RANK': '0', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    done = subprocess.run([sys.executable, ROOT / 'train_teacher.py', '--dist-timeout', '2', '--save_dir', tmp_path,
+                           *map(str, small)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count('error:') == 1
+    assert 'the 2 processes did not meet within 2 s' in done.stderr and 'Traceback' not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
+    """SIGTERM to the process that the user started: the others save together; the run then ends as if it had not."""
+    arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 40, '--learning_rate',
+                 0.02, '--skip-validation']
+    call(train_student.main, *arguments, *two(), '--epochs', 4, '--save_dir', tmp_path / 'whole')
+    command = [sys.executable, ROOT / 'train_student.py', *arguments, *two(), '--save_dir', tmp_path / 'parts']
+    process = subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith('epoch 1: '):
+            process.terminate()
+            break
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 143 and 'SIGTERM: stopped after' in out and error == ''
+    state = load_checkpoint(str(next(tmp_path.glob('parts/student_model/*/last.pth'))), '')
+    assert len(state['random']) == 2 and state['epoch'] < 40
+    epochs = max(4, state['epoch'])
+    if epochs > 4:
+        call(train_student.main, *arguments, *two(), '--epochs', epochs, '--save_dir', tmp_path / 'whole', '--resume')
+    call(train_student.main, *arguments, *two(), '--epochs', epochs, '--save_dir', tmp_path / 'parts', '--resume')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))

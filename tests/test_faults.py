@@ -1,0 +1,214 @@
+"""What happens to a run when its process is killed, its disk is full, or its files are damaged."""
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import assert_same, outcome
+
+import train_student
+import train_teacher
+from helper import files
+from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
+
+ROUNDS = 12
+
+
+def run(arguments, out):
+    """A run in a process of its own."""
+    torch.set_num_threads(1)
+    log = open(out, 'a')        # noqa: SIM115, until the process ends
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.argv = ['train_student.py', *map(str, arguments)]
+    train_student.main()
+
+
+def test_killed_again_and_again(call, small, teacher, tmp_path):
+    """SIGKILL at random moments, while starting, training and writing; every time it goes on, and ends the same."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['train_student', 'torch.utils.tensorboard', 'torchvision'])
+    moments = random.Random(7)
+    arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 8, '--learning_rate', 0.02,
+                 '--save_every', 1e-9]
+    call(train_student.main, *arguments, '--save_dir', tmp_path / 'whole')
+    save, out = tmp_path / 'parts', tmp_path / 'out.txt'
+    arguments += ['--save_dir', save, '--resume', 'auto']
+    killed = began = 0
+    while killed < ROUNDS:
+        process = context.Process(target=run, args=(arguments, out))
+        process.start()
+        last = next(save.glob('student_model/*/last.pth'), None)
+        before = last.stat().st_mtime_ns if last else 0
+        if killed % 4:          # after it has written at least once; else at any moment, as while it starts
+            until = time.monotonic() + 60
+            while process.is_alive() and time.monotonic() < until:
+                last = next(save.glob('student_model/*/last.pth'), None)
+                with contextlib.suppress(FileNotFoundError):
+                    if last and last.stat().st_mtime_ns != before:
+                        break
+                time.sleep(0.001)
+            began += 1
+            time.sleep(moments.uniform(0, 0.05))
+        else:
+            time.sleep(moments.uniform(0, 1.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f'ended after {killed} rounds:\n{out.read_text()[-3000:]}'
+        killed += 1
+        for file in save.glob('student_model/*/*.pth'):         # whole, at any moment
+            load_checkpoint(str(file), '')
+        for file in save.glob('student_model/*/*.json'):
+            json.loads(file.read_text())
+    call(train_student.main, *arguments)
+    assert killed >= 10 and began >= 8
+    assert_same(outcome(save), outcome(tmp_path / 'whole'))
+    assert not list(save.glob('student_model/*/*.tmp')) and not list(save.glob('student_model/*/.*.tmp'))
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of so many bytes; skips the test where this may not be mounted."""
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], capture_output=True) \
+        if sys.platform == 'linux' else None
+    if done is None or done.returncode:
+        pytest.skip('a small file system cannot be mounted here')
+    try:
+        yield
+    finally:
+        subprocess.run(['umount', folder], check=True)
+
+
+def test_a_full_disk(call, small, tmp_path, capfd):
+    """The run ends in one line with the checkpoint before it whole, and goes on when there is room."""
+    arguments = ['--model', 'resnet8', *small, '--epochs', 3]
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
+    with small_disk(tmp_path / 'disk', 4 << 20):
+        arguments += ['--save_dir', tmp_path / 'disk' / 'save']
+        call(train_teacher.main, *arguments, '--epochs', 1)
+        rest = tmp_path / 'disk' / 'rest'
+        with contextlib.suppress(OSError), rest.open('wb', buffering=0) as file:
+            while True:
+                file.write(bytes(100_000))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            call(train_teacher.main, *arguments, '--resume')
+        error = capfd.readouterr().err
+        assert caught.value.code == 2 and 'cannot be written' in error and error.count('\n') == 1, error
+        last = next((tmp_path / 'disk').glob('save/models/*/last.pth'))
+        assert load_checkpoint(str(last), '')['epoch'] == 2
+        rest.unlink()
+        call(train_teacher.main, *arguments, '--resume')
+        assert_same(outcome(tmp_path / 'disk' / 'save'), outcome(tmp_path / 'whole'))
+
+
+@pytest.mark.parametrize('where', ['write', 'rename'])
+def test_no_space_left(call, small, tmp_path, capfd, monkeypatch, where):
+    """As above, where the error comes in the middle of last.pth."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments, '--epochs', 1)
+    before = {p.name: p.read_bytes() for p in next(tmp_path.glob('models/*')).iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync' if where == 'write' else 'replace', full)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call(train_teacher.main, *arguments, '--epochs', 2, '--resume')
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and 'No space left on device' in error and error.count('\n') == 1
+    assert {p.name: p.read_bytes() for p in next(tmp_path.glob('models/*')).iterdir()} == before
+    monkeypatch.undo()
+    call(train_teacher.main, *arguments, '--epochs', 2, '--resume')
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'empty', 'gone'])
+def test_a_damaged_last_falls_back(call, small, tmp_path, capfd, damage):
+    """To the state before it, saying so, and the run still ends as it would have."""
+    arguments = ['--model', 'resnet8', *small, '--epochs', 4]
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
+    save = tmp_path / 'parts'
+    call(train_teacher.main, *arguments[:-1], 3, '--save_dir', save)
+    last = next(save.glob('models/*/last.pth'))
+    content = bytearray(last.read_bytes())
+    if damage == 'flipped':
+        content[len(content) // 2] ^= 4
+    last.write_bytes({'flipped': content, 'cut': content[:9999], 'empty': b'', 'gone': b''}[damage])
+    if damage == 'gone':
+        last.unlink()
+    capfd.readouterr()
+    call(train_teacher.main, *arguments, '--save_dir', save, '--resume')
+    out = capfd.readouterr().out
+    assert 'going on with previous.pth' in out and 'after epoch 2' in out and 'epoch 3: ' in out
+    assert_same(outcome(save), outcome(tmp_path / 'whole'))
+    for name in ('last.pth', 'previous.pth'):
+        (last.parent / name).write_bytes(b'')
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *arguments, '--save_dir', save, '--resume')
+    assert 'previous.pth: not a PyTorch checkpoint' in capfd.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, small, teacher, tmp_path, capfd, monkeypatch):
+    arguments = ['--path_t', teacher, '--distill', 'kd', *small, '--save_dir', tmp_path]
+    call(train_student.main, *arguments, '--epochs', 1)
+    folder = next(tmp_path.glob('student_model/*'))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    original, calls = train_student.get_method('kd').forward, []
+
+    def forward(self, images, target, index=None):
+        losses, logits = original(self, images, target, index)
+        calls.append(1)
+        return {**losses, 'loss': losses['loss'] * (float('inf') if len(calls) == 2 else 1)}, logits
+    monkeypatch.setattr(train_student.get_method('kd'), 'forward', forward)
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments, '--epochs', 2, '--resume')
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and len(calls) == 2
+    assert 'diverged in epoch 2, at step 2 (loss inf, ce ' in error and 'learning rate 0.05' in error
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_skipped_step_is_no_divergence():
+    """float16: a step whose gradients overflow is left out and the scale halved; at no scale finite is divergence."""
+    from helper.precision import Precision
+    precision = Precision('float16', torch.device('cpu'))
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scale = precision.scaler.get_scale()
+    precision.update((weight * 1e38).sum() * 1e-30 * 1e30, optimizer)       # finite, but not when it is scaled
+    assert weight.item() == 1.0 and precision.scaler.get_scale() == scale / 2
+    precision.check()
+    precision.update(weight.sum(), optimizer)
+    assert weight.item() == pytest.approx(0.9)
+    for _ in range(40):
+        precision.update((weight * float('nan')).sum(), optimizer)
+    with pytest.raises(UserError, match='--amp float16: the gradients are not finite at any scale'):
+        precision.check()
+
+
+def test_amp_trains(call, small, teacher, tmp_path, capfd):
+    """float16 with its scaler, as on a GPU without bfloat16; the scale goes into last.pth."""
+    call(train_student.main, '--path_t', teacher, '--distill', 'semckd', '-b', 1, *small, '--save_dir', tmp_path,
+         '--amp', 'bfloat16')
+    call(train_student.main, '--path_t', teacher, '--distill', 'kd', *small, '--save_dir', tmp_path, '--amp', 'float16')
+    last = load_checkpoint(str(next(tmp_path.glob('student_model/*_kd_*/last.pth'))), '')
+    assert last['scaler']['scale'] > 0 and last['module']['student.fc.weight'].dtype == torch.float32
+    capfd.readouterr()
+    call(train_student.main, '--path_t', teacher, '--distill', 'kd', *small, '--save_dir', tmp_path / 'auto', '--amp')
+    assert 'computing in float32' in capfd.readouterr().out
+
+
+def test_a_write_in_a_folder_that_is_gone(tmp_path):
+    with pytest.raises(UserError, match='cannot be written'):
+        files.write_json(Path(tmp_path / 'no' / 'file.json'), {})

@@ -1,0 +1,283 @@
+"""Interrupted runs: what --resume goes on from, and what it refuses."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_student
+import train_teacher
+from helper.checkpoint import load_checkpoint
+from helper.files import Lock
+from helper.resume import Keeper
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(n, signal): that signal really comes to this process in the n-th training step from now on."""
+    def after(steps, number=signal.SIGTERM):
+        left = [steps]
+
+        def step_done(self):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+            original(self)
+        monkeypatch.setattr(Keeper, 'step_done', step_done)
+    original = Keeper.step_done
+    yield after
+
+
+def outcome(save):
+    """What a run left: all weights, the epochs' numbers without times, the best metrics."""
+    folder = next(p.parent for p in save.glob('*/*/last.pth'))
+    best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
+    last = load_checkpoint(str(folder / 'last.pth'), '')
+    history = json.loads((folder / 'history.json').read_text())
+    for epoch in history:
+        del epoch['seconds'], epoch['train']['images_per_second']
+    return {'last': last['module'], 'optimizer': last['optimizer']['state'], 'best': best['model'],
+            'method': best.get('distiller', {}), 'history': history, 'loader': last['loader'],
+            'torch': last['random'][0]['torch'],
+            'metrics': json.loads((folder / 'test_best_metrics.json').read_text())}
+
+
+def assert_same(a, b):
+    """Equal to the bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def student(teacher, small, save, method):
+    return ['--path_t', teacher, '--distill', method, '-b', 0.5, '--nce_k', 10, '--init_epochs', 2, *small,
+            '--epochs', 3, '--learning_rate', 0.02, '--save_dir', save]
+
+
+@pytest.mark.parametrize('method, stops', [
+    ('kd', (2, 4)), ('semckd', (1, 5)), ('vid', (3, 2)), ('crd', (2, 2, 4)), ('factor', (2, 5, 3)), ('abound', (6, 1))])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(call, small, teacher, tmp_path, interrupt, method, stops):
+    """stops: steps between the interruptions, 3 to an epoch, in the middle and at the end of epochs and stages."""
+    call(train_student.main, *student(teacher, small, tmp_path / 'whole', method))
+    for steps in stops:
+        interrupt(steps)
+        with pytest.raises(SystemExit) as caught:
+            call(train_student.main, *student(teacher, small, tmp_path / 'parts', method), '--resume', 'auto')
+        assert caught.value.code == 128 + signal.SIGTERM
+    interrupt(10**9)
+    call(train_student.main, *student(teacher, small, tmp_path / 'parts', method), '--resume', 'auto')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_teacher_and_its_signals(call, small, tmp_path, interrupt, capfd, number):
+    arguments = ['--model', 'resnet8', *small, '--epochs', 3, '--save_freq', 2]
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
+    interrupt(5, number)
+    with pytest.raises(SystemExit) as caught:
+        call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts')
+    assert caught.value.code == 128 + number
+    assert f'{number.name}: stopped after step 2 of epoch 2, saved in' in capfd.readouterr().out
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    interrupt(10**9)
+    last = next((tmp_path / 'parts').glob('models/*/last.pth'))
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts', '--resume', last)
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    files = [load_checkpoint(str(next((tmp_path / run).glob('models/*/ckpt_epoch_2.pth'))), '')['model']
+             for run in ('parts', 'whole')]
+    assert_same(*files)
+
+
+def test_a_signal_while_validating(call, small, tmp_path, monkeypatch, capfd):
+    arguments = ['--model', 'resnet8', *small, '--epochs', 2]
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
+    original = Keeper.stop_if_asked
+
+    def stop_if_asked(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+    monkeypatch.setattr(Keeper, 'stop_if_asked', stop_if_asked)
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts')
+    monkeypatch.setattr(Keeper, 'stop_if_asked', original)
+    assert 'stopped after step 3 of epoch 1' in capfd.readouterr().out
+    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts', '--resume')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+
+
+def test_more_epochs(call, small, tmp_path, capfd):
+    """A run that has ended goes on when more epochs are asked for, and not for fewer than it has."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path / 'parts']
+    call(train_teacher.main, *arguments, '--epochs', 1)
+    call(train_teacher.main, *arguments, '--epochs', 3, '--resume', 'auto')
+    call(train_teacher.main, '--model', 'resnet8', *small, '--epochs', 3, '--save_dir', tmp_path / 'whole')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    before = outcome(tmp_path / 'parts')
+    call(train_teacher.main, *arguments, '--epochs', 3, '--resume', 'auto')      # nothing is left to do
+    assert_same(outcome(tmp_path / 'parts'), before)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call(train_teacher.main, *arguments, '--epochs', 2, '--resume', 'auto')
+    assert caught.value.code == 2 and 'has come to epoch 3; give at least 3' in capfd.readouterr().err
+
+
+def test_the_drawn_seed_is_kept(call, small, tmp_path, interrupt):
+    """A run without --seed goes on with the seed that it has drawn."""
+    seed = small.index('--seed')
+    flags = ['--model', 'resnet8', *small[:seed], *small[seed + 2:], '--epochs', 2, '--save_dir', tmp_path]
+    interrupt(4)
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *flags)
+    first = load_checkpoint(str(next(tmp_path.glob('models/*/last.pth'))), '')['seed']
+    call(train_teacher.main, *flags, '--resume')
+    parameters = json.loads(next(tmp_path.glob('models/*/parameters.json')).read_text())
+    assert parameters['seed'] == first and 'seed_given' not in parameters
+
+
+@pytest.fixture(scope='module')
+def ended(call, small, teacher, tmp_path_factory):
+    """The folder in which a run with semckd has ended."""
+    save = tmp_path_factory.mktemp('ended')
+    call(train_student.main, *student(teacher, small, save, 'semckd'), '--epochs', 1)
+    return next(save.glob('student_model/*'))
+
+
+DIFFERENT = {       # options -> what is said to differ
+    'method': (['--distill', 'vid'], 'distill semckd, now vid'),
+    'student': (['--model_s', 'resnet14'], 'model_s resnet8, now resnet14'),
+    'weights': (['-b', '3'], 'beta 0.5, now 3.0'),
+    'rate': (['--learning_rate', '0.5'], 'learning_rate 0.02, now 0.5'),
+    'batch': (['--batch_size', '8'], 'batch_size 16, now 8'),
+    'size': (['--image_size', '32'], 'image_size 16, now 32'),
+    'seed': (['--seed', '5'], 'seed 1, now 5'),
+}
+
+
+@pytest.mark.parametrize('case', DIFFERENT)
+def test_other_options_are_refused(call, small, teacher, tmp_path, ended, capfd, case):
+    options, words = DIFFERENT[case]
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *student(teacher, small, tmp_path, 'semckd'), *options, '--resume', ended)
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and words in error and error.count('\n') == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_another_teacher_or_other_data_are_refused(call, small, teacher, tmp_path, ended, capfd):
+    from conftest import write_images
+    state = load_checkpoint(str(teacher), '')
+    state['model']['fc.bias'] += 1
+    torch.save(state, tmp_path / 'other.pth')
+    write_images(tmp_path / 'data' / 'train', 13)
+    write_images(tmp_path / 'data' / 'test', 2)
+    for options, words in ((['--path-t', tmp_path / 'other.pth'], 'teacher (checksum)'),
+                           (['--data_dir', tmp_path / 'data'], 'training images 48, now 52')):
+        with pytest.raises(SystemExit):
+            call(train_student.main, *student(teacher, small, tmp_path / 'save', 'semckd'), *options, '--resume', ended)
+        assert words in capfd.readouterr().err and not (tmp_path / 'save').exists()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('touch hacked',)
+
+
+def change(**parts):
+    def make(path, state):
+        for name, value in parts.items():
+            state[name] = value(state[name]) if callable(value) else value
+        torch.save(state, path)
+    return make
+
+
+def cut(path, state):
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+def flipped(path, state):
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def longer_momentum(optimizer):
+    optimizer['state'][0]['momentum_buffer'] = torch.zeros(3)
+    return optimizer
+
+
+FOREIGN = {
+    'missing': (lambda path, state: None, 'no such file'),
+    'cut short': (cut, 'not a PyTorch checkpoint, or cut short'),
+    'a flipped bit': (flipped, 'or cut short or damaged'),
+    'a teacher': (lambda path, state: torch.save({'model': state['module']}, path), 'is no last.pth of a run'),
+    'hostile': (lambda path, state: torch.save({'identity': Hostile()}, path), 'refused, it holds code'),
+    'a list': (lambda path, state: torch.save([1], path), 'holds a list'),
+    'no epoch': (change(epoch='x'), '"epoch" is missing or odd'),
+    'epoch 0': (change(epoch=0), 'its numbers make no sense'),
+    'log': (change(log={'history': 3}), 'its numbers make no sense'),
+    'momentum': (change(optimizer=longer_momentum, epoch=1), 'momentum_buffer of parameter 0'),
+    'random': (change(random=lambda r: [{**r[0], 'torch': torch.zeros(3)}], epoch=1), 'not the state of this run'),
+    'weights': (change(module=lambda m: {**m, 'student.fc.bias': torch.zeros(7)}), 'student.fc.bias is (7,)'),
+}
+
+
+@pytest.mark.parametrize('case', FOREIGN)
+def test_foreign_files_are_refused(call, small, teacher, tmp_path, ended, capfd, case):
+    make, words = FOREIGN[case]
+    path = tmp_path / 'last.pth'
+    make(path, load_checkpoint(str(ended / 'last.pth'), ''))
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *student(teacher, small, tmp_path / 'save', 'semckd'), '--resume', path)
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and '--resume' in error and words in error and error.count('\n') == 1
+    assert not (tmp_path / 'hacked').exists() and not Path('hacked').exists()
+
+
+def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
+    """While another process holds it; a process that was killed leaves none behind."""
+    arguments = [*student(teacher, small, tmp_path, 'kd'), '--epochs', 1]
+    call(train_student.main, *arguments)
+    folder = next(tmp_path.glob('student_model/*'))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    program = ('import sys, time, pathlib; from helper.files import Lock\n'
+               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(False); print("held", flush=True); time.sleep(60)')
+    other = subprocess.Popen([sys.executable, '-c', program, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == 'held\n'
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments)
+    assert caught.value.code == 2 and 'another run is writing there' in capfd.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    later = subprocess.Popen([sys.executable, ROOT / 'train_student.py', *map(str, arguments), '--resume'], text=True,
+                             stdout=subprocess.PIPE)
+    lines = [later.stdout.readline()]
+    while 'waiting for it to end' not in lines[-1] and lines[-1]:
+        lines.append(later.stdout.readline())
+    other.kill()
+    rest = later.communicate(timeout=60)[0]
+    assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'going on from' in rest
+    lock = Lock(folder)
+    lock.take(False)
+    lock.release()
+
+
+def test_save_every(call, small, tmp_path, monkeypatch):
+    """Within an epoch too, when so many minutes are over."""
+    seen = []
+    original = Keeper.save
+    monkeypatch.setattr(Keeper, 'save', lambda self, epoch, step: (seen.append((epoch, step)),
+                                                                   original(self, epoch, step)))
+    call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', tmp_path, '--save_every', 1e-9)
+    assert seen == [(1, 1), (1, 2), (1, 3), (2, 0)]
