@@ -2,6 +2,7 @@
 # The command of every method of the SemCKD paper for ImageNet, ResNet34 -> ResNet18. Arguments go to each run. The
 # teacher is TEACHER, or torchvision's, which is downloaded when it is not there.
 #   sh scripts/run_imagenet_distill.sh --data_dir /data
+#   sh scripts/run_imagenet_distill.sh --resume auto        # the same again, after an interruption
 #   GPU=0,1 EPOCHS=10 LOADER=--use-lmdb sh scripts/run_imagenet_distill.sh --batch_size 128
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,7 +19,7 @@ fi
 # The learning rate falls after 1/3 and 2/3 of the epochs: 30 and 60 of 90.
 decay() { e=$((EPOCHS * $1 / 3)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
 COMMON="--batch_size 256 --epochs $EPOCHS --dataset imagenet --gpu_id $GPU --print-freq 100
-    --multiprocessing-distributed --dist-url ${DIST_URL:-tcp://127.0.0.1:23333} --resume auto
+    --multiprocessing-distributed --dist-url ${DIST_URL:-tcp://127.0.0.1:23333}
     --num_workers 32 --learning_rate 0.1 --lr_decay_epochs $(decay 1),$(decay 2) --weight_decay 1e-4
     --save_dir $SAVE $LOADER"
 
