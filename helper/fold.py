@@ -1,0 +1,78 @@
+"""A frozen net without most of its batch norms: each goes into the convolution before it."""
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Uses(TorchFunctionMode):
+    """How often each tensor is an argument of a function that gives tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.kept = Counter(), []       # what is kept alive keeps its id
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, torch.Tensor):
+                    self.note(leaf)
+        return result
+
+    def note(self, tensor):
+        self.kept.append(tensor)
+        self.count[id(tensor)] += 1
+
+
+@torch.no_grad()
+def fold_batchnorm(net: nn.Module, image_size: int) -> int:
+    """Fold, in place, each batch norm of an eval net that alone reads a convolution's output. Returns how many.
+
+    The net computes the same, features and pre-activations too, up to rounding. It can no longer be trained, and its
+    state_dict is another one.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    images = torch.zeros(2, 3, image_size, image_size, device=device)
+    pairs = None
+    for flags in ({'is_feat': True}, {'is_feat': True, 'preact': True}):
+        try:
+            found = _pairs(net, images, flags)
+        except NotImplementedError:     # a net without pre-activations
+            continue
+        pairs = found if pairs is None else pairs & found
+    parents = {child: (parent, name) for parent in net.modules() for name, child in parent.named_children()}
+    for conv, norm in pairs or ():
+        for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, nn.Identity())):
+            parent, name = parents[old]
+            setattr(parent, name, new)
+    return len(pairs or ())
+
+
+def _pairs(net, images, flags):
+    """{(convolution, batch norm)} where the norm is called once, and alone reads the output of a convolution that is
+    called once."""
+    made, read, calls = {}, {}, Counter()
+
+    def after_conv(conv, args, output):
+        made[id(output)] = conv
+        calls[conv] += 1
+
+    def before_norm(norm, args):
+        read[norm] = args[0]
+        calls[norm] += 1
+    hooks = [m.register_forward_hook(after_conv) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    try:
+        with _Uses() as uses:
+            for leaf in tree_leaves(net(images, **flags)):      # what the net gives is used by whoever called it
+                uses.note(leaf)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {(made[id(x)], norm) for norm, x in read.items()
+            if id(x) in made and uses.count[id(x)] == 1 and calls[norm] == calls[made[id(x)]] == 1}
