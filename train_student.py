@@ -2,25 +2,20 @@
 import time
 from pathlib import Path
 
-from torch.optim import SGD
-
 from dataset import get_dataloaders
 from distiller_zoo import get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint, load_net, teacher_name
 from helper.device import memory_format, seed_everything
 from helper.errors import UserError, run_main
+from helper.fold import fold_batchnorm
 from helper.loops import adjust_learning_rate, train_distill, validate
 from helper.options import student_options
 from helper.precision import Precision
 from helper.resume import Keeper, data_facts, weights_checksum
 from helper.run_log import RunLog, show_evaluation
+from helper.speed import prepare_step, sgd
 from models import model_dict, resolve
-
-
-def sgd(distiller, learning_rate, opt):
-    """The optimiser of the student and the method's trainable part."""
-    return SGD(distiller.parameters(), lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
 
 
 def train(opt, device):
@@ -36,10 +31,12 @@ def train(opt, device):
     if opt.evaluate:
         show_evaluation(opt.model_t, validate(data.test_loader, teacher.to(device, memory_format=memory_format(opt))))
         return
+    fold_batchnorm(teacher, data.image_size)
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
     distiller = method(student, teacher, share, data).to(device, memory_format=memory_format(opt))
     distributed.prepare(distiller, opt)
+    prepare_step(distiller, share, device)
 
     params = sum(p.numel() for p in student.parameters()) / 1e6
     print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
@@ -64,7 +61,7 @@ def train(opt, device):
 
         if distiller.initialising:
             module = distributed.wrap(distiller, device, unused=True)
-            optimizer = sgd(distiller, method.init_learning_rate or opt.learning_rate, opt)
+            optimizer = sgd(distiller.parameters(), method.init_learning_rate or opt.learning_rate, opt)
             for epoch in keeper.epochs('init', opt.init_epochs, optimizer):
                 averages = train_distill(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
                 log.init_epoch(epoch, averages)
@@ -72,7 +69,7 @@ def train(opt, device):
             distiller.finish_init()
 
         module = distributed.wrap(distiller, device)
-        optimizer = sgd(distiller, opt.learning_rate, opt)
+        optimizer = sgd(distiller.parameters(), opt.learning_rate, opt)
         for epoch in keeper.epochs('train', opt.epochs, optimizer):
             start = time.perf_counter()
             rate = adjust_learning_rate(epoch, optimizer, opt)

@@ -1,8 +1,6 @@
 """Train a network alone with cross-entropy: a teacher, or a student to compare with."""
 import time
 
-from torch.optim import SGD
-
 from dataset import get_dataloaders
 from helper import distributed
 from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
@@ -13,6 +11,7 @@ from helper.options import teacher_options
 from helper.precision import Precision
 from helper.resume import Keeper, data_facts
 from helper.run_log import RunLog, show_evaluation
+from helper.speed import prepare_step, sgd
 from models import model_dict, resolve
 
 
@@ -34,7 +33,8 @@ def train(opt, device):
     arch = resolve(opt.model, data.image_size, '--model')
     net = model_dict[arch](num_classes=data.num_classes).to(device, memory_format=memory_format(opt))
     distributed.prepare(net, opt)
-    optimizer = SGD(net.parameters(), lr=opt.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay)
+    prepare_step(net, distributed.share(opt), device)
+    optimizer = sgd(net.parameters(), opt.learning_rate, opt)
 
     params = sum(p.numel() for p in net.parameters()) / 1e6
     print(f'{arch} on {opt.dataset}: {params:.3f} M parameters, {data.num_classes} classes, '

@@ -89,10 +89,15 @@ class Distiller(nn.Module):
             loss = loss + self.beta * method
         return {'loss': loss, **terms}, logits_s
 
-    @torch.no_grad()
     def ask_teacher(self, images, preact: bool = False):
         """The teacher's (features, logits)."""
-        return self.teacher(images, is_feat=True, preact=preact)
+        if torch.compiler.is_compiling():       # the compiler sees by itself that nothing here needs a gradient
+            with torch.no_grad():
+                return self.teacher(images, is_feat=True, preact=preact)
+        with torch.inference_mode():
+            features, logits = self.teacher(images, is_feat=True, preact=preact)
+        # An inference tensor cannot be kept for a backward pass; an ordinary one of the same memory can.
+        return [torch.from_dlpack(f) for f in features], torch.from_dlpack(logits)
 
     @classmethod
     def published_beta(cls, dataset: str) -> float:

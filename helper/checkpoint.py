@@ -27,7 +27,7 @@ def load_checkpoint(path: str, flag: str) -> dict:
     it would call. Raises UserError.
     """
     if os.path.isdir(path):
-        inside = sorted(p.name for p in Path(path).glob('*.pth'))
+        inside = sorted(p.name for p in Path(path).glob('*.pth') if p.name not in ('last.pth', 'previous.pth'))
         raise UserError(f'{flag} {path}: is a folder; give the checkpoint file'
                         + (f' in it, one of {", ".join(inside)}' if inside else ', NAME.pth'))
     if not os.path.exists(path):

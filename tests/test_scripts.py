@@ -1,5 +1,6 @@
 """The two train scripts and compare.py, from the command line to the files they leave."""
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def weights(path):
 def test_defaults():
     opt = student_options(['--path-t', 'x'])
     assert vars(opt) == {
-        'path_t': 'x', 'print_freq': 200, 'batch_size': 64, 'num_workers': 8, 'epochs': 240, 'gpu_id': '0',
+        'path_t': 'x', 'print_freq': 200, 'batch_size': 64, 'num_workers': len(os.sched_getaffinity(0)),
+        'epochs': 240, 'gpu_id': '0',
         'learning_rate': 0.05, 'lr_decay_epochs': [150, 180, 210], 'lr_decay_rate': 0.1, 'weight_decay': 5e-4,
         'momentum': 0.9, 'dataset': 'cifar100', 'model_s': 'resnet8', 'distill': 'kd', 'trial': '1', 'gamma': 1.0,
         'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'deterministic': False, 'skip_validation': False, 'data_dir': './data',
@@ -43,7 +45,7 @@ def test_defaults():
         'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
         'seed': opt.seed, 'seed_given': False, 'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
-        'save_every': 0.0}
+        'save_every': 0.0, 'compile': False, 'fast': False}
     opt = teacher_options([])
     assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
 

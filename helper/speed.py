@@ -1,0 +1,64 @@
+"""What makes a step fast beyond the defaults: --compile, and the optimiser's fused kernel."""
+import os
+import warnings
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+
+def sgd(parameters, learning_rate: float, opt) -> SGD:
+    """SGD that updates all parameters in one kernel."""
+    optimizer = SGD(parameters, lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True)
+    if opt.momentum:
+        # A first step from zeros is the usual first step. Left alone, the fused kernel makes its buffers without
+        # setting them, and if the scaler of float16 leaves that step out they stay as the memory was.
+        for group in optimizer.param_groups:
+            for p in group['params']:
+                optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
+    return optimizer
+
+
+def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
+    """What --compile and --fast ask for, once `module` lies on its device."""
+    if opt.fast and device.type == 'cuda':
+        allow_tf32()
+    if opt.compile:
+        compile_forward(module, opt.batch_size, device)
+
+
+def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> None:
+    """Compile `module`'s training step for batches of batch_size; another batch, and evaluation, run as before.
+
+    On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one.
+    """
+    warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
+    plain = module.forward
+    # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
+    fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
+
+    def forward(images, *rest, **flags):
+        full = module.training and len(images) == batch_size
+        if full and device.type == 'cuda':
+            torch.compiler.cudagraph_mark_step_begin()
+        return (fast if full else plain)(images, *rest, **flags)
+    module.forward = forward
+
+
+def cores() -> int:
+    """The processor cores that this process may use; of torchrun's several machines, all together."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    world, local = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
+    return here * (max(1, int(world) // int(local)) if world.isdecimal() and local.isdecimal() and local != '0' else 1)
+
+
+def turn_on_fast(opt) -> None:
+    """--fast: --compile and --amp, unless --amp is given with a kind of its own."""
+    if opt.fast:
+        opt.compile = True
+        opt.amp = opt.amp or 'auto'
+
+
+def allow_tf32() -> None:
+    """Matrix products in TF32 where a GPU has it; convolutions do so by default."""
+    torch.set_float32_matmul_precision('high')
