@@ -25,6 +25,7 @@ class Distiller(nn.Module):
     imagenet_beta = None    # where it is another one for ImageNet
     drop_last = False       # a short last batch cannot be used
     pairwise = False        # compares the images of a batch, so a single one cannot be used
+    float32 = False         # method_loss compares numbers too finely for the 16 bits of --amp
     preact = False          # features are taken before the ReLU
     init_stage = False      # a first stage of --init_epochs minimises init_loss alone
     init_learning_rate = None   # of the first stage, where it is not --learning_rate
@@ -83,11 +84,20 @@ class Distiller(nn.Module):
         feats_s, logits_s = self.student(images, is_feat=True, preact=self.preact)
         terms = {'ce': F.cross_entropy(logits_s, target), 'kl': self.criterion_kl(logits_s, logits_t)}
         loss = self.gamma * terms['ce'] + self.alpha * terms['kl']
-        method = self.method_loss(feats_s, logits_s, feats_t, logits_t, target, index)
+        method = self._method(feats_s, logits_s, feats_t, logits_t, target, index)
         if method is not None:
             terms['method'] = method
             loss = loss + self.beta * method
         return {'loss': loss, **terms}, logits_s
+
+    def _method(self, feats_s, logits_s, feats_t, logits_t, target, index):
+        """method_loss, for the methods that ask for it in float32 whatever the nets compute in."""
+        kind = logits_s.device.type
+        if not self.float32 or not torch.is_autocast_enabled(kind):
+            return self.method_loss(feats_s, logits_s, feats_t, logits_t, target, index)
+        feats_s, feats_t = ([f.float() for f in feats] for feats in (feats_s, feats_t))
+        with torch.autocast(kind, enabled=False):
+            return self.method_loss(feats_s, logits_s.float(), feats_t, logits_t.float(), target, index)
 
     def ask_teacher(self, images, preact: bool = False):
         """The teacher's (features, logits)."""

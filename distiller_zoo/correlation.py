@@ -29,6 +29,7 @@ class CC(Distiller):
     paper = 'Peng et al., ICCV 2019, arXiv:1904.01802'
     uses = 'feats[-1]'
     default_beta = 0.02
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -149,6 +149,7 @@ class CRD(Distiller):
     paper = 'Tian et al., ICLR 2020, arXiv:1910.10699'
     uses = 'feats[-1], sample index'
     default_beta = 0.8
+    float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.sampler = ContrastSampler(data.labels, opt.nce_k, opt.mode == 'relax')

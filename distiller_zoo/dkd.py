@@ -34,6 +34,7 @@ class DKD(Distiller):
     paper = 'Zhao et al., CVPR 2022, arXiv:2203.08679'
     uses = 'logits'
     default_beta = 1.0
+    float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.temperature = opt.kd_T

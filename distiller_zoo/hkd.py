@@ -46,6 +46,7 @@ class HKD(Distiller):
     paper = 'Passalis et al., CVPR 2020, arXiv:2005.00727'
     uses = 'stage features, in order'
     default_beta = 1.0
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -56,6 +56,7 @@ class IRG(Distiller):
     paper = 'Liu et al., CVPR 2019'
     uses = 'feats[-1], feats[--transform_layer_s/_t]'
     default_beta = 0.005
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

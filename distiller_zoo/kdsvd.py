@@ -72,6 +72,7 @@ class KDSVDDistiller(Distiller):
     paper = 'Lee et al., ECCV 2018, arXiv:1807.06819'
     uses = 'stage features, in order'
     default_beta = 1.0
+    float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])

@@ -33,6 +33,7 @@ class NST(Distiller):
     paper = 'Huang and Wang, 2017, arXiv:1707.01219'
     uses = 'stage features, in order'
     default_beta = 50.0
+    float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])

@@ -22,6 +22,7 @@ class PKTDistiller(Distiller):
     paper = 'Passalis and Tefas, ECCV 2018, arXiv:1803.10837'
     uses = 'feats[-1]'
     default_beta = 30000.0
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -49,6 +49,7 @@ class RKD(Distiller):
     paper = 'Park et al., CVPR 2019, arXiv:1904.05068'
     uses = 'feats[-1]'
     default_beta = 1.0
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

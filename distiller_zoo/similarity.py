@@ -23,6 +23,7 @@ class SP(Distiller):
     paper = 'Tung and Mori, ICCV 2019, arXiv:1907.09682'
     uses = 'feats[-2]'
     default_beta = 3000.0
+    float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_distiller import CPU, build
 
+from distiller_zoo import distiller_dict
 from helper.fold import fold_batchnorm
 from helper.loops import train_distill
 from helper.meter import Meter
@@ -128,6 +129,22 @@ def test_the_curve_in_16_bits(monkeypatch):
     reference, half = (curve(monkeypatch, False, amp, batch=8, epochs=12) for amp in (None, 'bfloat16'))
     off = [abs(a - b) / a for a, b in zip(reference, half, strict=True)]
     assert 0 < sum(off) / len(off) < 0.03 and half[-1] < half[0]
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_every_method_in_16_bits(method):
+    """The first loss is that of float32 to 2 %, and training goes on; relational losses are float32 throughout."""
+    found = []
+    for amp in (None, 'bfloat16'):
+        distiller, loader, opt = build(method)
+        optimizer = sgd(distiller.parameters(), 1e-4, opt)
+        loader.generator.manual_seed(1)
+        averages = [train_distill(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))['loss']
+                    for epoch in (1, 2)]
+        distiller.finish_init()
+        averages.append(train_distill(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))['loss'])
+        found.append(averages)
+    assert found[1] == pytest.approx(found[0], rel=0.03)
 
 
 def test_a_short_batch_is_not_compiled():
