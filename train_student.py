@@ -57,7 +57,7 @@ def train(opt, device):
         if keeper.best_is_due:
             log.keep_best(best_file, best())
         if not opt.skip_validation:
-            print(f'teacher top-1: {validate(data.test_loader, teacher)["test_acc"]:.2f}')
+            print(f'teacher top-1: {validate(data.test_loader, teacher, keeper=keeper)["test_acc"]:.2f}')
 
         if distiller.initialising:
             module = distributed.wrap(distiller, device, unused=True)

@@ -26,6 +26,7 @@ class Distiller(nn.Module):
     drop_last = False       # a short last batch cannot be used
     pairwise = False        # compares the images of a batch, so a single one cannot be used
     float32 = False         # method_loss compares numbers too finely for the 16 bits of --amp
+    own_buffers = ()        # names of buffers that each of several processes keeps for itself within an epoch
     preact = False          # features are taken before the ReLU
     init_stage = False      # a first stage of --init_epochs minimises init_loss alone
     init_learning_rate = None   # of the first stage, where it is not --learning_rate

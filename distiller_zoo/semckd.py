@@ -112,6 +112,7 @@ class SemCKD(Distiller):
     uses = 'stage features, all pairs'
     default_beta = 400.0
     imagenet_beta = 50.0
+    own_buffers = ('attention_sum', 'attention_batches')
     drop_last = True        # the MLPs' input width is the batch size
 
     def build(self, opt, data, shapes_s, shapes_t):

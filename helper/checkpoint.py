@@ -38,6 +38,9 @@ def load_checkpoint(path: str, flag: str) -> dict:
             # torch does not look at the checksums that it writes.
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as file:
+                    # torch stores its records as they are: compressed, a small file could fill the memory.
+                    if any(record.compress_type != zipfile.ZIP_STORED for record in file.infolist()):
+                        raise ValueError('compressed records')
                     damaged = file.testzip()
                 if damaged:
                     raise ValueError(f'checksum of {damaged}')
@@ -98,6 +101,8 @@ def load_weights(net: nn.Module, weights: dict, what: str) -> None:
         elif not isinstance(value, torch.Tensor) or value.shape != own[key].shape:
             found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             problems.append(f'{key} is {found}, the model has {tuple(own[key].shape)}')
+        elif value.layout != torch.strided or value.device.type != 'cpu':
+            problems.append(f'{key} is a {value.layout} tensor on {value.device}, the model has a plain one')
         elif value.is_floating_point() != own[key].is_floating_point():
             problems.append(f'{key} is {value.dtype}, the model has {own[key].dtype}')
     if problems:

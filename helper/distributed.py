@@ -4,6 +4,7 @@ Ways to start them: --multiprocessing-distributed (one process for each entry of
 """
 import contextlib
 import copy
+import ctypes
 import inspect
 import os
 import re
@@ -56,7 +57,8 @@ def launch(train: Callable, opt) -> None:
     outside = _outside()
     if outside and outside['world'] > 1:
         with _one_line(outside['rank']):
-            _join_group(opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside['local']))
+            _end_with_parent()
+            _join_group(opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside))
             train(opt, dist_device())
             dist.destroy_process_group()
     else:
@@ -199,17 +201,26 @@ def _outside() -> dict | None:
                                     f'sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT')
         env.setdefault('RANK', '0')
         env.setdefault('LOCAL_RANK', env['RANK'])
-        found = dict(zip(('rank', 'world', 'local'), map(int_of, names), strict=True))
-        if found['rank'] >= found['world']:
-            raise UserError(f'RANK {found["rank"]}: WORLD_SIZE is {found["world"]}; ranks count from 0')
-        return found
+        return _place(names)
     if 'SLURM_STEP_NUM_TASKS' in env and int_of('SLURM_STEP_NUM_TASKS') > 1:
         names = ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID')
         env.setdefault('MASTER_ADDR', first_host(env.get('SLURM_STEP_NODELIST', '127.0.0.1')))
         # One port for the step, so that two steps on one node do not meet.
         env.setdefault('MASTER_PORT', str(20000 + (int_of('SLURM_JOB_ID') * 7 + int_of('SLURM_STEP_ID')) % 40000))
-        return dict(zip(('rank', 'world', 'local'), map(int_of, names), strict=True))
+        if 'SLURM_PROCID' not in env:
+            raise UserError('SLURM_STEP_NUM_TASKS is set, but SLURM_PROCID is not; start with srun')
+        return {**_place(names), 'srun': True}
     return None
+
+
+def _place(names):
+    found = dict(zip(('rank', 'world', 'local'), map(int_of, names), strict=True))
+    if found['rank'] >= found['world']:
+        raise UserError(f'{names[0]} {found["rank"]}: {names[1]} is {found["world"]}; ranks count from 0')
+    port = os.environ.get('MASTER_PORT', '1')
+    if found['world'] > 1 and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(f'MASTER_PORT {port}: give a number from 1 to 65535')
+    return found
 
 
 def int_of(name: str) -> int:
@@ -226,8 +237,15 @@ def first_host(nodes: str) -> str:
     return match[1] + (match[2] or '') if match else '127.0.0.1'
 
 
-def _local_device(opt, local):
-    """The device of the local-th process of this machine, which torchrun or srun started."""
+def _end_with_parent():
+    """If what started this process is killed, this one gets SIGTERM: it saves and ends, instead of training on."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
+
+
+def _local_device(opt, outside):
+    """The device of this process among those of its machine, which torchrun or srun started."""
+    local = outside['local']
     entries = opt.gpu_id.split(',')
     if entries[0] == 'cpu' or not torch.cuda.is_available():
         return 'cpu' if entries[0] == 'cpu' else entries[0]
@@ -237,7 +255,7 @@ def _local_device(opt, local):
                             f'{local + 1}; start fewer, or name more')
         return entries[local]
     count = torch.cuda.device_count()
-    if count == 1 and 'SLURM_LOCALID' in os.environ:        # srun has given each task a GPU of its own
+    if count == 1 and 'srun' in outside:        # srun has given each task a GPU of its own
         return '0'
     if local >= count:
         raise UserError(f'process {local + 1} of this machine has no GPU: there are {count}; start at most {count}')
@@ -254,7 +272,8 @@ def _join_group(opt, url, rank, world, gpu_id):
     if rank:        # one process speaks for all
         sys.stdout = open(os.devnull, 'w')      # noqa: SIM115
     if 'OMP_NUM_THREADS' not in os.environ:     # of this machine's cores a part each
-        here = int(os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('SLURM_NTASKS_PER_NODE', world)))
+        text = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or ''
+        here = max(1, int(text)) if text.isdecimal() else world
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     device = select_device(gpu_id)
     address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if url == 'env://' else url
@@ -325,7 +344,8 @@ def _spawn(train, opt):
             signal.signal(number, handler)
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, 'SIGUSR1') else []))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP')
+                     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN)
 
 
 def _wait_for(processes, entries, forwarded):

@@ -24,3 +24,5 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

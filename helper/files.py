@@ -1,10 +1,10 @@
 """Files that are whole or not there: written under another name in the same folder, flushed, then renamed."""
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def _keep(path, older):
     try:
         os.link(path, link)
         os.replace(link, older)
+        link.unlink(missing_ok=True)        # renaming one name of a file to another of its names does nothing
     except OSError:             # a file system without hard links
         os.replace(path, older)
 
@@ -64,9 +65,17 @@ def _flush_folder(folder):
 
 
 def write_json(path: Path, value) -> None:
-    """`value` as indented JSON."""
-    text = json.dumps(value, indent=4) + '\n'
+    """`value` as indented JSON; numbers that JSON does not have, as NaN, become null."""
+    text = json.dumps(_finite(value), indent=4, allow_nan=False) + '\n'
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_folder(*parts: str) -> Path:
@@ -94,25 +103,23 @@ class Lock:
     def __init__(self, folder: Path):
         self.folder, self.file = folder, None
 
-    def take(self, wait: bool) -> None:
-        """Raises UserError when another process holds it; with `wait`, until that one ends, this one waits."""
+    def take(self) -> bool:
+        """Whether this process has it now; not when another one does. Raises UserError."""
         if self.file:
-            return
-        file = open(self.folder / '.lock', 'a+b')      # noqa: SIM115, held until release()
-        said = False
-        while not _try_lock(file):
-            if not wait:
-                file.close()
-                raise UserError(f'{self.folder}: another run is writing there; give another --trial, or --resume auto '
-                                f'to go on after it')
-            if not said:
-                print(f'{self.folder}: another run is writing there; waiting for it to end', flush=True)
-            said = True
-            time.sleep(0.2)
+            return True
+        try:
+            file = open(self.folder / '.lock', 'a+b')      # noqa: SIM115, held until release()
+        except OSError as error:
+            raise UserError(f'{self.folder / ".lock"}: cannot be opened ({error.strerror}); give another --save_dir '
+                            f'or --trial') from error
+        if not _try_lock(file):
+            file.close()
+            return False
         self.file = file
         for rest in self.folder.glob(f'.*{UNFINISHED}'):       # of a run that was killed while it wrote
             with contextlib.suppress(OSError):
                 rest.unlink()
+        return True
 
     def release(self) -> None:
         if self.file:
@@ -128,7 +135,7 @@ def _try_lock(file) -> bool:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)    # of this process, not of the workers that it forks
     except (BlockingIOError, PermissionError):
         return False
     except OSError:         # a file system without locks

@@ -54,6 +54,7 @@ def _train(epoch, loader, module, losses, optimizer, opt, keeper, precision):
             if keeper:
                 keeper.step_done()
         watch.settle()
+        watch.check_weights(module)
         precision.check()
         average_batchnorm(module)
         averages = meter.averages()

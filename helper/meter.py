@@ -34,11 +34,15 @@ class Meter:
         """This process's sums, for a checkpoint."""
         return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples}
 
-    def restore(self, state: dict, device: torch.device) -> None:
-        """Go on from what state() gave."""
-        sums = state['sums']
-        self.names, self.samples = list(state['names']), int(state['samples'])
-        self.sums = None if sums is None else sums.to(device, torch.float64)
+    def restore(self, states: list[dict], device: torch.device) -> None:
+        """Go on from what state() gave here, or in several processes. Raises ValueError for other values."""
+        for state in states:
+            names, sums, samples = list(state['names']), state['sums'], state['samples']
+            if not isinstance(samples, int) or samples < 0 or sums.shape != (len(names),) or not sums.isfinite().all():
+                raise ValueError('meter')
+            sums = sums.to(device, torch.float64)
+            self.sums = sums.clone() if self.sums is None else self.sums + sums
+            self.names, self.samples = names, self.samples + samples
 
     def averages(self, everywhere: bool = True) -> dict:
         """name -> average so far. The one place that waits for the device.

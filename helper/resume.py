@@ -1,4 +1,7 @@
 """Runs that can be interrupted: last.pth in the output folder, and the signals that end a run well."""
+import contextlib
+import os
+import secrets
 import signal
 import time
 import zlib
@@ -12,6 +15,7 @@ from . import distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .device import random_state, restore_random_state
 from .errors import UserError
+from .files import write_atomically
 from .run_log import RunLog
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
@@ -53,15 +57,22 @@ class Keeper:
         """Reads the state of --resume into `module` and `log`, and opens `log`. module: what is trained, as it is
         before DDP. facts: what must be the same in a resumed run beside the options. Raises UserError."""
         self.log, self.opt, self.module, self.loader, self.precision = log, opt, module, loader, precision
-        self.identity = {**{k: v for k, v in vars(opt).items() if k not in FREE}, **facts}
-        self.agreement, self.signal, self.stopping = distributed.Agreement(), 0, False
+        self.identity = {**{k: v for k, v in vars(opt).items() if k not in FREE}, **facts, 'amp': str(precision.dtype)}
+        self.agreement, self.signal = distributed.Agreement(), 0
         self.stage, self.epoch, self.step, self.optimizer, self.meter, self.watch = None, 0, 0, None, None, None
-        self.saved_at = time.monotonic()
+        self.saved_at, self.run = time.monotonic(), secrets.token_hex(8)
         try:
+            if opt.resume and (opt.resume == 'auto' or self._source().parent.resolve() == log.folder.resolve()):
+                self._claim()       # a run that still writes there is let finish first
             self.state = self.read()
             if self.state:
-                self.restore_module()
-            log.open(self.state['log'] if self.state else None, wait=opt.resume is not None)
+                with self._as_user_error():
+                    self.restore_module()
+            self._claim()
+            log.open(self.state['log'] if self.state else None)
+            self.first = not self.state or self._source().parent.resolve() != log.folder.resolve()
+            if self.state:
+                self._bring_best()
         except BaseException:
             log.release()
             raise
@@ -78,29 +89,74 @@ class Keeper:
         return distributed.broadcast(self._read if distributed.is_main() else None)
 
     def _read(self):
-        auto = self.opt.resume == 'auto'
-        if auto:
-            self.log.claim(wait=True)
-        path = self.log.folder / LAST if auto else Path(self.opt.resume)
-        if path.is_dir():
-            path = path / LAST
+        path = self._source()
         before = path.with_name(PREVIOUS)
-        if auto and not path.exists() and not before.exists():
+        if self.opt.resume == 'auto' and not path.exists() and not before.exists():
             print(f'nothing to resume in {self.log.folder}: starting anew')
             return None
         try:
-            state = load_checkpoint(str(path), '--resume')
-            _check(state, f'--resume {path}')
+            state = self._load(path)
         except UserError as error:
-            if path.name != LAST or not before.exists():
+            if path.name != LAST or not os.path.exists(before):
                 raise
             print(f'{error}: going on with {PREVIOUS}, the state before it')
             path = before
-            state = load_checkpoint(str(path), '--resume')
-            _check(state, f'--resume {path}')
+            state = self._load(path)
         self._compare(state, path)
         print(f'going on from {path}: {_where(state)}')
         return {**state, 'folder': str(path.parent)}
+
+    def _source(self):
+        """The file of --resume."""
+        path = self.log.folder if self.opt.resume == 'auto' else Path(self.opt.resume)
+        return path / LAST if self.opt.resume == 'auto' or os.path.isdir(path) else path
+
+    def _claim(self):
+        """The folder for this run alone; with --resume, once another run there has ended. All processes wait."""
+        wait, said = self.opt.resume is not None, False
+        while not distributed.broadcast(self.log.claim if distributed.is_main() else None):
+            if not wait:
+                raise UserError(f'{self.log.folder}: another run is writing there; give another --trial, or --resume '
+                                f'auto to go on after it')
+            if not said:
+                print(f'{self.log.folder}: another run is writing there; waiting for it to end', flush=True)
+            said = True
+            time.sleep(0.3)
+
+    def _load(self, path):
+        state = load_checkpoint(str(path), '--resume')
+        with self._as_user_error():
+            _check(state, f'--resume {path}')
+            if state['step'] > len(self.loader) or (
+                    state['stage'] == 'init' and not getattr(self.module, 'init_stage', False)):
+                raise UserError(f'--resume {path}: its numbers make no sense for this run')
+        return state
+
+    @contextlib.contextmanager
+    def _as_user_error(self):
+        """Whatever a file that nobody vouches for makes the code raise, in one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f'--resume {self.opt.resume}: not the state of this run '
+                            f'({" ".join(str(error).split())[:150]})') from error
+
+    def _bring_best(self):
+        """From another folder: the files of the best epoch so far, or where they are missing, start without one."""
+        log, source = self.log, Path(self.state['folder'])
+        if not distributed.is_main() or source.resolve() == log.folder.resolve() or self.best_is_due \
+                or 'epoch' not in log.best:
+            return
+        files = [*source.glob('*_best.pth'), source / 'test_best_metrics.json']
+        if len(files) < 2 or not files[-1].exists():
+            print(f'{source}: has no best checkpoint; the best is counted anew')
+            log.best = {'test_acc': -1.0}
+            return
+        for file in files:
+            content = file.read_bytes()
+            write_atomically(log.folder / file.name, lambda out, content=content: out.write(content))
 
     def _compare(self, state, path):
         """Raises UserError that names what differs between this run and the saved one."""
@@ -109,6 +165,9 @@ class Keeper:
                   if saved.get(name) != value]
         if self.opt.seed_given and self.opt.seed != state['seed']:
             differ.append(f'seed {state["seed"]}, now {self.opt.seed}')
+        if len(state['random']) != distributed.world_size() and getattr(self.module, 'drop_last', False):
+            differ.append(f'{len(state["random"])} processes, now {distributed.world_size()}, and weights whose shapes '
+                          f'depend on the batch of a process')
         if differ:
             raise UserError(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
                             f'or leave --resume out')
@@ -122,10 +181,25 @@ class Keeper:
         if state['stage'] == 'train' and getattr(self.module, 'initialising', False):
             self.module.finish_init()
         load_weights(self.module, state['module'], what)
-        self.opt.seed = state['seed']
+        own = self._own(state['own'])
+        for name, value in self._own_buffers().items():
+            if own and name in own['buffers']:
+                value.copy_(own['buffers'][name])
+        self.opt.seed, self.run = state['seed'], state['run']
         if distributed.world_size() != len(state['random']):
             print(f'saved by {len(state["random"])} processes, going on with {distributed.world_size()}: '
                   f'the random numbers of the methods are drawn anew')
+
+    def _own(self, parts):
+        """What this process itself had saved in the middle of an epoch; nothing where there were as many others."""
+        return parts[distributed.rank()] if len(parts) == distributed.world_size() else None
+
+    def _own_buffers(self):
+        """The buffers that differ between processes within an epoch."""
+        norms = [f'{name}.{kind}' for name, m in self.module.named_modules()
+                 if isinstance(m, nn.modules.batchnorm._BatchNorm) for kind in ('running_mean', 'running_var')]
+        names = {*norms, *getattr(self.module, 'own_buffers', ())}
+        return {name: value for name, value in self.module.named_buffers() if name in names}
 
     @property
     def best_is_due(self) -> bool:
@@ -160,7 +234,8 @@ class Keeper:
         if state and STAGES.index(state['stage']) > STAGES.index(stage):
             return iter(())
         if state and state['stage'] == stage:
-            self._restore_optimizer(state)
+            with self._as_user_error():
+                self._restore_optimizer(state)
             self.epoch = state['epoch']
         return self._count(last)
 
@@ -171,17 +246,18 @@ class Keeper:
             yield self.epoch
 
     def _restore_optimizer(self, state):
-        try:
-            _check_optimizer(state['optimizer'], self.optimizer)
-            self.optimizer.load_state_dict(state['optimizer'])
+        _check_optimizer(state['optimizer']['state'], self.optimizer)
+        # Rates and the like are those of the options; the file brings the momentum alone.
+        groups = self.optimizer.state_dict()['param_groups']
+        self.optimizer.load_state_dict({'state': state['optimizer']['state'], 'param_groups': groups})
+        if self.precision.scaler.is_enabled():
+            if not all(isinstance(value, (int, float)) for value in state['scaler'].values()):
+                raise ValueError('scaler')
             self.precision.scaler.load_state_dict(state['scaler'])
-            if len(state['random']) == distributed.world_size():
-                restore_random_state(state['random'][distributed.rank()])
-            if state['loader'] is not None:
-                self.loader.generator.set_state(state['loader'])
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f'--resume {self.opt.resume}: not the state of this run '
-                            f'({" ".join(str(error).split())[:150]})') from error
+        if len(state['random']) == distributed.world_size():
+            restore_random_state(state['random'][distributed.rank()])
+        if state['loader'] is not None:
+            self.loader.generator.set_state(state['loader'])
 
     def begin_epoch(self, meter, watch) -> int:
         """How many steps of this epoch an earlier run has made: `meter` and the loader go on after them."""
@@ -190,7 +266,10 @@ class Keeper:
         self.plan = generator.get_state() if generator is not None else None
         if self.state and self.state['step']:
             self.step = self.loader.skip = self.state['step']
-            meter.restore(self.state['meter'], next(self.module.parameters()).device)
+            own = self.state['own']
+            meters = [own[distributed.rank()]] if self._own(own) else own if distributed.is_main() else []
+            with self._as_user_error():
+                meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
         self.state = None       # used up
         return self.step
 
@@ -201,15 +280,19 @@ class Keeper:
         wanted = self.agreement.largest(self.signal or (SAVE if due else 0))
         if wanted:
             self.watch.settle()
+            self.watch.check_weights(self.module)
             self.save(self.epoch, self.step)
             if wanted != SAVE:
                 self.stop(wanted)
 
     def stop_if_asked(self) -> None:
         """Between two batches of the validation. Several processes may have different numbers of them: they go on."""
-        if self.signal and distributed.world_size() == 1 and self.stage:
-            self.save(self.epoch, self.step)
-            self.stop(self.signal)
+        if not self.signal or distributed.world_size() > 1:
+            return
+        if self.stage is None:
+            raise Interrupted(128 + self.signal)        # before the first epoch there is nothing new to save
+        self.save(self.epoch, self.step)
+        self.stop(self.signal)
 
     def end_epoch(self) -> None:
         """The epoch is trained, validated and noted in the log: save that."""
@@ -219,6 +302,7 @@ class Keeper:
     def _stop_together(self):
         number = max(distributed.gather(max(self.signal, self.agreement.settle())))
         if number > SAVE:
+            self.save(self.epoch, 0)        # it may be the first of this stage
             self.stop(number)
 
     def stop(self, number):
@@ -231,22 +315,27 @@ class Keeper:
         """Write last.pth: `step` steps of `epoch` are done. The one before becomes previous.pth."""
         self.place = {'epoch': epoch, 'step': step}
         self.saved_at = time.monotonic()
-        distributed.average_batchnorm(self.module)
         random = distributed.gather(random_state())
+        buffers = {name: value.cpu() for name, value in self._own_buffers().items()} \
+            if distributed.world_size() > 1 else {}
+        own = distributed.gather({'meter': self.meter.state(), 'buffers': buffers}) if step else []
         if not distributed.is_main():
             return
         generator = self.loader.generator
         now = generator.get_state() if generator is not None else None
         state = {
-            'identity': self.identity, 'seed': self.opt.seed, 'stage': self.stage, **self.place,
+            'identity': self.identity, 'run': self.run, 'seed': self.opt.seed, 'stage': self.stage, **self.place,
             'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
             'scaler': self.precision.scaler.state_dict(), 'random': random, 'loader': self.plan if step else now,
-            'meter': self.meter.state() if step else None, 'log': self.log.state()}
-        save_checkpoint(self.log.folder / LAST, state, keep=PREVIOUS)
+            'own': own, 'log': self.log.state()}
+        if self.first:      # what an earlier run has left is not the state before this one
+            (self.log.folder / PREVIOUS).unlink(missing_ok=True)
+        save_checkpoint(self.log.folder / LAST, state, keep=None if self.first else PREVIOUS)
+        self.first = False
 
 
 KINDS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
-         'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'meter': (dict, type(None)), 'log': dict}
+         'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict, 'run': str}
 
 
 def _check(state, what):
@@ -256,18 +345,18 @@ def _check(state, what):
             raise UserError(f'{what}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a run '
                             f'keeps in its folder')
     if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or \
-            (state['step'] and not state['meter']) or not RunLog.fits(state['log']):
+            (state['step'] and len(state['own']) != len(state['random'])) or not RunLog.fits(state['log']):
         raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
 
 
 def _check_optimizer(state, optimizer):
-    """Raises ValueError unless every tensor kept for a parameter has its shape and is a float."""
+    """Raises ValueError unless what is kept for a parameter is a finite momentum of its shape."""
     parameters = [p for group in optimizer.param_groups for p in group['params']]
-    for number, kept in state['state'].items():
-        for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and (value.shape != parameters[number].shape
-                                                    or not value.is_floating_point()):
-                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}')
+    for number, kept in state.items():
+        value = kept['momentum_buffer'] if kept else None
+        if value is not None and (value.layout != torch.strided or value.shape != parameters[number].shape
+                                  or not value.is_floating_point() or not value.isfinite().all()):
+            raise ValueError(f'momentum_buffer of parameter {number} is {value.dtype} {tuple(value.shape)}')
 
 
 def _where(state):

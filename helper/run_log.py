@@ -1,5 +1,6 @@
 """What a run leaves behind beside its checkpoints: JSON files, TensorBoard, a line an epoch."""
 import contextlib
+import json
 import math
 import threading
 import time
@@ -31,25 +32,25 @@ class RunLog:
         self.best: dict = {'test_acc': -1.0}
         self.start, self.writer = time.time(), None
 
-    def claim(self, wait: bool) -> None:
-        """Make the folder, for this run alone. wait: for another run that writes there to end. Raises UserError."""
+    def claim(self) -> bool:
+        """Make the folder, for this run alone. Returns False while another run writes there. Raises UserError."""
         make_folder(self.folder)
-        self.lock.take(wait)
+        return self.lock.take()
 
-    def open(self, state: dict | None, wait: bool) -> None:
-        """Begin, or go on from what state() gave."""
+    def open(self, state: dict | None) -> None:
+        """Begin, or go on from what state() gave. The folder is claimed."""
         if state:
             self.history, self.best = list(state['history']), dict(state['best'])
             self.start = time.time() - state['seconds']
         if not is_main():
             return
-        self.claim(wait)
         make_folder(self.events)
         threading.excepthook = _leave_to_main_thread
         # What an interrupted run wrote after the state is hidden, not shown twice.
         with self._events():
             self.writer = SummaryWriter(str(self.events), purge_step=len(self.history) + 1 if state else None)
         if self.history:
+            self._write_parameters()
             self._write_history()
 
     def release(self) -> None:
@@ -67,8 +68,13 @@ class RunLog:
     def fits(state: dict) -> bool:
         """Whether a value, from a file that nobody vouches for, is one that state() gives."""
         history, best, seconds = (state.get(name) for name in ('history', 'best', 'seconds'))
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError):
+            return False
         return (isinstance(history, list) and all(isinstance(epoch, dict) for epoch in history)
                 and isinstance(best, dict) and isinstance(best.get('test_acc'), float)
+                and math.isfinite(best['test_acc']) and (best['test_acc'] < 0 or isinstance(best.get('epoch'), int))
                 and isinstance(seconds, float) and math.isfinite(seconds))
 
     def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict | None = None):

@@ -3,6 +3,7 @@ import math
 from collections import deque
 
 import torch
+from torch import nn
 
 from .errors import UserError
 from .meter import describe
@@ -34,6 +35,14 @@ class Watch:
             arrived, *seen = self.underway.popleft()
             arrived.synchronize()
             self.judge(*seen)
+
+    def check_weights(self, module: nn.Module) -> None:
+        """Before they are saved: an update can ruin what a finite loss has measured. Waits for the device."""
+        finite = torch.stack([p.detach().isfinite().all() for p in module.parameters()]).all()
+        if not finite:
+            raise UserError(f'the weights are not finite any more in epoch {self.epoch}, at learning rate '
+                            f'{self.optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta. '
+                            f'The last checkpoint is the last good one')
 
     def judge(self, step, names, values):
         terms = dict(zip(names, values.tolist(), strict=True))

@@ -36,7 +36,7 @@ def interrupt(monkeypatch):
 
 def outcome(save):
     """What a run left: all weights, the epochs' numbers without times, the best metrics."""
-    folder = next(p.parent for p in save.glob('*/*/last.pth'))
+    folder = next(p.parent for p in sorted(save.glob('*/*/last.pth')))
     best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
     last = load_checkpoint(str(folder / 'last.pth'), '')
     history = json.loads((folder / 'history.json').read_text())
@@ -98,6 +98,42 @@ def test_teacher_and_its_signals(call, small, tmp_path, interrupt, capfd, number
     files = [load_checkpoint(str(next((tmp_path / run).glob('models/*/ckpt_epoch_2.pth'))), '')['model']
              for run in ('parts', 'whole')]
     assert_same(*files)
+
+
+def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypatch, capfd):
+    """While the teacher is measured, and right after: nothing is lost, nothing is said wrongly."""
+    arguments = ['--path_t', teacher, *small, '--save_dir', tmp_path]
+    original = train_student.validate
+
+    def validate(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+    monkeypatch.setattr(train_student, 'validate', validate)
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments)
+    assert caught.value.code == 143 and not list(tmp_path.glob('*/*/last.pth'))
+    monkeypatch.setattr(train_student, 'validate', lambda *args, keeper=None, **kwargs: validate(*args, **kwargs))
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments)
+    assert caught.value.code == 143 and 'stopped after epoch 0' in capfd.readouterr().out
+    monkeypatch.setattr(train_student, 'validate', original)
+    call(train_student.main, *arguments, '--resume')
+    call(train_student.main, '--path_t', teacher, *small, '--save_dir', tmp_path / 'whole')
+    assert_same(outcome(tmp_path), outcome(tmp_path / 'whole'))
+
+
+def test_into_another_folder(call, small, tmp_path, capfd):
+    """A run that goes on elsewhere takes its best checkpoint along."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'a')
+    first = next(tmp_path.glob('models/*_a'))
+    state = load_checkpoint(str(first / 'last.pth'), '')
+    state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
+    torch.save(state, first / 'last.pth')
+    call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', first)
+    second = next(tmp_path.glob('models/*_b'))
+    for name in ('resnet8_best.pth', 'test_best_metrics.json'):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
 def test_a_signal_while_validating(call, small, tmp_path, monkeypatch, capfd):
@@ -230,6 +266,15 @@ FOREIGN = {
     'log': (change(log={'history': 3}), 'its numbers make no sense'),
     'momentum': (change(optimizer=longer_momentum, epoch=1), 'momentum_buffer of parameter 0'),
     'random': (change(random=lambda r: [{**r[0], 'torch': torch.zeros(3)}], epoch=1), 'not the state of this run'),
+    'odd meter': (change(own=[{'meter': {'names': ['loss'], 'sums': torch.zeros(9), 'samples': 3}, 'buffers': {}}],
+                         step=1, epoch=1), 'not the state of this run (meter)'),
+    'too many steps': (change(own=[{}], step=10**9), 'its numbers make no sense for this run'),
+    'first stage': (change(stage='init'), 'its numbers make no sense for this run'),
+    'infinite momentum': (change(epoch=1, optimizer={'state': {0: {
+        'momentum_buffer': torch.full((16, 3, 3, 3), 1e999)}}}), 'momentum_buffer of parameter 0'),
+    'history': (change(log=lambda log: {**log, 'history': [{'epoch': torch.zeros(1)}]}), 'its numbers make no sense'),
+    'identity': (change(identity=lambda i: {**i, 'distill': torch.zeros(3)}), 'another run, with distill'),
+    'sparse': (change(module=lambda m: {**m, 'student.fc.bias': torch.zeros(4).to_sparse()}), 'torch.sparse_coo'),
     'weights': (change(module=lambda m: {**m, 'student.fc.bias': torch.zeros(7)}), 'student.fc.bias is (7,)'),
 }
 
@@ -253,7 +298,7 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     folder = next(tmp_path.glob('student_model/*'))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     program = ('import sys, time, pathlib; from helper.files import Lock\n'
-               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(False); print("held", flush=True); time.sleep(60)')
+               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(); print("held", flush=True); time.sleep(60)')
     other = subprocess.Popen([sys.executable, '-c', program, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == 'held\n'
     with pytest.raises(SystemExit) as caught:
@@ -269,7 +314,7 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     rest = later.communicate(timeout=60)[0]
     assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'going on from' in rest
     lock = Lock(folder)
-    lock.take(False)
+    assert lock.take()
     lock.release()
 
 

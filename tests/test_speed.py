@@ -31,7 +31,7 @@ def with_statistics(name):
     return net, len(norms)
 
 
-@pytest.mark.parametrize('name', model_dict)
+@pytest.mark.parametrize('name', [name for name in model_dict if name != 'resnet34x4'])     # it is a wide ResNet34
 @torch.no_grad()
 def test_a_folded_net_computes_the_same(name):
     """Logits, features and pre-activations, to rounding."""
