@@ -1,5 +1,8 @@
 """What makes a step fast beyond the defaults: --compile, and the optimiser's fused kernel."""
+import contextlib
+import ctypes
 import os
+import sys
 import warnings
 
 import torch
@@ -19,8 +22,22 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
     return optimizer
 
 
+def keep_memory() -> None:
+    """Let the C library keep what a step frees for the next one, instead of giving it back and asking again.
+
+    Every step needs the same buffers; fresh pages from the system are zeroed one by one, which took 5 to 10 % of a step.
+    """
+    if sys.platform == 'linux':
+        with contextlib.suppress(AttributeError):       # another C library than glibc
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-3, 32 << 20)       # M_MMAP_THRESHOLD, its largest value
+            mallopt(-1, 2**31 - 1)      # M_TRIM_THRESHOLD
+
+
 def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
-    """What --compile and --fast ask for, once `module` lies on its device."""
+    """What --compile and --fast ask for, once `module` lies on its device, and what is always faster."""
+    if device.type == 'cpu':
+        keep_memory()
     if opt.fast and device.type == 'cuda':
         allow_tf32()
     if opt.compile:

@@ -39,7 +39,7 @@ from helper.fold import fold_batchnorm  # noqa: E402
 from helper.loops import train_distill  # noqa: E402
 from helper.options import student_options  # noqa: E402
 from helper.precision import KINDS, Precision  # noqa: E402
-from helper.speed import allow_tf32, compile_forward, cores, sgd, turn_on_fast  # noqa: E402
+from helper.speed import allow_tf32, compile_forward, cores, keep_memory, sgd, turn_on_fast  # noqa: E402
 from helper.text import table  # noqa: E402
 from models import model_dict, resolve  # noqa: E402
 
@@ -183,6 +183,8 @@ class Recipe:
         self.fast, self.pair, self.opt = fast, pair, opt
         self.device = select_device(opt.gpu_id, quiet=True)
         self.precision = Precision(opt.amp if fast else None, self.device)
+        if fast:
+            keep_memory()
         if fast and opt.fast:
             allow_tf32()
         self.loader = loaders(opt, self.device)[not fast]
@@ -428,8 +430,9 @@ def main():
     add('--batch_size', type=number(int, low=1), default=64)
     add('--steps', type=number(int, low=1), default=8, help='batches in a round')
     add('--rounds', type=number(int, low=1), default=5, help='rounds of each side, after one to warm up')
-    add('--num_workers', type=number(int, low=0), default=cores(),
-        help="processes of the loaders that have some; not given: one for each core")
+    add('--num_workers', type=number(int, low=0),
+        help="processes of the loaders that have some; not given: 8, as in the seed's repository; for imagenet one for "
+             "each core")
     add('--gpu_id', default='0')
     add('--data_dir', default='./data')
     add('--compile', action='store_true', help='the fast recipe compiles its step')
@@ -440,6 +443,8 @@ def main():
     opt = parser.parse_args()
     check_pairs(opt)
     turn_on_fast(opt)
+    if opt.num_workers is None:
+        opt.num_workers = cores() if opt.what == 'imagenet' else 8
     device = select_device(opt.gpu_id)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of '
