@@ -25,7 +25,7 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 def keep_memory() -> None:
     """Let the C library keep what a step frees for the next one, instead of giving it back and asking again.
 
-    Every step needs the same buffers; fresh pages from the system are zeroed one by one, which took 5 to 10 % of a step.
+    Every step needs the same buffers, and fresh pages from the system are zeroed first.
     """
     if sys.platform == 'linux':
         with contextlib.suppress(AttributeError):       # another C library than glibc

@@ -158,7 +158,7 @@ def alternate(sides, images, opt, device):
 def loaders(opt, device):
     """(ours, the reference one) over the same random images."""
     generator = torch.Generator().manual_seed(0)
-    n = opt.batch_size * opt.steps
+    n = opt.batch_size * opt.steps * distributed.world_size()
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     target = torch.randint(0, CLASSES, (n,), generator=generator)
     plain = torch.utils.data.DataLoader(PerImage(images, target), opt.batch_size, shuffle=True,
@@ -324,9 +324,10 @@ def show_recipes(rows):
 def scaling_round(opt, device):
     """In each process: the medians of its rounds, written by the first."""
     torch.set_num_threads(opt.threads)
-    recipe = Recipe(True, opt.pair[0].split(','), distributed.share(opt))
-    module = distributed.wrap(recipe.distiller, device)
-    recipe.distiller = module
+    part = distributed.share(opt)
+    part.gpu_id = 'cpu'
+    recipe = Recipe(True, opt.pair[0].split(','), part)
+    recipe.distiller = distributed.wrap(recipe.distiller, device)
     took = [recipe.round() for _ in range(opt.rounds + 1)][1:]
     if distributed.is_main():
         Path(opt.out).write_text(json.dumps(opt.steps * opt.batch_size / statistics.median(took)))
