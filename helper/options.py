@@ -79,7 +79,8 @@ def _finish(parser, opt, model, flag):
     if model not in model_names():
         resolve(model, opt.image_size, flag)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
-        parser.error(f'--trial {opt.trial!r}: the trial is a part of a folder name; give one without slashes')
+        trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
+        parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
     if opt.learning_rate is None:
         opt.learning_rate = default_learning_rate(model)
     turn_on_fast(opt)

@@ -38,8 +38,7 @@ class Watch:
 
     def check_weights(self, module: nn.Module) -> None:
         """Before they are saved: an update can ruin what a finite loss has measured. Waits for the device."""
-        finite = torch.stack([p.detach().isfinite().all() for p in module.parameters()]).all()
-        if not finite:
+        if not all(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).tolist()):
             raise UserError(f'the weights are not finite any more in epoch {self.epoch}, at learning rate '
                             f'{self.optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta. '
                             f'The last checkpoint is the last good one')

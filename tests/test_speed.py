@@ -15,6 +15,7 @@ from helper.speed import compile_forward, cores, sgd
 from models import model_dict
 from scripts import benchmark
 
+SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double')    # wider forms of others
 PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms that read a sum stay
 
 
@@ -31,7 +32,7 @@ def with_statistics(name):
     return net, len(norms)
 
 
-@pytest.mark.parametrize('name', [name for name in model_dict if name != 'resnet34x4'])     # it is a wide ResNet34
+@pytest.mark.parametrize('name', [name for name in model_dict if name not in SLOW])
 @torch.no_grad()
 def test_a_folded_net_computes_the_same(name):
     """Logits, features and pre-activations, to rounding."""
