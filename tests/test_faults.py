@@ -21,7 +21,7 @@ from helper import files
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 
-ROUNDS = 12
+ROUNDS = 11
 
 
 def run(arguments, out):

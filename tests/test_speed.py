@@ -15,7 +15,7 @@ from helper.speed import compile_forward, cores, sgd
 from models import model_dict
 from scripts import benchmark
 
-SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double')    # wider forms of others
+SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double', 'resnext50_32x4d')
 PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms that read a sum stay
 
 
@@ -126,8 +126,8 @@ def test_the_fast_curve_is_the_reference_curve(monkeypatch):
 
 
 def test_the_curve_in_16_bits(monkeypatch):
-    """36 steps in bfloat16 stay within 3 % of float32, on average."""
-    reference, half = (curve(monkeypatch, False, amp, batch=8, epochs=12) for amp in (None, 'bfloat16'))
+    """18 steps in bfloat16 stay within 3 % of float32, on average."""
+    reference, half = (curve(monkeypatch, False, amp, batch=8, epochs=6) for amp in (None, 'bfloat16'))
     off = [abs(a - b) / a for a, b in zip(reference, half, strict=True)]
     assert 0 < sum(off) / len(off) < 0.03 and half[-1] < half[0]
 
@@ -140,11 +140,11 @@ def test_every_method_in_16_bits(method):
         distiller, loader, opt = build(method)
         optimizer = sgd(distiller.parameters(), 1e-4, opt)
         loader.generator.manual_seed(1)
-        averages = [train_distill(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))['loss']
-                    for epoch in (1, 2)]
-        distiller.finish_init()
-        averages.append(train_distill(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))['loss'])
-        found.append(averages)
+        found.append([])
+        for _ in range(1 + distiller.initialising):
+            averages = train_distill(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
+            found[-1].append(averages['loss'])
+            distiller.finish_init()
     assert found[1] == pytest.approx(found[0], rel=0.03)
 
 
