@@ -1,4 +1,5 @@
 """What the tests share: a small tree of images, and a teacher trained on it."""
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ CLASSES = ('ant', 'bee', 'cat', 'dog')
 
 
 def pytest_configure(config):
+    """One thread a process: the tests run in one for each core, and start others."""
+    os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
 
 
