@@ -9,6 +9,7 @@ from helper.checkpoint import load_checkpoint, load_net, teacher_name
 from helper.device import memory_format, seed_everything
 from helper.errors import UserError, run_main
 from helper.fold import fold_batchnorm
+from helper.launch import launch
 from helper.loops import adjust_learning_rate, train_distill, validate
 from helper.options import student_options
 from helper.precision import Precision
@@ -84,7 +85,7 @@ def train(opt, device):
 
 
 def main():
-    distributed.launch(train, student_options())
+    launch(train, student_options())
 
 
 if __name__ == '__main__':

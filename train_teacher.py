@@ -6,6 +6,7 @@ from helper import distributed
 from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
 from helper.device import memory_format, seed_everything
 from helper.errors import run_main
+from helper.launch import launch
 from helper.loops import adjust_learning_rate, train_vanilla, validate
 from helper.options import teacher_options
 from helper.precision import Precision
@@ -70,7 +71,7 @@ def train(opt, device):
 
 
 def main():
-    distributed.launch(train, teacher_options())
+    launch(train, teacher_options())
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from helper.errors import UserError
@@ -9,6 +10,7 @@ from helper.errors import UserError
 from .folder import Split, scan
 from .image import read_rgb
 from .memory import batch_parts
+from .normalise import Normalise
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -40,14 +42,18 @@ def open_sources(opt):
 
 
 def transform(train: bool):
-    """torchvision's usual pipeline up to a uint8 tensor (3, 224, 224); the loader normalises on the device."""
+    """torchvision's usual pipeline up to a uint8 tensor (224, 224, 3); the loader normalises on the device."""
     from torchvision.transforms import v2
     steps = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(SIZE)]
-    return v2.Compose([*steps, v2.PILToTensor()])
+    return v2.Compose([*steps, _pixels])
+
+
+def _pixels(image):
+    return torch.from_numpy(np.array(image))
 
 
 class Images(torch.utils.data.Dataset):
-    """(image uint8 (3, 224, 224), label, index, how many unreadable images were met before it).
+    """(image uint8 (224, 224, 3), label, index, how many unreadable images were met before it).
 
     Asked for by (index, seed): the seed decides the crop and the flip, so that they do not depend on which worker reads
     the image, or when.
@@ -67,8 +73,8 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
         with torch.random.fork_rng(devices=[], enabled=self.train):
-            if self.train:
-                torch.manual_seed(seed)
+            if self.train:      # of the CPU alone: torch.manual_seed would cost a millisecond, for the GPUs
+                torch.default_generator.manual_seed(seed)
             return self._get(index)
 
     def _get(self, index):
@@ -86,7 +92,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """A list of Images' samples -> (images (B, 3, 224, 224) uint8, target (B,), index (B,), bad), or their error."""
+    """A list of Images' samples -> (images (B, 224, 224, 3) uint8, target (B,), index (B,), bad), or their error."""
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -130,14 +136,13 @@ class WorkerLoader:
     def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1, rank: int = 0,
                  world_size: int = 1):
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        self.channels_last = opt.channels_last
         self.batches = Batches(self.n_samples, opt.batch_size, train, smallest_batch, opt.seed, rank, world_size)
         self.generator = self.batches.generator
         self.loader = torch.utils.data.DataLoader(
             Images(source, train, opt.skip_bad_images), batch_sampler=self.batches, collate_fn=collate,
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
-        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+        self.normalise = Normalise(MEAN, STD, SIZE, device, opt.channels_last)
 
     @property
     def skip(self) -> int:
@@ -160,8 +165,6 @@ class WorkerLoader:
             if batch[0] is None:
                 continue
             images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
-            if self.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            yield images.float().div_(255).sub_(self.mean).div_(self.std), target, index
+            yield self.normalise(images), target, index
         if bad:
             print(f'{bad} unreadable images passed over')

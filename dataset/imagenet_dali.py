@@ -57,8 +57,8 @@ class DaliLoader:
                 images = fn.resize(images, device=backend, resize_shorter=256, interp_type=types.INTERP_TRIANGULAR)
                 mirror = 0
             images = fn.crop_mirror_normalize(
-                images, device=backend, dtype=types.FLOAT, output_layout='CHW', crop=(SIZE, SIZE), mirror=mirror,
-                mean=[255 * m for m in MEAN], std=[255 * s for s in STD])
+                images, device=backend, dtype=types.FLOAT, output_layout='HWC' if opt.channels_last else 'CHW',
+                crop=(SIZE, SIZE), mirror=mirror, mean=[255 * m for m in MEAN], std=[255 * s for s in STD])
             return images, number
 
         self.pipeline = pipeline()
@@ -86,5 +86,5 @@ class DaliLoader:
             images = batch['images'].to(self.device, non_blocking=True)
             index = batch['number'].view(-1).long().to(self.device, non_blocking=True)
             if self.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.permute(0, 3, 1, 2)
             yield images, self.labels[index], index

@@ -2,6 +2,8 @@
 import torch
 import torch.nn.functional as F
 
+from .normalise import Normalise
+
 # CIFAR-100's training set; all small images are normalised with these, so that a student can be shipped with two
 # constants.
 MEAN = (0.5071, 0.4867, 0.4408)
@@ -43,12 +45,9 @@ class MemoryLoader:
         self.rank, self.world_size, self.skip = rank, world_size, 0
         self.size = tuple(images.shape[2:])
         self.batch_size, self.device, self.train, self.smallest_batch = batch_size, device, train, smallest_batch
-        self.channels_last = channels_last
         self.target = target.to(device)
         self.generator = torch.Generator().manual_seed(seed)
-        # A row of pixels is R G B R G B ...: long rows are several times faster to compute with than single pixels.
-        self.mean = torch.tensor(MEAN, device=device).repeat(self.size[1])
-        self.std = torch.tensor(STD, device=device).repeat(self.size[1])
+        self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
         images = images.permute(0, 2, 3, 1)
         if train:
             # A view of every crop: windows[n, y, x] (H, W, 3) is image n cut at row y, column x of its padded form.
@@ -76,7 +75,7 @@ class MemoryLoader:
     def _plain(self):
         index = torch.arange(self.n_samples, device=self.device)[self.rank::self.world_size]
         for batch in index.split(self.batch_size) if len(index) else ():
-            yield self._normalise(self.images[batch]), self.target[batch], batch
+            yield self.normalise(self.images[batch]), self.target[batch], batch
 
     def _augmented(self):
         n = self.n_samples
@@ -89,10 +88,4 @@ class MemoryLoader:
             index, y, x, flip = plan[:, start:end]
             crop = self.windows[index, y, x]
             crop = torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
-            yield self._normalise(crop), self.target[index], index
-
-    def _normalise(self, images):
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W)."""
-        rows = images.view(len(images), self.size[0], -1).float().div_(255).sub_(self.mean).div_(self.std)
-        batch = rows.view(images.shape).permute(0, 3, 1, 2)
-        return batch if self.channels_last else batch.contiguous()
+            yield self.normalise(crop), self.target[index], index

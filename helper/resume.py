@@ -16,6 +16,7 @@ from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .device import random_state, restore_random_state
 from .errors import UserError
 from .files import write_atomically
+from .launch import STOP_SIGNALS
 from .run_log import RunLog
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
@@ -211,7 +212,7 @@ class Keeper:
     # Keeping
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.note) for number in distributed.STOP_SIGNALS}
+        self.before = {number: signal.signal(number, self.note) for number in STOP_SIGNALS}
         self.noted_at = 0.0
         return self
 

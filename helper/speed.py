@@ -1,6 +1,7 @@
 """What makes a step fast beyond the defaults: --compile, and the optimiser's fused kernel."""
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import warnings
@@ -41,6 +42,7 @@ def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
     if opt.fast and device.type == 'cuda':
         allow_tf32()
     if opt.compile:
+        print('--compile: the first step takes a minute or so')
         compile_forward(module, opt.batch_size, device)
 
 
@@ -49,7 +51,9 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
 
     On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one.
     """
+    # Without a GPU the compiler says twice that there is none, in the words of torch 2.11 and of 2.15.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     plain = module.forward
     # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
     fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')

@@ -36,6 +36,7 @@ from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
 from helper.fold import fold_batchnorm  # noqa: E402
+from helper.launch import launch  # noqa: E402
 from helper.loops import train_distill  # noqa: E402
 from helper.options import student_options  # noqa: E402
 from helper.precision import KINDS, Precision  # noqa: E402
@@ -121,8 +122,8 @@ def build(pair, opt, device, fast=True, compiled=False):
     distiller.finish_init()
     if compiled:
         compile_forward(distiller, opt.batch_size, device)
-    options.learning_rate = 1e-4
-    return distiller, sgd(distiller.parameters(), 1e-4, options), options
+    rate = 1e-9         # the nets are not trained ones: a real rate makes some methods diverge within a few steps
+    return distiller, sgd(distiller.parameters(), rate, options), options
 
 
 def wait(device):
@@ -342,7 +343,7 @@ def scaling(opt):
             part = SimpleNamespace(**{
                 **vars(opt), 'threads': each, 'out': f'{folder}/out', 'gpu_id': ','.join(['cpu'] * processes),
                 'multiprocessing_distributed': True, 'dist_url': 'tcp://127.0.0.1:23999', 'dist_timeout': 60})
-            distributed.launch(scaling_round, part)
+            launch(scaling_round, part)
             rows.append({'pair': opt.pair[0], 'processes': processes, 'threads each': each,
                          'images/s': json.loads(Path(part.out).read_text())})
     return rows

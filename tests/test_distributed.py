@@ -22,6 +22,7 @@ from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.launch import first_host, launch
 from helper.loops import train_distill, validate
 from models import model_dict
 
@@ -155,7 +156,7 @@ def together(tmp_path_factory):
     out = tmp_path_factory.mktemp('together') / 'found.json'
     opt = SimpleNamespace(multiprocessing_distributed=True, gpu_id='cpu,cpu', batch_size=8, num_workers=0, out=str(out),
                           dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=60)
-    distributed.launch(every_method, opt)
+    launch(every_method, opt)
     return json.loads(out.read_text())
 
 
@@ -221,7 +222,7 @@ def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
                           dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=600)
     start = time.monotonic()
     with pytest.raises(SystemExit) as caught:
-        distributed.launch(fails_in_one, opt)
+        launch(fails_in_one, opt)
     error = capfd.readouterr().err
     assert caught.value.code == code and words in error and time.monotonic() - start < 60
     assert error.count('\n') == (1 if how != 'bug' else error.count('\n')) and 'gloo' not in error
@@ -252,7 +253,7 @@ def test_two_nodes_under_srun(small, tmp_path):
 
 def test_first_host():
     for nodes, host in (('gpu[003-005,9],cpu1', 'gpu003'), ('a1,a2', 'a1'), ('single', 'single'), ('n[7,9]', 'n7')):
-        assert distributed.first_host(nodes) == host
+        assert first_host(nodes) == host
 
 
 BAD = {     # arguments, environment, what the line says
