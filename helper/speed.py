@@ -28,11 +28,15 @@ def keep_memory() -> None:
 
     Every step needs the same buffers, and fresh pages from the system are zeroed first.
     """
+    _c_library('mallopt', -3, 32 << 20)     # M_MMAP_THRESHOLD, its largest value
+    _c_library('mallopt', -1, 2**31 - 1)    # M_TRIM_THRESHOLD
+
+
+def _c_library(function: str, *numbers: int) -> None:
+    """Call a function of glibc; nothing where there is another C library."""
     if sys.platform == 'linux':
-        with contextlib.suppress(AttributeError):       # another C library than glibc
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 32 << 20)       # M_MMAP_THRESHOLD, its largest value
-            mallopt(-1, 2**31 - 1)      # M_TRIM_THRESHOLD
+        with contextlib.suppress(AttributeError):
+            getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
@@ -58,11 +62,18 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
     # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
     fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
 
+    full_batches = 0
+
     def forward(images, *rest, **flags):
-        full = module.training and len(images) == batch_size
-        if full and device.type == 'cuda':
+        nonlocal full_batches
+        if not module.training or len(images) != batch_size:
+            return plain(images, *rest, **flags)
+        full_batches += 1
+        if device.type == 'cuda':
             torch.compiler.cudagraph_mark_step_begin()
-        return (fast if full else plain)(images, *rest, **flags)
+        elif full_batches == 2:
+            _c_library('malloc_trim', 0)        # what compiling took, forward and backward
+        return fast(images, *rest, **flags)
     module.forward = forward
 
 

@@ -23,15 +23,15 @@ def options(method, teacher='resnet14', student='resnet8', batch=8, **changes):
     return SimpleNamespace(**{**vars(opt), 'model_t': teacher, 'nce_k': 10, **changes})
 
 
-def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, **changes):
-    """(distiller, training loader, options) on random images."""
+def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, device=CPU, **changes):
+    """(distiller on the CPU, training loader, options) on random images."""
     torch.manual_seed(0)
     opt = options(method, teacher, student, batch, **changes)
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     cls = distiller_dict[method]
-    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True,
+    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
                           smallest_batch=cls.smallest_batch(batch))
-    data = Data(loader, loader, 10, size, loader.target)
+    data = Data(loader, loader, 10, size, loader.target.cpu())
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 
 

@@ -1,0 +1,96 @@
+"""On a GPU: the same losses as on the CPU, no waiting within an epoch, the compiled step, --fast, NCCL."""
+import json
+
+import pytest
+import torch
+from test_distiller import CPU, build
+
+import train_student
+import train_teacher
+from distiller_zoo import distiller_dict
+from helper.loops import train_distill
+from helper.precision import Precision
+from helper.speed import compile_forward, sgd
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+GPU = torch.device('cuda', 0)
+WAITS = ('kdsvd',)      # its eigenvectors are computed with the host's help
+
+
+class NoWaiting:
+    """A loader in whose epoch, but for the first step, whatever waits for the GPU raises an error."""
+
+    def __init__(self, loader):
+        self.loader, self.batch_size, self.n_samples = loader, loader.batch_size, loader.n_samples
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        try:
+            for step, batch in enumerate(self.loader):
+                torch.cuda.set_sync_debug_mode('error' if step else 'default')
+                yield batch
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+
+
+def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loader: loader):
+    """The average loss of each epoch of three steps, of the first stage alone where there is one."""
+    distiller, loader, opt = build(method, size=32, device=device)
+    distiller.to(device, memory_format=torch.channels_last)
+    if compiled:
+        compile_forward(distiller, opt.batch_size, device)
+    optimizer = sgd(distiller.parameters(), 1e-5, opt)
+    loader = wrap(loader)
+    return [train_distill(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
+            for epoch in range(1, epochs + 1)]
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_the_losses_of_the_cpu(method):
+    """The nets and the batches are the same; CRD draws its negatives on the device."""
+    tolerance = 0.1 if method == 'crd' else 5e-3        # convolutions in TF32
+    assert losses(method, GPU) == pytest.approx(losses(method, CPU), rel=tolerance)
+
+
+@pytest.mark.parametrize('method', [method for method in distiller_dict if method not in WAITS])
+def test_no_step_waits(method):
+    assert len(losses(method, GPU, wrap=NoWaiting)) == 2
+
+
+@pytest.mark.parametrize('amp', [None, 'bfloat16', 'float16'])
+@pytest.mark.parametrize('method', ['kd', 'crd', 'semckd'])
+def test_the_compiled_step(method, amp):
+    """As a CUDA graph, recorded in the first epoch and replayed in the others."""
+    torch.compiler.reset()
+    tolerance = 0.1 if method == 'crd' else 0.05 if amp else 5e-3
+    assert losses(method, GPU, 4, True, amp) == pytest.approx(losses(method, GPU, 4), rel=tolerance)
+
+
+def run(call, small, teacher, tmp_path, *flags):
+    """The history of train_student.py on the tree, from two epochs and a third after --resume."""
+    torch.compiler.reset()
+    flags = ['--path-t', teacher, '--distill', 'semckd', '--model_s', 'resnet8', '-b', 1, '--save_dir', tmp_path,
+             '--learning_rate', 0.001, *small, *flags]
+    call(train_student.main, *flags, '--epochs', 2)
+    call(train_student.main, *flags, '--epochs', 3, '--resume', 'auto')
+    return json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
+
+
+@pytest.mark.parametrize('flags', [[], ['--fast'], ['--amp', 'float16']])
+def test_command_line(call, small, teacher, tmp_path, flags):
+    assert len(run(call, small, teacher, tmp_path, '--gpu_id', 0, *flags)) == 3
+
+
+def test_a_teacher(call, small, tmp_path):
+    torch.compiler.reset()
+    call(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, '--gpu_id', 0, '--fast')
+    assert list(tmp_path.glob('models/*/resnet8_best.pth'))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+@pytest.mark.parametrize('flags', [[], ['--fast'], ['--sync_bn']])
+def test_two_gpus(call, small, teacher, tmp_path, flags):
+    flags = ['--gpu_id', '0,1', '--multiprocessing-distributed', *flags]
+    assert len(run(call, small, teacher, tmp_path, *flags)) == 3
