@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from .winograd import use_winograd
+
 
 def sgd(parameters, learning_rate: float, opt) -> SGD:
     """SGD that updates all parameters in one kernel."""
@@ -58,6 +60,8 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
     # Without a GPU the compiler says twice that there is none, in the words of torch 2.11 and of 2.15.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    if device.type == 'cpu':
+        use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # a Distiller's modules leave it out
     plain = module.forward
     # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
     fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')

@@ -162,9 +162,10 @@ def loaders(opt, device):
     n = opt.batch_size * opt.steps * distributed.world_size()
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     target = torch.randint(0, CLASSES, (n,), generator=generator)
+    fork = 'fork' if opt.num_workers and sys.platform == 'linux' else None      # as a script's workers start there
     plain = torch.utils.data.DataLoader(PerImage(images, target), opt.batch_size, shuffle=True,
                                         num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0,
-                                        pin_memory=device.type == 'cuda')
+                                        pin_memory=device.type == 'cuda', multiprocessing_context=fork)
     ours = MemoryLoader(images, target, opt.batch_size, device, train=True, rank=distributed.rank(),
                         world_size=distributed.world_size())
     return ours, OnDevice(plain, device)
@@ -211,10 +212,14 @@ class Recipe:
             Path('/proc/self/clear_refs').write_text('5')
 
     def peak(self):
-        """MiB: of tensors on the GPU, or on the CPU of the process without its loader's workers."""
+        """MiB: (of tensors on the GPU, or on the CPU of the process; what its loader's workers hold beside it)."""
         if self.device.type == 'cuda':
-            return torch.cuda.max_memory_allocated() / 2**20
-        return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+            return torch.cuda.max_memory_allocated() / 2**20, 0.0
+        if sys.platform != 'linux':
+            return None, None
+        workers = [Path(f'/proc/{worker.pid}/smaps_rollup').read_text() for worker in multiprocessing.active_children()]
+        own = sum(int(kib) for text in workers for kib in re.findall(r'^Private_\w+:\s+(\d+)', text, re.M))
+        return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024, own / 1024
 
     def parts(self):
         """Seconds a step of each part on its own, and the share of the matrix-product ceiling that a step reaches."""
@@ -230,9 +235,13 @@ class Recipe:
         soft, soft_optimizer, _ = self.build((*self.pair[:2], 'kd'))
         kd = step(soft, soft_optimizer) if self.pair[2] != 'kd' else whole
 
+        teacher = self.distiller.ask_teacher
+        if self.fast and self.opt.compile:
+            teacher = torch.compile(teacher, dynamic=False)
+
         def ask():
             with self.precision.autocast():
-                self.distiller.ask_teacher(images, preact=self.distiller.preact)
+                teacher(images, preact=self.distiller.preact)
         seconds = {'loader': timed(lambda: exhaust(self.loader), self.device, rounds) / len(self.loader),
                    'teacher': timed(ask, self.device, 4 * rounds),
                    'optimiser': timed(self.optimizer.step, self.device, 4 * rounds)}
@@ -292,7 +301,8 @@ def compare_recipes(opt):
         images = opt.steps * opt.batch_size
         for name in ends:
             row = {'pair': pair, 'recipe': name, 'images/s': images / statistics.median(seconds[name]),
-                   'all rounds': [images / s for s in seconds[name]], 'peak MiB': ask(name, 'peak')}
+                   'all rounds': [images / s for s in seconds[name]]}
+            row['peak MiB'], row['workers MiB'] = ask(name, 'peak')
             row['ratio'] = row['images/s'] / (rows[-1]['images/s'] if name == 'fast' else row['images/s'])
             if not opt.brief:
                 row['seconds a step'], row['of ceiling'] = ask(name, 'parts')
@@ -312,9 +322,10 @@ def show_recipes(rows):
         parts = row.get('seconds a step')
         whole = parts and sum(parts.values())
         shares = [parts[name] / whole for name in names] + [row['of ceiling']] if parts else []
-        cells.append((row['pair'], row['recipe'], f'{row["images/s"]:.0f}', f'{row["ratio"]:.2f}',
-                      f'{row["peak MiB"]:.0f}', *(f'{100 * share:.0f}' for share in shares)))
-    heads = ('pair', 'recipe', 'images/s', 'ratio', 'peak MiB')
+        memory = ['-' if row[name] is None else f'{row[name]:.0f}' for name in ('peak MiB', 'workers MiB')]
+        cells.append((row['pair'], row['recipe'], f'{row["images/s"]:.0f}', f'{row["ratio"]:.2f}', *memory,
+                      *(f'{100 * share:.0f}' for share in shares)))
+    heads = ('pair', 'recipe', 'images/s', 'ratio', 'peak MiB', 'workers MiB')
     if len(cells[0]) > len(heads):
         heads += tuple(f'{name} %' for name in names) + ('of ceiling %',)
     print(table(heads, cells, '<<' + '>' * (len(heads) - 2)))

@@ -1,0 +1,128 @@
+"""3x3 convolutions of the compiled step on CPUs for which torch's library has no Winograd algorithm.
+
+helper/winograd.cpp has the algorithm; here it is built and made an operator with gradients that torch.compile knows.
+"""
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+SOURCE = Path(__file__).with_suffix('.cpp')
+FLAGS = ('-std=c++17', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC')
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled functions, built in a few seconds for this very processor. Raises OSError where that fails."""
+    compiler = os.environ.get('CXX') or next(filter(shutil.which, ('c++', 'g++', 'clang++')), None)
+    if compiler is None:
+        raise OSError('no C++ compiler is installed')
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / 'winograd.so'
+        run = subprocess.run([*compiler.split(), *FLAGS, SOURCE, '-o', built], capture_output=True, text=True)
+        if run.returncode:
+            said = ' '.join(run.stderr.split())[:200]
+            raise OSError(f'{compiler} could not build {SOURCE.name}: {said}')
+        return ctypes.CDLL(str(built))
+
+
+def _call(function: str, tensors: list[Tensor], *numbers: int) -> None:
+    getattr(library(), function)(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, numbers))
+
+
+def _channels_last(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous(memory_format=torch.channels_last) for t in tensors]
+
+
+def _convolve(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
+    images, weight = _channels_last(images, weight)
+    n, channels, height, width = images.shape
+    output = _empty(images, (n, weight.shape[1 if turned else 0], height, width))
+    _call('convolve', [images, weight, output], n, height, width, channels, output.shape[1], turned)
+    return output
+
+
+def _empty(like: Tensor, shape) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op('winograd::conv3x3', mutates_args=())
+def conv3x3(images: Tensor, weight: Tensor) -> Tensor:
+    """images (N, C, H, W), weight (K, C, 3, 3) -> (N, K, H, W): F.conv2d(images, weight, padding=1), to rounding.
+
+    float32 on the CPU; C and K are multiples of 16. Lavin and Gray, CVPR 2016, arXiv 1509.09308.
+    """
+    return _convolve(images, weight, turned=False)
+
+
+@torch.library.custom_op('winograd::input_gradient', mutates_args=())
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the images (N, C, H, W), from that of the output (N, K, H, W)."""
+    return _convolve(grad, weight, turned=True)
+
+
+@torch.library.custom_op('winograd::weight_gradient', mutates_args=())
+def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the weights (K, C, 3, 3)."""
+    images, grad = _channels_last(images, grad)
+    n, channels, height, width = images.shape
+    gradient = _empty(images, (grad.shape[1], channels, 3, 3))
+    _call('weight_gradient', [images, grad, gradient], n, height, width, channels, grad.shape[1])
+    return gradient
+
+
+conv3x3.register_fake(lambda images, weight: _empty(images, (len(images), len(weight), *images.shape[2:])))
+input_gradient.register_fake(lambda grad, weight: _empty(grad, (len(grad), weight.shape[1], *grad.shape[2:])))
+weight_gradient.register_fake(lambda images, grad: _empty(images, (grad.shape[1], images.shape[1], 3, 3)))
+
+
+def _backward(ctx, grad):
+    images, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    return input_gradient(grad, weight) if wanted[0] else None, weight_gradient(images, grad) if wanted[1] else None
+
+
+conv3x3.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+class Conv3x3(nn.Conv2d):
+    """A convolution that is Winograd's within a compiled step, and the usual one elsewhere."""
+
+    def _conv_forward(self, images, weight, bias):
+        plain = not torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu') or images.dtype != torch.float32
+        if plain:
+            return super()._conv_forward(images, weight, bias)
+        output = conv3x3(images, weight)
+        return output if bias is None else output + bias.view(-1, 1, 1)
+
+
+def suits(conv: nn.Module) -> bool:
+    """Whether a module is a convolution that this algorithm can do."""
+    return type(conv) is nn.Conv2d and (
+        conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.padding in (1, (1, 1), 'same')
+        and conv.padding_mode == 'zeros' and conv.groups == 1 and conv.in_channels % 16 == conv.out_channels % 16 == 0)
+
+
+def use_winograd(*nets: nn.Module) -> int:
+    """Let the compiled step of `nets` convolve by Winograd's algorithm where it can. Returns in how many convolutions.
+
+    None on processors with AVX-512, whose own convolutions are twice as fast, nor on others than x86: not measured.
+    """
+    if torch.backends.cpu.get_cpu_capability() != 'AVX2':
+        return 0
+    found = [m for net in nets for m in net.modules() if suits(m)]
+    try:
+        if found:
+            library()
+    except OSError as error:
+        print(f'--compile: the 3x3 convolutions stay as they are, for {error}')
+        return 0
+    for conv in found:
+        conv.__class__ = Conv3x3        # parameters, names and state_dict stay as they are
+    return len(found)

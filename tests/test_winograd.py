@@ -1,0 +1,117 @@
+"""Winograd's convolution and its gradients equal the usual ones, and only a compiled step uses them."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_distiller import CPU
+
+from helper import winograd
+from helper.speed import compile_forward
+from models import model_dict
+
+try:
+    winograd.library()
+except OSError as missing:
+    pytest.skip(f'Winograd: {missing}', allow_module_level=True)
+
+
+def random(*shape):
+    return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+def largest_error(found, exact):
+    return ((found - exact).abs().max() / exact.abs().max()).item()
+
+
+@pytest.mark.parametrize('channels, filters, height, width', [
+    (16, 16, 32, 32), (32, 64, 16, 16), (64, 48, 8, 8), (128, 128, 4, 4), (16, 32, 7, 7), (32, 16, 14, 9),
+    (16, 16, 1, 3)])
+def test_as_conv2d(channels, filters, height, width):
+    """Output and gradients, beside those in float64; also where no tile or only a part of one lies inside."""
+    torch.manual_seed(0)
+    images, weight, grad = random(5, channels, height, width), random(filters, channels, 3, 3), None
+    found, exact = [], []
+    for results, convolve, kind in ((found, winograd.conv3x3, torch.float32),
+                                    (exact, lambda i, w: F.conv2d(i, w, padding=1), torch.float64)):
+        inputs = [t.to(kind).requires_grad_() for t in (images, weight)]
+        output = convolve(*inputs)
+        grad = torch.randn(output.shape) if grad is None else grad
+        results += [output, *torch.autograd.grad(output, inputs, grad.to(kind))]
+    for one, other in zip(found, exact, strict=True):
+        assert one.shape == other.shape and largest_error(one, other) < 3e-5
+
+
+def test_any_memory_format():
+    images, weight = torch.randn(3, 16, 8, 8), torch.randn(32, 16, 3, 3)
+    output = winograd.conv3x3(images, weight)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert largest_error(output, F.conv2d(images, weight, padding=1)) < 3e-5
+
+
+def test_as_torch_wants_an_operator():
+    """Shapes and strides as the compiler is told, gradients as registered."""
+    learnt = [random(2, 16, 4, 4).requires_grad_(), random(16, 16, 3, 3).requires_grad_()]
+    torch.library.opcheck(winograd.conv3x3, tuple(learnt))
+    torch.library.opcheck(winograd.input_gradient, (random(2, 32, 4, 4), random(32, 16, 3, 3)))
+    torch.library.opcheck(winograd.weight_gradient, (random(2, 16, 4, 4), random(2, 32, 4, 4)))
+
+
+def test_the_same_with_any_number_of_threads():
+    images, weight, grad, found = random(7, 32, 16, 16), random(32, 32, 3, 3), random(7, 32, 16, 16), []
+    threads = torch.get_num_threads()
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        found.append([winograd.conv3x3(images, weight), winograd.weight_gradient(images, grad)])
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize('arguments, fits', [
+    ({}, True), ({'padding': 'same'}, True), ({'bias': False}, True), ({'stride': 2}, False), ({'groups': 2}, False),
+    ({'dilation': 2, 'padding': 2}, False), ({'padding': 0}, False), ({'padding_mode': 'reflect'}, False),
+    ({'in_channels': 24}, False), ({'out_channels': 24}, False), ({'kernel_size': 1, 'padding': 0}, False)])
+def test_suits(arguments, fits):
+    conv = torch.nn.Conv2d(**{'in_channels': 16, 'out_channels': 32, 'kernel_size': 3, 'padding': 1, **arguments})
+    assert winograd.suits(conv) == fits
+
+
+@pytest.fixture
+def avx2(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
+
+
+def test_only_the_compiled_step(avx2, monkeypatch):
+    """A full training batch convolves by Winograd, to rounding as before; evaluation is untouched, to the bit."""
+    calls, original = [], winograd._call
+    monkeypatch.setattr(winograd, '_call', lambda function, *rest: (calls.append(function), original(function, *rest)))
+    torch.manual_seed(0)
+    net, images = model_dict['resnet8'](num_classes=10), random(4, 3, 16, 16)
+    before, state = net(images), copy.deepcopy(net.state_dict())
+    evaluated = net.eval()(images)
+    torch.compiler.reset()
+    compile_forward(net.train(), 4, CPU)
+    assert list(net.state_dict()) == list(state) and calls == []
+    after = net(images)
+    after.square().sum().backward()
+    assert [calls.count(name) for name in ('convolve', 'weight_gradient')] == [8, 4]    # of 6, 2 have stride 2
+    assert largest_error(after, before) < 1e-4
+    net.load_state_dict(state)
+    assert torch.equal(net.eval()(images), evaluated) and len(calls) == 12
+
+
+@pytest.mark.parametrize('compiler, words', [
+    ('false', 'false could not build winograd.cpp'), ('nowhere/c++', "No such file or directory: 'nowhere/c++'")])
+def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
+    monkeypatch.setenv('CXX', compiler)
+    winograd.library.cache_clear()
+    net = model_dict['resnet8'](num_classes=10)
+    assert winograd.use_winograd(net) == 0 and words in capsys.readouterr().out
+    assert not any(isinstance(m, winograd.Conv3x3) for m in net.modules())
+    winograd.library.cache_clear()
+
+
+def test_other_processors(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
+    assert winograd.use_winograd(model_dict['resnet8'](num_classes=10)) == 0
