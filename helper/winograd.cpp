@@ -224,6 +224,10 @@ extern "C" void weight_gradient(const float* images, const float* grad_output, f
     const Images source{count, height, width, in}, target{count, height, width, out};
     const int64_t tiles = source.tiles(), d_stride = BLOCK * in + PAD, y_stride = BLOCK * out + PAD;
     const int64_t g_stride = in * out + PAD;
+    if (!tiles) {
+        std::fill_n(gradient, out * 9 * in, 0.f);
+        return;
+    }
     const auto g = floats(PLACES * g_stride), d = floats(PLACES * d_stride), y = floats(PLACES * y_stride);
     #pragma omp parallel
     {

@@ -92,11 +92,12 @@ conv3x3.register_autograd(_backward, setup_context=lambda ctx, inputs, output: c
 
 
 class Conv3x3(nn.Conv2d):
-    """A convolution that is Winograd's within a compiled step, and the usual one elsewhere."""
+    """A convolution that is Winograd's within a compiled step, and the usual one elsewhere and when exported."""
 
     def _conv_forward(self, images, weight, bias):
-        plain = not torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu') or images.dtype != torch.float32
-        if plain:
+        # torch 2.11 answers is_exporting() with True in any compiled function: hence what that reads.
+        compiled = torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
+        if not compiled or torch.is_autocast_enabled('cpu') or images.dtype != torch.float32:
             return super()._conv_forward(images, weight, bias)
         output = conv3x3(images, weight)
         return output if bias is None else output + bias.view(-1, 1, 1)

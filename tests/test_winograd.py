@@ -49,6 +49,12 @@ def test_any_memory_format():
     assert largest_error(output, F.conv2d(images, weight, padding=1)) < 3e-5
 
 
+def test_no_images():
+    images, weight = torch.randn(0, 16, 8, 8), torch.randn(32, 16, 3, 3)
+    assert winograd.conv3x3(images, weight).shape == (0, 32, 8, 8)
+    assert not winograd.weight_gradient(images, torch.randn(0, 32, 8, 8)).any()
+
+
 def test_as_torch_wants_an_operator():
     """Shapes and strides as the compiler is told, gradients as registered."""
     learnt = [random(2, 16, 4, 4).requires_grad_(), random(16, 16, 3, 3).requires_grad_()]
@@ -99,6 +105,7 @@ def test_only_the_compiled_step(avx2, monkeypatch):
     assert largest_error(after, before) < 1e-4
     net.load_state_dict(state)
     assert torch.equal(net.eval()(images), evaluated) and len(calls) == 12
+    assert 'winograd' not in str(torch.export.export(net, (images,)).graph)
 
 
 @pytest.mark.parametrize('compiler, words', [
