@@ -177,15 +177,11 @@ class Keeper:
             raise UserError(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}')
 
     def restore_module(self):
-        """Weights and buffers. Those of the optimiser and the random numbers wait until the epochs begin."""
+        """Weights and buffers. What is the optimiser's or a single process's waits until the epochs begin."""
         state, what = self.state, f'--resume {self.opt.resume}: does not fit this run'
         if state['stage'] == 'train' and getattr(self.module, 'initialising', False):
             self.module.finish_init()
         load_weights(self.module, state['module'], what)
-        own = self._own(state['own'])
-        for name, value in self._own_buffers().items():
-            if own and name in own['buffers']:
-                value.copy_(own['buffers'][name])
         self.opt.seed, self.run = state['seed'], state['run']
         if distributed.world_size() != len(state['random']):
             print(f'saved by {len(state["random"])} processes, going on with {distributed.world_size()}: '
@@ -267,10 +263,14 @@ class Keeper:
         self.plan = generator.get_state() if generator is not None else None
         if self.state and self.state['step']:
             self.step = self.loader.skip = self.state['step']
-            own = self.state['own']
-            meters = [own[distributed.rank()]] if self._own(own) else own if distributed.is_main() else []
+            parts = self.state['own']
+            own = self._own(parts)
+            meters = [own] if own else parts if distributed.is_main() else []
             with self._as_user_error():
                 meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
+                for name, value in self._own_buffers().items() if own else ():      # DDP has made them equal
+                    if name in own['buffers']:
+                        value.copy_(own['buffers'][name])
         self.state = None       # used up
         return self.step
 

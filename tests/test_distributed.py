@@ -1,6 +1,7 @@
 """Several processes: real ones, of gloo on this machine."""
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.launch import first_host, launch
 from helper.loops import train_distill, validate
+from helper.options import student_options
+from helper.resume import Keeper
 from models import model_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,4 +324,30 @@ def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
     epochs = state['epoch'] + 1
     call(train_student.main, *arguments, *two(), '--epochs', epochs, '--save_dir', tmp_path / 'whole')
     call(train_student.main, *arguments, *two(), '--epochs', epochs, '--save_dir', tmp_path / 'parts', '--resume')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+
+
+def stopped(opt, device):
+    """train_student.py, which a signal reaches in the second step of an epoch."""
+    original = Keeper.step_done
+
+    def step_done(self):
+        if self.step == 1:
+            self.note(signal.SIGTERM, None)
+        original(self)
+    Keeper.step_done = step_done
+    train_student.train(opt, device)
+
+
+def test_statistics_of_each_process_within_an_epoch(call, small, teacher, tmp_path):
+    """Two processes that stop within an epoch end as if they had not."""
+    arguments = ['--path_t', teacher, '--distill', 'semckd', '-b', 1, *small, '--batch_size', 8, '--learning_rate',
+                 0.02, '--skip-validation']
+    call(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'whole')
+    arguments += ['--save_dir', tmp_path / 'parts']
+    with pytest.raises(SystemExit) as caught:
+        launch(stopped, student_options(list(map(str, [*arguments, *two()]))))
+    state = load_checkpoint(str(next(tmp_path.glob('parts/student_model/*/last.pth'))), '')
+    assert (caught.value.code, state['epoch'], len(state['own'])) == (143, 1, 2) and state['step'] > 1
+    call(train_student.main, *arguments, *two(), '--resume')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
