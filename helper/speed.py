@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from .winograd import use_winograd
+from .errors import UserError
+from .winograd import compiler, use_winograd
 
 
 def sgd(parameters, learning_rate: float, opt) -> SGD:
@@ -48,6 +49,11 @@ def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
     if opt.fast and device.type == 'cuda':
         allow_tf32()
     if opt.compile:
+        try:
+            if device.type == 'cpu':
+                compiler()
+        except OSError as error:
+            raise UserError(f'--compile: {error}, or leave --compile out') from None
         print('--compile: the first step takes a minute or so')
         compile_forward(module, opt.batch_size, device)
 

@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,18 +18,24 @@ SOURCE = Path(__file__).with_suffix('.cpp')
 FLAGS = ('-std=c++17', '-O3', '-march=native', '-fopenmp', '-shared', '-fPIC')
 
 
+def compiler() -> str:
+    """The C++ compiler that torch.compile takes for the CPU. Raises OSError where it is not installed."""
+    name = os.environ.get('CXX', {'darwin': 'clang++', 'win32': 'cl'}.get(sys.platform, 'g++'))
+    if not shutil.which(name):
+        raise OSError(f"there is no C++ compiler '{name}'; install it, or set CXX to one")
+    return name
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled functions, built in a few seconds for this very processor. Raises OSError where that fails."""
-    compiler = os.environ.get('CXX') or next(filter(shutil.which, ('c++', 'g++', 'clang++')), None)
-    if compiler is None:
-        raise OSError('no C++ compiler is installed')
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / 'winograd.so'
-        run = subprocess.run([*compiler.split(), *FLAGS, SOURCE, '-o', built], capture_output=True, text=True)
+        run = subprocess.run([compiler(), *FLAGS, SOURCE, '-o', built], capture_output=True, text=True,
+                             errors='replace')
         if run.returncode:
             said = ' '.join(run.stderr.split())[:200]
-            raise OSError(f'{compiler} could not build {SOURCE.name}: {said}')
+            raise OSError(f'{compiler()} could not build {SOURCE.name}: {said}')
         return ctypes.CDLL(str(built))
 
 
@@ -36,15 +43,22 @@ def _call(function: str, tensors: list[Tensor], *numbers: int) -> None:
     getattr(library(), function)(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, numbers))
 
 
-def _channels_last(*tensors: Tensor) -> list[Tensor]:
-    return [t.contiguous(memory_format=torch.channels_last) for t in tensors]
+def _channels_last(one: Tensor, other: Tensor, agree: bool, filters: int) -> list[Tensor]:
+    """Both as the functions read them. Raises ValueError where these would read what is not there."""
+    right = agree and one.shape[1] % 16 == filters % 16 == 0
+    if not right or any(t.dtype != torch.float32 or t.device.type != 'cpu' for t in (one, other)):
+        kinds = ' and '.join(f'{tuple(t.shape)} of {t.dtype} on {t.device}' for t in (one, other))
+        raise ValueError(f'winograd: {kinds}; it takes float32 on the CPU, with channels in multiples of 16')
+    return [t.contiguous(memory_format=torch.channels_last) for t in (one, other)]
 
 
 def _convolve(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
-    images, weight = _channels_last(images, weight)
-    n, channels, height, width = images.shape
-    output = _empty(images, (n, weight.shape[1 if turned else 0], height, width))
-    _call('convolve', [images, weight, output], n, height, width, channels, output.shape[1], turned)
+    filters, channels = weight.shape[:2][::-1 if turned else 1]
+    agree = images.ndim == 4 and weight.shape[2:] == (3, 3) and images.shape[1] == channels
+    images, weight = _channels_last(images, weight, agree, filters)
+    n, _, height, width = images.shape
+    output = _empty(images, (n, filters, height, width))
+    _call('convolve', [images, weight, output], n, height, width, channels, filters, turned)
     return output
 
 
@@ -70,10 +84,12 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op('winograd::weight_gradient', mutates_args=())
 def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the weights (K, C, 3, 3)."""
-    images, grad = _channels_last(images, grad)
+    agree = images.ndim == grad.ndim == 4 and len(images) == len(grad) and images.shape[2:] == grad.shape[2:]
     n, channels, height, width = images.shape
-    gradient = _empty(images, (grad.shape[1], channels, 3, 3))
-    _call('weight_gradient', [images, grad, gradient], n, height, width, channels, grad.shape[1])
+    filters = grad.shape[1]
+    images, grad = _channels_last(images, grad, agree, filters)
+    gradient = _empty(images, (filters, channels, 3, 3))
+    _call('weight_gradient', [images, grad, gradient], n, height, width, channels, filters)
     return gradient
 
 
@@ -97,10 +113,23 @@ class Conv3x3(nn.Conv2d):
     def _conv_forward(self, images, weight, bias):
         # torch 2.11 answers is_exporting() with True in any compiled function: hence what that reads.
         compiled = torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
-        if not compiled or torch.is_autocast_enabled('cpu') or images.dtype != torch.float32:
+        if not compiled or torch.is_autocast_enabled('cpu') or not self.gains(images):
             return super()._conv_forward(images, weight, bias)
         output = conv3x3(images, weight)
         return output if bias is None else output + bias.view(-1, 1, 1)
+
+    def gains(self, images: Tensor) -> bool:
+        """Whether it is the faster way: with few pixels, transforming the weights takes longer than all the rest.
+
+        Measured by `scripts/benchmark.py convolutions`: four pixels for each channel, and where tiles reach over the
+        edge, as many more as lie outside.
+        """
+        if images.ndim != 4 or not images.dtype == self.weight.dtype == torch.float32:
+            return False
+        n, channels, height, width = images.shape
+        pixels, tiles = n * height * width, n * -(-height // 4) * -(-width // 4)
+        filled = pixels / (16 * max(tiles, 1))
+        return channels == self.in_channels and pixels * filled >= 4 * max(self.in_channels, self.out_channels)
 
 
 def suits(conv: nn.Module) -> bool:

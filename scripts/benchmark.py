@@ -11,6 +11,8 @@ python scripts/benchmark.py methods     a step of every method for one pair of n
 python scripts/benchmark.py imagenet    the loaders of {data_dir}/imagenet alone at 224 pixels: torchvision's usual
                                         pipeline, the folder, LMDB where train.lmdb lies beside it, DALI where installed
 python scripts/benchmark.py scaling     recipes' `fast` with one process and with two on the CPU
+python scripts/benchmark.py convolutions    3x3 convolutions and their gradients: torch's and helper/winograd.py's,
+                                        which --compile uses on processors with AVX2 where `used` says so
 """
 import argparse
 import json
@@ -24,6 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,11 +45,14 @@ from helper.options import student_options  # noqa: E402
 from helper.precision import KINDS, Precision  # noqa: E402
 from helper.speed import allow_tf32, compile_forward, cores, keep_memory, sgd, turn_on_fast  # noqa: E402
 from helper.text import table  # noqa: E402
+from helper.winograd import Conv3x3, conv3x3, input_gradient, library, weight_gradient  # noqa: E402
 from models import model_dict, resolve  # noqa: E402
 
 CLASSES = 100
 N_TRAIN = 50_000        # as CIFAR: the size of CRD's memories
 PAIRS = ('resnet20,resnet8,kd', 'resnet110,resnet20,kd', 'wrn_40_2,wrn_16_2,attention', 'resnet32x4,resnet8x4,semckd')
+CONVOLUTIONS = ((16, 32), (32, 16), (64, 8), (128, 8), (128, 16), (256, 8), (512, 7), (512, 4), (256, 4), (128, 4),
+                (64, 4), (64, 5), (64, 2))      # channels, pixels of a side
 
 
 class PerImage(torch.utils.data.Dataset):
@@ -416,9 +422,39 @@ def compare_imagenet(opt, device):
     return [{'loader': name, 'images/s': s, 'ratio': s / speed['torchvision']} for name, s in speed.items()]
 
 
+def convolutions(channels, size, opt, device):
+    """A row for each pass of a 3x3 convolution, from `channels` to as many, of square images."""
+    torch.manual_seed(0)
+    conv = Conv3x3(channels, channels, 3, padding=1).requires_grad_(False)
+    images, grad = torch.randn(2, opt.batch_size, channels, size, size)
+    images, grad, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, grad, conv.weight))
+
+    def backward(*wanted):
+        torch.ops.aten.convolution_backward(grad, images, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
+                                            (*wanted, False))
+    passes = {'forward': (lambda: F.conv2d(images, weight, padding=1), lambda: conv3x3(images, weight)),
+              'gradient of the images': (lambda: backward(True, False), lambda: input_gradient(grad, weight)),
+              'gradient of the weights': (lambda: backward(False, True), lambda: weight_gradient(images, grad))}
+    sides = {(name, i): side for name, both in passes.items() for i, side in enumerate(both)}
+    speed = alternate(sides, 1, opt, device)
+    return [{'channels, pixels': f'{channels}, {size} x {size}', 'pass': name, 'torch ms': 1000 / speed[name, 0],
+             'winograd ms': 1000 / speed[name, 1], 'ratio': speed[name, 1] / speed[name, 0],
+             'used': 'yes' if conv.gains(images) else 'no'} for name in passes]
+
+
+def compare_convolutions(opt, device):
+    """The rows of all shapes."""
+    try:
+        library()
+    except OSError as error:
+        raise UserError(f'convolutions: {error}') from None
+    return [row for shape in CONVOLUTIONS for row in convolutions(*shape, opt, device)]
+
+
 def show(rows):
     """Any rows as a table."""
-    cells = [[f'{v:.2f}' if key in ('ratio', 'times kd') else f'{v:.1f}' if key == 'ms a step' else
+    exact = ('ratio', 'times kd', 'torch ms', 'winograd ms')
+    cells = [[f'{v:.2f}' if key in exact else f'{v:.1f}' if key == 'ms a step' else
               f'{v:.0f}' if isinstance(v, float) else str(v) for key, v in row.items()] for row in rows]
     print(table(list(rows[0]), cells, '<' + '>' * (len(rows[0]) - 1)))
 
@@ -438,7 +474,7 @@ def check_pairs(opt):
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('what', choices=('recipes', 'loader', 'methods', 'imagenet', 'scaling'))
+    add('what', choices=('recipes', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions'))
     add('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
     add('--batch_size', type=number(int, low=1), default=64)
     add('--steps', type=number(int, low=1), default=8, help='batches in a round')
@@ -458,16 +494,18 @@ def main():
     turn_on_fast(opt)
     if opt.num_workers is None:
         opt.num_workers = cores() if opt.what == 'imagenet' else 8
-    device = select_device(opt.gpu_id)
+    device = select_device('cpu' if opt.what == 'convolutions' else opt.gpu_id)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
+    unit = {'imagenet': 'an epoch', 'convolutions': 'a pass'}.get(opt.what, f'{opt.steps} steps')
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of '
-          f'{"an epoch" if opt.what == "imagenet" else f"{opt.steps} steps"}')
+          f'{unit}')
     if opt.what == 'recipes':
         rows = compare_recipes(opt)
         show_recipes(rows)
     else:
         rows = scaling(opt) if opt.what == 'scaling' else {
-            'loader': compare_loaders, 'methods': compare_methods, 'imagenet': compare_imagenet}[opt.what](opt, device)
+            'loader': compare_loaders, 'methods': compare_methods, 'imagenet': compare_imagenet,
+            'convolutions': compare_convolutions}[opt.what](opt, device)
         show(rows)
     if opt.json:
         write_json(Path(opt.json), {'machine': machine, 'torch': torch.__version__, 'options': vars(opt), 'rows': rows})

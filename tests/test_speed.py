@@ -7,11 +7,12 @@ import torch
 from test_distiller import CPU, build
 
 from distiller_zoo import distiller_dict
+from helper.errors import UserError
 from helper.fold import fold_batchnorm
 from helper.loops import train_distill
 from helper.meter import Meter
 from helper.precision import Precision
-from helper.speed import compile_forward, cores, sgd
+from helper.speed import compile_forward, cores, prepare_step, sgd
 from models import model_dict
 from scripts import benchmark
 
@@ -71,6 +72,13 @@ def test_a_norm_that_others_read_stays():
                 y = self.bn(y)
             return [x if self.kind == 'feature' else y, y], y.mean((2, 3))
     assert [fold_batchnorm(Net(kind), 8) for kind in ('plain', 'sum', 'again', 'feature')] == [1, 0, 0, 0]
+
+
+def test_compile_without_a_compiler(monkeypatch):
+    monkeypatch.setenv('CXX', 'nowhere/c++')
+    opt = SimpleNamespace(compile=True, fast=False, batch_size=4)
+    with pytest.raises(UserError, match="--compile: there is no C\\+\\+ compiler 'nowhere/c\\+\\+'; install it"):
+        prepare_step(torch.nn.Linear(2, 2), opt, CPU)
 
 
 def test_sgd_from_zeros_is_sgd():

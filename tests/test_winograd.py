@@ -63,6 +63,30 @@ def test_as_torch_wants_an_operator():
     torch.library.opcheck(winograd.weight_gradient, (random(2, 16, 4, 4), random(2, 32, 4, 4)))
 
 
+@pytest.mark.parametrize('operator, one, other', [
+    ('conv3x3', (2, 16, 4, 4), (16, 32, 3, 3)), ('conv3x3', (2, 16, 4, 4), (16, 16, 5, 5)),
+    ('conv3x3', (2, 24, 4, 4), (16, 24, 3, 3)), ('conv3x3', (16, 4, 4), (16, 16, 3, 3)),
+    ('input_gradient', (2, 16, 4, 4), (32, 16, 3, 3)), ('weight_gradient', (2, 16, 4, 4), (3, 16, 4, 4)),
+    ('weight_gradient', (2, 16, 4, 4), (2, 16, 4, 5)), ('weight_gradient', (2, 16, 4, 4), (2, 24, 4, 4))])
+def test_shapes_that_do_not_agree(operator, one, other):
+    with pytest.raises(ValueError, match='multiples of 16'):
+        getattr(winograd, operator)(torch.zeros(one), torch.zeros(other))
+
+
+def test_other_types():
+    with pytest.raises(ValueError, match='it takes float32'):
+        winograd.conv3x3(torch.zeros(2, 16, 4, 4, dtype=torch.float64), torch.zeros(16, 16, 3, 3))
+
+
+@pytest.mark.parametrize('shape, gains', [
+    ((64, 64, 8, 8), True), ((4, 64, 8, 8), True), ((3, 64, 8, 8), False), ((64, 64, 2, 2), False),
+    ((64, 64, 5, 5), True), ((64, 64, 1, 1), False), ((0, 64, 8, 8), False), ((64, 32, 8, 8), False), ((64, 8, 8), False)])
+def test_only_where_it_is_faster(shape, gains):
+    conv = winograd.Conv3x3(64, 64, 3, padding=1)
+    assert conv.gains(torch.empty(shape)) == gains
+    assert not conv.gains(torch.empty(shape, dtype=torch.float64))
+
+
 def test_the_same_with_any_number_of_threads():
     images, weight, grad, found = random(7, 32, 16, 16), random(32, 32, 3, 3), random(7, 32, 16, 16), []
     threads = torch.get_num_threads()
@@ -93,7 +117,7 @@ def test_only_the_compiled_step(avx2, monkeypatch):
     calls, original = [], winograd._call
     monkeypatch.setattr(winograd, '_call', lambda function, *rest: (calls.append(function), original(function, *rest)))
     torch.manual_seed(0)
-    net, images = model_dict['resnet8'](num_classes=10), random(4, 3, 16, 16)
+    net, images = model_dict['resnet8'](num_classes=10), random(4, 3, 32, 32)
     before, state = net(images), copy.deepcopy(net.state_dict())
     evaluated = net.eval()(images)
     torch.compiler.reset()
@@ -109,7 +133,7 @@ def test_only_the_compiled_step(avx2, monkeypatch):
 
 
 @pytest.mark.parametrize('compiler, words', [
-    ('false', 'false could not build winograd.cpp'), ('nowhere/c++', "No such file or directory: 'nowhere/c++'")])
+    ('false', 'false could not build winograd.cpp'), ('nowhere/c++', "no C++ compiler 'nowhere/c++'")])
 def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
     monkeypatch.setenv('CXX', compiler)
     winograd.library.cache_clear()
