@@ -80,7 +80,8 @@ def test_other_types():
 
 @pytest.mark.parametrize('shape, gains', [
     ((64, 64, 8, 8), True), ((4, 64, 8, 8), True), ((3, 64, 8, 8), False), ((64, 64, 2, 2), False),
-    ((64, 64, 5, 5), True), ((64, 64, 1, 1), False), ((0, 64, 8, 8), False), ((64, 32, 8, 8), False), ((64, 8, 8), False)])
+    ((64, 64, 5, 5), True), ((64, 64, 1, 1), False), ((0, 64, 8, 8), False), ((64, 32, 8, 8), False),
+    ((64, 8, 8), False)])
 def test_only_where_it_is_faster(shape, gains):
     conv = winograd.Conv3x3(64, 64, 3, padding=1)
     assert conv.gains(torch.empty(shape)) == gains
