@@ -1,15 +1,29 @@
 """Compare finished runs: a table, and a figure of their accuracy curves and of SemCKD's attention.
 
-python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png]
+python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png] [--ari]
+
+Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. On
+CIFAR-100 the published figure stands beside ours (scripts/published.csv): the SemCKD paper's, mean and deviation of 4
+trials, and where it has none that of RepDistiller's tables.
 """
+import csv
 import json
+import re
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helper.arguments import Parser  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.text import table  # noqa: E402
+
+# What tells trials of one experiment apart, or is measured.
+OF_A_TRIAL = ('trial', 'seed', 'gpu_id', 'data_dir', 'save_dir', 'num_workers', 'print_freq', 'save_freq', 'save_every',
+              'resume', 'dist_url', 'dist_timeout', 'Total params', 'Total time')
+
+# SemCKD over each, in percent, as the paper's last column has it: the mean over its seven pairs of nets.
+PUBLISHED_ARI = {'kd': 72.65, 'hint': 71.92, 'attention': 75.21, 'similarity': 64.95, 'vid': 64.11, 'hkd': 61.23}
 
 
 def read_run(folder: str) -> dict:
@@ -19,7 +33,11 @@ def read_run(folder: str) -> dict:
                                      for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
         student = 'model_s' in parameters
         return {
+            'experiment': {name: value for name, value in parameters.items() if name not in OF_A_TRIAL},
+            'dataset': parameters['dataset'],
             'model': parameters['model_s' if student else 'model'],
+            'teacher': first_teacher(parameters) if student else '',
+            'distill': parameters['distill'] if student else 'alone',
             'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}' if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': best['test_acc'], 'top5': best['test_acc_top5'],
@@ -34,11 +52,93 @@ def read_run(folder: str) -> dict:
         raise UserError(f'{folder}: its JSON files are not those of a run ({error})') from error
 
 
+def first_teacher(parameters: dict) -> str:
+    """The teacher by which published tables name a run: for HKD, the one that taught the auxiliary teacher."""
+    taught = re.match(rf'S[:~].+_T[:~](.+?)_{parameters["dataset"]}_', Path(parameters['path_t']).parent.name)
+    return taught[1] if taught and parameters['distill'] == 'hkd' else parameters['model_t']
+
+
+def trials(runs: list[dict]) -> list[list[dict]]:
+    """The runs, those of one experiment together."""
+    found = []
+    for run in runs:
+        alike = [group for group in found if group[0]['experiment'] == run['experiment']]
+        if alike:
+            alike[0].append(run)
+        else:
+            found.append([run])
+    return found
+
+
+def published() -> dict[tuple, tuple]:
+    """(teacher or '', student, method or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
+    figures = {}
+    with open(Path(__file__).with_name('published.csv'), newline='') as file:
+        for row in csv.DictReader(file):
+            name = row['teacher'], row['student'], row['method']
+            figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
+    return figures
+
+
+def identity(run: dict) -> tuple:
+    """How published() names what a run trained."""
+    return run['teacher'], run['model'], run['distill']
+
+
+def with_deviation(top1: float, deviation: float | None) -> str:
+    return f'{top1:.2f}' if deviation is None else f'{top1:.2f} ± {deviation:.2f}'
+
+
 def compare_table(runs: list[dict]) -> str:
-    """The runs as aligned text."""
-    rows = [(run['model'], run['method'], f'{run["parameters"]:,}', f'{run["top1"]:.2f}', f'{run["top5"]:.2f}',
-             f'{run["seconds"]:.0f}') for run in runs]
-    return table(('model', 'trained', 'parameters', 'top-1 %', 'top-5 %', 'seconds'), rows, '<<>>>>')
+    """The experiments as aligned text, with the columns that say something."""
+    figures, rows = published(), []
+    for group in trials(runs):
+        run, top1 = group[0], [run['top1'] for run in group]
+        figure = figures.get(identity(run)) if run['dataset'] == 'cifar100' else None
+        rows.append((run['dataset'], run['model'], run['method'], f'{run["parameters"]:,}', str(len(group)),
+                     with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None),
+                     f'{with_deviation(*figure[:2])} ({figure[2]})' if figure else '',
+                     f'{mean(run["top5"] for run in group):.2f}', f'{mean(run["seconds"] for run in group):.0f}'))
+    heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'published', 'top-5 %', 'seconds')
+    silent = {0: len({row[0] for row in rows}) == 1, 4: all(row[4] == '1' for row in rows),
+              6: not any(row[6] for row in rows)}
+    kept = [i for i in range(len(heads)) if not silent.get(i)]
+    head, *rows = ([row[i] for i in kept] for row in (heads, *rows))
+    return table(head, rows, ''.join('<<<>>>>>>'[i] for i in kept))
+
+
+def relative_improvement(top1: dict[tuple, float]) -> dict[str, tuple[float, int]]:
+    """method -> (average relative improvement of SemCKD over it in percent, over how many pairs of nets).
+
+    (SemCKD - method) / (method - student alone), the mean over all pairs for which `top1` has the three.
+    Chen et al., AAAI 2021, arXiv 2012.03236.
+    """
+    found = {}
+    for (teacher, student, method), other in top1.items():
+        semckd, alone = top1.get((teacher, student, 'semckd')), top1.get(('', student, 'alone'))
+        if method not in ('semckd', 'alone') and None not in (semckd, alone) and other != alone:
+            found.setdefault(method, []).append((semckd - other) / (other - alone) * 100)
+    return {method: (mean(values), len(values)) for method, values in found.items()}
+
+
+def improvement_table(runs: list[dict]) -> str:
+    """SemCKD's improvement over each method in these runs, and the published one.
+
+    Raises UserError where the runs have none.
+    """
+    top1 = {}
+    if len({run['dataset'] for run in runs}) > 1:
+        raise UserError('--ari: these runs are of several data sets; give those of one')
+    for group in trials(runs):      # of an experiment with several settings, the best
+        name, value = identity(group[0]), mean(run['top1'] for run in group)
+        top1[name] = max(value, top1.get(name, value))
+    ours = relative_improvement(top1)
+    if not ours:
+        raise UserError('--ari: it needs runs of semckd and of another method for the same pair of nets, and of the '
+                        'student alone (train_teacher.py)')
+    rows = [(method, f'{percent:.2f}', str(pairs), f'{PUBLISHED_ARI[method]:.2f}' if method in PUBLISHED_ARI else '')
+            for method, (percent, pairs) in ours.items()]
+    return table(('SemCKD over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
 
 
 def figure(runs: list[dict], path: Path) -> None:
@@ -78,6 +178,7 @@ def main():
     parser = Parser(description='Compare finished runs.')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder that a train script wrote')
     parser.add_argument('--figure', type=Path, help='where to write the picture')
+    parser.add_argument('--ari', action='store_true', help="SemCKD's average relative improvement over each method")
     opt = parser.parse_args()
     runs, left_out = [], []
     for folder in opt.runs:
@@ -90,6 +191,8 @@ def main():
     for error in left_out:
         print(f'left out: {error}', file=sys.stderr)
     print(compare_table(runs))
+    if opt.ari:
+        print(f'\n{improvement_table(runs)}')
     if opt.figure:
         figure(runs, opt.figure)
         print(f'\nfigure: {opt.figure}')

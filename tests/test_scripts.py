@@ -14,6 +14,7 @@ import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
 from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
 from helper.options import student_options, teacher_options
 from models import model_dict
 from scripts import compare
@@ -155,14 +156,71 @@ def test_two_stems(call, small, tmp_path):
 
 
 def test_compare(call, small, teacher, tmp_path, capfd):
-    call(train_student.main, '--path_t', teacher, '--distill', 'semckd', '-b', 1, '--save_dir', tmp_path, *small)
-    student = next((tmp_path / 'student_model').iterdir())
-    call(compare.main, teacher.parent, student, '--figure', tmp_path / 'new' / 'figure.png')
-    lines = capfd.readouterr().out.splitlines()
-    accuracy = read(student / 'test_best_metrics.json')['test_acc']
-    row = next(line for line in lines if 'semckd, taught by resnet14' in line)
-    assert row.startswith('resnet8 ') and f' {accuracy:.2f} ' in row
-    assert lines[-1].endswith('figure.png') and (tmp_path / 'new' / 'figure.png').stat().st_size > 5000
+    for trial in (1, 2):
+        call(train_student.main, '--path_t', teacher, '--distill', 'semckd', '-b', 1, '--save_dir', tmp_path, *small,
+             '--trial', trial, '--seed', trial)
+    students = sorted((tmp_path / 'student_model').iterdir())
+    call(compare.main, teacher.parent, *students, '--figure', tmp_path / 'new' / 'figure.png')
+    out = capfd.readouterr().out
+    found = [read(student / 'test_best_metrics.json')['test_acc'] for student in students]
+    row = next(line for line in words(out) if 'semckd, taught by resnet14' in line)
+    assert row.startswith('resnet8 ') and f' 2 {sum(found) / 2:.2f} ± {abs(found[0] - found[1]) / 2 ** 0.5:.2f} ' in row
+    assert out.splitlines()[-1].endswith('figure.png') and (tmp_path / 'new' / 'figure.png').stat().st_size > 5000
+
+
+def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
+    """As compare.read_run gives it."""
+    return {'experiment': [dataset, student, teacher, method, more], 'dataset': dataset, 'model': student,
+            'teacher': teacher, 'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
+            'seconds': 60.0}
+
+
+def words(text):
+    """The lines of a table, but for the rule."""
+    return [' '.join(line.split()) for line in text.splitlines() if not line.startswith('---')]
+
+
+def test_compare_trials_and_published():
+    """Trials are one row; what is published stands beside it; columns that say nothing are left out."""
+    runs = [run_of('resnet8x4', 76.0, 'resnet32x4', 'semckd'), run_of('resnet8x4', 72.0),
+            run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
+    assert words(compare.compare_table(runs)) == [
+        'model trained parameters trials top-1 % published top-5 % seconds',
+        'resnet8x4 semckd 1,234 2 76.50 ± 0.71 76.23 ± 0.04 (SemCKD) 99.50 60',
+        'resnet8x4 alone 1,234 1 72.00 73.09 ± 0.30 (SemCKD) 99.50 60',
+        'resnet56 alone 1,234 1 72.00 72.34 (RepDistiller) 99.50 60',
+        'resnet14 alone 1,234 1 70.00 99.50 60']
+    other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
+    assert words(compare.compare_table(other)) == [
+        'model trained parameters top-1 % top-5 % seconds', 'resnet8x4 alone 1,234 72.00 99.50 60',
+        'resnet8x4 alone 1,234 70.00 99.50 60']
+    assert words(compare.compare_table(runs + other))[0].startswith('data model ')
+
+
+def test_relative_improvement():
+    """The published column, from the published table: to what rounding the table to two digits leaves."""
+    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published().items()})
+    assert found.keys() == compare.PUBLISHED_ARI.keys()
+    for method, (percent, pairs) in found.items():
+        assert pairs == 7 and abs(percent - compare.PUBLISHED_ARI[method]) < 0.25
+    assert all(name in model_dict for key in compare.published() for name in key[:2] if name)
+    assert all(key[2] in ('alone', *distiller_dict) for key in compare.published())
+
+    runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd'),
+            run_of('resnet8', 61.0, 't', 'kd', beta=3)]
+    assert compare.improvement_table(runs).splitlines()[-1].split() == ['kd', '100.00', '1', '72.65']
+    for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data')):
+        with pytest.raises(UserError, match=f'--ari: .*{why}'):
+            compare.improvement_table(given)
+
+
+def test_compare_names_the_first_teacher():
+    """HKD's teacher is an auxiliary net; the tables name the one that taught that."""
+    given = {'dataset': 'cifar100', 'distill': 'hkd', 'model_t': 'resnet8x4', 'path_t':
+             'save/student_model/S:resnet8x4_T:resnet32x4_cifar100_pkt_r:1.0_a:1.0_b:30000.0_1/resnet8x4_best.pth'}
+    assert compare.first_teacher(given) == 'resnet32x4'
+    assert compare.first_teacher({**given, 'distill': 'kd'}) == 'resnet8x4'
+    assert compare.first_teacher({**given, 'path_t': 'save/models/resnet8x4_vanilla/x.pth'}) == 'resnet8x4'
 
 
 BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is filled in
