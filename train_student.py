@@ -40,11 +40,9 @@ def train(opt, device):
     prepare_step(distiller, share, device)
 
     params = sum(p.numel() for p in student.parameters()) / 1e6
-    print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
-          f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
     name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
             f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}' + (f'_dali:{opt.dali}' if opt.dali else ''))
-    log = RunLog(opt, 'student_model', 'student_tensorboards', name, {'Total params': params})
+    log = RunLog(opt, 'student_model', 'student_tensorboards', name, {'Total params': params, **facts})
     best_file = f'{opt.model_s}_best.pth'
     if (log.folder / best_file).resolve() == Path(opt.path_t).resolve():
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
@@ -55,6 +53,9 @@ def train(opt, device):
                 **distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
 
     with Keeper(log, opt, distiller, data.train_loader, facts, precision) as keeper:
+        print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
+              f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, '
+              f'{distributed.where(device)}')
         if keeper.best_is_due:
             log.keep_best(best_file, best())
         if not opt.skip_validation:

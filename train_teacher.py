@@ -38,11 +38,10 @@ def train(opt, device):
     optimizer = sgd(net.parameters(), opt.learning_rate, opt)
 
     params = sum(p.numel() for p in net.parameters()) / 1e6
-    print(f'{arch} on {opt.dataset}: {params:.3f} M parameters, {data.num_classes} classes, '
-          f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
     name = f'{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
     name += f'_dali:{opt.dali}' if opt.dali else ''
-    log = RunLog(opt, 'models', 'tensorboard', name, {'Total params': params})
+    facts = data_facts(data)
+    log = RunLog(opt, 'models', 'tensorboard', name, {'Total params': params, **facts})
     best_file = f'{opt.model}_best.pth'
     precision = Precision(opt.amp, device)
 
@@ -50,7 +49,9 @@ def train(opt, device):
         return {'epoch': epoch, 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
                 'optimizer': optimizer.state_dict(), 'arch': arch, 'num_classes': data.num_classes}
 
-    with Keeper(log, opt, net, data.train_loader, data_facts(data), precision) as keeper:
+    with Keeper(log, opt, net, data.train_loader, facts, precision) as keeper:
+        print(f'{arch} on {opt.dataset}: {params:.3f} M parameters, {data.num_classes} classes, '
+              f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(net, device)
         epochs = keeper.epochs('train', opt.epochs, optimizer)
         if keeper.best_is_due:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import save_checkpoint
-from .distributed import is_main
+from .distributed import is_main, world_size
 from .errors import UserError
 from .files import Lock, make_folder, run_folder, write_json
 
@@ -120,7 +120,7 @@ class RunLog:
 
     def _write_parameters(self, **more):
         options = {name: value for name, value in vars(self.opt).items() if name != 'seed_given'}
-        write_json(self.folder / 'parameters.json', {**options, **self.facts, **more})
+        write_json(self.folder / 'parameters.json', {**options, **self.facts, 'processes': world_size(), **more})
 
     def keep_best(self, file: str, state: dict) -> None:
         """Write the best checkpoint, and then the metrics that describe it."""

@@ -49,13 +49,18 @@ def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
     if opt.fast and device.type == 'cuda':
         allow_tf32()
     if opt.compile:
-        try:
-            if device.type == 'cpu':
-                compiler()
-        except OSError as error:
-            raise UserError(f'--compile: {error}, or leave --compile out') from None
+        check_compiler(device)
         print('--compile: the first step takes a minute or so')
         compile_forward(module, opt.batch_size, device)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where torch.compile would fail for want of a compiler for `device`."""
+    try:
+        if device.type == 'cpu':
+            compiler()
+    except OSError as error:
+        raise UserError(f'--compile: {error}, or leave --compile out') from None
 
 
 def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> None:

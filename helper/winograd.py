@@ -48,7 +48,8 @@ def _channels_last(one: Tensor, other: Tensor, agree: bool, filters: int) -> lis
     right = agree and one.shape[1] % 16 == filters % 16 == 0
     if not right or any(t.dtype != torch.float32 or t.device.type != 'cpu' for t in (one, other)):
         kinds = ' and '.join(f'{tuple(t.shape)} of {t.dtype} on {t.device}' for t in (one, other))
-        raise ValueError(f'winograd: {kinds}; it takes float32 on the CPU, with channels in multiples of 16')
+        raise ValueError(f'winograd: {kinds}; it takes shapes that agree, float32 on the CPU, channels in '
+                         'multiples of 16')
     return [t.contiguous(memory_format=torch.channels_last) for t in (one, other)]
 
 

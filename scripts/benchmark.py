@@ -43,7 +43,7 @@ from helper.launch import launch  # noqa: E402
 from helper.loops import train_distill  # noqa: E402
 from helper.options import student_options  # noqa: E402
 from helper.precision import KINDS, Precision  # noqa: E402
-from helper.speed import allow_tf32, compile_forward, cores, keep_memory, sgd, turn_on_fast  # noqa: E402
+from helper.speed import allow_tf32, check_compiler, compile_forward, cores, keep_memory, sgd, turn_on_fast  # noqa: E402
 from helper.text import table  # noqa: E402
 from helper.winograd import Conv3x3, conv3x3, input_gradient, library, weight_gradient  # noqa: E402
 from models import model_dict, resolve  # noqa: E402
@@ -495,6 +495,8 @@ def main():
     if opt.num_workers is None:
         opt.num_workers = cores() if opt.what == 'imagenet' else 8
     device = select_device('cpu' if opt.what == 'convolutions' else opt.gpu_id)
+    if opt.compile:
+        check_compiler(device)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     unit = {'imagenet': 'an epoch', 'convolutions': 'a pass'}.get(opt.what, f'{opt.steps} steps')
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of '

@@ -2,12 +2,13 @@
 
 python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png] [--ari]
 
-Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. On
-CIFAR-100 the published figure stands beside ours (scripts/published.csv): the SemCKD paper's, mean and deviation of 4
-trials, and where it has none that of RepDistiller's tables.
+Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. Rows that
+only other options tell apart name these. On CIFAR-100 the published figure stands beside ours (scripts/published.csv):
+the SemCKD paper's, mean and deviation of 4 trials, and where it has none that of RepDistiller's tables.
 """
 import csv
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,11 +17,10 @@ from statistics import mean, stdev
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helper.arguments import Parser  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
+from helper.resume import FREE  # noqa: E402
 from helper.text import table  # noqa: E402
 
-# What tells trials of one experiment apart, or is measured.
-OF_A_TRIAL = ('trial', 'seed', 'gpu_id', 'data_dir', 'save_dir', 'num_workers', 'print_freq', 'save_freq', 'save_every',
-              'resume', 'dist_url', 'dist_timeout', 'Total params', 'Total time')
+OF_A_TRIAL = FREE - {'epochs'} | {'Total time'}     # what may differ between trials of one experiment
 
 # SemCKD over each, in percent, as the paper's last column has it: the mean over its seven pairs of nets.
 PUBLISHED_ARI = {'kd': 72.65, 'hint': 71.92, 'attention': 75.21, 'similarity': 64.95, 'vid': 64.11, 'hkd': 61.23}
@@ -31,25 +31,34 @@ def read_run(folder: str) -> dict:
     try:
         parameters, best, history = (json.loads((Path(folder) / name).read_text())
                                      for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
-        student = 'model_s' in parameters
+        if parameters.get('Total time') is None:
+            raise UserError(f'{folder}: not finished; train on with --resume auto')
+        student, attention = 'model_s' in parameters, history[-1].get('attention')
         return {
             'experiment': {name: value for name, value in parameters.items() if name not in OF_A_TRIAL},
-            'dataset': parameters['dataset'],
-            'model': parameters['model_s' if student else 'model'],
+            'seed': parameters.get('seed'),
+            'dataset': str(parameters['dataset']),
+            'model': str(parameters['model_s' if student else 'model']),
             'teacher': first_teacher(parameters) if student else '',
-            'distill': parameters['distill'] if student else 'alone',
+            'distill': str(parameters['distill']) if student else 'alone',
             'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}' if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
-            'top1': best['test_acc'], 'top5': best['test_acc_top5'],
-            'seconds': parameters['Total time'] * (3600 if student else 1),
-            'curve': [epoch['test_acc'] for epoch in history],
-            'attention': history[-1].get('attention'),
+            'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
+            'seconds': finite(parameters['Total time']) * (3600 if student else 1),
+            'curve': [finite(epoch['test_acc']) for epoch in history],
+            'attention': attention and [[finite(value) for value in row] for row in attention],
         }
     except OSError as error:
         raise UserError(f'{folder}: {error.strerror} ({Path(error.filename).name}); give the folder of a run, '
                         f'as save/models/NAME or save/student_model/NAME') from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({error})') from error
+
+
+def finite(number) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f'a figure is {number}')
+    return float(number)
 
 
 def first_teacher(parameters: dict) -> str:
@@ -85,18 +94,33 @@ def identity(run: dict) -> tuple:
     return run['teacher'], run['model'], run['distill']
 
 
-def with_deviation(top1: float, deviation: float | None) -> str:
-    return f'{top1:.2f}' if deviation is None else f'{top1:.2f} ± {deviation:.2f}'
+def with_deviation(top1: float, deviation: float | None, width: int = 0) -> str:
+    """The two figures; without a deviation, as wide as with one of `width` characters."""
+    return f'{top1:.2f}' + (' ' * width if deviation is None else f' ± {deviation:.2f}')
+
+
+def labels(groups: list[list[dict]]) -> list[str]:
+    """How each experiment was trained, with the options that tell it from another of the same nets and method."""
+    found = []
+    for group in groups:
+        run = group[0]
+        like = [other[0]['experiment'] for other in groups
+                if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
+        names = sorted({name for other in like for name in other})
+        found.append(', '.join([run['method'], *(f'{name} {run["experiment"].get(name)}' for name in names
+                                                 if any(other.get(name) != like[0].get(name) for other in like))]))
+    return found
 
 
 def compare_table(runs: list[dict]) -> str:
     """The experiments as aligned text, with the columns that say something."""
-    figures, rows = published(), []
-    for group in trials(runs):
+    figures, groups, rows = published(), trials(runs), []
+    width = len(' ± 0.00') if len(groups) < len(runs) else 0
+    for group, label in zip(groups, labels(groups), strict=True):
         run, top1 = group[0], [run['top1'] for run in group]
         figure = figures.get(identity(run)) if run['dataset'] == 'cifar100' else None
-        rows.append((run['dataset'], run['model'], run['method'], f'{run["parameters"]:,}', str(len(group)),
-                     with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None),
+        rows.append((run['dataset'], run['model'], label, f'{run["parameters"]:,}', str(len(group)),
+                     with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None, width),
                      f'{with_deviation(*figure[:2])} ({figure[2]})' if figure else '',
                      f'{mean(run["top5"] for run in group):.2f}', f'{mean(run["seconds"] for run in group):.0f}'))
     heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'published', 'top-5 %', 'seconds')
@@ -126,43 +150,53 @@ def improvement_table(runs: list[dict]) -> str:
 
     Raises UserError where the runs have none.
     """
-    top1 = {}
-    if len({run['dataset'] for run in runs}) > 1:
+    datasets, top1 = {run['dataset'] for run in runs}, {}
+    if len(datasets) > 1:
         raise UserError('--ari: these runs are of several data sets; give those of one')
-    for group in trials(runs):      # of an experiment with several settings, the best
-        name, value = identity(group[0]), mean(run['top1'] for run in group)
-        top1[name] = max(value, top1.get(name, value))
+    groups = trials(runs)
+    for group, label in zip(groups, labels(groups), strict=True):
+        name = identity(group[0])
+        if name in top1:
+            raise UserError(f'--ari: {name[1]}, {label}, and another with other options; give the runs of one of them')
+        top1[name] = mean(run['top1'] for run in group)
     ours = relative_improvement(top1)
     if not ours:
         raise UserError('--ari: it needs runs of semckd and of another method for the same pair of nets, and of the '
-                        'student alone (train_teacher.py)')
-    rows = [(method, f'{percent:.2f}', str(pairs), f'{PUBLISHED_ARI[method]:.2f}' if method in PUBLISHED_ARI else '')
+                        'student alone (train_teacher.py --model STUDENT), which is not exactly as good as that method')
+    theirs = PUBLISHED_ARI if datasets == {'cifar100'} else {}
+    rows = [(method, f'{percent:.2f}', str(pairs), f'{theirs[method]:.2f}' if method in theirs else '')
             for method, (percent, pairs) in ours.items()]
     return table(('SemCKD over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
 
 
 def figure(runs: list[dict], path: Path) -> None:
-    """Test accuracy by epoch, and beside it the mean attention of each run that learnt one."""
+    """Test accuracy by epoch, and the attention that was learnt: of each experiment the mean of all trials."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    attentive = [run for run in runs if run['attention']]
+    groups = trials(runs)
+    named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
+    attentive = [(name, group) for name, group in named if all(run['attention'] for run in group)]
     fig, axes = plt.subplots(1, 1 + len(attentive), figsize=(6 + 4 * len(attentive), 4), squeeze=False,
                              layout='constrained')
     curves, *maps = axes[0]
-    for run in runs:
-        curves.plot(range(1, len(run['curve']) + 1), run['curve'], marker='o', markersize=3,
-                    label=f'{run["model"]} {run["method"]}')
+    for name, group in named:
+        epochs = list(zip(*(run['curve'] for run in group)))        # noqa: B905, as many as all have
+        numbers = range(1, len(epochs) + 1)
+        curves.plot(numbers, [mean(values) for values in epochs], marker='o', markersize=3, label=name)
+        curves.fill_between(numbers, [min(values) for values in epochs], [max(values) for values in epochs], alpha=0.2)
     curves.set(xlabel='epoch', ylabel='test top-1 (%)', title='Accuracy')
+    curves.xaxis.get_major_locator().set_params(integer=True)
     curves.legend()
     curves.grid(alpha=0.3)
-    for axis, run in zip(maps, attentive, strict=True):
-        attention = run['attention']
+    for axis, (name, group) in zip(maps, attentive, strict=True):
+        attention = [[mean(values) for values in zip(*rows, strict=True)]
+                     for rows in zip(*(run['attention'] for run in group), strict=True)]
         image = axis.imshow(attention, vmin=0, vmax=1, cmap='viridis')
         for i, row in enumerate(attention):
             for j, value in enumerate(row):
                 axis.text(j, i, f'{value:.2f}', ha='center', va='center', color='white' if value < 0.6 else 'black')
-        axis.set(xlabel='teacher stage', ylabel='student stage', title=f'Attention of {run["model"]}, {run["method"]}',
+        axis.set(xlabel='teacher stage', ylabel='student stage', title=f'Attention of {name}',
                  xticks=range(len(attention[0])), yticks=range(len(attention)))
         axis.set_xticklabels(range(1, len(attention[0]) + 1))
         axis.set_yticklabels(range(1, len(attention) + 1))
@@ -174,6 +208,15 @@ def figure(runs: list[dict], path: Path) -> None:
         raise UserError(f'--figure {path}: {" ".join(str(error).split())}') from error
 
 
+def show(text: str) -> None:
+    """Print, with +- where the terminal has no ±."""
+    try:
+        text.encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError:
+        text = text.replace('±', '+-')
+    print(text)
+
+
 def main():
     parser = Parser(description='Compare finished runs.')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder that a train script wrote')
@@ -181,7 +224,7 @@ def main():
     parser.add_argument('--ari', action='store_true', help="SemCKD's average relative improvement over each method")
     opt = parser.parse_args()
     runs, left_out = [], []
-    for folder in opt.runs:
+    for folder in {Path(folder).resolve(): folder for folder in opt.runs}.values():      # each once
         try:
             runs.append(read_run(folder))
         except UserError as error:      # a fetched teacher, an unfinished run
@@ -190,9 +233,13 @@ def main():
         raise left_out[0]
     for error in left_out:
         print(f'left out: {error}', file=sys.stderr)
-    print(compare_table(runs))
+    for group in trials(runs):
+        if len({run['seed'] for run in group}) < len(group):
+            print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
+                  file=sys.stderr)
+    show(compare_table(runs))
     if opt.ari:
-        print(f'\n{improvement_table(runs)}')
+        show(f'\n{improvement_table(runs)}')
     if opt.figure:
         figure(runs, opt.figure)
         print(f'\nfigure: {opt.figure}')

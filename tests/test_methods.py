@@ -163,7 +163,7 @@ def test_method_of_the_readme(monkeypatch):
     """The README's own method is what a reader would write, and trains."""
     readme = (Path(__file__).parents[1] / 'README.md').read_text()
     source = next(block for block in re.findall(r'```python\n(.*?)```', readme, re.S) if '(Distiller)' in block)
-    scope = {'Distiller': distiller_zoo.Distiller, 'nn': torch.nn, 'F': F}
+    scope = {'__package__': 'distiller_zoo', '__name__': 'distiller_zoo.embedding'}
     exec(source, scope)
     method = next(v for v in scope.values() if isinstance(v, type) and issubclass(v, distiller_zoo.Distiller)
                   and v is not distiller_zoo.Distiller)

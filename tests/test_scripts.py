@@ -1,7 +1,9 @@
 """The two train scripts and compare.py, from the command line to the files they leave."""
+import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,11 +169,50 @@ def test_compare(call, small, teacher, tmp_path, capfd):
     assert row.startswith('resnet8 ') and f' 2 {sum(found) / 2:.2f} ± {abs(found[0] - found[1]) / 2 ** 0.5:.2f} ' in row
     assert out.splitlines()[-1].endswith('figure.png') and (tmp_path / 'new' / 'figure.png').stat().st_size > 5000
 
+    # Not trials of one experiment: the same run twice, other data, more processes.
+    call(compare.main, students[0], f'{students[0]}/', students[0] / '..' / students[0].name)
+    assert '±' not in capfd.readouterr().out
+    parameters = read(students[0] / 'parameters.json')
+    for name in ('labels (checksum)', 'teacher (checksum)', 'processes', 'epochs'):
+        (students[0] / 'parameters.json').write_text(json.dumps({**parameters, name: 7}))
+        call(compare.main, *students)
+        out = capfd.readouterr().out
+        assert '±' not in out and f'semckd, taught by resnet14, {name} 7' in out
+    (students[0] / 'parameters.json').write_text(json.dumps({**parameters, 'seed': 2, 'path_t': 'moved'}))
+    call(compare.main, *students)
+    done = capfd.readouterr()
+    assert '±' in done.out and 'with the same seed' in done.err
+
+
+@pytest.mark.parametrize('file, change, words', [
+    ('parameters.json', lambda p: [p], 'not those of a run'), ('parameters.json', lambda p: {**p, 'dataset': None}, ''),
+    ('test_best_metrics.json', lambda p: {**p, 'test_acc': None}, 'not those of a run'),
+    ('test_best_metrics.json', lambda p: {**p, 'test_acc_top5': 'x'}, 'not those of a run'),
+    ('test_best_metrics.json', lambda p: {**p, 'test_acc': float('nan')}, 'a figure is nan'),
+    ('history.json', lambda p: [{**p[-1], 'attention': 'no'}], 'not those of a run'),
+    ('parameters.json', lambda p: {k: v for k, v in p.items() if k != 'Total time'}, 'not finished; train on')])
+def test_compare_damaged_files(call, teacher, tmp_path, capsys, file, change, words):
+    """One line, and the other runs are shown."""
+    folder = tmp_path / 'run'
+    shutil.copytree(teacher.parent, folder)
+    (folder / file).write_text(json.dumps(change(read(folder / file))))
+    call(compare.main, folder, teacher.parent, '--figure', tmp_path / 'x.png')
+    done = capsys.readouterr()
+    assert 'resnet14' in done.out and words in done.err and done.err.count('\n') == bool(words)
+
+
+def test_compare_without_plus_minus(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), 'ascii'))
+    compare.show('1.00 ± 0.50')
+    sys.stdout.seek(0)
+    assert sys.stdout.read() == '1.00 +- 0.50\n'
+
 
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
     """As compare.read_run gives it."""
-    return {'experiment': [dataset, student, teacher, method, more], 'dataset': dataset, 'model': student,
-            'teacher': teacher, 'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
+    return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
+            'model': student, 'teacher': teacher,
+            'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
             'seconds': 60.0}
 
 
@@ -192,8 +233,8 @@ def test_compare_trials_and_published():
         'resnet14 alone 1,234 1 70.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
     assert words(compare.compare_table(other)) == [
-        'model trained parameters top-1 % top-5 % seconds', 'resnet8x4 alone 1,234 72.00 99.50 60',
-        'resnet8x4 alone 1,234 70.00 99.50 60']
+        'model trained parameters top-1 % top-5 % seconds', 'resnet8x4 alone, epochs None 1,234 72.00 99.50 60',
+        'resnet8x4 alone, epochs 3 1,234 70.00 99.50 60']
     assert words(compare.compare_table(runs + other))[0].startswith('data model ')
 
 
@@ -206,10 +247,11 @@ def test_relative_improvement():
     assert all(name in model_dict for key in compare.published() for name in key[:2] if name)
     assert all(key[2] in ('alone', *distiller_dict) for key in compare.published())
 
-    runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd'),
-            run_of('resnet8', 61.0, 't', 'kd', beta=3)]
+    runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd')]
     assert compare.improvement_table(runs).splitlines()[-1].split() == ['kd', '100.00', '1', '72.65']
-    for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data')):
+    for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
+                       ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
+                       ([*runs[1:], run_of('resnet8', 62.0)], 'not exactly as good')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
             compare.improvement_table(given)
 

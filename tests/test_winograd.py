@@ -74,7 +74,7 @@ def test_shapes_that_do_not_agree(operator, one, other):
 
 
 def test_other_types():
-    with pytest.raises(ValueError, match='it takes float32'):
+    with pytest.raises(ValueError, match='it takes shapes that agree, float32'):
         winograd.conv3x3(torch.zeros(2, 16, 4, 4, dtype=torch.float64), torch.zeros(16, 16, 3, 3))
 
 
