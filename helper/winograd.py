@@ -122,8 +122,8 @@ class Conv3x3(nn.Conv2d):
     def gains(self, images: Tensor) -> bool:
         """Whether it is the faster way: with few pixels, transforming the weights takes longer than all the rest.
 
-        Measured by `scripts/benchmark.py convolutions`: four pixels for each channel, and where tiles reach over the
-        edge, as many more as lie outside.
+        The bound, four pixels for each channel, is measured by `scripts/benchmark.py convolutions`. Where tiles reach
+        over the edge it is higher, by the ratio of their area to that of the images.
         """
         if images.ndim != 4 or not images.dtype == self.weight.dtype == torch.float32:
             return False

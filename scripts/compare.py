@@ -35,7 +35,8 @@ def read_run(folder: str) -> dict:
             raise UserError(f'{folder}: not finished; train on with --resume auto')
         student, attention = 'model_s' in parameters, history[-1].get('attention')
         return {
-            'experiment': {name: value for name, value in parameters.items() if name not in OF_A_TRIAL},
+            'experiment': {name: value for name, value in parameters.items() if name not in OF_A_TRIAL} | (
+                {'data_dir': str(Path(parameters['data_dir']))} if parameters['dataset'] == 'folder' else {}),
             'seed': parameters.get('seed'),
             'dataset': str(parameters['dataset']),
             'model': str(parameters['model_s' if student else 'model']),
@@ -112,10 +113,10 @@ def labels(groups: list[list[dict]]) -> list[str]:
     return found
 
 
-def compare_table(runs: list[dict]) -> str:
+def compare_table(groups: list[list[dict]]) -> str:
     """The experiments as aligned text, with the columns that say something."""
-    figures, groups, rows = published(), trials(runs), []
-    width = len(' ± 0.00') if len(groups) < len(runs) else 0
+    figures, rows = published(), []
+    width = len(' ± 0.00') if any(len(group) > 1 for group in groups) else 0
     for group, label in zip(groups, labels(groups), strict=True):
         run, top1 = group[0], [run['top1'] for run in group]
         figure = figures.get(identity(run)) if run['dataset'] == 'cifar100' else None
@@ -145,15 +146,14 @@ def relative_improvement(top1: dict[tuple, float]) -> dict[str, tuple[float, int
     return {method: (mean(values), len(values)) for method, values in found.items()}
 
 
-def improvement_table(runs: list[dict]) -> str:
-    """SemCKD's improvement over each method in these runs, and the published one.
+def improvement_table(groups: list[list[dict]]) -> str:
+    """SemCKD's improvement over each method in these experiments, and the published one.
 
-    Raises UserError where the runs have none.
+    Raises UserError where they have none.
     """
-    datasets, top1 = {run['dataset'] for run in runs}, {}
+    datasets, top1 = {group[0]['dataset'] for group in groups}, {}
     if len(datasets) > 1:
         raise UserError('--ari: these runs are of several data sets; give those of one')
-    groups = trials(runs)
     for group, label in zip(groups, labels(groups), strict=True):
         name = identity(group[0])
         if name in top1:
@@ -169,12 +169,11 @@ def improvement_table(runs: list[dict]) -> str:
     return table(('SemCKD over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
 
 
-def figure(runs: list[dict], path: Path) -> None:
+def figure(groups: list[list[dict]], path: Path) -> None:
     """Test accuracy by epoch, and the attention that was learnt: of each experiment the mean of all trials."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    groups = trials(runs)
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
     attentive = [(name, group) for name, group in named if all(run['attention'] for run in group)]
     fig, axes = plt.subplots(1, 1 + len(attentive), figsize=(6 + 4 * len(attentive), 4), squeeze=False,
@@ -233,15 +232,16 @@ def main():
         raise left_out[0]
     for error in left_out:
         print(f'left out: {error}', file=sys.stderr)
-    for group in trials(runs):
+    groups = trials(runs)
+    for group in groups:
         if len({run['seed'] for run in group}) < len(group):
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
                   file=sys.stderr)
-    show(compare_table(runs))
+    show(compare_table(groups))
     if opt.ari:
-        show(f'\n{improvement_table(runs)}')
+        show(f'\n{improvement_table(groups)}')
     if opt.figure:
-        figure(runs, opt.figure)
+        figure(groups, opt.figure)
         print(f'\nfigure: {opt.figure}')
 
 

@@ -173,8 +173,8 @@ def test_compare(call, small, teacher, tmp_path, capfd):
     call(compare.main, students[0], f'{students[0]}/', students[0] / '..' / students[0].name)
     assert '±' not in capfd.readouterr().out
     parameters = read(students[0] / 'parameters.json')
-    for name in ('labels (checksum)', 'teacher (checksum)', 'processes', 'epochs'):
-        (students[0] / 'parameters.json').write_text(json.dumps({**parameters, name: 7}))
+    for name in ('labels (checksum)', 'teacher (checksum)', 'processes', 'epochs', 'data_dir'):
+        (students[0] / 'parameters.json').write_text(json.dumps({**parameters, name: '7'}))
         call(compare.main, *students)
         out = capfd.readouterr().out
         assert '±' not in out and f'semckd, taught by resnet14, {name} 7' in out
@@ -225,17 +225,17 @@ def test_compare_trials_and_published():
     """Trials are one row; what is published stands beside it; columns that say nothing are left out."""
     runs = [run_of('resnet8x4', 76.0, 'resnet32x4', 'semckd'), run_of('resnet8x4', 72.0),
             run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
-    assert words(compare.compare_table(runs)) == [
+    assert words(compare.compare_table(compare.trials(runs))) == [
         'model trained parameters trials top-1 % published top-5 % seconds',
         'resnet8x4 semckd 1,234 2 76.50 ± 0.71 76.23 ± 0.04 (SemCKD) 99.50 60',
         'resnet8x4 alone 1,234 1 72.00 73.09 ± 0.30 (SemCKD) 99.50 60',
         'resnet56 alone 1,234 1 72.00 72.34 (RepDistiller) 99.50 60',
         'resnet14 alone 1,234 1 70.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
-    assert words(compare.compare_table(other)) == [
+    assert words(compare.compare_table(compare.trials(other))) == [
         'model trained parameters top-1 % top-5 % seconds', 'resnet8x4 alone, epochs None 1,234 72.00 99.50 60',
         'resnet8x4 alone, epochs 3 1,234 70.00 99.50 60']
-    assert words(compare.compare_table(runs + other))[0].startswith('data model ')
+    assert words(compare.compare_table(compare.trials(runs + other)))[0].startswith('data model ')
 
 
 def test_relative_improvement():
@@ -248,12 +248,12 @@ def test_relative_improvement():
     assert all(key[2] in ('alone', *distiller_dict) for key in compare.published())
 
     runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd')]
-    assert compare.improvement_table(runs).splitlines()[-1].split() == ['kd', '100.00', '1', '72.65']
+    assert compare.improvement_table(compare.trials(runs)).splitlines()[-1].split() == ['kd', '100.00', '1', '72.65']
     for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
                        ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
                        ([*runs[1:], run_of('resnet8', 62.0)], 'not exactly as good')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
-            compare.improvement_table(given)
+            compare.improvement_table(compare.trials(given))
 
 
 def test_compare_names_the_first_teacher():

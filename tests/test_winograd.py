@@ -9,6 +9,7 @@ from test_distiller import CPU
 from helper import winograd
 from helper.speed import compile_forward
 from models import model_dict
+from scripts import benchmark
 
 try:
     winograd.library()
@@ -141,6 +142,22 @@ def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
     net = model_dict['resnet8'](num_classes=10)
     assert winograd.use_winograd(net) == 0 and words in capsys.readouterr().out
     assert not any(isinstance(m, winograd.Conv3x3) for m in net.modules())
+    winograd.library.cache_clear()
+
+
+def test_benchmark(call, capsys, monkeypatch):
+    call(benchmark.main, 'convolutions', '--batch_size', 1, '--rounds', 1)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert len(rows) == 3 * len(benchmark.CONVOLUTIONS)
+    assert all(float(row[-3]) > 0 and float(row[-4]) > 0 for row in rows)
+    assert {row[-1] for row in rows if row[0] == '512,'} == {'no'} and rows[0][-1] == 'yes'
+
+    winograd.library.cache_clear()
+    monkeypatch.setenv('CXX', 'nowhere/c++')
+    for arguments in (['convolutions'], ['recipes', '--compile', '--gpu_id', 'cpu']):
+        with pytest.raises(SystemExit) as caught:
+            call(benchmark.main, *arguments)
+        assert caught.value.code == 2 and "no C++ compiler 'nowhere/c++'" in capsys.readouterr().err
     winograd.library.cache_clear()
 
 
