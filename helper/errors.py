@@ -8,6 +8,16 @@ class UserError(Exception):
     """Bad input. The message names the flag, the value and what would work."""
 
 
+def printable(text) -> str:
+    """`text` with everything escaped that a terminal could take for a command, or for a new line."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in str(text))
+
+
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What an error says, in one short line; its kind where it says nothing."""
+    return printable(' '.join(str(error).split()))[:longest] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'did you mean a, b?' when something is near, then the whole list."""
     known = sorted(known)
@@ -22,7 +32,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,12 +3,13 @@ import contextlib
 import json
 import math
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, reason
 
 UNFINISHED = '.tmp'     # what a file is called until it is whole
 
@@ -76,6 +77,40 @@ def _finite(value):
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def open_regular(path: str | Path, what: str):
+    """Open, for reading bytes, a file that nobody vouches for. `what` begins the message of a UserError.
+
+    Raises UserError for what is not there, may not be read, or is no file: a FIFO or a device may never end.
+    """
+    try:
+        # Without waiting: a FIFO that nobody writes into would be waited for already here.
+        handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    except (OSError, ValueError) as error:      # ValueError: a NUL in the name
+        raise UserError(f'{what}: cannot be read ({getattr(error, "strerror", None) or error})') from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f'{what}: is no file (a folder, a device or a pipe); give a file')
+    return os.fdopen(handle, 'rb')
+
+
+def read_json(path: str | Path, what: str, largest: int = 1 << 28):
+    """The value in a JSON file that nobody vouches for; numbers that JSON does not have are refused.
+
+    `what` begins the message of the UserError that is raised for anything else, and for more than `largest` bytes.
+    """
+    def refuse(constant):
+        raise ValueError(f'a number is {constant}')
+
+    with open_regular(path, what) as file:
+        try:
+            content = file.read(largest + 1)
+            if len(content) > largest:
+                raise ValueError(f'more than {largest} bytes')
+            return json.loads(content, parse_constant=refuse)
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f'{what}: no JSON that can be read ({reason(error)})') from error
 
 
 def run_folder(*parts: str) -> Path:
