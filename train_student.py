@@ -48,7 +48,7 @@ def train(opt, device):
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
     precision = Precision(opt.amp, device)
 
-    def best():
+    def state():
         return {'epoch': log.best['epoch'], 'model': student.state_dict(), 'best_acc': log.best['test_acc'],
                 **distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
 
@@ -56,14 +56,15 @@ def train(opt, device):
         print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {params:.3f} M parameters, '
               f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, '
               f'{distributed.where(device)}')
-        if keeper.best_is_due:
-            log.keep_best(best_file, best())
+        if keeper.finished:
+            log.write(keeper.finished, best_file, state)
         if not opt.skip_validation:
             print(f'teacher top-1: {validate(data.test_loader, teacher, keeper=keeper)["test_acc"]:.2f}')
 
         if distiller.initialising:
             module = distributed.wrap(distiller, device, unused=True)
-            optimizer = sgd(distiller.parameters(), method.init_learning_rate or opt.learning_rate, opt)
+            rate = opt.init_learning_rate or method.init_learning_rate or opt.learning_rate
+            optimizer = sgd(distiller.parameters(), rate, opt)
             for epoch in keeper.epochs('init', opt.init_epochs, optimizer):
                 averages = train_distill(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
                 log.init_epoch(epoch, averages)
@@ -77,11 +78,9 @@ def train(opt, device):
             rate = adjust_learning_rate(epoch, optimizer, opt)
             averages = train_distill(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
             test = validate(data.test_loader, distiller, distiller.predict, keeper)
-            is_best = log.epoch(epoch, rate, averages, test, time.perf_counter() - start, distiller.pictures())
+            log.epoch(epoch, rate, averages, test, time.perf_counter() - start, distiller.pictures())
             keeper.end_epoch()
-            log.write()
-            if is_best:
-                log.keep_best(best_file, best())
+            log.write(epoch, best_file, state)
         log.close(seconds_per_unit=3600)
 
 

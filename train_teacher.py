@@ -3,7 +3,7 @@ import time
 
 from dataset import get_dataloaders
 from helper import distributed
-from helper.checkpoint import load_checkpoint, load_net, save_checkpoint, teacher_name
+from helper.checkpoint import load_checkpoint, load_net, teacher_name
 from helper.device import memory_format, seed_everything
 from helper.errors import run_main
 from helper.launch import launch
@@ -45,8 +45,8 @@ def train(opt, device):
     best_file = f'{opt.model}_best.pth'
     precision = Precision(opt.amp, device)
 
-    def state(epoch):
-        return {'epoch': epoch, 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
+    def state():
+        return {'epoch': len(log.history), 'model': net.state_dict(), 'best_acc': log.best['test_acc'],
                 'optimizer': optimizer.state_dict(), 'arch': arch, 'num_classes': data.num_classes}
 
     with Keeper(log, opt, net, data.train_loader, facts, precision) as keeper:
@@ -54,20 +54,16 @@ def train(opt, device):
               f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(net, device)
         epochs = keeper.epochs('train', opt.epochs, optimizer)
-        if keeper.best_is_due:
-            log.keep_best(best_file, state(log.best['epoch']))
+        if keeper.finished:
+            log.write(keeper.finished, best_file, state, opt.save_freq)
         for epoch in epochs:
             start = time.perf_counter()
             rate = adjust_learning_rate(epoch, optimizer, opt)
             averages = train_vanilla(epoch, data.train_loader, module, optimizer, opt, keeper, precision)
             test = validate(data.test_loader, net, keeper=keeper)
-            is_best = log.epoch(epoch, rate, averages, test, time.perf_counter() - start)
-            if epoch % opt.save_freq == 0 and distributed.is_main():
-                save_checkpoint(log.folder / f'ckpt_epoch_{epoch}.pth', state(epoch))
+            log.epoch(epoch, rate, averages, test, time.perf_counter() - start)
             keeper.end_epoch()
-            log.write()
-            if is_best:
-                log.keep_best(best_file, state(epoch))
+            log.write(epoch, best_file, state, opt.save_freq)
         log.close(seconds_per_unit=1)
 
 

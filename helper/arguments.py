@@ -3,7 +3,9 @@ import argparse
 import math
 import sys
 
-from .errors import nearest
+from .errors import nearest, printable
+
+MOST_EPOCHS = 10**6
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,6 +13,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{'allow_abbrev': False, 'formatter_class': argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+        self.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+                          help='show the traceback of an error')      # helper.errors looks for the flag itself
 
     def parse_args(self, args=None, namespace=None):
         known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
@@ -27,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return opt
 
     def error(self, message):
-        self.exit(2, f'error: {message.removeprefix("argument ")}\n')
+        self.exit(2, f'error: {printable(message.removeprefix("argument "))}\n')
 
 
 def number(kind, low=None, above=None, high=None):
@@ -45,9 +49,16 @@ def number(kind, low=None, above=None, high=None):
         bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
             or (high is not None and value > high)
         if bad:
-            raise argparse.ArgumentTypeError(f'{text}: give {wanted}')
+            raise argparse.ArgumentTypeError(f'{text[:80]}: give {wanted}')
         return value
     return convert
+
+
+def path(text: str) -> str:
+    """A converter for argparse: a path as it is, but not an empty one, as that of a shell variable that is not set."""
+    if not text.strip() or '\0' in text:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a path; this one is empty. Is a variable not set?')
+    return text
 
 
 def epoch_list(text):
@@ -56,6 +67,6 @@ def epoch_list(text):
         epochs = [int(word) for word in text.split(',')]
     except ValueError:
         epochs = [0]
-    if min(epochs) < 1:
-        raise argparse.ArgumentTypeError(f'{text}: give epochs as whole numbers with commas, as 150,180,210')
+    if min(epochs) < 1 or max(epochs) > MOST_EPOCHS:
+        raise argparse.ArgumentTypeError(f'{text[:80]}: give epochs as whole numbers with commas, as 150,180,210')
     return epochs

@@ -5,8 +5,10 @@ import os
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -66,6 +68,36 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
     return device
 
 
+def agree_on_options(opt) -> None:
+    """Once the processes have met: process 0 decides what nobody gave (opt.filled_in, as a drawn seed).
+
+    Raises UserError, the same in every process, where they were started with other options, code or torch.
+    """
+    given = {name: value for name, value in vars(opt).items() if name not in opt.filled_in}
+    check_alike({**given, 'torch': torch.__version__, 'code (checksum)': code_checksum()},
+                'start all of them with the same command, code and torch')
+    vars(opt).update(broadcast(lambda: {name: getattr(opt, name) for name in opt.filled_in}))
+
+
+def check_alike(facts: dict, advice: str) -> None:
+    """Raises UserError, the same in every process, unless all have the same `facts`, name -> value."""
+    first, *others = gather({name: repr(value) for name, value in facts.items()})
+    for number, other in enumerate(others, start=1):
+        differ = [f'{name} {first.get(name)} and {other.get(name)}' for name in {**first, **other}
+                  if first.get(name) != other.get(name)]
+        if differ:
+            raise UserError(f'process 0 and process {number} differ: {"; ".join(differ)}; {advice}')
+
+
+def code_checksum() -> int:
+    """A checksum of the source files that a run executes."""
+    root, crc = Path(__file__).resolve().parents[1], 0
+    for folder in ('.', 'dataset', 'distiller_zoo', 'helper', 'models'):
+        for file in sorted([*(root / folder).glob('*.py'), *(root / folder).glob('*.cpp')]):
+            crc = zlib.crc32(file.read_bytes(), crc)
+    return crc
+
+
 def share(opt):
     """The options with this process's part of batch_size and num_workers, which are totals. Raises UserError."""
     world = world_size()
@@ -121,7 +153,7 @@ def gather_rows(x: torch.Tensor) -> torch.Tensor:
         return x
     x = x.detach().contiguous()
     rows = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(rows, x)
+    dist.all_gather(list(rows.chunk(world_size())), x)
     return rows
 
 

@@ -1,6 +1,11 @@
-"""A user's mistake becomes one line and exit code 2, never a traceback."""
+"""A failure becomes one line: exit code 2 for a user's mistake, 1 for the rest. --debug shows the traceback too."""
+import contextlib
 import difflib
+import errno
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 
@@ -28,11 +33,53 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; a UserError is printed as one line and ends the process with exit code 2."""
+    """Call `main`; where it fails, print one line and end the process with the exit code of `last_words`."""
+    _make_output_usable()
     try:
-        main()
-    except UserError as error:
-        print(f'error: {printable(error)}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = last_words(error)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        if isinstance(error, OSError):      # it may be the output that failed: do not try again at the exit
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(code)
+
+
+def last_words(error: BaseException) -> tuple[str, int]:
+    """(what a process that ends with `error` writes to stderr, its exit code)."""
+    text, code = _in_one_line(error)
+    trace = ''.join(traceback.format_exception(error)) if '--debug' in sys.argv else ''
+    return trace + (f'error: {text}\n' if text else ''), code
+
+
+def _in_one_line(error):
+    text = reason(error)
+    if isinstance(error, UserError):
+        return printable(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return '', 130
+    if isinstance(error, BrokenPipeError):
+        return 'the output cannot be written: the program that read it has ended', 1
+    if getattr(error, 'errno', None) == errno.EMFILE or 'Too many open files' in text:
+        return f'too many open files ({text}); raise the limit with ulimit -n, or lower --num_workers', 1
+    if isinstance(error, MemoryError) or re.search('(?i)out of memory|not enough memory|cannot allocate memory', text):
+        return f'out of memory ({text}); lower --batch_size or --num_workers, or take smaller nets', 1
+    if isinstance(error, OSError):
+        return f'{error.filename or "output"}: {error.strerror or text}', 1
+    return f'{type(error).__name__}: {text}; this is a fault of the program: please report it, with the command and ' \
+           f'what --debug adds to it', 1
+
+
+def _make_output_usable():
+    """A stream that is closed gets a place to write to; a character that a terminal does not have is escaped."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))       # noqa: SIM115, for as long as the process lives
+        with contextlib.suppress(AttributeError):
+            getattr(sys, name).reconfigure(errors='backslashreplace')

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ import torch.distributed as dist
 
 from . import distributed
 from .device import select_device
-from .errors import UserError
+from .errors import UserError, last_words
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP')
                      if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN)
@@ -37,11 +36,17 @@ def launch(train: Callable, opt) -> None:
     outside = _outside()
     if outside and outside['world'] > 1:
         with _one_line(outside['rank']):
-            _end_with_parent()
-            train(opt, distributed.join(opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside)))
-            dist.destroy_process_group()
+            _end_with_parent(os.getppid())
+            _train_together(train, opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside))
     else:
         train(opt, select_device(opt.gpu_id))
+
+
+def _train_together(train, opt, *meeting):
+    device = distributed.join(opt, *meeting)
+    distributed.agree_on_options(opt)
+    train(opt, device)
+    dist.destroy_process_group()
 
 
 def _outside() -> dict | None:
@@ -92,10 +97,15 @@ def first_host(nodes: str) -> str:
     return match[1] + (match[2] or '') if match else '127.0.0.1'
 
 
-def _end_with_parent():
-    """If what started this process is killed, this one gets SIGTERM: it saves and ends, instead of training on."""
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
+def _end_with_parent(parent: int):
+    """If the process that started this one is killed, this one is told: it saves and ends, instead of training on."""
+    if sys.platform != 'linux':
+        return
+    ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    number = signal.SIGKILL if ignored else signal.SIGTERM
+    ctypes.CDLL(None).prctl(1, number)      # PR_SET_PDEATHSIG
+    if os.getppid() != parent:              # it has ended before it could be watched
+        os.kill(os.getpid(), number)
 
 
 def _local_device(opt, outside):
@@ -123,21 +133,18 @@ def _one_line(rank):
     try:
         yield
         return
-    except UserError as error:
-        text, code = f'error: {error}\n', 2
-    except KeyboardInterrupt:
-        text, code = '', 128 + signal.SIGINT
-    except Exception as error:
-        lost = rank >= 0 and re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
-        if isinstance(error, (dist.DistError, RuntimeError)) and lost:
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = last_words(error)
+        lost = isinstance(error, RuntimeError) and \
+            re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
+        if lost:
             text, code = 'error: the connection to another process broke; has it ended?\n', 1
-        else:
-            text, code = traceback.format_exc(), 1
     # Whoever started the processes ends the others now; process 0, or the one that knows the reason, comes first.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(10 if 'connection to another' in text else 2 if rank else 0)
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    time.sleep(10 if lost else 2 if rank else 0)
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
     os._exit(code)      # at once: the ends of a broken group can wait for each other
 
 
@@ -197,12 +204,13 @@ def _wait_for(processes, entries, forwarded):
 
 
 def _check_url(url):
-    parts = urlsplit(url)
+    parts = urlsplit('')
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:
+    except ValueError:      # brackets without an end, no number, a number that is too large
         host = port = None
-    if parts.scheme != 'tcp' or not host or not port:
+    if parts.scheme != 'tcp' or not host or not port or parts.path.strip('/') or parts.query:
         raise UserError(f'--dist-url {url}: give tcp://HOST:PORT, as tcp://127.0.0.1:23451')
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -217,6 +225,6 @@ def _check_url(url):
 
 def _child(number, train, opt):
     with _one_line(number):
+        _end_with_parent(torch.multiprocessing.parent_process().pid)
         entries = opt.gpu_id.split(',')
-        train(opt, distributed.join(opt, opt.dist_url, number, len(entries), entries[number]))
-        dist.destroy_process_group()
+        _train_together(train, opt, opt.dist_url, number, len(entries), entries[number])

@@ -8,7 +8,7 @@ from dataset import check_dataset
 from distiller_zoo import distiller_dict, get_method
 from models import default_learning_rate, model_dict, model_names, resolve
 
-from .arguments import Parser, epoch_list, number
+from .arguments import MOST_EPOCHS, Parser, epoch_list, number, path
 from .precision import KINDS
 from .speed import cores, turn_on_fast
 from .text import table
@@ -31,34 +31,34 @@ def _common(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
     add('--dataset', default='cifar100', help='cifar100, cifar10, digits, folder, imagenet or imagenette')
-    add('--data_dir', default='./data', help='where the data lies, or is downloaded to')
+    add('--data_dir', type=path, default='./data', help='where the data lies, or is downloaded to')
     add('--use-lmdb', action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true', help='count unreadable images of imagenet and go on')
     add('--image_size', type=number(int, low=8, high=512), default=32,
         help='pixels to which --dataset folder brings its images')
-    add('--batch_size', type=number(int, low=1), default=64, help='images a step')
-    add('--num_workers', type=number(int, low=0),
+    add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
+    add('--num_workers', type=number(int, low=0, high=1024),
         help='threads or processes that decode image files; not given: one for each core')
-    add('--epochs', type=number(int, low=1), default=240, help='passes over the training set')
+    add('--epochs', type=number(int, low=1, high=MOST_EPOCHS), default=240, help='passes over the training set')
     add('--learning_rate', type=number(float, above=0),
         help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
     add('--lr_decay_epochs', type=epoch_list, default='150,180,210', help='epochs after which the rate is multiplied')
-    add('--lr_decay_rate', type=number(float, above=0), default=0.1, help='by how much')
+    add('--lr_decay_rate', type=number(float, above=0, high=1), default=0.1, help='by how much')
     add('--weight_decay', type=number(float, low=0), default=5e-4, help='of SGD')
     add('--momentum', type=number(float, low=0), default=0.9, help='of SGD')
     add('--gpu_id', default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
     add('--multiprocessing-distributed', action='store_true',
         help='one process for each entry of --gpu_id, which share batch_size and num_workers')
     add('--dist-url', default='tcp://127.0.0.1:23451', help='where these processes meet')
-    add('--dist-timeout', type=number(int, low=1), default=600,
+    add('--dist-timeout', type=number(int, low=1, high=10**6), default=600,
         help='seconds that a process waits for the others before it gives up')
     add('--sync_bn', action='store_true', help='batch normalisation over the batch of all processes')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS),
         help='compute in 16 bits: bfloat16 where the GPU has it, else float16')
     add('--compile', action='store_true', help='compile the training step; on a GPU as a CUDA graph')
     add('--fast', action='store_true', help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
-    add('--resume', nargs='?', const='auto', metavar='auto|PATH',
+    add('--resume', nargs='?', const='auto', type=path, metavar='auto|PATH',
         help="go on from a run's last.pth; auto: from that of the output folder, if there is one")
     add('--save_every', type=number(float, low=0), default=0.0,
         help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
@@ -68,8 +68,8 @@ def _common(description, trial_flags, trial):
         help='of all random numbers; not given: drawn, and written to parameters.json')
     add('--deterministic', action='store_true',
         help='deterministic cuDNN, slower; the seed is 12345 unless --seed is given')
-    add('--print-freq', type=number(int, low=1), default=200, help='steps between two progress lines')
-    add('--save_dir', default='./save', help='where runs are written')
+    add('--print-freq', type=number(int, low=1, high=10**9), default=200, help='steps between two progress lines')
+    add('--save_dir', type=path, default='./save', help='where runs are written')
     add(*trial_flags, type=str, default=trial, help='the name of this repetition, last part of the output folder')
     return parser
 
@@ -84,11 +84,12 @@ def _finish(parser, opt, model, flag):
     if opt.learning_rate is None:
         opt.learning_rate = default_learning_rate(model)
     turn_on_fast(opt)
-    if opt.num_workers is None:
-        opt.num_workers = cores()
-    opt.seed_given = opt.seed is not None or opt.deterministic
-    if opt.seed is None:
-        opt.seed = 12345 if opt.deterministic else secrets.randbits(31)
+    if opt.deterministic and opt.seed is None:
+        opt.seed = 12345
+    # What was not given and each process would fill in with a value of its own: of several, the first one's counts.
+    opt.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
+    opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
+    opt.num_workers = cores() if opt.num_workers is None else opt.num_workers
     return opt
 
 
@@ -96,9 +97,9 @@ def teacher_options(args=None):
     """The options of train_teacher.py."""
     parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
     parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
-    parser.add_argument('--save_freq', type=number(int, low=1), default=40,
+    parser.add_argument('--save_freq', type=number(int, low=1, high=MOST_EPOCHS), default=40,
                         help='epochs between two checkpoints ckpt_epoch_N.pth')
-    parser.add_argument('--evaluate', metavar='PATH', help='only measure this checkpoint on the test set')
+    parser.add_argument('--evaluate', type=path, metavar='PATH', help='only measure this checkpoint on the test set')
     opt = parser.parse_args(args)
     return _finish(parser, opt, opt.model, '--model')
 
@@ -107,18 +108,18 @@ def student_options(args=None):
     """The options of train_student.py."""
     parser = _common('Distil a trained teacher into a student.', ('--trial',), '1')
     add = parser.add_argument
-    add('--path-t', required=True, help="the teacher's checkpoint")
+    add('--path-t', type=path, required=True, help="the teacher's checkpoint")
     add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
     add('--distill', default='kd', help='the method, a name of distiller_zoo.distiller_dict')
     add('-r', '--gamma', type=number(float), default=1.0, help='weight of the cross-entropy')
     add('-a', '--alpha', type=number(float), default=1.0, help='weight of the soft-label loss')
     add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
-    add('--kd_T', type=number(float, above=0), default=4.0, help='temperature of the soft labels')
+    add('--kd_T', type=number(float, above=0, high=1e4), default=4.0, help='temperature of the soft labels')
     add('--feat_dim', type=number(int, low=1, high=65536), default=128,
         help='width of the embeddings of crd and correlation')
     add('--mode', choices=('exact', 'relax'), default='exact',
         help="crd's positive: the image itself, or any of its class")
-    add('--nce_k', type=number(int, low=1), default=16384, help='negatives an image, crd')
+    add('--nce_k', type=number(int, low=1, high=10**7), default=16384, help='negatives an image, crd')
     add('--nce_t', type=number(float, above=0), default=0.07, help='temperature of crd')
     add('--nce_m', type=number(float, low=0, high=1), default=0.5, help="momentum of crd's memories")
     add('--hint_layer', type=number(int, low=0, high=4), default=1, help='the feature that hint compares')
@@ -127,8 +128,11 @@ def student_options(args=None):
     add('--transform_layer_s', type=number(int, low=0), nargs='+', default=[], metavar='LAYER', help="the student's")
     add('--no_edge_transform', action='store_true', help="leave the edges out of irg's transformations")
     add('--hkd_initial_weight', type=number(float, low=0), default=100.0, help='weight of the first layer, hkd')
-    add('--hkd_decay', type=number(float, above=0), default=0.7, help='from each layer to the next, hkd')
-    add('--init_epochs', type=number(int, low=1), default=30, help='epochs of the first stage of fsp, abound, factor')
+    add('--hkd_decay', type=number(float, above=0, high=100), default=0.7, help='from each layer to the next, hkd')
+    add('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,
+        help='epochs of the first stage of fsp, abound, factor')
+    add('--init_learning_rate', type=number(float, above=0),
+        help='rate of that stage; not given: 0.01 for factor, --learning_rate for fsp and abound')
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
     add('--evaluate', action='store_true', help='only measure the checkpoint of --path-t on the test set')

@@ -17,6 +17,7 @@ from .device import random_state, restore_random_state
 from .errors import UserError
 from .files import write_atomically
 from .launch import STOP_SIGNALS
+from .meter import Meter
 from .run_log import RunLog
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
@@ -26,7 +27,7 @@ SAVE = 1        # below every signal's number
 # Options that say how a run is computed or where it lies, not what it computes.
 FREE = {'epochs', 'resume', 'save_every', 'save_freq', 'num_workers', 'print_freq', 'save_dir', 'data_dir', 'gpu_id',
         'multiprocessing_distributed', 'dist_url', 'dist_timeout', 'skip_validation', 'evaluate', 'path_t', 'trial',
-        'use_lmdb', 'channels_last', 'compile', 'fast', 'seed', 'seed_given'}
+        'use_lmdb', 'channels_last', 'compile', 'fast', 'seed', 'filled_in', 'debug'}
 
 
 class Interrupted(SystemExit):
@@ -62,6 +63,7 @@ class Keeper:
         self.agreement, self.signal = distributed.Agreement(), 0
         self.stage, self.epoch, self.step, self.optimizer, self.meter, self.watch = None, 0, 0, None, None, None
         self.saved_at, self.run = time.monotonic(), secrets.token_hex(8)
+        distributed.check_alike(self.identity, 'all of them must read the same data and the same teacher')
         try:
             if opt.resume and (opt.resume == 'auto' or self._source().parent.resolve() == log.folder.resolve()):
                 self._claim()       # a run that still writes there is let finish first
@@ -70,8 +72,8 @@ class Keeper:
                 with self._as_user_error():
                     self.restore_module()
             self._claim()
-            log.open(self.state['log'] if self.state else None)
             self.first = not self.state or self._source().parent.resolve() != log.folder.resolve()
+            log.open(self.state['log'] if self.state else None, own=not self.first)
             if self.state:
                 self._bring_best()
         except BaseException:
@@ -83,7 +85,7 @@ class Keeper:
     def read(self) -> dict | None:
         """What --resume finds, the same in every process; None where a run starts anew."""
         if self.opt.resume is None:
-            if distributed.is_main() and (self.log.folder / LAST).exists():
+            if distributed.is_main() and os.path.exists(self.log.folder / LAST):
                 print(f'{self.log.folder} holds an earlier run, which this one replaces after its first epoch; '
                       f'--resume auto would go on with it')
             return None
@@ -92,7 +94,7 @@ class Keeper:
     def _read(self):
         path = self._source()
         before = path.with_name(PREVIOUS)
-        if self.opt.resume == 'auto' and not path.exists() and not before.exists():
+        if self.opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(before):
             print(f'nothing to resume in {self.log.folder}: starting anew')
             return None
         try:
@@ -147,8 +149,8 @@ class Keeper:
     def _bring_best(self):
         """From another folder: the files of the best epoch so far, or where they are missing, start without one."""
         log, source = self.log, Path(self.state['folder'])
-        if not distributed.is_main() or source.resolve() == log.folder.resolve() or self.best_is_due \
-                or 'epoch' not in log.best:
+        if not distributed.is_main() or source.resolve() == log.folder.resolve() \
+                or log.best.get('epoch') in (None, self.finished):
             return
         files = [*source.glob('*_best.pth'), source / 'test_best_metrics.json']
         if len(files) < 2 or not files[-1].exists():
@@ -164,7 +166,7 @@ class Keeper:
         saved = state['identity']
         differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
                   if saved.get(name) != value]
-        if self.opt.seed_given and self.opt.seed != state['seed']:
+        if 'seed' not in self.opt.filled_in and self.opt.seed != state['seed']:
             differ.append(f'seed {state["seed"]}, now {self.opt.seed}')
         if len(state['random']) != distributed.world_size() and getattr(self.module, 'drop_last', False):
             differ.append(f'{len(state["random"])} processes, now {distributed.world_size()}, and weights whose shapes '
@@ -181,6 +183,8 @@ class Keeper:
         state, what = self.state, f'--resume {self.opt.resume}: does not fit this run'
         if state['stage'] == 'train' and getattr(self.module, 'initialising', False):
             self.module.finish_init()
+        _check_optimizer(state['optimizer'], list(self.module.parameters()))
+        _check_buffers(state['own'], self._own_buffers())
         load_weights(self.module, state['module'], what)
         self.opt.seed, self.run = state['seed'], state['run']
         if distributed.world_size() != len(state['random']):
@@ -199,11 +203,10 @@ class Keeper:
         return {name: value for name, value in self.module.named_buffers() if name in names}
 
     @property
-    def best_is_due(self) -> bool:
-        """Whether the resumed state is the best one, whose file may not have been written before the run ended."""
+    def finished(self) -> int:
+        """The epoch that the resumed state ends, whose files may not have been written before the run did; else 0."""
         state = self.state
-        return bool(state) and state['stage'] == 'train' and state['step'] == 0 and \
-            self.log.best.get('epoch') == state['epoch'] - 1
+        return state['epoch'] - 1 if state and state['stage'] == 'train' and state['step'] == 0 else 0
 
     # Keeping
 
@@ -243,13 +246,10 @@ class Keeper:
             yield self.epoch
 
     def _restore_optimizer(self, state):
-        _check_optimizer(state['optimizer']['state'], self.optimizer)
         # Rates and the like are those of the options; the file brings the momentum alone.
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({'state': state['optimizer']['state'], 'param_groups': groups})
         if self.precision.scaler.is_enabled():
-            if not all(isinstance(value, (int, float)) for value in state['scaler'].values()):
-                raise ValueError('scaler')
             self.precision.scaler.load_state_dict(state['scaler'])
         if len(state['random']) == distributed.world_size():
             restore_random_state(state['random'][distributed.rank()])
@@ -259,6 +259,7 @@ class Keeper:
     def begin_epoch(self, meter, watch) -> int:
         """How many steps of this epoch an earlier run has made: `meter` and the loader go on after them."""
         self.meter, self.watch, self.step = meter, watch, 0
+        watch.advice = self._advice()
         generator = self.loader.generator
         self.plan = generator.get_state() if generator is not None else None
         if self.state and self.state['step']:
@@ -273,6 +274,11 @@ class Keeper:
                         value.copy_(own['buffers'][name])
         self.state = None       # used up
         return self.step
+
+    def _advice(self):
+        flags = '--init_learning_rate' if self.stage == 'init' else \
+            '--learning_rate or --beta' if hasattr(self.opt, 'beta') else '--learning_rate'
+        return f'lower {flags}' + ('' if self.first else f'; the last good state is in {self.log.folder / LAST}')
 
     def step_done(self) -> None:
         """After every step: save when --save_every says so; end the run when a signal asked for it."""
@@ -348,12 +354,39 @@ def _check(state, what):
     if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or \
             (state['step'] and len(state['own']) != len(state['random'])) or not RunLog.fits(state['log']):
         raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
+    for name, value in state['module'].items():
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.isfinite().all():
+            raise UserError(f'{what}: {name} is not finite')
+    _check_random(state)
+    Meter().restore([part['meter'] for part in state['own']], torch.device('cpu'))
+    if state['scaler']:
+        if not all(isinstance(value, (int, float)) for value in state['scaler'].values()):
+            raise ValueError('scaler')
+        torch.amp.GradScaler('cpu').load_state_dict(state['scaler'])
 
 
-def _check_optimizer(state, optimizer):
+def _check_random(state):
+    """Raises what the generators raise for a state that they cannot take."""
+    before = random_state()
+    try:
+        for numbers in state['random']:
+            restore_random_state(numbers)
+    finally:
+        restore_random_state(before)
+    if state['loader'] is not None:
+        torch.Generator().set_state(state['loader'])
+
+
+def _check_buffers(parts, own):
+    """Raises ValueError unless what each process has saved of its `own` buffers is finite and has their shapes."""
+    for name, value in (item for part in parts for item in part['buffers'].items()):
+        if name in own and (value.shape != own[name].shape or not value.isfinite().all()):
+            raise ValueError(f'{name} of a process')
+
+
+def _check_optimizer(optimizer, parameters):
     """Raises ValueError unless what is kept for a parameter is a finite momentum of its shape."""
-    parameters = [p for group in optimizer.param_groups for p in group['params']]
-    for number, kept in state.items():
+    for number, kept in optimizer['state'].items():
         value = kept['momentum_buffer'] if kept else None
         if value is not None and (value.layout != torch.strided or value.shape != parameters[number].shape
                                   or not value.is_floating_point() or not value.isfinite().all()):

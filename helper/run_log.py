@@ -2,8 +2,10 @@
 import contextlib
 import json
 import math
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,20 +33,25 @@ class RunLog:
         self.history: list[dict] = []
         self.best: dict = {'test_acc': -1.0}
         self.start, self.writer = time.time(), None
+        self.earlier: list[Path] = []       # what another run has left, which this one will replace
 
     def claim(self) -> bool:
         """Make the folder, for this run alone. Returns False while another run writes there. Raises UserError."""
         make_folder(self.folder)
         return self.lock.take()
 
-    def open(self, state: dict | None) -> None:
-        """Begin, or go on from what state() gave. The folder is claimed."""
+    def open(self, state: dict | None, own: bool) -> None:
+        """Begin, or go on from what state() gave; `own` when the run in this folder goes on. The folder is claimed."""
         if state:
             self.history, self.best = list(state['history']), dict(state['best'])
             self.start = time.time() - state['seconds']
         if not is_main():
             return
         make_folder(self.events)
+        done = len(self.history) if own else 0
+        self.earlier = [file for file in self.folder.glob('ckpt_epoch_*.pth')
+                        if (number := re.search(r'_(\d+)\.pth$', file.name)) and int(number[1]) > done]
+        self.earlier += [] if own else self.events.glob('events.out.tfevents.*')
         threading.excepthook = _leave_to_main_thread
         # What an interrupted run wrote after the state is hidden, not shown twice.
         with self._events():
@@ -77,15 +84,16 @@ class RunLog:
                 and math.isfinite(best['test_acc']) and (best['test_acc'] < 0 or isinstance(best.get('epoch'), int))
                 and isinstance(seconds, float) and math.isfinite(seconds))
 
-    def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict | None = None):
-        """Note an epoch. Returns True when it is the best so far: then keep_best is due."""
+    def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float,
+              pictures: dict | None = None) -> None:
+        """Note an epoch, and whether it is the best so far."""
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **test, 'lr': rate}
         self.history.append({'epoch': epoch, **scalars, 'train': train, 'seconds': seconds, **(pictures or {})})
         is_best = test['test_acc'] > self.best['test_acc']
         if is_best:
             self.best = {**test, 'epoch': epoch}
         if not is_main():
-            return is_best
+            return
         with self._events():
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, epoch)
@@ -97,7 +105,6 @@ class RunLog:
               f'test loss {test["test_loss"]:.4f}, top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
-        return is_best
 
     @contextlib.contextmanager
     def _events(self):
@@ -107,26 +114,32 @@ class RunLog:
             raise UserError(f'{self.events}: cannot be written ({error.strerror}); the checkpoints are whole'
                             ) from error
 
-    def write(self) -> None:
-        """Bring the JSON files up to the epoch that was noted last. Not before the first: a run that fails at once
-        leaves an older one's files alone."""
-        if is_main():
-            if len(self.history) == 1:
-                self._write_parameters()
-            self._write_history()
+    def write(self, epoch: int, best_file: str, state: Callable, save_freq: int = 0) -> None:
+        """Bring all files up to `epoch`, which was noted last and which last.pth holds.
+
+        state() gives what the checkpoints hold; best_file is written if this epoch is the best so far, then the metrics
+        that describe it, and ckpt_epoch_N.pth every save_freq epochs. The first call removes what an earlier run has
+        left: one that fails before leaves it alone.
+        """
+        if not is_main():
+            return
+        while self.earlier:
+            self.earlier.pop().unlink(missing_ok=True)
+        if epoch == 1:
+            self._write_parameters()
+        self._write_history()
+        if save_freq and epoch % save_freq == 0:
+            save_checkpoint(self.folder / f'ckpt_epoch_{epoch}.pth', state())
+        if self.best.get('epoch') == epoch:
+            save_checkpoint(self.folder / best_file, state())
+            write_json(self.folder / 'test_best_metrics.json', self.best)
 
     def _write_history(self):
         write_json(self.folder / 'history.json', self.history)
 
     def _write_parameters(self, **more):
-        options = {name: value for name, value in vars(self.opt).items() if name != 'seed_given'}
+        options = {name: value for name, value in vars(self.opt).items() if name != 'filled_in'}
         write_json(self.folder / 'parameters.json', {**options, **self.facts, 'processes': world_size(), **more})
-
-    def keep_best(self, file: str, state: dict) -> None:
-        """Write the best checkpoint, and then the metrics that describe it."""
-        if is_main():
-            save_checkpoint(self.folder / file, state)
-            write_json(self.folder / 'test_best_metrics.json', self.best)
 
     def init_epoch(self, epoch: int, train: dict) -> None:
         """Note an epoch of a method's first stage."""

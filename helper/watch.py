@@ -14,6 +14,7 @@ class Watch:
 
     def __init__(self, epoch: int, optimizer):
         self.epoch, self.optimizer = epoch, optimizer
+        self.advice = 'lower --learning_rate'       # what a user can do about a divergence
         self.underway = deque()
 
     def look(self, step: int, terms: dict) -> None:
@@ -40,12 +41,10 @@ class Watch:
         """Before they are saved: an update can ruin what a finite loss has measured. Waits for the device."""
         if not all(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).tolist()):
             raise UserError(f'the weights are not finite any more in epoch {self.epoch}, at learning rate '
-                            f'{self.optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta. '
-                            f'The last checkpoint is the last good one')
+                            f'{self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
 
     def judge(self, step, names, values):
         terms = dict(zip(names, values.tolist(), strict=True))
         if not math.isfinite(terms['loss']):
             raise UserError(f'the loss diverged in epoch {self.epoch}, at step {step} ({describe(terms)}) at learning '
-                            f'rate {self.optimizer.param_groups[0]["lr"]:g}; lower --learning_rate or --beta. '
-                            f'The last checkpoint is the last good one')
+                            f'rate {self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')

@@ -179,7 +179,7 @@ def test_the_drawn_seed_is_kept(call, small, tmp_path, interrupt):
     first = load_checkpoint(str(next(tmp_path.glob('models/*/last.pth'))), '')['seed']
     call(train_teacher.main, *flags, '--resume')
     parameters = json.loads(next(tmp_path.glob('models/*/parameters.json')).read_text())
-    assert parameters['seed'] == first and 'seed_given' not in parameters
+    assert parameters['seed'] == first and 'filled_in' not in parameters
 
 
 @pytest.fixture(scope='module')
@@ -268,7 +268,12 @@ FOREIGN = {
     'random': (change(random=lambda r: [{**r[0], 'torch': torch.zeros(3)}], epoch=1), 'not the state of this run'),
     'odd meter': (change(own=[{'meter': {'names': ['loss'], 'sums': torch.zeros(9), 'samples': 3}, 'buffers': {}}],
                          step=1, epoch=1), 'not the state of this run (meter)'),
-    'too many steps': (change(own=[{}], step=10**9), 'its numbers make no sense for this run'),
+    'too many steps': (change(own=[{'meter': {'names': [], 'sums': torch.zeros(0), 'samples': 0}, 'buffers': {}}],
+                              step=10**9), 'its numbers make no sense for this run'),
+    'NaN weights': (change(module=lambda m: {**m, 'student.fc.bias': torch.full((4,), torch.nan)}),
+                    'student.fc.bias is not finite'),
+    'loader': (change(loader=torch.zeros(3, dtype=torch.uint8)), 'not the state of this run'),
+    'scaler': (change(scaler={'scale': 'x'}), 'not the state of this run (scaler)'),
     'first stage': (change(stage='init'), 'its numbers make no sense for this run'),
     'infinite momentum': (change(epoch=1, optimizer={'state': {0: {
         'momentum_buffer': torch.full((16, 3, 3, 3), 1e999)}}}), 'momentum_buffer of parameter 0'),
@@ -289,6 +294,65 @@ def test_foreign_files_are_refused(call, small, teacher, tmp_path, ended, capfd,
     error = capfd.readouterr().err
     assert caught.value.code == 2 and '--resume' in error and words in error and error.count('\n') == 1
     assert not (tmp_path / 'hacked').exists() and not Path('hacked').exists()
+
+
+@pytest.mark.parametrize('case', ['NaN weights', 'momentum', 'random', 'weights'])
+def test_a_damaged_state_changes_no_file(call, small, teacher, tmp_path, capfd, case):
+    """In the run's own folder: all is checked before anything is written; previous.pth is taken where it is whole."""
+    arguments = [*student(teacher, small, tmp_path, 'kd'), '--resume']
+    call(train_student.main, *arguments, '--epochs', 2)
+    folder = next(tmp_path.glob('student_model/*'))
+    make, words = FOREIGN[case]
+    make(folder / 'last.pth', load_checkpoint(str(folder / 'last.pth'), ''))
+    whole = (folder / 'previous.pth').read_bytes()
+    (folder / 'previous.pth').unlink()
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments)
+    assert caught.value.code == 2 and words in capfd.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    if case in ('NaN weights', 'random'):       # what the file itself shows to be wrong, whatever the run
+        (folder / 'previous.pth').write_bytes(whole)
+        call(train_student.main, *arguments)
+        assert 'going on with previous.pth' in capfd.readouterr().out
+
+
+def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
+    """After its first epoch: other checkpoints and TensorBoard's curves too. A run that goes on elsewhere does so too."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 1)
+    folder = next(tmp_path.glob('models/*'))
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *arguments, '--learning_rate', 0.05, '--momentum', 1e30)       # diverges at once
+    assert len(list(folder.glob('ckpt_epoch_*.pth'))) == 3
+    call(train_teacher.main, *arguments, '--epochs', 2, '--save_freq', 2)
+    assert [p.name for p in folder.glob('ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
+    events = EventAccumulator(str(tmp_path / 'tensorboard' / folder.name))
+    events.Reload()
+    assert [e.step for e in events.Scalars('test_acc')] == [1, 2]
+    call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 1, '-t', 'b')
+    call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 2, '-t', 'b', '--resume', folder)
+    assert [p.name for p in tmp_path.glob('models/*_b/ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
+
+
+def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, tmp_path, monkeypatch):
+    """Killed right after last.pth, at the end of an epoch that is the best and due for ckpt_epoch_N.pth."""
+    from helper.run_log import RunLog
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path, '--epochs', 1, '--save_freq', 1]
+
+    def killed(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, 'write', killed)
+        with pytest.raises(SystemExit):
+            call(train_teacher.main, *arguments)
+    folder = next(tmp_path.glob('models/*'))
+    assert sorted(p.name for p in folder.iterdir()) == ['.lock', 'last.pth']
+    call(train_teacher.main, *arguments, '--resume')
+    assert {'ckpt_epoch_1.pth', 'resnet8_best.pth', 'test_best_metrics.json', 'history.json'} <= {
+        p.name for p in folder.iterdir()}
+    assert load_checkpoint(str(folder / 'ckpt_epoch_1.pth'), '')['epoch'] == 1
 
 
 def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
