@@ -1,4 +1,7 @@
 """HKD: the flow of information through a middle-sized teacher, layer by layer."""
+import re
+from pathlib import Path
+
 from torch import nn
 
 from .base import Distiller
@@ -50,6 +53,9 @@ class HKD(Distiller):
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):
+        if not re.match('S[:~].+_T[:~]', Path(opt.path_t).resolve().parent.name):
+            print(f'--distill hkd: {opt.model_t} was not itself distilled; the published way is an auxiliary teacher, '
+                  f'between the teacher and the student in size, that learnt by --distill pkt')
         self.criterion = HKDLoss(opt.hkd_initial_weight, opt.hkd_decay)
 
     def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):

@@ -44,9 +44,10 @@ def number(kind, low=None, above=None, high=None):
     def convert(text):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):     # no number, a whole number of hundreds of digits
+            value, finite = 0, False
+        bad = not finite or (low is not None and value < low) or (above is not None and value <= above) \
             or (high is not None and value > high)
         if bad:
             raise argparse.ArgumentTypeError(f'{text[:80]}: give {wanted}')
@@ -56,8 +57,10 @@ def number(kind, low=None, above=None, high=None):
 
 def path(text: str) -> str:
     """A converter for argparse: a path as it is, but not an empty one, as that of a shell variable that is not set."""
-    if not text.strip() or '\0' in text:
+    if not text.strip():
         raise argparse.ArgumentTypeError(f'{text!r}: give a path; this one is empty. Is a variable not set?')
+    if any('\ud800' <= c <= '\udfff' for c in text):        # how Python keeps bytes that it cannot read
+        raise argparse.ArgumentTypeError(f'{text}: not in the encoding of this terminal; set LC_ALL=C.UTF-8')
     return text
 
 

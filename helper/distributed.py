@@ -1,4 +1,5 @@
 """What the processes that train one model do together; alone, each function does the plain thing."""
+import contextlib
 import copy
 import inspect
 import os
@@ -52,11 +53,12 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
     device = select_device(gpu_id)
     address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if url == 'env://' else url
     try:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url, rank=rank,
-                                world_size=world, timeout=timedelta(seconds=opt.dist_timeout),
-                                device_id=device if device.type == 'cuda' else None)
-        _control = dist.group.WORLD if device.type == 'cpu' else dist.new_group(
-            backend='gloo', timeout=timedelta(seconds=opt.dist_timeout))
+        with _without_cpp_messages():
+            dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url, rank=rank,
+                                    world_size=world, timeout=timedelta(seconds=opt.dist_timeout),
+                                    device_id=device if device.type == 'cuda' else None)
+            _control = dist.group.WORLD if device.type == 'cpu' else dist.new_group(
+                backend='gloo', timeout=timedelta(seconds=opt.dist_timeout))
     except (dist.DistError, RuntimeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())
         in_use = re.search('EADDRINUSE|address already in use', reason)
@@ -66,6 +68,22 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
             f'the {world} processes did not meet within {opt.dist_timeout} s ({reason[:150]}); is the address that of '
             f'process 0, open to all, and does every process start? --dist-timeout SECONDS waits longer')) from error
     return device
+
+
+@contextlib.contextmanager
+def _without_cpp_messages():
+    """What C++ writes to stderr is thrown away: dozens of lines for a failure that an exception tells too."""
+    if '--debug' in sys.argv:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def agree_on_options(opt) -> None:

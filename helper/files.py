@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under another name in the same folder, flushed, then renamed."""
 import contextlib
+import errno
 import json
 import math
 import os
@@ -128,8 +129,10 @@ def make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f'--save_dir {folder.parent.parent}: cannot write {folder} ({error.strerror}); '
-                        f'give a folder that you may write') from error
+        wanted = 'shorter names, of --trial or --save_dir' if error.errno == errno.ENAMETOOLONG else \
+            'a folder that you may write'
+        raise UserError(f'--save_dir {folder.parent.parent}: cannot write {folder} ({error.strerror}); give {wanted}'
+                        ) from error
 
 
 class Lock:

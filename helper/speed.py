@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from .errors import UserError
+from .errors import UserError, reason
 from .winograd import compiler, use_winograd
 
 
@@ -75,7 +75,8 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
         use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # a Distiller's modules leave it out
     plain = module.forward
     # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
-    fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
+    with _compiler_errors():
+        fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
 
     full_batches = 0
 
@@ -88,8 +89,22 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
             torch.compiler.cudagraph_mark_step_begin()
         elif full_batches == 2:
             _c_library('malloc_trim', 0)        # what compiling took, forward and backward
-        return fast(images, *rest, **flags)
+        with _compiler_errors():
+            return fast(images, *rest, **flags)
     module.forward = forward
+
+
+@contextlib.contextmanager
+def _compiler_errors():
+    """What the compiler cannot do, or cannot write into its cache, in one line."""
+    try:
+        yield
+    except Exception as error:
+        compilers = ('torch._dynamo', 'torch._inductor')
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(compilers):
+            raise
+        raise UserError(f'--compile: {reason(error)}; leave --compile out, or set CXX to another compiler or '
+                        f'TORCHINDUCTOR_CACHE_DIR to a folder that you may write') from error
 
 
 def cores() -> int:

@@ -23,6 +23,9 @@ def compiler() -> str:
     name = os.environ.get('CXX', {'darwin': 'clang++', 'win32': 'cl'}.get(sys.platform, 'g++'))
     if not shutil.which(name):
         raise OSError(f"there is no C++ compiler '{name}'; install it, or set CXX to one")
+    if name != 'cl' and subprocess.run([name, '-x', 'c++', '-c', '-o', os.devnull, '-'], input=b'int number;',
+                                       capture_output=True).returncode:
+        raise OSError(f"'{name}' does not compile C++; set CXX to a compiler that does")
     return name
 
 

@@ -318,7 +318,7 @@ def test_a_damaged_state_changes_no_file(call, small, teacher, tmp_path, capfd, 
 
 
 def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
-    """After its first epoch: other checkpoints and TensorBoard's curves too. A run that goes on elsewhere does so too."""
+    """After its first epoch: other checkpoints, TensorBoard's curves. A run that goes on elsewhere does so too."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
     call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 1)
