@@ -1,5 +1,6 @@
 """How far an epoch is: a tqdm bar where stderr is a terminal, plain lines where stdout is a file."""
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -7,6 +8,8 @@ from tqdm import tqdm
 
 from . import distributed
 from .meter import describe
+
+tqdm.set_lock(threading.RLock())        # its own is one between processes, which a process that is ended leaves behind
 
 
 class Progress:
