@@ -336,23 +336,26 @@ def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
     assert [p.name for p in tmp_path.glob('models/*_b/ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
 
 
-def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
+def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, teacher, tmp_path, monkeypatch, main):
     """Killed right after last.pth, at the end of an epoch that is the best and due for ckpt_epoch_N.pth."""
     from helper.run_log import RunLog
-    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path, '--epochs', 1, '--save_freq', 1]
+    arguments = ['--save_freq', 1, '--model', 'resnet8'] if main == train_teacher.main else ['--path-t', teacher]
+    arguments += [*small, '--save_dir', tmp_path, '--epochs', 1]
 
     def killed(*args):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, 'write', killed)
         with pytest.raises(SystemExit):
-            call(train_teacher.main, *arguments)
-    folder = next(tmp_path.glob('models/*'))
+            call(main, *arguments)
+    folder = next(tmp_path.glob('*/*/last.pth')).parent
     assert sorted(p.name for p in folder.iterdir()) == ['.lock', 'last.pth']
-    call(train_teacher.main, *arguments, '--resume')
-    assert {'ckpt_epoch_1.pth', 'resnet8_best.pth', 'test_best_metrics.json', 'history.json'} <= {
+    call(main, *arguments, '--resume')
+    assert {'resnet8_best.pth', 'test_best_metrics.json', 'history.json', 'parameters.json'} <= {
         p.name for p in folder.iterdir()}
-    assert load_checkpoint(str(folder / 'ckpt_epoch_1.pth'), '')['epoch'] == 1
+    if main == train_teacher.main:
+        assert load_checkpoint(str(folder / 'ckpt_epoch_1.pth'), '')['epoch'] == 1
 
 
 def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
