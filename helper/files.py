@@ -81,7 +81,7 @@ def _finite(value):
 
 
 def open_regular(path: str | Path, what: str):
-    """Open, for reading bytes, a file that nobody vouches for. `what` begins the message of a UserError.
+    """Open an untrusted file for reading bytes. `what` begins the message of the UserError.
 
     Raises UserError for what is not there, may not be read, or is no file: a FIFO or a device may never end.
     """
@@ -97,7 +97,7 @@ def open_regular(path: str | Path, what: str):
 
 
 def read_json(path: str | Path, what: str, largest: int = 1 << 28):
-    """The value in a JSON file that nobody vouches for; numbers that JSON does not have are refused.
+    """The value in an untrusted JSON file; numbers that JSON does not have are refused.
 
     `what` begins the message of the UserError that is raised for anything else, and for more than `largest` bytes.
     """
