@@ -78,8 +78,10 @@ def _in_one_line(error):
 
 def _make_output_usable():
     """A stream that is closed gets a place to write to; a character that a terminal does not have is escaped."""
-    for name in ('stdout', 'stderr'):
+    for number, name in ((1, 'stdout'), (2, 'stderr')):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, 'w'))       # noqa: SIM115, for as long as the process lives
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            os.set_inheritable(number, True)        # for the processes that this one starts too
+            setattr(sys, name, os.fdopen(number, 'w'))
         with contextlib.suppress(AttributeError):
             getattr(sys, name).reconfigure(errors='backslashreplace')
