@@ -1,5 +1,5 @@
 """Train a network alone with cross-entropy: a teacher, or a student to compare with."""
-if __name__ in ('__main__', '__mp_main__'):     # the script, or a process that it has started
+if __name__ == '__main__':
     import signal
     signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from urllib.parse import urlsplit
 
@@ -159,6 +160,8 @@ def _spawn(train, opt):
         select_device(entry, quiet=True)
     distributed.check_batch_size(opt, len(entries))
     _check_url(opt.dist_url)
+    resource_tracker.ensure_running()       # which would let Ctrl-C through again
+    _hold_ctrl_c(True)      # until this process forwards signals, and the others can take them
     started = torch.multiprocessing.start_processes(_child, (train, opt), len(entries), join=False).processes
     forwarded = []
 
@@ -168,11 +171,18 @@ def _spawn(train, opt):
             if process.is_alive():
                 os.kill(process.pid, number)
     before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    _hold_ctrl_c(False)
     try:
         _wait_for(started, entries, forwarded)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hold_ctrl_c(hold):
+    """Keep Ctrl-C waiting, for this process and those that it starts, or let it through."""
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _wait_for(processes, entries, forwarded):
@@ -225,6 +235,7 @@ def _check_url(url):
 
 def _child(number, train, opt):
     with _one_line(number):
+        _hold_ctrl_c(False)
         _end_with_parent(torch.multiprocessing.parent_process().pid)
         entries = opt.gpu_id.split(',')
         _train_together(train, opt, opt.dist_url, number, len(entries), entries[number])

@@ -366,6 +366,31 @@ def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
     assert len(state['random']) == 2 and state['epoch'] < 40
 
 
+# A script whose processes get Ctrl-C before they have imported anything.
+INTERRUPTED = '''
+import os, signal
+if __name__ == '__mp_main__':
+    os.kill(os.getpid(), signal.SIGINT)
+from helper.errors import run_main
+from helper.launch import launch
+from helper.options import teacher_options
+
+def train(opt, device):
+    raise AssertionError
+
+if __name__ == '__main__':
+    run_main(lambda: launch(train, teacher_options()))
+'''
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no such signals')
+def test_ctrl_c_while_processes_start(tmp_path):
+    (tmp_path / 'train.py').write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, tmp_path / 'train.py', '--dataset', 'digits', *two()], capture_output=True,
+                          text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert (done.returncode, done.stderr) == (130, '')
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells a process that its parent has ended')
 def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
     """SIGKILL to the process that the user started, with SIGINT ignored as in a script's background: all end, saved."""
