@@ -1,4 +1,5 @@
-"""Checkpoints: saved whole, loaded as data that nobody vouches for."""
+"""Checkpoints: saved whole, loaded as untrusted data."""
+import io
 import os
 import pickletools
 import re
@@ -12,7 +13,7 @@ from torch import nn
 from models import model_dict, model_names, resolve
 
 from .errors import UserError
-from .files import write_atomically
+from .files import open_regular, write_atomically
 
 
 def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
@@ -21,10 +22,10 @@ def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
 
 
 def load_checkpoint(path: str, flag: str) -> dict:
-    """The dictionary in the file at `path`, on the CPU. `flag` is named in the errors.
+    """The dictionary in the untrusted file at `path`, on the CPU. `flag` is named in the errors.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused by the name of what
-    it would call. Raises UserError.
+    it would call. Raises UserError for whatever is not a checkpoint, or would fill the memory or never end.
     """
     if os.path.isdir(path):
         inside = sorted(p.name for p in Path(path).glob('*.pth') if p.name not in ('last.pth', 'previous.pth'))
@@ -32,45 +33,127 @@ def load_checkpoint(path: str, flag: str) -> dict:
                         + (f' in it, one of {", ".join(inside)}' if inside else ', NAME.pth'))
     if not os.path.exists(path):
         raise UserError(f'{flag} {path}: no such file; give a checkpoint, NAME.pth')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            # torch does not look at the checksums that it writes.
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as file:
-                    # torch stores its records as they are: compressed, a small file could fill the memory.
-                    if any(record.compress_type != zipfile.ZIP_STORED for record in file.infolist()):
-                        raise ValueError('compressed records')
-                    damaged = file.testzip()
-                if damaged:
-                    raise ValueError(f'checksum of {damaged}')
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:      # whatever a damaged or hostile file makes the unpickler raise
-        named = re.search(r'GLOBAL ([\w.]+)', str(error))
-        called = named[1] if named else _called_by_pickle(path)
-        if called:
-            raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
-                            f'give a checkpoint as torch.save writes of a state_dict') from error
-        raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or cut short or damaged; '
-                        f'fetch or train it again') from error
+    with open_regular(path, f'{flag} {path}') as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                state = torch.load(_checked(file), map_location='cpu', weights_only=True)
+            _check_values(state)
+        except Exception as error:      # whatever a damaged or hostile file makes the unpickler raise
+            named = re.search(r'GLOBAL ([\w.]+)', str(error))
+            called = named[1] if named else _called_by_pickle(file)
+            if called:
+                raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
+                                f'give a checkpoint as torch.save writes of a state_dict') from error
+            detail = f' ({error})' if isinstance(error, _Refused) else ''
+            raise UserError(f'{flag} {path}: not a PyTorch checkpoint, or cut short or damaged{detail}; '
+                            f'fetch or train it again') from error
     if not isinstance(state, dict):
         raise UserError(f'{flag} {path}: holds a {type(state).__name__}; '
                         f'a checkpoint is a dictionary with "model" in it')
     return state
 
 
-def _called_by_pickle(path) -> str | None:
+class _Refused(Exception):
+    """What this module itself finds wrong in a file, in words for the user."""
+
+
+MOST_VALUES = 10**7     # beside the tensors' elements, each counted as often as it is reached
+DEEPEST = 50            # containers within each other
+PICKLES = 5             # of a file in the format before torch 1.6
+
+
+def _checked(file):
+    """What torch may read: a copy of the file in memory, of a zip archive made of the records that were checked here.
+
+    Two readers of one archive can be made to see different records; torch does not look at the checksums either.
+    """
+    zipped = file.read(4) == b'PK\3\4'       # so torch decides too
+    file.seek(0)
+    if not zipped:
+        copy = io.BytesIO(file.read())
+        for _ in range(PICKLES):
+            _check_pickle(copy)
+        copy.seek(0)
+        return copy
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        # torch stores its records as they are: compressed or overlapping, a small file could fill the memory.
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise _Refused('compressed records')
+        if sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
+            raise _Refused('overlapping records')
+        if len({record.filename.lower() for record in records}) < len(records):     # torch ignores the case
+            raise _Refused('two records of one name')
+        copy = io.BytesIO()
+        with zipfile.ZipFile(copy, 'w') as checked:
+            for record in records:
+                content = archive.read(record)      # raises where the checksum is not that of the content
+                if record.filename.lower().endswith('/data.pkl'):
+                    _check_pickle(io.BytesIO(content))
+                checked.writestr(record.filename, content)
+    copy.seek(0)
+    return copy
+
+
+def _check_pickle(file):
+    """Refuse a pickle of tuples within tuples that, as a key, would take for ever to hash. Runs nothing of it.
+
+    For each value on the unpickler's stack: how many it holds, counted as often as they are reached, and how deep.
+    """
+    stack, marks, memo, reached = [], [], {}, 0
+    for opcode, number, _ in pickletools.genops(file):
+        takes = len(opcode.stack_before)
+        if pickletools.markobject in opcode.stack_before:
+            takes = len(stack) - marks.pop() + opcode.stack_before.index(pickletools.markobject)
+        if opcode.name == 'MARK':
+            marks.append(len(stack))
+        elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
+            memo[len(memo) if number is None else number] = stack[-1]
+        elif 'GET' in opcode.name:
+            stack.append(memo[number])
+        else:
+            taken = stack[len(stack) - takes:]
+            del stack[len(stack) - takes:]
+            number, depth = sum(n for n, _ in taken), max((d for _, d in taken), default=0)
+            stack += [(1 + number, 1 + depth if taken else 0)] * len(opcode.stack_after)
+            reached += number
+            if reached > MOST_VALUES or depth > DEEPEST:
+                raise _Refused('values within values without end')
+
+
+def _check_values(state):
+    """Refuse what no checkpoint holds: tensors that are not plain or larger than what is stored, endless nesting."""
+    waiting, reached = [(state, '', 0)], 0
+    while waiting:
+        value, name, depth = waiting.pop()
+        reached += 1
+        if depth > DEEPEST or reached > MOST_VALUES:
+            raise _Refused('values within values without end')
+        if isinstance(value, dict):
+            waiting += [(v, key, depth + 1) for key, v in value.items()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += [(v, name, depth + 1) for v in value]
+        elif isinstance(value, torch.Tensor):
+            kind = 'nested' if value.is_nested else 'quantised' if value.is_quantized else value.layout
+            if kind != torch.strided or value.device.type != 'cpu':
+                raise _Refused(f'{name} is a {kind} tensor on {value.device}')
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise _Refused(f'{name} claims a shape of {tuple(value.shape)}, which is more than the file holds')
+
+
+def _called_by_pickle(file) -> str | None:
     """The first thing that a bare pickle file would import; None when it is no pickle. Nothing of it is run."""
     strings = []
     try:
-        with open(path, 'rb') as file:
-            for opcode, value, _ in pickletools.genops(file):
-                if opcode.name == 'GLOBAL':
-                    return value.replace(' ', '.')
-                if opcode.name == 'STACK_GLOBAL':
-                    return '.'.join(strings[-2:])
-                if isinstance(value, str):
-                    strings.append(value)
+        file.seek(0)
+        for opcode, value, _ in pickletools.genops(file):
+            if opcode.name == 'GLOBAL':
+                return value.replace(' ', '.')
+            if opcode.name == 'STACK_GLOBAL':
+                return '.'.join(strings[-2:])
+            if isinstance(value, str):
+                strings.append(value)
     except Exception:       # not a pickle
         pass
     return None

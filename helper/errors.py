@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Callable, Iterable
 
 
+LONGEST = 3000      # characters of an error line: the list of all models has 600
+
+
 class UserError(Exception):
     """Bad input. The message names the flag, the value and what would work."""
 
@@ -61,7 +64,7 @@ def last_words(error: BaseException) -> tuple[str, int]:
 def _in_one_line(error):
     text = reason(error)
     if isinstance(error, UserError):
-        return printable(error), 2
+        return printable(error)[:LONGEST], 2
     if isinstance(error, KeyboardInterrupt):
         return '', 130
     if isinstance(error, BrokenPipeError):

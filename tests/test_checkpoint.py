@@ -1,6 +1,8 @@
 """Checkpoints: what is refused and how, what is recognised, and that nothing is lost."""
 import os
 import pickle
+import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,111 @@ def test_damaged_and_wrong_files(tmp_path, teacher):
         load_checkpoint(str(tmp_path / 'none.pth'), '--path-t')
     with pytest.raises(UserError, match='is a folder; give the checkpoint file in it, one of resnet14_best.pth'):
         load_checkpoint(str(teacher.parent), '--path-t')
+
+
+def records(path) -> dict:
+    """name -> content of what torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_records(path, content: dict, change=lambda archive: None) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        change(archive)
+
+
+def with_comment(path):
+    """Records are compressed or changed, and a comment hides the end of the archive from Python's reader."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(bytes(range(1, 9)))] ^= 4        # within a weight
+    content[-2:] = b'\4\0'                                  # the length of the comment
+    path.write_bytes(content + b'PK\5\6')
+
+
+def overlapping(path):
+    """One record of a megabyte, listed a hundred times."""
+    write_records(path, {**records(path), 'x/data/9': bytes(10**6)},
+                  lambda archive: archive.filelist.extend([archive.getinfo('x/data/9')] * 99))
+
+
+def twice(path):
+    """Two records of one name: which one is meant?"""
+    content = records(path)
+    write_records(path, {**content, **{name.upper(): data for name, data in content.items()}})
+
+
+def compressed(path):
+    content = records(path)
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize('damage', [with_comment, overlapping, twice, compressed])
+def test_what_is_checked_is_what_is_loaded(tmp_path, damage):
+    path = tmp_path / 'x.pth'
+    torch.save({'model': {'w': torch.frombuffer(bytearray(range(1, 9)) * 30, dtype=torch.uint8)}}, path)
+    load_checkpoint(str(path), '--path-t')
+    damage(path)
+    with pytest.raises(UserError, match='x.pth: not a PyTorch checkpoint, or cut short or damaged') as caught:
+        load_checkpoint(str(path), '--path-t')
+    assert damage not in (overlapping, compressed) or damage.__name__ in str(caught.value)
+
+
+# A pickle of {key: None}, whose key would keep the unpickler busy for ever, or overflow its stack.
+KEYS = {'shared': b')' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(60)), 'deep': b')' + b'\x85' * 10**6}
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('kind', KEYS)
+def test_keys_that_never_end(tmp_path, kind, zipped):
+    path, bomb = tmp_path / 'x.pth', b'\x80\2}' + KEYS[kind] + b'Ns.'
+    if zipped:
+        torch.save({}, path)
+        write_records(path, {**records(path), 'x/data.pkl': bomb})
+    else:
+        start = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {'little_endian': True}]
+        path.write_bytes(b''.join(pickle.dumps(value, 2) for value in start) + bomb + pickle.dumps([], 2))
+    with pytest.raises(UserError, match=r'damaged \(values within values without end\)'):
+        load_checkpoint(str(path), '--path-t')
+
+
+def nest(times):
+    value = []
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+ODD = {
+    'shared lists': (lambda: nest(40), 'values within values without end'),
+    'sparse': (lambda: torch.zeros(2, 2).to_sparse(), 'w is a torch.sparse_coo tensor on cpu'),
+    'meta': (lambda: torch.zeros(2, device='meta'), 'tensor on meta'),
+    'expanded': (lambda: torch.zeros(1, 64).expand(20_000_000, 64), 'w claims a shape of (20000000, 64), which is'),
+    'quantised': (lambda: torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.quint8), 'w is a quantised tensor'),
+    'nested': (lambda: torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)]), ''),
+}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ODD)
+def test_values_that_no_checkpoint_holds(tmp_path, kind):
+    make, words = ODD[kind]
+    torch.save({'model': {'w': make()}}, tmp_path / 'x.pth')
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
+    assert words in str(caught.value) and 'x.pth: ' in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no pipes in folders')
+def test_pipes_and_devices(tmp_path):
+    """They would never end."""
+    os.mkfifo(tmp_path / 'pipe.pth')
+    for path in (tmp_path / 'pipe.pth', '/dev/zero'):
+        with pytest.raises(UserError, match=f'--resume {path}: is no file'):
+            load_checkpoint(str(path), '--resume')
 
 
 @pytest.mark.parametrize('zipped', [True, False])
