@@ -30,7 +30,8 @@ def train(opt, device):
     checkpoint = load_checkpoint(opt.path_t, '--path-t')
     opt.model_t = share.model_t = teacher_name(opt.path_t, checkpoint)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(share, device, smallest_batch=method.smallest_batch(share.batch_size))
+    method.check_batch_size(share.batch_size)
+    data = get_dataloaders(share, device, method.drop_last)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data)
     facts = {**data_facts(data), 'teacher (checksum)': weights_checksum(teacher)}
     if opt.evaluate:

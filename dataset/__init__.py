@@ -43,36 +43,33 @@ def check_dataset(opt) -> None:
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, DATASETS)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
-    for flag, given in (('--use-lmdb', opt.use_lmdb), (f'--dali {opt.dali}', opt.dali),
-                        ('--skip_bad_images', opt.skip_bad_images)):
-        if given and opt.dataset not in LARGE:
-            raise UserError(f'{flag}: --dataset {opt.dataset} is served from memory; it goes with {", ".join(LARGE)}')
+    for flag, given, names in (('--use-lmdb', opt.use_lmdb, LARGE), (f'--dali {opt.dali}', opt.dali, LARGE),
+                               ('--skip_bad_images', opt.skip_bad_images, ('folder', *LARGE))):
+        if given and opt.dataset not in names:
+            raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
     if opt.dali and opt.skip_bad_images:
         raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
 
 
-def get_dataloaders(opt, device: torch.device, smallest_batch: int | None = None) -> Data:
+def get_dataloaders(opt, device: torch.device, drop_last: bool = False) -> Data:
     """Load this process's part of opt.dataset; opt.batch_size is what it trains on in a step.
 
-    A last training batch of fewer than smallest_batch is left out; the test set comes whole.
-
-    By default a lone last image is left out: batch normalisation has nothing to compare it with.
+    drop_last: a short last training batch is left out. The test set comes whole.
     """
     check_dataset(opt)
-    smallest_batch = smallest_batch or min(2, opt.batch_size)
     if opt.dataset in LARGE:
-        return _large(opt, device, smallest_batch)
+        return _large(opt, device, drop_last)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
     _check_batch_size(opt, len(train_labels))
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,
-                                smallest_batch=smallest_batch, seed=opt.seed, channels_last=opt.channels_last)
+                                drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
                                channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)
 
 
-def _large(opt, device, smallest_batch):
+def _large(opt, device, drop_last):
     train, val, classes = imagenet.open_sources(opt)
     _check_batch_size(opt, len(train.labels))
     if opt.dali:
@@ -80,7 +77,7 @@ def _large(opt, device, smallest_batch):
     else:
         Loader = imagenet.WorkerLoader
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
-    return Data(Loader(train, opt, device, train=True, smallest_batch=smallest_batch, **ranks),
+    return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels)
 
 

@@ -1,4 +1,5 @@
 """Trees of images, SPLIT/CLASS/*: the scan of any such tree, and small images decoded once into memory."""
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from helper.errors import UserError
 
 from .image import read_rgb
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', '.webp')
 
 
 @dataclass
@@ -43,32 +46,57 @@ def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]
 
 
 def _scan_split(folder):
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
     try:
-        classes, class_to_idx = find_classes(folder)
-        samples = make_dataset(folder, class_to_idx, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:          # no class folder, or one without an image
-        raise UserError(f'--data_dir: {folder}: {" ".join(str(error).split())}') from error
-    return Split([path for path, _ in samples], torch.tensor([label for _, label in samples])), classes
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        files = [_images_below(folder / name) for name in classes]
+    except OSError as error:
+        raise UserError(f'--data_dir: {error.filename}: cannot be read ({error.strerror})') from error
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if empty or not classes:
+        raise UserError(f'--data_dir: {folder}: ' + (f'no image in the class {", ".join(empty[:10])}' if empty else
+                        'no folder of a class') + f'; images are {" ".join(EXTENSIONS)}')
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
+    return Split([file for found in files for file in found], labels), classes
+
+
+def _images_below(folder):
+    """The image files in a folder and the folders in it, in order. Links are followed, but to each folder once."""
+    seen, found = set(), []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:        # a link has led back
+            folders.clear()
+            continue
+        seen.add(real)
+        found.append((where, sorted(name for name in names if name.lower().endswith(EXTENSIONS))))
+    return [os.path.join(where, name) for where, names in sorted(found) for name in names]
 
 
 def load(opt):
     """((train images, labels), (test images, labels), classes): uint8 (N, 3, S, S), S = --image_size, and int64 (N,).
 
     From {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*. An image of another size is scaled and
-    centre-cropped to a square. Raises UserError as scan does, and for an unreadable image.
+    centre-cropped to a square. Raises UserError as scan does, and for an unreadable image, which --skip_bad_images
+    leaves out instead.
     """
     train, test, classes = scan(Path(opt.data_dir), ('test', 'val'))
-    return (_decode(train.files, opt), train.labels), (_decode(test.files, opt), test.labels), classes
+    return _decode(train, opt), _decode(test, opt), classes
 
 
-def _decode(files, opt):
-    """uint8 (N, 3, S, S) of `files`, read by --num_workers threads (the decoders release Python's lock)."""
-    size = opt.image_size
+def _decode(split, opt):
+    """(uint8 (N, 3, S, S), labels) of a Split, read by --num_workers threads (the decoders release Python's lock)."""
+    size, files = opt.image_size, split.files
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    whole = torch.ones(len(files), dtype=torch.bool)
 
     def read(i):
-        image = read_rgb(files[i])
+        try:
+            image = read_rgb(files[i])
+        except UserError:
+            if not opt.skip_bad_images:
+                raise
+            whole[i] = False
+            return
         if image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -82,4 +110,9 @@ def _decode(files, opt):
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    return images
+    if whole.all():
+        return images, split.labels
+    print(f'{len(files) - int(whole.sum())} unreadable images left out')
+    if not whole.any():
+        raise UserError(f'--skip_bad_images: none of the {len(files)} images can be read')
+    return images[whole], split.labels[whole]

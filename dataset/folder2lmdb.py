@@ -17,25 +17,39 @@ from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
 from helper.arguments import Parser  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
+from helper.files import open_regular  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
+
+
+def _size(file):
+    with open_regular(file, file) as opened:
+        return os.fstat(opened.fileno()).st_size
+
+
+def _read(file):
+    with open_regular(file, file) as opened:
+        return opened.read()
 
 
 def write_split(split, root: Path, classes: list[str], path: Path) -> None:
     """Write the files of `split` to `path`: under another name first, so that an older file stays whole until then."""
     lmdb = import_lmdb()
-    size = sum(os.path.getsize(file) for file in split.files)
+    names = [os.path.relpath(file, root) for file in split.files]
+    for name in names:
+        if not name.isprintable():      # a byte that is not UTF-8 is none
+            raise UserError(f'{root}: {name}: give the file a name in UTF-8 without control characters')
+    size = sum(map(_size, split.files))
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     os.close(handle)
     os.unlink(temporary)
     try:
         # The map is an upper bound, not the size of the file: a page for every image's end, and the lists.
         env = lmdb.open(temporary, subdir=False, lock=False, map_size=2 * size + 8192 * len(split.files) + 2**26)
-        names = [os.path.relpath(file, root) for file in split.files]
         numbers = tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty())
         transaction = env.begin(write=True)
         for i in numbers:
-            transaction.put(record_key(i), pack(int(split.labels[i]), names[i], Path(split.files[i]).read_bytes()))
+            transaction.put(record_key(i), pack(int(split.labels[i]), names[i], _read(split.files[i])))
             if i % COMMIT_EVERY == COMMIT_EVERY - 1:
                 transaction.commit()
                 transaction = env.begin(write=True)

@@ -107,10 +107,10 @@ def collate(samples):
 class Batches:
     """(index, seed) of each sample of this process's part of each batch: shuffled anew every epoch, or in order."""
 
-    def __init__(self, n: int, batch_size: int, shuffle: bool, smallest_batch: int, seed: int, rank: int = 0,
+    def __init__(self, n: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, rank: int = 0,
                  world_size: int = 1):
         self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
-        self.parts = batch_parts(n, batch_size, smallest_batch, rank, world_size)
+        self.parts = batch_parts(n, batch_size, drop_last, rank, world_size)
         self.own = range(rank, n, world_size)       # in order
         self.generator = torch.Generator().manual_seed(seed)
         self.skip = 0       # batches of the next epoch to leave out
@@ -133,10 +133,10 @@ class Batches:
 class WorkerLoader:
     """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes."""
 
-    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1, rank: int = 0,
+    def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1):
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        self.batches = Batches(self.n_samples, opt.batch_size, train, smallest_batch, opt.seed, rank, world_size)
+        self.batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
         self.generator = self.batches.generator
         self.loader = torch.utils.data.DataLoader(
             Images(source, train, opt.skip_bad_images), batch_sampler=self.batches, collate_fn=collate,
@@ -158,7 +158,7 @@ class WorkerLoader:
 
     def __iter__(self):
         bad = 0
-        for batch in self.loader:
+        for batch in self._read():
             if isinstance(batch, UserError):
                 raise batch
             bad += batch[3]
@@ -168,3 +168,14 @@ class WorkerLoader:
             yield self.normalise(images), target, index
         if bad:
             print(f'{bad} unreadable images passed over')
+
+    def _read(self):
+        """The batches of the worker processes; what ends one of them in one line."""
+        try:
+            yield from self.loader
+        except (RuntimeError, OSError) as error:
+            if not self.loader.num_workers or 'Too many open files' in str(error):
+                raise
+            last_line = str(error).strip().splitlines()[-1]
+            raise UserError(f'a process that reads images has ended ({last_line}); if the memory was full, lower '
+                            f'--num_workers {self.loader.num_workers} or --batch_size') from error

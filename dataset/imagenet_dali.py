@@ -22,7 +22,7 @@ class DaliLoader:
     images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch.
     """
 
-    def __init__(self, source, opt, device: torch.device, train: bool, smallest_batch: int = 1,
+    def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False,
                  rank: int = 0, world_size: int = 1):
         fn, pipeline_def, types, iterator, policy = _import_dali()
         on_gpu = opt.dali == 'gpu'
@@ -34,7 +34,8 @@ class DaliLoader:
         own = n * (rank + 1) // world_size - n * rank // world_size
         # Every rank makes as many training steps as the one with the smallest part.
         whole, rest = divmod(n // world_size if train else own, opt.batch_size)
-        self.steps = whole + (rest >= smallest_batch)
+        self.joins = train and rest == 1 and whole > 0 and not drop_last     # the last batch and a lone image after it
+        self.steps = whole + (rest > 0 and not drop_last and not self.joins)
         self.generator, self.skip = None, 0     # DALI draws on its own; of an interrupted epoch the rest is drawn anew
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=max(1, opt.num_workers), seed=opt.seed,
@@ -80,11 +81,16 @@ class DaliLoader:
 
     def __iter__(self):
         skip, self.skip = self.skip, 0
+        last = self.steps - 1
         for step, (batch,) in enumerate(self._batches(), start=skip):
-            if step >= self.steps:      # a last batch too short; the iterator must still be run to its end to be reset
-                continue
             images = batch['images'].to(self.device, non_blocking=True)
             index = batch['number'].view(-1).long().to(self.device, non_blocking=True)
-            if self.channels_last:
-                images = images.permute(0, 3, 1, 2)
-            yield images, self.labels[index], index
+            if self.joins and step == last:
+                images_before, index_before = images.clone(), index         # DALI writes the next batch over this one
+            elif self.joins and step == last + 1:
+                yield self._finished(torch.cat([images_before, images]), torch.cat([index_before, index]))
+            elif step <= last:      # else a rest; the iterator must still be run to its end to be reset
+                yield self._finished(images, index)
+
+    def _finished(self, images, index):
+        return images.permute(0, 3, 1, 2) if self.channels_last else images, self.labels[index], index

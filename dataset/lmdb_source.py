@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from helper.errors import UserError
+from helper.errors import UserError, reason
 
 from .image import read_rgb
 
@@ -50,7 +50,7 @@ class LmdbSource:
         self.path, self.opened = str(path), None
         if not path.is_file():
             raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
-        lmdb = import_lmdb()
+        import_lmdb()
         foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it anew')
         try:
             env = self._open()
@@ -59,12 +59,17 @@ class LmdbSource:
             with env.begin() as transaction:
                 meta, labels = transaction.get(META), transaction.get(LABELS)
             meta = json.loads(meta)
-            if meta['format'] != FORMAT or len(labels) != 8 * meta['samples']:
+            self.classes, self.labels = meta['classes'], torch.frombuffer(bytearray(labels), dtype=torch.int64)
+            if meta['format'] != FORMAT or len(self.labels) != meta['samples'] or \
+                    not all(isinstance(name, str) for name in list(self.classes)):
                 raise foreign
-        except (lmdb.Error, TypeError, ValueError, KeyError) as error:
-            raise foreign from error
-        self.classes = meta['classes']
-        self.labels = torch.frombuffer(bytearray(labels), dtype=torch.int64)
+        except UserError:
+            raise
+        except Exception as error:      # whatever a damaged or foreign file makes lmdb or json raise
+            raise UserError(f'{foreign} ({reason(error)})') from error
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise UserError(f'--use-lmdb: {path}: labels {self.labels.min()} to {self.labels.max()}, but '
+                            f'{len(self.classes)} classes; write it anew with dataset/folder2lmdb.py')
 
     def _open(self):
         """This process's environment: one that was opened before a fork must not be used after it."""
@@ -80,8 +85,12 @@ class LmdbSource:
 
     def read(self, i: int):
         """Image i as RGB. Raises UserError that names it."""
-        with self._open().begin() as transaction:
-            _, name, data = unpack(transaction.get(record_key(i)))
+        try:
+            with self._open().begin() as transaction:
+                _, name, data = unpack(transaction.get(record_key(i)))
+        except Exception as error:      # a record that is missing or short, a damaged page
+            raise UserError(f'--use-lmdb: {self.path}: record {i} is missing or damaged; write the file anew with '
+                            f'dataset/folder2lmdb.py') from error
         return read_rgb(f'{self.path}: {name}', io.BytesIO(data))
 
 

@@ -11,14 +11,18 @@ STD = (0.2675, 0.2565, 0.2761)
 PAD = 4
 
 
-def batch_parts(n: int, batch_size: int, smallest: int, rank: int, world_size: int) -> list[tuple[int, int]]:
+def batch_parts(n: int, batch_size: int, drop_last: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
     """(start, end) of a process's part of each batch of an epoch of n samples, batch_size in a full one.
 
-    A short last batch is divided evenly too, a rest that cannot be is left out; so are parts of fewer than `smallest`.
+    A short last batch is divided evenly too, and a rest that cannot be is left out. Where it has one image a process,
+    which batch normalisation cannot take, the batch before takes that one too. drop_last: no short batch at all.
     """
     whole, rest = divmod(n, batch_size * world_size)
-    last = rest // world_size
-    sizes = [batch_size] * whole + [last] * (last >= max(1, smallest))
+    sizes, last = [batch_size] * whole, 0 if drop_last else rest // world_size
+    if last == 1 and sizes:
+        sizes[-1] += 1
+    elif last:
+        sizes.append(last)
     firsts = (step * batch_size * world_size for step in range(len(sizes)))
     return [(first + rank * size, first + (rank + 1) * size) for first, size in zip(firsts, sizes, strict=True)]
 
@@ -35,16 +39,16 @@ class MemoryLoader:
     """
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
-                 train: bool = False, smallest_batch: int = 1, seed: int = 0, channels_last: bool = True,
+                 train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1):
-        """images: uint8 (N, 3, H, W); target: int64 (N,). A last batch of fewer than smallest_batch is left out.
+        """images: uint8 (N, 3, H, W); target: int64 (N,). drop_last: a short last batch is left out.
 
         All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
         batch_size, and in a test every world_size-th image. `skip` batches of the next epoch are left out.
         """
         self.rank, self.world_size, self.skip = rank, world_size, 0
         self.size = tuple(images.shape[2:])
-        self.batch_size, self.device, self.train, self.smallest_batch = batch_size, device, train, smallest_batch
+        self.batch_size, self.device, self.train, self.drop_last = batch_size, device, train, drop_last
         self.target = target.to(device)
         self.generator = torch.Generator().manual_seed(seed)
         self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
@@ -62,12 +66,13 @@ class MemoryLoader:
         return len(self.target)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.parts())
+        """Batches in an epoch, of this process."""
+        own = len(range(self.rank, self.n_samples, self.world_size))
+        return len(self.parts()) if self.train else -(-own // self.batch_size)
 
     def parts(self) -> list[tuple[int, int]]:
         """Where each batch of this process begins and ends in the epoch's order."""
-        return batch_parts(self.n_samples, self.batch_size, self.smallest_batch, self.rank, self.world_size)
+        return batch_parts(self.n_samples, self.batch_size, self.drop_last, self.rank, self.world_size)
 
     def __iter__(self):
         return self._augmented() if self.train else self._plain()

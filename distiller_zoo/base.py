@@ -116,11 +116,10 @@ class Distiller(nn.Module):
         return cls.default_beta if cls.imagenet_beta is None or 'imagenet' not in dataset else cls.imagenet_beta
 
     @classmethod
-    def smallest_batch(cls, batch_size: int) -> int:
-        """How many images a short last batch must have to be served. Raises UserError if --batch_size is too small."""
+    def check_batch_size(cls, batch_size: int) -> None:
+        """Raises UserError if --batch_size is too small for the method."""
         if cls.pairwise and batch_size < 2:
             raise UserError(f'--batch_size {batch_size}: {cls.title} compares the images of a batch; give at least 2')
-        return batch_size if cls.drop_last else min(2, batch_size)
 
     @staticmethod
     def check_maps(opt, shapes_s: list, shapes_t: list) -> None:

@@ -23,7 +23,7 @@ class Progress:
         self.title, self.steps, self.print_freq, self.done = title, len(loader), print_freq, done
         self.world = distributed.world_size()
         self.batch = loader.batch_size * self.world
-        self.total = min(loader.n_samples, self.steps * self.batch)
+        self.total = loader.n_samples
         self.images = 0
         self.terminal = sys.stderr.isatty() and distributed.is_main()
         self.images_per_second = 0.0

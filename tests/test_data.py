@@ -1,4 +1,6 @@
 """The in-memory loader against torchvision's per-image pipeline, and the sources of images."""
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +11,10 @@ from PIL import Image
 from torchvision import transforms
 
 import dataset
+from dataset.folder import scan
 from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
+from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 
 CPU = torch.device('cpu')
@@ -85,7 +89,7 @@ def test_epochs_are_shuffled_and_seeded():
 
 def test_drop_last_and_memory_format():
     images, target = torch.zeros(50, 3, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64)
-    loader = MemoryLoader(images, target, 16, CPU, train=True, smallest_batch=16)
+    loader = MemoryLoader(images, target, 16, CPU, train=True, drop_last=True)
     assert len(loader) == 3 and [len(b[1]) for b in loader] == [16, 16, 16]
     assert next(iter(loader))[0].is_contiguous(memory_format=torch.channels_last)
     plain = MemoryLoader(images, target, 16, CPU, train=True, channels_last=False)
@@ -167,6 +171,88 @@ def bad_tree(tmp_path, kind):
     damaged = tmp_path / 'train' / 'cat' / '3.png'
     damaged.write_bytes(damaged.read_bytes()[:200])
     return tmp_path, str(damaged)
+
+
+def test_links(tmp_path):
+    """A class folder or an image may be a link; one that leads back is not followed round and round."""
+    write_images(tmp_path / 'elsewhere', 3)
+    write_images(tmp_path / 'train', 4)
+    write_images(tmp_path / 'val', 2, classes=[*CLASSES, 'eel'])
+    (tmp_path / 'train' / 'eel').symlink_to(tmp_path / 'elsewhere' / 'ant')
+    (tmp_path / 'train' / 'cat' / 'more').symlink_to(tmp_path / 'elsewhere' / 'bee')
+    (tmp_path / 'train' / 'cat' / 'again').symlink_to('.')
+    (tmp_path / 'train' / 'cat' / 'back').symlink_to('..' / Path('cat'))
+    (tmp_path / 'train' / 'dog' / '9.png').symlink_to(tmp_path / 'elsewhere' / 'dog' / '0.png')
+    train, _, classes = scan(tmp_path, ('val',))
+    assert classes == [*CLASSES, 'eel'] and torch.bincount(train.labels).tolist() == [4, 4, 7, 5, 3]
+    assert [Path(file).name for file in train.files[8:15]] == ['0.png', '1.png', '2.png', '3.png'] + [
+        '0.png', '1.png', '2.png']
+
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n'
+NO_IMAGES = {'empty': b'', 'text': b'text', 'eps': EPS, 'cut tiff': b'II*\0\x08\0\0\0\xff\xff' + bytes(30),
+             'avif': b'\0\0\0\x20ftypavif' + bytes(40), 'dds': b'DDS ' + bytes(124),
+             'png': b'\x89PNG\r\n\x1a\n' + bytes(30), 'gif': b'GIF89a' + bytes(7)}
+
+
+@pytest.mark.parametrize('kind', NO_IMAGES)
+def test_no_image(tmp_path, monkeypatch, kind):
+    """One line that names the file, and no other program is started to read it."""
+    (tmp_path / 'gs').write_text(f'#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n')
+    (tmp_path / 'gs').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    file = tmp_path / 'x.jpg'
+    file.write_bytes(NO_IMAGES[kind])
+    with pytest.raises(UserError, match='x.jpg: not a readable image') as caught:
+        read_rgb(file)
+    assert '\n' not in str(caught.value) and not (tmp_path / 'started').exists()
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / 'x.jpg')
+    with pytest.raises(UserError, match='x.jpg: is no file'):
+        read_rgb(tmp_path / 'x.jpg')
+
+
+def test_bad_images_can_be_left_out(tmp_path, capsys):
+    write_images(tmp_path / 'train', 8)
+    write_images(tmp_path / 'val', 4)
+    for file in ('train/bee/0.png', 'train/bee/5.png', 'val/dog/1.png'):
+        (tmp_path / file).write_bytes(b'no image')
+    data = dataset.get_dataloaders(options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
+    assert torch.bincount(data.labels).tolist() == [8, 6, 8, 8] and data.test_loader.n_samples == 15
+    assert capsys.readouterr().out == '2 unreadable images left out\n1 unreadable images left out\n'
+    images, target, index = next(iter(data.train_loader))
+    assert torch.equal(target, data.labels[index])
+    for file in (tmp_path / 'val').glob('*/*'):
+        file.write_bytes(b'')
+    with pytest.raises(UserError, match='--skip_bad_images: none of the 16 images can be read'):
+        dataset.get_dataloaders(options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
+
+
+def test_a_lone_last_image_is_served(tree):
+    """Joined to the batch before; only who asks for whole batches goes without it."""
+    for drop_last, sizes in ((False, [48]), (True, [47])):
+        data = dataset.get_dataloaders(options(data_dir=str(tree), batch_size=47), CPU, drop_last)
+        batches = list(data.train_loader)
+        assert [len(b[1]) for b in batches] == sizes and len(data.train_loader) == 1
+        assert len({int(i) for b in batches for i in b[2]}) == sizes[0]
+
+
+def test_semckd_alone_leaves_out_a_short_batch(call, small, teacher, tmp_path):
+    """48 images in batches of 20: two steps for semckd, three for the others. As the train script serves them."""
+    import train_student
+    for method, steps in (('semckd', 2), ('kd', 3)):
+        call(train_student.main, '--path-t', teacher, '--distill', method, *small, '--batch_size', 20, '--epochs', 1,
+             '-b', 1, '--save_dir', tmp_path)
+        last = load_checkpoint(str(next(tmp_path.glob(f'student_model/*_{method}_*/last.pth'))), '')
+        assert last['module']['student.bn1.num_batches_tracked'] == steps
+
+
+def test_the_digits_are_split_the_same_way_every_time():
+    first, second = (dataset.get_dataloaders(options(dataset='digits'), CPU) for _ in range(2))
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.test_loader.images, second.test_loader.images)
 
 
 @pytest.mark.parametrize('kind', ['missing', 'empty', 'no test', 'classes differ', 'empty class', 'unreadable'])

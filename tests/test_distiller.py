@@ -30,7 +30,7 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     cls = distiller_dict[method]
     loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
-                          smallest_batch=cls.smallest_batch(batch))
+                          drop_last=cls.drop_last)
     data = Data(loader, loader, 10, size, loader.target.cpu())
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 

@@ -1,8 +1,13 @@
 """ImageNet-like data from the folder, from LMDB and by DALI, and runs on it from the command line."""
+import gc
+import json
 import multiprocessing
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +19,9 @@ from test_data import options
 import dataset
 import train_student
 import train_teacher
-from dataset import folder2lmdb
+from dataset import folder2lmdb, imagenet_dali
 from dataset.imagenet import Images, WorkerLoader, open_sources
-from dataset.lmdb_source import LmdbSource
+from dataset.lmdb_source import LABELS, META, LmdbSource, pack, record_key
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 
@@ -83,10 +88,11 @@ def test_validation_is_torchvisions(photographs):
     assert torch.allclose(next(iter(data.test_loader))[0][0], want, atol=1e-5)
 
 
-@pytest.mark.parametrize('smallest, sizes', [(10, [10, 10]), (2, [10, 10, 4]), (5, [10, 10])])
-def test_last_batch(photographs, smallest, sizes):
-    opt = settings(photographs)
-    loader = WorkerLoader(open_sources(opt)[0], opt, CPU, train=True, smallest_batch=smallest)
+@pytest.mark.parametrize('batch_size, drop_last, sizes', [(10, True, [10, 10]), (10, False, [10, 10, 4]),
+                                                           (23, False, [24]), (23, True, [23])])
+def test_last_batch(photographs, batch_size, drop_last, sizes):
+    opt = settings(photographs, batch_size=batch_size)
+    loader = WorkerLoader(open_sources(opt)[0], opt, CPU, train=True, drop_last=drop_last)
     assert [len(b[1]) for b in loader] == sizes and len(loader) == len(sizes)
 
 
@@ -135,6 +141,163 @@ def test_bad_databases(databases, tmp_path, monkeypatch):
         LmdbSource(path)
 
 
+def changed(meta=None, labels=None, record=None):
+    """Write other content into a database that folder2lmdb.py wrote."""
+    def change(transaction):
+        if meta is not None:
+            old = json.loads(transaction.get(META))
+            transaction.put(META, meta(old) if callable(meta) else meta)
+        if labels is not None:
+            transaction.put(LABELS, torch.tensor(labels).numpy().tobytes())
+        if record is not None:
+            transaction.delete(record_key(3)) if record == b'' else transaction.put(record_key(3), record)
+    return change
+
+
+DAMAGED = {     # what is changed -> what is said, and whether only when the image is read
+    'no classes': (changed(meta=lambda m: json.dumps({**m, 'classes': None}).encode()), 'not written by'),
+    'numbers': (changed(meta=lambda m: json.dumps({**m, 'classes': [1, 2, 3, 4]}).encode()), 'not written by'),
+    'deep': (changed(meta=b'[' * 100_000), 'not written by'), 'a list': (changed(meta=b'[1]'), 'not written by'),
+    'no samples': (changed(meta=lambda m: json.dumps({**m, 'samples': 0}).encode(), labels=[]), 'not written by'),
+    'large label': (changed(labels=[0] * 23 + [4]), 'labels 0 to 4, but 4 classes'),
+    'negative label': (changed(labels=[-1] + [0] * 23), 'labels -1 to 0, but 4 classes'),
+    'missing': (changed(record=b''), 'record 3 is missing or damaged'),
+    'short': (changed(record=b'abc'), 'record 3 is missing or damaged'),
+    'not UTF-8': (changed(record=pack(0, 'xx', b'').replace(b'xx', b'\xff\xff')), 'record 3 is missing or damaged'),
+    'no image': (changed(record=pack(0, 'cat/3.jpg', b'text')), 'train.lmdb: cat/3.jpg: not a readable image')}
+
+
+@pytest.mark.parametrize('case', DAMAGED)
+def test_damaged_databases(databases, tmp_path, case):
+    """One line that names the file, and the record where it is one; --skip_bad_images passes over bad records."""
+    lmdb = pytest.importorskip('lmdb')
+    shutil.copytree(databases, tmp_path / 'data')
+    change, words = DAMAGED[case]
+    path = tmp_path / 'data' / 'imagenet' / 'train.lmdb'
+    with lmdb.open(str(path), subdir=False, lock=False) as env, env.begin(write=True) as transaction:
+        change(transaction)
+    opt = settings(tmp_path / 'data', use_lmdb=True)
+    with pytest.raises(UserError) as caught:
+        list(dataset.get_dataloaders(opt, CPU).train_loader)
+    said = str(caught.value)
+    assert str(path) in said and words in said and '\n' not in said
+    if 'record' in words or 'image' in words:
+        del caught      # it keeps the file open
+        gc.collect()
+        opt.skip_bad_images = True
+        assert sum(len(b[1]) for b in dataset.get_dataloaders(opt, CPU).train_loader) == 24
+
+
+@pytest.mark.parametrize('kind', ['dangling link', 'bytes', 'pipe'])
+def test_folder2lmdb_refuses(photographs, tmp_path, call, capsys, kind):
+    pytest.importorskip('lmdb')
+    shutil.copytree(photographs / 'imagenet', tmp_path / 'in')
+    folder = tmp_path / 'in' / 'train' / 'cat'
+    if kind == 'dangling link':
+        (folder / 'x.jpg').symlink_to('nowhere')
+        words = f'{folder}/x.jpg: cannot be read (No such file or directory)'
+    elif kind == 'pipe':
+        os.mkfifo(folder / 'x.jpg')
+        words = f'{folder}/x.jpg: is no file'
+    else:
+        shutil.copy(folder / '0.JPEG', os.fsencode(folder) + b'/\xff.jpg')
+        words = 'train/cat/\\udcff.jpg: give the file a name in UTF-8'
+    with pytest.raises(SystemExit) as caught:
+        call(folder2lmdb.main, tmp_path / 'in', tmp_path / 'out')
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and words in error and error.count('\n') == 1
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_training_images_are_cropped_and_flipped(photographs):
+    """By the seed: other places of the image, both ways round. Dark on the left, light on the right."""
+    class Halves:
+        labels = torch.zeros(1)
+
+        def read(self, i):
+            return Image.fromarray(np.tile(np.linspace(0, 255, 300, dtype=np.uint8), (200, 1))).convert('RGB')
+    train, val = (Images(Halves(), train=kind, skip_bad=False) for kind in (True, False))
+    seen = [train[0, seed][0].float() for seed in range(64)]
+    turned = [bool(image[:, :100].mean() > image[:, -100:].mean()) for image in seen]
+    assert 16 < sum(turned) < 48                        # half of them, within 4 standard deviations
+    assert len({round(image.mean().item()) for image in seen}) > 20      # other crops have other brightness
+    widths = [abs(image[:, 0].mean() - image[:, -1].mean()).item() for image in seen]
+    assert min(widths) < 100 < max(widths)              # of a small part, and of most of the image
+    assert torch.equal(train[0, 5][0], train[0, 5][0]) and torch.equal(val[0, 1][0], val[0, 2][0])
+
+
+def test_a_worker_process_that_is_killed(photographs):
+    """As by the system when the memory is full: one line."""
+    opt = settings(photographs, num_workers=1)
+    source = open_sources(opt)[0]
+    source.read = lambda i: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(UserError, match=r'a process that reads images has ended \(.*\); .*--num_workers 1') as caught:
+        list(WorkerLoader(source, opt, CPU, train=True))
+    assert '\n' not in str(caught.value)
+
+
+class FakeDali:
+    """nvidia.dali as far as the loader uses it: notes the arguments of its operators, serves numbers in order."""
+
+    def __init__(self, monkeypatch, n):
+        self.asked = {}
+        fn = SimpleNamespace(readers=SimpleNamespace(file=self.operator('reader', 2)), random=SimpleNamespace(
+            coin_flip=self.operator('flip')), resize=self.operator('resize'), decoders=SimpleNamespace(
+            image=self.operator('decode'), image_random_crop=self.operator('crop')),
+            crop_mirror_normalize=self.operator('normalize'))
+
+        def pipeline_def(**kwargs):
+            self.batch_size = kwargs['batch_size']
+            return lambda function: lambda: SimpleNamespace(build=function)
+
+        def iterator(*args, **kwargs):
+            numbers = torch.arange(n)
+            return [[{'images': torch.zeros(len(part), 224, 224, 3) + part.view(-1, 1, 1, 1), 'number': part}]
+                    for part in numbers.split(self.batch_size)]
+        types = SimpleNamespace(RGB='RGB', FLOAT='float', INTERP_TRIANGULAR='triangular')
+        monkeypatch.setattr(imagenet_dali, '_import_dali', lambda: (
+            fn, pipeline_def, types, iterator, SimpleNamespace(PARTIAL='partial')))
+
+    def operator(self, name, results=1):
+        def call(*args, **kwargs):
+            self.asked[name] = kwargs
+            return (name,) * results if results > 1 else name
+        return call
+
+
+def test_what_dali_is_asked_for(photographs, monkeypatch):
+    """Area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flips of one half in training; the centre in validation."""
+    opt = settings(photographs, dali='cpu')
+    train, val, _ = open_sources(opt)
+    asked = FakeDali(monkeypatch, 24).asked
+    imagenet_dali.DaliLoader(train, opt, CPU, train=True, rank=1, world_size=2)
+    assert asked['crop']['random_area'] == [0.1, 1.0] and asked['crop']['random_aspect_ratio'] == [0.8, 1.25]
+    assert asked['resize'] == {'device': 'cpu', 'resize_x': 224, 'resize_y': 224, 'interp_type': 'triangular'}
+    assert asked['flip'] == {'probability': 0.5} and asked['normalize']['mirror'] == 'flip'
+    assert asked['normalize']['mean'] == [255 * m for m in (0.485, 0.456, 0.406)]
+    assert asked['normalize']['std'] == [255 * s for s in (0.229, 0.224, 0.225)]
+    assert (asked['reader']['shard_id'], asked['reader']['num_shards'], asked['reader']['files']) == (1, 2, train.files)
+    assert asked['reader']['shuffle_after_epoch']
+    asked.clear()
+    imagenet_dali.DaliLoader(val, opt, CPU, train=False)
+    assert asked['resize'] == {'device': 'cpu', 'resize_shorter': 256, 'interp_type': 'triangular'}
+    assert asked['normalize']['mirror'] == 0 and asked['normalize']['crop'] == (224, 224) and 'flip' not in asked
+
+
+@pytest.mark.parametrize('batch_size, drop_last, sizes', [(10, False, [10, 10, 4]), (10, True, [10, 10]),
+                                                          (23, False, [24]), (23, True, [23])])
+def test_the_last_batch_of_dali(photographs, monkeypatch, batch_size, drop_last, sizes):
+    FakeDali(monkeypatch, 24)
+    source = SimpleNamespace(files=[''] * 24, labels=torch.arange(24) * 2)
+    loader = imagenet_dali.DaliLoader(source, settings(photographs, dali='cpu', batch_size=batch_size), CPU, train=True,
+                                      drop_last=drop_last)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(b[1]) for b in batches] == sizes and len(loader) == len(sizes)
+        for images, target, index in batches:
+            assert torch.equal(target, 2 * index) and torch.equal(images[:, 0, 0, 0], index.float())
+
+
 def test_folder2lmdb_keeps_the_old_file(photographs, tmp_path, call, capsys):
     pytest.importorskip('lmdb')
     out = tmp_path / 'out'
@@ -179,9 +342,9 @@ def test_bad_images_can_be_passed_over(photographs, tmp_path, split, capsys):
 
 @pytest.mark.parametrize('changes, words', [
     ({'use_lmdb': True, 'dali': 'cpu'}, '--use-lmdb and --dali cpu'),
-    ({'dataset': 'digits', 'dali': 'cpu'}, '--dali cpu: --dataset digits is served from memory'),
-    ({'dataset': 'digits', 'use_lmdb': True}, '--use-lmdb: --dataset digits is served from memory'),
-    ({'dataset': 'digits', 'skip_bad_images': True}, '--skip_bad_images: --dataset digits'),
+    ({'dataset': 'digits', 'dali': 'cpu'}, '--dali cpu: not for --dataset digits; it goes with imagenet, imagenette'),
+    ({'dataset': 'digits', 'use_lmdb': True}, '--use-lmdb: not for --dataset digits; it goes with imagenet'),
+    ({'dataset': 'digits', 'skip_bad_images': True}, '--skip_bad_images: not for --dataset digits; it goes with'),
     ({'dali': 'cpu', 'skip_bad_images': True}, '--skip_bad_images: DALI'),
     ({'dataset': 'imagenette'}, 'imagenette: no such folder')])
 def test_loaders_that_do_not_fit(photographs, changes, words):

@@ -152,11 +152,10 @@ def test_features_that_are_no_maps(method):
 
 
 @pytest.mark.parametrize('method', [name for name, cls in distiller_dict.items() if cls.pairwise])
-def test_a_lone_last_image_is_left_out(method):
-    cls = distiller_dict[method]
-    assert cls.smallest_batch(8) == 2
-    with pytest.raises(UserError, match='--batch_size 1'):
-        cls.smallest_batch(1)
+def test_one_image_a_batch_cannot_be_compared(method):
+    distiller_dict[method].check_batch_size(2)
+    with pytest.raises(UserError, match='--batch_size 1: .* compares the images of a batch; give at least 2'):
+        distiller_dict[method].check_batch_size(1)
 
 
 def test_method_of_the_readme(monkeypatch):
