@@ -158,7 +158,7 @@ class WorkerLoader:
 
     def __iter__(self):
         bad = 0
-        for batch in self._read():
+        for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
             bad += batch[3]
@@ -168,14 +168,3 @@ class WorkerLoader:
             yield self.normalise(images), target, index
         if bad:
             print(f'{bad} unreadable images passed over')
-
-    def _read(self):
-        """The batches of the worker processes; what ends one of them in one line."""
-        try:
-            yield from self.loader
-        except (RuntimeError, OSError) as error:
-            if not self.loader.num_workers or 'Too many open files' in str(error):
-                raise
-            last_line = str(error).strip().splitlines()[-1]
-            raise UserError(f'a process that reads images has ended ({last_line}); if the memory was full, lower '
-                            f'--num_workers {self.loader.num_workers} or --batch_size') from error

@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
-
 LONGEST = 3000      # characters of an error line: the list of all models has 600
 
 
@@ -45,6 +44,8 @@ def run_main(main: Callable[[], None]) -> None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         text, code = last_words(error)
+        if '--debug' not in sys.argv:       # objects that are torn down now could say something too
+            sys.unraisablehook = lambda _: None
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -73,6 +74,8 @@ def _in_one_line(error):
         return f'too many open files ({text}); raise the limit with ulimit -n, or lower --num_workers', 1
     if isinstance(error, MemoryError) or re.search('(?i)out of memory|not enough memory|cannot allocate memory', text):
         return f'out of memory ({text}); lower --batch_size or --num_workers, or take smaller nets', 1
+    if re.search(r'DataLoader worker \(pid', text):      # raised wherever this process is when the other one ends
+        return f'a process that reads images has ended ({text}); if the memory was full, lower --num_workers', 1
     if isinstance(error, OSError):
         return f'{error.filename or "output"}: {error.strerror or text}', 1
     return f'{type(error).__name__}: {text}; this is a fault of the program: please report it, with the command and ' \

@@ -43,12 +43,12 @@ def call():
     """call(main, *arguments): run a script's main in this process, as `python script.py arguments`."""
     def run(main, *arguments):
         from helper.errors import run_main
-        before = sys.argv
+        before = sys.argv, sys.unraisablehook
         sys.argv = ['script.py', *map(str, arguments)]
         try:
             run_main(main)
         finally:
-            sys.argv = before
+            sys.argv, sys.unraisablehook = before
     return run
 
 

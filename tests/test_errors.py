@@ -31,11 +31,14 @@ def fails_with(error):
     (OSError(errno.EMFILE, 'Too many open files'), 1, 'error: too many open files ('),
     (BrokenPipeError(), 1, 'error: the output cannot be written: the program that read it has ended\n'),
     (OSError(errno.ENOSPC, 'No space left on device'), 1, 'error: output: No space left on device\n'),
+    (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 1,
+     'error: a process that reads images has ended (DataLoader worker (pid 7) is killed by signal: Killed.); if the'),
     (PermissionError(errno.EACCES, 'Permission denied', '/a'), 1, 'error: /a: Permission denied\n'),
     (ZeroDivisionError('two\nlines'), 1, 'error: ZeroDivisionError: two lines; this is a fault of the program: please'),
 ])
 def test_one_line(capsys, monkeypatch, error, code, line):
     monkeypatch.setattr(os, 'dup2', lambda *_: None)        # the output of the tests is not the one that failed
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     with pytest.raises(SystemExit) as caught:
         run_main(fails_with(error))
     said = capsys.readouterr().err
