@@ -16,7 +16,26 @@ else
     TEACHERS=${TEACHERS:-"wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50"}
     LR=${LR:-} BATCH=${BATCH:-64}
 fi
+
+for argument; do        # what the scripts must know to find what they have made
+    case $argument in
+        --save[-_]dir*) variable=SAVE ;;
+        --dataset*) variable=DATASET ;;
+        --path[-_]t*) variable=TEACHER ;;
+        --model[-_]s*) variable=MODEL_S ;;
+        --distill*) variable=METHODS ;;
+        *) continue ;;
+    esac
+    echo "error: $argument: set the variable $variable instead: $variable=... sh $0" >&2
+    exit 2
+done
+
 # The learning rate falls after 5/8, 6/8 and 7/8 of the epochs: 150, 180 and 210 of 240.
 part() { e=$((EPOCHS * $1 / 8)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
-COMMON="--dataset $DATASET --batch_size $BATCH --epochs $EPOCHS --lr_decay_epochs $(part 5),$(part 6),$(part 7) \
---save_dir $SAVE ${LR:+--learning_rate $LR}"
+
+run() {         # SCRIPT FLAG ...: with the settings above, which the flags may change
+    script=$1
+    shift
+    python "$script" --dataset "$DATASET" --batch_size "$BATCH" --epochs "$EPOCHS" --save_dir "$SAVE" \
+        --lr_decay_epochs "$(part 5),$(part 6),$(part 7)" ${LR:+--learning_rate "$LR"} "$@"
+}

@@ -1,30 +1,42 @@
 #!/bin/sh
 # The command of every method for one pair of nets, resnet32x4 -> resnet8x4 unless told otherwise, and a table of the
-# results. Arguments go to each run of train_student.py. The teacher is TEACHER, or the published one in
-# save/models/resnet32x4_vanilla, or one that run_cifar_vanilla.sh trained, or is trained first.
+# results. The teacher is TEACHER, or the published one in save/models/resnet32x4_vanilla, or one that
+# run_cifar_vanilla.sh trained, or is trained first. Arguments go to each run, that of the teacher too.
 #   sh scripts/run_cifar_distill.sh --gpu_id 1 --trial 2
 #   MODEL_T=wrn_40_2 MODEL_S=wrn_16_2 METHODS="kd semckd" sh scripts/run_cifar_distill.sh
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
+ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst kdsvd dkd fsp abound factor hkd"
+METHODS=${METHODS:-$ALL}
+for method in $METHODS; do
+    case " $ALL " in *" $method "*) ;; *)
+        echo "error: METHODS $method: no such method here; there are: $ALL" >&2
+        exit 2
+    esac
+done
+if [ -n "${TEACHER:-}" ] && [ ! -f "$TEACHER" ]; then
+    echo "error: TEACHER $TEACHER: no such file; give a checkpoint, NAME.pth" >&2
+    exit 2
+fi
+
 trained() { ls -d "$SAVE/models/${MODEL_T}_${DATASET}_lr_"*/"${MODEL_T}_best.pth" 2>/dev/null | head -n 1; }
 TEACHER=${TEACHER:-$SAVE/models/${MODEL_T}_vanilla/ckpt_epoch_240.pth}
 [ -f "$TEACHER" ] || TEACHER=$(trained)
 if [ -z "$TEACHER" ]; then
-    TEACHERS=$MODEL_T sh scripts/run_cifar_vanilla.sh
+    run train_teacher.py --model "$MODEL_T" "$@"
     TEACHER=$(trained)
 fi
 FIRST_STAGE="--init_epochs $(((EPOCHS + 7) / 8))"       # 30 of 240 epochs
 
 failed=
 distil() {      # METHOD [FLAG ...]: a method that cannot be used for this pair is said at the end, and the others go on
-    case " ${METHODS:-$1} " in *" $1 "*) ;; *) return 0 ;; esac
+    case " $METHODS " in *" $1 "*) ;; *) return 0 ;; esac
     method=$1
     shift
     echo "== $method"
-    python train_student.py --path-t "$TEACHER" --model_s "$MODEL_S" --distill "$method" $COMMON "$@" \
-        || failed="$failed $method"
+    run train_student.py --path-t "$TEACHER" --model_s "$MODEL_S" --distill "$method" "$@" || failed="$failed $method"
 }
 
 distil kd          -r 1 -a 1 -b 0     "$@"
@@ -46,12 +58,12 @@ distil abound      -r 1 -a 1 -b 1   $FIRST_STAGE "$@"
 distil factor      -r 1 -a 1 -b 200 $FIRST_STAGE "$@"
 
 # HKD takes two passes: an auxiliary teacher is distilled with PKT, once, and then teaches.
-case " ${METHODS:-hkd} " in *" hkd "*)
+case " $METHODS " in *" hkd "*)
     folder=$SAVE/student_model/S:${MODEL_A}_T:${MODEL_T}_${DATASET}_pkt_r:1.0_a:1.0_b:30000.0_auxiliary
     if [ ! -f "$folder/parameters.json" ] || ! grep -q 'Total time' "$folder/parameters.json"; then
         echo "== hkd, first pass: $MODEL_A learns by pkt"
-        python train_student.py --path-t "$TEACHER" --model_s "$MODEL_A" --distill pkt -r 1 -a 1 -b 30000 $COMMON \
-            --trial auxiliary
+        run train_student.py --path-t "$TEACHER" --model_s "$MODEL_A" --distill pkt "$@" -r 1 -a 1 -b 30000 \
+            --trial auxiliary || failed="$failed pkt-for-hkd"
     fi
     TEACHER=$folder/${MODEL_A}_best.pth
     distil hkd -r 1 -a 1 -b 1 "$@"

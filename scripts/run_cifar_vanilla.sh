@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
 for model in $TEACHERS; do
-    python train_teacher.py --model "$model" $COMMON "$@"
+    run train_teacher.py --model "$model" "$@"
 done

@@ -11,6 +11,10 @@ GPU=${GPU:-0,1,2,3,4,5,6,7}          # one process for each
 EPOCHS=${EPOCHS:-90}
 LOADER=${LOADER-"--dali gpu"}       # empty: image files, decoded by worker processes
 MODEL_A=ResNet18Double
+if [ -n "${TEACHER:-}" ] && [ ! -f "$TEACHER" ]; then
+    echo "error: TEACHER $TEACHER: no such file; give a checkpoint, NAME.pth" >&2
+    exit 2
+fi
 if [ -z "${TEACHER:-}" ]; then
     TEACHER=./save/models/ResNet34_vanilla/resnet34_transformed.pth
     [ -f "$TEACHER" ] || python scripts/model_transform.py --torchvision resnet34 "$TEACHER"
@@ -18,17 +22,16 @@ fi
 
 # The learning rate falls after 1/3 and 2/3 of the epochs: 30 and 60 of 90.
 decay() { e=$((EPOCHS * $1 / 3)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
-COMMON="--batch_size 256 --epochs $EPOCHS --dataset imagenet --gpu_id $GPU --print-freq 100
-    --multiprocessing-distributed --dist-url ${DIST_URL:-tcp://127.0.0.1:23333}
-    --num_workers 32 --learning_rate 0.1 --lr_decay_epochs $(decay 1),$(decay 2) --weight_decay 1e-4
-    --save_dir $SAVE $LOADER"
 
 distil() {      # METHOD BETA [FLAG ...]
     method=$1 beta=$2
     shift 2
     echo "== $method"
     python train_student.py --path-t "$TEACHER" --distill "$method" --model_s ResNet18 -r 1 -a 1 -b "$beta" --trial 0 \
-        $COMMON "$@"
+        --batch_size 256 --epochs "$EPOCHS" --dataset imagenet --gpu_id "$GPU" --print-freq 100 \
+        --multiprocessing-distributed --dist-url "${DIST_URL:-tcp://127.0.0.1:23333}" --num_workers 32 \
+        --learning_rate 0.1 --lr_decay_epochs "$(decay 1),$(decay 2)" --weight_decay 1e-4 --save_dir "$SAVE" \
+        $LOADER "$@"
 }
 
 distil kd         0    "$@"

@@ -338,6 +338,119 @@ def test_shell_scripts_parse(script):
     assert subprocess.run(['sh', '-n', ROOT / 'scripts' / script]).returncode == 0
 
 
+# In python's place: notes its arguments, and makes the checkpoint that a train script would leave.
+FAKE_PYTHON = """#!{python}
+import json, os, sys
+from pathlib import Path
+arguments = sys.argv[1:]
+with open(os.environ['ASKED'], 'a') as file:
+    file.write(json.dumps(arguments) + chr(10))
+value = lambda flag: arguments[len(arguments) - arguments[::-1].index(flag)]        # the last one counts
+if 'train' in arguments[0]:
+    save, data = Path(value('--save_dir')), value('--dataset')
+    if 'teacher' in arguments[0]:
+        model = value('--model')
+        folder = save / 'models' / f'{{model}}_{{data}}_lr_0.05_decay_0.0005_trial_0'
+    else:
+        model = value('--model_s')
+        weights = '_'.join(f'{{n}}:{{float(value("-" + n))}}' for n in 'rab')
+        name = ['S:' + model, 'T:' + os.environ['MODEL_T'], data, value('--distill'), weights, value('--trial')]
+        folder = save / 'student_model' / '_'.join(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f'{{model}}_best.pth').touch()
+    (folder / 'parameters.json').write_text('Total time')
+    sys.exit(os.environ.get('FAILS') == value('--distill') if '--distill' in arguments else 0)
+"""
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """shell(script, *arguments, **variables): run it with a fake python; (what ran, its asked command lines)."""
+    asked, fake = tmp_path / 'asked', tmp_path / 'bin' / 'python'
+    fake.parent.mkdir()
+    fake.write_text(FAKE_PYTHON.format(python=sys.executable))
+    fake.chmod(0o755)
+
+    def run(script, *arguments, **variables):
+        asked.write_text('')
+        done = subprocess.run(['sh', ROOT / 'scripts' / script, *arguments], capture_output=True, text=True, env={
+            **os.environ, 'PATH': f'{fake.parent}:{os.environ["PATH"]}', 'VIRTUAL_ENV': 'x', 'ASKED': str(asked),
+            'SAVE': str(tmp_path / 'with a space'), **variables})
+        return done, [json.loads(line) for line in asked.read_text().splitlines()]
+    return run
+
+
+def values(asked, flag):
+    """What each command line gives for a flag in the end."""
+    return [line[len(line) - line[::-1].index(flag)] for line in asked if flag in line]
+
+
+def test_the_list_of_methods(shell, tmp_path):
+    """Arguments reach every run, the teacher's and hkd's first pass too; all methods run, then the table is shown."""
+    nets = {'MODEL_T': 'resnet14', 'MODEL_S': 'resnet8', 'MODEL_A': 'resnet20', 'EPOCHS': '8', 'DATASET': 'folder'}
+    flags = ['--data_dir', '/some data', '--gpu_id', 'cpu', '--trial', '7']
+    done, asked = shell('run_cifar_distill.sh', *flags, **nets)
+    assert done.returncode == 0, done.stderr
+    runs, table = asked[:-1], asked[-1]
+    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 19
+    assert values(runs, '--data_dir') == ['/some data'] * 20 and values(runs, '--gpu_id') == ['cpu'] * 20
+    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 20
+    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 20 and values(runs, '--epochs') == ['8'] * 20
+    assert values(runs, '--trial') == ['7'] * 18 + ['auxiliary', '7']
+    assert sorted(set(values(runs, '--distill'))) == sorted(distiller_dict)
+    assert [values([line], '-b')[0] for line in runs[-2:]] == ['30000', '1']
+    teachers = values(runs, '--path-t')
+    assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
+    assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
+    assert table[0] == 'scripts/compare.py' and len(table) == 19        # the folder of each of 18 methods
+
+    done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
+    assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there
+    assert [values([line], '--distill') for line in asked[:-1]] == [['crd'], ['hkd']]
+
+
+@pytest.mark.parametrize('script, variables, arguments, words', [
+    ('run_cifar_distill.sh', {'TEACHER': 'typo.pth'}, [], 'TEACHER typo.pth: no such file'),
+    ('run_imagenet_distill.sh', {'TEACHER': 'typo.pth'}, [], 'TEACHER typo.pth: no such file'),
+    ('run_cifar_distill.sh', {'METHODS': 'kd semkd'}, [], 'METHODS semkd: no such method here; there are: kd hint'),
+    ('run_cifar_distill.sh', {}, ['--save-dir', 'x'], '--save-dir: set the variable SAVE instead'),
+    ('run_cifar_vanilla.sh', {}, ['--dataset', 'cifar10'], '--dataset: set the variable DATASET instead')])
+def test_scripts_refuse(shell, script, variables, arguments, words):
+    done, asked = shell(script, *arguments, **variables)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {words}') and done.stderr.count('\n') == 1
+    assert asked == []
+
+
+def test_the_imagenet_list(shell, tmp_path):
+    (tmp_path / 'my teacher.pth').touch()
+    done, asked = shell('run_imagenet_distill.sh', '--data_dir', '/some data', TEACHER=str(tmp_path / 'my teacher.pth'),
+                        GPU='0,1', EPOCHS='3', MODEL_T='ResNet34')
+    assert done.returncode == 0, done.stderr
+    assert values(asked, '--distill') == ['kd', 'hint', 'attention', 'similarity', 'vid', 'semckd', 'pkt', 'hkd']
+    assert values(asked, '--data_dir') == ['/some data'] * 8 and values(asked, '--gpu_id') == ['0,1'] * 8
+    assert values(asked, '--lr_decay_epochs') == ['1,2'] * 8 and values(asked, '--dali') == ['gpu'] * 8
+    assert values(asked, '--path-t')[:7] == [str(tmp_path / 'my teacher.pth')] * 7
+    assert 'ResNet18Double_T:ResNet34_imagenet_pkt' in values(asked, '--path-t')[7]
+    assert asked[-1][0] == 'scripts/compare.py' and len(asked[-1]) == 8
+
+
+def test_the_teachers_list(shell):
+    done, asked = shell('run_cifar_vanilla.sh', '--gpu_id', '1', TEACHERS='resnet8 vgg8', LR='0.1')
+    assert done.returncode == 0 and values(asked, '--model') == ['resnet8', 'vgg8']
+    assert values(asked, '--gpu_id') == ['1', '1'] and values(asked, '--learning_rate') == ['0.1', '0.1']
+
+
+def test_a_script_with_the_real_python(tree, tmp_path):
+    """From no teacher to the table, in a folder with a space."""
+    done = subprocess.run(['sh', ROOT / 'scripts' / 'run_cifar_distill.sh', '--data_dir', tree, '--image_size', '16',
+                           '--gpu_id', 'cpu', '--num_workers', '0'], capture_output=True, text=True, env={
+        **os.environ, 'VIRTUAL_ENV': 'x', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        'DATASET': 'folder', 'MODEL_T': 'resnet14', 'MODEL_S': 'resnet8', 'EPOCHS': '1', 'METHODS': 'kd', 'BATCH': '16',
+        'SAVE': str(tmp_path / 'a b')})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith('resnet8  kd, taught by resnet14')
+
+
 def test_a_failed_run_leaves_an_older_one_alone(call, small, teacher, tmp_path, capsys):
     arguments = ['--path_t', teacher, '--save_dir', tmp_path, *small]
     call(train_student.main, *arguments)
