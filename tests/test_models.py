@@ -44,7 +44,6 @@ def test_model(name):
     assert feats[-1].shape == (2, feats[-1].shape[1]) and all(f.dim() == 4 for f in feats[:-1])
     empty(name, num_classes).load_state_dict(net.state_dict())
     if reference is None:                      # no published weights to agree with: the shape rules above hold
-        assert name in ('ResNet18_cifar', 'ResNet34_cifar')
         return
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == KEYS[name]
     assert sum(p.numel() for p in net.parameters()) == reference['params']
