@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,58 +20,72 @@ import train_teacher
 from helper import files
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.resume import Keeper
 
-ROUNDS = 11
+MOMENTS = ('start', 'step', 'write', 'link', 'rename', 'renamed')
 
 
-def run(arguments, out):
-    """A run in a process of its own."""
+def kill_at(moment, count):
+    """Make this process kill itself when it comes to such a moment for the count-th time."""
+    left = [count]
+
+    def die_before(owner, name, applies=lambda *args: True):
+        original = getattr(owner, name)
+
+        def patched(*args, **kwargs):
+            if applies(*args):
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+        setattr(owner, name, patched)
+
+    def half_written(handle):
+        status = os.fstat(handle)
+        if left[0] == 1 and stat.S_ISREG(status.st_mode):
+            os.ftruncate(handle, status.st_size // 2)
+        return stat.S_ISREG(status.st_mode)
+    {'start': lambda: die_before(Keeper, 'read'),
+     'step': lambda: die_before(Keeper, 'step_done'),
+     'write': lambda: die_before(os, 'fsync', half_written),
+     'link': lambda: die_before(os, 'link'),
+     'rename': lambda: die_before(os, 'replace'),
+     'renamed': lambda: die_before(os, 'fsync', lambda handle: stat.S_ISDIR(os.fstat(handle).st_mode))}[moment]()
+
+
+def run(arguments, out, moment, count):
+    """A run in a process of its own, which kills itself."""
     torch.set_num_threads(1)
     log = open(out, 'a')        # noqa: SIM115, until the process ends
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.argv = ['train_student.py', *map(str, arguments)]
+    kill_at(moment, count)
     train_student.main()
 
 
 def test_killed_again_and_again(call, small, teacher, tmp_path):
-    """SIGKILL at random moments, while starting, training and writing; every time it goes on, and ends the same."""
+    """SIGKILL at drawn moments, while starting, training and writing; every time it goes on, and ends the same."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['train_student', 'torch.utils.tensorboard', 'torchvision'])
-    moments = random.Random(7)
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 8, '--learning_rate', 0.02,
                  '--save_every', 1e-9]
     call(train_student.main, *arguments, '--save_dir', tmp_path / 'whole')
     save, out = tmp_path / 'parts', tmp_path / 'out.txt'
     arguments += ['--save_dir', save, '--resume', 'auto']
-    killed = began = 0
-    while killed < ROUNDS:
-        process = context.Process(target=run, args=(arguments, out))
+    drawn = random.Random(7)
+    rounds = [(moment, 1 if moment == 'start' else drawn.randint(1, 4)) for moment in 2 * MOMENTS]
+    drawn.shuffle(rounds)
+    for moment, count in rounds:
+        process = context.Process(target=run, args=(arguments, out, moment, count))
         process.start()
-        last = next(save.glob('student_model/*/last.pth'), None)
-        before = last.stat().st_mtime_ns if last else 0
-        if killed % 4:          # after it has written at least once; else at any moment, as while it starts
-            until = time.monotonic() + 60
-            while process.is_alive() and time.monotonic() < until:
-                last = next(save.glob('student_model/*/last.pth'), None)
-                with contextlib.suppress(FileNotFoundError):
-                    if last and last.stat().st_mtime_ns != before:
-                        break
-                time.sleep(0.001)
-            began += 1
-            time.sleep(moments.uniform(0, 0.05))
-        else:
-            time.sleep(moments.uniform(0, 1.5))
-        process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, f'ended after {killed} rounds:\n{out.read_text()[-3000:]}'
-        killed += 1
+        assert process.exitcode == -signal.SIGKILL, f'not killed at {moment} {count}:\n{out.read_text()[-3000:]}'
         for file in save.glob('student_model/*/*.pth'):         # whole, at any moment
             load_checkpoint(str(file), '')
         for file in save.glob('student_model/*/*.json'):
             json.loads(file.read_text())
     call(train_student.main, *arguments)
-    assert killed >= 10 and began >= 8
     assert_same(outcome(save), outcome(tmp_path / 'whole'))
     assert not list(save.glob('student_model/*/*.tmp')) and not list(save.glob('student_model/*/.*.tmp'))
 
