@@ -170,3 +170,43 @@ def test_method_of_the_readme(monkeypatch):
     distiller, loader, opt = build('mine')
     train = train_distill(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-3), opt)
     assert train['method'] > 0 and distiller.checkpoint()['distiller']
+
+
+def test_published_betas():
+    want = {'kd': 0, 'hint': 100, 'attention': 1000, 'similarity': 3000, 'correlation': 0.02, 'vid': 1, 'rkd': 1,
+            'pkt': 30000, 'irg': 0.005, 'hkd': 1, 'crd': 0.8, 'semckd': 400, 'nst': 50, 'fsp': 50, 'abound': 1,
+            'factor': 200, 'kdsvd': 1}
+    assert {name: distiller_dict[name].published_beta('cifar100') for name in want} == want
+    assert distiller_dict['semckd'].published_beta('imagenet') == 50
+
+
+# method -> its loss by hand, from the student's and the teacher's features
+FED = {
+    'hint': lambda d, s, t: distiller_zoo.HintLoss()(*d.regressor(s[1], t[1])),
+    'attention': lambda d, s, t: sum(distiller_zoo.Attention()(s[1:-1], t[1:-1])),
+    'similarity': lambda d, s, t: distiller_zoo.Similarity()([s[-2]], [t[-2]])[0],
+    'rkd': lambda d, s, t: distiller_zoo.RKDLoss()(s[-1], t[-1]),
+    'pkt': lambda d, s, t: distiller_zoo.PKT()(s[-1], t[-1]),
+    'hkd': lambda d, s, t: distiller_zoo.HKDLoss(100, 0.7)(s[1:-1], t[1:-1]),
+}
+
+
+@pytest.mark.parametrize('method', FED)
+def test_what_a_method_is_fed_with(method):
+    distiller, loader, _ = build(method)
+    images, target, index = next(iter(loader))
+    distiller.eval()
+    got = distiller(images, target, index)[0]['method'].item()
+    feats_s, feats_t = (net(images, is_feat=True)[0] for net in (distiller.student, distiller.teacher))
+    assert got == pytest.approx(FED[method](distiller, feats_s, feats_t).item(), rel=1e-4)
+
+
+def test_abound_is_fed_with_preactivations():
+    distiller, loader, _ = build('abound')
+    images, target, index = next(iter(loader))
+    distiller.eval()
+    got = distiller(images, target, index)[0]['loss'].item()
+    feats_s, feats_t = (net(images, is_feat=True, preact=True)[0][1:-1]
+                        for net in (distiller.student, distiller.teacher))
+    want = sum(distiller_zoo.ABLoss(len(feats_s))(distiller.connector(feats_s), feats_t)).item()
+    assert got == pytest.approx(want, rel=1e-4)
