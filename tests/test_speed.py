@@ -142,7 +142,7 @@ def test_the_curve_in_16_bits(monkeypatch):
 
 @pytest.mark.parametrize('method', distiller_dict)
 def test_every_method_in_16_bits(method):
-    """The first loss is that of float32 to 2 %, and training goes on; relational losses are float32 throughout."""
+    """The losses are those of float32 to 2 %, and not the same; relational losses are float32 throughout."""
     found = []
     for amp in (None, 'bfloat16'):
         distiller, loader, opt = build(method)
@@ -153,7 +153,7 @@ def test_every_method_in_16_bits(method):
             averages = train_distill(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
             found[-1].append(averages['loss'])
             distiller.finish_init()
-    assert found[1] == pytest.approx(found[0], rel=0.03)
+    assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
 
 
 def test_a_short_batch_is_not_compiled():
