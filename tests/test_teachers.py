@@ -15,7 +15,6 @@ from test_checkpoint import Hostile
 
 from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError
-from helper.options import student_options
 from helper.recognise import recognise
 from models import model_dict
 from scripts import check_teacher, model_transform
@@ -354,29 +353,3 @@ def test_torchvision_weights(call, tmp_path, monkeypatch, capsys):
     checkpoint = load_checkpoint(str(out), 'OUT')
     assert (checkpoint['arch'], checkpoint['num_classes']) == ('shufflenet_v2_x0_5', 1000)
     assert all(torch.equal(value, checkpoint['model'][key]) for key, value in state.items())
-
-
-def test_imagenet_commands(tmp_path):
-    """run_imagenet_distill.sh with a python that notes its arguments and leaves a checkpoint for hkd's second pass."""
-    python = tmp_path / 'python'
-    auxiliary = tmp_path / 'save/student_model/S:ResNet18Double_T:ResNet34_imagenet_pkt_r:1.0_auxiliary_dali:gpu'
-    auxiliary.mkdir(parents=True)
-    (auxiliary / 'ResNet18Double_best.pth').touch()
-    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n')
-    python.chmod(0o755)
-    done = subprocess.run(['sh', ROOT / 'scripts' / 'run_imagenet_distill.sh', '--seed', '3'], capture_output=True,
-                          env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'TEACHER': 'teacher.pth',
-                               'SAVE': str(tmp_path / 'save'), 'GPU': '1,2'})
-    assert done.returncode == 0
-    *calls, last = [line.split() for line in (tmp_path / 'calls').read_text().splitlines()]
-    assert last[0] == 'scripts/compare.py'
-    values = [{flag: call[i + 1] for i, flag in enumerate(call[:-1]) if flag.startswith('-')} for call in calls]
-    assert [v['--distill'] for v in values] == ['kd', 'hint', 'attention', 'similarity', 'vid', 'semckd', 'pkt', 'hkd']
-    assert [student_options(call[1:]).distill for call in calls] == [v['--distill'] for v in values]
-    for v in values:
-        assert v['--gpu_id'] == '1,2' and v['--dist-url'] == 'tcp://127.0.0.1:23333'
-        assert '--multiprocessing-distributed' in v
-        assert v['--lr_decay_epochs'] == '30,60' and v['--dali'] == 'gpu'
-        assert v['--seed'] == '3' and v['--learning_rate'] == '0.1' and v['--weight_decay'] == '1e-4'
-    assert (values[5]['-b'], values[5]['--model_s'], values[6]['--model_s']) == ('50', 'ResNet18', 'ResNet18Double')
-    assert values[5]['--path-t'] == 'teacher.pth' and values[7]['--path-t'] == f'{auxiliary}/ResNet18Double_best.pth'
