@@ -34,7 +34,7 @@ def _common(description, trial_flags, trial):
     add('--data_dir', type=path, default='./data', help='where the data lies, or is downloaded to')
     add('--use-lmdb', action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
-    add('--skip_bad_images', action='store_true', help='count unreadable images of imagenet and go on')
+    add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and go on')
     add('--image_size', type=number(int, low=8, high=512), default=32,
         help='pixels to which --dataset folder brings its images')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')

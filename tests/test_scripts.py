@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,22 @@ def test_two_passes(call, small, teacher, tmp_path, capfd):
          '--skip-validation')
     assert (tmp_path / 'student_model' / 'S:resnet8_T:resnet8_folder_hkd_r:1.0_a:1.0_b:1.0_1').is_dir()
     assert 'teacher top-1' not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
+def test_a_run_with_dali_is_named_by_it(call, small, teacher, tmp_path, monkeypatch, main):
+    """Its other augmentation gives other numbers. (Another data set's loader stands in for DALI's.)"""
+    import dataset
+    script = sys.modules[main.__module__]
+
+    def loaders(opt, *args):
+        return dataset.get_dataloaders(SimpleNamespace(**{**vars(opt), 'dataset': 'folder', 'dali': None}), *args)
+    monkeypatch.setattr(script, 'get_dataloaders', loaders)
+    flags = ['--path-t', teacher] if main == train_student.main else ['--model', 'resnet8']
+    call(main, *flags, *small, '--save_dir', tmp_path, '--dataset', 'imagenet', '--dali', 'cpu')
+    folder = next(tmp_path.glob('*/*/last.pth')).parent
+    assert folder.name.endswith('_1_dali:cpu' if main == train_student.main else '_trial_0_dali:cpu')
+    assert read(folder / 'parameters.json')['dali'] == 'cpu'
 
 
 def test_list(capsys):
