@@ -1,10 +1,18 @@
-"""A flag changes what it says it changes: the losses of a method, and the steps of the optimiser."""
+"""A flag changes what it says it changes. ELSEWHERE names the tests of the flags that have no row here."""
+import importlib
+import json
+
 import pytest
 import torch
+from conftest import write_images
 from test_distiller import build
 
+import dataset.folder
+import train_student
+import train_teacher
+from helper.checkpoint import load_checkpoint
 from helper.loops import adjust_learning_rate
-from helper.options import student_options
+from helper.options import student_options, teacher_options
 from helper.speed import sgd
 
 
@@ -56,3 +64,110 @@ def test_of_the_optimiser():
     assert (group['momentum'], group['weight_decay'], group['lr']) == (0.8, 0.01, 0.3)
     rates = [adjust_learning_rate(epoch, optimizer, opt) for epoch in range(1, 7)]
     assert rates == pytest.approx([0.3, 0.3, 0.15, 0.15, 0.075, 0.075])
+
+
+def last(save):
+    return load_checkpoint(str(next(save.glob('*/*/last.pth'))), '')
+
+
+def steps(save):
+    return int(last(save)['module']['bn1.num_batches_tracked'])
+
+
+def history(save):
+    return json.loads(next(save.glob('*/*/history.json')).read_text())
+
+
+RUN = {     # option -> flags, what is looked at after a run of 48 images in batches of 16: without the flags, with them
+    'batch_size': (['--batch_size', '24'], steps, 3, 2),
+    'epochs': (['--epochs', '2'], lambda save: len(history(save)), 1, 2),
+    'deterministic': (['--deterministic'], lambda save: torch.backends.cudnn.deterministic, False, True),
+    'amp': (['--amp', 'bfloat16'], lambda save: last(save)['identity']['amp'], 'None', 'torch.bfloat16'),
+    'lr_decay_epochs': (['--epochs', '2', '--lr_decay_epochs', '1'],
+                        lambda save: history(save)[-1]['lr'], 0.05, 0.05 * 0.1),
+    'lr_decay_rate': (['--epochs', '2', '--lr_decay_epochs', '1', '--lr_decay_rate', '0.5'],
+                      lambda save: history(save)[-1]['lr'], 0.05, 0.025),
+    'learning_rate': (['--learning_rate', '0.02'], lambda save: history(save)[-1]['lr'], 0.05, 0.02),
+}
+
+
+@pytest.mark.parametrize('option', RUN)
+def test_of_a_run(call, small, tmp_path, option):
+    flags, look, without, with_flags = RUN[option]
+    for name, more, wanted in (('without', [], without), ('with', flags, with_flags)):
+        call(train_teacher.main, '--model', 'resnet8', *small, *more, '--save_dir', tmp_path / name)
+        assert look(tmp_path / name) == wanted
+
+
+def test_of_the_data(call, small, tmp_path, monkeypatch):
+    """Its folder, the size of its images, and how many threads read them."""
+    write_images(tmp_path / 'data' / 'train', 5)
+    write_images(tmp_path / 'data' / 'test', 2)
+    asked, original = [], train_teacher.get_dataloaders
+    pool = dataset.folder.ThreadPoolExecutor
+    monkeypatch.setattr(dataset.folder, 'ThreadPoolExecutor', lambda n: asked.append(n) or pool(n))
+    monkeypatch.setattr(train_teacher, 'get_dataloaders', lambda *a: asked.append(original(*a)) or asked[-1])
+    call(train_teacher.main, '--model', 'resnet8', *small, '--data_dir', tmp_path / 'data', '--image_size', 24,
+         '--num_workers', 3, '--save_dir', tmp_path)
+    *threads, data = asked
+    assert threads == [3, 3] and data.n_train == 20 and data.image_size == 24
+    assert next(iter(data.train_loader))[0].shape[2:] == (24, 24)
+
+
+@pytest.mark.parametrize('flags, layout', [([], torch.channels_last),
+                                           (['--no-channels_last'], torch.contiguous_format)])
+def test_of_the_memory_format(call, small, teacher, tmp_path, monkeypatch, flags, layout):
+    seen = []
+    monkeypatch.setattr(train_student, 'prepare_step', lambda module, *_: seen.append(module))
+    call(train_student.main, '--path-t', teacher, *small, '--save_dir', tmp_path, *flags)
+    for net in (seen[0].student, seen[0].teacher):
+        assert net.layer1[0].conv1.weight.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize('method, flags, rates', [
+    ('factor', [], [0.01, 0.02]), ('fsp', [], [0.02, 0.02]),
+    ('factor', ['--init_learning_rate', '0.003'], [0.003, 0.02]),
+    ('abound', ['--init_learning_rate', '0.003'], [0.003, 0.02])])
+def test_of_the_first_stage(call, small, teacher, tmp_path, monkeypatch, capfd, method, flags, rates):
+    """How many epochs, and at which rate."""
+    seen = []
+    monkeypatch.setattr(train_student, 'sgd', lambda p, rate, opt: seen.append(rate) or sgd(p, rate, opt))
+    call(train_student.main, '--path-t', teacher, *small, '--distill', method, '--learning_rate', 0.02, *flags,
+         '--init_epochs', 2, '-b', 1, '--save_dir', tmp_path)
+    assert seen == rates and capfd.readouterr().out.count('first stage, epoch') == 2
+
+
+def test_of_fast():
+    """--compile and --amp, whose own kind counts; TF32 needs a GPU."""
+    for flags, amp in ((['--fast'], 'auto'), (['--fast', '--amp', 'float16'], 'float16')):
+        opt = parsed(*flags)
+        assert (opt.compile, opt.amp) == (True, amp)
+    assert (parsed().compile, parsed().amp) == (False, None)
+
+
+HERE = {'kd_T', 'gamma', 'alpha', 'beta', 'distill', 'hint_layer', 'feat_dim', 'nce_t', 'nce_m', 'nce_k', 'mode',
+        'hkd_initial_weight', 'hkd_decay', 'transform_layer_s', 'transform_layer_t', 'no_edge_transform', *RUN,
+        'momentum', 'weight_decay', 'data_dir', 'image_size', 'num_workers', 'channels_last', 'init_epochs',
+        'init_learning_rate', 'fast'}
+ELSEWHERE = {
+    'dataset': 'test_data.test_digits', 'use_lmdb': 'test_imagenet.test_lmdb_gives_the_same_batches',
+    'dali': 'test_imagenet.test_dali_on_the_cpu', 'skip_bad_images': 'test_imagenet.test_bad_images_can_be_passed_over',
+    'gpu_id': 'test_gpu', 'multiprocessing_distributed': 'test_distributed.test_two_processes_from_the_command_line',
+    'dist_url': 'test_distributed.test_url_in_use', 'dist_timeout': 'test_distributed.test_the_others_do_not_come',
+    'sync_bn': 'test_distributed.test_two_processes_train_as_one', 'compile': 'test_speed', 'resume': 'test_resume',
+    'save_every': 'test_resume.test_save_every', 'seed': 'test_scripts.test_a_seed_gives_identical_weights',
+    'print_freq': 'test_scripts.test_teacher_outputs', 'save_freq': 'test_scripts.test_teacher_outputs',
+    'save_dir': 'test_scripts.test_teacher_outputs', 'trial': 'test_scripts.test_teacher_outputs',
+    'model': 'test_scripts.test_teacher_outputs', 'model_s': 'test_scripts.test_student_outputs',
+    'path_t': 'test_scripts.test_student_outputs', 'skip_validation': 'test_scripts.test_two_passes',
+    'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
+    'filled_in': 'test_scripts.test_defaults'}
+
+
+def test_every_option_is_tested():
+    """A new flag needs a row here, or a test elsewhere that is named."""
+    options = {*vars(student_options(['--path-t', 'x', '--debug'])), *vars(teacher_options([]))}
+    assert {*HERE, *ELSEWHERE} == options
+    for name in ELSEWHERE.values():
+        module, _, test = name.partition('.')
+        assert not test or hasattr(importlib.import_module(module), test), name

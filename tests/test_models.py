@@ -84,6 +84,21 @@ def test_preact_does_not_count_a_batch_twice():
             assert torch.equal(value, asked.state_dict()[key]), key
 
 
+@pytest.mark.parametrize('name', ['resnet8x4', 'wrn_16_2', 'vgg8', 'MobileNetV2', 'ResNet18_cifar'])
+def test_initial_weights(name):
+    """Kaiming's normal distribution by fan_out, in the convolutions that are large enough to tell; batch norms 1, 0."""
+    torch.manual_seed(0)
+    large = 0
+    for module in model_dict[name](num_classes=10).modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 8000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+            large += 1
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+    assert large >= 4
+
+
 def test_vgg_pools_once_more_for_64_pixels():
     feats, _ = model_dict['vgg8'](num_classes=10)(torch.zeros(2, 3, 64, 64), is_feat=True)
     assert [f.shape[-1] for f in feats[:-1]] == [64, 32, 16, 8, 4]

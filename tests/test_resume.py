@@ -336,6 +336,26 @@ def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
     assert [p.name for p in tmp_path.glob('models/*_b/ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
 
 
+def test_an_epoch_that_is_trained_again_is_shown_once(call, small, tmp_path, monkeypatch):
+    """Killed after TensorBoard has an epoch and before last.pth does."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path, '--epochs', 3]
+    original = Keeper.end_epoch
+
+    def killed(self):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        original(self)
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, 'end_epoch', killed)
+        with pytest.raises(SystemExit):
+            call(train_teacher.main, *arguments)
+    call(train_teacher.main, *arguments, '--resume')
+    events = EventAccumulator(str(next(tmp_path.glob('tensorboard/*'))))
+    events.Reload()
+    assert [e.step for e in events.Scalars('test_acc')] == [1, 2, 3]
+
+
 @pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
 def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, teacher, tmp_path, monkeypatch, main):
     """Killed right after last.pth, at the end of an epoch that is the best and due for ckpt_epoch_N.pth."""

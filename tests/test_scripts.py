@@ -16,6 +16,7 @@ from conftest import write_images
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
+from helper import run_log
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.options import student_options, teacher_options
@@ -118,6 +119,36 @@ def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     assert scalars >= {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}
     assert ('attention' in images) == (method == 'semckd')
     assert ('first stage, epoch 1: loss' in out) == distiller_dict[method].init_stage
+
+
+@pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
+def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp_path, monkeypatch, main):
+    """Written when an epoch is better than all before, and then alone."""
+    accuracies, written = iter([50.0, 40.0, 60.0, 60.0, 55.0]), []
+    monkeypatch.setattr(sys.modules[main.__module__], 'validate', lambda *args, **kwargs: {
+        'test_loss': 1.0, 'test_acc': next(accuracies), 'test_acc_top5': 90.0})
+    original = run_log.save_checkpoint
+    monkeypatch.setattr(run_log, 'save_checkpoint', lambda path, state: (
+        written.append((path.name, state['epoch'])), original(path, state)))
+    flags = ['--path-t', teacher, '--skip-validation'] if main == train_student.main else ['--model', 'resnet8']
+    call(main, *flags, *small, '--save_dir', tmp_path, '--epochs', 5)
+    assert written == [('resnet8_best.pth', 1), ('resnet8_best.pth', 3)]
+    folder = next(tmp_path.glob('*/*/resnet8_best.pth')).parent
+    best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
+    assert (best['epoch'], best['best_acc']) == (3, 60.0)
+    assert read(folder / 'test_best_metrics.json') == {'test_loss': 1.0, 'test_acc': 60.0, 'test_acc_top5': 90.0,
+                                                       'epoch': 3}
+
+
+@pytest.mark.parametrize('main, total', [(train_teacher.main, 7200.0), (train_student.main, 2.0)],
+                         ids=['teacher', 'student'])
+def test_the_unit_of_the_total_time(call, small, teacher, tmp_path, monkeypatch, main, total):
+    """Two hours, in seconds for a teacher and in hours for a student."""
+    times = iter([1000.0])
+    monkeypatch.setattr(run_log, 'time', SimpleNamespace(time=lambda: next(times, 8200.0)))
+    call(main, *(['--path-t', teacher] if main == train_student.main else ['--model', 'resnet8']), *small,
+         '--save_dir', tmp_path)
+    assert read(next(tmp_path.glob('*/*/parameters.json')))['Total time'] == total
 
 
 def test_two_passes(call, small, teacher, tmp_path, capfd):
