@@ -31,10 +31,10 @@ def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]
     Raises UserError for a folder that is missing, a class without images, and classes that differ between the two.
     """
     wanted = f'{root}/train/CLASS/* and {root}/{" or ".join(held_out)}/CLASS/*'
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
-    other = next((root / name for name in held_out if (root / name).is_dir()), None)
-    if not (root / 'train').is_dir() or other is None:
+    other = next((root / name for name in held_out if os.path.isdir(root / name)), None)
+    if not os.path.isdir(root / 'train') or other is None:
         raise UserError(f'--data_dir: {root}: needs the folders train and {" or ".join(held_out)}; wanted are {wanted}')
     train, classes = _scan_split(root / 'train')
     test, test_classes = _scan_split(other)

@@ -48,7 +48,7 @@ class LmdbSource:
 
     def __init__(self, path: Path):
         self.path, self.opened = str(path), None
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
         import_lmdb()
         foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it anew')

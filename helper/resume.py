@@ -14,7 +14,7 @@ from torch import nn
 from . import distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .device import random_state, restore_random_state
-from .errors import UserError
+from .errors import UserError, printable
 from .files import write_atomically
 from .launch import STOP_SIGNALS
 from .meter import Meter
@@ -102,7 +102,7 @@ class Keeper:
         except UserError as error:
             if path.name != LAST or not os.path.exists(before):
                 raise
-            print(f'{error}: going on with {PREVIOUS}, the state before it')
+            print(f'{printable(error)}: going on with {PREVIOUS}, the state before it')
             path = before
             state = self._load(path)
         self._compare(state, path)

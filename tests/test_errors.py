@@ -71,7 +71,7 @@ DIGITS = '9' * 500
     ('--path-t', '', 'this one is empty'), ('--data_dir', ' ', 'this one is empty'), ('--save_dir', '', 'empty'),
     ('--resume', '', 'empty'), ('--save_dir', '/tmp/\udcc3', 'not in the encoding of this terminal'),
     ('--trial', '\udcc3', 'a part of a folder name'), ('--trial', 'a' * 300, 'shorter names, of --trial'),
-    ('--save_dir', 'a' * 300, 'shorter names, of --trial or --save_dir')])
+    ('--data_dir', 'a' * 300, 'no such folder'), ('--save_dir', 'a' * 300, 'shorter names, of --trial or --save_dir')])
 def test_values_out_of_bounds(call, small, teacher, tmp_path, capsys, monkeypatch, flag, value, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:

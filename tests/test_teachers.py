@@ -91,7 +91,7 @@ def fetch(server, tmp_path):
                               f'echo "error: teacher $2: cut short" >&2\nexit 2\n')
             python.chmod(0o755)
         return subprocess.run(['sh', ROOT / 'scripts' / 'fetch_pretrained_teachers.sh', *names], text=True,
-                              capture_output=True, timeout=120,
+                              capture_output=True,
                               env={**os.environ, 'PATH': str(bin), 'PYTHON': str(python), 'TEACHER_URL': server.url,
                                    'TEACHER_DIR': str(tmp_path / 'models'), 'no_proxy': '*', 'OMP_NUM_THREADS': '1'})
     return run
