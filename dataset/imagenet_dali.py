@@ -1,4 +1,6 @@
 """ImageNet by NVIDIA DALI: the decoding and augmentation of --dali cpu on the CPU, of --dali gpu on the GPU."""
+import re
+
 import torch
 
 from helper.errors import UserError
@@ -68,13 +70,13 @@ class DaliLoader:
                                  last_batch_policy=policy.PARTIAL)
 
     def _batches(self):
-        """The iterator's, an error of DALI's as one line: it names the file, but stops there."""
+        """The iterator's, an error of DALI's as one line. It does not name every file, and stops there."""
         try:
             yield from self.iterator
         except RuntimeError as error:
-            words = ' '.join(str(error).split())
-            raise UserError(f'--dali: DALI cannot read the images ({words[:400]}); --skip_bad_images without --dali '
-                            f'passes over such files') from error
+            said = re.split('C\\+\\+ context|Current pipeline', str(error).split('encountered:')[-1])[0]
+            raise UserError(f'--dali: DALI cannot read an image ({" ".join(said.split())}); without --dali the file is '
+                            f'named, and --skip_bad_images passes over it') from error
 
     def __len__(self):
         return self.steps
