@@ -58,9 +58,9 @@ class _Refused(Exception):
     """What this module itself finds wrong in a file, in words for the user."""
 
 
-MOST_VALUES = 10**7     # beside the tensors' elements, each counted as often as it is reached
-DEEPEST = 50            # containers within each other
-PICKLES = 5             # of a file in the format before torch 1.6
+MOST_VALUES = 2 * 10**6     # beside the tensors' elements, each counted as often as it is reached
+DEEPEST = 50                # containers within each other
+PICKLES = 5                 # of a file in the format before torch 1.6
 
 
 def _checked(file):
@@ -118,7 +118,7 @@ def _check_pickle(file):
             number, depth = sum(n for n, _ in taken), max((d for _, d in taken), default=0)
             stack += [(1 + number, 1 + depth if taken else 0)] * len(opcode.stack_after)
             reached += number
-            if reached > MOST_VALUES or depth > DEEPEST:
+            if reached > 5 * MOST_VALUES or depth > DEEPEST:       # each container counts what those in it have counted
                 raise _Refused('values within values without end')
 
 

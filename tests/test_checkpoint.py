@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helper import checkpoint
 from helper.checkpoint import load_checkpoint, load_net, load_weights, save_checkpoint, teacher_name, weights_of
 from helper.errors import UserError
 from helper.files import write_json
@@ -145,8 +146,9 @@ ODD = {
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('kind', ODD)
-def test_values_that_no_checkpoint_holds(tmp_path, kind):
+def test_values_that_no_checkpoint_holds(tmp_path, monkeypatch, kind):
     make, words = ODD[kind]
+    monkeypatch.setattr(checkpoint, 'MOST_VALUES', 10**5)
     torch.save({'model': {'w': make()}}, tmp_path / 'x.pth')
     with pytest.raises(UserError) as caught:
         load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')

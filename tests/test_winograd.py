@@ -135,7 +135,7 @@ def test_only_the_compiled_step(avx2, monkeypatch):
 
 
 @pytest.mark.parametrize('compiler, words', [
-    ('false', 'false could not build winograd.cpp'), ('nowhere/c++', "no C++ compiler 'nowhere/c++'")])
+    ('false', "'false' does not compile C++"), ('nowhere/c++', "no C++ compiler 'nowhere/c++'")])
 def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
     monkeypatch.setenv('CXX', compiler)
     winograd.library.cache_clear()
