@@ -105,7 +105,8 @@ class Keeper:
             print(f'{printable(error)}: going on with {PREVIOUS}, the state before it')
             path = before
             state = self._load(path)
-        self._compare(state, path)
+        with self._as_user_error():
+            self._compare(state, path)
         print(f'going on from {path}: {_where(state)}')
         return {**state, 'folder': str(path.parent)}
 
@@ -387,6 +388,8 @@ def _check_buffers(parts, own):
 def _check_optimizer(optimizer, parameters):
     """Raises ValueError unless what is kept for a parameter is a finite momentum of its shape."""
     for number, kept in optimizer['state'].items():
+        if not isinstance(kept, dict):
+            raise ValueError(f'parameter {number} has no state')
         value = kept['momentum_buffer'] if kept else None
         if value is not None and (value.layout != torch.strided or value.shape != parameters[number].shape
                                   or not value.is_floating_point() or not value.isfinite().all()):
