@@ -32,7 +32,7 @@ def fails_with(error):
     (BrokenPipeError(), 1, 'error: the output cannot be written: the program that read it has ended\n'),
     (OSError(errno.ENOSPC, 'No space left on device'), 1, 'error: output: No space left on device\n'),
     (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 1,
-     'error: a process that reads images has ended (DataLoader worker (pid 7) is killed by signal: Killed.); if the'),
+     'error: a process that reads images has ended (DataLoader worker (pid 7) is killed by signal: Killed.); was'),
     (PermissionError(errno.EACCES, 'Permission denied', '/a'), 1, 'error: /a: Permission denied\n'),
     (ZeroDivisionError('two\nlines'), 1, 'error: ZeroDivisionError: two lines; this is a fault of the program: please'),
 ])
