@@ -75,8 +75,8 @@ def _in_one_line(error):
     if isinstance(error, MemoryError) or re.search('(?i)out of memory|not enough memory|cannot allocate memory', text):
         return f'out of memory ({text}); lower --batch_size or --num_workers, or take smaller nets', 1
     if re.search(r'DataLoader worker \(pid', text):      # raised wherever this process is when the other one ends
-        return f'a process that reads images has ended ({text}); was the memory full (lower --num_workers), or a file ' \
-               f'cut short while it was read?', 1
+        return f'a process that reads images has ended ({text}); was the memory full (lower --num_workers), or was a ' \
+               f'file cut short while it was read?', 1
     if isinstance(error, OSError):
         return f'{error.filename or "output"}: {error.strerror or text}', 1
     return f'{type(error).__name__}: {text}; this is a fault of the program: please report it, with the command and ' \
