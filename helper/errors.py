@@ -79,8 +79,8 @@ def _in_one_line(error):
                f'file cut short while it was read?', 1
     if isinstance(error, OSError):
         return f'{error.filename or "output"}: {error.strerror or text}', 1
-    return f'{type(error).__name__}: {text}; this is a fault of the program: please report it, with the command and ' \
-           f'what --debug adds to it', 1
+    return f'{type(error).__name__}: {text}; this is a fault of the program: please report it as an issue of its ' \
+           f'repository, with the command and what --debug adds to it', 1
 
 
 def _make_output_usable():
