@@ -385,9 +385,10 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     call(train_student.main, *arguments)
     folder = next(tmp_path.glob('student_model/*'))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    program = ('import sys, time, pathlib; from helper.files import Lock\n'
-               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(); print("held", flush=True); time.sleep(60)')
-    other = subprocess.Popen([sys.executable, '-c', program, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    program = ('import sys, pathlib; from helper.files import Lock\n'
+               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(); print("held", flush=True); sys.stdin.read()')
+    other = subprocess.Popen([sys.executable, '-c', program, folder], cwd=ROOT, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == 'held\n'
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
