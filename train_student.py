@@ -1,7 +1,8 @@
 """Distil a trained teacher into a student with one of the methods of distiller_zoo."""
 if __name__ == '__main__':
     import signal
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # not where the shell has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
 
 import time
 from pathlib import Path

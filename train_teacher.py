@@ -1,7 +1,8 @@
 """Train a network alone with cross-entropy: a teacher, or a student to compare with."""
 if __name__ == '__main__':
     import signal
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # not where the shell has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
 
 import time
 
