@@ -15,16 +15,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
-from helper.arguments import Parser  # noqa: E402
+from helper.arguments import Parser, path  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import open_regular  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
-
-
-def _size(file):
-    with open_regular(file, file) as opened:
-        return os.fstat(opened.fileno()).st_size
 
 
 def _read(file):
@@ -36,10 +31,14 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
     """Write the files of `split` to `path`: under another name first, so that an older file stays whole until then."""
     lmdb = import_lmdb()
     names = [os.path.relpath(file, root) for file in split.files]
-    for name in names:
-        if not name.isprintable():      # a byte that is not UTF-8 is none
-            raise UserError(f'{root}: {name}: give the file a name in UTF-8 without control characters')
-    size = sum(map(_size, split.files))
+    try:
+        list_of_names = '\n'.join(names).encode()
+        size = sum(map(os.path.getsize, split.files))
+    except UnicodeEncodeError as error:
+        name = next(name for name in names if any('\ud800' <= c <= '\udfff' for c in name))
+        raise UserError(f'{root}: {name}: give the file a name in UTF-8') from error
+    except OSError as error:        # a link that leads nowhere
+        raise UserError(f'{error.filename}: cannot be read ({error.strerror})') from error
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     os.close(handle)
     os.unlink(temporary)
@@ -54,7 +53,7 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
                 transaction.commit()
                 transaction = env.begin(write=True)
         transaction.put(LABELS, split.labels.numpy().tobytes())
-        transaction.put(KEYS, '\n'.join(names).encode())
+        transaction.put(KEYS, list_of_names)
         transaction.put(META, json.dumps({'format': FORMAT, 'samples': len(names), 'classes': classes}).encode())
         transaction.commit()
         env.sync(True)
@@ -69,17 +68,18 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('out', type=Path)
+    parser.add_argument('folder', type=path)
+    parser.add_argument('out', type=path)
     opt = parser.parse_args()
-    train, val, classes = scan(opt.folder, ('val',))
+    folder, out = Path(opt.folder), Path(opt.out)
+    train, val, classes = scan(folder, ('val',))
     try:
-        opt.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'{opt.out}: cannot be made ({error.strerror}); give a folder that you may write') from error
+        raise UserError(f'{out}: cannot be made ({error.strerror}); give a folder that you may write') from error
     for name, split in (('train', train), ('val', val)):
-        write_split(split, opt.folder, classes, opt.out / f'{name}.lmdb')
-        print(f'{opt.out / name}.lmdb: {len(split.files)} images, {len(classes)} classes')
+        write_split(split, folder, classes, out / f'{name}.lmdb')
+        print(f'{out / name}.lmdb: {len(split.files)} images, {len(classes)} classes')
 
 
 if __name__ == '__main__':

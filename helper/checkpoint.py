@@ -102,22 +102,22 @@ def _check_pickle(file):
     For each value on the unpickler's stack: how many it holds, counted as often as they are reached, and how deep.
     """
     stack, marks, memo, reached = [], [], {}, 0
-    for opcode, number, _ in pickletools.genops(file):
+    for opcode, argument, _ in pickletools.genops(file):
         takes = len(opcode.stack_before)
         if pickletools.markobject in opcode.stack_before:
             takes = len(stack) - marks.pop() + opcode.stack_before.index(pickletools.markobject)
         if opcode.name == 'MARK':
             marks.append(len(stack))
         elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
-            memo[len(memo) if number is None else number] = stack[-1]
+            memo[len(memo) if argument is None else argument] = stack[-1]
         elif 'GET' in opcode.name:
-            stack.append(memo[number])
+            stack.append(memo[argument])
         else:
             taken = stack[len(stack) - takes:]
             del stack[len(stack) - takes:]
-            number, depth = sum(n for n, _ in taken), max((d for _, d in taken), default=0)
-            stack += [(1 + number, 1 + depth if taken else 0)] * len(opcode.stack_after)
-            reached += number
+            held, depth = sum(n for n, _ in taken), max((d for _, d in taken), default=0)
+            stack += [(1 + held, 1 + depth if taken else 0)] * len(opcode.stack_after)
+            reached += held
             if reached > 5 * MOST_VALUES or depth > DEEPEST:       # each container counts what those in it have counted
                 raise _Refused('values within values without end')
 

@@ -214,13 +214,13 @@ def _wait_for(processes, entries, forwarded):
 
 
 def _check_url(url):
-    parts = urlsplit('')
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        right = parts.scheme == 'tcp' and host and port and not parts.path.strip('/') and not parts.query
     except ValueError:      # brackets without an end, no number, a number that is too large
-        host = port = None
-    if parts.scheme != 'tcp' or not host or not port or parts.path.strip('/') or parts.query:
+        right = False
+    if not right:
         raise UserError(f'--dist-url {url}: give tcp://HOST:PORT, as tcp://127.0.0.1:23451')
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

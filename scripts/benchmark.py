@@ -34,7 +34,7 @@ from dataset import Data, get_dataloaders  # noqa: E402
 from dataset.memory import MEAN, STD, MemoryLoader  # noqa: E402
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
 from helper import distributed  # noqa: E402
-from helper.arguments import Parser, number  # noqa: E402
+from helper.arguments import Parser, number, path  # noqa: E402
 from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
@@ -483,12 +483,12 @@ def main():
         help="processes of the loaders that have some; not given: 8, as in the seed's repository; for imagenet one for "
              "each core")
     add('--gpu_id', default='0')
-    add('--data_dir', default='./data')
+    add('--data_dir', type=path, default='./data')
     add('--compile', action='store_true', help='the fast recipe compiles its step')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS), help='the fast recipe computes in 16 bits')
     add('--fast', action='store_true', help='the fast recipe is that of --fast')
     add('--brief', action='store_true', help='recipes without the shares of the parts and of the ceiling')
-    add('--json', metavar='FILE', help='write what was measured there too')
+    add('--json', type=path, metavar='FILE', help='write what was measured there too')
     opt = parser.parse_args()
     check_pairs(opt)
     turn_on_fast(opt)

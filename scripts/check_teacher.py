@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.arguments import Parser, number  # noqa: E402
+from helper.arguments import Parser, number, path  # noqa: E402
 from helper.checkpoint import load_checkpoint, load_net  # noqa: E402
 from helper.errors import run_main  # noqa: E402
 
@@ -30,7 +30,7 @@ def notes(checkpoint: dict) -> str:
 
 def main():
     parser = Parser(description='Check a published teacher.')
-    parser.add_argument('file', metavar='FILE', help='checkpoint')
+    parser.add_argument('file', type=path, metavar='FILE', help='checkpoint')
     parser.add_argument('model', metavar='MODEL', help='a name of models.model_dict')
     parser.add_argument('--num_classes', type=number(int, low=1), default=100, help='of the data it was trained on')
     opt = parser.parse_args()

@@ -8,6 +8,7 @@ the SemCKD paper's, mean and deviation of 4 trials, and where it has none that o
 """
 import csv
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 
 def read_run(folder: str) -> dict:
     """What the table and the figure need of one run. Raises UserError for a folder that holds none."""
+    if not os.path.isfile(Path(folder) / 'history.json'):
+        raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
+                        f'save/student_model/NAME')
     parameters, best, history = (read_json(Path(folder) / name, f'{folder}: {name}')
                                  for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.arguments import Parser  # noqa: E402
+from helper.arguments import Parser, path  # noqa: E402
 from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 from helper.recognise import recognise  # noqa: E402
@@ -69,7 +69,8 @@ def default_path(arch: str) -> Path:
 def main():
     parser = Parser(description="Turn torchvision's weights into a checkpoint that --path-t takes.",
                     usage='%(prog)s IN [OUT] | --torchvision NAME [OUT]')
-    parser.add_argument('files', nargs='*', metavar='IN OUT', help='the file to transform, and where to write it')
+    parser.add_argument('files', nargs='*', type=path, metavar='IN OUT',
+                        help='the file to transform, and where to write it')
     parser.add_argument('--torchvision', metavar='NAME', help="transform torchvision's own weights, as of resnet34")
     opt = parser.parse_args()
     files = opt.files if opt.torchvision else opt.files[1:]
