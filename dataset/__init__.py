@@ -51,25 +51,29 @@ def check_dataset(opt) -> None:
         raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
 
 
-def get_dataloaders(opt, device: torch.device, drop_last: bool = False) -> Data:
+def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',)) -> Data:
     """Load this process's part of opt.dataset; opt.batch_size is what it trains on in a step.
 
-    drop_last: a short last training batch is left out. The test set comes whole.
+    drop_last: a short last training batch is left out. views: how each view of a training image is made, of
+    augment.VIEWS; with several, images are (views, B, 3, H, W). The test set comes whole, one view an image.
     """
     check_dataset(opt)
+    if len(views) > 1 and opt.dali:
+        raise UserError(f'--dali {opt.dali}: gives one view of an image, but --distill {opt.distill} trains on '
+                        f'{len(views)}; leave --dali out')
     if opt.dataset in LARGE:
-        return _large(opt, device, drop_last)
+        return _large(opt, device, drop_last, views)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
     _check_batch_size(opt, len(train_labels))
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,
-                                drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last)
+                                drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last, views=views)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
                                channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)
 
 
-def _large(opt, device, drop_last):
+def _large(opt, device, drop_last, views):
     train, val, classes = imagenet.open_sources(opt)
     _check_batch_size(opt, len(train.labels))
     if opt.dali:
@@ -77,7 +81,8 @@ def _large(opt, device, drop_last):
     else:
         Loader = imagenet.WorkerLoader
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
-    return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks),
+    several = {'views': views} if len(views) > 1 else {}        # none with DALI
+    return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
-from helper.arguments import Parser, path  # noqa: E402
+from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import open_regular  # noqa: E402
 

@@ -7,10 +7,11 @@ import torch
 
 from helper.errors import UserError
 
+from .augment import Strong
 from .folder import Split, scan
 from .image import read_rgb
-from .memory import batch_parts
 from .normalise import Normalise
+from .order import EpochOrder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -55,17 +56,18 @@ def _pixels(image):
 class Images(torch.utils.data.Dataset):
     """(image uint8 (224, 224, 3), label, index, how many unreadable images were met before it).
 
-    Asked for by (index, seed): the seed decides the crop and the flip, so that they do not depend on which worker reads
-    the image, or when.
+    With several views of an image in training, (views, 224, 224, 3), each with a crop and a flip of its own. Asked for
+    by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
 
     An unreadable image is given as its UserError, which a worker process could not raise in one line. With skip_bad it
     is passed over instead: in training the next image takes its place, so that a batch keeps its size; else the place
     is left out.
     """
 
-    def __init__(self, source, train: bool, skip_bad: bool):
+    def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',)):
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        self.transform = transform(train)
+        self.transform, self.views = transform(train), views if train else ('weak',)
+        self.strong = Strong() if 'strong' in self.views else None
 
     def __len__(self):
         return len(self.source.labels)
@@ -80,7 +82,7 @@ class Images(torch.utils.data.Dataset):
     def _get(self, index):
         for bad in range(len(self)):
             try:
-                image = self.transform(self.source.read(index))
+                image = self._views(self.source.read(index))
                 return image, int(self.source.labels[index]), index, bad
             except UserError as error:
                 if not self.skip_bad:
@@ -89,6 +91,13 @@ class Images(torch.utils.data.Dataset):
                     return None, 0, index, 1
                 index = (index + 1) % len(self)
         return UserError(f'--skip_bad_images: none of the {len(self)} images can be read')
+
+    def _views(self, image):
+        views = [self.transform(image) for _ in self.views]
+        for i, kind in enumerate(self.views):
+            if kind == 'strong':
+                views[i] = self.strong(views[i].permute(2, 0, 1)).permute(1, 2, 0)
+        return views[0] if len(views) == 1 else torch.stack(views)
 
 
 def collate(samples):
@@ -109,49 +118,40 @@ class Batches:
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, rank: int = 0,
                  world_size: int = 1):
-        self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
-        self.parts = batch_parts(n, batch_size, drop_last, rank, world_size)
+        self.batch_size, self.shuffle = batch_size, shuffle
+        self.order = EpochOrder(n, batch_size, drop_last, seed, rank, world_size)
         self.own = range(rank, n, world_size)       # in order
-        self.generator = torch.Generator().manual_seed(seed)
-        self.skip = 0       # batches of the next epoch to leave out
 
     def __len__(self):
-        return len(self.parts) if self.shuffle else -(-len(self.own) // self.batch_size)
+        return len(self.order) if self.shuffle else -(-len(self.own) // self.batch_size)
 
     def __iter__(self):
         if not self.shuffle:
             for start in range(0, len(self.own), self.batch_size):
                 yield [(index, 0) for index in self.own[start:start + self.batch_size]]
             return
-        order = torch.randperm(self.n, generator=self.generator).tolist()
-        seeds = torch.randint(2**63 - 1, (self.n,), generator=self.generator).tolist()
-        skip, self.skip = self.skip, 0
-        for start, end in self.parts[skip:]:
+        order = self.order.permutation().tolist()
+        seeds = self.order.integers(2**63 - 1, len(order)).tolist()
+        for start, end in self.order.parts():
             yield list(zip(order[start:end], seeds[start:end], strict=True))
 
 
 class WorkerLoader:
-    """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes."""
+    """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes.
+
+    In training with several views, images are (views, B, 3, 224, 224).
+    """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,
-                 world_size: int = 1):
+                 world_size: int = 1, views: tuple[str, ...] = ('weak',)):
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
-        self.generator = self.batches.generator
+        self.order = self.batches.order
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images), batch_sampler=self.batches, collate_fn=collate,
+            Images(source, train, opt.skip_bad_images, views), batch_sampler=self.batches, collate_fn=collate,
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
         self.normalise = Normalise(MEAN, STD, SIZE, device, opt.channels_last)
-
-    @property
-    def skip(self) -> int:
-        """Batches of the next epoch to leave out."""
-        return self.batches.skip
-
-    @skip.setter
-    def skip(self, batches):
-        self.batches.skip = batches
 
     def __len__(self):
         return len(self.loader)
@@ -165,6 +165,10 @@ class WorkerLoader:
             if batch[0] is None:
                 continue
             images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
-            yield self.normalise(images), target, index
+            if images.dim() == 4:
+                yield self.normalise(images), target, index
+            else:
+                views = self.normalise(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+                yield views.transpose(0, 1), target, index
         if bad:
             print(f'{bad} unreadable images passed over')

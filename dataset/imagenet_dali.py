@@ -1,5 +1,6 @@
 """ImageNet by NVIDIA DALI: the decoding and augmentation of --dali cpu on the CPU, of --dali gpu on the GPU."""
 import re
+from types import SimpleNamespace
 
 import torch
 
@@ -38,7 +39,7 @@ class DaliLoader:
         whole, rest = divmod(n // world_size if train else own, opt.batch_size)
         self.joins = train and rest == 1 and whole > 0 and not drop_last     # the last batch and a lone image after it
         self.steps = whole + (rest > 0 and not drop_last and not self.joins)
-        self.generator, self.skip = None, 0     # DALI draws on its own; of an interrupted epoch the rest is drawn anew
+        self.order = SimpleNamespace(generator=None, skip=0)    # DALI draws on its own: no epoch can be drawn again
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=max(1, opt.num_workers), seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
@@ -82,7 +83,7 @@ class DaliLoader:
         return self.steps
 
     def __iter__(self):
-        skip, self.skip = self.skip, 0
+        skip, self.order.skip = self.order.skip, 0
         last = self.steps - 1
         for step, (batch,) in enumerate(self._batches(), start=skip):
             images = batch['images'].to(self.device, non_blocking=True)

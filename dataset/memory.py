@@ -2,29 +2,15 @@
 import torch
 import torch.nn.functional as F
 
+from .augment import Strong, seeded
 from .normalise import Normalise
+from .order import EpochOrder
 
 # CIFAR-100's training set; all small images are normalised with these, so that a student can be shipped with two
 # constants.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 PAD = 4
-
-
-def batch_parts(n: int, batch_size: int, drop_last: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
-    """(start, end) of a process's part of each batch of an epoch of n samples, batch_size in a full one.
-
-    A short last batch is divided evenly too, and a rest that cannot be is left out. Where it has one image a process,
-    which batch normalisation cannot take, the batch before takes that one too. drop_last: no short batch at all.
-    """
-    whole, rest = divmod(n, batch_size * world_size)
-    sizes, last = [batch_size] * whole, 0 if drop_last else rest // world_size
-    if last == 1 and sizes:
-        sizes[-1] += 1
-    elif last:
-        sizes.append(last)
-    firsts = (step * batch_size * world_size for step in range(len(sizes)))
-    return [(first + rank * size, first + (rank + 1) * size) for first, size in zip(firsts, sizes, strict=True)]
 
 
 class MemoryLoader:
@@ -34,24 +20,28 @@ class MemoryLoader:
     normalisation, random crop back to H x W, horizontal flip with probability 1/2, scale to [0, 1], normalise.
     train=False serves the images in order, normalised. index is the sample's place in the data set.
 
-    All random numbers come from `generator`, on the CPU, an epoch at a time: the same batches on every device, and no
-    transfer between device and host inside an epoch.
+    views: how each view of an image is made, see augment.VIEWS. With several, images are (views, B, 3, H, W), each view
+    with a crop and a flip of its own.
+
+    All random numbers are drawn on the CPU, an epoch at a time: the same batches on every device, and no transfer
+    between device and host inside an epoch.
     """
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
-                 rank: int = 0, world_size: int = 1):
+                 rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',)):
         """images: uint8 (N, 3, H, W); target: int64 (N,). drop_last: a short last batch is left out.
 
         All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
-        batch_size, and in a test every world_size-th image. `skip` batches of the next epoch are left out.
+        batch_size, and in a test every world_size-th image.
         """
-        self.rank, self.world_size, self.skip = rank, world_size, 0
+        self.rank, self.world_size = rank, world_size
         self.size = tuple(images.shape[2:])
-        self.batch_size, self.device, self.train, self.drop_last = batch_size, device, train, drop_last
+        self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
         self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
+        self.strong = Strong() if 'strong' in views else None
         images = images.permute(0, 2, 3, 1)
         if train:
             # A view of every crop: windows[n, y, x] (H, W, 3) is image n cut at row y, column x of its padded form.
@@ -68,11 +58,7 @@ class MemoryLoader:
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
         own = len(range(self.rank, self.n_samples, self.world_size))
-        return len(self.parts()) if self.train else -(-own // self.batch_size)
-
-    def parts(self) -> list[tuple[int, int]]:
-        """Where each batch of this process begins and ends in the epoch's order."""
-        return batch_parts(self.n_samples, self.batch_size, self.drop_last, self.rank, self.world_size)
+        return len(self.order) if self.train else -(-own // self.batch_size)
 
     def __iter__(self):
         return self._augmented() if self.train else self._plain()
@@ -83,14 +69,37 @@ class MemoryLoader:
             yield self.normalise(self.images[batch]), self.target[batch], batch
 
     def _augmented(self):
-        n = self.n_samples
-        order = torch.randperm(n, generator=self.generator)
-        corner = torch.randint(0, 2 * PAD + 1, (2, n), generator=self.generator)
-        flip = torch.randint(0, 2, (1, n), generator=self.generator)
-        plan = torch.cat([order[None], corner, flip]).to(self.device)
-        skip, self.skip = self.skip, 0
-        for start, end in self.parts()[skip:]:
-            index, y, x, flip = plan[:, start:end]
-            crop = self.windows[index, y, x]
-            crop = torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
-            yield self.normalise(crop), self.target[index], index
+        order = self.order.permutation()
+        places = [self._places() for _ in self.views]
+        seeds = self.order.integers(2**63 - 1, len(order)) if self.strong else None
+        plan = torch.cat([order[None], *places]).to(self.device)
+        for start, end in self.order.parts():
+            index, *places = plan[:, start:end]
+            views = [self._crop(index, *places[i:i + 3]) for i in range(0, len(places), 3)]
+            for i, kind in enumerate(self.views):
+                if kind == 'strong':
+                    views[i] = self._strengthened(views[i], seeds[start:end].tolist())
+            images = [self.normalise(view) for view in views]
+            yield images[0] if len(images) == 1 else _stack(images), self.target[index], index
+
+    def _places(self):
+        """(3, N): row and column of each image's crop, and whether it is flipped."""
+        corner = self.order.integers(2 * PAD + 1, 2, self.n_samples)
+        return torch.cat([corner, self.order.integers(2, 1, self.n_samples)])
+
+    def _crop(self, index, y, x, flip):
+        """uint8 (B, H, W, 3)."""
+        crop = self.windows[index, y, x]
+        return torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
+
+    def _strengthened(self, images, seeds):
+        with torch.random.fork_rng(devices=[]):
+            return torch.stack([seeded(self.strong, image.permute(2, 0, 1), seed).permute(1, 2, 0)
+                                for image, seed in zip(images, seeds, strict=True)])
+
+
+def _stack(views):
+    """[(B, 3, H, W), ...] -> (views, B, 3, H, W), each view with the memory layout that it had."""
+    if views[0].is_contiguous():
+        return torch.stack(views)
+    return torch.stack([view.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)

@@ -1,43 +1,65 @@
 """Every distillation method by its name: distiller_dict[name](student, teacher, opt, data)."""
-from helper.errors import UserError, nearest
+from torch import nn
 
-from .abound import AB, ABLoss, Connector
-from .attention import AT, Attention
+from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.errors import UserError, nearest
+from models.load import load_net, new_net, teacher_name
+
+from .abound import ABDistiller, ABLoss, Connector
+from .attention import ATDistiller, Attention
 from .base import Distiller
-from .correlation import CC, Correlation, LinearEmbed
-from .crd import CRD, ContrastSampler, CRDLoss, Embed
-from .criterion import DistillKL
-from .dkd import DKD, dkd_loss
-from .factor import FT, FactorTransfer, Paraphraser, Translator
+from .correlation import CCDistiller, Correlation, LinearEmbed
+from .crd import ContrastSampler, CRDDistiller, CRDLoss, Embed
+from .criterion import DistillKL, distill_kl
+from .dkd import DKDDistiller, dkd_loss
+from .factor import FactorTransfer, FTDistiller, Paraphraser, Translator
 from .fsp import FSP, FSPDistiller
-from .hint import ConvReg, Hint, HintLoss
-from .hkd import HKD, HKDLoss
-from .irg import IRG, IRGLoss
-from .kd import KD
+from .hint import ConvReg, FitNetDistiller, HintLoss
+from .hkd import HKDDistiller, HKDLoss
+from .irg import IRGDistiller, IRGLoss
+from .kd import KDDistiller
 from .kdsvd import KDSVD, KDSVDDistiller
-from .nst import NST, NSTLoss
+from .nst import NSTDistiller, NSTLoss
 from .pkt import PKT, PKTDistiller
-from .rkd import RKD, RKDLoss
-from .semckd import MLPEmbed, SelfA, SemCKD, SemCKDLoss
-from .similarity import SP, Similarity
-from .vid import VID, VIDLoss
+from .rkd import RKDDistiller, RKDLoss
+from .semckd import MLPEmbed, SelfA, SemCKDDistiller, SemCKDLoss
+from .similarity import Similarity, SPDistiller
+from .vanilla import Vanilla
+from .vid import VIDDistiller, VIDLoss
 
 distiller_dict: dict[str, type[Distiller]] = {
-    'kd': KD, 'hint': Hint, 'attention': AT, 'similarity': SP, 'correlation': CC, 'vid': VID, 'rkd': RKD,
-    'pkt': PKTDistiller, 'irg': IRG, 'hkd': HKD, 'crd': CRD, 'semckd': SemCKD, 'nst': NST, 'fsp': FSPDistiller,
-    'abound': AB, 'factor': FT, 'kdsvd': KDSVDDistiller, 'dkd': DKD,
+    'kd': KDDistiller, 'hint': FitNetDistiller, 'attention': ATDistiller, 'similarity': SPDistiller,
+    'correlation': CCDistiller, 'vid': VIDDistiller, 'rkd': RKDDistiller, 'pkt': PKTDistiller, 'irg': IRGDistiller,
+    'hkd': HKDDistiller, 'crd': CRDDistiller, 'semckd': SemCKDDistiller, 'nst': NSTDistiller, 'fsp': FSPDistiller,
+    'abound': ABDistiller, 'factor': FTDistiller, 'kdsvd': KDSVDDistiller, 'dkd': DKDDistiller,
 }
 
 __all__ = [
     'ABLoss', 'Attention', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation', 'DistillKL',
     'Distiller', 'Embed', 'FSP', 'FactorTransfer', 'HKDLoss', 'HintLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLPEmbed',
     'NSTLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'SelfA', 'SemCKDLoss', 'Similarity', 'Translator', 'VIDLoss',
-    'distiller_dict', 'dkd_loss', 'get_method',
+    'Vanilla', 'distill_kl', 'distiller_dict', 'dkd_loss', 'get_method', 'load_inference_net',
 ]
 
 
-def get_method(name: str) -> type[Distiller]:
-    """The Distiller class of a --distill name. Raises UserError for no method."""
+def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
+    """The Distiller class of a method's name. Raises UserError that names `flag` for no method."""
     if name not in distiller_dict:
-        raise UserError(f'--distill {name}: no such method; {nearest(name, distiller_dict)}')
+        raise UserError(f'{flag} {name}: no such method; {nearest(name, distiller_dict)}')
     return distiller_dict[name]
+
+
+def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:
+    """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
+
+    Raises UserError that names `flag`.
+    """
+    checkpoint = load_checkpoint(path, flag)
+    name = teacher_name(path, checkpoint, flag)
+    method = checkpoint.pop('inference_net', None)
+    if method is None:
+        return name, load_net(path, checkpoint, name, data, flag)
+    weights = weights_of(checkpoint)
+    net = get_method(str(method)).rebuild_inference_net(new_net(path, checkpoint, name, data, flag), weights)
+    load_weights(net, weights, f'{flag} {path}: not the weights of {name} as --distill {method} deploys it')
+    return f'{name} by {method}', net

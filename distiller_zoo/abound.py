@@ -50,22 +50,23 @@ class ABLoss(nn.Module):
         return F.relu(self.margin - side * f_s).pow(2).sum()
 
 
-class AB(Distiller):
+class ABDistiller(Distiller):
     """A first stage fits the boundaries; the second is the task with soft labels, where beta has nothing to weigh."""
 
     title = 'AB'
     paper = 'Heo et al., AAAI 2019, arXiv:1811.03233'
     uses = 'stage pre-activations, in a first stage'
-    default_beta = 1.0
+    init_needs = ('feats',)
+    published = {'beta': 1.0}
     init_stage = True
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         try:
             self.probe(data, preact=True)
         except NotImplementedError as error:
             raise UserError(f'--distill abound: needs pre-activations; {error}') from error
-        stages_s, stages_t = ([(2, *shape) for shape in shapes[1:-1]] for shapes in (shapes_s, shapes_t))
+        stages_s, stages_t = ([(2, *shape) for shape in shapes.feats[1:-1]] for shapes in (shapes_s, shapes_t))
         self.connector = Connector(stages_s, stages_t)
         self.criterion = ABLoss(len(self.connector.connectors))
 
@@ -74,6 +75,5 @@ class AB(Distiller):
         self.connector.requires_grad_(False)
 
     def init_loss(self, images):
-        feats_s, _ = self.student(images, is_feat=True, preact=True)
-        feats_t, _ = self.ask_teacher(images, preact=True)
-        return sum(self.criterion(self.connector(feats_s[1:-1]), feats_t[1:-1]))
+        maps_s, maps_t = (ask(images, preact=True).feats[1:-1] for ask in (self.student.outputs, self.ask_teacher))
+        return sum(self.criterion(self.connector(maps_s), maps_t))

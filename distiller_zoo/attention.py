@@ -27,15 +27,16 @@ class Attention(nn.Module):
         return F.normalize(f.pow(self.p).mean(1).flatten(1), dim=1)
 
 
-class AT(Distiller):
+class ATDistiller(Distiller):
     title = 'AT'
     paper = 'Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928'
     uses = 'stage features, in order'
-    default_beta = 1000.0
+    needs = ('feats',)
+    published = {'beta': 1000.0}
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         self.criterion = Attention()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return sum(self.criterion(feats_s[1:-1], feats_t[1:-1]))
+    def method_loss(self, out_s, out_t, target, index):
+        return sum(self.criterion(out_s.feats[1:-1], out_t.feats[1:-1]))

@@ -1,6 +1,8 @@
 """CC: the student's errors on neighbouring samples shall not go together."""
 from torch import nn
 
+from helper.cli import number
+
 from .base import Distiller
 
 
@@ -24,18 +26,23 @@ class Correlation(nn.Module):
         return (difference[:-1] * difference[1:]).sum(1).mean()
 
 
-class CC(Distiller):
+class CCDistiller(Distiller):
     title = 'CC'
     paper = 'Peng et al., ICCV 2019, arXiv:1904.01802'
     uses = 'feats[-1]'
-    default_beta = 0.02
+    needs = ('embedding',)
+    published = {'beta': 0.02}
     float32 = True
     pairwise = True
 
+    @classmethod
+    def add_arguments(cls, add):
+        add('--feat_dim', type=number(int, low=1, high=65536), default=128, help='width of the embeddings')
+
     def build(self, opt, data, shapes_s, shapes_t):
-        self.embed_s = LinearEmbed(shapes_s[-1][0], opt.feat_dim)
-        self.embed_t = LinearEmbed(shapes_t[-1][0], opt.feat_dim)
+        self.embed_s = LinearEmbed(shapes_s.embedding[0], opt.feat_dim)
+        self.embed_t = LinearEmbed(shapes_t.embedding[0], opt.feat_dim)
         self.criterion = Correlation()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(self.embed_s(feats_s[-1]), self.embed_t(feats_t[-1]))
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(self.embed_s(out_s.embedding), self.embed_t(out_t.embedding))

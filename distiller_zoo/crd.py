@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helper import distributed
+from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
@@ -144,12 +145,22 @@ class ContrastSampler(nn.Module):
         return window.new_empty(len(target), k + 1).scatter_(1, place, window)[:, :k]
 
 
-class CRD(Distiller):
+class CRDDistiller(Distiller):
     title = 'CRD'
     paper = 'Tian et al., ICLR 2020, arXiv:1910.10699'
     uses = 'feats[-1], sample index'
-    default_beta = 0.8
+    needs = ('embedding',)
+    published = {'beta': 0.8}
     float32 = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--feat_dim', type=number(int, low=1, high=65536), default=128, help='width of the embeddings')
+        add('--mode', choices=('exact', 'relax'), default='exact',
+            help='the positive: the image itself, or any of its class')
+        add('--nce_k', type=number(int, low=1, high=10**7), default=16384, help='negatives for each image')
+        add('--nce_t', type=number(float, above=0), default=0.07, help='temperature')
+        add('--nce_m', type=number(float, low=0, high=1), default=0.5, help='momentum of the memories')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.sampler = ContrastSampler(data.labels, opt.nce_k, opt.mode == 'relax')
@@ -159,8 +170,8 @@ class CRD(Distiller):
             print(f'--nce_k {opt.nce_k}: the other classes have {self.sampler.fewest_negatives} samples; '
                   f'negatives are drawn with repetition')
         self.criterion = CRDLoss(SimpleNamespace(
-            s_dim=shapes_s[-1][0], t_dim=shapes_t[-1][0], feat_dim=opt.feat_dim, n_data=data.n_train,
+            s_dim=shapes_s.embedding[0], t_dim=shapes_t.embedding[0], feat_dim=opt.feat_dim, n_data=data.n_train,
             nce_t=opt.nce_t, nce_m=opt.nce_m))
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(feats_s[-1], feats_t[-1], index, self.sampler(index, target))
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.embedding, out_t.embedding, index, self.sampler(index, target))

@@ -27,17 +27,15 @@ def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature: f
     return scale * (alpha * tckd + beta * nckd)
 
 
-class DKD(Distiller):
-    """The paper's weights inside the loss, 1 and 8; give -a 0 to leave the soft-label loss of the base out."""
+class DKDDistiller(Distiller):
+    """The paper's weights inside the loss, 1 and 8, instead of the soft-label loss: alpha is 0 unless -a is given."""
 
     title = 'DKD'
     paper = 'Zhao et al., CVPR 2022, arXiv:2203.08679'
     uses = 'logits'
-    default_beta = 1.0
+    published = {'alpha': 0.0, 'beta': 1.0}
     float32 = True
 
-    def build(self, opt, data, shapes_s, shapes_t):
-        self.temperature = opt.kd_T
-
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return dkd_loss(logits_s, logits_t, target, 1.0, 8.0, self.temperature)
+    def method_loss(self, out_s, out_t, target, index):
+        logits_s, logits_t, temperature = self.soft_labels(out_s, out_t)
+        return dkd_loss(logits_s, logits_t, target, 1.0, 8.0, temperature)

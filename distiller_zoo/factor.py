@@ -54,32 +54,34 @@ class FactorTransfer(nn.Module):
         return (s - t).abs().mean()
 
 
-class FT(Distiller):
+class FTDistiller(Distiller):
     """A first stage trains the paraphraser on the teacher alone; then it is frozen."""
 
     title = 'FT'
     paper = 'Kim et al., NeurIPS 2018, arXiv:1802.04977'
     uses = 'feats[-2], paraphrased in a first stage'
-    default_beta = 200.0
+    needs = ('feats',)
+    init_needs = ('feats',)
+    published = {'beta': 200.0}
     init_stage = True
     init_learning_rate = 0.01
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, [shapes_s[-2]], [shapes_t[-2]])
-        self.translator = Translator((2, *shapes_s[-2]), (2, *shapes_t[-2]))
-        self.paraphraser = Paraphraser((2, *shapes_t[-2]))
+        self.check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
+        self.translator = Translator((2, *shapes_s.feats[-2]), (2, *shapes_t.feats[-2]))
+        self.paraphraser = Paraphraser((2, *shapes_t.feats[-2]))
         self.criterion = FactorTransfer()
 
     def init_loss(self, images):
-        feats_t, _ = self.ask_teacher(images)
-        _, reconstruction = self.paraphraser(feats_t[-2])
-        return F.mse_loss(reconstruction, feats_t[-2])
+        f_t = self.ask_teacher(images).feats[-2]
+        _, reconstruction = self.paraphraser(f_t)
+        return F.mse_loss(reconstruction, f_t)
 
     def finish_init(self):
         super().finish_init()
         self.paraphraser.requires_grad_(False)
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
+    def method_loss(self, out_s, out_t, target, index):
         with torch.no_grad():
-            factor_t = self.paraphraser(feats_t[-2], is_factor=True)
-        return self.criterion(self.translator(feats_s[-2]), factor_t)
+            factor_t = self.paraphraser(out_t.feats[-2], is_factor=True)
+        return self.criterion(self.translator(out_s.feats[-2]), factor_t)

@@ -43,14 +43,13 @@ class FSPDistiller(Distiller):
     title = 'FSP'
     paper = 'Yim et al., CVPR 2017'
     uses = 'feats[:-1], in a first stage'
-    default_beta = 50.0
+    init_needs = ('feats',)
+    published = {'beta': 50.0}
     init_stage = True
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[:-1], shapes_t[:-1])
-        self.criterion = FSP([(2, *shape) for shape in shapes_s[:-1]], [(2, *shape) for shape in shapes_t[:-1]])
+        self.check_maps(opt, shapes_s.feats[:-1], shapes_t.feats[:-1])
+        self.criterion = FSP(*([(2, *shape) for shape in shapes.feats[:-1]] for shapes in (shapes_s, shapes_t)))
 
     def init_loss(self, images):
-        feats_s, _ = self.student(images, is_feat=True)
-        feats_t, _ = self.ask_teacher(images)
-        return sum(self.criterion(feats_s[:-1], feats_t[:-1]))
+        return sum(self.criterion(self.student.outputs(images).feats[:-1], self.ask_teacher(images).feats[:-1]))

@@ -2,6 +2,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
@@ -43,21 +44,26 @@ class HintLoss(nn.Module):
         return F.mse_loss(f_s, f_t)
 
 
-class Hint(Distiller):
+class FitNetDistiller(Distiller):
     title = 'FitNet'
     paper = 'Romero et al., ICLR 2015, arXiv:1412.6550'
     uses = 'feats[--hint_layer]'
-    default_beta = 100.0
+    needs = ('feats',)
+    published = {'beta': 100.0}
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--hint_layer', type=number(int, low=0, high=4), default=1, help='the feature that is compared')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.layer = opt.hint_layer
-        for name, shapes in ((opt.model_s, shapes_s), (opt.model_t, shapes_t)):
+        for name, shapes in ((opt.model_s, shapes_s.feats), (opt.model_t, shapes_t.feats)):
             if self.layer > len(shapes) - 2:
                 raise UserError(f'--hint_layer {self.layer}: {name} has feature layers 0..{len(shapes) - 2}')
-        s_shape, t_shape = shapes_s[self.layer], shapes_t[self.layer]
+        s_shape, t_shape = shapes_s.feats[self.layer], shapes_t.feats[self.layer]
         self.check_maps(opt, [s_shape], [t_shape])
         self.regressor = ConvReg((2, *s_shape), (2, *t_shape))
         self.criterion = HintLoss()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(*self.regressor(feats_s[self.layer], feats_t[self.layer]))
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(*self.regressor(out_s.feats[self.layer], out_t.feats[self.layer]))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
+from helper.cli import number
+
 from .base import Distiller
 from .pairwise import cosine_kernel, row_probabilities, squared_distances
 
@@ -42,15 +44,22 @@ class HKDLoss(nn.Module):
         return loss
 
 
-class HKD(Distiller):
+class HKDDistiller(Distiller):
     """The second of two passes: --path-t is an auxiliary teacher that was itself distilled, with pkt."""
 
     title = 'HKD'
     paper = 'Passalis et al., CVPR 2020, arXiv:2005.00727'
     uses = 'stage features, in order'
-    default_beta = 1.0
+    needs = ('feats',)
+    published = {'beta': 1.0}
     float32 = True
     pairwise = True
+    auxiliary_teacher = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--hkd_initial_weight', type=number(float, low=0), default=100.0, help='weight of the first layer')
+        add('--hkd_decay', type=number(float, above=0, high=100), default=0.7, help='from each layer to the next')
 
     def build(self, opt, data, shapes_s, shapes_t):
         if not re.match('S[:~].+_T[:~]', Path(opt.path_t).resolve().parent.name):
@@ -58,5 +67,5 @@ class HKD(Distiller):
                   f'between the teacher and the student in size, that learnt by --distill pkt')
         self.criterion = HKDLoss(opt.hkd_initial_weight, opt.hkd_decay)
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(feats_s[1:-1], feats_t[1:-1])
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.feats[1:-1], out_t.feats[1:-1])

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
@@ -51,19 +52,27 @@ class IRGLoss(nn.Module):
         return loss
 
 
-class IRG(Distiller):
+class IRGDistiller(Distiller):
     title = 'IRG'
     paper = 'Liu et al., CVPR 2019'
     uses = 'feats[-1], feats[--transform_layer_s/_t]'
-    default_beta = 0.005
+    needs = ('embedding', 'feats')
+    published = {'beta': 0.005}
     float32 = True
     pairwise = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        layers = {'type': number(int, low=0), 'nargs': '+', 'default': [], 'metavar': 'LAYER'}
+        add('--transform_layer_t', **layers, help="the teacher's features whose changes are compared, two for each")
+        add('--transform_layer_s', **layers, help="the student's")
+        add('--no_edge_transform', action='store_true', help='leave the edges out of these changes')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.layers_s, self.layers_t = opt.transform_layer_s, opt.transform_layer_t
         self.no_edge_transform = opt.no_edge_transform
-        for flag, name, layers, shapes in (('--transform_layer_s', opt.model_s, self.layers_s, shapes_s),
-                                           ('--transform_layer_t', opt.model_t, self.layers_t, shapes_t)):
+        for flag, name, layers, shapes in (('--transform_layer_s', opt.model_s, self.layers_s, shapes_s.feats),
+                                           ('--transform_layer_t', opt.model_t, self.layers_t, shapes_t.feats)):
             for layer in layers:
                 if not 0 <= layer < len(shapes):
                     raise UserError(f'{flag} {layer}: {name} has feature layers 0..{len(shapes) - 1}')
@@ -72,6 +81,6 @@ class IRG(Distiller):
                             f'{len(self.layers_t)} layers; give both the same even number, two to a transformation')
         self.criterion = IRGLoss()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(feats_s[-1], feats_t[-1], [feats_s[i] for i in self.layers_s],
-                              [feats_t[i] for i in self.layers_t], self.no_edge_transform)
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.embedding, out_t.embedding, [out_s.feats[i] for i in self.layers_s],
+                              [out_t.feats[i] for i in self.layers_t], self.no_edge_transform)

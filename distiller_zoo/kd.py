@@ -2,7 +2,7 @@
 from .base import Distiller
 
 
-class KD(Distiller):
+class KDDistiller(Distiller):
     """The soft-label loss of the base is the whole method; its weight is alpha, not beta."""
 
     title = 'KD'

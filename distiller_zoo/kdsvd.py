@@ -71,16 +71,17 @@ class KDSVDDistiller(Distiller):
     title = 'KDSVD'
     paper = 'Lee et al., ECCV 2018, arXiv:1807.06819'
     uses = 'stage features, in order'
-    default_beta = 1.0
+    needs = ('feats',)
+    published = {'beta': 1.0}
     float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
-        pairs = list(zip(shapes_s[1:-1], shapes_t[1:-1], strict=False))
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        pairs = list(zip(shapes_s.feats[1:-1], shapes_t.feats[1:-1], strict=False))
         if any(s[0] != t[0] for s, t in pairs):
             raise UserError(f'--distill kdsvd: needs stages of equal channels; {opt.model_s} has '
                             f'{[s[0] for s, _ in pairs]}, {opt.model_t} {[t[0] for _, t in pairs]}')
         self.criterion = KDSVD()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return sum(self.criterion(feats_s[1:-1], feats_t[1:-1]))
+    def method_loss(self, out_s, out_t, target, index):
+        return sum(self.criterion(out_s.feats[1:-1], out_t.feats[1:-1]))

@@ -28,16 +28,17 @@ class NSTLoss(nn.Module):
         return (a @ b.transpose(1, 2)).pow(2).mean()
 
 
-class NST(Distiller):
+class NSTDistiller(Distiller):
     title = 'NST'
     paper = 'Huang and Wang, 2017, arXiv:1707.01219'
     uses = 'stage features, in order'
-    default_beta = 50.0
+    needs = ('feats',)
+    published = {'beta': 50.0}
     float32 = True
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         self.criterion = NSTLoss()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return sum(self.criterion(feats_s[1:-1], feats_t[1:-1]))
+    def method_loss(self, out_s, out_t, target, index):
+        return sum(self.criterion(out_s.feats[1:-1], out_t.feats[1:-1]))

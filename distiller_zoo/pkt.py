@@ -21,12 +21,13 @@ class PKTDistiller(Distiller):
     title = 'PKT'
     paper = 'Passalis and Tefas, ECCV 2018, arXiv:1803.10837'
     uses = 'feats[-1]'
-    default_beta = 30000.0
+    needs = ('embedding',)
+    published = {'beta': 30000.0}
     float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = PKT()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(feats_s[-1], feats_t[-1])
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.embedding, out_t.embedding)

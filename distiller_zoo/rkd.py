@@ -44,16 +44,17 @@ class RKDLoss(nn.Module):
         return distances / (distances.sum() / (n * (n - 1))), cosines
 
 
-class RKD(Distiller):
+class RKDDistiller(Distiller):
     title = 'RKD'
     paper = 'Park et al., CVPR 2019, arXiv:1904.05068'
     uses = 'feats[-1]'
-    default_beta = 1.0
+    needs = ('embedding',)
+    published = {'beta': 1.0}
     float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = RKDLoss()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return self.criterion(feats_s[-1], feats_t[-1])
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.embedding, out_t.embedding)

@@ -104,29 +104,30 @@ class SemCKDLoss(nn.Module):
         return (weight.flatten(1) * torch.stack(error, 1)).sum() / (n * s_len)
 
 
-class SemCKD(Distiller):
+class SemCKDDistiller(Distiller):
     """Every pair of a student and a teacher stage, weighted by learnt attention."""
 
     title = 'SemCKD'
     paper = 'Chen et al., AAAI 2021, arXiv:2012.03236'
     uses = 'stage features, all pairs'
-    default_beta = 400.0
-    imagenet_beta = 50.0
+    needs = ('feats',)
+    published = {'beta': 400.0}
+    published_imagenet = {'beta': 50.0}
     own_buffers = ('attention_sum', 'attention_batches')
     drop_last = True        # the MLPs' input width is the batch size
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
-        channels_s = [shape[0] for shape in shapes_s[1:-1]]
-        channels_t = [shape[0] for shape in shapes_t[1:-1]]
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        channels_s = [shape[0] for shape in shapes_s.feats[1:-1]]
+        channels_t = [shape[0] for shape in shapes_t.feats[1:-1]]
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)
         self.criterion = SemCKDLoss()
         # The epoch's sum of the batches' mean attention, and how many batches: for the eye, not for training.
         self.register_buffer('attention_sum', torch.zeros(len(channels_s), len(channels_t)))
         self.register_buffer('attention_batches', torch.zeros(()))
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        proj_s, target_t, weight = self.attention(feats_s[1:-1], feats_t[1:-1])
+    def method_loss(self, out_s, out_t, target, index):
+        proj_s, target_t, weight = self.attention(out_s.feats[1:-1], out_t.feats[1:-1])
         with torch.no_grad():
             self.attention_sum += weight.mean(0)
             self.attention_batches += 1

@@ -18,16 +18,17 @@ class Similarity(nn.Module):
         return F.normalize(flat @ flat.t(), dim=1)
 
 
-class SP(Distiller):
+class SPDistiller(Distiller):
     title = 'SP'
     paper = 'Tung and Mori, ICCV 2019, arXiv:1907.09682'
     uses = 'feats[-2]'
-    default_beta = 3000.0
+    needs = ('feats',)
+    published = {'beta': 3000.0}
     float32 = True
     pairwise = True
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = Similarity()
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
-        return sum(self.criterion([feats_s[-2]], [feats_t[-2]]))
+    def method_loss(self, out_s, out_t, target, index):
+        return sum(self.criterion([out_s.feats[-2]], [out_t.feats[-2]]))

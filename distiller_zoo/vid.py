@@ -32,17 +32,18 @@ class VIDLoss(nn.Module):
         return ((self.regressor(f_s) - f_t).pow(2) / variance + variance.log()).mean() / 2
 
 
-class VID(Distiller):
+class VIDDistiller(Distiller):
     title = 'VID'
     paper = 'Ahn et al., CVPR 2019, arXiv:1904.05835'
     uses = 'stage features, in order'
-    default_beta = 1.0
+    needs = ('feats',)
+    published = {'beta': 1.0}
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s[1:-1], shapes_t[1:-1])
+        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         self.criteria = nn.ModuleList(VIDLoss(s[0], t[0], t[0])
-                                      for s, t in zip(shapes_s[1:-1], shapes_t[1:-1], strict=False))
+                                      for s, t in zip(shapes_s.feats[1:-1], shapes_t.feats[1:-1], strict=False))
 
-    def method_loss(self, feats_s, logits_s, feats_t, logits_t, target, index):
+    def method_loss(self, out_s, out_t, target, index):
         return sum(criterion(f_s, f_t)
-                   for criterion, f_s, f_t in zip(self.criteria, feats_s[1:-1], feats_t[1:-1], strict=False))
+                   for criterion, f_s, f_t in zip(self.criteria, out_s.feats[1:-1], out_t.feats[1:-1], strict=False))

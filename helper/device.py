@@ -1,10 +1,12 @@
-"""Where a run computes, and its random numbers."""
+"""Where a run computes, in how many bits, and its random numbers."""
 import random
 
 import numpy as np
 import torch
 
 from .errors import UserError
+
+KINDS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}     # the values of --amp
 
 
 def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
@@ -37,7 +39,7 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
 
 
 def memory_format(opt) -> torch.memory_format:
-    """How --channels_last wants the weights to lie; activations follow them."""
+    """The memory layout of the weights for --channels_last; activations follow them."""
     return torch.channels_last if opt.channels_last else torch.contiguous_format
 
 
@@ -51,7 +53,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def random_state() -> dict:
-    """The state of Python's, NumPy's and torch's random numbers, as tensors and plain values."""
+    """The state of the random number generators of Python, NumPy and torch, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()
     return {'python': random.getstate(), 'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
             'torch': torch.get_rng_state(),
@@ -59,7 +61,7 @@ def random_state() -> dict:
 
 
 def restore_random_state(state: dict) -> None:
-    """Put back what random_state gave. A damaged state raises what the generators raise."""
+    """Restore what random_state returned. A damaged state raises what the generators raise."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
@@ -67,3 +69,40 @@ def restore_random_state(state: dict) -> None:
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state['cuda'])
+
+
+class Precision:
+    """Autocast for the forward pass, and for float16 a scaler that keeps small gradients from vanishing."""
+
+    smallest_scale = 2.0 ** -14
+
+    def __init__(self, kind: str | None, device: torch.device):
+        """kind: the value of --amp: None, 'auto', 'bfloat16' or 'float16'. auto is bfloat16 where the GPU has it."""
+        self.device = device
+        if kind == 'auto' and device.type == 'cpu':
+            print('--amp: 16 bits are not faster on a CPU: computing in float32; --amp bfloat16 asks for them all the '
+                  'same')
+            kind = None
+        elif kind == 'auto':
+            kind = 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
+        self.dtype = KINDS.get(kind)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self):
+        """A context for the forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
+        """Add the gradients of `loss` to the parameters' .grad; with float16 they are scaled."""
+        self.scaler.scale(loss).backward(retain_graph=retain_graph)
+
+    def step(self, optimizer) -> None:
+        """One step of the optimiser. With float16 a step whose gradients overflow is skipped."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def check(self) -> None:
+        """Raises UserError when the gradients overflow whatever the scale: that is no skipped step, but divergence."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < self.smallest_scale:
+            raise UserError(f'--amp float16: the gradients are not finite at any scale (now {self.scaler.get_scale():g}'
+                            f'): the run diverged; lower --learning_rate or --beta')

@@ -1,4 +1,4 @@
-"""What the processes that train one model do together; alone, each function does the plain thing."""
+"""What the processes that train one model do together; in a single process each function does the plain thing."""
 import contextlib
 import copy
 import inspect
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .cli import values
 from .device import select_device
 from .errors import UserError
-from .sync_batchnorm import synchronise_batchnorm
 
 _control = None         # the gloo group in which CPU values are exchanged
 
@@ -72,7 +72,7 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
 
 @contextlib.contextmanager
 def _without_cpp_messages():
-    """What C++ writes to stderr is thrown away: dozens of lines for a failure that an exception tells too."""
+    """Discard what C++ writes to stderr: dozens of lines about a failure that an exception reports as well."""
     if '--debug' in sys.argv:
         yield
         return
@@ -87,14 +87,14 @@ def _without_cpp_messages():
 
 
 def agree_on_options(opt) -> None:
-    """Once the processes have met: process 0 decides what nobody gave (opt.filled_in, as a drawn seed).
+    """Once the processes have met: process 0 decides what the user did not give (opt.flags.filled_in, as the seed).
 
     Raises UserError, the same in every process, where they were started with other options, code or torch.
     """
-    given = {name: value for name, value in vars(opt).items() if name not in opt.filled_in}
+    given = {name: value for name, value in values(opt).items() if name not in opt.flags.filled_in}
     check_alike({**given, 'torch': torch.__version__, 'code (checksum)': code_checksum()},
                 'start all of them with the same command, code and torch')
-    vars(opt).update(broadcast(lambda: {name: getattr(opt, name) for name in opt.filled_in}))
+    vars(opt).update(broadcast(lambda: {name: getattr(opt, name) for name in opt.flags.filled_in}))
 
 
 def check_alike(facts: dict, advice: str) -> None:
@@ -110,20 +110,23 @@ def check_alike(facts: dict, advice: str) -> None:
 def code_checksum() -> int:
     """A checksum of the source files that a run executes."""
     root, crc = Path(__file__).resolve().parents[1], 0
-    for folder in ('.', 'dataset', 'distiller_zoo', 'helper', 'models'):
+    for folder in ('.', 'dataset', 'distiller_zoo', 'helper', 'kernels', 'models'):
         for file in sorted([*(root / folder).glob('*.py'), *(root / folder).glob('*.cpp')]):
             crc = zlib.crc32(file.read_bytes(), crc)
     return crc
 
 
-def share(opt):
-    """The options with this process's part of batch_size and num_workers, which are totals. Raises UserError."""
+def per_process_options(opt):
+    """A copy of the options with batch_size and num_workers of one process; on the command line they are totals.
+
+    Raises UserError for a batch that cannot be divided.
+    """
     world = world_size()
     check_batch_size(opt, world)
-    part = copy.copy(opt)
-    part.batch_size = opt.batch_size // world
-    part.num_workers = -(-opt.num_workers // world)
-    return part
+    local = copy.copy(opt)
+    local.batch_size = opt.batch_size // world
+    local.num_workers = -(-opt.num_workers // world)
+    return local
 
 
 def check_batch_size(opt, world: int) -> None:
@@ -137,8 +140,12 @@ def check_batch_size(opt, world: int) -> None:
 
 
 def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
-    """`module` under DDP where there are several processes. unused: some of its parameters may get no gradient."""
-    if world_size() == 1:
+    """`module` under DDP where there are several processes. unused: some of its parameters may get no gradient.
+
+    DDP expects one backward pass a step: a module with `own_backward` stays as it is, and the loop averages its
+    gradients with average_gradients.
+    """
+    if world_size() == 1 or module.own_backward:
         return module
     warnings.filterwarnings('ignore', message='Grad strides do not match')      # of 1x1 kernels, which have two names
     # Buffers are no business of DDP's: batch norms are averaged before they are used, and the rest is kept equal.
@@ -185,6 +192,18 @@ def mean(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def average_gradients(module: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes. All processes have gradients for the same parameters."""
+    if world_size() == 1:
+        return
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    if grads:
+        flat = mean(torch.cat([grad.flatten() for grad in grads]))
+        for grad, averaged in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(averaged.view_as(grad))
+
+
+@torch.no_grad()
 def average_batchnorm(module: nn.Module) -> None:
     """Give every process the mean of all running statistics: before they are used or saved."""
     if world_size() == 1:
@@ -197,17 +216,69 @@ def average_batchnorm(module: nn.Module) -> None:
             s.copy_(averaged.view_as(s))
 
 
-class Agreement:
-    """A number that every process sets on its own and all read alike: the largest, one call later.
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
 
-    Later, so that nobody waits for the network: the exchange goes on beside the next step.
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOverRanks.forward(ctx, grad)
+
+
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What torch's SyncBatchNorm, which is for GPUs alone, does: (N, C, ...) of one N in every process."""
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        world = dist.get_world_size()
+        mean = _SumOverRanks.apply(x.mean(dims)) / world
+        var = _SumOverRanks.apply((x - mean.view(shape)).pow(2).mean(dims)) / world
+        with torch.no_grad():
+            n = world * x.numel() // x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synchronise_batchnorm(module: nn.Module) -> None:
+    """--sync_bn: take the statistics of batch norms over all processes. Parameters and their names stay.
+
+    torch has this for GPUs; on the CPU CpuSyncBatchNorm is used. A single process changes nothing.
+    """
+    if world_size() == 1:
+        return
+    if next(module.parameters()).device.type != 'cpu':
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.__class__ = CpuSyncBatchNorm
+
+
+class Agreement:
+    """The largest of a number that each process chooses, the same in all of them, known one call later.
+
+    One call later, so that nobody waits for the network: the exchange runs during the next step.
     """
 
     def __init__(self):
         self.pending = None
 
     def largest(self, value: int) -> int:
-        """The largest value that was given in the last call, in any process; alone, this `value`."""
+        """The largest value of the previous call in any process; in a single process this `value` itself."""
         if world_size() == 1:
             return value
         before = self.settle()
@@ -216,7 +287,7 @@ class Agreement:
         return before
 
     def settle(self) -> int:
-        """What the last call's exchange gave."""
+        """The result of the previous call's exchange."""
         if self.pending is None:
             return 0
         tensor, work = self.pending
@@ -230,9 +301,7 @@ def where(device: torch.device) -> str:
     return f'{world_size()} processes, {device.type}' if world_size() > 1 else str(device)
 
 
-def prepare(module: nn.Module, opt) -> None:
-    """After `module` was built, alike in all processes: random numbers of its own for each, and --sync_bn."""
+def seed_this_process(seed: int) -> None:
+    """Once the module is built, alike in all processes: from here on each draws random numbers of its own."""
     if rank():
-        torch.manual_seed(opt.seed + rank())
-    if opt.sync_bn and world_size() > 1:
-        synchronise_batchnorm(module)
+        torch.manual_seed(seed + rank())

@@ -1,7 +1,19 @@
-"""Running averages that stay on the device until somebody asks."""
+"""What an epoch is watched by: averages that stay on the device, a check for NaN, and a progress bar or lines."""
+import math
+import sys
+import threading
+import time
+from collections import deque
+from datetime import timedelta
+
 import torch
+from torch import nn
+from tqdm import tqdm
 
 from . import distributed
+from .errors import UserError
+
+tqdm.set_lock(threading.RLock())    # the default lock is shared between processes; one that is killed leaves it locked
 
 
 class Meter:
@@ -27,7 +39,7 @@ class Meter:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether reading the averages waits for nothing."""
+        """Whether the averages can be read without waiting for a GPU."""
         return self.sums is not None and self.sums.device.type == 'cpu'
 
     def state(self) -> dict:
@@ -35,7 +47,7 @@ class Meter:
         return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples}
 
     def restore(self, states: list[dict], device: torch.device) -> None:
-        """Go on from what state() gave here, or in several processes. Raises ValueError for other values."""
+        """Continue from what state() returned here, or in several processes. Raises ValueError for other values."""
         for state in states:
             names, sums, samples = list(state['names']), state['sums'], state['samples']
             if not isinstance(samples, int) or samples < 0 or sums.shape != (len(names),) or not sums.isfinite().all():
@@ -45,9 +57,9 @@ class Meter:
             self.names, self.samples = names, self.samples + samples
 
     def averages(self, everywhere: bool = True) -> dict:
-        """name -> average so far. The one place that waits for the device.
+        """name -> average so far. The only method that waits for the device.
 
-        everywhere: over all processes, each of which must call this then; else over this one alone.
+        everywhere: over all processes, which must then all call this; otherwise over this process alone.
         """
         own = self.names, [] if self.sums is None else self.sums.tolist(), self.samples
         parts = [part for part in (distributed.gather(own) if everywhere else [own]) if part[2]]
@@ -57,8 +69,101 @@ class Meter:
 
 
 def describe(averages: dict) -> str:
-    """The averages as a person reads them, top-5 left out."""
+    """The averages for a person to read, without top-5."""
     words = [f'{name} {value:.4g}' for name, value in averages.items() if name not in ('top1', 'top5')]
     if 'top1' in averages:
         words.append(f'top-1 {averages["top1"]:.2f}')
     return ', '.join(words)
+
+
+class FiniteCheck:
+    """Ends a run whose loss becomes NaN or infinite. On a GPU the losses are read some steps later, without waiting."""
+
+    def __init__(self, epoch: int, optimizer, advice: str = 'lower --learning_rate'):
+        """advice: what the user can do about it, the end of the error message."""
+        self.epoch, self.optimizer, self.advice = epoch, optimizer, advice
+        self.on_the_way = deque()       # copies from the GPU that have not arrived yet
+
+    def add(self, step: int, terms: dict) -> None:
+        """terms: name -> scalar tensor, 'loss' among them. Raises UserError for this step or for an earlier one."""
+        names, values = list(terms), torch.stack([t.detach().float() for t in terms.values()])
+        if values.device.type == 'cpu':
+            self.check(step, names, values)
+            return
+        copy = values.to('cpu', non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self.on_the_way.append((arrived, step, names, copy))
+        while self.on_the_way and self.on_the_way[0][0].query():
+            self.check(*self.on_the_way.popleft()[1:])
+
+    def check(self, step: int, names: list[str], values: torch.Tensor) -> None:
+        """Raises UserError unless the loss among these values, on the CPU, is finite."""
+        terms = dict(zip(names, values.tolist(), strict=True))
+        if not math.isfinite(terms['loss']):
+            raise UserError(f'the loss diverged in epoch {self.epoch}, at step {step} ({describe(terms)}) at learning '
+                            f'rate {self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
+
+    def flush(self) -> None:
+        """Wait for all copies and check them: before an epoch's end or a checkpoint."""
+        while self.on_the_way:
+            arrived, *seen = self.on_the_way.popleft()
+            arrived.synchronize()
+            self.check(*seen)
+
+    def check_weights(self, module: nn.Module) -> None:
+        """Before the weights are saved: a finite loss can still give an update that ruins them. Waits for the device.
+
+        Raises UserError.
+        """
+        if not all(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).tolist()):
+            raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
+                            f'{self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
+
+
+class Progress:
+    """A tqdm bar where stderr is a terminal, plain lines where stdout is a file. A context manager around an epoch.
+
+    Call step after every batch. The meter is read, which waits for the device, only every print_freq steps. Counts the
+    images of all processes.
+    """
+
+    def __init__(self, title: str, loader, print_freq: int, done: int = 0):
+        """done: steps of this epoch that were already made before an interruption."""
+        self.title, self.steps, self.print_freq, self.done = title, len(loader), print_freq, done
+        self.world = distributed.world_size()
+        self.batch = loader.batch_size * self.world
+        self.total = loader.n_samples
+        self.images = 0
+        self.terminal = sys.stderr.isatty() and distributed.is_main()
+        self.images_per_second = 0.0
+
+    def __enter__(self):
+        self.start = self.shown = time.perf_counter()
+        self.bar = tqdm(total=self.total, initial=self.done * self.batch, desc=self.title, unit='img', leave=False,
+                        disable=not self.terminal)
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+        self.images_per_second = self.images / (time.perf_counter() - self.start)
+
+    def step(self, images: int, meter: Meter) -> None:
+        """Count a batch of `images` in each process."""
+        self.done += 1
+        self.images += images * self.world
+        self.bar.update(images * self.world)
+        due = self.done % self.print_freq == 0
+        # A bar on a terminal is also refreshed once a second where the meter can be read without waiting.
+        if not due and not (self.terminal and meter.on_cpu and time.perf_counter() - self.shown > 1):
+            return
+        self.shown = time.perf_counter()
+        averages = meter.averages(everywhere=due)
+        if self.terminal:
+            self.bar.set_postfix_str(describe(averages))
+        if not due or sys.stdout.isatty():
+            return
+        speed = self.images / (time.perf_counter() - self.start)
+        left = timedelta(seconds=round(max(0, self.total - self.done * self.batch) / speed))
+        print(f'{self.title} [{self.done}/{self.steps}]  {describe(averages)}, {speed:.0f} images/s, {left} left',
+              flush=True)

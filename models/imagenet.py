@@ -2,10 +2,7 @@
 from torch import nn
 from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
 
-
-def _answer(net, feats, embedding, is_feat):
-    """logits, or (features, logits); the classifiers of these nets all take the embedding."""
-    return ([*feats, embedding], net(embedding)) if is_feat else net(embedding)
+from .base import Net
 
 
 def _no_preact(net, preact):
@@ -13,7 +10,7 @@ def _no_preact(net, preact):
         raise NotImplementedError(f'{type(net).__name__} of torchvision has no pre-activations')
 
 
-class ResNet(resnet.ResNet):
+class ResNet(Net, resnet.ResNet):
     """Features: after the max pool (N, 64, H/4, W/4), after layer1 to layer4, the pooled embedding."""
 
     def __init__(self, block, layers, num_classes: int = 1000, widen: int = 1, **kwargs):
@@ -33,52 +30,77 @@ class ResNet(resnet.ResNet):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.fc
+
+    def embed(self, features):
+        return self.avgpool(features).flatten(1)
+
+    def stages(self, x, preact=False):
         _no_preact(self, preact)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        feats = [x]
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            feats.append(stage(feats[-1]))
-        return _answer(self.fc, feats, self.avgpool(feats[-1]).flatten(1), is_feat)
+            maps.append(stage(maps[-1]))
+        return maps, maps[-1]
 
 
-class VGG(vgg.VGG):
+class VGG(Net, vgg.VGG):
     """Features: the end of each of the five stages after its ReLU, then the flattened 7x7 average pool."""
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    num_features = 512
+
+    def get_classifier(self):
+        return self.classifier[-1]
+
+    def embed(self, features):
+        return self.avgpool(features).flatten(1)
+
+    def hidden(self, embedding):
+        return self.classifier[:-1](embedding)
+
+    def stages(self, x, preact=False):
         _no_preact(self, preact)
-        feats = []
+        maps = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
-                feats.append(x)
+                maps.append(x)
             x = layer(x)
-        return _answer(self.classifier, feats, self.avgpool(x).flatten(1), is_feat)
+        return maps, x
 
 
-class MobileNetV2(mobilenetv2.MobileNetV2):
+class MobileNetV2(Net, mobilenetv2.MobileNetV2):
     """Features: after features[0], [3], [6], [13], [17], then the pooled embedding (N, 1280)."""
 
     FEATURES = (0, 3, 6, 13, 17)
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.classifier[-1]
+
+    def hidden(self, embedding):
+        return self.classifier[:-1](embedding)      # dropout
+
+    def stages(self, x, preact=False):
         _no_preact(self, preact)
-        feats = []
+        maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.FEATURES:
-                feats.append(x)
-        return _answer(self.classifier, feats, x.mean((2, 3)), is_feat)
+                maps.append(x)
+        return maps, x
 
 
-class ShuffleNetV2(shufflenetv2.ShuffleNetV2):
+class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):
     """Features: after the max pool, after stages 2 to 4, then the embedding pooled after conv5."""
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.fc
+
+    def stages(self, x, preact=False):
         _no_preact(self, preact)
-        feats = [self.maxpool(self.conv1(x))]
+        maps = [self.maxpool(self.conv1(x))]
         for stage in (self.stage2, self.stage3, self.stage4):
-            feats.append(stage(feats[-1]))
-        return _answer(self.fc, feats, self.conv5(feats[-1]).mean((2, 3)), is_feat)
+            maps.append(stage(maps[-1]))
+        return maps, self.conv5(maps[-1])
 
 
 def _resnet(block, layers, **kwargs):

@@ -1,6 +1,7 @@
 """MobileNetV2 of half width for small images (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
 from torch import nn
 
+from .base import Net
 from .initialize import kaiming_fan_out_
 
 # expansion, output channels at full width, blocks, stride of the first block
@@ -28,7 +29,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Net):
     """Input (N, 3, H, W). For 32 pixels the features are (N, 16, 16, 16) after the stem, (N, 12, 16, 16),
     (N, 16, 8, 8), (N, 48, 4, 4), (N, 160, 2, 2) after block groups 1, 2, 4, 6, and the embedding (N, 1280).
 
@@ -55,16 +56,17 @@ class MobileNetV2(nn.Module):
         """The last batch norm of the block groups whose output is a feature."""
         return [self.blocks[group][-1].conv[-1] for group in FEATURE_GROUPS]
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.classifier[-1]
+
+    def stages(self, x, preact=False):
         x = self.conv1(x)
-        feats = [x]
+        maps = [x]
         for i, group in enumerate(self.blocks):
             x = group(x)
             if i in FEATURE_GROUPS:
-                feats.append(x)
-        embedding = self.conv2(x).mean((2, 3))
-        logits = self.classifier(embedding)
-        return ([*feats, embedding], logits) if is_feat else logits
+                maps.append(x)
+        return maps, self.conv2(x)
 
 
 mobilenetv2_models = {'MobileNetV2': MobileNetV2}

@@ -2,8 +2,8 @@
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net, run_stages
 from .initialize import kaiming_fan_out_
-from .stages import run_stages
 
 
 class BasicBlock(nn.Module):
@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(x)) + shortcut
 
 
-class ResNet(nn.Module):
+class ResNet(Net):
     """`depth` = 6n+2 layers; `widths` are the channels of the stem and the three stages.
 
     Input (N, 3, H, W). Features: stem (N, w0, H, W), stages (N, w1, H, W), (N, w2, H/2, W/2), (N, w3, H/4, W/4),
@@ -55,14 +55,12 @@ class ResNet(nn.Module):
         """The last batch norm of each stage."""
         return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.fc
+
+    def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))
-        x, feats, preacts = run_stages((self.layer1, self.layer2, self.layer3), x)
-        embedding = x.mean((2, 3))
-        logits = self.fc(embedding)
-        if not is_feat:
-            return logits
-        return [*(preacts if preact else feats), embedding], logits
+        return run_stages((self.layer1, self.layer2, self.layer3), x, preact)
 
 
 def _entry(depth, widths):

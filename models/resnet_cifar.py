@@ -5,8 +5,8 @@ The parameter names are those of RepDistiller's published CIFAR teacher, ResNet5
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net, run_stages
 from .initialize import kaiming_fan_out_
-from .stages import run_stages
 
 
 class _Block(nn.Module):
@@ -66,7 +66,7 @@ class Bottleneck(_Block):
         return self.bn3(self.conv3(out)) + self.shortcut(x)
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(Net):
     """`blocks` a stage of `block`.
 
     Input (N, 3, H, W). With e the block's expansion, features: stem (N, 64, H, W), stages (N, 64e, H, W),
@@ -87,22 +87,16 @@ class ResNetCifar(nn.Module):
         self.linear = nn.Linear(inplanes, num_classes)
         kaiming_fan_out_(self)
 
-    @property
-    def stages(self):
-        return self.layer1, self.layer2, self.layer3, self.layer4
-
     def get_bn_before_relu(self):
         """The last batch norm of each stage."""
-        return [stage[-1].last_bn for stage in self.stages]
+        return [stage[-1].last_bn for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.linear
+
+    def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))
-        x, feats, preacts = run_stages(self.stages, x)
-        embedding = x.mean((2, 3))
-        logits = self.linear(embedding)
-        if not is_feat:
-            return logits
-        return [*(preacts if preact else feats), embedding], logits
+        return run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, preact)
 
 
 def ResNet18_cifar(num_classes: int = 100):

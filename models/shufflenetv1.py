@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net, run_stages
 from .shuffle import channel_shuffle
-from .stages import run_stages
 
 STAGES = ((240, 4), (480, 8), (960, 4))     # output channels, units
 STEM = 24
@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
         return torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
-class ShuffleV1(nn.Module):
+class ShuffleV1(Net):
     """Input (N, 3, H, W). Features: stem (N, 24, H, W), stages (N, 240, H/2, W/2), (N, 480, H/4, W/4),
     (N, 960, H/8, W/8), embedding (N, 960)."""
 
@@ -57,14 +57,12 @@ class ShuffleV1(nn.Module):
         raise NotImplementedError('ShuffleV1: a stride-2 unit concatenates its shortcut after the batch norm, '
                                   'so no single batch norm comes before the ReLU')
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.linear
+
+    def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))
-        x, feats, preacts = run_stages((self.layer1, self.layer2, self.layer3), x)
-        embedding = x.mean((2, 3))
-        logits = self.linear(embedding)
-        if not is_feat:
-            return logits
-        return [*(preacts if preact else feats), embedding], logits
+        return run_stages((self.layer1, self.layer2, self.layer3), x, preact)
 
 
 shufflenetv1_models = {'ShuffleV1': ShuffleV1}

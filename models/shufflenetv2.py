@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net
 from .shuffle import channel_shuffle
 
 STAGES = ((116, 4), (232, 8), (464, 4))     # output channels, units
@@ -57,7 +58,7 @@ class DownUnit(nn.Module):
         return channel_shuffle(F.relu(before), 2), before
 
 
-class ShuffleV2(nn.Module):
+class ShuffleV2(Net):
     """Input (N, 3, H, W). Features: stem (N, 24, H, W), stages (N, 116, H/2, W/2), (N, 232, H/4, W/4),
     (N, 464, H/8, W/8), embedding (N, 1024) after a last 1x1 convolution."""
 
@@ -78,19 +79,17 @@ class ShuffleV2(nn.Module):
         raise NotImplementedError('ShuffleV2: its units concatenate branches after the batch norm, '
                                   'so no single batch norm comes before the ReLU')
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.linear
+
+    def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))
-        feats, preacts = [x], [x]
+        maps = [x]
         for stage in (self.layer1, self.layer2, self.layer3):
             for unit in stage:
                 x, before = unit(x)
-            feats.append(x)
-            preacts.append(before)
-        embedding = F.relu(self.bn2(self.conv2(x))).mean((2, 3))
-        logits = self.linear(embedding)
-        if not is_feat:
-            return logits
-        return [*(preacts if preact else feats), embedding], logits
+            maps.append(before if preact else x)
+        return maps, F.relu(self.bn2(self.conv2(x)))
 
 
 shufflenetv2_models = {'ShuffleV2': ShuffleV2}

@@ -2,6 +2,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net
 from .initialize import kaiming_fan_out_
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -17,7 +18,7 @@ def _block(inplanes, planes, convs):
     return nn.Sequential(*layers[:-1])
 
 
-class VGG(nn.Module):
+class VGG(Net):
     """Five convolution blocks of WIDTHS channels.
 
     Input (N, 3, H, W), H = W = 32 or 64. Features: each block's output after its ReLU, (N, 64, H, W) to
@@ -37,21 +38,19 @@ class VGG(nn.Module):
         """The last batch norm of every block but the first."""
         return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
+    def get_classifier(self):
+        return self.classifier
+
+    def stages(self, x, preact=False):
         pooled_blocks = 4 if x.shape[2] == 64 else 3
-        feats, preacts = [], []
+        maps = []
         for i, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             if 0 < i <= pooled_blocks:
                 x = F.max_pool2d(x, 2)
             before = block(x)
             x = F.relu(before)
-            feats.append(x)
-            preacts.append(before if i else x)     # block 0 is the stem: always after its ReLU
-        embedding = x.mean((2, 3))
-        logits = self.classifier(embedding)
-        if not is_feat:
-            return logits
-        return [*(preacts if preact else feats), embedding], logits
+            maps.append(before if preact and i else x)     # block 0 is the stem: always after its ReLU
+        return maps, x
 
 
 def _entry(convs):

@@ -2,6 +2,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from .base import Net
 from .initialize import kaiming_fan_out_
 
 
@@ -43,7 +44,7 @@ def _normalised(bn: nn.BatchNorm2d, x):
     return bn(x)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Net):
     """`depth` = 6n+4 layers, `widen` times 16, 32, 64 channels.
 
     Input (N, 3, H, W). Features: raw outputs of the stem (N, 16, H, W) and of the stages (N, 16k, H, W),
@@ -69,17 +70,17 @@ class WideResNet(nn.Module):
         """The batch norm that each stage's output meets next."""
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
 
-    def forward(self, x, is_feat: bool = False, preact: bool = False):
-        feats = [self.conv1(x)]
+    def get_classifier(self):
+        return self.fc
+
+    def stages(self, x, preact=False):
+        maps = [self.conv1(x)]
         for block in (self.block1, self.block2, self.block3):
-            feats.append(block(feats[-1]))
-        embedding = F.relu(self.bn1(feats[-1])).mean((2, 3))
-        logits = self.fc(embedding)
-        if not is_feat:
-            return logits
+            maps.append(block(maps[-1]))
+        last = F.relu(self.bn1(maps[-1]))
         if preact:
-            feats[1:] = [_normalised(bn, f) for bn, f in zip(self.get_bn_before_relu(), feats[1:], strict=True)]
-        return [*feats, embedding], logits
+            maps[1:] = [_normalised(bn, f) for bn, f in zip(self.get_bn_before_relu(), maps[1:], strict=True)]
+        return maps, last
 
 
 def _entry(depth, widen):

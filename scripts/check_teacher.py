@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.arguments import Parser, number, path  # noqa: E402
-from helper.checkpoint import load_checkpoint, load_net  # noqa: E402
+from helper.checkpoint import load_checkpoint  # noqa: E402
+from helper.cli import Parser, number, path  # noqa: E402
 from helper.errors import run_main  # noqa: E402
+from models.load import load_net  # noqa: E402
 
 IMAGE_SIZE = 32     # ResNet50 and its like are meant in the form with the 3x3 stem
 

@@ -1,10 +1,11 @@
-"""Compare finished runs: a table, and a figure of their accuracy curves and of SemCKD's attention.
+"""Compare finished runs: a table, and a figure of their accuracy curves and of what the methods learnt.
 
 python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png] [--ari]
 
 Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. Rows that
-only other options tell apart name these. On CIFAR-100 the published figure stands beside ours (scripts/published.csv):
-the SemCKD paper's, mean and deviation of 4 trials, and where it has none that of RepDistiller's tables.
+only other options tell apart name these. "top-1 %" is the best epoch's accuracy, chosen on the test set, which flatters
+every method; "last %" is that of the last epoch. On CIFAR-100 the published figure stands beside ours
+(docs/published.csv): the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables.
 """
 import csv
 import math
@@ -15,17 +16,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.arguments import Parser, path  # noqa: E402
+from distiller_zoo import distiller_dict, get_method  # noqa: E402
+from helper.cli import Parser, path, table  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import read_json  # noqa: E402
-from helper.resume import FREE  # noqa: E402
-from helper.text import table  # noqa: E402
+from options import flags  # noqa: E402
 
-OF_A_TRIAL = FREE - {'epochs'} | {'Total time'}     # what may differ between trials of one experiment
-
-# SemCKD over each, in percent, as the paper's last column has it: the mean over its seven pairs of nets.
-PUBLISHED_ARI = {'kd': 72.65, 'hint': 71.92, 'attention': 75.21, 'similarity': 64.95, 'vid': 64.11, 'hkd': 61.23}
-PUBLISHED_GAP = 68.34       # the teacher's figure in that column
+DOCS = Path(__file__).resolve().parents[1] / 'docs'
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 
 
@@ -42,11 +39,11 @@ def read_run(folder: str) -> dict:
         if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
                for item in value):
             raise ValueError('an option is nested')
-        student, attention = 'model_s' in parameters, matrix(history[-1].get('attention'))
+        student = 'model_s' in parameters
+        pictures = {printable(name): matrix(value) for name, value in history[-1].items()
+                    if not isinstance(value, (int, float, dict, type(None)))}
         return {
-            'experiment': {name: value for name, value in parameters.items()
-                           if name not in OF_A_TRIAL and value is not None} | (
-                {'data_dir': str(Path(parameters['data_dir']))} if parameters['dataset'] == 'folder' else {}),
+            'experiment': experiment(parameters, student),
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
             'model': printable(parameters['model_s' if student else 'model']),
@@ -55,12 +52,22 @@ def read_run(folder: str) -> dict:
             'method': printable(f'{parameters["distill"]}, taught by {parameters["model_t"]}') if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
+            'last': finite(history[-1]['test_acc']),
             'seconds': finite(parameters['Total time']) * (3600 if student else 1),
             'curve': [finite(epoch['test_acc']) for epoch in history],
-            'attention': attention,
+            'pictures': pictures,
         }
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def experiment(parameters: dict, student: bool) -> dict:
+    """The options that decide what a run computes, with the default of those that did not exist yet when it ran."""
+    known = flags(student)
+    of_a_trial = known.may_differ - {'epochs'} | {'Total time'}
+    found = {name: value for name, value in {**known.defaults, **parameters}.items()
+             if name not in of_a_trial and value is not None}
+    return found | ({'data_dir': str(Path(parameters['data_dir']))} if parameters['dataset'] == 'folder' else {})
 
 
 def finite(number) -> float:
@@ -70,19 +77,18 @@ def finite(number) -> float:
 
 
 def matrix(rows):
-    """A list of equally long lists of figures, or None. Raises ValueError for other values."""
-    if rows is None:
-        return None
+    """A list of equally long lists of figures. Raises ValueError for other values."""
     if len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise ValueError('the attention is no matrix')
+        raise ValueError('a picture is no matrix')
     return [[finite(value) for value in row] for row in rows]
 
 
 def first_teacher(parameters: dict) -> str:
-    """The teacher by which published tables name a run: for HKD, the one that taught the auxiliary teacher."""
+    """The teacher by which published tables name a run; where --path-t is an auxiliary one, the one that taught it."""
     data = re.escape(parameters['dataset'])
     taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
-    return taught[1] if taught and parameters['distill'] == 'hkd' else parameters['model_t']
+    method = distiller_dict.get(parameters['distill'])
+    return taught[1] if taught and method and method.auxiliary_teacher else parameters['model_t']
 
 
 def trials(runs: list[dict]) -> list[list[dict]]:
@@ -100,11 +106,16 @@ def trials(runs: list[dict]) -> list[list[dict]]:
 def published() -> dict[tuple, tuple]:
     """(teacher or '', student, method or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
     figures = {}
-    with open(Path(__file__).with_name('published.csv'), newline='') as file:
-        for row in csv.DictReader(file):
-            name = row['teacher'], row['student'], row['method']
-            figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
+    for row in rows_of('published.csv'):
+        name = row['teacher'], row['student'], row['method']
+        figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
     return figures
+
+
+def rows_of(table: str) -> list[dict]:
+    """The rows of a CSV file in docs/."""
+    with open(DOCS / table, newline='') as file:
+        return list(csv.DictReader(file))
 
 
 def identity(run: dict) -> tuple:
@@ -139,45 +150,46 @@ def compare_table(groups: list[list[dict]]) -> str:
         figure = figures.get(identity(run)) if run['dataset'] == 'cifar100' else None
         rows.append((run['dataset'], run['model'], label, f'{run["parameters"]:,}', str(len(group)),
                      with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None, width),
+                     f'{mean(run["last"] for run in group):.2f}',
                      f'{with_deviation(*figure[:2])} ({figure[2]})' if figure else '',
                      f'{mean(run["top5"] for run in group):.2f}', f'{mean(run["seconds"] for run in group):.0f}'))
-    heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'published', 'top-5 %', 'seconds')
+    heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'last %', 'published', 'top-5 %', 'seconds')
     silent = {0: len({row[0] for row in rows}) == 1, 4: all(row[4] == '1' for row in rows),
-              6: not any(row[6] for row in rows)}
+              7: not any(row[7] for row in rows)}
     kept = [i for i in range(len(heads)) if not silent.get(i)]
     head, *rows = ([row[i] for i in kept] for row in (heads, *rows))
-    return table(head, rows, ''.join('<<<>>>>>>'[i] for i in kept))
+    return table(head, rows, ''.join('<<<>>>>>>>'[i] for i in kept))
 
 
-def relative_improvement(top1: dict[tuple, float]) -> dict[str, tuple[float, int]]:
-    """method -> (average relative improvement of SemCKD over it in percent, over how many pairs of nets).
+def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, tuple[float, int]]:
+    """method -> (average relative improvement of the method `ours` over it in percent, over how many pairs of nets).
 
-    (SemCKD - method) / (method - student alone), the mean over all pairs for which `top1` has the three.
+    (ours - method) / (method - student alone), the mean over all pairs for which `top1` has the three.
     Chen et al., AAAI 2021, arXiv 2012.03236.
     """
     found = {}
     for (teacher, student, method), other in top1.items():
-        semckd, alone = top1.get((teacher, student, 'semckd')), top1.get(('', student, 'alone'))
-        if method not in ('semckd', 'alone') and None not in (semckd, alone) and other != alone:
-            found.setdefault(method, []).append((semckd - other) / (other - alone) * 100)
+        own, alone = top1.get((teacher, student, ours)), top1.get(('', student, 'alone'))
+        if method not in (ours, 'alone') and None not in (own, alone) and other != alone:
+            found.setdefault(method, []).append((own - other) / (other - alone) * 100)
     return {method: (mean(values), len(values)) for method, values in found.items()}
 
 
-def closed_gap(top1: dict[tuple, float]) -> tuple[float, int] | None:
-    """(how much of the gap from students alone to their teachers SemCKD closes, in percent, over how many pairs).
+def closed_gap(top1: dict[tuple, float], ours: str) -> tuple[float, int] | None:
+    """(how much of the gap from students alone to their teachers `ours` closes, in percent, over how many pairs).
 
-    The sum of all improvements over the sum of all gaps. The paper does not define its figure for the teacher, 68.34;
-    this reading comes nearest: 68.47 from its rounded table.
+    The sum of all improvements over the sum of all gaps. The SemCKD paper does not define its figure for the teacher,
+    68.34; this reading comes nearest: 68.47 from its rounded table.
     """
-    pairs = [(semckd, top1.get(('', student, 'alone')), top1.get(('', teacher, 'alone')))
-             for (teacher, student, method), semckd in top1.items() if method == 'semckd']
+    pairs = [(own, top1.get(('', student, 'alone')), top1.get(('', teacher, 'alone')))
+             for (teacher, student, method), own in top1.items() if method == ours]
     pairs = [pair for pair in pairs if None not in pair]
     gap = sum(teacher - alone for _, alone, teacher in pairs)
-    return (sum(semckd - alone for semckd, alone, _ in pairs) / gap * 100, len(pairs)) if gap else None
+    return (sum(own - alone for own, alone, _ in pairs) / gap * 100, len(pairs)) if gap else None
 
 
-def improvement_table(groups: list[list[dict]]) -> str:
-    """SemCKD's improvement over each method in these experiments, and the published one.
+def improvement_table(groups: list[list[dict]], ours: str) -> str:
+    """The improvement of the method `ours` over each other one in these experiments, and the published one.
 
     Raises UserError where they have none.
     """
@@ -189,28 +201,30 @@ def improvement_table(groups: list[list[dict]]) -> str:
         if name in top1:
             raise UserError(f'--ari: {name[1]}, {label}, and another with other options; give the runs of one of them')
         top1[name] = mean(run['top1'] for run in group)
-    ours = relative_improvement(top1)
-    if not ours:
-        raise UserError('--ari: it needs runs of semckd and of another method for the same pair of nets, and of the '
+    found = relative_improvement(top1, ours)
+    if not found:
+        raise UserError(f'--ari: it needs runs of {ours} and of another method for the same pair of nets, and of the '
                         'student alone (train_teacher.py --model STUDENT), which is not exactly as good as that method')
-    theirs = PUBLISHED_ARI if datasets == {'cifar100'} else {}
-    rows = [(method, f'{percent:.2f}', str(pairs), f'{theirs[method]:.2f}' if method in theirs else '')
-            for method, (percent, pairs) in ours.items()]
-    gap = closed_gap(top1)
+    theirs = {row['over']: row['ari'] for row in rows_of('published_ari.csv') if row['of'] == ours} \
+        if datasets == {'cifar100'} else {}
+    rows = [(method, f'{percent:.2f}', str(pairs), theirs.get(method, ''))
+            for method, (percent, pairs) in found.items()]
+    gap = closed_gap(top1, ours)
     if gap:
-        published = f'{PUBLISHED_GAP:.2f}' if theirs else ''
-        rows.append(('gap to the teacher closed', f'{gap[0]:.2f}', str(gap[1]), published))
-    return table(('SemCKD over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
+        rows.append(('gap to the teacher closed', f'{gap[0]:.2f}', str(gap[1]), theirs.get('teacher', '')))
+    return table((f'{get_method(ours).title} over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
 
 
 def figure(groups: list[list[dict]], path: Path) -> None:
-    """Test accuracy by epoch, and the attention that was learnt: of each experiment the mean of all trials."""
+    """Test accuracy by epoch, and the matrices that methods learnt: of each experiment the mean of all trials."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
-    attentive = [(name, group) for name, group in named if all(run['attention'] for run in group)]
-    fig, axes = plt.subplots(1, 1 + len(attentive), figsize=(6 + 4 * len(attentive), 4), squeeze=False,
+    learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
+              for name, group in named for picture in group[0]['pictures']
+              if all(picture in run['pictures'] for run in group)]
+    fig, axes = plt.subplots(1, 1 + len(learnt), figsize=(6 + 4 * len(learnt), 4), squeeze=False,
                              layout='constrained')
     curves, *maps = axes[0]
     for name, group in named:
@@ -222,17 +236,16 @@ def figure(groups: list[list[dict]], path: Path) -> None:
     curves.xaxis.get_major_locator().set_params(integer=True)
     curves.legend()
     curves.grid(alpha=0.3)
-    for axis, (name, group) in zip(maps, attentive, strict=True):
-        attention = [[mean(values) for values in zip(*rows, strict=True)]
-                     for rows in zip(*(run['attention'] for run in group), strict=True)]
-        image = axis.imshow(attention, vmin=0, vmax=1, cmap='viridis')
-        for i, row in enumerate(attention):
+    for axis, (title, matrices) in zip(maps, learnt, strict=True):
+        average = [[mean(values) for values in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        image = axis.imshow(average, vmin=0, vmax=1, cmap='viridis')
+        for i, row in enumerate(average):
             for j, value in enumerate(row):
                 axis.text(j, i, f'{value:.2f}', ha='center', va='center', color='white' if value < 0.6 else 'black')
-        axis.set(xlabel='teacher stage', ylabel='student stage', title=f'Attention of {name}',
-                 xticks=range(len(attention[0])), yticks=range(len(attention)))
-        axis.set_xticklabels(range(1, len(attention[0]) + 1))
-        axis.set_yticklabels(range(1, len(attention) + 1))
+        axis.set(xlabel='teacher stage', ylabel='student stage', title=title,
+                 xticks=range(len(average[0])), yticks=range(len(average)))
+        axis.set_xticklabels(range(1, len(average[0]) + 1))
+        axis.set_yticklabels(range(1, len(average) + 1))
         fig.colorbar(image, ax=axis, shrink=0.8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,8 +267,11 @@ def main():
     parser = Parser(description='Compare finished runs.')
     parser.add_argument('runs', nargs='+', type=path, metavar='RUN', help='folder that a train script wrote')
     parser.add_argument('--figure', type=path, help=f'where to write the picture, NAME{" or ".join(FORMATS)}')
-    parser.add_argument('--ari', action='store_true', help="SemCKD's average relative improvement over each method")
+    headline = rows_of('published_ari.csv')[0]['of']
+    parser.add_argument('--ari', action='store_true', help='the average relative improvement over each method')
+    parser.add_argument('--of', default=headline, metavar='METHOD', help='the method whose improvement --ari shows')
     opt = parser.parse_args()
+    get_method(opt.of, '--of')
     if opt.figure and Path(opt.figure).suffix.lower() not in FORMATS:
         raise UserError(f'--figure {opt.figure}: give the name of a file that ends in {", ".join(FORMATS)}')
     runs, left_out = [], []
@@ -275,7 +291,7 @@ def main():
                   file=sys.stderr)
     show(compare_table(groups))
     if opt.ari:
-        show(f'\n{improvement_table(groups)}')
+        show(f'\n{improvement_table(groups, opt.of)}')
     if opt.figure:
         figure(groups, Path(opt.figure))
         print(f'\nfigure: {opt.figure}')

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.arguments import Parser, path  # noqa: E402
 from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of  # noqa: E402
+from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
-from helper.recognise import recognise  # noqa: E402
 from models import model_dict  # noqa: E402
+from models.recognise import recognise  # noqa: E402
 
 PUBLISHED = 'IMAGENET1K_V1'     # the weights of the papers' teachers: 73.31 % of resnet34
 

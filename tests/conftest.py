@@ -1,7 +1,9 @@
-"""What the tests share: a small tree of images, and a teacher trained on it."""
+"""What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
+import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset import Data  # noqa: E402
+from dataset.memory import MemoryLoader  # noqa: E402
+from distiller_zoo import distiller_dict  # noqa: E402
+from helper.checkpoint import load_checkpoint  # noqa: E402
+from models import model_dict  # noqa: E402
+from options import student_options  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device('cpu')
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 
 
@@ -27,6 +38,68 @@ def write_images(root: Path, per_class: int, size: int = 16, classes=CLASSES) ->
         for n in range(per_class):
             pixels = rng.normal(60 + 50 * i, 30, (size, size, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f'{n}.png')
+
+
+def options(method, teacher='resnet14', student='resnet8', batch=8, **changes):
+    """The options of train_student.py that a distiller and the loops read."""
+    opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', student, '--batch_size', str(batch)])
+    return SimpleNamespace(**{**vars(opt), 'model_t': teacher, 'nce_k': 10, **changes})
+
+
+def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, device=CPU, **changes):
+    """(distiller on the CPU, training loader, options) on random images."""
+    torch.manual_seed(0)
+    opt = options(method, teacher, student, batch, **changes)
+    images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
+    cls = distiller_dict[method]
+    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
+                          drop_last=cls.drop_last, views=cls.views)
+    data = Data(loader, loader, 10, size, loader.target.cpu())
+    return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
+
+
+def data_options(**changes):
+    """The options that get_dataloaders reads."""
+    return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
+                              'num_workers': 2, 'channels_last': True, 'use_lmdb': False, 'dali': None,
+                              'skip_bad_images': False, **changes})
+
+
+def outcome(save):
+    """What a run left: all weights, the epochs' numbers without times, the best metrics."""
+    folder = next(p.parent for p in sorted(save.glob('*/*/last.pth')))
+    best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
+    last = load_checkpoint(str(folder / 'last.pth'), '')
+    history = json.loads((folder / 'history.json').read_text())
+    for epoch in history:
+        del epoch['seconds'], epoch['train']['images_per_second']
+    return {'last': last['module'], 'optimizer': last['optimizer']['state'], 'best': best['model'],
+            'method': best.get('distiller', {}), 'history': history, 'loader': last['loader'],
+            'torch': last['random'][0]['torch'],
+            'metrics': json.loads((folder / 'test_best_metrics.json').read_text())}
+
+
+def assert_same(a, b):
+    """Equal to the bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+class Hostile:
+    """Runs a shell command when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.mark}',)
 
 
 @pytest.fixture(scope='session')

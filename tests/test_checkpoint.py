@@ -7,22 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import Hostile
 
 from helper import checkpoint
-from helper.checkpoint import load_checkpoint, load_net, load_weights, save_checkpoint, teacher_name, weights_of
+from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of
 from helper.errors import UserError
 from helper.files import write_json
 from models import model_dict
-
-
-class Hostile:
-    """Runs a shell command when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.mark}',)
+from models.load import load_net, teacher_name
 
 
 def test_hostile_files_are_refused_by_name(tmp_path):

@@ -1,12 +1,11 @@
 """The in-memory loader against torchvision's per-image pipeline, and the sources of images."""
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, write_images
+from conftest import CLASSES, CPU, data_options, write_images
 from PIL import Image
 from torchvision import transforms
 
@@ -16,14 +15,6 @@ from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-
-CPU = torch.device('cpu')
-
-
-def options(**changes):
-    return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
-                              'num_workers': 2, 'channels_last': True, 'use_lmdb': False, 'dali': None,
-                              'skip_bad_images': False, **changes})
 
 
 def test_augmentation_is_torchvisions():
@@ -97,7 +88,7 @@ def test_drop_last_and_memory_format():
 
 
 def test_digits():
-    data = dataset.get_dataloaders(options(dataset='digits', batch_size=64), CPU)
+    data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=64), CPU)
     assert (data.n_train, data.test_loader.n_samples, data.num_classes, data.image_size) == (1437, 360, 10, 32)
     images, target, _ = next(iter(data.test_loader))
     assert images.shape == (64, 3, 32, 32) and torch.bincount(data.train_loader.target).min() > 100
@@ -117,7 +108,7 @@ def test_cifar(monkeypatch):
             self.data = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
             self.targets = rng.integers(0, 100, 40).tolist()
     monkeypatch.setattr(datasets, 'CIFAR100', Fake)
-    data = dataset.get_dataloaders(options(dataset='cifar100'), CPU)
+    data = dataset.get_dataloaders(data_options(dataset='cifar100'), CPU)
     assert (data.n_train, data.num_classes, data.image_size) == (40, 100, 32)
     images, target, _ = next(iter(data.test_loader))
     fake = Fake('', False, True)
@@ -128,13 +119,13 @@ def test_cifar(monkeypatch):
         raise OSError('no network')
     monkeypatch.setattr(datasets, 'CIFAR10', offline)
     with pytest.raises(UserError, match='--dataset cifar10: not whole under --data_dir'):
-        dataset.get_dataloaders(options(dataset='cifar10'), CPU)
+        dataset.get_dataloaders(data_options(dataset='cifar10'), CPU)
 
 
 def test_folder(tree):
-    data = dataset.get_dataloaders(options(data_dir=str(tree)), CPU)
+    data = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)
     assert (data.n_train, data.test_loader.n_samples, data.num_classes, data.image_size) == (48, 24, 4, 16)
-    larger = dataset.get_dataloaders(options(data_dir=str(tree), image_size=32), CPU)
+    larger = dataset.get_dataloaders(data_options(data_dir=str(tree), image_size=32), CPU)
     assert next(iter(larger.train_loader))[0].shape == (16, 3, 32, 32)
     first = np.asarray(Image.open(tree / 'test' / 'ant' / '0.png'))
     want = transforms.functional.normalize(transforms.functional.to_tensor(first), MEAN, STD)
@@ -219,7 +210,7 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
     write_images(tmp_path / 'val', 4)
     for file in ('train/bee/0.png', 'train/bee/5.png', 'val/dog/1.png'):
         (tmp_path / file).write_bytes(b'no image')
-    data = dataset.get_dataloaders(options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
+    data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
     assert torch.bincount(data.labels).tolist() == [8, 6, 8, 8] and data.test_loader.n_samples == 15
     assert capsys.readouterr().out == '2 unreadable images left out\n1 unreadable images left out\n'
     images, target, index = next(iter(data.train_loader))
@@ -227,13 +218,13 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
     for file in (tmp_path / 'val').glob('*/*'):
         file.write_bytes(b'')
     with pytest.raises(UserError, match='--skip_bad_images: none of the 16 images can be read'):
-        dataset.get_dataloaders(options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
+        dataset.get_dataloaders(data_options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
 
 
 def test_a_lone_last_image_is_served(tree):
     """Joined to the batch before; only who asks for whole batches goes without it."""
     for drop_last, sizes in ((False, [48]), (True, [47])):
-        data = dataset.get_dataloaders(options(data_dir=str(tree), batch_size=47), CPU, drop_last)
+        data = dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=47), CPU, drop_last)
         batches = list(data.train_loader)
         assert [len(b[1]) for b in batches] == sizes and len(data.train_loader) == 1
         assert len({int(i) for b in batches for i in b[2]}) == sizes[0]
@@ -250,7 +241,7 @@ def test_semckd_alone_leaves_out_a_short_batch(call, small, teacher, tmp_path):
 
 
 def test_the_digits_are_split_the_same_way_every_time():
-    first, second = (dataset.get_dataloaders(options(dataset='digits'), CPU) for _ in range(2))
+    first, second = (dataset.get_dataloaders(data_options(dataset='digits'), CPU) for _ in range(2))
     assert torch.equal(first.labels, second.labels)
     assert torch.equal(first.test_loader.images, second.test_loader.images)
 
@@ -259,10 +250,10 @@ def test_the_digits_are_split_the_same_way_every_time():
 def test_bad_folder(tmp_path, kind):
     root, words = bad_tree(tmp_path, kind)
     with pytest.raises(UserError) as caught:
-        dataset.get_dataloaders(options(data_dir=str(root)), CPU)
+        dataset.get_dataloaders(data_options(data_dir=str(root)), CPU)
     assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_batch_larger_than_the_data(tree):
     with pytest.raises(UserError, match='--batch_size 49: folder has 48 training images'):
-        dataset.get_dataloaders(options(data_dir=str(tree), batch_size=49), CPU)
+        dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=49), CPU)

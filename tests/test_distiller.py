@@ -4,36 +4,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataset import Data
 from dataset.memory import MemoryLoader
-from distiller_zoo import DistillKL, distiller_dict, get_method
+from distiller_zoo import DistillKL, Vanilla, distiller_dict, get_method
 from helper.errors import UserError
-from helper.loops import adjust_learning_rate, train_distill, train_vanilla, validate
-from helper.options import student_options
-from models import model_dict
-
-CPU = torch.device('cpu')
-
-
-def options(method, teacher='resnet14', student='resnet8', batch=8, **changes):
-    """The options of train_student.py that a distiller and the loops read."""
-    opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', student, '--batch_size', str(batch)])
-    return SimpleNamespace(**{**vars(opt), 'model_t': teacher, 'nce_k': 10, **changes})
-
-
-def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, device=CPU, **changes):
-    """(distiller on the CPU, training loader, options) on random images."""
-    torch.manual_seed(0)
-    opt = options(method, teacher, student, batch, **changes)
-    images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
-    cls = distiller_dict[method]
-    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
-                          drop_last=cls.drop_last)
-    data = Data(loader, loader, 10, size, loader.target.cpu())
-    return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
-
+from helper.loops import train_epoch, validate
+from helper.optim import adjust_learning_rate
 
 PAIRS = {'same family': ('resnet14', 'resnet8'), 'other family': ('wrn_16_1', 'ShuffleV1'),
          'extra stage': ('vgg8', 'resnet8'), '3 against 4 stages': ('resnet14', 'MobileNetV2')}
@@ -82,7 +60,7 @@ def test_teacher_is_frozen_and_hidden(method):
     assert not any('teacher' in key for key in distiller.state_dict())
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001)
     distiller.finish_init()
-    train_distill(1, loader, distiller, optimizer, opt)
+    train_epoch(1, loader, distiller, optimizer, opt)
     assert distiller.training and not distiller.teacher.training
     assert all(torch.equal(v, teacher_before[k]) for k, v in distiller.teacher.state_dict().items())
     assert all(p.grad is None for p in distiller.teacher.parameters())
@@ -103,7 +81,8 @@ def test_total_loss():
 def test_kd_has_no_term_of_its_own():
     distiller, loader, _ = build('kd')
     losses, _ = distiller(*next(iter(loader)))
-    assert set(losses) == {'loss', 'ce', 'kl'} and distiller.checkpoint() == {} and distiller.pictures() == {}
+    assert set(losses) == {'loss', 'ce', 'kl'}
+    assert set(distiller.checkpoint()) == {'model'} and distiller.pictures() == {}
 
 
 def test_semckd_memory_format_changes_nothing():
@@ -116,7 +95,7 @@ def test_semckd_memory_format_changes_nothing():
 
 def test_semckd_mean_attention():
     distiller, loader, opt = build('semckd')
-    train_distill(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-4), opt)
+    train_epoch(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-4), opt)
     attention = torch.tensor(distiller.pictures()['attention'])
     assert attention.shape == (3, 3) and torch.allclose(attention.sum(1), torch.ones(3), atol=1e-5)
     assert torch.tensor(distiller.pictures()['attention']).sum() == 0       # reading starts anew
@@ -146,7 +125,7 @@ def test_a_step_does_not_wait_for_the_device(method):
     distiller, loader, opt = build(method)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     with Synchronisations() as mode:
-        train_distill(1, loader, distiller, optimizer, opt)
+        train_epoch(1, loader, distiller, optimizer, opt)
     allowed = {'aten._linalg_eigh.default'} if method == 'kdsvd' else set()     # it reads back whether it converged
     assert set(mode.seen) == allowed
 
@@ -175,9 +154,9 @@ def test_a_diverged_run_stops():
     distiller, loader, opt = build('kd')
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e12)
     with pytest.raises(UserError, match='the loss diverged in epoch 1, at step .*ce .*learning rate 1e'):
-        train_distill(1, loader, distiller, optimizer, opt)
+        train_epoch(1, loader, distiller, optimizer, opt)
     with pytest.raises(UserError, match='the loss diverged'):
-        train_vanilla(2, loader, distiller.student, optimizer, opt)
+        train_epoch(2, loader, Vanilla(distiller.student), optimizer, opt)
 
 
 def test_unknown_method():

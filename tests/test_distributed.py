@@ -10,24 +10,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_distiller import CPU, options
-from test_resume import assert_same, outcome
+from conftest import CPU, assert_same, options, outcome
 
 import train_student
 import train_teacher
 from dataset import Data
 from dataset.imagenet import Batches
-from dataset.memory import MemoryLoader, batch_parts
+from dataset.memory import MemoryLoader
+from dataset.order import batch_parts
 from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.checkpoint import load_checkpoint
+from helper.cli import Flags
 from helper.errors import UserError
 from helper.files import Lock
 from helper.launch import first_host, launch
-from helper.loops import train_distill, validate
-from helper.options import student_options
-from helper.resume import Keeper
+from helper.loops import train_epoch, validate
+from helper.run import Run
 from models import model_dict
+from options import student_options
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = 2
@@ -92,7 +93,7 @@ def make(method, rank, world, **changes):
     data = Data(loader, loader, 10, 16, loader.target)
     distiller = distiller_dict[method](model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10),
                                        opt, data)
-    distributed.prepare(distiller, opt)
+    distributed.seed_this_process(opt.seed)
     return distiller, loader, opt
 
 
@@ -102,11 +103,11 @@ def steps(distiller, loader, opt, sgd=0.01):
     if distiller.initialising:
         module = distributed.wrap(distiller, CPU, unused=True)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-        found.append(train_distill(1, loader, module, optimizer, opt))
+        found.append(train_epoch(1, loader, module, optimizer, opt))
         distiller.finish_init()
     module = distributed.wrap(distiller, CPU)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
-    found += [train_distill(epoch, loader, module, optimizer, opt) for epoch in (1, 2)]
+    found += [train_epoch(epoch, loader, module, optimizer, opt) for epoch in (1, 2)]
     return found, optimizer
 
 
@@ -141,15 +142,15 @@ def every_method(opt, device):
             found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != make(method, rank, world)[0]
                                         .criterion.contrast.memory_v1).any(1).sum())
     for name, opt_here in (('alike', opt), ('other', SimpleNamespace(**vars(opt), kd_T=4.0 + rank)),
-                           ('drawn', SimpleNamespace(**{**vars(opt), 'seed': rank + 5, 'filled_in': ['seed']}))):
+                           ('drawn', SimpleNamespace(**{**vars(opt), 'seed': rank + 5,
+                                                         'flags': Flags({}, set(), ['seed'])}))):
         try:
             distributed.agree_on_options(opt_here)
             found[f'options {name}'] = distributed.gather(getattr(opt_here, 'seed', None))
         except UserError as error:
             found[f'options {name}'] = distributed.gather(str(error))
     distiller, loader, method_opt = make('kd', rank, world)
-    method_opt.sync_bn = True
-    distributed.prepare(distiller, method_opt)
+    distributed.synchronise_batchnorm(distiller)
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
     images, target = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator()
@@ -173,7 +174,7 @@ def together(tmp_path_factory):
 def of_two(**more):
     """The options that start two processes."""
     return SimpleNamespace(multiprocessing_distributed=True, gpu_id='cpu,cpu', batch_size=8, num_workers=0,
-                           filled_in=[], dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=600, **more)
+                           flags=Flags({}, set()), dist_url=f'tcp://127.0.0.1:{free_port()}', dist_timeout=600, **more)
 
 
 def test_options_of_all_processes(together):
@@ -253,11 +254,11 @@ import train_teacher
 from dataset import get_dataloaders
 from helper import distributed
 from helper.launch import launch
-from helper.options import teacher_options
+from options import teacher_options
 
 def train(opt, device):
     train_teacher.train(opt, device)
-    loader = get_dataloaders(distributed.share(opt), device).train_loader
+    loader = get_dataloaders(distributed.per_process_options(opt), device).train_loader
     with open(os.path.join(os.environ['SERVED'], str(distributed.rank())), 'w') as file:
         json.dump([i for _, _, index in loader for i in index.tolist()], file)
 
@@ -375,7 +376,7 @@ if __name__ == '__mp_main__':
     os.kill(os.getpid(), signal.SIGINT)
 from helper.errors import run_main
 from helper.launch import launch
-from helper.options import teacher_options
+from options import teacher_options
 
 def train(opt, device):
     raise AssertionError
@@ -414,13 +415,13 @@ def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
 
 def stopped(opt, device):
     """train_student.py, which a signal reaches in the second step of an epoch."""
-    original = Keeper.step_done
+    original = Run.end_step
 
-    def step_done(self):
+    def end_step(self):
         if self.step == 1:
-            self.note(signal.SIGTERM, None)
+            self.on_signal(signal.SIGTERM, None)
         original(self)
-    Keeper.step_done = step_done
+    Run.end_step = end_step
     train_student.train(opt, device)
 
 

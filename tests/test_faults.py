@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same, outcome
+from conftest import assert_same, outcome
 
 import train_student
 import train_teacher
+from distiller_zoo import distiller_dict
 from helper import files
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-from helper.resume import Keeper
+from helper.run import Run
 
 MOMENTS = ('start', 'step', 'write', 'link', 'rename', 'renamed')
 
@@ -45,8 +46,8 @@ def kill_at(moment, count):
         if left[0] == 1 and stat.S_ISREG(status.st_mode):
             os.ftruncate(handle, status.st_size // 2)
         return stat.S_ISREG(status.st_mode)
-    {'start': lambda: die_before(Keeper, 'read'),
-     'step': lambda: die_before(Keeper, 'step_done'),
+    {'start': lambda: die_before(Run, 'read'),
+     'step': lambda: die_before(Run, 'end_step'),
      'write': lambda: die_before(os, 'fsync', half_written),
      'link': lambda: die_before(os, 'link'),
      'rename': lambda: die_before(os, 'replace'),
@@ -178,13 +179,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, small, t
     call(train_student.main, *arguments, '--epochs', 1)
     folder = next(tmp_path.glob('student_model/*'))
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != 'parameters.json'}     # --epochs is another
-    original, calls = train_student.get_method('kd').forward, []
+    original, calls = distiller_dict['kd'].forward, []
 
     def forward(self, images, target, index=None):
         losses, logits = original(self, images, target, index)
         calls.append(1)
         return {**losses, 'loss': losses['loss'] * (float('inf') if len(calls) == 2 else 1)}, logits
-    monkeypatch.setattr(train_student.get_method('kd'), 'forward', forward)
+    monkeypatch.setattr(distiller_dict['kd'], 'forward', forward)
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments, '--epochs', 2, '--resume')
     error = capfd.readouterr().err
@@ -198,7 +199,7 @@ def test_weights_that_are_not_finite_are_not_saved(call, small, tmp_path, capfd)
     with pytest.raises(SystemExit) as caught:
         call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', tmp_path, '--batch_size', 48,
              '--learning_rate', 1e39)
-    assert caught.value.code == 2 and 'the weights are not finite any more in epoch 1' in capfd.readouterr().err
+    assert caught.value.code == 2 and 'the weights are no longer finite in epoch 1' in capfd.readouterr().err
     assert not list(tmp_path.glob('models/*/*.pth'))
 
 
@@ -225,18 +226,23 @@ def test_a_compressed_checkpoint_is_refused(tmp_path):
 
 def test_a_skipped_step_is_no_divergence():
     """float16: a step whose gradients overflow is left out and the scale halved; at no scale finite is divergence."""
-    from helper.precision import Precision
+    from helper.device import Precision
     precision = Precision('float16', torch.device('cpu'))
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scale = precision.scaler.get_scale()
-    precision.update((weight * 1e38).sum() * 1e-30 * 1e30, optimizer)       # finite, but not when it is scaled
+    def update(loss):
+        optimizer.zero_grad()
+        precision.backward(loss)
+        precision.step(optimizer)
+
+    update((weight * 1e38).sum() * 1e-30 * 1e30)       # finite, but not when it is scaled
     assert weight.item() == 1.0 and precision.scaler.get_scale() == scale / 2
     precision.check()
-    precision.update(weight.sum(), optimizer)
+    update(weight.sum())
     assert weight.item() == pytest.approx(0.9)
     for _ in range(40):
-        precision.update((weight * float('nan')).sum(), optimizer)
+        update((weight * float('nan')).sum())
     with pytest.raises(UserError, match='--amp float16: the gradients are not finite at any scale'):
         precision.check()
 

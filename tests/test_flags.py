@@ -4,16 +4,15 @@ import json
 
 import pytest
 import torch
-from conftest import write_images
-from test_distiller import build
+from conftest import build, write_images
 
 import dataset.folder
 import train_student
 import train_teacher
+from distiller_zoo import vanilla
 from helper.checkpoint import load_checkpoint
-from helper.loops import adjust_learning_rate
-from helper.options import student_options, teacher_options
-from helper.speed import sgd
+from helper.optim import adjust_learning_rate, sgd
+from options import student_options, teacher_options
 
 
 def parsed(*flags):
@@ -71,7 +70,7 @@ def last(save):
 
 
 def steps(save):
-    return int(last(save)['module']['bn1.num_batches_tracked'])
+    return int(last(save)['module']['student.bn1.num_batches_tracked'])
 
 
 def history(save):
@@ -118,7 +117,7 @@ def test_of_the_data(call, small, tmp_path, monkeypatch):
                                            (['--no-channels_last'], torch.contiguous_format)])
 def test_of_the_memory_format(call, small, teacher, tmp_path, monkeypatch, flags, layout):
     seen = []
-    monkeypatch.setattr(train_student, 'prepare_step', lambda module, *_: seen.append(module))
+    monkeypatch.setattr(train_student, 'speed_up', lambda module, *_: seen.append(module))
     call(train_student.main, '--path-t', teacher, *small, '--save_dir', tmp_path, *flags)
     for net in (seen[0].student, seen[0].teacher):
         assert net.layer1[0].conv1.weight.is_contiguous(memory_format=layout)
@@ -131,7 +130,7 @@ def test_of_the_memory_format(call, small, teacher, tmp_path, monkeypatch, flags
 def test_of_the_first_stage(call, small, teacher, tmp_path, monkeypatch, capfd, method, flags, rates):
     """How many epochs, and at which rate."""
     seen = []
-    monkeypatch.setattr(train_student, 'sgd', lambda p, rate, opt: seen.append(rate) or sgd(p, rate, opt))
+    monkeypatch.setattr(vanilla, 'sgd', lambda p, rate, opt: seen.append(rate) or sgd(p, rate, opt))
     call(train_student.main, '--path-t', teacher, *small, '--distill', method, '--learning_rate', 0.02, *flags,
          '--init_epochs', 2, '-b', 1, '--save_dir', tmp_path)
     assert seen == rates and capfd.readouterr().out.count('first stage, epoch') == 2
@@ -161,7 +160,7 @@ ELSEWHERE = {
     'model': 'test_scripts.test_teacher_outputs', 'model_s': 'test_scripts.test_student_outputs',
     'path_t': 'test_scripts.test_student_outputs', 'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
-    'filled_in': 'test_scripts.test_defaults'}
+    'flags': 'test_scripts.test_defaults'}
 
 
 def test_every_option_is_tested():

@@ -3,14 +3,15 @@ import json
 
 import pytest
 import torch
-from test_distiller import CPU, build
+from conftest import CPU, build
 
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
-from helper.loops import train_distill
-from helper.precision import Precision
-from helper.speed import compile_forward, sgd
+from helper.compile import compile_forward
+from helper.device import Precision
+from helper.loops import train_epoch
+from helper.optim import sgd
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 GPU = torch.device('cuda', 0)
@@ -43,7 +44,7 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
         compile_forward(distiller, opt.batch_size, device)
     optimizer = sgd(distiller.parameters(), 1e-5, opt)
     loader = wrap(loader)
-    return [train_distill(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
+    return [train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
             for epoch in range(1, epochs + 1)]
 
 

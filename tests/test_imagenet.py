@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
+from conftest import CLASSES, data_options
 from PIL import Image
-from test_data import options
 
 import dataset
 import train_student
@@ -60,7 +59,7 @@ def databases(photographs, tmp_path_factory, call):
 
 
 def settings(root, **changes):
-    return options(**{'dataset': 'imagenet', 'data_dir': str(root), 'batch_size': 10, 'num_workers': 0, **changes})
+    return data_options(**{'dataset': 'imagenet', 'data_dir': str(root), 'batch_size': 10, 'num_workers': 0, **changes})
 
 
 def test_batches_of_the_folder(photographs):

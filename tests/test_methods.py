@@ -6,15 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_distiller import build, options
+from conftest import build, options
 
 import distiller_zoo
 from dataset import Data
 from distiller_zoo import ContrastSampler, CRDLoss, RKDLoss, distiller_dict
 from distiller_zoo.kdsvd import _directions
 from helper.errors import UserError
-from helper.loops import train_distill
+from helper.loops import train_epoch
 from models import model_dict
+from models.base import Net
 
 
 def labels(*counts):
@@ -88,7 +89,7 @@ def test_crd_gradient_by_rows():
 
 def test_crd_memory_is_saved_and_sized_by_the_data():
     distiller, loader, opt = build('crd')
-    train_distill(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-3), opt)
+    train_epoch(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-3), opt)
     state = distiller.checkpoint()['distiller']
     memory = state['criterion.contrast.memory_v1']
     assert memory.shape == (24, 128) and torch.allclose(memory.norm(dim=1), torch.ones(24), atol=1e-5)
@@ -137,15 +138,18 @@ def test_kdsvd_gradient():
 
 @pytest.mark.parametrize('method', ['hint', 'attention', 'nst', 'fsp', 'abound', 'factor', 'kdsvd', 'vid', 'semckd'])
 def test_features_that_are_no_maps(method):
-    class Flat(torch.nn.Module):
+    class Flat(Net):
         def __init__(self):
             super().__init__()
             self.conv1 = torch.nn.Conv2d(3, 4, 3)
             self.fc = torch.nn.Linear(4, 10)
 
-        def forward(self, x, is_feat=False, preact=False):
-            x = self.conv1(x).mean((2, 3))
-            return ([x, x, x, x], self.fc(x)) if is_feat else self.fc(x)
+        def get_classifier(self):
+            return self.fc
+
+        def stages(self, x, preact=False):
+            last = self.conv1(x)
+            return [last.mean((2, 3))] * 3, last
     data = Data(None, None, 10, 16, torch.arange(24) % 10)
     with pytest.raises(UserError, match=r'--model_s: --distill .* needs feature maps \(N, C, H, W\) of resnet8'):
         distiller_dict[method](Flat(), model_dict['resnet14'](num_classes=10), options(method), data)
@@ -168,7 +172,7 @@ def test_method_of_the_readme(monkeypatch):
                   and v is not distiller_zoo.Distiller)
     monkeypatch.setitem(distiller_dict, 'mine', method)
     distiller, loader, opt = build('mine')
-    train = train_distill(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-3), opt)
+    train = train_epoch(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-3), opt)
     assert train['method'] > 0 and distiller.checkpoint()['distiller']
 
 
@@ -176,8 +180,10 @@ def test_published_betas():
     want = {'kd': 0, 'hint': 100, 'attention': 1000, 'similarity': 3000, 'correlation': 0.02, 'vid': 1, 'rkd': 1,
             'pkt': 30000, 'irg': 0.005, 'hkd': 1, 'crd': 0.8, 'semckd': 400, 'nst': 50, 'fsp': 50, 'abound': 1,
             'factor': 200, 'kdsvd': 1}
-    assert {name: distiller_dict[name].published_beta('cifar100') for name in want} == want
-    assert distiller_dict['semckd'].published_beta('imagenet') == 50
+    assert {name: distiller_dict[name].published_weights('cifar100') for name in want} == {
+        name: {'gamma': 1, 'alpha': 1, 'beta': beta} for name, beta in want.items()}
+    assert distiller_dict['semckd'].published_weights('imagenet')['beta'] == 50
+    assert distiller_dict['dkd'].published_weights('cifar100') == {'gamma': 1, 'alpha': 0, 'beta': 1}
 
 
 # method -> its loss by hand, from the student's and the teacher's features

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Hostile, assert_same, outcome, write_images
 
 import train_student
 import train_teacher
 from helper.checkpoint import load_checkpoint
 from helper.files import Lock
-from helper.resume import Keeper
+from helper.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,41 +25,14 @@ def interrupt(monkeypatch):
     def after(steps, number=signal.SIGTERM):
         left = [steps]
 
-        def step_done(self):
+        def end_step(self):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), number)
             original(self)
-        monkeypatch.setattr(Keeper, 'step_done', step_done)
-    original = Keeper.step_done
+        monkeypatch.setattr(Run, 'end_step', end_step)
+    original = Run.end_step
     yield after
-
-
-def outcome(save):
-    """What a run left: all weights, the epochs' numbers without times, the best metrics."""
-    folder = next(p.parent for p in sorted(save.glob('*/*/last.pth')))
-    best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
-    last = load_checkpoint(str(folder / 'last.pth'), '')
-    history = json.loads((folder / 'history.json').read_text())
-    for epoch in history:
-        del epoch['seconds'], epoch['train']['images_per_second']
-    return {'last': last['module'], 'optimizer': last['optimizer']['state'], 'best': best['model'],
-            'method': best.get('distiller', {}), 'history': history, 'loader': last['loader'],
-            'torch': last['random'][0]['torch'],
-            'metrics': json.loads((folder / 'test_best_metrics.json').read_text())}
-
-
-def assert_same(a, b):
-    """Equal to the bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def student(teacher, small, save, method):
@@ -112,7 +86,7 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and not list(tmp_path.glob('*/*/last.pth'))
-    monkeypatch.setattr(train_student, 'validate', lambda *args, keeper=None, **kwargs: validate(*args, **kwargs))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run: validate(loader, net))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and 'stopped after epoch 0' in capfd.readouterr().out
@@ -139,15 +113,15 @@ def test_into_another_folder(call, small, tmp_path, capfd):
 def test_a_signal_while_validating(call, small, tmp_path, monkeypatch, capfd):
     arguments = ['--model', 'resnet8', *small, '--epochs', 2]
     call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
-    original = Keeper.stop_if_asked
+    original = Run.stop_if_asked
 
     def stop_if_asked(self):
         os.kill(os.getpid(), signal.SIGTERM)
         original(self)
-    monkeypatch.setattr(Keeper, 'stop_if_asked', stop_if_asked)
+    monkeypatch.setattr(Run, 'stop_if_asked', stop_if_asked)
     with pytest.raises(SystemExit):
         call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts')
-    monkeypatch.setattr(Keeper, 'stop_if_asked', original)
+    monkeypatch.setattr(Run, 'stop_if_asked', original)
     assert 'stopped after step 3 of epoch 1' in capfd.readouterr().out
     call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'parts', '--resume')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
@@ -179,7 +153,7 @@ def test_the_drawn_seed_is_kept(call, small, tmp_path, interrupt):
     first = load_checkpoint(str(next(tmp_path.glob('models/*/last.pth'))), '')['seed']
     call(train_teacher.main, *flags, '--resume')
     parameters = json.loads(next(tmp_path.glob('models/*/parameters.json')).read_text())
-    assert parameters['seed'] == first and 'filled_in' not in parameters
+    assert parameters['seed'] == first and 'flags' not in parameters
 
 
 @pytest.fixture(scope='module')
@@ -211,7 +185,6 @@ def test_other_options_are_refused(call, small, teacher, tmp_path, ended, capfd,
 
 
 def test_another_teacher_or_other_data_are_refused(call, small, teacher, tmp_path, ended, capfd):
-    from conftest import write_images
     state = load_checkpoint(str(teacher), '')
     state['model']['fc.bias'] += 1
     torch.save(state, tmp_path / 'other.pth')
@@ -222,11 +195,6 @@ def test_another_teacher_or_other_data_are_refused(call, small, teacher, tmp_pat
         with pytest.raises(SystemExit):
             call(train_student.main, *student(teacher, small, tmp_path / 'save', 'semckd'), *options, '--resume', ended)
         assert words in capfd.readouterr().err and not (tmp_path / 'save').exists()
-
-
-class Hostile:
-    def __reduce__(self):
-        return os.system, ('touch hacked',)
 
 
 def change(**parts):
@@ -259,7 +227,7 @@ FOREIGN = {
     'cut short': (cut, 'not a PyTorch checkpoint, or cut short'),
     'a flipped bit': (flipped, 'or cut short or damaged'),
     'a teacher': (lambda path, state: torch.save({'model': state['module']}, path), 'is no last.pth of a run'),
-    'hostile': (lambda path, state: torch.save({'identity': Hostile()}, path), 'refused, it holds code'),
+    'hostile': (lambda path, state: torch.save({'identity': Hostile('hacked')}, path), 'refused, it holds code'),
     'a list': (lambda path, state: torch.save([1], path), 'holds a list'),
     'no epoch': (change(epoch='x'), '"epoch" is missing or odd'),
     'epoch 0': (change(epoch=0), 'its numbers make no sense'),
@@ -341,14 +309,14 @@ def test_an_epoch_that_is_trained_again_is_shown_once(call, small, tmp_path, mon
     """Killed after TensorBoard has an epoch and before last.pth does."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path, '--epochs', 3]
-    original = Keeper.end_epoch
+    original = Run.end_epoch
 
     def killed(self):
         if self.epoch == 2:
             raise KeyboardInterrupt
         original(self)
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, 'end_epoch', killed)
+        patch.setattr(Run, 'end_epoch', killed)
         with pytest.raises(SystemExit):
             call(train_teacher.main, *arguments)
     call(train_teacher.main, *arguments, '--resume')
@@ -360,14 +328,14 @@ def test_an_epoch_that_is_trained_again_is_shown_once(call, small, tmp_path, mon
 @pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
 def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, teacher, tmp_path, monkeypatch, main):
     """Killed right after last.pth, at the end of an epoch that is the best and due for ckpt_epoch_N.pth."""
-    from helper.run_log import RunLog
+    from helper.records import Records
     arguments = ['--save_freq', 1, '--model', 'resnet8'] if main == train_teacher.main else ['--path-t', teacher]
     arguments += [*small, '--save_dir', tmp_path, '--epochs', 1]
 
     def killed(*args):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(RunLog, 'write', killed)
+        patch.setattr(Records, 'write', killed)
         with pytest.raises(SystemExit):
             call(main, *arguments)
     folder = next(tmp_path.glob('*/*/last.pth')).parent
@@ -410,8 +378,8 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
 def test_save_every(call, small, tmp_path, monkeypatch):
     """Within an epoch too, when so many minutes are over."""
     seen = []
-    original = Keeper.save
-    monkeypatch.setattr(Keeper, 'save', lambda self, epoch, step: (seen.append((epoch, step)),
+    original = Run.save
+    monkeypatch.setattr(Run, 'save', lambda self, epoch, step: (seen.append((epoch, step)),
                                                                    original(self, epoch, step)))
     call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', tmp_path, '--save_every', 1e-9)
     assert seen == [(1, 1), (1, 2), (1, 3), (2, 0)]

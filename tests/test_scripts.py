@@ -16,11 +16,12 @@ from conftest import write_images
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
-from helper import run_log
+from helper import records
+from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-from helper.options import student_options, teacher_options
 from models import model_dict
+from options import student_options, teacher_options
 from scripts import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,10 +49,12 @@ def test_defaults():
         'feat_dim': 128, 'mode': 'exact', 'nce_k': 16384, 'nce_t': 0.07, 'nce_m': 0.5, 'hint_layer': 1,
         'transform_layer_t': [], 'transform_layer_s': [], 'no_edge_transform': False, 'hkd_initial_weight': 100.0,
         'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
-        'seed': opt.seed, 'filled_in': ['seed', 'num_workers'], 'init_learning_rate': None,
+        'seed': opt.seed, 'flags': opt.flags, 'init_learning_rate': None,
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
         'save_every': 0.0, 'compile': False, 'fast': False}
+    assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
+    assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
     assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
 
@@ -74,7 +77,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
     folder = tmp_path / 'models' / 'resnet8_folder_lr_0.05_decay_0.0005_trial_x'
     assert sorted(p.name for p in folder.iterdir()) == [
         '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
-        'test_best_metrics.json']
+        'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
     assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
@@ -102,7 +105,8 @@ def scalar_tags(folder):
 def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     call(train_student.main, '--path_t', teacher, '--distill', method, '--model_s', 'resnet8', '--save_dir', tmp_path,
          '-b', 1, '--init_epochs', 1, '--nce_k', 20, *small)
-    name = f'S:resnet8_T:resnet14_folder_{method}_r:1.0_a:1.0_b:1.0_1'
+    alpha = distiller_dict[method].published_weights('folder')['alpha']
+    name = f'S:resnet8_T:resnet14_folder_{method}_r:1.0_a:{alpha}_b:1.0_1'
     folder = tmp_path / 'student_model' / name
     best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
     assert {'epoch', 'model', 'best_acc', 'arch', 'num_classes'} <= set(best)
@@ -127,17 +131,18 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp
     accuracies, written = iter([50.0, 40.0, 60.0, 60.0, 55.0]), []
     monkeypatch.setattr(sys.modules[main.__module__], 'validate', lambda *args, **kwargs: {
         'test_loss': 1.0, 'test_acc': next(accuracies), 'test_acc_top5': 90.0})
-    original = run_log.save_checkpoint
-    monkeypatch.setattr(run_log, 'save_checkpoint', lambda path, state: (
-        written.append((path.name, state['epoch'])), original(path, state)))
+    original = run_module.save_checkpoint
+    monkeypatch.setattr(run_module, 'save_checkpoint', lambda path, state, **keep: (
+        keep or path.name == 'last.pth' or written.append((path.name, state['epoch'])), original(path, state, **keep)))
     flags = ['--path-t', teacher, '--skip-validation'] if main == train_student.main else ['--model', 'resnet8']
     call(main, *flags, *small, '--save_dir', tmp_path, '--epochs', 5)
     assert written == [('resnet8_best.pth', 1), ('resnet8_best.pth', 3)]
     folder = next(tmp_path.glob('*/*/resnet8_best.pth')).parent
     best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
     assert (best['epoch'], best['best_acc']) == (3, 60.0)
-    assert read(folder / 'test_best_metrics.json') == {'test_loss': 1.0, 'test_acc': 60.0, 'test_acc_top5': 90.0,
-                                                       'epoch': 3}
+    metrics = {'test_loss': 1.0, 'test_acc_top5': 90.0}
+    assert read(folder / 'test_best_metrics.json') == {**metrics, 'test_acc': 60.0, 'epoch': 3}
+    assert read(folder / 'test_last_metrics.json') == {**metrics, 'test_acc': 55.0, 'epoch': 5}
 
 
 @pytest.mark.parametrize('main, total', [(train_teacher.main, 7200.0), (train_student.main, 2.0)],
@@ -145,7 +150,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp
 def test_the_unit_of_the_total_time(call, small, teacher, tmp_path, monkeypatch, main, total):
     """Two hours, in seconds for a teacher and in hours for a student."""
     times = iter([1000.0])
-    monkeypatch.setattr(run_log, 'time', SimpleNamespace(time=lambda: next(times, 8200.0)))
+    monkeypatch.setattr(records, 'time', SimpleNamespace(time=lambda: next(times, 8200.0)))
     call(main, *(['--path-t', teacher] if main == train_student.main else ['--model', 'resnet8']), *small,
          '--save_dir', tmp_path)
     assert read(next(tmp_path.glob('*/*/parameters.json')))['Total time'] == total
@@ -243,7 +248,7 @@ def test_compare(call, small, teacher, tmp_path, capfd):
     ('parameters.json', lambda p: {**p, 'lr_decay_epochs': [[1]]}, 'an option is nested'),
     ('parameters.json', lambda p: {**p, 'dataset': '(', 'distill': 'hkd', 'model_s': 'x', 'model_t': 'y',
                                    'path_t': 'z'}, ''),
-    ('history.json', lambda p: [{**p[-1], 'attention': [[1, 2], [3]]}], 'the attention is no matrix'),
+    ('history.json', lambda p: [{**p[-1], 'attention': [[1, 2], [3]]}], 'a picture is no matrix'),
     ('history.json', lambda p: [{**p[-1], 'attention': [[1, None]]}], 'not those of a run'),
     ('history.json', lambda p: [{**p[-1], 'attention': 'no'}], 'not those of a run'),
     ('parameters.json', lambda p: {k: v for k, v in p.items() if k != 'Total time'}, 'not finished; train on')])
@@ -301,7 +306,7 @@ def test_compare_without_plus_minus(capsys, monkeypatch):
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
     """As compare.read_run gives it."""
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
-            'model': student, 'teacher': teacher,
+            'last': top1 - 1, 'model': student, 'teacher': teacher,
             'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
             'seconds': 60.0}
 
@@ -316,24 +321,27 @@ def test_compare_trials_and_published():
     runs = [run_of('resnet8x4', 76.0, 'resnet32x4', 'semckd'), run_of('resnet8x4', 72.0),
             run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
     assert words(compare.compare_table(compare.trials(runs))) == [
-        'model trained parameters trials top-1 % published top-5 % seconds',
-        'resnet8x4 semckd 1,234 2 76.50 ± 0.71 76.23 ± 0.04 (SemCKD) 99.50 60',
-        'resnet8x4 alone 1,234 1 72.00 73.09 ± 0.30 (SemCKD) 99.50 60',
-        'resnet56 alone 1,234 1 72.00 72.34 (RepDistiller) 99.50 60',
-        'resnet14 alone 1,234 1 70.00 99.50 60']
+        'model trained parameters trials top-1 % last % published top-5 % seconds',
+        'resnet8x4 semckd 1,234 2 76.50 ± 0.71 75.50 76.23 ± 0.04 (SemCKD) 99.50 60',
+        'resnet8x4 alone 1,234 1 72.00 71.00 73.09 ± 0.30 (SemCKD) 99.50 60',
+        'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller) 99.50 60',
+        'resnet14 alone 1,234 1 70.00 69.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
     assert words(compare.compare_table(compare.trials(other))) == [
-        'model trained parameters top-1 % top-5 % seconds', 'resnet8x4 alone, epochs None 1,234 72.00 99.50 60',
-        'resnet8x4 alone, epochs 3 1,234 70.00 99.50 60']
+        'model trained parameters top-1 % last % top-5 % seconds',
+        'resnet8x4 alone, epochs None 1,234 72.00 71.00 99.50 60',
+        'resnet8x4 alone, epochs 3 1,234 70.00 69.00 99.50 60']
     assert words(compare.compare_table(compare.trials(runs + other)))[0].startswith('data model ')
 
 
 def test_relative_improvement():
     """The published column, from the published table: to what rounding the table to two digits leaves."""
-    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published().items()})
-    assert found.keys() == compare.PUBLISHED_ARI.keys()
+    theirs = {row['over']: float(row['ari']) for row in compare.rows_of('published_ari.csv')}
+    gap_closed = theirs.pop('teacher')
+    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published().items()}, 'semckd')
+    assert found.keys() == theirs.keys()
     for method, (percent, pairs) in found.items():
-        assert pairs == 7 and abs(percent - compare.PUBLISHED_ARI[method]) < 0.25
+        assert pairs == 7 and abs(percent - theirs[method]) < 0.25
     assert all(name in model_dict for key in compare.published() for name in key[:2] if name)
     assert all(key[2] in ('alone', *distiller_dict) for key in compare.published())
 
@@ -343,19 +351,20 @@ def test_relative_improvement():
     pairs = [(teacher, student) for teacher, student, method in top1 if method == 'semckd']
     improved = sum(top1[t, s, 'semckd'] - top1['', s, 'alone'] for t, s in pairs)
     gap = sum(teachers[t] - top1['', s, 'alone'] for t, s in pairs)
-    assert len(pairs) == 7 and abs(improved / gap * 100 - compare.PUBLISHED_GAP) < 0.25
+    assert len(pairs) == 7 and abs(improved / gap * 100 - gap_closed) < 0.25
     assert compare.closed_gap({('', 's', 'alone'): 60.0, ('', 't', 'alone'): 80.0, ('t', 's', 'semckd'): 75.0,
-                               ('u', 's', 'semckd'): 70.0}) == (75.0, 1)
+                               ('u', 's', 'semckd'): 70.0}, 'semckd') == (75.0, 1)
 
     runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd')]
-    with_teacher = compare.improvement_table(compare.trials([*runs, run_of('t', 65.0)])).splitlines()
+    with_teacher = compare.improvement_table(compare.trials([*runs, run_of('t', 65.0)]), 'semckd').splitlines()
     assert with_teacher[-1].split() == ['gap', 'to', 'the', 'teacher', 'closed', '80.00', '1', '68.34']
-    assert compare.improvement_table(compare.trials(runs)).splitlines()[-1].split() == ['kd', '100.00', '1', '72.65']
+    table = compare.improvement_table(compare.trials(runs), 'semckd').splitlines()
+    assert table[0].startswith('SemCKD over') and table[-1].split() == ['kd', '100.00', '1', '72.65']
     for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
                        ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
                        ([*runs[1:], run_of('resnet8', 62.0)], 'not exactly as good')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
-            compare.improvement_table(compare.trials(given))
+            compare.improvement_table(compare.trials(given), 'semckd')
 
 
 def test_compare_names_the_first_teacher():

@@ -4,17 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_distiller import CPU, build
+from conftest import CPU, build
 
+from benchmarks.__main__ import main as benchmark
 from distiller_zoo import distiller_dict
+from helper.compile import compile_forward, cores, speed_up
+from helper.device import Precision
 from helper.errors import UserError
-from helper.fold import fold_batchnorm
-from helper.loops import train_distill
+from helper.loops import train_epoch
 from helper.meter import Meter
-from helper.precision import Precision
-from helper.speed import compile_forward, cores, prepare_step, sgd
+from helper.optim import sgd
 from models import model_dict
-from scripts import benchmark
+from models.fold import fold_batchnorm
 
 SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double', 'resnext50_32x4d')
 PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms that read a sum stay
@@ -45,10 +46,10 @@ def test_a_folded_net_computes_the_same(name):
         found = []
         for preact in (False, True):
             try:
-                feats, logits = net(images, is_feat=True, preact=preact)
+                out = net.outputs(images, preact)
             except NotImplementedError:
                 continue
-            found += [*feats, logits]
+            found += [*out.feats, out.map, out.logits]
         return found
     before = outputs()
     assert fold_batchnorm(net, size) == PARTLY.get(name, norms)
@@ -63,7 +64,7 @@ def test_a_norm_that_others_read_stays():
             super().__init__()
             self.conv, self.bn, self.kind = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), kind
 
-        def forward(self, x, is_feat=False, preact=False):
+        def outputs(self, x, preact=False):
             x = self.conv(x)
             y = self.bn(x)
             if self.kind == 'sum':
@@ -78,7 +79,7 @@ def test_compile_without_a_compiler(monkeypatch):
     monkeypatch.setenv('CXX', 'nowhere/c++')
     opt = SimpleNamespace(compile=True, fast=False, batch_size=4)
     with pytest.raises(UserError, match="--compile: there is no C\\+\\+ compiler 'nowhere/c\\+\\+'; install it"):
-        prepare_step(torch.nn.Linear(2, 2), opt, CPU)
+        speed_up(torch.nn.Linear(2, 2), opt, CPU)
 
 
 def test_sgd_from_zeros_is_sgd():
@@ -122,7 +123,7 @@ def curve(monkeypatch, fast, amp=None, batch=32, epochs=34):
     monkeypatch.setattr('helper.loops.Meter', Curve)
     optimizer = sgd(distiller.parameters(), 0.001, opt)      # gentle: a large step makes much of a little rounding
     for epoch in range(1, epochs + 1):
-        train_distill(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
+        train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
     return losses[:100]
 
 
@@ -147,10 +148,10 @@ def test_every_method_in_16_bits(method):
     for amp in (None, 'bfloat16'):
         distiller, loader, opt = build(method)
         optimizer = sgd(distiller.parameters(), 1e-4, opt)
-        loader.generator.manual_seed(1)
+        loader.order.generator.manual_seed(1)
         found.append([])
         for _ in range(1 + distiller.initialising):
-            averages = train_distill(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
+            averages = train_epoch(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
             found[-1].append(averages['loss'])
             distiller.finish_init()
     assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
@@ -167,23 +168,23 @@ def test_a_short_batch_is_not_compiled():
             return x * 2
     net = Net()
     compile_forward(net, 4, CPU)
-    assert torch.equal(net(torch.ones(4, 1)), torch.full((4, 1), 2.0)) and calls == []
-    net(torch.ones(3, 1))
-    net.eval()(torch.ones(4, 1))
+    assert torch.equal(net(torch.ones(4, 1, 1, 1)), torch.full((4, 1, 1, 1), 2.0)) and calls == []
+    net(torch.ones(3, 1, 1, 1))
+    net.eval()(torch.ones(4, 1, 1, 1))
     assert calls == [3, 4]
 
 
 def test_benchmark(call, tmp_path, capfd):
     out = tmp_path / 'found.json'
     few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--num_workers', 0, '--gpu_id', 'cpu']
-    call(benchmark.main, 'recipes', '--pair', 'resnet14,resnet8,attention', *few, '--json', out)
+    call(benchmark, 'recipes', '--pair', 'resnet14,resnet8,attention', *few, '--json', out)
     found = json.loads(out.read_text())
     assert [row['recipe'] for row in found['rows']] == ['reference', 'fast']
     for row in found['rows']:
         assert row['images/s'] > 0 and row['peak MiB'] > 50 and 0 < row['of ceiling'] < 1.5
         assert set(row['seconds a step']) == {'loader', 'teacher', 'student', 'method', 'optimiser'}
     assert 'resnet14,resnet8,attention  fast' in capfd.readouterr().out
-    call(benchmark.main, 'loader', *few)
+    call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
 
 
@@ -193,7 +194,7 @@ def test_benchmark(call, tmp_path, capfd):
     (['--pair', 'resnet20,resnet8,kdd'], '--distill kdd: no such method')])
 def test_benchmark_refuses(call, capsys, arguments, words):
     with pytest.raises(SystemExit) as caught:
-        call(benchmark.main, 'recipes', *arguments)
+        call(benchmark, 'recipes', *arguments)
     assert caught.value.code == 2 and words in capsys.readouterr().err
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import Hostile
+from conftest import Hostile
 
 from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError
-from helper.recognise import recognise
 from models import model_dict
+from models.recognise import recognise
 from scripts import check_teacher, model_transform
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,12 +4,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_distiller import CPU
+from conftest import CPU
 
-from helper import winograd
-from helper.speed import compile_forward
+from benchmarks import convolutions
+from benchmarks.__main__ import main as benchmark
+from helper.compile import compile_forward
+from kernels import winograd
 from models import model_dict
-from scripts import benchmark
 
 try:
     winograd.library()
@@ -146,9 +147,9 @@ def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
 
 
 def test_benchmark(call, capsys, monkeypatch):
-    call(benchmark.main, 'convolutions', '--batch_size', 1, '--rounds', 1)
+    call(benchmark, 'convolutions', '--batch_size', 1, '--rounds', 1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
-    assert len(rows) == 3 * len(benchmark.CONVOLUTIONS)
+    assert len(rows) == 3 * len(convolutions.CONVOLUTIONS)
     assert all(float(row[-3]) > 0 and float(row[-4]) > 0 for row in rows)
     assert {row[-1] for row in rows if row[0] == '512,'} == {'no'} and rows[0][-1] == 'yes'
 
@@ -156,7 +157,7 @@ def test_benchmark(call, capsys, monkeypatch):
     monkeypatch.setenv('CXX', 'nowhere/c++')
     for arguments in (['convolutions'], ['recipes', '--compile', '--gpu_id', 'cpu']):
         with pytest.raises(SystemExit) as caught:
-            call(benchmark.main, *arguments)
+            call(benchmark, *arguments)
         assert caught.value.code == 2 and "no C++ compiler 'nowhere/c++'" in capsys.readouterr().err
     winograd.library.cache_clear()
 

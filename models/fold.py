@@ -1,4 +1,4 @@
-"""A frozen net without most of its batch norms: each goes into the convolution before it."""
+"""Fold the batch norms of a frozen net into the convolutions before them, so that it computes less."""
 from collections import Counter
 
 import torch
@@ -13,35 +13,35 @@ class _Uses(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.count, self.kept = Counter(), []       # what is kept alive keeps its id
+        self.count, self.kept = Counter(), []       # kept alive, so that no other tensor gets the same id
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, torch.Tensor):
-                    self.note(leaf)
+                    self.add(leaf)
         return result
 
-    def note(self, tensor):
+    def add(self, tensor):
         self.kept.append(tensor)
         self.count[id(tensor)] += 1
 
 
 @torch.no_grad()
 def fold_batchnorm(net: nn.Module, image_size: int) -> int:
-    """Fold, in place, each batch norm of an eval net that alone reads a convolution's output. Returns how many.
+    """Fold, in place, each batch norm that is the only reader of a convolution's output. Returns how many were folded.
 
-    The net computes the same, features and pre-activations too, up to rounding. It can no longer be trained, and its
-    state_dict is another one.
+    net: a models.base.Net, put into eval mode. All its outputs stay the same up to rounding, pre-activations too. It
+    can no longer be trained, and its state_dict has other keys.
     """
     net.eval()
     device = next(net.parameters()).device
     images = torch.zeros(2, 3, image_size, image_size, device=device)
     pairs = None
-    for flags in ({'is_feat': True}, {'is_feat': True, 'preact': True}):
+    for preact in (False, True):
         try:
-            found = _pairs(net, images, flags)
+            found = _pairs(net, images, preact)
         except NotImplementedError:     # a net without pre-activations
             continue
         pairs = found if pairs is None else pairs & found
@@ -53,7 +53,7 @@ def fold_batchnorm(net: nn.Module, image_size: int) -> int:
     return len(pairs or ())
 
 
-def _pairs(net, images, flags):
+def _pairs(net, images, preact):
     """{(convolution, batch norm)} where the norm is called once, and alone reads the output of a convolution that is
     called once."""
     made, read, calls = {}, {}, Counter()
@@ -69,8 +69,8 @@ def _pairs(net, images, flags):
     hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     try:
         with _Uses() as uses:
-            for leaf in tree_leaves(net(images, **flags)):      # what the net gives is used by whoever called it
-                uses.note(leaf)
+            for leaf in tree_leaves(net.outputs(images, preact)):       # what the net returns is used by the caller
+                uses.add(leaf)
     finally:
         for hook in hooks:
             hook.remove()

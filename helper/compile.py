@@ -1,4 +1,4 @@
-"""What makes a step fast beyond the defaults: --compile, and the optimiser's fused kernel."""
+"""--compile and --fast: what makes a training step faster beyond the defaults."""
 import contextlib
 import ctypes
 import logging
@@ -8,42 +8,30 @@ import warnings
 
 import torch
 from torch import nn
-from torch.optim import SGD
+
+from kernels.winograd import compiler, use_winograd
 
 from .errors import UserError, reason
-from .winograd import compiler, use_winograd
-
-
-def sgd(parameters, learning_rate: float, opt) -> SGD:
-    """SGD that updates all parameters in one kernel."""
-    optimizer = SGD(parameters, lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True)
-    if opt.momentum:
-        # A first step from zeros is the usual first step. Left alone, the fused kernel makes its buffers without
-        # setting them, and if the scaler of float16 leaves that step out they stay as the memory was.
-        for group in optimizer.param_groups:
-            for p in group['params']:
-                optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
-    return optimizer
 
 
 def keep_memory() -> None:
-    """Let the C library keep what a step frees for the next one, instead of giving it back and asking again.
+    """Let the C library keep the memory that a step frees for the next step, instead of returning it to the system.
 
-    Every step needs the same buffers, and fresh pages from the system are zeroed first.
+    Every step needs the same buffers, and the system clears each page that it hands out.
     """
     _c_library('mallopt', -3, 32 << 20)     # M_MMAP_THRESHOLD, its largest value
     _c_library('mallopt', -1, 2**31 - 1)    # M_TRIM_THRESHOLD
 
 
 def _c_library(function: str, *numbers: int) -> None:
-    """Call a function of glibc; nothing where there is another C library."""
+    """Call a function of glibc; do nothing with another C library."""
     if sys.platform == 'linux':
         with contextlib.suppress(AttributeError):
             getattr(ctypes.CDLL(None), function)(*numbers)
 
 
-def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
-    """What --compile and --fast ask for, once `module` lies on its device, and what is always faster."""
+def speed_up(module: nn.Module, opt, device: torch.device) -> None:
+    """Apply --compile and --fast to `module`, which is on its device already, and what is always faster."""
     if device.type == 'cpu':
         keep_memory()
     if opt.fast and device.type == 'cuda':
@@ -55,7 +43,7 @@ def prepare_step(module: nn.Module, opt, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UserError where torch.compile would fail for want of a compiler for `device`."""
+    """Raises UserError where torch.compile would fail because there is no compiler for `device`."""
     try:
         if device.type == 'cpu':
             compiler()
@@ -68,13 +56,12 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
 
     On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one.
     """
-    # Without a GPU the compiler says twice that there is none, in the words of torch 2.11 and of 2.15.
+    # Without a GPU the compiler warns of that, torch 2.11 and 2.15 in different ways.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     if device.type == 'cpu':
-        use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # a Distiller's modules leave it out
+        use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # modules() of a Distiller has no teacher
     plain = module.forward
-    # Backward passes of a graph are recorded with it, so that nothing is launched one by one.
     with _compiler_errors():
         fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
 
@@ -82,7 +69,7 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
 
     def forward(images, *rest, **flags):
         nonlocal full_batches
-        if not module.training or len(images) != batch_size:
+        if not module.training or images.shape[-4] != batch_size:       # (N, 3, H, W) or (views, N, 3, H, W)
             return plain(images, *rest, **flags)
         full_batches += 1
         if device.type == 'cuda':
@@ -96,7 +83,7 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
 
 @contextlib.contextmanager
 def _compiler_errors():
-    """What the compiler cannot do, or cannot write into its cache, in one line."""
+    """An error of the compiler, or of its cache folder, as a UserError of one line."""
     try:
         yield
     except Exception as error:
@@ -108,7 +95,7 @@ def _compiler_errors():
 
 
 def cores() -> int:
-    """The processor cores that this process may use; of torchrun's several machines, all together."""
+    """The processor cores that this process may use; under torchrun, those of all machines together."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     world, local = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
     return here * (max(1, int(world) // int(local)) if world.isdecimal() and local.isdecimal() and local != '0' else 1)
@@ -122,5 +109,5 @@ def turn_on_fast(opt) -> None:
 
 
 def allow_tf32() -> None:
-    """Matrix products in TF32 where a GPU has it; convolutions do so by default."""
+    """Matrix products in TF32 on GPUs that have it; convolutions use it by default."""
     torch.set_float32_matmul_precision('high')

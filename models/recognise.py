@@ -3,9 +3,9 @@ from functools import cache
 
 import torch
 
-from models import model_dict
+from helper.errors import UserError
 
-from .errors import UserError
+from . import model_dict
 
 
 def recognise(weights: dict, what: str = 'weights') -> tuple[str, int]:

@@ -1,20 +1,66 @@
-"""What the scripts share of the command line: a parser that answers in one line, and converters."""
+"""The terminal: a parser that answers a mistake in one line, converters of flags, and tables."""
 import argparse
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .errors import nearest, printable
 
 MOST_EPOCHS = 10**6
 
 
+@dataclass
+class Flags:
+    """What is known of the options beside their values; an attribute of the options, `opt.flags`."""
+
+    defaults: dict          # option -> value when the flag is not given
+    may_differ: set         # options that say how or where a run computes, not what: they may change with --resume
+    filled_in: list = field(default_factory=list)       # not given by the user, so drawn or counted by the program
+
+
+def values(opt) -> dict:
+    """option -> value."""
+    return {name: value for name, value in vars(opt).items() if name != 'flags'}
+
+
 class Parser(argparse.ArgumentParser):
     """Accepts '-' and '_' alike between the words of a flag; an error is one line and exit code 2."""
 
     def __init__(self, **kwargs):
+        self.may_differ: set[str] = set()
+        self.group_flags: dict[str, dict] = {}
         super().__init__(**{'allow_abbrev': False, 'formatter_class': argparse.ArgumentDefaultsHelpFormatter, **kwargs})
-        self.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+        self.add_argument('--debug', may_differ=True, action='store_true', default=argparse.SUPPRESS,
                           help='show the traceback of an error')      # helper.errors looks for the flag itself
+
+    def add_argument(self, *names, may_differ: bool = False, **settings):
+        """As argparse's. may_differ: the flag may change when a run is resumed, and between trials of a comparison."""
+        action = super().add_argument(*names, **settings)
+        if may_differ:
+            self.may_differ.add(action.dest)
+        return action
+
+    def group(self, title: str) -> Callable:
+        """A group of --help. Returns its add_argument. A flag that another group has added alike is shared with it.
+
+        Raises ValueError for a flag that exists already with other settings.
+        """
+        group = self.add_argument_group(title)
+
+        def add(*names, **settings):
+            alike = {name: settings.get(name) for name in ('default', 'choices', 'nargs', 'action')}
+            if names[-1] not in self._option_string_actions:
+                self.group_flags[names[-1]] = alike
+                group.add_argument(*names, **settings)
+            elif self.group_flags.get(names[-1]) != alike:
+                raise ValueError(f'{title}: {names[-1]} exists already, with other settings')
+        return add
+
+    def flags(self) -> Flags:
+        """The defaults, and which options may differ."""
+        return Flags({a.dest: a.type(a.default) if a.type and isinstance(a.default, str) else a.default
+                      for a in self._actions if argparse.SUPPRESS not in (a.default, a.dest)}, self.may_differ)
 
     def parse_args(self, args=None, namespace=None):
         known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
@@ -73,3 +119,13 @@ def epoch_list(text):
     if min(epochs) < 1 or max(epochs) > MOST_EPOCHS:
         raise argparse.ArgumentTypeError(f'{text[:80]}: give epochs as whole numbers with commas, as 150,180,210')
     return epochs
+
+
+def table(head: tuple, rows: list[tuple], alignment: str = '') -> str:
+    """Columns of strings under their heads; alignment has '<' or '>' for each, left where it is short."""
+    alignment = alignment.ljust(len(head), '<')
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    columns = list(zip(alignment, widths, strict=True))
+    lines = ['  '.join(f'{cell:{side}{width}}' for cell, (side, width) in zip(row, columns, strict=True)).rstrip()
+             for row in (head, *rows)]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])

@@ -1,0 +1,78 @@
+"""python -m benchmarks SUBJECT: images a second, and what they are made of. A file of this folder for each subject."""
+import argparse
+import importlib
+from pathlib import Path
+
+import torch
+
+from distiller_zoo import get_method
+from helper.cli import Parser, number, path, values
+from helper.compile import check_compiler, cores, turn_on_fast
+from helper.device import KINDS, select_device
+from helper.errors import UserError, run_main
+from helper.files import write_json
+from models import resolve
+
+from . import common
+
+SUBJECTS = ('recipes', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
+
+
+def subject(name: str):
+    """The module of a subject: measure(opt, device) -> rows, dictionaries of one kind; show(rows) if it has its own."""
+    return importlib.import_module(f'benchmarks.{name}')
+
+
+def check_pairs(opt):
+    """Raises UserError unless each --pair names two nets and, but for `methods`, a method."""
+    for pair in opt.pair or []:
+        words = pair.split(',')
+        if len(words) not in ((2, 3) if opt.what == 'methods' else (3,)):
+            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods')
+        for name in words[:2]:
+            resolve(name, 32, '--pair')
+        if len(words) == 3:
+            get_method(words[2])
+
+
+def main():
+    texts = '\n'.join(f'{name:14}{subject(name).__doc__.splitlines()[0]}' for name in SUBJECTS)
+    parser = Parser(prog='python -m benchmarks', description=f'{__doc__}\n\n{texts}',
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('what', choices=SUBJECTS)
+    add('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
+    add('--batch_size', type=number(int, low=1), default=64)
+    add('--steps', type=number(int, low=1), default=8, help='batches in a round')
+    add('--rounds', type=number(int, low=1), default=5, help='rounds of each side, after one to warm up')
+    add('--num_workers', type=number(int, low=0),
+        help="processes of the loaders that have some; not given: 8, as in the original SemCKD code; for imagenet one "
+             "for each core")
+    add('--gpu_id', default='0')
+    add('--data_dir', type=path, default='./data')
+    add('--compile', action='store_true', help='the fast recipe compiles its step')
+    add('--amp', nargs='?', const='auto', choices=('auto', *KINDS), help='the fast recipe computes in 16 bits')
+    add('--fast', action='store_true', help='the fast recipe is that of --fast')
+    add('--brief', action='store_true', help='recipes without the shares of the parts and of the ceiling')
+    add('--json', type=path, metavar='FILE', help='write what was measured there too')
+    opt = parser.parse_args()
+    check_pairs(opt)
+    turn_on_fast(opt)
+    if opt.num_workers is None:
+        opt.num_workers = cores() if opt.what == 'imagenet' else 8
+    device = select_device('cpu' if opt.what == 'convolutions' else opt.gpu_id)
+    if opt.compile:
+        check_compiler(device)
+    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else common.cpu_name()
+    unit = {'imagenet': 'an epoch', 'convolutions': 'a pass'}.get(opt.what, f'{opt.steps} steps')
+    print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
+    module = subject(opt.what)
+    rows = module.measure(opt, device)
+    getattr(module, 'show', common.show)(rows)
+    if opt.json:
+        write_json(Path(opt.json), {'machine': machine, 'torch': torch.__version__, 'options': values(opt),
+                                    'rows': rows})
+
+
+if __name__ == '__main__':
+    run_main(main)

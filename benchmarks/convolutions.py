@@ -1,0 +1,40 @@
+"""3x3 convolutions and their gradients: torch's and kernels/winograd.py's, which --compile takes if `used` is yes."""
+import torch
+import torch.nn.functional as F
+
+from helper.errors import UserError
+from kernels.winograd import Conv3x3, conv3x3, input_gradient, library, weight_gradient
+
+from .common import alternate
+
+CONVOLUTIONS = ((16, 32), (32, 16), (64, 8), (128, 8), (128, 16), (256, 8), (512, 7), (512, 4), (256, 4), (128, 4),
+                (64, 4), (64, 5), (64, 2))      # channels, pixels of a side
+
+
+def convolutions(channels, size, opt, device):
+    """A row for each pass of a 3x3 convolution, from `channels` to as many, of square images."""
+    torch.manual_seed(0)
+    conv = Conv3x3(channels, channels, 3, padding=1).requires_grad_(False)
+    images, grad = torch.randn(2, opt.batch_size, channels, size, size)
+    images, grad, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, grad, conv.weight))
+
+    def backward(*wanted):
+        torch.ops.aten.convolution_backward(grad, images, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
+                                            (*wanted, False))
+    passes = {'forward': (lambda: F.conv2d(images, weight, padding=1), lambda: conv3x3(images, weight)),
+              'gradient of the images': (lambda: backward(True, False), lambda: input_gradient(grad, weight)),
+              'gradient of the weights': (lambda: backward(False, True), lambda: weight_gradient(images, grad))}
+    sides = {(name, i): side for name, both in passes.items() for i, side in enumerate(both)}
+    speed = alternate(sides, 1, opt, device)
+    return [{'channels, pixels': f'{channels}, {size} x {size}', 'pass': name, 'torch ms': 1000 / speed[name, 0],
+             'winograd ms': 1000 / speed[name, 1], 'ratio': speed[name, 1] / speed[name, 0],
+             'used': 'yes' if conv.gains(images) else 'no'} for name in passes]
+
+
+def measure(opt, device):
+    """The rows of all shapes."""
+    try:
+        library()
+    except OSError as error:
+        raise UserError(f'convolutions: {error}') from None
+    return [row for shape in CONVOLUTIONS for row in convolutions(*shape, opt, device)]

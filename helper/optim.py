@@ -1,0 +1,25 @@
+"""The optimiser and its learning rate."""
+import torch
+from torch.optim import SGD
+
+
+def sgd(parameters, learning_rate: float, opt) -> SGD:
+    """SGD with opt.momentum and opt.weight_decay, all parameters updated in one kernel."""
+    optimizer = SGD(parameters, lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True)
+    if opt.momentum:
+        # A first step from zeros is the usual first step. Otherwise the fused kernel allocates its buffers without
+        # setting them, and if the scaler of float16 skips that step they keep whatever the memory held.
+        for group in optimizer.param_groups:
+            for p in group['params']:
+                optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
+    return optimizer
+
+
+def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
+    """Set and return the rate of this epoch (from 1): learning_rate, times lr_decay_rate for each listed epoch that is
+    over."""
+    passed = sum(epoch > e for e in opt.lr_decay_epochs)
+    rate = opt.learning_rate * opt.lr_decay_rate ** passed
+    for group in optimizer.param_groups:
+        group['lr'] = rate
+    return rate

@@ -1,0 +1,154 @@
+"""What a run writes for people beside its checkpoints: JSON files, TensorBoard events, a line for each epoch."""
+import contextlib
+import json
+import math
+import re
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from .cli import values
+from .distributed import is_main, world_size
+from .errors import UserError
+from .files import make_folder, write_json
+
+
+class Records:
+    """parameters.json, history.json, test_best_metrics.json, test_last_metrics.json and TensorBoard events.
+
+    Also keeps the best accuracy. With several processes only the first one writes.
+    """
+
+    def __init__(self, opt, folder: Path, events: Path, facts: dict, seconds_per_unit: float):
+        """folder: of the JSON files. events: of TensorBoard. facts: added to the options in parameters.json.
+        seconds_per_unit: the unit of 'Total time' there."""
+        self.opt, self.folder, self.events, self.facts, self.unit = opt, folder, events, facts, seconds_per_unit
+        self.history: list[dict] = []
+        self.best: dict = {'test_acc': -1.0}
+        self.start, self.writer = time.time(), None
+        self.earlier: list[Path] = []       # files of an earlier run in the folder, removed at the first write
+
+    def open(self, state: dict | None, own: bool) -> None:
+        """Begin, or continue from what state() returned; own: that run wrote into this folder too."""
+        if state:
+            self.history, self.best = list(state['history']), dict(state['best'])
+            self.start = time.time() - state['seconds']
+        if not is_main():
+            return
+        make_folder(self.events)
+        done = len(self.history) if own else 0
+        self.earlier = [file for file in self.folder.glob('ckpt_epoch_*.pth')
+                        if (number := re.search(r'_(\d+)\.pth$', file.name)) and int(number[1]) > done]
+        self.earlier += [] if own else self.events.glob('events.out.tfevents.*')
+        threading.excepthook = _ignore_failed_writes
+        # Events that an interrupted run wrote after its last state are hidden, not shown twice.
+        with self._events():
+            self.writer = SummaryWriter(str(self.events), purge_step=len(self.history) + 1 if state else None)
+        if self.history:
+            self._write_parameters()
+            write_json(self.folder / 'history.json', self.history)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self.writer:
+            with contextlib.suppress(OSError):
+                self.writer.close()
+
+    def state(self) -> dict:
+        """What a resumed run needs, for last.pth."""
+        return {'history': self.history, 'best': self.best, 'seconds': time.time() - self.start}
+
+    @staticmethod
+    def fits(state: dict) -> bool:
+        """Whether a value from an untrusted file is one that state() can return."""
+        history, best, seconds = (state.get(name) for name in ('history', 'best', 'seconds'))
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError):
+            return False
+        return (isinstance(history, list) and all(isinstance(epoch, dict) for epoch in history)
+                and isinstance(best, dict) and isinstance(best.get('test_acc'), float)
+                and math.isfinite(best['test_acc']) and (best['test_acc'] < 0 or isinstance(best.get('epoch'), int))
+                and isinstance(seconds, float) and math.isfinite(seconds))
+
+    def init_epoch(self, epoch: int, train: dict) -> None:
+        """An epoch of a method's first stage is over."""
+        if is_main():
+            with self._events():
+                self.writer.add_scalar('init_loss', train['loss'], epoch)
+            print(f'first stage, epoch {epoch}: loss {train["loss"]:.4f}, {train["images_per_second"]:.0f} images/s',
+                  flush=True)
+
+    def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict) -> None:
+        """An epoch is over: add it to the history, to TensorBoard and to the terminal, and see whether it is the best.
+
+        No file but TensorBoard's is written yet.
+        """
+        scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **test, 'lr': rate}
+        self.history.append({'epoch': epoch, **scalars, 'train': train, 'seconds': seconds, **pictures})
+        is_best = test['test_acc'] > self.best['test_acc']
+        if is_best:
+            self.best = {**test, 'epoch': epoch}
+        if not is_main():
+            return
+        with self._events():
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, epoch)
+            for tag, matrix in pictures.items():
+                pixels = torch.tensor(matrix).repeat_interleave(32, 0).repeat_interleave(32, 1)
+                self.writer.add_image(tag, pixels.clamp(0, 1), epoch, dataformats='HW')
+            self.writer.flush()
+        print(f'epoch {epoch}: train loss {train["loss"]:.4f}, top-1 {train["top1"]:.2f} | '
+              f'test loss {test["test_loss"]:.4f}, top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f} | '
+              f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
+              f'{"  *best*" if is_best else ""}', flush=True)
+
+    @property
+    def last(self) -> dict:
+        """The metrics of the last epoch."""
+        return {name: self.history[-1].get(name) for name in ('test_loss', 'test_acc', 'test_acc_top5', 'epoch')}
+
+    def write(self, epoch: int) -> None:
+        """Bring the JSON files up to `epoch`, the last one. The first call removes what an earlier run has left."""
+        while self.earlier:
+            self.earlier.pop().unlink(missing_ok=True)
+        if epoch == 1:
+            self._write_parameters()
+        write_json(self.folder / 'history.json', self.history)
+        write_json(self.folder / 'test_last_metrics.json', self.last)
+
+    def write_best(self) -> None:
+        write_json(self.folder / 'test_best_metrics.json', self.best)
+
+    def finish(self) -> None:
+        """All epochs are over: write the total time, print the best and the last accuracy."""
+        if is_main():
+            self._write_parameters(**{'Total time': (time.time() - self.start) / self.unit})
+            print(f'best top-1 {self.best["test_acc"]:.2f} at epoch {self.best["epoch"]}, last '
+                  f'{self.last["test_acc"]:.2f}, saved in {self.folder}')
+
+    def _write_parameters(self, **more):
+        write_json(self.folder / 'parameters.json',
+                   {**values(self.opt), **self.facts, 'processes': world_size(), **more})
+
+    @contextlib.contextmanager
+    def _events(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f'{self.events}: cannot be written ({error.strerror}); the checkpoints are whole'
+                            ) from error
+
+
+def _ignore_failed_writes(args):
+    """TensorBoard writes in a thread. Its OSError is raised again in the main thread, which reports it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
+def show_evaluation(name: str, test: dict) -> None:
+    """Print what validate returned for the net `name`."""
+    print(f'{name}: top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f}, loss {test["test_loss"]:.4f}')

@@ -1,0 +1,390 @@
+"""A run, from its folder to its last epoch: what is trained, saved, resumed, recorded, and how signals end it."""
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import distributed
+from .checkpoint import load_weights, save_checkpoint
+from .cli import values
+from .device import Precision, random_state, restore_random_state
+from .errors import UserError, printable
+from .files import Lock, make_folder, run_folder, write_atomically
+from .launch import STOP_SIGNALS
+from .meter import FiniteCheck, Meter
+from .records import Records
+from .state import LAST, PREVIOUS, STAGES, as_user_error, check_buffers, load_optimizer, load_state
+
+SAVE = 1        # in the place of a signal's number, and below all of them
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run after its state was saved; the exit code is 128 + the signal."""
+
+
+@dataclass
+class Place:
+    """Where a script's runs lie: {save_dir}/{models}/{name} and, of TensorBoard, {save_dir}/{events}/{name}."""
+
+    models: str
+    events: str
+    name: str
+    best_file: str
+    seconds_per_unit: float     # of 'Total time' in parameters.json
+
+    def folder(self, opt) -> Path:
+        return run_folder(opt.save_dir, self.models, self.name)
+
+    def best_path(self, opt) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.folder(opt) / self.best_file
+
+
+class Run:
+    """Owns the folder of a run. A train script opens it, takes its epochs from it, and tells it what happened.
+
+        with Run(...) as run:
+            for epoch in run.epochs(optimizer, opt.epochs):
+                ...
+                run.end_epoch(rate, train, test)
+
+    last.pth, from which --resume continues, is written first at the end of an epoch; the files that people read follow
+    from it. When a signal comes, the current step is finished and the state is saved, in the middle of an epoch too;
+    then the process exits.
+    """
+
+    def __init__(self, opt, place: Place, module: nn.Module, loader, facts: dict, precision: Precision,
+                 checkpoint: Callable):
+        """Claims the folder and reads the state of --resume into `module`, a distiller_zoo.Vanilla before DDP.
+
+        facts: what a resumed run must find the same, beside the options. checkpoint() returns what the checkpoints hold
+        beside epoch and best_acc. Raises UserError; nothing is written before everything is checked.
+        """
+        self.opt, self.place, self.module, self.loader, self.precision = opt, place, module, loader, precision
+        self.checkpoint = checkpoint
+        self.folder = place.folder(opt)
+        self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
+        self.records = Records(opt, self.folder, run_folder(opt.save_dir, place.events, place.name),
+                               {'Total params': self.parameters, **facts}, place.seconds_per_unit)
+        self.lock = Lock(self.folder)
+        fixed = {name: value for name, value in values(opt).items() if name not in opt.flags.may_differ}
+        self.identity = {**fixed, **facts, 'amp': str(precision.dtype)}
+        self.agreement, self.signal = distributed.Agreement(), 0
+        self.stage, self.epoch, self.step, self.optimizer, self.meter, self.finite = None, 0, 0, None, None, None
+        self.saved_at, self.id = time.monotonic(), secrets.token_hex(8)
+        distributed.check_alike(self.identity, 'all of them must read the same data and the same teacher')
+        try:
+            if opt.resume and self._source().parent.resolve() == self.folder.resolve():
+                self._claim()       # wait for a run that still writes there
+            self.state = self.read()
+            if self.state:
+                with as_user_error(f'--resume {opt.resume}'):
+                    self._restore_module()
+            self._claim()
+            self.first = not self.state or self._source().parent.resolve() != self.folder.resolve()
+            self.records.open(self.state['log'] if self.state else None, own=not self.first)
+            if self.state:
+                self._bring_best()
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.on_signal) for number in STOP_SIGNALS}
+        self.signalled_at = 0.0
+        return self
+
+    def __exit__(self, kind, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        try:
+            if kind is None:
+                self.records.finish()
+        finally:
+            self._release()
+
+    def _release(self):
+        self.records.close()
+        self.lock.release()
+
+    # Reading the state of --resume
+
+    def read(self) -> dict | None:
+        """What --resume finds, the same in every process; None where a run starts anew."""
+        if self.opt.resume is None:
+            if distributed.is_main() and os.path.exists(self.folder / LAST):
+                print(f'{self.folder} holds an earlier run, which this one replaces after its first epoch; '
+                      f'--resume auto would continue it')
+            return None
+        return distributed.broadcast(self._read if distributed.is_main() else None)
+
+    def _read(self):
+        path = self._source()
+        before = path.with_name(PREVIOUS)
+        if self.opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(before):
+            print(f'nothing to resume in {self.folder}: starting anew')
+            return None
+        try:
+            state = load_state(path, self.module, len(self.loader))
+        except UserError as error:
+            if path.name != LAST or not os.path.exists(before):
+                raise
+            print(f'{printable(error)}: going on with {PREVIOUS}, the state before it')
+            path = before
+            state = load_state(path, self.module, len(self.loader))
+        with as_user_error(f'--resume {self.opt.resume}'):
+            self._compare(state, path)
+        print(f'going on from {path}: {_where(state)}')
+        return {**state, 'folder': str(path.parent)}
+
+    def _source(self):
+        """The file of --resume."""
+        path = self.folder if self.opt.resume == 'auto' else Path(self.opt.resume)
+        return path / LAST if self.opt.resume == 'auto' or os.path.isdir(path) else path
+
+    def _claim(self):
+        """Make the folder, for this run alone; with --resume, once another run there has ended. All processes wait."""
+        wait, said = self.opt.resume is not None, False
+        while not distributed.broadcast(self._take if distributed.is_main() else None):
+            if not wait:
+                raise UserError(f'{self.folder}: another run is writing there; give another --trial, or --resume '
+                                f'auto to go on after it')
+            if not said:
+                print(f'{self.folder}: another run is writing there; waiting for it to end', flush=True)
+            said = True
+            time.sleep(0.3)
+
+    def _take(self):
+        make_folder(self.folder)
+        return self.lock.take()
+
+    def _compare(self, state, path):
+        """Raises UserError that names what differs between this run and the saved one.
+
+        A state that was written before an option existed had that option's default.
+        """
+        saved = {**self.opt.flags.defaults, **state['identity']}
+        differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
+                  if saved.get(name) != value]
+        if 'seed' not in self.opt.flags.filled_in and self.opt.seed != state['seed']:
+            differ.append(f'seed {state["seed"]}, now {self.opt.seed}')
+        if len(state['random']) != distributed.world_size() and self.module.drop_last:
+            differ.append(f'{len(state["random"])} processes, now {distributed.world_size()}, and weights whose shapes '
+                          f'depend on the batch of a process')
+        if differ:
+            raise UserError(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
+                            f'or leave --resume out')
+        epochs = state.get('epochs', self.opt.epochs)
+        if self.module.scheduled_over_epochs and epochs != self.opt.epochs:
+            raise UserError(f'--epochs {self.opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot '
+                            f'be changed on the way; give --epochs {epochs}, or leave --resume out')
+        done = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
+        if self.opt.epochs < done:
+            raise UserError(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}')
+
+    def _restore_module(self):
+        """Weights and buffers; the rest is checked. The optimiser and what is a process's own wait for the epochs."""
+        state = self.state
+        if state['stage'] == 'train' and self.module.initialising:
+            self.module.finish_init()
+        load_optimizer(self.module.make_optimizer(self.opt.learning_rate, self.opt), state['optimizer'])
+        check_buffers(state['own'], self._own_buffers())
+        load_weights(self.module, state['module'], f'--resume {self.opt.resume}: does not fit this run')
+        self.opt.seed, self.id = state['seed'], state['run']
+        if distributed.world_size() != len(state['random']):
+            print(f'saved by {len(state["random"])} processes, going on with {distributed.world_size()}: '
+                  f'the random numbers of the methods are drawn anew')
+
+    def _bring_best(self):
+        """From another folder: copy the files of the best epoch so far; where they are missing, start without one."""
+        source, best = Path(self.state['folder']), self.records.best
+        if not distributed.is_main() or source.resolve() == self.folder.resolve() \
+                or best.get('epoch') in (None, self._finished()):
+            return
+        files = [*source.glob('*_best.pth'), source / 'test_best_metrics.json']
+        if len(files) < 2 or not files[-1].exists():
+            print(f'{source}: has no best checkpoint; the best is counted anew')
+            self.records.best = {'test_acc': -1.0}
+            return
+        for file in files:
+            content = file.read_bytes()
+            write_atomically(self.folder / file.name, lambda out, content=content: out.write(content))
+
+    def _finished(self):
+        """The epoch that the resumed state ends, whose files the run may not have written any more; else 0."""
+        state = self.state
+        return state['epoch'] - 1 if state['stage'] == 'train' and state['step'] == 0 else 0
+
+    # The epochs
+
+    def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:
+        """The epochs of a stage ('init' or 'train') that are still to be trained, counted from 1.
+
+        The optimiser gets the state of --resume here.
+        """
+        self.stage, self.optimizer, self.epoch = stage, optimizer, 1
+        state = self.state
+        if state and STAGES.index(state['stage']) > STAGES.index(stage):
+            return iter(())
+        if state and state['stage'] == stage:
+            with as_user_error(f'--resume {self.opt.resume}'):
+                load_optimizer(optimizer, state['optimizer'])
+                if self.precision.scaler.is_enabled():
+                    self.precision.scaler.load_state_dict(state['scaler'])
+                if len(state['random']) == distributed.world_size():
+                    restore_random_state(state['random'][distributed.rank()])
+                if state['loader'] is not None:
+                    self.loader.order.generator.set_state(state['loader'])
+            self.epoch = state['epoch']
+            if self._finished():
+                self._write(self._finished())
+        return self._count(last)
+
+    def _count(self, last):
+        while self.epoch <= last:
+            if self.state is None:
+                self._stop_together()
+            self.epoch_start = time.perf_counter()
+            yield self.epoch
+
+    def begin_steps(self, meter: Meter, finite: FiniteCheck) -> int:
+        """Called by the loop before an epoch's steps. Returns how many of them were made before an interruption: the
+        meter and the loader continue after them."""
+        self.meter, self.finite, self.step = meter, finite, 0
+        generator = self.loader.order.generator
+        self.plan = generator.get_state() if generator is not None else None
+        if self.state and self.state['step']:
+            self.step = self.loader.order.skip = self.state['step']
+            parts = self.state['own']
+            # Each process continues with its own part; with another number of processes, the first with their sum.
+            own = parts[distributed.rank()] if len(parts) == distributed.world_size() else None
+            meters = [own] if own else parts if distributed.is_main() else []
+            with as_user_error(f'--resume {self.opt.resume}'):
+                meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
+                for name, value in self._own_buffers().items() if own else ():      # after DDP has made them equal
+                    if name in own['buffers']:
+                        value.copy_(own['buffers'][name])
+        self.state = None       # used up
+        return self.step
+
+    def end_step(self) -> None:
+        """Called by the loop after each step: save when --save_every says so, end the run when a signal has come."""
+        self.step += 1
+        due = self.opt.save_every and time.monotonic() - self.saved_at > 60 * self.opt.save_every
+        wanted = self.agreement.largest(self.signal or (SAVE if due else 0))
+        if wanted:
+            self.finite.flush()
+            self.finite.check_weights(self.module)
+            self.save(self.epoch, self.step)
+            if wanted != SAVE:
+                self.stop(wanted)
+
+    def end_init_epoch(self, train: dict) -> None:
+        """An epoch of the first stage is over. train: what train_epoch returned."""
+        self.records.init_epoch(self.epoch, train)
+        self._next_epoch()
+
+    def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
+        """An epoch is trained, at learning rate `rate`, and validated: record and save it.
+
+        train, test: what train_epoch and validate returned. pictures: of the module.
+        """
+        seconds = time.perf_counter() - self.epoch_start
+        self.records.epoch(self.epoch, rate, train, test, seconds, pictures or {})
+        self._next_epoch()
+        self._write(self.epoch - 1)
+
+    def _next_epoch(self):
+        self.save(self.epoch + 1, 0)
+        self.epoch += 1
+
+    def _write(self, epoch):
+        """The files that people read, up to `epoch`, which last.pth holds already."""
+        if not distributed.is_main():
+            return
+        self.records.write(epoch)
+        save_freq, best = getattr(self.opt, 'save_freq', 0), self.records.best
+        content = {'epoch': epoch, 'best_acc': best['test_acc'], **self.checkpoint()}
+        if save_freq and epoch % save_freq == 0:
+            save_checkpoint(self.folder / f'ckpt_epoch_{epoch}.pth', content)
+        if best.get('epoch') == epoch:
+            save_checkpoint(self.place.best_path(self.opt), content)
+            self.records.write_best()
+
+    # Saving and stopping
+
+    def on_signal(self, number, _) -> None:
+        """The handler of all stop signals: the run ends after the current step. A second Ctrl-C ends it at once."""
+        if self.signal == number == signal.SIGINT and time.monotonic() - self.signalled_at > 1:
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self.signalled_at = number, time.monotonic()
+
+    @property
+    def advice(self) -> str:
+        """What the user can do when the loss diverges."""
+        flags = '--init_learning_rate' if self.stage == 'init' else \
+            '--learning_rate or --beta' if hasattr(self.opt, 'beta') else '--learning_rate'
+        return f'lower {flags}' + ('' if self.first else f'; the last good state is in {self.folder / LAST}')
+
+    def stop_if_asked(self) -> None:
+        """Between two batches of the validation. Several processes may have different numbers of them: they go on."""
+        if not self.signal or distributed.world_size() > 1:
+            return
+        if self.stage is None:
+            raise Interrupted(128 + self.signal)        # before the first epoch there is nothing new to save
+        self.save(self.epoch, self.step)
+        self.stop(self.signal)
+
+    def _stop_together(self):
+        number = max(distributed.gather(max(self.signal, self.agreement.settle())))
+        if number > SAVE:
+            self.save(self.epoch, 0)        # it may be the first of this stage
+            self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """The state is saved: leave."""
+        print(f'{signal.Signals(number).name}: stopped {_where({"stage": self.stage, **self.saved})}, saved in '
+              f'{self.folder / LAST}; the same command with --resume auto goes on', flush=True)
+        raise Interrupted(128 + number)
+
+    def _own_buffers(self):
+        """The buffers that differ between processes within an epoch."""
+        norms = [f'{name}.{kind}' for name, m in self.module.named_modules()
+                 if isinstance(m, nn.modules.batchnorm._BatchNorm) for kind in ('running_mean', 'running_var')]
+        names = {*norms, *self.module.own_buffers}
+        return {name: value for name, value in self.module.named_buffers() if name in names}
+
+    def save(self, epoch: int, step: int) -> None:
+        """Write last.pth: `step` steps of `epoch` are done. The file before it becomes previous.pth."""
+        self.saved = {'epoch': epoch, 'step': step}
+        self.saved_at = time.monotonic()
+        random = distributed.gather(random_state())
+        buffers = {name: value.cpu() for name, value in self._own_buffers().items()} \
+            if distributed.world_size() > 1 else {}
+        own = distributed.gather({'meter': self.meter.state(), 'buffers': buffers}) if step else []
+        if not distributed.is_main():
+            return
+        generator = self.loader.order.generator
+        now = generator.get_state() if generator is not None else None
+        state = {
+            'identity': self.identity, 'run': self.id, 'seed': self.opt.seed, 'stage': self.stage, **self.saved,
+            'epochs': self.opt.epochs, 'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
+            'scaler': self.precision.scaler.state_dict(), 'random': random, 'loader': self.plan if step else now,
+            'own': own, 'log': self.records.state()}
+        if self.first:      # what an earlier run has left is not the state before this one
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
+        save_checkpoint(self.folder / LAST, state, keep=None if self.first else PREVIOUS)
+        self.first = False
+
+
+def _where(state):
+    stage = 'of the first stage ' if state['stage'] == 'init' else ''
+    return f'after step {state["step"]} of epoch {state["epoch"]} {stage}'.rstrip() if state['step'] else \
+        f'after epoch {state["epoch"] - 1} {stage}'.rstrip()

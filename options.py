@@ -1,0 +1,152 @@
+"""The options of the two train scripts: every flag with its default, checked before anything is built or written."""
+import argparse
+import secrets
+
+import torch
+
+from dataset import check_dataset
+from distiller_zoo import Distiller, distiller_dict, get_method
+from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table
+from helper.compile import cores, turn_on_fast
+from helper.device import KINDS
+from models import default_learning_rate, model_dict, model_names, resolve
+
+
+class ListEntries(argparse.Action):
+    """--list: the methods and the models as two tables."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        methods = []
+        for name, m in distiller_dict.items():
+            weights = m.published_weights('')
+            methods.append((name, m.title, *(f'{weights[key]:g}' for key in ('gamma', 'alpha', 'beta')), m.uses,
+                            m.paper))
+        print(table(('--distill', 'method', 'gamma', 'alpha', 'beta', 'uses', 'paper'), methods, '<<>>>'), end='\n\n')
+        with torch.device('meta'):
+            models = [(name, f'{sum(p.numel() for p in net(num_classes=100).parameters()):,}')
+                      for name, net in model_dict.items()]
+        print(table(('--model', 'parameters, 100 classes'), models, '<>'))
+        parser.exit()
+
+
+def _common(description, trial_flags, trial):
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add('--dataset', default='cifar100', help='cifar100, cifar10, digits, folder, imagenet or imagenette')
+    add('--data_dir', may_differ=True, type=path, default='./data', help='where the data lies, or is downloaded to')
+    add('--use-lmdb', may_differ=True, action='store_true', help='read imagenet from train.lmdb and val.lmdb')
+    add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
+    add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and go on')
+    add('--image_size', type=number(int, low=8, high=512), default=32,
+        help='pixels to which --dataset folder brings its images')
+    add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
+    add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
+        help='threads or processes that decode image files; not given: one for each core')
+    add('--epochs', may_differ=True, type=number(int, low=1, high=MOST_EPOCHS), default=240,
+        help='passes over the training set')
+    add('--learning_rate', type=number(float, above=0),
+        help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
+    add('--lr_decay_epochs', type=epoch_list, default='150,180,210', help='epochs after which the rate is multiplied')
+    add('--lr_decay_rate', type=number(float, above=0, high=1), default=0.1, help='by how much')
+    add('--weight_decay', type=number(float, low=0), default=5e-4, help='of SGD')
+    add('--momentum', type=number(float, low=0), default=0.9, help='of SGD')
+    add('--gpu_id', may_differ=True, default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
+    add('--multiprocessing-distributed', may_differ=True, action='store_true',
+        help='one process for each entry of --gpu_id, which share batch_size and num_workers')
+    add('--dist-url', may_differ=True, default='tcp://127.0.0.1:23451', help='where these processes meet')
+    add('--dist-timeout', may_differ=True, type=number(int, low=1, high=10**6), default=600,
+        help='seconds that a process waits for the others before it gives up')
+    add('--sync_bn', action='store_true', help='batch normalisation over the batch of all processes')
+    add('--amp', nargs='?', const='auto', choices=('auto', *KINDS),
+        help='compute in 16 bits: bfloat16 where the GPU has it, else float16')
+    add('--compile', may_differ=True, action='store_true', help='compile the training step; on a GPU as a CUDA graph')
+    add('--fast', may_differ=True, action='store_true',
+        help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
+    add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',
+        help="go on from a run's last.pth; auto: from that of the output folder, if there is one")
+    add('--save_every', may_differ=True, type=number(float, low=0), default=0.0,
+        help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
+    add('--channels_last', may_differ=True, action=argparse.BooleanOptionalAction, default=True,
+        help='keep images and weights with the channels innermost, faster on CPUs and GPUs')
+    add('--seed', may_differ=True, type=number(int, low=0, high=2**32 - 1),
+        help='of all random numbers; not given: drawn, and written to parameters.json')
+    add('--deterministic', action='store_true',
+        help='deterministic cuDNN, slower; the seed is 12345 unless --seed is given')
+    add('--print-freq', may_differ=True, type=number(int, low=1, high=10**9), default=200,
+        help='steps between two progress lines')
+    add('--save_dir', may_differ=True, type=path, default='./save', help='where runs are written')
+    add(*trial_flags, may_differ=True, type=str, default=trial,
+        help='the name of this repetition, last part of the output folder')
+    return parser
+
+
+def _finish(parser, opt, model, flag):
+    check_dataset(opt)
+    if model not in model_names():
+        resolve(model, opt.image_size, flag)
+    if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
+        trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
+        parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
+    if opt.learning_rate is None:
+        opt.learning_rate = default_learning_rate(model)
+    turn_on_fast(opt)
+    if opt.deterministic and opt.seed is None:
+        opt.seed = 12345
+    opt.flags = parser.flags()
+    # Each process would fill these in with a value of its own; with several processes, that of process 0 counts.
+    opt.flags.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
+    opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
+    opt.num_workers = cores() if opt.num_workers is None else opt.num_workers
+    return opt
+
+
+def _teacher_parser():
+    parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
+    parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
+    parser.add_argument('--save_freq', may_differ=True, type=number(int, low=1, high=MOST_EPOCHS), default=40,
+                        help='epochs between two checkpoints ckpt_epoch_N.pth')
+    parser.add_argument('--evaluate', may_differ=True, type=path, metavar='PATH',
+                        help='only measure this checkpoint on the test set')
+    return parser
+
+
+def _student_parser():
+    parser = _common('Distil a trained teacher into a student.', ('--trial',), '1')
+    add = parser.add_argument
+    add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
+    add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
+    add('--distill', default='kd', help='the method, a name of distiller_zoo.distiller_dict')
+    add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
+    add('-a', '--alpha', type=number(float), help='weight of the soft-label loss; not given: the published one')
+    add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
+    Distiller.add_arguments(parser.group('soft labels and first stages'))
+    for name, method in distiller_dict.items():
+        method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
+    add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
+        help='print the methods and the models, and stop')
+    add('--evaluate', may_differ=True, action='store_true',
+        help='only measure the checkpoint of --path-t on the test set')
+    add('--skip-validation', may_differ=True, action='store_true', help='do not measure the teacher first')
+    return parser
+
+
+def flags(student: bool) -> Flags:
+    """The defaults of train_student.py or train_teacher.py, and which of their options may differ between trials."""
+    return (_student_parser() if student else _teacher_parser()).flags()
+
+
+def teacher_options(args=None):
+    """The options of train_teacher.py."""
+    parser = _teacher_parser()
+    opt = parser.parse_args(args)
+    return _finish(parser, opt, opt.model, '--model')
+
+
+def student_options(args=None):
+    """The options of train_student.py."""
+    parser = _student_parser()
+    opt = parser.parse_args(args)
+    for name, weight in get_method(opt.distill).published_weights(opt.dataset).items():
+        if getattr(opt, name) is None:
+            setattr(opt, name, weight)
+    return _finish(parser, opt, opt.model_s, '--model_s')
