@@ -5,7 +5,8 @@ import secrets
 import torch
 
 from dataset import check_dataset
-from distiller_zoo import Distiller, distiller_dict, get_method
+from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
+from distiller_zoo.logits import transforms
 from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
@@ -115,11 +116,13 @@ def _student_parser():
     add = parser.add_argument
     add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
     add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
-    add('--distill', default='kd', help='the method, a name of distiller_zoo.distiller_dict')
+    add('--distill', default=SOFT_LABELS, help='the method, a name of distiller_zoo.distiller_dict')
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
     add('-a', '--alpha', type=number(float), help='weight of the soft-label loss; not given: the published one')
     add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
     Distiller.add_arguments(parser.group('soft labels and first stages'))
+    for transform in transforms:
+        transform.add_arguments(parser.group('transforms of the logits'))
     for name, method in distiller_dict.items():
         method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,

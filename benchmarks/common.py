@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dataset import Data
-from distiller_zoo import distiller_dict, get_method
+from distiller_zoo import SOFT_LABELS, get_method
 from helper.cli import table
 from helper.compile import compile_forward
 from models import model_dict, resolve
@@ -17,7 +17,6 @@ from options import student_options
 
 CLASSES = 100
 N_TRAIN = 50_000        # as CIFAR: the size of memories of all images
-SOFT_LABELS = next(iter(distiller_dict))        # the method that is soft labels alone: others are measured against it
 
 
 class OnDevice:

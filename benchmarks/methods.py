@@ -1,8 +1,8 @@
 """A step of every method beside one of the first method, for one pair of nets; without first stages."""
-from distiller_zoo import distiller_dict
+from distiller_zoo import SOFT_LABELS, distiller_dict
 from helper.loops import train_epoch
 
-from .common import SOFT_LABELS, Ready, alternate, build
+from .common import Ready, alternate, build
 from .loader import loaders
 
 

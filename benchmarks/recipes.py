@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from distiller_zoo import SOFT_LABELS
 from helper.cli import table
 from helper.compile import allow_tf32, keep_memory
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import Unsaved, train_epoch
 
-from .common import SOFT_LABELS, Ready, build, exhaust, timed, wait
+from .common import Ready, build, exhaust, timed, wait
 from .loader import loaders
 
 PAIRS = Path(__file__).resolve().parents[1] / 'docs' / 'benchmark_pairs.csv'

@@ -34,7 +34,10 @@ distiller_dict: dict[str, type[Distiller]] = {
     'abound': ABDistiller, 'factor': FTDistiller, 'kdsvd': KDSVDDistiller, 'dkd': DKDDistiller,
 }
 
+SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against
+
 __all__ = [
+    'SOFT_LABELS',
     'ABLoss', 'Attention', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation', 'DistillKL',
     'Distiller', 'Embed', 'FSP', 'FactorTransfer', 'HKDLoss', 'HintLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLPEmbed',
     'NSTLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'SelfA', 'SemCKDLoss', 'Similarity', 'Translator', 'VIDLoss',

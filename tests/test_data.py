@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision import transforms
 
 import dataset
+from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
 from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
@@ -76,6 +77,48 @@ def test_epochs_are_shuffled_and_seeded():
     for _, labels, index in (first, second):
         assert sorted(index.tolist()) == list(range(50))                    # every image once
         assert torch.equal(labels, target[index])
+
+
+def test_two_views(tree, tmp_path):
+    """The first is the one view of a loader with one; the second has a crop of its own; strong is augmented beyond."""
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
+    target = torch.arange(24)
+
+    def batches(views, **more):
+        return list(MemoryLoader(images, target, 8, CPU, train=True, seed=3, views=views, **more))
+    one, weak, strong = (batches(views) for views in (('weak',), ('weak', 'weak'), ('weak', 'strong')))
+    for a, b, c in zip(one, weak, strong, strict=True):
+        assert b[0].shape == c[0].shape == (2, 8, 3, 16, 16) and torch.equal(a[2], b[2]) and torch.equal(a[2], c[2])
+        assert torch.equal(a[0], b[0][0]) and torch.equal(a[0], c[0][0])
+        assert not torch.equal(b[0][0], b[0][1]) and not torch.equal(b[0][1], c[0][1])
+        assert b[0][1].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(strong, batches(('weak', 'strong')), strict=True))
+    parts = [list(MemoryLoader(images, target, 4, CPU, train=True, seed=3, views=('weak', 'strong'), rank=rank,
+                               world_size=2)) for rank in (0, 1)]
+    for whole, a, b in zip(strong, *parts, strict=True):
+        assert torch.equal(whole[0], torch.cat([a[0], b[0]], 1))
+    contiguous = batches(('weak', 'strong'), channels_last=False)
+    assert torch.equal(contiguous[0][0], strong[0][0]) and contiguous[0][0][1].is_contiguous()
+    data = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU, views=('weak', 'strong'))
+    assert next(iter(data.train_loader))[0].shape == (2, 16, 3, 16, 16)
+    assert next(iter(data.test_loader))[0].shape == (16, 3, 16, 16)
+
+
+def test_strong_view():
+    """Drawn operations, of which some leave an image as it is, and a grey square of at most half the side."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 100, (3, 32, 32), dtype=torch.uint8)
+    results = [Strong()(image) for _ in range(40)]
+    assert len({result.numpy().tobytes() for result in results}) == 40
+    assert all(result.shape == image.shape and result.dtype == torch.uint8 for result in results)
+    assert torch.equal(image, image.clone()) and image.max() < 100      # the image itself is not changed
+    sizes = []
+    for _ in range(300):
+        found = (cutout(image) == GREY).all(0)
+        rows, columns = found.any(1).sum().item(), found.any(0).sum().item()
+        assert found.sum() == rows * columns and max(rows, columns) <= 17
+        sizes.append(rows * columns)
+    assert max(sizes) > 200 and min(sizes) < 20
 
 
 def test_drop_last_and_memory_format():

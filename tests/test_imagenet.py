@@ -106,6 +106,20 @@ def test_lmdb_gives_the_same_batches(photographs, databases):
             assert torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
 
 
+def test_two_views(photographs, databases):
+    """Of folder and LMDB, with workers and without: the first is that of a loader with one, the second is stronger."""
+    views = {'views': ('weak', 'strong')}
+    one = next(iter(dataset.get_dataloaders(settings(photographs), CPU).train_loader))
+    two = next(iter(dataset.get_dataloaders(settings(photographs), CPU, **views).train_loader))
+    workers = next(iter(dataset.get_dataloaders(settings(photographs, num_workers=2), CPU, **views).train_loader))
+    lmdb = next(iter(dataset.get_dataloaders(settings(databases, use_lmdb=True), CPU, **views).train_loader))
+    assert two[0].shape == lmdb[0].shape == (2, 10, 3, 224, 224) and torch.equal(two[2], one[2])
+    assert torch.equal(two[0][0], one[0]) and not torch.equal(two[0][1], one[0])
+    assert torch.equal(two[0], workers[0]) and torch.equal(two[2], lmdb[2])
+    held_out = next(iter(dataset.get_dataloaders(settings(photographs), CPU, **views).test_loader))
+    assert held_out[0].shape == (10, 3, 224, 224)
+
+
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_lmdb_in_worker_processes(databases, method):
     source = LmdbSource(databases / 'imagenet' / 'val.lmdb')

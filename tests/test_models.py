@@ -30,8 +30,38 @@ def close(got, want):
     assert got['head'] == pytest.approx(want['head'], abs=tolerance)
 
 
+def follows_the_rules(net, x):
+    """What models.base.Net promises, of any net; needs no reference numbers."""
+    with torch.inference_mode():
+        out = net.outputs(x)
+        feats, logits = net(x, is_feat=True)
+        features = net.forward_features(x)
+        hidden, plain = net.forward_head(features, pre_logits=True), net(x)
+        classifier = net.get_classifier()
+        for again in (plain, logits, net.forward_head(features), classifier(hidden)):
+            assert torch.equal(again, out.logits)
+    assert out.logits.shape == (len(x), classifier.out_features) and isinstance(classifier, torch.nn.Linear)
+    assert features.shape[:2] == (len(x), net.num_features) and features.dim() == 4
+    assert torch.equal(features, out.map) and torch.equal(net.embed(features), out.embedding)
+    assert hidden.shape == (len(x), net.head_hidden_size) and classifier.in_features == net.head_hidden_size
+    assert len(feats) >= 3 and all(f.dim() == 4 for f in feats[:-1]) and feats[-1].shape == (len(x), feats[-1].shape[1])
+    sizes = [f.shape[-1] for f in feats[:-1]]
+    assert sizes == sorted(sizes, reverse=True) and all(map(torch.equal, feats, out.feats))
+
+
+@pytest.mark.parametrize('name', ['wrn_16_1', 'MobileNetV2', 'ShuffleV2', 'resnet8', 'ShuffleV2_Imagenet'])
+def test_the_map_that_pooling_sees(name):
+    """After all that comes before the pooling, the last ReLU too: not always the last stage's output."""
+    net = fill_(empty(name, 10)).eval()
+    with torch.inference_mode():
+        out = net.outputs(tensor(7, 2, 3, 64, 64))
+    assert out.map.min() == 0 and torch.allclose(out.map.mean((2, 3)), out.embedding, atol=1e-6)
+    assert (out.map.shape == out.feats[-2].shape and torch.equal(out.map, out.feats[-2])) == (name == 'resnet8')
+
+
 @pytest.mark.parametrize('name', [name for name in model_dict if name not in WIDER])
 def test_model(name):
+    """The rules and the round trip for any net; the reference numbers where there are some."""
     reference = REFERENCE.get(name)
     num_classes = reference['num_classes'] if reference else 100
     net = fill_(empty(name, num_classes)).eval()
@@ -41,7 +71,7 @@ def test_model(name):
         feats, logits = net(x, is_feat=True)
         plain = net(x)
     assert torch.equal(plain, logits)
-    assert feats[-1].shape == (2, feats[-1].shape[1]) and all(f.dim() == 4 for f in feats[:-1])
+    follows_the_rules(net, x)
     empty(name, num_classes).load_state_dict(net.state_dict())
     if reference is None:                      # no published weights to agree with: the shape rules above hold
         return

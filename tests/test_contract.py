@@ -1,0 +1,255 @@
+"""The contract of a method: one that uses every part, from one file, trains, resumes and runs in two processes."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU, ROOT, assert_same, build, outcome
+
+import train_student
+import train_teacher
+from distiller_zoo import distiller_dict, load_inference_net
+from distiller_zoo.criterion import distill_kl
+from distiller_zoo.logits import transforms
+from helper.checkpoint import load_checkpoint
+from helper.loops import train_epoch, validate
+from models.base import Outputs
+from options import student_options
+
+FILE = ROOT / 'tests' / 'fixtures' / 'every_part.py'
+
+
+@pytest.fixture
+def every_part(monkeypatch):
+    """The module of the file, registered for this test alone."""
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    known, had = dict(distiller_dict), list(transforms)
+    from fixtures import every_part as module
+    distiller_dict['every_part'] = module.EveryPartDistiller
+    transforms[:] = [*had, module.LearntTemperature] if module.LearntTemperature not in had else had
+    yield module
+    distiller_dict.clear()
+    distiller_dict.update({name: method for name, method in known.items() if name != 'every_part'})
+    transforms[:] = [t for t in had if t is not module.LearntTemperature]
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory, call):
+    """A resnet8 trained for an epoch on the digits."""
+    save = tmp_path_factory.mktemp('digits')
+    call(train_teacher.main, '--model', 'resnet8', '--dataset', 'digits', '--epochs', 1, '--batch_size', 128,
+         '--gpu_id', 'cpu', '--seed', 1, '--save_dir', save, '--learning_rate', 0.02)
+    return next(save.glob('models/*/resnet8_best.pth'))
+
+
+def run(teacher, save, *flags, code=0, **environment):
+    """train_student.py with the method on the digits, 8 steps an epoch, in a process of its own. Returns its output."""
+    done = subprocess.run(
+        [sys.executable, FILE, '--path-t', teacher, '--distill', 'every_part', '--dataset', 'digits', '--batch_size',
+         '180', '--epochs', '2', '--gpu_id', 'cpu', '--seed', '1', '--save_dir', save, '--learning_rate', '0.02',
+         '--num_workers', '0', '--learnt_temperature', *flags], env={**os.environ, **environment},
+        capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def folder_of(save):
+    return next(save.glob('student_model/*'))
+
+
+@pytest.mark.parametrize('optimizer', ['two', 'adamw'])
+def test_it_trains_and_resumes_to_the_bit(teacher, tmp_path, every_part, optimizer):
+    """Killed in the middle of the second epoch; with two momenta for each parameter, and with AdamW."""
+    flags = ['--every_optimizer', optimizer, '--save_every', '1e-9', '--resume']
+    run(teacher, tmp_path / 'whole', *flags)
+    run(teacher, tmp_path / 'parts', *flags, code=-signal.SIGKILL, KILL_AT_STEP='11')
+    out = run(teacher, tmp_path / 'parts', *flags)
+    assert 'after step 3 of epoch 2' in out
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    state = load_checkpoint(str(folder_of(tmp_path / 'whole') / 'last.pth'), '')
+    kept = {name for part in state['optimizer']['state'].values() for name in part}
+    assert kept == ({'task', 'distillation'} if optimizer == 'two' else {'step', 'exp_avg', 'exp_avg_sq'})
+    assert state['module']['logit_transforms.0.theta'] != 0 and state['module']['seen'] > 0
+
+
+def test_what_it_deploys(teacher, tmp_path, every_part, call, capsys):
+    """Its own flag and weights, the network of inference_net in the checkpoint, a schedule that cannot grow."""
+    run(teacher, tmp_path, '--every_margin', '0.25')
+    folder = folder_of(tmp_path)
+    assert folder.name == 'S:resnet8_T:resnet8_digits_every_part_r:0.5_a:1.0_b:2.0_1'
+    parameters = json.loads((folder / 'parameters.json').read_text())
+    assert parameters['every_margin'] == 0.25
+    history = json.loads((folder / 'history.json').read_text())
+    assert history[-1]['margin'] == [[0.25]]
+    best = folder / 'resnet8_best.pth'
+    checkpoint = load_checkpoint(str(best), '')
+    assert checkpoint['inference_net'] == 'every_part' and 'head.weight' in checkpoint['model']
+    assert parameters['Total params'] == pytest.approx(sum(
+        v.numel() for k, v in checkpoint['model'].items() if 'running' not in k and 'num_batches' not in k) / 1e6)
+
+    from conftest import data_options
+
+    import dataset
+    data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=180), CPU)
+    name, net = load_inference_net(str(best), data, '--evaluate')
+    accuracy = validate(data.test_loader, net)['test_acc']
+    assert name == 'resnet8 by every_part' and accuracy == pytest.approx(checkpoint['best_acc'])
+    call(train_teacher.main, '--evaluate', best, '--dataset', 'digits', '--gpu_id', 'cpu')
+    assert f'resnet8 by every_part: top-1 {accuracy:.2f}' in capsys.readouterr().out
+
+    with pytest.raises(SystemExit) as caught:       # no teacher: nobody could ask it for features
+        call(train_student.main, '--path-t', best, '--dataset', 'digits', '--gpu_id', 'cpu', '--save_dir', tmp_path)
+    assert caught.value.code == 2 and 'that --distill every_part deploys' in capsys.readouterr().err
+    for epochs in ('1', '3'):
+        out = run(teacher, tmp_path, '--every_margin', '0.25', '--resume', '--epochs', epochs, code=2)
+        assert f'--epochs {epochs}: ' in out and 'follows a schedule over 2 epochs' in out and out.count('error') == 1
+
+
+def test_two_processes(teacher, tmp_path, every_part):
+    """Each draws its part of the views; both end with the same weights, as the check before each epoch finds."""
+    run(teacher, tmp_path, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url',
+        'tcp://127.0.0.1:23789', '--save_every', '1e-9', '--resume', '--sync_bn')
+    history = json.loads((folder_of(tmp_path) / 'history.json').read_text())
+    assert len(history) == 2 and history[1]['train']['ce'] < history[0]['train']['ce']
+    run(teacher, tmp_path / 'one', '--resume')
+    one = json.loads((folder_of(tmp_path / 'one') / 'history.json').read_text())
+    assert history[0]['train_loss'] == pytest.approx(one[0]['train_loss'], rel=1e-3)
+
+
+def test_a_state_from_before_a_flag(teacher, tmp_path, every_part):
+    """Taken with the flag's default, and refused with another value."""
+    run(teacher, tmp_path, '--epochs', '2')
+    last = folder_of(tmp_path) / 'last.pth'
+    state = load_checkpoint(str(last), '')
+    del state['identity']['every_margin']
+    torch.save(state, last)
+    out = run(teacher, tmp_path, '--resume', '--every_margin', '0.1', code=2)
+    assert 'every_margin 0.5, now 0.1' in out
+    run(teacher, tmp_path, '--resume')
+
+
+def test_dali_has_one_view(teacher, tmp_path, every_part):
+    out = run(teacher, tmp_path, '--dataset', 'imagenet', '--dali', 'cpu', code=2)
+    assert '--dali cpu: gives one view of an image, but --distill every_part trains on 2; leave --dali out' in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_weights(every_part, capsys):
+    with pytest.raises(SystemExit):
+        student_options(['--help'])
+    out = capsys.readouterr().out
+    assert re.search('--distill every_part, EveryPart:\n +--every_margin', out)
+    assert re.search('--distill crd, CRD:(\n +.*)*--nce_k', out) and 'feat_dim' in out
+    opt = student_options(['--path-t', 'x', '--distill', 'every_part', '-a', '0'])
+    assert (opt.gamma, opt.alpha, opt.beta, opt.every_margin) == (0.5, 0.0, 2.0, 0.5)
+    opt = student_options(['--path-t', 'x', '--distill', 'every_part', '--dataset', 'imagenet', '-r', '1'])
+    assert (opt.gamma, opt.beta) == (1.0, 3.0)
+
+
+def test_a_flag_of_two_methods(every_part, monkeypatch):
+    """Added alike it is shared; added differently, or with the name of a script's own, it is a programmer's error."""
+    for settings, wrong in (({'default': 0.5}, None), ({'default': 1.0}, 'other settings'), (None, 'other settings')):
+        class Other(every_part.EveryPartDistiller):
+            @classmethod
+            def add_arguments(cls, add, settings=settings):
+                add('--every_margin' if settings else '--epochs', **(settings or {}))
+        monkeypatch.setitem(distiller_dict, 'other', Other)
+        if wrong:
+            with pytest.raises(ValueError, match=wrong):
+                student_options(['--path-t', 'x'])
+        else:
+            assert student_options(['--path-t', 'x']).every_margin == 0.5
+
+
+@pytest.mark.parametrize('method', ['kd', 'dkd'])
+def test_a_transform_goes_with_every_loss_on_logits(every_part, method):
+    """The soft labels of the base and of the method see the transformed logits and temperature, and it learns."""
+    distiller, loader, _ = build(method, learnt_temperature=True, alpha=1.0)
+    images, target, index = next(iter(loader))
+    distiller.begin_epoch(3, 5)
+    losses, logits = distiller(images, target, index)
+    temperature = 4 + 3 * 0.5
+    assert losses['kl'].item() == pytest.approx(
+        distill_kl(logits, distiller.teacher(images), temperature).item(), rel=1e-5)
+    losses['method' if method == 'dkd' else 'kl'].backward()
+    theta = distiller.logit_transforms[0].theta
+    assert theta.grad.abs() > 0 and any(p is theta for p in distiller.parameters())
+    plain, _, _ = build(method, alpha=1.0)
+    assert not len(plain.logit_transforms)
+
+
+def test_schedules(every_part):
+    """The weight of the method follows begin_epoch; nothing is compiled anew for it."""
+    distiller, loader, opt = build('every_part')
+    images, target, index = next(iter(loader))
+    assert images.shape == (2, 8, 3, 16, 16)
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+    forward = torch.compile(distiller.forward, backend=backend)
+    for epoch in (1, 2, 4):
+        distiller.begin_epoch(epoch, 4)
+        losses, _ = forward(images, target, index)
+        want = 0.5 * losses['ce'] + losses['kl'] + 2.0 * epoch / 4 * losses['method']
+        assert losses['loss'].item() == pytest.approx(want.item(), rel=1e-5)
+    first = len(compiled)
+    distiller.begin_epoch(3, 4)
+    forward(images, target, index)
+    assert len(compiled) == first >= 1
+
+
+def test_separate_backward_passes(every_part):
+    """Each optimiser's buffer holds its own gradient, the sum over the views of the terms."""
+    distiller, loader, opt = build('every_part')
+    opt = SimpleNamespace(**vars(opt))
+    optimizer = distiller.make_optimizer(0.0, opt)
+    images, target, index = next(iter(loader))
+    losses, _ = distiller(images, target, index)
+    assert losses['ce'].item() == pytest.approx(sum(
+        F.cross_entropy(distiller.student(view), target) for view in images).item(), rel=1e-4)
+    weight = distiller.student.fc.weight
+    task, = torch.autograd.grad(0.5 * losses['ce'], weight, retain_graph=True)
+    rest, = torch.autograd.grad(losses['loss'] - 0.5 * losses['ce'], weight, retain_graph=True)
+    distiller.backward(losses, optimizer, lambda loss, retain_graph=False: loss.backward(retain_graph=retain_graph))
+    optimizer.step()
+    assert torch.allclose(optimizer.state[weight]['task'], task) and task.abs().sum() > 0
+    assert torch.allclose(optimizer.state[weight]['distillation'], rest, atol=1e-7) and not torch.equal(task, rest)
+    averages = train_epoch(1, loader, distiller, optimizer, opt)
+    assert {'loss', 'ce', 'kl', 'method', 'top1'} <= set(averages)
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_the_teacher_gives_what_is_declared(method):
+    """And no more, so that a method that reads anything else fails wherever it is trained."""
+    distiller, loader, _ = build(method)
+    images, _, _ = next(iter(loader))
+    for needs in [distiller.init_needs] * distiller.initialising + [distiller.needs]:
+        out = distiller.ask_teacher(images)
+        assert {name for name in Outputs._fields if getattr(out, name) is not None} == {'logits', *needs}
+        assert not any(value.requires_grad for value in (out.logits, *(out.feats or [])))
+        distiller.finish_init()
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_names(method):
+    cls = distiller_dict[method]
+    assert cls.__name__ == f'{cls.title}Distiller' and cls.uses and cls.paper
+    assert set(cls.needs) | set(cls.init_needs) <= set(Outputs._fields)
+
+
+def test_no_method_name_elsewhere():
+    """A method lives in its own file: the rest of the code does not know any by name."""
+    names = '|'.join(name for name in distiller_dict if name != 'every_part')
+    folders = ('dataset', 'helper', 'kernels', 'models', 'benchmarks', 'scripts', '.')
+    for file in (file for folder in folders for file in (ROOT / folder).glob('*.py')):
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            found = re.search(rf'''['"]({names})['"]|--distill ({names})\b|distill == ''', line)
+            assert not found, f'{file.relative_to(ROOT)}:{number}: {line.strip()}'

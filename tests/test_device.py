@@ -1,0 +1,98 @@
+"""Every tensor is on the right device: all on a fake 'cuda', which needs no GPU, where a mismatch raises an error.
+
+Forward passes and batches alone: a backward pass needs the driver.
+"""
+import pytest
+import torch
+from conftest import CPU, build, data_options, write_images
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dataset import get_dataloaders
+from dataset.imagenet import WorkerLoader, collate, open_sources
+from dataset.memory import MemoryLoader
+from distiller_zoo import distiller_dict
+from helper.meter import Meter
+
+CUDA = torch.device('cuda', 0)
+
+
+@pytest.fixture
+def fake():
+    """A mode in which tensors have a device and a shape, and no values."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def faked(method):
+    """(distiller with all parameters and buffers on CUDA, a batch there)."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        distiller, loader, _ = build(method)
+        batch = next(iter(loader))
+    distiller._apply(on_gpu)
+    return distiller, [on_gpu(part) for part in batch]
+
+
+def on_gpu(tensor):
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return mode.from_tensor(tensor).to(CUDA)
+
+
+def step(distiller, batch):
+    """The forward pass of each stage, the meter, and the deployed network."""
+    distiller.begin_epoch(1, 2)
+    for _ in range(1 + distiller.initialising):
+        losses, logits = distiller(*batch)
+        assert all(loss.device == CUDA for loss in losses.values())
+        meter = Meter()
+        meter.update(losses, logits, batch[1])
+        assert meter.sums.device == CUDA
+        distiller.finish_init()
+    assert distiller.inference_net()(batch[0]).device == CUDA
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('method', distiller_dict)
+def test_methods(fake, method, training):
+    distiller, batch = faked(method)
+    step(distiller.train(training), batch)
+
+
+@pytest.mark.parametrize('method, move', [
+    ('semckd', lambda d: setattr(d, 'attention_sum', torch.zeros(3, 3))),
+    ('crd', lambda d: setattr(d.sampler, 'labels', torch.zeros(24, dtype=torch.int64))),
+    ('vid', lambda d: setattr(d.criteria[0], 'log_scale', torch.nn.Parameter(torch.zeros(16))))])
+def test_one_tensor_on_the_cpu_is_found(fake, method, move):
+    """Were it not, the tests here would see nothing."""
+    distiller, batch = faked(method)
+    move(distiller)
+    with pytest.raises(RuntimeError, match='(?i)device'):
+        step(distiller, batch)
+
+
+@pytest.mark.parametrize('channels_last', [True, False])
+def test_batches_from_memory(fake, channels_last):
+    images, target = torch.zeros(24, 3, 16, 16, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64)
+    for train, views in ((True, ('weak',)), (True, ('weak', 'weak')), (False, ('weak',))):
+        loader = MemoryLoader(images, target, 8, CUDA, train=train, views=views, channels_last=channels_last)
+        for batch in loader:
+            assert all(part.device == CUDA for part in batch)
+            assert batch[0].shape == (*([2] if len(views) > 1 else []), 8, 3, 16, 16)
+
+
+def test_batches_from_workers(tmp_path):
+    """The loader moves and normalises what its workers have read; here one batch that was read before."""
+    for split in ('train', 'val'):
+        write_images(tmp_path / 'imagenet' / split, 3, size=32)
+    opt = data_options(dataset='imagenet', data_dir=str(tmp_path), batch_size=4, num_workers=0)
+    for views in (('weak',), ('weak', 'strong')):
+        real = get_dataloaders(opt, CPU, views=views).train_loader
+        ready = collate([real.loader.dataset[i, i] for i in range(4)])
+        source = open_sources(opt)[0]
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            loader = WorkerLoader(source, opt, CUDA, train=True, views=views)
+            loader.loader = [ready]
+            (images, target, index), = loader
+            assert images.device == target.device == index.device == CUDA
+            assert images.shape == (*([2] if len(views) > 1 else []), 4, 3, 224, 224)
