@@ -54,16 +54,21 @@ def check_compiler(device: torch.device) -> None:
 def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> None:
     """Compile `module`'s training step for batches of batch_size; another batch, and evaluation, run as before.
 
-    On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one.
+    On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one. A module with
+    several backward passes a step is compiled without.
     """
     # Without a GPU the compiler warns of that, torch 2.11 and 2.15 in different ways.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     if device.type == 'cpu':
         use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # modules() of a Distiller has no teacher
+    several_passes = getattr(module, 'own_backward', False)
+    if several_passes:      # the compiled backward pass may be run again: it must not reuse the memory of its inputs
+        torch._functorch.config.donated_buffer = False
+    graph = device.type == 'cuda' and not several_passes
     plain = module.forward
     with _compiler_errors():
-        fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if device.type == 'cuda' else 'default')
+        fast = torch.compile(plain, dynamic=False, mode='reduce-overhead' if graph else 'default')
 
     full_batches = 0
 
@@ -72,9 +77,9 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
         if not module.training or images.shape[-4] != batch_size:       # (N, 3, H, W) or (views, N, 3, H, W)
             return plain(images, *rest, **flags)
         full_batches += 1
-        if device.type == 'cuda':
+        if graph:
             torch.compiler.cudagraph_mark_step_begin()
-        elif full_batches == 2:
+        elif device.type == 'cpu' and full_batches == 2:
             _c_library('malloc_trim', 0)        # what compiling took, forward and backward
         with _compiler_errors():
             return fast(images, *rest, **flags)

@@ -18,6 +18,7 @@ from distiller_zoo import distiller_dict, load_inference_net
 from distiller_zoo.criterion import distill_kl
 from distiller_zoo.logits import transforms
 from helper.checkpoint import load_checkpoint
+from helper.compile import compile_forward
 from helper.loops import train_epoch, validate
 from models.base import Outputs
 from options import student_options
@@ -224,6 +225,22 @@ def test_separate_backward_passes(every_part):
     assert torch.allclose(optimizer.state[weight]['distillation'], rest, atol=1e-7) and not torch.equal(task, rest)
     averages = train_epoch(1, loader, distiller, optimizer, opt)
     assert {'loss', 'ce', 'kl', 'method', 'top1'} <= set(averages)
+
+
+def test_compiled(every_part):
+    """Two views, two backward passes and a schedule in the compiled step."""
+    found = []
+    for compiled in (False, True):
+        distiller, loader, opt = build('every_part', learnt_temperature=True)
+        if compiled:
+            torch.compiler.reset()
+            compile_forward(distiller, 8, CPU)
+        optimizer = distiller.make_optimizer(0.001, opt)
+        found.append([])
+        for epoch in (1, 2):
+            distiller.begin_epoch(epoch, 2)
+            found[-1].append(train_epoch(epoch, loader, distiller, optimizer, opt)['loss'])
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and found[1] != found[0]
 
 
 @pytest.mark.parametrize('method', distiller_dict)

@@ -1,0 +1,62 @@
+"""The rooms of the repository: who imports whom. No arrow leads back up, and there is no circle."""
+import ast
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+# A room may import from those below it. Files of the top floor and what a person runs stand above all.
+FLOORS = (('kernels',), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',),
+          ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
+HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules():
+    """name -> file, as helper.run."""
+    files = [*ROOT.glob('*.py'), *(file for room in HEIGHT for file in (ROOT / room).glob('*.py'))]
+    return {'.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): file for file in files}
+
+
+def imports(name, file, known):
+    """The modules of the repository that a file imports, within functions too."""
+    package = name if file.name == '__init__.py' else name.rpartition('.')[0]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join(filter(None, (package if node.level else '', node.module)))
+            found |= {base, *(f'{base}.{alias.name}' for alias in node.names)}
+    return {module for module in found if module in known and module != name}
+
+
+def graph():
+    known = modules()
+    return {name: imports(name, file, known) for name, file in known.items()}
+
+
+def test_no_arrow_leads_up():
+    for name, imported in graph().items():
+        for other in imported:
+            here, there = name.partition('.')[0], other.partition('.')[0]
+            assert here == there or HEIGHT[there] < HEIGHT[here], f'{name} imports {other}'
+
+
+def test_no_circle():
+    """A package's own __init__ collects its files, which may import each other and not the package."""
+    arrows = {name: {other for other in imported if not name.startswith(f'{other}.')}
+              for name, imported in graph().items()}
+    list(TopologicalSorter(arrows).static_order())
+
+
+def test_the_tests_share_by_conftest():
+    for file in (ROOT / 'tests').glob('test_*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or '').startswith('test_'), f'{file.name} imports {node.module}'
+
+
+@pytest.mark.parametrize('room', ['helper'])
+def test_rooms_stay_small(room):
+    """About as many files as a newcomer can hold in the head."""
+    assert len([file for file in (ROOT / room).glob('*.py') if file.name != '__init__.py']) <= 14
