@@ -34,10 +34,11 @@ def _common(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
     add('--dataset', default='cifar100', help='cifar100, cifar10, digits, folder, imagenet or imagenette')
-    add('--data_dir', may_differ=True, type=path, default='./data', help='where the data lies, or is downloaded to')
+    add('--data_dir', may_differ=True, type=path, default='./data',
+        help='the folder of the data, where it is also downloaded to')
     add('--use-lmdb', may_differ=True, action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
-    add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and go on')
+    add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and skip them')
     add('--image_size', type=number(int, low=8, high=512), default=32,
         help='pixels to which --dataset folder brings its images')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
@@ -64,7 +65,7 @@ def _common(description, trial_flags, trial):
     add('--fast', may_differ=True, action='store_true',
         help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
     add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',
-        help="go on from a run's last.pth; auto: from that of the output folder, if there is one")
+        help="continue from a run's last.pth; auto: from that of the output folder, if there is one")
     add('--save_every', may_differ=True, type=number(float, low=0), default=0.0,
         help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
     add('--channels_last', may_differ=True, action=argparse.BooleanOptionalAction, default=True,

@@ -1,4 +1,4 @@
-"""Trees of images, SPLIT/CLASS/*: the scan of any such tree, and small images decoded once into memory."""
+"""Folders of images, SPLIT/CLASS/*: find the files, and decode small images once into memory."""
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor

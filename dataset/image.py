@@ -1,4 +1,4 @@
-"""Image files as RGB, whatever they were written as."""
+"""Read an image file as 8-bit RGB, whatever its colours and depth."""
 import warnings
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from PIL import Image, UnidentifiedImageError
 from helper.errors import UserError, reason
 from helper.files import open_regular
 
-# A palette with transparency, a corrupt EXIF block: the image is read all the same.
+# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image.
 warnings.filterwarnings('ignore', module='PIL')
 
-# What an image may be, whatever its name says: Pillow would start other programs for some of the others.
+# The formats that are opened, whatever a file's name says: for some others Pillow would start external programs.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'PPM', 'BMP', 'TIFF', 'WEBP')
 
 
@@ -27,5 +27,5 @@ def read_rgb(path: str | Path, file=None) -> Image.Image:
                     image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
                 return image.convert('RGB')
         except Exception as error:      # whatever a damaged file makes a decoder raise
-            why = 'of no kind that is read here' if isinstance(error, UnidentifiedImageError) else reason(error)
+            why = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else reason(error)
             raise UserError(f'{path}: not a readable image ({why})') from error

@@ -17,7 +17,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SIZE = 224
 
-# --num_workers above the number of cores is the user's choice, and an error beside it stays one line.
+# --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
@@ -59,9 +59,9 @@ class Images(torch.utils.data.Dataset):
     With several views of an image in training, (views, 224, 224, 3), each with a crop and a flip of its own. Asked for
     by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
 
-    An unreadable image is given as its UserError, which a worker process could not raise in one line. With skip_bad it
-    is passed over instead: in training the next image takes its place, so that a batch keeps its size; else the place
-    is left out.
+    An unreadable image is returned as its UserError, because a worker process cannot raise one in one line. With
+    skip_bad it is skipped: in training the next image takes its place, so that the batch keeps its size; otherwise the
+    batch becomes smaller.
     """
 
     def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',)):
@@ -171,4 +171,4 @@ class WorkerLoader:
                 views = self.normalise(images.flatten(0, 1)).unflatten(0, images.shape[:2])
                 yield views.transpose(0, 1), target, index
         if bad:
-            print(f'{bad} unreadable images passed over')
+            print(f'{bad} unreadable images skipped')

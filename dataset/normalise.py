@@ -5,7 +5,7 @@ import torch
 class Normalise:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): (x / 255 - mean) / std, to the bit as torchvision does it.
 
-    mean, std: a number a colour. width: W. The result lies in memory as channels_last says.
+    mean, std: one number for each colour. width: W. channels_last: the memory layout of the result.
     """
 
     def __init__(self, mean: tuple, std: tuple, width: int, device: torch.device, channels_last: bool = True):

@@ -19,10 +19,10 @@ def batch_parts(n: int, batch_size: int, drop_last: bool, rank: int, world_size:
 
 
 class EpochOrder:
-    """Where the batches of this process lie in the epoch's order of n images, and the random numbers of the epochs.
+    """The random order of n images in each epoch, and which part of it is each batch of this process.
 
-    All processes draw the same numbers from `generator`. An epoch that was interrupted continues after `skip` batches,
-    once its numbers have been drawn again.
+    All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
+    state at the epoch's start and set `skip` to the number of batches that are done.
     """
 
     def __init__(self, n: int, batch_size: int, drop_last: bool, seed: int, rank: int = 0, world_size: int = 1):

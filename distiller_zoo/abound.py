@@ -51,7 +51,7 @@ class ABLoss(nn.Module):
 
 
 class ABDistiller(Distiller):
-    """A first stage fits the boundaries; the second is the task with soft labels, where beta has nothing to weigh."""
+    """The first stage fits the boundaries; the second trains the task with soft labels, and has no use for beta."""
 
     title = 'AB'
     paper = 'Heo et al., AAAI 2019, arXiv:1811.03233'

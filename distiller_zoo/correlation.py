@@ -1,4 +1,4 @@
-"""CC: the student's errors on neighbouring samples shall not go together."""
+"""CC: the student's errors on neighbouring samples learn not to be correlated."""
 from torch import nn
 
 from helper.cli import number

@@ -1,4 +1,4 @@
-"""CRD: the student's embedding of an image is told from the teacher's embeddings of thousands of others."""
+"""CRD: the student's embedding of an image is matched with the teacher's, among thousands of other images."""
 import math
 from types import SimpleNamespace
 
@@ -133,7 +133,7 @@ class ContrastSampler(nn.Module):
     def _without_repetition(self, target):
         """(N, K): a window of a random order of all samples for every row, without those of the row's class.
 
-        A window of a random order is a random subset; it is long enough to leave K whatever it meets.
+        A window of a random order is a random subset; it is long enough for K to remain in any case.
         """
         n, k = len(self.labels), self.k
         order = torch.randperm(n, device=target.device)

@@ -38,7 +38,7 @@ class FSP(nn.Module):
 
 
 class FSPDistiller(Distiller):
-    """A first stage fits the flows; the second is the task with soft labels, where beta has nothing to weigh."""
+    """The first stage fits the flows; the second trains the task with soft labels, and has no use for beta."""
 
     title = 'FSP'
     paper = 'Yim et al., CVPR 2017'

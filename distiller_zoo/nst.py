@@ -1,4 +1,4 @@
-"""NST: the student's channels are distributed as the teacher's."""
+"""NST: the distribution of the student's channels learns to match that of the teacher's."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -37,7 +37,7 @@ class Regressor(nn.Module):
 
 def _gram(feature):
     """Inner products of the samples' flattened features: (N, C, H, W) -> (N, N), one row a sample."""
-    # The order of a sample's values does not matter here: take the one in which they lie, and nothing is copied.
+    # The order of a sample's values does not matter here: the order in memory needs no copy.
     flat = feature.flatten(1) if feature.is_contiguous() else feature.permute(0, 2, 3, 1).flatten(1)
     return flat @ flat.t()
 
@@ -122,7 +122,7 @@ class SemCKDDistiller(Distiller):
         channels_t = [shape[0] for shape in shapes_t.feats[1:-1]]
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)
         self.criterion = SemCKDLoss()
-        # The epoch's sum of the batches' mean attention, and how many batches: for the eye, not for training.
+        # The sum of the batches' mean attention in this epoch, and the number of batches: shown, not trained with.
         self.register_buffer('attention_sum', torch.zeros(len(channels_s), len(channels_t)))
         self.register_buffer('attention_batches', torch.zeros(()))
 
@@ -137,7 +137,8 @@ class SemCKDDistiller(Distiller):
         return {**super().checkpoint(), 'attention': self.attention.state_dict()}
 
     def pictures(self):
-        """The mean attention of the epoch: a row a student stage, a column a teacher stage."""
+        """The mean attention of the epoch, a row for each student stage and a column for each teacher stage. It then
+        starts anew."""
         mean = distributed.mean(self.attention_sum / self.attention_batches.clamp(min=1))
         self.attention_sum.zero_()
         self.attention_batches.zero_()

@@ -1,4 +1,4 @@
-"""SP: images that are alike for the teacher shall be alike for the student."""
+"""SP: images that are similar for the teacher become similar for the student."""
 import torch.nn.functional as F
 from torch import nn
 

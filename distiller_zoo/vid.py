@@ -1,4 +1,4 @@
-"""VID: the student's maps shall tell as much as they can of the teacher's."""
+"""VID: the student's maps learn to predict the teacher's, each channel with a variance of its own."""
 import math
 
 import torch

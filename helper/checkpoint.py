@@ -23,7 +23,7 @@ def load_checkpoint(path: str, flag: str) -> dict:
     """The dictionary in the untrusted file at `path`, on the CPU. `flag` is named in the errors.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused by the name of what
-    it would call. Raises UserError for whatever is not a checkpoint, or would fill the memory or never end.
+    it would call. Raises UserError for anything that is not a checkpoint, or would fill the memory or never end.
     """
     if os.path.isdir(path):
         inside = sorted(p.name for p in Path(path).glob('*.pth') if p.name not in ('last.pth', 'previous.pth'))
@@ -37,7 +37,7 @@ def load_checkpoint(path: str, flag: str) -> dict:
                 warnings.simplefilter('ignore')
                 state = torch.load(_checked(file), map_location='cpu', weights_only=True)
             _check_values(state)
-        except Exception as error:      # whatever a damaged or hostile file makes the unpickler raise
+        except Exception as error:      # anything that a damaged or hostile file makes the unpickler raise
             named = re.search(r'GLOBAL ([\w.]+)', str(error))
             called = named[1] if named else _called_by_pickle(file)
             if called:
@@ -56,15 +56,15 @@ class _Refused(Exception):
     """What this module itself finds wrong in a file, in words for the user."""
 
 
-MOST_VALUES = 2 * 10**6     # beside the tensors' elements, each counted as often as it is reached
+MOST_VALUES = 2 * 10**6     # in a checkpoint, without the tensors' elements; shared values count each time
 DEEPEST = 50                # containers within each other
 PICKLES = 5                 # of a file in the format before torch 1.6
 
 
 def _checked(file):
-    """What torch may read: a copy of the file in memory, of a zip archive made of the records that were checked here.
+    """What torch may read: the content of the file, in memory. A zip archive is rebuilt from the records checked here.
 
-    Two readers of one archive can be made to see different records; torch does not look at the checksums either.
+    An archive can be made so that two readers see different records; and torch does not check the checksums.
     """
     zipped = file.read(4) == b'PK\3\4'       # so torch decides too
     file.seek(0)

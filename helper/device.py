@@ -102,7 +102,7 @@ class Precision:
         self.scaler.update()
 
     def check(self) -> None:
-        """Raises UserError when the gradients overflow whatever the scale: that is no skipped step, but divergence."""
+        """Raises UserError when the gradients overflow at any scale: then the run has diverged."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < self.smallest_scale:
             raise UserError(f'--amp float16: the gradients are not finite at any scale (now {self.scaler.get_scale():g}'
                             f'): the run diverged; lower --learning_rate or --beta')

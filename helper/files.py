@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name in the same folder, flushed, then renamed."""
+"""Files that are never half-written: written under another name in the same folder, flushed, then renamed."""
 import contextlib
 import errno
 import json

@@ -99,7 +99,7 @@ def first_host(nodes: str) -> str:
 
 
 def _end_with_parent(parent: int):
-    """If the process that started this one is killed, this one is told: it saves and ends, instead of training on."""
+    """When the process that started this one is killed, the system signals this one, which then saves and ends."""
     if sys.platform != 'linux':
         return
     ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
@@ -130,7 +130,7 @@ def _local_device(opt, outside):
 
 @contextlib.contextmanager
 def _one_line(rank):
-    """An error of one process, or of all alike, is said once; what it breaks in the others is not said at all."""
+    """Report an error of one process, or of all alike, once; not the errors that follow from it in the others."""
     try:
         yield
         return
@@ -150,7 +150,7 @@ def _one_line(rank):
 
 
 def _spawn(train, opt):
-    """One process for each entry of --gpu_id on this machine; the first that fails ends all."""
+    """One process for each entry of --gpu_id on this machine; the first failure ends all."""
     entries = opt.gpu_id.split(',')
     if torch.cuda.is_available() and 'cpu' not in entries and len(set(entries)) < len(entries):
         raise UserError(f'--gpu_id {opt.gpu_id}: names a GPU twice; one process trains on one GPU')
@@ -186,7 +186,7 @@ def _hold_ctrl_c(hold):
 
 
 def _wait_for(processes, entries, forwarded):
-    """Until all have ended well, or one has not: then the others are ended too, and so is this one."""
+    """Wait until all have ended. When one fails, end the others and exit with its code."""
     alive = {process.sentinel: number for number, process in enumerate(processes)}
     failed = None
     while alive and failed is None:

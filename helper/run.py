@@ -135,12 +135,12 @@ class Run:
         except UserError as error:
             if path.name != LAST or not os.path.exists(before):
                 raise
-            print(f'{printable(error)}: going on with {PREVIOUS}, the state before it')
+            print(f'{printable(error)}: resuming from {PREVIOUS}, the state before it')
             path = before
             state = load_state(path, self.module, len(self.loader))
         with as_user_error(f'--resume {self.opt.resume}'):
             self._compare(state, path)
-        print(f'going on from {path}: {_where(state)}')
+        print(f'resuming from {path}: {_where(state)}')
         return {**state, 'folder': str(path.parent)}
 
     def _source(self):
@@ -154,7 +154,7 @@ class Run:
         while not distributed.broadcast(self._take if distributed.is_main() else None):
             if not wait:
                 raise UserError(f'{self.folder}: another run is writing there; give another --trial, or --resume '
-                                f'auto to go on after it')
+                                f'auto to wait and continue from it')
             if not said:
                 print(f'{self.folder}: another run is writing there; waiting for it to end', flush=True)
             said = True
@@ -198,7 +198,7 @@ class Run:
         load_weights(self.module, state['module'], f'--resume {self.opt.resume}: does not fit this run')
         self.opt.seed, self.id = state['seed'], state['run']
         if distributed.world_size() != len(state['random']):
-            print(f'saved by {len(state["random"])} processes, going on with {distributed.world_size()}: '
+            print(f'saved by {len(state["random"])} processes, resumed by {distributed.world_size()}: '
                   f'the random numbers of the methods are drawn anew')
 
     def _bring_best(self):
@@ -334,7 +334,7 @@ class Run:
         return f'lower {flags}' + ('' if self.first else f'; the last good state is in {self.folder / LAST}')
 
     def stop_if_asked(self) -> None:
-        """Between two batches of the validation. Several processes may have different numbers of them: they go on."""
+        """Between two batches of the validation. Not with several processes, whose numbers of batches can differ."""
         if not self.signal or distributed.world_size() > 1:
             return
         if self.stage is None:
@@ -351,7 +351,7 @@ class Run:
     def stop(self, number: int) -> None:
         """The state is saved: leave."""
         print(f'{signal.Signals(number).name}: stopped {_where({"stage": self.stage, **self.saved})}, saved in '
-              f'{self.folder / LAST}; the same command with --resume auto goes on', flush=True)
+              f'{self.folder / LAST}; the same command with --resume auto continues', flush=True)
         raise Interrupted(128 + number)
 
     def _own_buffers(self):

@@ -1,6 +1,8 @@
-"""3x3 convolutions of the compiled step on CPUs for which torch's library has no Winograd algorithm.
+"""Winograd's 3x3 convolutions: a quarter of the multiplications. For the CPU, as operators that torch.compile knows.
 
-helper/winograd.cpp has the algorithm; here it is built and made an operator with gradients that torch.compile knows.
+--compile uses them on processors with AVX2 and without AVX-512, for which torch's library (oneDNN) has no such algorithm;
+in float32, and where a convolution has enough pixels to gain (Conv3x3.gains). winograd.cpp has the algorithm; it is
+built here, in seconds, when it is first needed. Without a C++ compiler the usual convolutions are used.
 """
 import ctypes
 import functools
@@ -123,9 +125,9 @@ class Conv3x3(nn.Conv2d):
         return output if bias is None else output + bias.view(-1, 1, 1)
 
     def gains(self, images: Tensor) -> bool:
-        """Whether it is the faster way: with few pixels, transforming the weights takes longer than all the rest.
+        """Whether it is faster: with few pixels, transforming the weights takes longer than all the rest.
 
-        The bound, four pixels for each channel, is measured by `scripts/benchmark.py convolutions`. Where tiles reach
+        The bound, four pixels for each channel, is measured by `python -m benchmarks convolutions`. Where tiles reach
         over the edge it is higher, by the ratio of their area to that of the images.
         """
         if images.ndim != 4 or not images.dtype == self.weight.dtype == torch.float32:

@@ -31,7 +31,7 @@ fi
 FIRST_STAGE="--init_epochs $(((EPOCHS + 7) / 8))"       # 30 of 240 epochs
 
 failed=
-distil() {      # METHOD [FLAG ...]: a method that cannot be used for this pair is said at the end, and the others go on
+distil() {      # METHOD [FLAG ...]: a method that fails for this pair is reported at the end, and the others run
     case " $METHODS " in *" $1 "*) ;; *) return 0 ;; esac
     method=$1
     shift

@@ -224,7 +224,7 @@ def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, cap
     assert f'teacher top-1: {accuracy:.2f}' in out
     call(train_student.main, *arguments, '--epochs', 2, '--resume', 'auto')
     out = capfd.readouterr().out
-    assert 'going on with 1' in out and 'epoch 2: ' in out and 'epoch 1: ' not in out
+    assert 'resumed by 1' in out and 'epoch 2: ' in out and 'epoch 1: ' not in out
 
 
 def fails_in_one(opt, device):

@@ -165,7 +165,7 @@ def test_a_damaged_last_falls_back(call, small, tmp_path, capfd, damage):
     capfd.readouterr()
     call(train_teacher.main, *arguments, '--save_dir', save, '--resume')
     out = capfd.readouterr().out
-    assert 'going on with previous.pth' in out and 'after epoch 2' in out and 'epoch 3: ' in out
+    assert 'resuming from previous.pth' in out and 'after epoch 2' in out and 'epoch 3: ' in out
     assert_same(outcome(save), outcome(tmp_path / 'whole'))
     for name in ('last.pth', 'previous.pth'):
         (last.parent / name).write_bytes(b'')

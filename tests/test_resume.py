@@ -283,7 +283,7 @@ def test_a_damaged_state_changes_no_file(call, small, teacher, tmp_path, capfd, 
     if case in ('NaN weights', 'random'):       # what the file itself shows to be wrong, whatever the run
         (folder / 'previous.pth').write_bytes(whole)
         call(train_student.main, *arguments)
-        assert 'going on with previous.pth' in capfd.readouterr().out
+        assert 'resuming from previous.pth' in capfd.readouterr().out
 
 
 def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
@@ -369,7 +369,7 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
         lines.append(later.stdout.readline())
     other.kill()
     rest = later.communicate()[0]
-    assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'going on from' in rest
+    assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'resuming from' in rest
     lock = Lock(folder)
     assert lock.take()
     lock.release()
