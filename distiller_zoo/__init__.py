@@ -2,7 +2,7 @@
 from torch import nn
 
 from helper.checkpoint import load_checkpoint, load_weights, weights_of
-from helper.errors import UserError, nearest
+from helper.errors import UserError, nearest, reason
 from models.load import load_net, new_net, teacher_name
 
 from .abound import ABDistiller, ABLoss, Connector
@@ -62,7 +62,12 @@ def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:
     method = checkpoint.pop('inference_net', None)
     if method is None:
         return name, load_net(path, checkpoint, name, data, flag)
-    weights = weights_of(checkpoint)
-    net = get_method(str(method)).rebuild_inference_net(new_net(path, checkpoint, name, data, flag), weights)
-    load_weights(net, weights, f'{flag} {path}: not the weights of {name} as --distill {method} deploys it')
+    weights, what = weights_of(checkpoint), f'{flag} {path}: not the weights of {name} as --distill {method} deploys it'
+    rebuild = get_method(str(method), f'{flag} {path}: inference_net').rebuild_inference_net
+    student = new_net(path, checkpoint, name, data, flag)
+    try:
+        net = rebuild(student, weights)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # of an untrusted file
+        raise UserError(f'{what} ({reason(error)})') from error
+    load_weights(net, weights, what)
     return f'{name} by {method}', net

@@ -1,6 +1,6 @@
 """Winograd's 3x3 convolutions: a quarter of the multiplications. For the CPU, as operators that torch.compile knows.
 
---compile uses them on processors with AVX2 and without AVX-512, for which torch's library (oneDNN) has no such algorithm;
+--compile uses them on processors with AVX2 and without AVX-512, where torch's oneDNN has no such algorithm;
 in float32, and where a convolution has enough pixels to gain (Conv3x3.gains). winograd.cpp has the algorithm; it is
 built here, in seconds, when it is first needed. Without a C++ compiler the usual convolutions are used.
 """

@@ -19,6 +19,7 @@ from distiller_zoo.criterion import distill_kl
 from distiller_zoo.logits import transforms
 from helper.checkpoint import load_checkpoint
 from helper.compile import compile_forward
+from helper.errors import UserError
 from helper.loops import train_epoch, validate
 from models.base import Outputs
 from options import student_options
@@ -104,6 +105,12 @@ def test_what_it_deploys(teacher, tmp_path, every_part, call, capsys):
     call(train_teacher.main, '--evaluate', best, '--dataset', 'digits', '--gpu_id', 'cpu')
     assert f'resnet8 by every_part: top-1 {accuracy:.2f}' in capsys.readouterr().out
 
+    for change, words in (({'inference_net': 'every_par'}, 'inference_net every_par: no such method; did you mean'),
+                          ({'model': {}}, 'not the weights of resnet8 as --distill every_part deploys it')):
+        torch.save({**checkpoint, **change}, tmp_path / 'x.pth')
+        with pytest.raises(UserError, match=words):
+            load_inference_net(str(tmp_path / 'x.pth'), data, '--evaluate')
+
     with pytest.raises(SystemExit) as caught:       # no teacher: nobody could ask it for features
         call(train_student.main, '--path-t', best, '--dataset', 'digits', '--gpu_id', 'cpu', '--save_dir', tmp_path)
     assert caught.value.code == 2 and 'that --distill every_part deploys' in capsys.readouterr().err
@@ -113,7 +120,7 @@ def test_what_it_deploys(teacher, tmp_path, every_part, call, capsys):
 
 
 def test_two_processes(teacher, tmp_path, every_part):
-    """Each draws its part of the views; both end with the same weights, as the check before each epoch finds."""
+    """Two train as one; that both hold the same weights, test_distributed shows for this method too."""
     run(teacher, tmp_path, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url',
         'tcp://127.0.0.1:23789', '--save_every', '1e-9', '--resume', '--sync_bn')
     history = json.loads((folder_of(tmp_path) / 'history.json').read_text())

@@ -89,7 +89,7 @@ def make(method, rank, world, **changes):
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     loader = MemoryLoader(images, torch.arange(24) % 10, opt.batch_size, CPU, train=True, rank=rank, world_size=world,
-                          drop_last=distiller_dict[method].drop_last)
+                          drop_last=distiller_dict[method].drop_last, views=distiller_dict[method].views)
     data = Data(loader, loader, 10, 16, loader.target)
     distiller = distiller_dict[method](model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10),
                                        opt, data)
@@ -107,6 +107,8 @@ def steps(distiller, loader, opt, sgd=0.01):
         distiller.finish_init()
     module = distributed.wrap(distiller, CPU)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
+    if distiller.own_backward:
+        optimizer = distiller.make_optimizer(sgd, opt)
     found += [train_epoch(epoch, loader, module, optimizer, opt) for epoch in (1, 2)]
     return found, optimizer
 
@@ -128,6 +130,7 @@ def every_method(opt, device):
     torch.set_num_threads(1)
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
+    import fixtures.every_part  # noqa: F401, which adds a method of several backward passes
     for method in distiller_dict:
         distiller, loader, method_opt = make(method, rank, world)
         averages, optimizer = steps(distiller, loader, method_opt)
@@ -184,7 +187,7 @@ def test_options_of_all_processes(together):
                                              'the same command, code and torch']
 
 
-@pytest.mark.parametrize('method', distiller_dict)
+@pytest.mark.parametrize('method', [*distiller_dict, 'every_part'])
 def test_all_processes_hold_the_same(together, method):
     assert together[method] == {'weights': True, 'optimizer': True, 'moved': True, 'averages': True}
 
