@@ -1,6 +1,7 @@
 """What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,13 @@ def pytest_configure(config):
     """One thread a process: the tests run in one for each core, and start others."""
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
 
 
 def write_images(root: Path, per_class: int, size: int = 16, classes=CLASSES) -> None:

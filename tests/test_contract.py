@@ -1,7 +1,10 @@
 """The contract of a method: one that uses every part, from one file, trains, resumes and runs in two processes."""
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, ROOT, assert_same, build, outcome
+from conftest import CPU, ROOT, assert_same, build, data_options, free_port, outcome
 
+import dataset
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict, load_inference_net
@@ -27,78 +31,105 @@ from options import student_options
 FILE = ROOT / 'tests' / 'fixtures' / 'every_part.py'
 
 
-@pytest.fixture
-def every_part(monkeypatch):
-    """The module of the file, registered for this test alone."""
-    monkeypatch.setattr(sys, 'path', [*sys.path])
-    known, had = dict(distiller_dict), list(transforms)
+@pytest.fixture(scope='module')
+def every_part():
+    """The module of the file; its method, its transform and its fewer digits are there for these tests alone."""
+    before = dict(distiller_dict), list(transforms), dict(dataset.memory_dict)
     from fixtures import every_part as module
     distiller_dict['every_part'] = module.EveryPartDistiller
-    transforms[:] = [*had, module.LearntTemperature] if module.LearntTemperature not in had else had
+    transforms[:] = [module.LearntTemperature]
+    dataset.memory_dict['digits'] = module.fewer_digits
     yield module
-    distiller_dict.clear()
-    distiller_dict.update({name: method for name, method in known.items() if name != 'every_part'})
-    transforms[:] = [t for t in had if t is not module.LearntTemperature]
+    for known, entries in zip((distiller_dict, dataset.memory_dict), before[::2], strict=True):
+        known.clear()
+        known.update({name: entry for name, entry in entries.items() if name != 'every_part'})
+    transforms[:] = [transform for transform in before[1] if transform is not module.LearntTemperature]
 
 
 @pytest.fixture(scope='module')
-def teacher(tmp_path_factory, call):
+def teacher(tmp_path_factory, call, every_part):
     """A resnet8 trained for an epoch on the digits."""
     save = tmp_path_factory.mktemp('digits')
-    call(train_teacher.main, '--model', 'resnet8', '--dataset', 'digits', '--epochs', 1, '--batch_size', 128,
+    call(train_teacher.main, '--model', 'resnet8', '--dataset', 'digits', '--epochs', 1, '--batch_size', 48,
          '--gpu_id', 'cpu', '--seed', 1, '--save_dir', save, '--learning_rate', 0.02)
     return next(save.glob('models/*/resnet8_best.pth'))
 
 
-def run(teacher, save, *flags, code=0, **environment):
-    """train_student.py with the method on the digits, 8 steps an epoch, in a process of its own. Returns its output."""
-    done = subprocess.run(
-        [sys.executable, FILE, '--path-t', teacher, '--distill', 'every_part', '--dataset', 'digits', '--batch_size',
-         '180', '--epochs', '2', '--gpu_id', 'cpu', '--seed', '1', '--save_dir', save, '--learning_rate', '0.02',
-         '--num_workers', '0', '--learnt_temperature', *flags], env={**os.environ, **environment},
-        capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(scope='module')
+def run(call, teacher):
+    """run(save_dir, *flags, code=0): train_student.py with the method on digits, 6 steps an epoch. Returns its output.
+
+    alone=True, or an environment: in a process of its own.
+    """
+    def run(save, *flags, code=0, alone=False, **environment):
+        arguments = ['--path-t', teacher, '--distill', 'every_part', '--dataset', 'digits', '--batch_size', '48',
+                     '--epochs', '2', '--gpu_id', 'cpu', '--seed', '1', '--save_dir', save, '--learning_rate', '0.02',
+                     '--num_workers', '0', '--learnt_temperature', *flags]
+        if alone or environment:
+            done = subprocess.run([sys.executable, FILE, *arguments], capture_output=True, text=True,
+                                  env={**os.environ, 'FEWER_DIGITS': '1', **environment})
+            assert done.returncode == code, done.stdout + done.stderr
+            return done.stdout + done.stderr
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                call(train_student.main, *arguments)
+                ended = 0
+            except SystemExit as error:
+                ended = error.code
+        assert ended == code, out.getvalue()
+        return out.getvalue()
+    return run
 
 
 def folder_of(save):
     return next(save.glob('student_model/*'))
 
 
-@pytest.mark.parametrize('optimizer', ['two', 'adamw'])
-def test_it_trains_and_resumes_to_the_bit(teacher, tmp_path, every_part, optimizer):
-    """Killed in the middle of the second epoch; with two momenta for each parameter, and with AdamW."""
-    flags = ['--every_optimizer', optimizer, '--save_every', '1e-9', '--resume']
-    run(teacher, tmp_path / 'whole', *flags)
-    run(teacher, tmp_path / 'parts', *flags, code=-signal.SIGKILL, KILL_AT_STEP='11')
-    out = run(teacher, tmp_path / 'parts', *flags)
-    assert 'after step 3 of epoch 2' in out
-    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
-    state = load_checkpoint(str(folder_of(tmp_path / 'whole') / 'last.pth'), '')
-    kept = {name for part in state['optimizer']['state'].values() for name in part}
-    assert kept == ({'task', 'distillation'} if optimizer == 'two' else {'step', 'exp_avg', 'exp_avg_sq'})
+RESUMABLE = ('--save_every', '1e-9', '--resume')
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+    """The --save_dir of a run of two epochs that was not interrupted."""
+    save = tmp_path_factory.mktemp('whole')
+    run(save, *RESUMABLE)
+    return save
+
+
+def test_it_trains_and_resumes_to_the_bit(run, tmp_path, whole):
+    """Killed in the middle of the second epoch, with two momenta for each parameter."""
+    run(tmp_path, *RESUMABLE, code=-signal.SIGKILL, KILL_AT_STEP='9')
+    assert 'after step 3 of epoch 2' in run(tmp_path, *RESUMABLE)
+    assert_same(outcome(tmp_path), outcome(whole))
+    state = load_checkpoint(str(folder_of(whole) / 'last.pth'), '')
+    assert {name for part in state['optimizer']['state'].values() for name in part} == {'task', 'distillation'}
     assert state['module']['logit_transforms.0.theta'] != 0 and state['module']['seen'] > 0
 
 
-def test_what_it_deploys(teacher, tmp_path, every_part, call, capsys):
-    """Its own flag and weights, the network of inference_net in the checkpoint, a schedule that cannot grow."""
-    run(teacher, tmp_path, '--every_margin', '0.25')
-    folder = folder_of(tmp_path)
+def test_adamw_resumes_to_the_bit(run, tmp_path):
+    flags = ['--every_optimizer', 'adamw', '--epochs', '1', *RESUMABLE]
+    run(tmp_path / 'whole', *flags)
+    run(tmp_path / 'parts', *flags, code=-signal.SIGKILL, KILL_AT_STEP='4')
+    run(tmp_path / 'parts', *flags)
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    state = load_checkpoint(str(folder_of(tmp_path / 'whole') / 'last.pth'), '')
+    assert set(state['optimizer']['state'][0]) == {'step', 'exp_avg', 'exp_avg_sq'}
+
+
+def test_what_it_deploys(tmp_path, whole, call, capsys):
+    """Its own flag and weights, and the network of inference_net in the checkpoint."""
+    folder = folder_of(whole)
     assert folder.name == 'S:resnet8_T:resnet8_digits_every_part_r:0.5_a:1.0_b:2.0_1'
-    parameters = json.loads((folder / 'parameters.json').read_text())
-    assert parameters['every_margin'] == 0.25
-    history = json.loads((folder / 'history.json').read_text())
-    assert history[-1]['margin'] == [[0.25]]
+    parameters, history = (json.loads((folder / f'{name}.json').read_text()) for name in ('parameters', 'history'))
+    assert parameters['every_margin'] == 0.5 and history[-1]['margin'] == [[0.5]]
     best = folder / 'resnet8_best.pth'
     checkpoint = load_checkpoint(str(best), '')
     assert checkpoint['inference_net'] == 'every_part' and 'head.weight' in checkpoint['model']
     assert parameters['Total params'] == pytest.approx(sum(
         v.numel() for k, v in checkpoint['model'].items() if 'running' not in k and 'num_batches' not in k) / 1e6)
 
-    from conftest import data_options
-
-    import dataset
-    data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=180), CPU)
+    data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=48), CPU)
     name, net = load_inference_net(str(best), data, '--evaluate')
     accuracy = validate(data.test_loader, net)['test_acc']
     assert name == 'resnet8 by every_part' and accuracy == pytest.approx(checkpoint['best_acc'])
@@ -110,40 +141,41 @@ def test_what_it_deploys(teacher, tmp_path, every_part, call, capsys):
         torch.save({**checkpoint, **change}, tmp_path / 'x.pth')
         with pytest.raises(UserError, match=words):
             load_inference_net(str(tmp_path / 'x.pth'), data, '--evaluate')
-
-    with pytest.raises(SystemExit) as caught:       # no teacher: nobody could ask it for features
+    with pytest.raises(SystemExit) as caught:       # as a teacher it could not be asked for features
         call(train_student.main, '--path-t', best, '--dataset', 'digits', '--gpu_id', 'cpu', '--save_dir', tmp_path)
     assert caught.value.code == 2 and 'that --distill every_part deploys' in capsys.readouterr().err
+
+
+def test_a_schedule_over_the_epochs_keeps_them(run, whole):
+    before = {file.name: file.read_bytes() for file in folder_of(whole).iterdir()}
     for epochs in ('1', '3'):
-        out = run(teacher, tmp_path, '--every_margin', '0.25', '--resume', '--epochs', epochs, code=2)
+        out = run(whole, '--resume', '--epochs', epochs, code=2)
         assert f'--epochs {epochs}: ' in out and 'follows a schedule over 2 epochs' in out and out.count('error') == 1
+    assert {file.name: file.read_bytes() for file in folder_of(whole).iterdir()} == before
 
 
-def test_two_processes(teacher, tmp_path, every_part):
-    """Two train as one; that both hold the same weights, test_distributed shows for this method too."""
-    run(teacher, tmp_path, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url',
-        'tcp://127.0.0.1:23789', '--save_every', '1e-9', '--resume', '--sync_bn')
-    history = json.loads((folder_of(tmp_path) / 'history.json').read_text())
-    assert len(history) == 2 and history[1]['train']['ce'] < history[0]['train']['ce']
-    run(teacher, tmp_path / 'one', '--resume')
-    one = json.loads((folder_of(tmp_path / 'one') / 'history.json').read_text())
-    assert history[0]['train_loss'] == pytest.approx(one[0]['train_loss'], rel=1e-3)
-
-
-def test_a_state_from_before_a_flag(teacher, tmp_path, every_part):
+def test_a_state_from_before_a_flag(run, tmp_path, whole):
     """Taken with the flag's default, and refused with another value."""
-    run(teacher, tmp_path, '--epochs', '2')
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     last = folder_of(tmp_path) / 'last.pth'
     state = load_checkpoint(str(last), '')
     del state['identity']['every_margin']
     torch.save(state, last)
-    out = run(teacher, tmp_path, '--resume', '--every_margin', '0.1', code=2)
-    assert 'every_margin 0.5, now 0.1' in out
-    run(teacher, tmp_path, '--resume')
+    assert 'every_margin 0.5, now 0.1' in run(tmp_path, '--resume', '--every_margin', '0.1', code=2)
+    run(tmp_path, '--resume')
 
 
-def test_dali_has_one_view(teacher, tmp_path, every_part):
-    out = run(teacher, tmp_path, '--dataset', 'imagenet', '--dali', 'cpu', code=2)
+def test_two_processes(run, tmp_path, whole):
+    """Two train as one; that both hold the same weights, test_distributed shows for this method too."""
+    run(tmp_path, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url',
+        f'tcp://127.0.0.1:{free_port()}', '--sync_bn', alone=True)
+    two, one = (json.loads((folder_of(save) / 'history.json').read_text()) for save in (tmp_path, whole))
+    assert len(two) == 2 and two[1]['train']['ce'] < two[0]['train']['ce']
+    assert two[0]['train_loss'] == pytest.approx(one[0]['train_loss'], rel=1e-3)
+
+
+def test_dali_has_one_view(run, tmp_path):
+    out = run(tmp_path, '--dataset', 'imagenet', '--dali', 'cpu', code=2)
     assert '--dali cpu: gives one view of an image, but --distill every_part trains on 2; leave --dali out' in out
     assert not list(tmp_path.iterdir())
 

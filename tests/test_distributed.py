@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, assert_same, options, outcome
+from conftest import CPU, assert_same, free_port, options, outcome
 
 import train_student
 import train_teacher
@@ -32,12 +32,6 @@ from options import student_options
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 def two(entries='cpu,cpu'):

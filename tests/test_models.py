@@ -71,7 +71,7 @@ def test_model(name):
         feats, logits = net(x, is_feat=True)
         plain = net(x)
     assert torch.equal(plain, logits)
-    follows_the_rules(net, x)
+    follows_the_rules(net, x[..., :64, :64])
     empty(name, num_classes).load_state_dict(net.state_dict())
     if reference is None:                      # no published weights to agree with: the shape rules above hold
         return
