@@ -1,4 +1,4 @@
-"""A step of every method beside one of the first method, for one pair of nets; without first stages."""
+"""A step of every method, compared with soft labels alone, for one pair of nets; without first stages."""
 from distiller_zoo import SOFT_LABELS, distiller_dict
 from helper.loops import train_epoch
 

@@ -71,7 +71,7 @@ class DaliLoader:
                                  last_batch_policy=policy.PARTIAL)
 
     def _batches(self):
-        """The iterator's, an error of DALI's as one line. It does not name every file, and stops there."""
+        """The batches of DALI's iterator; its error, after which it stops, becomes one line. It may not name the file."""
         try:
             yield from self.iterator
         except RuntimeError as error:
@@ -92,7 +92,7 @@ class DaliLoader:
                 images_before, index_before = images.clone(), index         # DALI writes the next batch over this one
             elif self.joins and step == last + 1:
                 yield self._finished(torch.cat([images_before, images]), torch.cat([index_before, index]))
-            elif step <= last:      # else a rest; the iterator must still be run to its end to be reset
+            elif step <= last:      # a rest is left out, but the iterator must be run to its end to be reset
                 yield self._finished(images, index)
 
     def _finished(self, images, index):

@@ -1,4 +1,4 @@
-"""Images out of one LMDB file a split, as folder2lmdb.py writes them."""
+"""Images from one LMDB file for each split, as folder2lmdb.py writes them."""
 import io
 import json
 import os

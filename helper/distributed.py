@@ -44,9 +44,9 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
     Only process 0 prints from here on. Raises UserError if they do not meet within --dist-timeout.
     """
     global _control
-    if rank:        # one process speaks for all
+    if rank:        # only process 0 prints
         sys.stdout = open(os.devnull, 'w')      # noqa: SIM115
-    if 'OMP_NUM_THREADS' not in os.environ:     # of this machine's cores a part each
+    if 'OMP_NUM_THREADS' not in os.environ:     # each process gets its part of the cores
         text = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or ''
         here = max(1, int(text)) if text.isdecimal() else world
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
@@ -148,7 +148,7 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     if world_size() == 1 or module.own_backward:
         return module
     warnings.filterwarnings('ignore', message='Grad strides do not match')      # of 1x1 kernels, which have two names
-    # Buffers are no business of DDP's: batch norms are averaged before they are used, and the rest is kept equal.
+    # DDP need not synchronise buffers: batch norms are averaged before they are used, and the others are equal.
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'    # until torch 2.14
     return DistributedDataParallel(module, device_ids=[device] if device.type == 'cuda' else None, **{buffers: False},
@@ -165,7 +165,7 @@ def gather(value) -> list:
 
 
 def broadcast(make: Callable | None):
-    """What make() gives in process 0, in every process."""
+    """What make() returns in process 0, in every process."""
     values = [make() if make else None]
     if world_size() > 1:
         dist.broadcast_object_list(values, 0, group=_control)
@@ -297,7 +297,7 @@ class Agreement:
 
 
 def where(device: torch.device) -> str:
-    """The device as a person reads it."""
+    """The device, in words for the terminal."""
     return f'{world_size()} processes, {device.type}' if world_size() > 1 else str(device)
 
 

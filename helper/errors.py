@@ -44,7 +44,7 @@ def run_main(main: Callable[[], None]) -> None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         text, code = last_words(error)
-        if '--debug' not in sys.argv:       # objects that are torn down now could say something too
+        if '--debug' not in sys.argv:       # objects that are destroyed now could print errors too
             sys.unraisablehook = lambda _: None
         with contextlib.suppress(OSError):
             sys.stderr.write(text)

@@ -49,7 +49,7 @@ def _call(function: str, tensors: list[Tensor], *numbers: int) -> None:
 
 
 def _channels_last(one: Tensor, other: Tensor, agree: bool, filters: int) -> list[Tensor]:
-    """Both as the functions read them. Raises ValueError where these would read what is not there."""
+    """Both tensors in the layout that the C++ functions read. Raises ValueError where these would read beyond them."""
     right = agree and one.shape[1] % 16 == filters % 16 == 0
     if not right or any(t.dtype != torch.float32 or t.device.type != 'cpu' for t in (one, other)):
         kinds = ' and '.join(f'{tuple(t.shape)} of {t.dtype} on {t.device}' for t in (one, other))

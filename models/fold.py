@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Uses(TorchFunctionMode):
-    """How often each tensor is an argument of a function that gives tensors."""
+    """Counts how often each tensor is an argument of a function that returns tensors."""
 
     def __init__(self):
         super().__init__()
