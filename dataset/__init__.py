@@ -8,6 +8,7 @@ from helper import distributed
 from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, imagenet
+from .augment import VIEWS
 from .memory import MemoryLoader
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
@@ -58,6 +59,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     augment.VIEWS; with several, images are (views, B, 3, H, W). The test set comes whole, one view an image.
     """
     check_dataset(opt)
+    if not set(views) <= set(VIEWS):
+        raise ValueError(f'views {views}: each is one of {", ".join(VIEWS)}')
     if len(views) > 1 and opt.dali:
         raise UserError(f'--dali {opt.dali}: gives one view of an image, but --distill {opt.distill} trains on '
                         f'{len(views)}; leave --dali out')

@@ -71,7 +71,7 @@ class DaliLoader:
                                  last_batch_policy=policy.PARTIAL)
 
     def _batches(self):
-        """The batches of DALI's iterator; its error, after which it stops, becomes one line. It may not name the file."""
+        """The batches of DALI's iterator. Its error becomes one line, may not name the file, and ends it."""
         try:
             yield from self.iterator
         except RuntimeError as error:

@@ -66,6 +66,9 @@ class Run:
         facts: what a resumed run must find the same, beside the options. checkpoint() returns what the checkpoints hold
         beside epoch and best_acc. Raises UserError; nothing is written before everything is checked.
         """
+        if module.own_backward and precision.scaler.is_enabled():
+            raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
+                            'method; give --amp bfloat16')
         self.opt, self.place, self.module, self.loader, self.precision = opt, place, module, loader, precision
         self.checkpoint = checkpoint
         self.folder = place.folder(opt)

@@ -180,6 +180,12 @@ def test_dali_has_one_view(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_float16_scales_gradients(run, tmp_path):
+    out = run(tmp_path, '--amp', 'float16', code=2)
+    assert '--amp float16: scales the gradients' in out and 'give --amp bfloat16' in out
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_and_weights(every_part, capsys):
     with pytest.raises(SystemExit):
         student_options(['--help'])

@@ -102,6 +102,8 @@ def test_two_views(tree, tmp_path):
     data = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU, views=('weak', 'strong'))
     assert next(iter(data.train_loader))[0].shape == (2, 16, 3, 16, 16)
     assert next(iter(data.test_loader))[0].shape == (16, 3, 16, 16)
+    with pytest.raises(ValueError, match='views .*weak, strong'):
+        dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU, views=('weak', 'hard'))
 
 
 def test_strong_view():
