@@ -67,6 +67,7 @@ class Distiller(Vanilla):
         self.initialising = self.init_stage
         asked = (transform.from_options(opt, data.num_classes) for transform in transforms)
         self.logit_transforms = nn.ModuleList(transform for transform in asked if transform is not None)
+        self.scheduled_over_epochs |= any(transform.scheduled_over_epochs for transform in self.logit_transforms)
         self.build(opt, data, *self.probe(data))
 
     def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:

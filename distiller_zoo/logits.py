@@ -10,6 +10,8 @@ class LogitTransform(nn.Module):
     A subclass in a file of its own adds itself to `transforms`. Where several are asked for, they apply in that order.
     """
 
+    scheduled_over_epochs = False       # as the method's
+
     @classmethod
     def add_arguments(cls, add: Callable) -> None:
         """Its flags: add('--name', ...) as argparse's add_argument."""

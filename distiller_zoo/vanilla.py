@@ -34,7 +34,7 @@ class Vanilla(nn.Module):
 
         Set here what a schedule changes. It must depend on these two numbers alone. Values that the forward pass reads
         belong in tensors (self.beta_factor.fill_(...)): --compile takes Python numbers for constants, and would compile
-        anew for each value.
+        anew for each value. An override calls super().begin_epoch(epoch, epochs).
         """
 
     def make_optimizer(self, learning_rate: float, opt) -> Optimizer:

@@ -227,7 +227,13 @@ def test_a_transform_goes_with_every_loss_on_logits(every_part, method):
     theta = distiller.logit_transforms[0].theta
     assert theta.grad.abs() > 0 and any(p is theta for p in distiller.parameters())
     plain, _, _ = build(method, alpha=1.0)
-    assert not len(plain.logit_transforms)
+    assert not len(plain.logit_transforms) and not plain.scheduled_over_epochs
+
+    class Scheduled(every_part.LearntTemperature):
+        scheduled_over_epochs = True
+    transforms[:] = [Scheduled]
+    assert build(method, learnt_temperature=True)[0].scheduled_over_epochs
+    transforms[:] = [every_part.LearntTemperature]
 
 
 def test_schedules(every_part):
