@@ -38,7 +38,10 @@ class Vanilla(nn.Module):
         """
 
     def make_optimizer(self, learning_rate: float, opt) -> Optimizer:
-        """The optimiser of all parameters, with any state; the scripts set its learning rate every epoch."""
+        """The optimiser of all parameters, with any state and groups.
+
+        It starts from the rates given here; the scripts multiply those of all groups as the rate of the run falls.
+        """
         return sgd(self.parameters(), learning_rate, opt)
 
     def backward(self, losses: dict, optimizer: Optimizer, backward: Callable) -> None:

@@ -16,10 +16,9 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set and return the rate of this epoch (from 1): learning_rate, times lr_decay_rate for each listed epoch that is
-    over."""
-    passed = sum(epoch > e for e in opt.lr_decay_epochs)
-    rate = opt.learning_rate * opt.lr_decay_rate ** passed
+    """Set the rates of this epoch (from 1): each group's initial rate, times lr_decay_rate for each listed epoch that is
+    over. Returns that of opt.learning_rate."""
+    factor = opt.lr_decay_rate ** sum(epoch > e for e in opt.lr_decay_epochs)
     for group in optimizer.param_groups:
-        group['lr'] = rate
-    return rate
+        group['lr'] = group.setdefault('initial_lr', group['lr']) * factor
+    return opt.learning_rate * factor
