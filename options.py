@@ -1,5 +1,6 @@
 """The options of the two train scripts: every flag with its default, checked before anything is built or written."""
 import argparse
+import json
 import secrets
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from dataset import check_dataset
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
-from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table
+from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table, values
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
 from models import default_learning_rate, model_dict, model_names, resolve
@@ -99,6 +100,12 @@ def _finish(parser, opt, model, flag):
     opt.flags.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
     opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
     opt.num_workers = cores() if opt.num_workers is None else opt.num_workers
+    for name, value in values(opt).items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(f'the flag of {name}: its value is a {type(value).__name__}, which parameters.json cannot '
+                             f'hold; let it be a number, a string or a list of them') from None
     return opt
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from helper import distributed
+from helper.cli import Flags
 from helper.launch import launch
 
 from .recipes import Recipe, standard_pairs
@@ -32,7 +33,8 @@ def measure(opt, device):
     with tempfile.TemporaryDirectory() as folder:
         for processes, each in ((1, 1), (1, threads), (2, threads // 2)):
             part = SimpleNamespace(**{
-                **vars(opt), 'threads': each, 'out': f'{folder}/out', 'gpu_id': ','.join(['cpu'] * processes),
+                **vars(opt), 'flags': Flags({}, set()),
+                'threads': each, 'out': f'{folder}/out', 'gpu_id': ','.join(['cpu'] * processes),
                 'multiprocessing_distributed': True, 'dist_url': 'tcp://127.0.0.1:23999', 'dist_timeout': 60})
             launch(scaling_round, part)
             rows.append({'pair': opt.pair[0], 'processes': processes, 'threads each': each,

@@ -59,8 +59,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     augment.VIEWS; with several, images are (views, B, 3, H, W). The test set comes whole, one view an image.
     """
     check_dataset(opt)
-    if not set(views) <= set(VIEWS):
-        raise ValueError(f'views {views}: each is one of {", ".join(VIEWS)}')
+    if not views or not set(views) <= set(VIEWS):
+        raise ValueError(f'views {views}: at least one, each of {", ".join(VIEWS)}')
     if len(views) > 1 and opt.dali:
         raise UserError(f'--dali {opt.dali}: gives one view of an image, but --distill {opt.distill} trains on '
                         f'{len(views)}; leave --dali out')

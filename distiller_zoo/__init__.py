@@ -1,4 +1,5 @@
 """Every distillation method by its name: distiller_dict[name](student, teacher, opt, data)."""
+import torch
 from torch import nn
 
 from helper.checkpoint import load_checkpoint, load_weights, weights_of
@@ -70,4 +71,7 @@ def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # of an untrusted file
         raise UserError(f'{what} ({reason(error)})') from error
     load_weights(net, weights, what)
+    width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]
+    if width != data.num_classes:
+        raise UserError(f'{what} (it tells {width} classes apart, the data has {data.num_classes})')
     return f'{name} by {method}', net

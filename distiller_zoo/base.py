@@ -42,10 +42,10 @@ class Distiller(Vanilla):
     def add_arguments(cls, add: Callable) -> None:
         """The flags of the method: add('--name', type=..., default=..., help=...), as argparse's add_argument.
 
-        They are in `opt` of every run, whatever its method. Two methods may share a flag that they add alike. Those of
-        the base itself go with every method.
+        may_differ=True is for a flag that does not change the result. Values are numbers, strings or lists; they
+        are in `opt` of every run, whatever its method. Two methods may share a flag that they add alike.
         """
-        if cls is not Distiller:
+        if cls is not Distiller:        # a method without flags; those below are of all methods
             return
         add('--kd_T', type=number(float, above=0, high=1e4), default=4.0, help='temperature of the soft labels')
         add('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,
@@ -59,6 +59,8 @@ class Distiller(Vanilla):
         Both nets are models.base.Net, run once with two blank images for the shapes of their outputs.
         """
         super().__init__(student)
+        if odd := {*self.needs, *self.init_needs} - {*Outputs._fields}:
+            raise ValueError(f'{type(self).__name__} needs {", ".join(odd)}; a net gives {", ".join(Outputs._fields)}')
         # Kept out of parameters(), state_dict() and DDP: it is never trained, synchronised or saved.
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
         self.name = opt.distill
@@ -75,7 +77,7 @@ class Distiller(Vanilla):
         of a map, (C,) of the embedding. Raises UserError for nets that the method cannot serve."""
 
     def method_loss(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor) -> Tensor | None:
-        """The method's loss, a scalar before beta; None where the soft labels are all there is.
+        """The method's loss, a scalar before beta; None, in every step, where the soft labels are all there is.
 
         out_s, out_t: what student and teacher give, of the teacher what `needs` names. A method with several views gets
         a list of each, one for each view.

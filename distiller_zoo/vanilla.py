@@ -48,7 +48,8 @@ class Vanilla(nn.Module):
         """Set the gradients that optimizer.step() reads: backward(loss, retain_graph=False) adds those of one loss.
 
         losses: what forward returned. The gradients are None when this is called. An override may make several passes
-        and clear the gradients in between; with several processes each pass gives the mean over all of them.
+        and clear the gradients in between; with several processes each pass gives the mean over all of them. --amp
+        float16, which scales the gradients, is refused then.
         """
         backward(losses['loss'])
 

@@ -1,5 +1,6 @@
 """The terminal: a parser that answers a mistake in one line, converters of flags, and tables."""
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -48,12 +49,14 @@ class Parser(argparse.ArgumentParser):
         """
         group = self.add_argument_group(title)
 
-        def add(*names, **settings):
-            alike = {name: settings.get(name) for name in ('default', 'choices', 'nargs', 'action')}
-            if names[-1] not in self._option_string_actions:
-                self.group_flags[names[-1]] = alike
-                group.add_argument(*names, **settings)
-            elif self.group_flags.get(names[-1]) != alike:
+        def add(*names, may_differ=False, **settings):
+            name = names[-1].replace('-', '_')
+            alike = {'may_differ': may_differ, **{key: value for key, value in settings.items() if key != 'help'}}
+            if name not in {flag.replace('-', '_') for flag in self._option_string_actions}:
+                self.group_flags[name] = alike
+                action = group.add_argument(*names, **settings)
+                self.may_differ |= {action.dest} if may_differ else set()
+            elif self.group_flags.get(name) != alike:
                 raise ValueError(f'{title}: {names[-1]} exists already, with other settings')
         return add
 
@@ -80,6 +83,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'error: {printable(message.removeprefix("argument "))}\n')
 
 
+@functools.cache        # so that two flags with the same bounds have the same converter
 def number(kind, low=None, above=None, high=None):
     """A converter for argparse: an int or a float with bounds (low and high are allowed, `above` is not)."""
     words = 'a whole number' if kind is int else 'a number'

@@ -16,8 +16,10 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set the rates of this epoch (from 1): each group's initial rate, times lr_decay_rate for each listed epoch that is
-    over. Returns that of opt.learning_rate."""
+    """Set the rates of this epoch (from 1): each group's first, times lr_decay_rate for each listed epoch gone by.
+
+    Returns what opt.learning_rate becomes.
+    """
     factor = opt.lr_decay_rate ** sum(epoch > e for e in opt.lr_decay_epochs)
     for group in optimizer.param_groups:
         group['lr'] = group.setdefault('initial_lr', group['lr']) * factor

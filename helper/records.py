@@ -31,18 +31,18 @@ class Records:
         self.start, self.writer = time.time(), None
         self.earlier: list[Path] = []       # files of an earlier run in the folder, removed at the first write
 
-    def open(self, state: dict | None, own: bool) -> None:
-        """Begin, or continue from what state() returned; own: that run wrote into this folder too."""
+    def open(self, state: dict | None, new: bool) -> None:
+        """Begin, or continue from what state() returned. new: the run has written nothing into this folder so far."""
         if state:
             self.history, self.best = list(state['history']), dict(state['best'])
             self.start = time.time() - state['seconds']
         if not is_main():
             return
         make_folder(self.events)
-        done = len(self.history) if own else 0
+        done = 0 if new else len(self.history)
         self.earlier = [file for file in self.folder.glob('ckpt_epoch_*.pth')
                         if (number := re.search(r'_(\d+)\.pth$', file.name)) and int(number[1]) > done]
-        self.earlier += [] if own else self.events.glob('events.out.tfevents.*')
+        self.earlier += self.events.glob('events.out.tfevents.*') if new else []
         threading.excepthook = _ignore_failed_writes
         # Events that an interrupted run wrote after its last state are hidden, not shown twice.
         with self._events():
@@ -69,7 +69,8 @@ class Records:
             json.dumps(state)
         except (TypeError, ValueError):
             return False
-        return (isinstance(history, list) and all(isinstance(epoch, dict) for epoch in history)
+        return (isinstance(history, list)
+                and all(isinstance(epoch, dict) and isinstance(epoch.get('test_acc'), float) for epoch in history)
                 and isinstance(best, dict) and isinstance(best.get('test_acc'), float)
                 and math.isfinite(best['test_acc']) and (best['test_acc'] < 0 or isinstance(best.get('epoch'), int))
                 and isinstance(seconds, float) and math.isfinite(seconds))
@@ -88,7 +89,11 @@ class Records:
         No file but TensorBoard's is written yet.
         """
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **test, 'lr': rate}
-        self.history.append({'epoch': epoch, **scalars, 'train': train, 'seconds': seconds, **pictures})
+        pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
+        entry = {'epoch': epoch, **scalars, 'train': train, 'seconds': seconds}
+        if taken := entry.keys() & pictures.keys():
+            raise ValueError(f'pictures: {", ".join(taken)} is the name of something else in history.json')
+        self.history.append({**entry, **pictures})
         is_best = test['test_acc'] > self.best['test_acc']
         if is_best:
             self.best = {**test, 'epoch': epoch}

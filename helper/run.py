@@ -1,6 +1,5 @@
 """A run, from its folder to its last epoch: what is trained, saved, resumed, recorded, and how signals end it."""
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,11 @@ from .checkpoint import load_weights, save_checkpoint
 from .cli import values
 from .device import Precision, random_state, restore_random_state
 from .errors import UserError, printable
-from .files import Lock, make_folder, run_folder, write_atomically
+from .files import Lock, make_folder, read_json, run_folder, write_atomically
 from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
-from .state import LAST, PREVIOUS, STAGES, as_user_error, check_buffers, load_optimizer, load_state
+from .state import LAST, PREVIOUS, STAGES, as_user_error, check_buffers, check_optimizer, load_optimizer, load_state
 
 SAVE = 1        # in the place of a signal's number, and below all of them
 
@@ -80,7 +79,7 @@ class Run:
         self.identity = {**fixed, **facts, 'amp': str(precision.dtype)}
         self.agreement, self.signal = distributed.Agreement(), 0
         self.stage, self.epoch, self.step, self.optimizer, self.meter, self.finite = None, 0, 0, None, None, None
-        self.saved_at, self.id = time.monotonic(), secrets.token_hex(8)
+        self.saved_at = time.monotonic()
         distributed.check_alike(self.identity, 'all of them must read the same data and the same teacher')
         try:
             if opt.resume and self._source().parent.resolve() == self.folder.resolve():
@@ -90,10 +89,13 @@ class Run:
                 with as_user_error(f'--resume {opt.resume}'):
                     self._restore_module()
             self._claim()
-            self.first = not self.state or self._source().parent.resolve() != self.folder.resolve()
-            self.records.open(self.state['log'] if self.state else None, own=not self.first)
-            if self.state:
-                self._bring_best()
+            moved = self.state is not None and Path(self.state['path']).parent.resolve() != self.folder.resolve()
+            self.first = self.state is None     # last.pth of this run is not in the folder yet
+            if moved and distributed.is_main():
+                self._move()
+            self.records.open(self.state['log'] if self.state else None, new=self.first or moved)
+            if self.state and distributed.is_main():
+                self._check_best(moved)
         except BaseException:
             self._release()
             raise
@@ -134,17 +136,17 @@ class Run:
             print(f'nothing to resume in {self.folder}: starting anew')
             return None
         try:
-            state = load_state(path, self.module, len(self.loader))
+            state = load_state(path, self.module, self.loader)
         except UserError as error:
             if path.name != LAST or not os.path.exists(before):
                 raise
             print(f'{printable(error)}: resuming from {PREVIOUS}, the state before it')
             path = before
-            state = load_state(path, self.module, len(self.loader))
+            state = load_state(path, self.module, self.loader)
         with as_user_error(f'--resume {self.opt.resume}'):
             self._compare(state, path)
         print(f'resuming from {path}: {_where(state)}')
-        return {**state, 'folder': str(path.parent)}
+        return {**state, 'path': str(path)}
 
     def _source(self):
         """The file of --resume."""
@@ -192,30 +194,39 @@ class Run:
             raise UserError(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}')
 
     def _restore_module(self):
-        """Weights and buffers; the rest is checked. The optimiser and what is a process's own wait for the epochs."""
+        """Load weights and buffers, and check the rest, which epochs() and begin_steps() load later."""
         state = self.state
         if state['stage'] == 'train' and self.module.initialising:
             self.module.finish_init()
-        load_optimizer(self.module.make_optimizer(self.opt.learning_rate, self.opt), state['optimizer'])
+        check_optimizer(self.module.make_optimizer(self.opt.learning_rate, self.opt), state['optimizer'])
         check_buffers(state['own'], self._own_buffers())
         load_weights(self.module, state['module'], f'--resume {self.opt.resume}: does not fit this run')
-        self.opt.seed, self.id = state['seed'], state['run']
+        self.opt.seed = state['seed']
         if distributed.world_size() != len(state['random']):
             print(f'saved by {len(state["random"])} processes, resumed by {distributed.world_size()}: '
                   f'the random numbers of the methods are drawn anew')
 
-    def _bring_best(self):
-        """From another folder: copy the files of the best epoch so far; where they are missing, start without one."""
-        source, best = Path(self.state['folder']), self.records.best
-        if not distributed.is_main() or source.resolve() == self.folder.resolve() \
-                or best.get('epoch') in (None, self._finished()):
+    def _move(self):
+        """The state comes from another folder: it is the last.pth of this one before anything else is written here."""
+        if os.path.exists(self.folder / LAST):
+            print(f'{self.folder} holds an earlier run, which this one replaces')
+        save_checkpoint(self.folder / LAST, {name: value for name, value in self.state.items() if name != 'path'})
+        (self.folder / PREVIOUS).unlink(missing_ok=True)
+
+    def _check_best(self, moved):
+        """See that the files of the best epoch so far are there, and if moved bring them; else count the best anew."""
+        source, best, last = Path(self.state['path']).parent, self.records.best, self._finished()
+        if best.get('epoch') in (None, last):       # none yet, or this run writes them in a moment
             return
-        files = [*source.glob('*_best.pth'), source / 'test_best_metrics.json']
-        if len(files) < 2 or not files[-1].exists():
-            print(f'{source}: has no best checkpoint; the best is counted anew')
-            self.records.best = {'test_acc': -1.0}
-            return
-        for file in files:
+        metrics, nets = source / 'test_best_metrics.json', [*source.glob('*_best.pth')]
+        try:
+            whole = nets and read_json(metrics, str(metrics)) == best
+        except UserError:
+            whole = False
+        if not whole:
+            print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
+            self.records.best = self.records.last if last else {'test_acc': -1.0}
+        for file in (*nets, metrics) if whole and moved else ():
             content = file.read_bytes()
             write_atomically(self.folder / file.name, lambda out, content=content: out.write(content))
 
@@ -348,7 +359,7 @@ class Run:
     def _stop_together(self):
         number = max(distributed.gather(max(self.signal, self.agreement.settle())))
         if number > SAVE:
-            self.save(self.epoch, 0)        # it may be the first of this stage
+            self.save(self.epoch, 0)        # no step of this stage may have been made yet
             self.stop(number)
 
     def stop(self, number: int) -> None:
@@ -377,7 +388,7 @@ class Run:
         generator = self.loader.order.generator
         now = generator.get_state() if generator is not None else None
         state = {
-            'identity': self.identity, 'run': self.id, 'seed': self.opt.seed, 'stage': self.stage, **self.saved,
+            'identity': self.identity, 'seed': self.opt.seed, 'stage': self.stage, **self.saved,
             'epochs': self.opt.epochs, 'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
             'scaler': self.precision.scaler.state_dict(), 'random': random, 'loader': self.plan if step else now,
             'own': own, 'log': self.records.state()}

@@ -1,5 +1,6 @@
 """last.pth, the state of a run: what it must hold, and the checks of an untrusted one before anything is changed."""
 import contextlib
+import copy
 import zlib
 
 import torch
@@ -14,7 +15,7 @@ from .records import Records
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
 STAGES = ('init', 'train')
 PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
-         'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict, 'run': str}
+         'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
 def fingerprint(data) -> dict:
@@ -31,8 +32,8 @@ def weights_checksum(net: nn.Module) -> int:
     return crc
 
 
-def load_state(path, module: nn.Module, steps: int) -> dict:
-    """The state in the untrusted file at `path`, with all its parts, for a run of so many steps an epoch.
+def load_state(path, module: nn.Module, loader) -> dict:
+    """The state in the untrusted file at `path`, with all its parts, for a run of `module` on the batches of `loader`.
 
     Raises UserError.
     """
@@ -40,13 +41,16 @@ def load_state(path, module: nn.Module, steps: int) -> dict:
     state = load_checkpoint(str(path), '--resume')
     with as_user_error(what):
         for name, kind in PARTS.items():
-            if not isinstance(state.get(name), kind):
+            if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
                 raise UserError(f'{what}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a '
                                 f'run keeps in its folder')
-        if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or \
-                (state['step'] and len(state['own']) != len(state['random'])) or not Records.fits(state['log']):
+        done = state['epoch'] - 1 if state['stage'] == 'train' else 0       # epochs of the training
+        if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or not state['random'] or \
+                (state['step'] and len(state['own']) != len(state['random'])) or \
+                not Records.fits(state['log']) or len(state['log']['history']) != done:
             raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
-        if state['step'] > steps or (state['stage'] == 'init' and not getattr(module, 'init_stage', False)):
+        if state['step'] > len(loader) or (state['stage'] == 'init' and not getattr(module, 'init_stage', False)) or \
+                (state['loader'] is None) != (loader.order.generator is None):
             raise UserError(f'{what}: its numbers make no sense for this run')
         for name, value in state['module'].items():
             if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.isfinite().all():
@@ -93,33 +97,29 @@ def check_buffers(parts: list[dict], own: dict) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """What a checkpoint keeps for each parameter, whichever optimiser it is. Raises ValueError where it cannot be.
+    """Load what a checkpoint keeps for each parameter, whichever optimiser it is.
 
     Rates and other settings are those of the options; momentum and the like come from the file.
     """
-    parameters = [p for group in optimizer.param_groups for p in group['params']]
-    for number, kept in saved['state'].items():
-        if number not in range(len(parameters)) or not isinstance(kept, dict):
-            raise ValueError(f'parameter {number} has no state')
+    optimizer.load_state_dict({'state': saved['state'], 'param_groups': optimizer.state_dict()['param_groups']})
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Raises an exception unless load_optimizer gives a state with which this optimiser can make a step."""
+    fresh = optimizer.state_dict()['state']
+    for number in {**fresh, **saved['state']}:
+        kept = saved['state'].get(number, {})
+        if missing := fresh.get(number, {}).keys() - kept.keys():
+            raise ValueError(f'{missing.pop()} of parameter {number} is missing')
         for name, value in kept.items():
-            if value is None or isinstance(value, (bool, int, float)):
-                continue
-            if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.isfinite().all() \
-                    or not _belongs(value, parameters[number]):
-                raise ValueError(f'{name} of parameter {number} is {getattr(value, "dtype", type(value).__name__)} '
-                                 f'{tuple(getattr(value, "shape", ()))}')
-    fresh = optimizer.state_dict()
-    for number, kept in saved['state'].items():
-        expected = fresh['state'].get(number, {})
-        for name, value in expected.items():
-            if isinstance(value, torch.Tensor) and kept and (
-                    not isinstance(kept.get(name), torch.Tensor) or
-                    kept[name].is_floating_point() != value.is_floating_point()):
-                raise ValueError(f'{name} of parameter {number}')
-    optimizer.load_state_dict({'state': saved['state'], 'param_groups': fresh['param_groups']})
-
-
-def _belongs(value, parameter):
-    """A counter, a tensor of the parameter's shape, or a mean of it over some dimensions."""
-    return not value.shape or (value.dim() == parameter.dim() and all(
-        size in (1, wanted) for size, wanted in zip(value.shape, parameter.shape, strict=True)))
+            if isinstance(value, torch.Tensor) and (value.layout != torch.strided or not value.isfinite().all()):
+                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}, not finite')
+    load_optimizer(optimizer, saved)
+    for number, p in enumerate(p for group in optimizer.param_groups for p in group['params']):
+        for name, value in optimizer.state[p].items():
+            if name in fresh.get(number, {}) and value.shape != p.shape:
+                raise ValueError(f'{name} of parameter {number} is {tuple(value.shape)}')
+    trial = copy.deepcopy(optimizer)
+    for p in (p for group in trial.param_groups for p in group['params']):
+        p.grad = torch.zeros_like(p)
+    trial.step()

@@ -40,10 +40,11 @@ def read_run(folder: str) -> dict:
                for item in value):
             raise ValueError('an option is nested')
         student = 'model_s' in parameters
+        options, facts = experiment(parameters, student)
         pictures = {printable(name): matrix(value) for name, value in history[-1].items()
                     if not isinstance(value, (int, float, dict, type(None)))}
         return {
-            'experiment': experiment(parameters, student),
+            'experiment': options, 'facts': facts,
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
             'model': printable(parameters['model_s' if student else 'model']),
@@ -61,13 +62,19 @@ def read_run(folder: str) -> dict:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
 
 
-def experiment(parameters: dict, student: bool) -> dict:
-    """The options that decide what a run computes, with the default of those that did not exist yet when it ran."""
+def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
+    """(the options that decide what a run computes, what it found of its data, its teacher and its processes).
+
+    An option that did not exist yet when it ran has its default.
+    """
     known = flags(student)
-    of_a_trial = known.may_differ - {'epochs'} | {'Total time'}
-    found = {name: value for name, value in {**known.defaults, **parameters}.items()
-             if name not in of_a_trial and value is not None}
-    return found | ({'data_dir': str(Path(parameters['data_dir']))} if parameters['dataset'] == 'folder' else {})
+    names = known.defaults.keys() - (known.may_differ - {'epochs'})
+    options = {name: value for name, value in {**known.defaults, **parameters}.items()
+               if name in {*names, 'model_t'} and value is not None}
+    if parameters['dataset'] == 'folder':
+        options['data_dir'] = str(Path(parameters['data_dir']))
+    return options, {name: value for name, value in parameters.items()
+                     if name not in {*known.defaults, 'model_t', 'Total time', 'filled_in', 'debug'}}
 
 
 def finite(number) -> float:
@@ -95,7 +102,9 @@ def trials(runs: list[dict]) -> list[list[dict]]:
     """The runs, those of one experiment together."""
     found = []
     for run in runs:
-        alike = [group for group in found if group[0]['experiment'] == run['experiment']]
+        alike = [group for group in found if group[0]['experiment'] == run['experiment']
+                 and all(group[0]['facts'][name] == run['facts'][name]
+                         for name in group[0]['facts'].keys() & run['facts'].keys())]
         if alike:
             alike[0].append(run)
         else:
@@ -133,11 +142,12 @@ def labels(groups: list[list[dict]]) -> list[str]:
     found = []
     for group in groups:
         run = group[0]
-        like = [other[0]['experiment'] for other in groups
+        like = [{**other[0]['facts'], **other[0]['experiment']} for other in groups
                 if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
-        names = sorted({name for other in like for name in other})
-        found.append(', '.join([run['method'], *(printable(f'{name} {run["experiment"].get(name)}') for name in names
-                                                 if any(other.get(name) != like[0].get(name) for other in like))]))
+        own = {**run['facts'], **run['experiment']}
+        names = [name for name in sorted({name for other in like for name in other})
+                 if any(other.get(name) != like[0].get(name) for other in like)]
+        found.append(', '.join([run['method'], *(printable(f'{name} {own.get(name)}') for name in names)]))
     return found
 
 
@@ -223,7 +233,7 @@ def figure(groups: list[list[dict]], path: Path) -> None:
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']
-              if all(picture in run['pictures'] for run in group)]
+              if len({str([len(row) for row in run['pictures'].get(picture, [])]) for run in group}) == 1]
     fig, axes = plt.subplots(1, 1 + len(learnt), figsize=(6 + 4 * len(learnt), 4), squeeze=False,
                              layout='constrained')
     curves, *maps = axes[0]
@@ -269,9 +279,11 @@ def main():
     parser.add_argument('--figure', type=path, help=f'where to write the picture, NAME{" or ".join(FORMATS)}')
     headline = rows_of('published_ari.csv')[0]['of']
     parser.add_argument('--ari', action='store_true', help='the average relative improvement over each method')
-    parser.add_argument('--of', default=headline, metavar='METHOD', help='the method whose improvement --ari shows')
+    parser.add_argument('--of', metavar='METHOD', help=f'the method whose improvement --ari shows; else {headline}')
     opt = parser.parse_args()
-    get_method(opt.of, '--of')
+    get_method(opt.of or headline, '--of')
+    if opt.of and not opt.ari:
+        raise UserError(f'--of {opt.of}: says of which method --ari is; add --ari')
     if opt.figure and Path(opt.figure).suffix.lower() not in FORMATS:
         raise UserError(f'--figure {opt.figure}: give the name of a file that ends in {", ".join(FORMATS)}')
     runs, left_out = [], []
@@ -291,7 +303,7 @@ def main():
                   file=sys.stderr)
     show(compare_table(groups))
     if opt.ari:
-        show(f'\n{improvement_table(groups, opt.of)}')
+        show(f'\n{improvement_table(groups, opt.of or headline)}')
     if opt.figure:
         figure(groups, Path(opt.figure))
         print(f'\nfigure: {opt.figure}')

@@ -75,7 +75,11 @@ def data_options(**changes):
 
 def outcome(save):
     """What a run left: all weights, the epochs' numbers without times, the best metrics."""
-    folder = next(p.parent for p in sorted(save.glob('*/*/last.pth')))
+    return outcome_of(next(p.parent for p in sorted(save.glob('*/*/last.pth'))))
+
+
+def outcome_of(folder):
+    """The same of one run's folder."""
     best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
     last = load_checkpoint(str(folder / 'last.pth'), '')
     history = json.loads((folder / 'history.json').read_text())

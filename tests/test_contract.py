@@ -22,6 +22,7 @@ from distiller_zoo import distiller_dict, load_inference_net
 from distiller_zoo.criterion import distill_kl
 from distiller_zoo.logits import transforms
 from helper.checkpoint import load_checkpoint
+from helper.cli import number
 from helper.compile import compile_forward
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
@@ -200,7 +201,9 @@ def test_help_and_weights(every_part, capsys):
 
 def test_a_flag_of_two_methods(every_part, monkeypatch):
     """Added alike it is shared; added differently, or with the name of a script's own, it is a programmer's error."""
-    for settings, wrong in (({'default': 0.5}, None), ({'default': 1.0}, 'other settings'), (None, 'other settings')):
+    alike = {'type': number(float), 'default': 0.5}
+    for settings, wrong in ((alike, None), ({**alike, 'default': 1.0}, 'other settings'), (None, 'other settings'),
+                            ({'default': 0.5}, 'other settings')):
         class Other(every_part.EveryPartDistiller):
             @classmethod
             def add_arguments(cls, add, settings=settings):
@@ -318,6 +321,6 @@ def test_no_method_name_elsewhere():
     names = '|'.join(name for name in distiller_dict if name != 'every_part')
     folders = ('dataset', 'helper', 'kernels', 'models', 'benchmarks', 'scripts', '.')
     for file in (file for folder in folders for file in (ROOT / folder).glob('*.py')):
-        for number, line in enumerate(file.read_text().splitlines(), start=1):
+        for place, line in enumerate(file.read_text().splitlines(), start=1):
             found = re.search(rf'''['"]({names})['"]|--distill ({names})\b|distill == ''', line)
-            assert not found, f'{file.relative_to(ROOT)}:{number}: {line.strip()}'
+            assert not found, f'{file.relative_to(ROOT)}:{place}: {line.strip()}'

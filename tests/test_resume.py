@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Hostile, assert_same, outcome, write_images
+from conftest import Hostile, assert_same, outcome, outcome_of, write_images
 
 import train_student
 import train_teacher
@@ -97,17 +97,51 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
 
 
 def test_into_another_folder(call, small, tmp_path, capfd):
-    """A run that goes on elsewhere takes its best checkpoint along."""
+    """A run that continues elsewhere takes its state and its best checkpoint along, before anything else is written."""
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
     call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'a')
     first = next(tmp_path.glob('models/*_a'))
     state = load_checkpoint(str(first / 'last.pth'), '')
     state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
     torch.save(state, first / 'last.pth')
+    (first / 'test_best_metrics.json').write_text(json.dumps(state['log']['best']))
     call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', first)
     second = next(tmp_path.glob('models/*_b'))
     for name in ('resnet8_best.pth', 'test_best_metrics.json'):
         assert (second / name).read_bytes() == (first / name).read_bytes()
+
+    # A run that has ended: its state is there too, and continues.
+    call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'c', '--resume', first)
+    third = next(tmp_path.glob('models/*_c'))
+    assert_same(load_checkpoint(str(third / 'last.pth'), '')['module'], state['module'])
+    call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'c', '--resume')
+    assert_same(outcome_of(third), outcome_of(second))
+
+    # The state alone, without the files of its best epoch: the best is counted anew, from the epoch that it ends.
+    torch.save(state, tmp_path / 'moved.pth')
+    capfd.readouterr()
+    call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'd', '--resume', tmp_path / 'moved.pth')
+    assert 'does not hold the best checkpoint of epoch 1; the best is counted anew' in capfd.readouterr().out
+    assert json.loads(next(tmp_path.glob('models/*_d/test_best_metrics.json')).read_text())['epoch'] == 2
+
+
+def test_into_the_folder_of_another_run(call, small, tmp_path, capfd, monkeypatch):
+    """Interrupted right after its start, that folder holds the state that came, not a mixture of both runs."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    for trial, seed in (('a', 1), ('b', 2)):
+        call(train_teacher.main, *arguments, '--seed', seed, '--epochs', 2, '-t', trial)
+    a, b = (next(tmp_path.glob(f'models/*_{trial}')) for trial in 'ab')
+
+    def killed(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, 'end_step', killed)
+        call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', a)
+    assert f'{b} holds an earlier run, which this one replaces' in capfd.readouterr().out
+    assert_same(*(load_checkpoint(str(folder / 'last.pth'), '')['module'] for folder in (a, b)))
+    for trial in 'ba':
+        call(train_teacher.main, *arguments, '--epochs', 3, '--resume', '-t', trial)
+    assert_same(outcome_of(b), outcome_of(a))
 
 
 def test_a_signal_while_validating(call, small, tmp_path, monkeypatch, capfd):
@@ -201,6 +235,8 @@ def change(**parts):
     def make(path, state):
         for name, value in parts.items():
             state[name] = value(state[name]) if callable(value) else value
+        if type(state['epoch']) is int and 'log' not in parts:
+            state['log']['history'] = state['log']['history'][:state['epoch'] - 1 if state['stage'] == 'train' else 0]
         torch.save(state, path)
     return make
 
@@ -250,6 +286,13 @@ FOREIGN = {
     'a tensor for a number': (change(identity=lambda i: {**i, 'image_size': torch.zeros(3)}), 'not the state of this'),
     'sparse': (change(module=lambda m: {**m, 'student.fc.bias': torch.zeros(4).to_sparse()}), 'torch.sparse_coo'),
     'weights': (change(module=lambda m: {**m, 'student.fc.bias': torch.zeros(7)}), 'student.fc.bias is (7,)'),
+    'no history': (change(log=lambda log: {**log, 'history': []}), 'its numbers make no sense'),
+    'no random numbers': (change(random=[]), 'its numbers make no sense'),
+    'no loader': (change(loader=None), 'its numbers make no sense for this run'),
+    'no momentum': (change(optimizer=lambda o: {**o, 'state': {}}), 'momentum_buffer of parameter 0 is missing'),
+    'one momentum gone': (change(optimizer=lambda o: {**o, 'state': {k: v for k, v in o['state'].items() if k != 3}}),
+                          'momentum_buffer of parameter 3 is missing'),
+    'a boolean epoch': (change(epoch=True), '"epoch" is missing or odd'),
 }
 
 

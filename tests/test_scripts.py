@@ -306,7 +306,7 @@ def test_compare_without_plus_minus(capsys, monkeypatch):
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
     """As compare.read_run gives it."""
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
-            'last': top1 - 1, 'model': student, 'teacher': teacher,
+            'facts': {}, 'last': top1 - 1, 'model': student, 'teacher': teacher,
             'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
             'seconds': 60.0}
 

@@ -184,6 +184,8 @@ def test_benchmark(call, tmp_path, capfd):
         assert row['images/s'] > 0 and row['peak MiB'] > 50 and 0 < row['of ceiling'] < 1.5
         assert set(row['seconds a step']) == {'loader', 'teacher', 'student', 'method', 'optimiser'}
     assert 'resnet14,resnet8,attention  fast' in capfd.readouterr().out
+    call(benchmark, 'scaling', '--pair', 'resnet14,resnet8,attention', *few)
+    assert 'processes' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
 
