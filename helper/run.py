@@ -220,7 +220,9 @@ class Run:
             return
         metrics, nets = source / 'test_best_metrics.json', [*source.glob('*_best.pth')]
         try:
-            whole = nets and read_json(metrics, str(metrics)) == best
+            found = read_json(metrics, str(metrics))
+            whole = nets and isinstance(found, dict) and \
+                (found.get('epoch'), found.get('test_acc')) == (best['epoch'], best['test_acc'])
         except UserError:
             whole = False
         if not whole:
