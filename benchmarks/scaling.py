@@ -28,15 +28,18 @@ def scaling_round(opt, device):
 
 def measure(opt, device):
     """images/s of the whole batch with one thread, one process of all threads, and two processes of half of them."""
-    threads, rows = max(2, torch.get_num_threads()), []
+    threads = max(2, torch.get_num_threads())
     opt.pair, opt.num_workers = (opt.pair or standard_pairs())[:1], 0
+    return [measure_one(opt, *share) for share in ((1, 1), (1, threads), (2, threads // 2))]
+
+
+def measure_one(opt, processes, each):
+    """A row: so many processes, of so many threads each."""
     with tempfile.TemporaryDirectory() as folder:
-        for processes, each in ((1, 1), (1, threads), (2, threads // 2)):
-            part = SimpleNamespace(**{
-                **vars(opt), 'flags': Flags({}, set()),
-                'threads': each, 'out': f'{folder}/out', 'gpu_id': ','.join(['cpu'] * processes),
-                'multiprocessing_distributed': True, 'dist_url': 'tcp://127.0.0.1:23999', 'dist_timeout': 60})
-            launch(scaling_round, part)
-            rows.append({'pair': opt.pair[0], 'processes': processes, 'threads each': each,
-                         'images/s': json.loads(Path(part.out).read_text())})
-    return rows
+        part = SimpleNamespace(**{
+            **vars(opt), 'flags': Flags({}, set()), 'threads': each, 'out': f'{folder}/out',
+            'gpu_id': ','.join(['cpu'] * processes), 'multiprocessing_distributed': True,
+            'dist_url': 'tcp://127.0.0.1:23999', 'dist_timeout': 60})
+        launch(scaling_round, part)
+        return {'pair': opt.pair[0], 'processes': processes, 'threads each': each,
+                'images/s': json.loads(Path(part.out).read_text())}

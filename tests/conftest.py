@@ -1,6 +1,7 @@
 """What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # started in the background by a shell script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
