@@ -121,8 +121,9 @@ class Distiller(Vanilla):
             return {'loss': self.init_loss(views[0])}, None
         out_t = [self.ask_teacher(view, self.preact_t) for view in views]
         out_s = [self.student.outputs(view, self.preact_s) for view in views]
-        terms = {'ce': sum(F.cross_entropy(out.logits, target) for out in out_s),
-                 'kl': sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))}
+        ce = [F.cross_entropy(out.logits, target) for out in out_s]
+        kl = [distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True)]
+        terms = {name: sum(more, first) for name, (first, *more) in (('ce', ce), ('kl', kl))}
         loss = self.gamma * terms['ce'] + self.alpha * terms['kl']
         method = self._method_loss(out_s, out_t, target, index)
         if method is not None:

@@ -105,21 +105,30 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Raises an exception unless load_optimizer gives a state with which this optimiser can make a step."""
-    fresh = optimizer.state_dict()['state']
+    """Raises an exception unless load_optimizer gives a state with which this optimiser can make a step.
+
+    Shapes are compared before anything is tried: a fused kernel does not look at them and would read beyond a tensor.
+    """
+    fresh, usual = optimizer.state_dict()['state'], _after_a_step(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
     for number in {**fresh, **saved['state']}:
-        kept = saved['state'].get(number, {})
+        kept, shape = saved['state'].get(number, {}), parameters[number].shape
         if missing := fresh.get(number, {}).keys() - kept.keys():
             raise ValueError(f'{missing.pop()} of parameter {number} is missing')
         for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and (value.layout != torch.strided or not value.isfinite().all()):
-                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}, not finite')
+            like = usual.get(number, {}).get(name)
+            shapes = [like.shape] if isinstance(like, torch.Tensor) else [(), shape]
+            if isinstance(value, torch.Tensor) and (
+                    value.layout != torch.strided or value.shape not in shapes or not value.isfinite().all()):
+                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}')
     load_optimizer(optimizer, saved)
-    for number, p in enumerate(p for group in optimizer.param_groups for p in group['params']):
-        for name, value in optimizer.state[p].items():
-            if name in fresh.get(number, {}) and value.shape != p.shape:
-                raise ValueError(f'{name} of parameter {number} is {tuple(value.shape)}')
+    _after_a_step(optimizer)
+
+
+def _after_a_step(optimizer):
+    """The state that a step with gradients of zero leaves, made on copies; or whatever the step raises."""
     trial = copy.deepcopy(optimizer)
     for p in (p for group in trial.param_groups for p in group['params']):
         p.grad = torch.zeros_like(p)
     trial.step()
+    return trial.state_dict()['state']

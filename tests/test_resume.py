@@ -15,6 +15,7 @@ import train_teacher
 from helper.checkpoint import load_checkpoint
 from helper.files import Lock
 from helper.run import Run
+from helper.state import check_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -388,6 +389,29 @@ def test_a_killed_run_s_files_are_written_when_it_goes_on(call, small, teacher, 
         p.name for p in folder.iterdir()}
     if main == train_teacher.main:
         assert load_checkpoint(str(folder / 'ckpt_epoch_1.pth'), '')['epoch'] == 1
+
+
+@pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.parametrize('change, words', [
+    (lambda kept: kept.pop('exp_avg_sq'), 'exp_avg_sq'),
+    (lambda kept: kept.update(exp_avg=torch.zeros(1, 1)), r'exp_avg of parameter 0 is torch.float32 \(1, 1\)'),
+    (lambda kept: kept.update(step=torch.tensor(float('nan'))), 'step of parameter 0')])
+def test_a_damaged_state_of_another_optimizer(fused, change, words):
+    """Found before it is used, whichever optimiser it is; what is whole is loaded."""
+    net = torch.nn.Linear(3, 2)
+    before = net.weight.clone()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=fused)
+    for _ in range(2):
+        net(torch.ones(4, 3)).sum().backward()
+        optimizer.step()
+    saved, weight = optimizer.state_dict(), net.weight.clone()
+    other = torch.optim.AdamW(net.parameters(), lr=0.1, fused=fused)
+    check_optimizer(other, saved)
+    assert_same(other.state_dict()['state'], saved['state'])
+    assert torch.equal(net.weight, weight) and not torch.equal(weight, before)     # tried on copies
+    change(saved['state'][0])
+    with pytest.raises((ValueError, KeyError, TypeError), match=words):
+        check_optimizer(torch.optim.AdamW(net.parameters(), lr=0.1, fused=fused), saved)
 
 
 def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
