@@ -8,9 +8,10 @@ import torch
 from dataset import check_dataset
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
-from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table, values
+from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table, values, weights
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
+from helper.errors import UserError
 from models import default_learning_rate, model_dict, model_names, resolve
 
 
@@ -20,8 +21,8 @@ class ListEntries(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         methods = []
         for name, m in distiller_dict.items():
-            weights = m.published_weights('')
-            methods.append((name, m.title, *(f'{weights[key]:g}' for key in ('gamma', 'alpha', 'beta')), m.uses,
+            published = m.published_options(namespace)
+            methods.append((name, m.title, *(f'{published[key]:g}' for key in ('gamma', 'alpha', 'beta')), m.uses,
                             m.paper))
         print(table(('--distill', 'method', 'gamma', 'alpha', 'beta', 'uses', 'paper'), methods, '<<>>>'), end='\n\n')
         with torch.device('meta'):
@@ -124,11 +125,13 @@ def _student_parser():
     add = parser.add_argument
     add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
     add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
-    add('--distill', default=SOFT_LABELS, help='the method, a name of distiller_zoo.distiller_dict')
+    add('--distill', default=SOFT_LABELS,
+        help='the method, a name of distiller_zoo.distiller_dict, or several whose losses are added, as rkd+crd')
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
     add('-a', '--alpha', type=number(float), help='weight of the soft-label loss; not given: the published one')
-    add('-b', '--beta', type=number(float), help="weight of the method's own loss; not given: the published one")
-    Distiller.add_arguments(parser.group('soft labels and first stages'))
+    add('-b', '--beta', type=weights,
+        help="weight of the method's own loss, or with commas of each method's; not given: the published one")
+    Distiller.add_arguments(parser.group('all methods'))
     for transform in transforms:
         transform.add_arguments(parser.group('transforms of the logits'))
     for name, method in distiller_dict.items():
@@ -157,7 +160,11 @@ def student_options(args=None):
     """The options of train_student.py."""
     parser = _student_parser()
     opt = parser.parse_args(args)
-    for name, weight in get_method(opt.distill).published_weights(opt.dataset).items():
-        if getattr(opt, name) is None:
-            setattr(opt, name, weight)
+    method = get_method(opt.distill)
+    method.fill_in(opt)
+    method.check_options(opt)
+    if opt.logit_stand and not method.published_logit_stand:
+        names = [name for name, other in distiller_dict.items() if other.published_logit_stand]
+        raise UserError(f'--logit_stand: --distill {opt.distill} has no loss on soft labels that it would change; '
+                        f'it goes with {", ".join(names)}')
     return _finish(parser, opt, opt.model_s, '--model_s')

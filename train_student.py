@@ -10,6 +10,7 @@ from dataset import get_dataloaders
 from distiller_zoo import get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
+from helper.cli import comma_list
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
@@ -41,10 +42,11 @@ def train(opt, device):
         return
 
     # Build
-    fold_batchnorm(teacher, data.image_size)
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
-    distiller = method(student, teacher, local, data).to(device, memory_format=memory_format(opt))
+    distiller = method(student, teacher, local, data)
+    fold_batchnorm(teacher, data.image_size)
+    distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         distributed.synchronise_batchnorm(distiller)
@@ -55,7 +57,8 @@ def train(opt, device):
         return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
 
     name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
-            f'_r:{opt.gamma}_a:{opt.alpha}_b:{opt.beta}_{opt.trial}' + (f'_dali:{opt.dali}' if opt.dali else ''))
+            f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}'
+            + (f'_dali:{opt.dali}' if opt.dali else ''))
     place = Place('student_model', 'student_tensorboards', name, f'{opt.model_s}_best.pth', seconds_per_unit=3600)
     if place.best_path(opt).resolve() == Path(opt.path_t).resolve():
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
@@ -67,6 +70,8 @@ def train(opt, device):
               f'{distributed.where(device)}')
         if not opt.skip_validation:
             print(f'teacher top-1: {validate(data.test_loader, teacher, run)["test_acc"]:.2f}')
+        if run.starts_anew:
+            distiller.prepare(data)
 
         if distiller.initialising:
             module = distributed.wrap(distiller, device, unused=True)

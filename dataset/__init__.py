@@ -1,5 +1,5 @@
 """Data sets by their name: get_dataloaders(opt, device) gives both loaders and what a net needs to know of the data."""
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ class Data:
     num_classes: int
     image_size: int         # pixels, of the square images as the net sees them
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
+    in_order: Callable[[], Iterable] | None = None      # gives a loader of the training images as they are, in order
 
     @property
     def n_train(self) -> int:
@@ -73,7 +74,11 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
                                 drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last, views=views)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
                                channels_last=opt.channels_last)
-    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels)
+
+    def in_order():
+        return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
+                            channels_last=opt.channels_last)
+    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order)
 
 
 def _large(opt, device, drop_last, views):
@@ -86,7 +91,8 @@ def _large(opt, device, drop_last, views):
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     several = {'views': views} if len(views) > 1 else {}        # none with DALI
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
-                Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels)
+                Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
+                lambda: Loader(train, opt, device, train=False, **ranks))
 
 
 def _check_batch_size(opt, n_train):

@@ -9,48 +9,83 @@ from models.load import load_net, new_net, teacher_name
 from .abound import ABDistiller, ABLoss, Connector
 from .attention import ATDistiller, Attention
 from .base import Distiller
+from .catkd import CATKDDistiller, CATKDLoss, activation_maps
+from .combined import combine
 from .correlation import CCDistiller, Correlation, LinearEmbed
 from .crd import ContrastSampler, CRDDistiller, CRDLoss, Embed
 from .criterion import DistillKL, distill_kl
+from .ctkd import CTKDDistiller, GlobalTemperature, reversal_strength
+from .dist import DISTDistiller, DISTLoss
 from .dkd import DKDDistiller, dkd_loss
 from .factor import FactorTransfer, FTDistiller, Paraphraser, Translator
 from .fsp import FSP, FSPDistiller
 from .hint import ConvReg, FitNetDistiller, HintLoss
 from .hkd import HKDDistiller, HKDLoss
+from .ickd import ICKDDistiller, ICKDLoss
 from .irg import IRGDistiller, IRGLoss
 from .kd import KDDistiller
 from .kdsvd import KDSVD, KDSVDDistiller
+from .logits import standardize_logits
+from .mlld import MLLDDistiller, MLLDLoss
+from .nkd import NKDDistiller, NKDLoss
 from .nst import NSTDistiller, NSTLoss
+from .ofd import OFDDistiller, OFDLoss, ofd_margin
 from .pkt import PKT, PKTDistiller
+from .reviewkd import ABF, HCLLoss, ReviewKDDistiller, ReviewStack
 from .rkd import RKDDistiller, RKDLoss
+from .rld import RLDDistiller, RLDLoss
+from .sdd import SDDDistiller, SDDLoss, regional_logits
 from .semckd import MLPEmbed, SelfA, SemCKDDistiller, SemCKDLoss
 from .similarity import Similarity, SPDistiller
+from .simkd import SimKDDistiller, SimKDProjector
+from .skd import SKDDistiller, SKDLoss, gram_mahalanobis
+from .srrl import SRRLDistiller, SRRLLoss, SRRLTransfer
+from .ttm import TTMDistiller, TTMLoss, WTTMDistiller, WTTMLoss
 from .vanilla import Vanilla
 from .vid import VIDDistiller, VIDLoss
+from .wkdl import WKDLDistiller, WKDLogitLoss, cka_cost
 
 distiller_dict: dict[str, type[Distiller]] = {
     'kd': KDDistiller, 'hint': FitNetDistiller, 'attention': ATDistiller, 'similarity': SPDistiller,
     'correlation': CCDistiller, 'vid': VIDDistiller, 'rkd': RKDDistiller, 'pkt': PKTDistiller, 'irg': IRGDistiller,
     'hkd': HKDDistiller, 'crd': CRDDistiller, 'semckd': SemCKDDistiller, 'nst': NSTDistiller, 'fsp': FSPDistiller,
     'abound': ABDistiller, 'factor': FTDistiller, 'kdsvd': KDSVDDistiller, 'dkd': DKDDistiller,
+    'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
+    'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
+    'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
+    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against
 
 __all__ = [
     'SOFT_LABELS',
-    'ABLoss', 'Attention', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation', 'DistillKL',
-    'Distiller', 'Embed', 'FSP', 'FactorTransfer', 'HKDLoss', 'HintLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLPEmbed',
-    'NSTLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'SelfA', 'SemCKDLoss', 'Similarity', 'Translator', 'VIDLoss',
-    'Vanilla', 'distill_kl', 'distiller_dict', 'dkd_loss', 'get_method', 'load_inference_net',
+    'ABF', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation',
+    'DISTLoss', 'DistillKL', 'Distiller', 'Embed', 'FSP', 'FactorTransfer', 'GlobalTemperature', 'HCLLoss', 'HKDLoss',
+    'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss',
+    'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRRLLoss', 'SRRLTransfer',
+    'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator', 'VIDLoss', 'Vanilla',
+    'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'distiller_dict', 'dkd_loss',
+    'get_method', 'gram_mahalanobis', 'load_inference_net', 'ofd_margin', 'regional_logits', 'reversal_strength',
+    'standardize_logits',
 ]
 
 
 def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
-    """The Distiller class of a method's name. Raises UserError that names `flag` for no method."""
-    if name not in distiller_dict:
-        raise UserError(f'{flag} {name}: no such method; {nearest(name, distiller_dict)}')
-    return distiller_dict[name]
+    """The Distiller class of a method's name, or of several names with '+' between them.
+
+    Raises UserError that names `flag` for no method, and for methods that cannot be added.
+    """
+    names = name.split('+')
+    for part in names:
+        if part not in distiller_dict:
+            raise UserError(f'{flag} {name}: no such method{f", {part}" if len(names) > 1 else ""}; '
+                            f'{nearest(part, distiller_dict)}')
+    if len(names) == 1:
+        return distiller_dict[name]
+    if len({*names}) < len(names):
+        raise UserError(f'{flag} {name}: names a method twice; give each once')
+    return combine({part: distiller_dict[part] for part in names}, flag)
 
 
 def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:

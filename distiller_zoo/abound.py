@@ -2,8 +2,6 @@
 import torch.nn.functional as F
 from torch import nn
 
-from helper.errors import UserError
-
 from .base import Distiller
 from .hint import ConvReg
 
@@ -62,10 +60,7 @@ class ABDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
-        try:
-            self.probe(data, preact=True)
-        except NotImplementedError as error:
-            raise UserError(f'--distill abound: needs pre-activations; {error}') from error
+        self.check_preact(opt, data)
         stages_s, stages_t = ([(2, *shape) for shape in shapes.feats[1:-1]] for shapes in (shapes_s, shapes_t))
         self.connector = Connector(stages_s, stages_t)
         self.criterion = ABLoss(len(self.connector.connectors))

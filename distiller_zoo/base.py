@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.cli import MOST_EPOCHS, number
+from helper.cli import MOST_EPOCHS, comma_list, number
+from helper.dot import DOT
 from helper.errors import UserError
 from models.base import Outputs
 
@@ -27,8 +28,9 @@ class Distiller(Vanilla):
     paper = ''              # authors, venue, arXiv id
     title = ''              # what the method is called
     uses = ''               # what it is fed with, in a few words
-    published = {}          # its published weights, of gamma, alpha and beta those that are not 1, 1 and 0
+    published = {}          # option -> its published value, for a run that does not give it
     published_imagenet = {}     # those that differ for ImageNet
+    published_logit_stand = {}  # those that differ with --logit_stand; a method without any has no use for that flag
     needs = ()              # what the teacher must give beside logits: 'embedding', 'feats', 'map', fields of Outputs
     init_needs = ()         # the same for the first stage
     preact_s = preact_t = False     # the student's, the teacher's stages are taken before their ReLU
@@ -47,7 +49,13 @@ class Distiller(Vanilla):
         """
         if cls is not Distiller:        # a method without flags; those below are of all methods
             return
-        add('--kd_T', type=number(float, above=0, high=1e4), default=4.0, help='temperature of the soft labels')
+        add('--kd_T', type=number(float, above=0, high=1e4), help='temperature; not given: the published one, mostly 4')
+        add('--warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
+            help="epochs in which the weight of the method's loss grows to beta; not given: the published ones")
+        add('--optimizer', choices=('sgd', 'dot'), default='sgd',
+            help='dot: a momentum for the gradient of the task and another for that of the distillation')
+        add('--dot_delta', type=number(float, low=0, high=1), default=0.075,
+            help='how far the two momenta of dot are from --momentum')
         add('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,
             help='epochs of the first stage of methods that have one')
         add('--init_learning_rate', type=number(float, above=0),
@@ -65,16 +73,23 @@ class Distiller(Vanilla):
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
+        self.warmup_epochs, self.two_gradients = opt.warmup_epochs, opt.optimizer == 'dot'
         self.register_buffer('beta_factor', torch.ones(()), persistent=False)       # for schedules of begin_epoch
         self.initialising = self.init_stage
         asked = (transform.from_options(opt, data.num_classes) for transform in transforms)
         self.logit_transforms = nn.ModuleList(transform for transform in asked if transform is not None)
         self.scheduled_over_epochs |= any(transform.scheduled_over_epochs for transform in self.logit_transforms)
-        self.build(opt, data, *self.probe(data))
+        self.build(opt, data, _shapes(student, data), _shapes(teacher, data))
 
     def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:
         """Make the criterion and the trainable part. shapes: what the nets' outputs have, without the batch: (C, H, W)
         of a map, (C,) of the embedding. Raises UserError for nets that the method cannot serve."""
+
+    def prepare(self, data) -> None:
+        """Called once before the first epoch of a run, on the training device; not when it is resumed.
+
+        For what a method takes from the whole training set, by data.in_order(): keep it in a buffer.
+        """
 
     def method_loss(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor) -> Tensor | None:
         """The method's loss, a scalar before beta; None, in every step, where the soft labels are all there is.
@@ -100,6 +115,8 @@ class Distiller(Vanilla):
         return soft
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
+        if self.warmup_epochs:
+            self.beta_factor.fill_(min(epoch / self.warmup_epochs, 1))
         for transform in self.logit_transforms:
             transform.begin_epoch(epoch, epochs)
 
@@ -120,16 +137,42 @@ class Distiller(Vanilla):
         if self.initialising:
             return {'loss': self.init_loss(views[0])}, None
         out_t = [self.ask_teacher(view, self.preact_t) for view in views]
-        out_s = [self.student.outputs(view, self.preact_s) for view in views]
-        ce = [F.cross_entropy(out.logits, target) for out in out_s]
-        kl = [distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True)]
-        terms = {name: sum(more, first) for name, (first, *more) in (('ce', ce), ('kl', kl))}
-        loss = self.gamma * terms['ce'] + self.alpha * terms['kl']
+        out_s = [self.ask_student(view) for view in views]
+        ce = _sum(F.cross_entropy(out.logits, target) for out in out_s)
+        terms = self.terms(out_s, out_t, target, index)
+        loss = _sum([self.gamma * ce, *self.weighted(terms)])
+        return {'loss': loss, 'ce': ce, **terms}, out_s[0].logits
+
+    def terms(self, out_s: list, out_t: list, target: Tensor, index: Tensor) -> dict:
+        """name -> scalar, the terms of the distillation before their weights. out_s, out_t: one for each view."""
+        kl = _sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))
         method = self._method_loss(out_s, out_t, target, index)
-        if method is not None:
-            terms['method'] = method
-            loss = loss + self.beta * self.beta_factor * method
-        return {'loss': loss, **terms}, out_s[0].logits
+        return {'kl': kl if self.alpha else kl.detach(), **({} if method is None else {'method': method})}
+
+    def weights(self) -> dict:
+        """name -> the weight of a term; a term that has none is only shown."""
+        return {**({'kl': self.alpha} if self.alpha else {}), 'method': self.beta * self.beta_factor}
+
+    def weighted(self, terms: dict) -> list[Tensor]:
+        """The terms of the distillation times their weights: what the loss has beside the cross-entropy."""
+        return [weight * terms[name] for name, weight in self.weights().items() if name in terms]
+
+    def make_optimizer(self, learning_rate, opt):
+        if not self.two_gradients:
+            return super().make_optimizer(learning_rate, opt)
+        return DOT(self.parameters(), learning_rate, opt.momentum, opt.dot_delta, opt.weight_decay)
+
+    def backward(self, losses, optimizer, backward):
+        if not isinstance(optimizer, DOT) or 'ce' not in losses:        # no cross-entropy in a first stage
+            super().backward(losses, optimizer, backward)
+            return
+        backward(_sum(self.weighted(losses)), retain_graph=True)
+        optimizer.step_kd()
+        backward(self.gamma * losses['ce'])
+
+    @property
+    def own_backward(self):
+        return self.two_gradients or type(self).backward is not Distiller.backward
 
     def _method_loss(self, out_s, out_t, target, index):
         """method_loss, in float32 for methods that ask for it, whatever the nets compute in."""
@@ -144,6 +187,10 @@ class Distiller(Vanilla):
         with torch.autocast(device, enabled=False):
             return self.method_loss(out_s, out_t, target, index)
 
+    def ask_student(self, images: Tensor) -> Outputs:
+        """All that the student gives for one view; an override can change what is trained, its logits too."""
+        return self.student.outputs(images, self.preact_s)
+
     @torch.no_grad()
     def ask_teacher(self, images: Tensor, preact: bool = False) -> Outputs:
         """The teacher's logits and what the method needs beside them; the other fields are None."""
@@ -152,16 +199,54 @@ class Distiller(Vanilla):
         return Outputs(*(value if name in needs else None for name, value in zip(out._fields, out, strict=True)))
 
     @classmethod
-    def published_weights(cls, dataset: str) -> dict:
-        """gamma, alpha and beta of a run that does not give them."""
-        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, **cls.published,
-                **(cls.published_imagenet if 'imagenet' in dataset else {})}
+    def published_options(cls, opt) -> dict:
+        """option -> value of a run that does not give it."""
+        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, **cls.published,
+                **(cls.published_imagenet if 'imagenet' in opt.dataset else {}),
+                **(cls.published_logit_stand if opt.logit_stand else {})}
+
+    @classmethod
+    def fill_in(cls, opt) -> None:
+        """Set the options that were not given to their published values."""
+        for name, value in cls.published_options(opt).items():
+            if getattr(opt, name) is None:
+                setattr(opt, name, value)
+
+    @classmethod
+    def check_options(cls, opt) -> None:
+        """Raises UserError for options that do not go with the method, before anything is built."""
+        if isinstance(opt.beta, list):
+            raise UserError(f'-b {comma_list(opt.beta)}: --distill {opt.distill} has one loss; give one weight')
+        if opt.optimizer == 'dot':
+            cls.check_dot(opt, opt.alpha or (opt.beta and cls.has_own_loss(opt)))
+
+    @classmethod
+    def has_own_loss(cls, opt) -> bool:
+        """Whether the distillation has a loss beside the soft labels."""
+        return cls.method_loss is not Distiller.method_loss
+
+    @classmethod
+    def check_dot(cls, opt, distils) -> None:
+        """Raises UserError unless there are two gradients that this method leaves to the optimiser."""
+        if cls.backward is not Distiller.backward or cls.make_optimizer is not Distiller.make_optimizer:
+            raise UserError(f'--optimizer dot: --distill {opt.distill} has an optimiser of its own; leave it out')
+        if not opt.gamma or not distils:
+            what = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
+            raise UserError(f'--optimizer dot: keeps the gradients of two losses apart, but {what}; leave it out')
 
     @classmethod
     def check_batch_size(cls, batch_size: int) -> None:
         """Raises UserError if --batch_size is too small for the method."""
         if cls.pairwise and batch_size < 2:
             raise UserError(f'--batch_size {batch_size}: {cls.title} compares the images of a batch; give at least 2')
+
+    def check_preact(self, opt, data, student: bool = True) -> None:
+        """Raises UserError unless the teacher, and if told the student, gives its stages before their ReLU."""
+        try:
+            for net in (self.teacher, *([self.student] if student else [])):
+                _shapes(net, data, preact=True)
+        except NotImplementedError as error:
+            raise UserError(f'--distill {opt.distill}: needs pre-activations; {error}') from error
 
     @staticmethod
     def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
@@ -172,6 +257,15 @@ class Distiller(Vanilla):
                 what = f'a feature is {("N", *odd[0])}' if odd else 'it has none'
                 raise UserError(f'{flag}: --distill {opt.distill} needs feature maps (N, C, H, W) of {name}, '
                                 f'but {what}')
+
+    def check_heads(self, opt, shapes_s: Outputs | None, shapes_t: Outputs) -> None:
+        """Raises UserError unless these nets end in pooling and one linear layer, so that the classifier also reads
+        single positions of the map that pooling sees."""
+        for flag, name, net, shapes in (('--model_s', opt.model_s, self.student, shapes_s),
+                                        ('--path-t', opt.model_t, self.teacher, shapes_t)):
+            if shapes and (len(shapes.map) != 3 or shapes.map[0] != net.get_classifier().in_features):
+                raise UserError(f'{flag}: --distill {opt.distill} applies the classifier to the map that pooling sees, '
+                                f'but {name} has other layers between them; take a net without')
 
     def train(self, mode: bool = True):
         """The teacher stays in eval mode, its running statistics untouched."""
@@ -185,22 +279,26 @@ class Distiller(Vanilla):
         self.teacher._apply(fn, recurse)
         return self
 
-    @torch.no_grad()
-    def probe(self, data, preact: bool = False) -> list[Outputs]:
-        """[the student's outputs, the teacher's] for two blank images: shapes without the batch, no tensors."""
-        device = next(self.student.parameters()).device
-        images = torch.zeros(2, 3, data.image_size, data.image_size, device=device)
-        was_training = self.student.training
-        self.student.eval()
-        outputs = [net.outputs(images, preact) for net in (self.student, self.teacher)]
-        self.student.train(was_training)
-        return [_each(out, lambda x: tuple(x.shape[1:])) for out in outputs]
+
+@torch.no_grad()
+def _shapes(net, data, preact: bool = False) -> Outputs:
+    """What a net gives for two blank images: shapes without the batch, no tensors."""
+    images = torch.zeros(2, 3, data.image_size, data.image_size, device=next(net.parameters()).device)
+    was_training = net.training
+    out = net.eval().outputs(images, preact)
+    net.train(was_training)
+    return _each(out, lambda x: tuple(x.shape[1:]))
 
 
 def _each(out: Outputs, change: Callable) -> Outputs:
     """Outputs of change(tensor) for each tensor."""
     return Outputs(*(None if value is None else [change(v) for v in value] if isinstance(value, list) else change(value)
                      for value in out))
+
+
+def _sum(scalars):
+    first, *more = scalars
+    return sum(more, first)
 
 
 def _in_float32(out: Outputs) -> Outputs:

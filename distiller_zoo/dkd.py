@@ -2,16 +2,14 @@
 import torch
 import torch.nn.functional as F
 
+from helper.cli import number
+
 from .base import Distiller
 
 
-def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature: float):
-    """Logits (N, classes), target (N,) -> scalar: alpha * KL of true against other + beta * KL among the others.
-
-    Zhao et al., CVPR 2022, Decoupled Knowledge Distillation, arXiv:2203.08679.
-    """
+def dkd_rows(logit_s, logit_t, target, alpha: float, beta: float, temperature):
+    """As dkd_loss, for each image: (N,)."""
     true = torch.zeros_like(logit_s, dtype=torch.bool).scatter_(1, target[:, None], True)
-    scale = temperature ** 2 / len(target)
 
     def parts(logits):
         """log p of (true class, all others) (N, 2), and log p among the others (N, classes - 1)."""
@@ -22,20 +20,39 @@ def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature: f
 
     (binary_s, others_s), (binary_t, others_t) = parts(logit_s), parts(logit_t)
     p_others = others_t.exp().masked_fill(true, 0)
-    tckd = F.kl_div(binary_s, binary_t, log_target=True, reduction='sum')
-    nckd = (p_others * (others_t - others_s)).sum()
-    return scale * (alpha * tckd + beta * nckd)
+    tckd = F.kl_div(binary_s, binary_t, log_target=True, reduction='none').sum(1)
+    nckd = (p_others * (others_t - others_s)).sum(1)
+    return temperature ** 2 * (alpha * tckd + beta * nckd)
+
+
+def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature):
+    """Logits (N, classes), target (N,) -> scalar: alpha * KL of true against other + beta * KL among the others.
+
+    Zhao et al., CVPR 2022, Decoupled Knowledge Distillation, arXiv:2203.08679.
+    """
+    return dkd_rows(logit_s, logit_t, target, alpha, beta, temperature).mean()
 
 
 class DKDDistiller(Distiller):
-    """The paper's weights inside the loss, 1 and 8, instead of the soft-label loss: alpha is 0 unless -a is given."""
+    """Its two weights are inside the loss, which takes the place of the soft labels: alpha is 0 unless -a is given."""
 
     title = 'DKD'
     paper = 'Zhao et al., CVPR 2022, arXiv:2203.08679'
     uses = 'logits'
-    published = {'alpha': 0.0, 'beta': 1.0}
+    published = {'alpha': 0.0, 'beta': 1.0, 'warmup_epochs': 20, 'dkd_beta': 8.0}
+    published_imagenet = {'kd_T': 1.0, 'warmup_epochs': 1, 'dkd_beta': 0.5}
+    published_logit_stand = {'beta': 9.0, 'kd_T': 2.0}
     float32 = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--dkd_alpha', type=number(float, low=0), default=1.0, help='weight of the true class in dkd')
+        add('--dkd_beta', type=number(float, low=0),
+            help='weight of the other classes in dkd; not given: 8, for ImageNet 0.5')
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.dkd_alpha, self.dkd_beta = opt.dkd_alpha, opt.dkd_beta
 
     def method_loss(self, out_s, out_t, target, index):
         logits_s, logits_t, temperature = self.soft_labels(out_s, out_t)
-        return dkd_loss(logits_s, logits_t, target, 1.0, 8.0, temperature)
+        return dkd_loss(logits_s, logits_t, target, self.dkd_alpha, self.dkd_beta, temperature)

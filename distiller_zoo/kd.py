@@ -8,3 +8,4 @@ class KDDistiller(Distiller):
     title = 'KD'
     paper = 'Hinton et al., NIPS workshop 2014, arXiv:1503.02531'
     uses = 'logits'
+    published_logit_stand = {'gamma': 0.1, 'alpha': 9.0, 'kd_T': 2.0}

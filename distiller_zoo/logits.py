@@ -4,10 +4,19 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
+def standardize_logits(logits: Tensor) -> Tensor:
+    """(N, classes) -> the same with mean 0 and deviation 1 for each image; equal logits become 0.
+
+    Sun et al., CVPR 2024, Logit Standardization in Knowledge Distillation, arXiv:2403.01427.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (1e-7 + logits.std(1, keepdim=True))
+
+
 class LogitTransform(nn.Module):
     """A change of both nets' logits, or of the temperature, that goes with every method; its parameters learn too.
 
-    A subclass in a file of its own adds itself to `transforms`. Where several are asked for, they apply in that order.
+    A subclass is listed in `transforms`. Where several are asked for, they apply in that order.
     """
 
     scheduled_over_epochs = False       # as the method's
@@ -32,4 +41,19 @@ class LogitTransform(nn.Module):
         return logits_s, logits_t, temperature
 
 
-transforms: list[type[LogitTransform]] = []
+class LogitStandardization(LogitTransform):
+    """Both nets' logits are standardised before the temperature."""
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--logit_stand', action='store_true', help='standardise the logits of both nets in the loss on soft labels')
+
+    @classmethod
+    def from_options(cls, opt, num_classes):
+        return cls() if opt.logit_stand else None
+
+    def forward(self, logits_s, logits_t, temperature):
+        return standardize_logits(logits_s), standardize_logits(logits_t), temperature
+
+
+transforms: list[type[LogitTransform]] = [LogitStandardization]

@@ -114,6 +114,17 @@ def path(text: str) -> str:
     return text
 
 
+def weights(text):
+    """'45' -> 45.0, '45,0.8' -> [45.0, 0.8]."""
+    values = [number(float)(word) for word in text.split(',')]
+    return values if len(values) > 1 else values[0]
+
+
+def comma_list(value) -> str:
+    """What `weights` reads: [45.0, 0.8] -> '45.0,0.8'; a single value as it is."""
+    return ','.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def epoch_list(text):
     """'150,180,210' -> [150, 180, 210]."""
     try:

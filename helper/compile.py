@@ -77,6 +77,8 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
         if not module.training or images.shape[-4] != batch_size:       # (N, 3, H, W) or (views, N, 3, H, W)
             return plain(images, *rest, **flags)
         full_batches += 1
+        if several_passes and full_batches == 1:    # here a gradient that there is not is None, compiled it is zeros
+            return plain(images, *rest, **flags)
         if graph:
             torch.compiler.cudagraph_mark_step_begin()
         elif device.type == 'cpu' and full_batches == 2:

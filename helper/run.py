@@ -237,6 +237,11 @@ class Run:
         state = self.state
         return state['epoch'] - 1 if state['stage'] == 'train' and state['step'] == 0 else 0
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether nothing is continued; to be asked before the first epoch."""
+        return self.state is None
+
     # The epochs
 
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:

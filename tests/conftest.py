@@ -70,6 +70,11 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 
 
+def first_view(images):
+    """(N, 3, H, W) of a batch that may have several views."""
+    return images if images.dim() == 4 else images[0]
+
+
 def data_options(**changes):
     """The options that get_dataloaders reads."""
     return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, ROOT, assert_same, build, data_options, free_port, outcome
+from conftest import CPU, ROOT, assert_same, build, data_options, first_view, free_port, outcome
 
 import dataset
 import train_student
@@ -38,13 +38,14 @@ def every_part():
     before = dict(distiller_dict), list(transforms), dict(dataset.memory_dict)
     from fixtures import every_part as module
     distiller_dict['every_part'] = module.EveryPartDistiller
-    transforms[:] = [module.LearntTemperature]
+    own = [transform for transform in before[1] if transform is not module.LearntTemperature]
+    transforms[:] = [*own, module.LearntTemperature]
     dataset.memory_dict['digits'] = module.fewer_digits
     yield module
     for known, entries in zip((distiller_dict, dataset.memory_dict), before[::2], strict=True):
         known.clear()
         known.update({name: entry for name, entry in entries.items() if name != 'every_part'})
-    transforms[:] = [transform for transform in before[1] if transform is not module.LearntTemperature]
+    transforms[:] = own
 
 
 @pytest.fixture(scope='module')
@@ -234,9 +235,10 @@ def test_a_transform_goes_with_every_loss_on_logits(every_part, method):
 
     class Scheduled(every_part.LearntTemperature):
         scheduled_over_epochs = True
-    transforms[:] = [Scheduled]
+    before = list(transforms)
+    transforms[:] = [*before[:-1], Scheduled]
     assert build(method, learnt_temperature=True)[0].scheduled_over_epochs
-    transforms[:] = [every_part.LearntTemperature]
+    transforms[:] = before
 
 
 def test_schedules(every_part):
@@ -301,7 +303,7 @@ def test_compiled(every_part):
 def test_the_teacher_gives_what_is_declared(method):
     """And no more, so that a method that reads anything else fails wherever it is trained."""
     distiller, loader, _ = build(method)
-    images, _, _ = next(iter(loader))
+    images = first_view(next(iter(loader))[0])
     for needs in [distiller.init_needs] * distiller.initialising + [distiller.needs]:
         out = distiller.ask_teacher(images)
         assert {name for name in Outputs._fields if getattr(out, name) is not None} == {'logits', *needs}
@@ -312,7 +314,7 @@ def test_the_teacher_gives_what_is_declared(method):
 @pytest.mark.parametrize('method', distiller_dict)
 def test_names(method):
     cls = distiller_dict[method]
-    assert cls.__name__ == f'{cls.title}Distiller' and cls.uses and cls.paper
+    assert cls.__name__ == f'{cls.title.replace("-", "")}Distiller' and cls.uses and cls.paper
     assert set(cls.needs) | set(cls.init_needs) <= set(Outputs._fields)
 
 

@@ -4,7 +4,7 @@ Forward passes and batches alone: a backward pass needs the driver.
 """
 import pytest
 import torch
-from conftest import CPU, build, data_options, write_images
+from conftest import CPU, build, data_options, first_view, write_images
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
@@ -49,7 +49,7 @@ def step(distiller, batch):
         meter.update(losses, logits, batch[1])
         assert meter.sums.device == CUDA
         distiller.finish_init()
-    assert distiller.inference_net()(batch[0]).device == CUDA
+    assert distiller.inference_net()(first_view(batch[0])).device == CUDA
 
 
 @pytest.mark.parametrize('training', [True, False])

@@ -189,10 +189,11 @@ def test_published_betas():
     want = {'kd': 0, 'hint': 100, 'attention': 1000, 'similarity': 3000, 'correlation': 0.02, 'vid': 1, 'rkd': 1,
             'pkt': 30000, 'irg': 0.005, 'hkd': 1, 'crd': 0.8, 'semckd': 400, 'nst': 50, 'fsp': 50, 'abound': 1,
             'factor': 200, 'kdsvd': 1}
-    assert {name: distiller_dict[name].published_weights('cifar100') for name in want} == {
-        name: {'gamma': 1, 'alpha': 1, 'beta': beta} for name, beta in want.items()}
-    assert distiller_dict['semckd'].published_weights('imagenet')['beta'] == 50
-    assert distiller_dict['dkd'].published_weights('cifar100') == {'gamma': 1, 'alpha': 0, 'beta': 1}
+    for name, beta in want.items():
+        opt = options(name)
+        assert (opt.gamma, opt.alpha, opt.beta, opt.kd_T, opt.warmup_epochs) == (1, 1, beta, 4, None), name
+    assert distiller_dict['semckd'].published_options(SimpleNamespace(dataset='imagenet', logit_stand=False))[
+        'beta'] == 50
 
 
 # method -> its loss by hand, from the student's and the teacher's features

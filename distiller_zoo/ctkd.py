@@ -1,0 +1,77 @@
+"""CTKD: the temperature learns against the student, more so from epoch to epoch."""
+import math
+
+import torch
+from torch import nn
+
+from helper.cli import number
+
+from .dkd import DKDDistiller
+
+
+def reversal_strength(epoch: int, loops: int = 10) -> float:
+    """What the temperature's gradient is multiplied by in an epoch, counted from 1: from 0 to -1 in `loops` epochs."""
+    return -1 + (1 + math.cos(math.pi * min(epoch, loops) / loops)) / 2
+
+
+class GlobalTemperature(nn.Module):
+    """One trainable number: T = start + end * sigmoid(theta), theta at first 1."""
+
+    def __init__(self, start: float = 1.0, end: float = 20.0):
+        super().__init__()
+        self.start, self.end = start, end
+        self.theta = nn.Parameter(torch.ones(()))
+
+    def forward(self, strength):
+        """A number, or a scalar -> the temperature, a scalar, whose gradient reaches theta times `strength`."""
+        theta = self.theta.detach() + strength * (self.theta - self.theta.detach())
+        return self.start + self.end * torch.sigmoid(theta)
+
+
+class CTKDDistiller(DKDDistiller):
+    """Li et al., AAAI 2023, Curriculum Temperature for Knowledge Distillation, arXiv:2211.16231; the global version.
+
+    The soft labels, or dkd's loss, at the learnt temperature instead of --kd_T.
+    """
+
+    title = 'CTKD'
+    paper = 'Li et al., AAAI 2023, arXiv:2211.16231'
+    uses = 'logits'
+    published = {'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10}
+    published_imagenet = {'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5}
+    published_logit_stand = {'alpha': 9.0}
+
+    @classmethod
+    def add_arguments(cls, add):
+        super().add_arguments(add)
+        add('--ctkd_base', choices=('kd', 'dkd'), default='kd', help='the loss whose temperature learns')
+        add('--ctkd_loops', type=number(int, low=1, high=10**6),
+            help='epochs until the temperature learns at full strength; not given: 10, for ImageNet 5')
+
+    @classmethod
+    def published_options(cls, opt):
+        usual = super().published_options(opt)
+        if opt.ctkd_base == 'dkd':
+            return {**usual, **DKDDistiller.published_options(opt)}
+        return usual
+
+    @classmethod
+    def has_own_loss(cls, opt):
+        return opt.ctkd_base == 'dkd'
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        super().build(opt, data, shapes_s, shapes_t)
+        self.base, self.loops = opt.ctkd_base, opt.ctkd_loops
+        self.global_temperature = GlobalTemperature()
+        self.register_buffer('strength', torch.zeros(()), persistent=False)     # of the epoch
+
+    def begin_epoch(self, epoch, epochs):
+        super().begin_epoch(epoch, epochs)
+        self.strength.fill_(reversal_strength(epoch, self.loops))
+
+    def soft_labels(self, out_s, out_t):
+        logits_s, logits_t, _ = super().soft_labels(out_s, out_t)
+        return logits_s, logits_t, self.global_temperature(self.strength)
+
+    def method_loss(self, out_s, out_t, target, index):
+        return super().method_loss(out_s, out_t, target, index) if self.base == 'dkd' else None

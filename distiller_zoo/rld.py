@@ -1,0 +1,68 @@
+"""RLD: soft labels of a teacher that errs, with the classes that it ranks above the true one left out."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helper.cli import number
+
+from .base import Distiller
+
+
+def _log_pair(logits, chosen):
+    """(N, classes), chosen (N, 1) -> (N, 2): log p of the chosen class, and of all others together.
+
+    The others' is a sum of their exponentials, so it stays finite where 1 - p would be 0.
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    others = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, chosen, True)
+    return torch.cat([log_p.gather(1, chosen), log_p.masked_fill(others, -torch.inf).logsumexp(1, keepdim=True)], 1)
+
+
+class RLDLoss(nn.Module):
+    """Sun et al., ICCV 2025, Knowledge Distillation with Refined Logits, arXiv:2408.07703.
+
+    alpha weights the confidence, at alpha_temperature: the student's probability of the true class against the
+    teacher's largest, whichever class that is. beta weights the soft labels, at temperature, of the classes that the
+    teacher ranks below the true one.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, alpha_temperature: float = 1.0):
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+        self.temperature, self.alpha_temperature = temperature, alpha_temperature
+
+    def forward(self, logits_s, logits_t, target):
+        """Logits (N, classes), target (N,) -> scalar. An image whose true class is the teacher's last adds no more than
+        its confidence."""
+        target = target[:, None]
+        pairs = (_log_pair(logits / self.alpha_temperature, chosen)
+                 for logits, chosen in ((logits_s, target), (logits_t, logits_t.argmax(1, keepdim=True))))
+        confidence = F.kl_div(*pairs, log_target=True, reduction='batchmean')
+        left_out = logits_t >= logits_t.gather(1, target)
+        # Not -inf: where nothing is left, both sides are uniform, and their divergence is 0.
+        rest_s, rest_t = (F.log_softmax(logits.masked_fill(left_out, -1e9) / self.temperature, dim=1)
+                          for logits in (logits_s, logits_t))
+        masked = F.kl_div(rest_s, rest_t, log_target=True, reduction='batchmean')
+        return self.alpha * self.alpha_temperature ** 2 * confidence + self.beta * self.temperature ** 2 * masked
+
+
+class RLDDistiller(Distiller):
+    title = 'RLD'
+    paper = 'Sun et al., ICCV 2025, arXiv:2408.07703'
+    uses = 'logits'
+    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'warmup_epochs': 20, 'rld_beta': 8.0}
+    published_imagenet = {'kd_T': 1.0, 'warmup_epochs': 1, 'rld_beta': 0.5}
+    float32 = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--rld_alpha', type=number(float, low=0), default=1.0, help='weight of the confidence')
+        add('--rld_beta', type=number(float, low=0),
+            help='weight of the classes below the true one; not given: 8, for ImageNet 0.5')
+        add('--rld_alpha_T', type=number(float, above=0, high=1e4), default=1.0, help='temperature of the confidence')
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.criterion = RLDLoss(opt.rld_alpha, opt.rld_beta, opt.kd_T, opt.rld_alpha_T)
+
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(out_s.logits, out_t.logits, target)

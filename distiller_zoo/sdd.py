@@ -1,0 +1,78 @@
+"""SDD: soft labels of regions of the image, those that disagree with the whole counted twice."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .base import Distiller
+from .dkd import DKDDistiller, dkd_rows
+
+FINEST = 4      # cells a side
+
+
+def regional_logits(features, classifier: nn.Linear, scales: list):
+    """The map before pooling (N, C, H, W) -> logits (N, classes, regions), the classifier's on averages of regions.
+
+    scales: of 1, 2, 4, how many cells a side; the regions come scale by scale, row by row.
+    """
+    cells = F.adaptive_avg_pool2d(features, FINEST)
+    regions = [F.avg_pool2d(cells, FINEST // scale).flatten(2) for scale in scales]
+    return classifier(torch.cat(regions, 2).transpose(1, 2)).transpose(1, 2)
+
+
+class SDDLoss(nn.Module):
+    """Wei et al., CVPR 2024, Scale Decoupled Distillation, arXiv:2403.13512.
+
+    base: 'kd', or 'dkd', which has alpha and beta.
+    """
+
+    def __init__(self, base: str = 'kd', temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0):
+        super().__init__()
+        self.base, self.temperature, self.alpha, self.beta = base, temperature, alpha, beta
+
+    def forward(self, logits_s, logits_t, target):
+        """Regional logits (N, classes, regions), the whole image first, target (N,) -> scalar."""
+        n, _, regions = logits_s.shape
+        right = logits_t.argmax(1) == target[:, None]
+        weight = 1 + (right != right[:, :1]).to(logits_s.dtype)
+        rows_s, rows_t = (logits.transpose(1, 2).flatten(0, 1) for logits in (logits_s, logits_t))
+        rows = self.rows(rows_s, rows_t, target.repeat_interleave(regions))
+        return (weight.flatten() * rows).sum() / (n * regions)
+
+    def rows(self, logits_s, logits_t, target):
+        if self.base == 'dkd':
+            return dkd_rows(logits_s, logits_t, target, self.alpha, self.beta, self.temperature)
+        log_p_s, log_p_t = (F.log_softmax(logits / self.temperature, dim=1) for logits in (logits_s, logits_t))
+        return self.temperature ** 2 * (log_p_t.exp() * (log_p_t - log_p_s)).sum(1)
+
+
+class SDDDistiller(Distiller):
+    title = 'SDD'
+    paper = 'Wei et al., CVPR 2024, arXiv:2403.13512'
+    uses = 'the map before pooling, both classifiers'
+    needs = ('map',)
+    published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
+    float32 = True
+
+    @classmethod
+    def add_arguments(cls, add):
+        DKDDistiller.add_arguments(add)
+        add('--sdd_base', choices=('kd', 'dkd'), default='kd', help='the loss of each region')
+        add('--sdd_scales', choices=('1', '1,2', '1,2,4'),
+            help='cells a side of the regions; not given: 1,2 for two nets of one family, else 1,2,4')
+
+    @classmethod
+    def published_options(cls, opt):
+        usual = super().published_options(opt)
+        if opt.sdd_base == 'dkd':
+            return {**usual, **DKDDistiller.published_options(opt)}
+        return usual
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.check_heads(opt, shapes_s, shapes_t)
+        scales = opt.sdd_scales or ('1,2' if type(self.student) is type(self.teacher) else '1,2,4')
+        self.scales = [int(scale) for scale in scales.split(',')]
+        self.criterion = SDDLoss(opt.sdd_base, opt.kd_T, opt.dkd_alpha, opt.dkd_beta)
+
+    def method_loss(self, out_s, out_t, target, index):
+        return self.criterion(*(regional_logits(out.map, net.get_classifier(), self.scales)
+                                for out, net in ((out_s, self.student), (out_t, self.teacher))), target)

@@ -1,0 +1,96 @@
+"""SimKD: the student's body learns the teacher's last map, and uses the teacher's classifier."""
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helper.cli import number
+
+from .base import Distiller
+from .layers import ConvBN
+
+
+def project(features, projector, size: int):
+    """The map that the student's pooling sees (N, c_s, H, W) -> the teacher's; a larger one is pooled to `size`."""
+    if features.shape[-1] > size:
+        features = F.adaptive_avg_pool2d(features, size)
+    return projector(features)
+
+
+class SimKDProjector(nn.Sequential):
+    """(N, c_s, H, W) -> (N, c_t, H, W): 1x1, 3x3 and 1x1 convolutions with c_t / factor channels between them, each
+    followed by batch norm and ReLU."""
+
+    def __init__(self, c_s: int, c_t: int, factor: int = 2):
+        mid = max(1, c_t // factor)
+        super().__init__(*(layer for c_in, c_out, kernel in ((c_s, mid, 1), (mid, mid, 3), (mid, c_t, 1))
+                           for layer in (ConvBN(c_in, c_out, kernel), nn.ReLU(inplace=True))))
+
+
+class Reused(nn.Module):
+    """What SimKD deploys: the student's body, the projector, and the teacher's classifier.
+
+    size: height of the map that the projector reads at most.
+    """
+
+    def __init__(self, body: nn.Module, projector: SimKDProjector, classifier: nn.Linear, size: int):
+        super().__init__()
+        self.body, self.projector, self.classifier = body, projector, classifier
+        self.size = size
+        self.register_buffer('map_size', torch.tensor(size, device=classifier.weight.device))     # for who rebuilds it
+
+    def forward(self, images):
+        projected = project(self.body.forward_features(images), self.projector, self.size)
+        return self.classifier(projected.mean((2, 3)))
+
+
+class SimKDDistiller(Distiller):
+    """Chen et al., CVPR 2022, Knowledge Distillation with the Reused Teacher Classifier, arXiv:2203.14001.
+
+    The loss is the mean squared error of the projected map and the teacher's, of which the larger is average-pooled
+    first. The student's own classifier is not trained; accuracies are those of the deployed network.
+    """
+
+    title = 'SimKD'
+    paper = 'Chen et al., CVPR 2022, arXiv:2203.14001'
+    uses = "the map before pooling, the teacher's classifier"
+    needs = ('map',)
+    published = {'gamma': 0.0, 'alpha': 0.0, 'beta': 1.0}
+
+    @classmethod
+    def add_arguments(cls, add):
+        add('--simkd_factor', type=number(int, low=1, high=4096), default=2,
+            help="how much narrower the projector's middle is than the teacher's map")
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        self.check_maps(opt, [shapes_s.map], [shapes_t.map])
+        self.check_heads(opt, None, shapes_t)
+        self.size = min(shapes_s.map[-1], shapes_t.map[-1])
+        self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
+        self.classifier = copy.deepcopy(self.teacher.get_classifier())      # frozen, as all of the teacher
+        self.student.get_classifier().requires_grad_(False)
+
+    def inference_net(self):
+        return Reused(self.student, self.projector, self.classifier, self.size).train(self.training)
+
+    @classmethod
+    def rebuild_inference_net(cls, student, weights):
+        classifier = nn.Linear(*weights['classifier.weight'].shape[::-1])
+        mid, c_s = weights['projector.0.conv.weight'].shape[:2]
+        projector = SimKDProjector(c_s, classifier.in_features, max(1, classifier.in_features // max(1, mid)))
+        size = int(weights['map_size'])
+        if size < 1:
+            raise ValueError(f'map_size {size}')
+        return Reused(student, projector, classifier, size)
+
+    def ask_student(self, images):
+        out = self.student.outputs(images)
+        projected = project(out.map, self.projector, self.size)
+        return out._replace(logits=self.classifier(projected.mean((2, 3))), map=projected)
+
+    def method_loss(self, out_s, out_t, target, index):
+        f_t = out_t.map
+        if f_t.shape[-1] > self.size:
+            f_t = F.adaptive_avg_pool2d(f_t, self.size)
+        return F.mse_loss(out_s.map, f_t)
