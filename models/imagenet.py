@@ -1,4 +1,5 @@
 """ImageNet networks: torchvision's own, with feature lists. The parameter names are torchvision's."""
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
 
@@ -8,6 +9,16 @@ from .base import Net
 def _no_preact(net, preact):
     if preact:
         raise NotImplementedError(f'{type(net).__name__} of torchvision has no pre-activations')
+
+
+def _before_relu(block, x):
+    """What a block of torchvision's ResNets gives, before its last ReLU."""
+    shortcut = x if block.downsample is None else block.downsample(x)
+    count = 3 if hasattr(block, 'conv3') else 2
+    for i in range(1, count + 1):
+        x = getattr(block, f'bn{i}')(getattr(block, f'conv{i}')(x))
+        x = F.relu(x) if i < count else x
+    return x + shortcut
 
 
 class ResNet(Net, resnet.ResNet):
@@ -33,15 +44,25 @@ class ResNet(Net, resnet.ResNet):
     def get_classifier(self):
         return self.fc
 
+    def get_bn_before_relu(self):
+        """The last batch norm of each stage."""
+        last = (stage[-1] for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
+        return [getattr(block, 'bn3', block.bn2) for block in last]
+
     def embed(self, features):
         return self.avgpool(features).flatten(1)
 
     def stages(self, x, preact=False):
-        _no_preact(self, preact)
-        maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = [x]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            maps.append(stage(maps[-1]))
-        return maps, maps[-1]
+            if preact:
+                maps.append(_before_relu(stage[-1], stage[:-1](x)))
+                x = F.relu(maps[-1])
+            else:
+                x = stage(x)
+                maps.append(x)
+        return maps, x
 
 
 class VGG(Net, vgg.VGG):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import Data  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
-from distiller_zoo import distiller_dict  # noqa: E402
+from distiller_zoo import get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
 from models import model_dict  # noqa: E402
 from options import student_options  # noqa: E402
@@ -63,10 +63,11 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     torch.manual_seed(0)
     opt = options(method, teacher, student, batch, **changes)
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
-    cls = distiller_dict[method]
+    cls = get_method(method)
     loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
                           drop_last=cls.drop_last, views=cls.views)
-    data = Data(loader, loader, 10, size, loader.target.cpu())
+    data = Data(loader, loader, 10, size, loader.target.cpu(),
+                lambda: MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device))
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 
 

@@ -133,7 +133,8 @@ def every_method(opt, device):
             state.pop(name, None)
         found[method] = {
             'weights': same(state), 'optimizer': same(optimizer.state_dict()['state']),
-            'moved': not torch.equal(distiller.student.fc.weight, make(method, rank, world)[0].student.fc.weight),
+            'moved': not torch.equal(distiller.student.conv1.weight,
+                                     make(method, rank, world)[0].student.conv1.weight),
             'averages': same([[v for k, v in a.items() if k != 'images_per_second'] for a in averages])}
         if method == 'crd':
             found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != make(method, rank, world)[0]

@@ -23,6 +23,7 @@ def losses(*flags):
     """The total of two steps; the second sees what the first has left in crd's memories."""
     opt = parsed(*flags)
     distiller, loader, _ = build(opt.distill, **vars(opt))
+    distiller.begin_epoch(1, 2)
     images, target, index = next(iter(loader))
     torch.manual_seed(1)
     return [distiller(images, target, index)[0]['loss'].item() for _ in range(2)]
@@ -44,6 +45,27 @@ LOSS = {
     'transform_layer_s': (IRG, ['--transform_layer_s', '0', '1']),
     'transform_layer_t': (IRG, ['--transform_layer_t', '0', '1']),
     'no_edge_transform': (IRG, ['--no_edge_transform']),
+    'warmup_epochs': (['--distill', 'pkt'], ['--warmup_epochs', '2']),
+    'logit_stand, kd': ([], ['--logit_stand', '--kd_T', '4', '-r', '1', '-a', '1']),
+    'logit_stand, dkd': (['--distill', 'dkd'], ['--logit_stand', '--kd_T', '4', '-b', '1']),
+    'logit_stand, mlld': (['--distill', 'mlld'], ['--logit_stand', '--kd_T', '4', '-b', '0.9']),
+    'dist_beta': (['--distill', 'dist'], ['--dist_beta', '2']),
+    'dist_gamma': (['--distill', 'dist'], ['--dist_gamma', '2']),
+    'nkd_gamma': (['--distill', 'nkd'], ['--nkd_gamma', '1']),
+    'ttm_exponent': (['--distill', 'ttm'], ['--ttm_exponent', '0.2']),
+    'wttm_exponent': (['--distill', 'wttm'], ['--wttm_exponent', '0.1']),
+    'dkd_alpha': (['--distill', 'dkd'], ['--dkd_alpha', '2']), 'dkd_beta': (['--distill', 'dkd'], ['--dkd_beta', '6']),
+    'rld_alpha': (['--distill', 'rld'], ['--rld_alpha', '2']), 'rld_beta': (['--distill', 'rld'], ['--rld_beta', '6']),
+    'rld_alpha_T': (['--distill', 'rld'], ['--rld_alpha_T', '4']),
+    'skd_tikhonov': (['--distill', 'skd'], ['--skd_tikhonov', '0.001']),
+    'wkdl_weight': (['--distill', 'wkdl'], ['--wkdl_weight', '6']),
+    'wkdl_decay_from': (['--distill', 'wkdl'], ['--wkdl_decay_from', '0']),
+    'simkd_factor': (['--distill', 'simkd'], ['--simkd_factor', '4']),
+    'cat_resolution': (['--distill', 'catkd'], ['--cat_resolution', '1']),
+    'cat_normalize': (['--distill', 'catkd'], ['--cat_normalize']),
+    'sdd_base': (['--distill', 'sdd'], ['--sdd_base', 'dkd']),
+    'sdd_scales': (['--distill', 'sdd'], ['--sdd_scales', '1,2,4']),
+    'ctkd_base': (['--distill', 'ctkd'], ['--ctkd_base', 'dkd']),
 }
 
 
@@ -63,6 +85,23 @@ def test_of_the_optimiser():
     assert (group['momentum'], group['weight_decay'], group['lr']) == (0.8, 0.01, 0.3)
     rates = [adjust_learning_rate(epoch, optimizer, opt) for epoch in range(1, 7)]
     assert rates == pytest.approx([0.3, 0.3, 0.15, 0.15, 0.075, 0.075])
+
+
+def test_of_the_curriculum():
+    """--ctkd_loops: the temperature's gradient grows to full strength in so many epochs."""
+    for flags, strength in (([], -0.0245), (['--ctkd_loops', '1'], -1.0)):
+        opt = parsed('--distill', 'ctkd', *flags)
+        distiller, _, _ = build(opt.distill, **vars(opt))
+        distiller.begin_epoch(1, 240)
+        assert distiller.strength.item() == pytest.approx(strength, abs=1e-4)
+
+
+def test_of_the_two_momenta():
+    for flags, delta in (([], 0.075), (['--dot_delta', '0.05'], 0.05)):
+        opt = parsed('--optimizer', 'dot', '--momentum', '0.8', *flags)
+        distiller, _, _ = build(opt.distill, **vars(opt))
+        group = distiller.make_optimizer(0.1, opt).param_groups[0]
+        assert (group['momentum'], group['delta'], group['weight_decay'], group['lr']) == (0.8, delta, 5e-4, 0.1)
 
 
 def last(save):
@@ -144,9 +183,8 @@ def test_of_fast():
     assert (parsed().compile, parsed().amp) == (False, None)
 
 
-HERE = {'kd_T', 'gamma', 'alpha', 'beta', 'distill', 'hint_layer', 'feat_dim', 'nce_t', 'nce_m', 'nce_k', 'mode',
-        'hkd_initial_weight', 'hkd_decay', 'transform_layer_s', 'transform_layer_t', 'no_edge_transform', *RUN,
-        'momentum', 'weight_decay', 'data_dir', 'image_size', 'num_workers', 'channels_last', 'init_epochs',
+HERE = {*(row.split(',')[0].split()[0] for row in LOSS), *RUN, 'optimizer', 'dot_delta', 'ctkd_loops', 'momentum',
+        'weight_decay', 'data_dir', 'image_size', 'num_workers', 'channels_last', 'init_epochs',
         'init_learning_rate', 'fast'}
 ELSEWHERE = {
     'dataset': 'test_data.test_digits', 'use_lmdb': 'test_imagenet.test_lmdb_gives_the_same_batches',
@@ -160,7 +198,7 @@ ELSEWHERE = {
     'model': 'test_scripts.test_teacher_outputs', 'model_s': 'test_scripts.test_student_outputs',
     'path_t': 'test_scripts.test_student_outputs', 'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
-    'flags': 'test_scripts.test_defaults'}
+    'wkdl_cost': 'test_newer_methods.test_wkdl_cost_of_the_training_set', 'flags': 'test_scripts.test_defaults'}
 
 
 def test_every_option_is_tested():

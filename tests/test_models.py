@@ -8,6 +8,7 @@ from fixtures.recipe import digest, fill_, tensor
 
 from helper.errors import UserError
 from models import default_learning_rate, model_dict, resolve
+from models.imagenet import ResNet
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 REFERENCE = json.loads((FIXTURES / 'models.json').read_text())
@@ -83,6 +84,13 @@ def test_model(name):
     for got, want in zip(feats, reference['feats'], strict=True):
         assert list(got.shape) == want['shape']
         close(digest(got), want)
+    if isinstance(net, ResNet):      # torchvision's, of which the reference had none
+        pre, logits_again = net(x, is_feat=True, preact=True)
+        assert torch.allclose(logits_again, logits, rtol=1e-4, atol=1e-4) and torch.equal(pre[0], feats[0])
+        for before, after in zip(pre[1:-1], feats[1:-1], strict=True):
+            assert before.min() < 0 and torch.allclose(before.relu(), after, rtol=1e-4, atol=1e-4)
+        assert [bn.num_features for bn in net.get_bn_before_relu()] == [f.shape[1] for f in pre[1:-1]]
+        return
     if 'preact' not in reference:
         with pytest.raises(NotImplementedError):
             net(x, is_feat=True, preact=True)

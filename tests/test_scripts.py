@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_images
+from conftest import options, write_images
 
 import train_student
 import train_teacher
@@ -52,7 +52,12 @@ def test_defaults():
         'seed': opt.seed, 'flags': opt.flags, 'init_learning_rate': None,
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
-        'save_every': 0.0, 'compile': False, 'fast': False}
+        'save_every': 0.0, 'compile': False, 'fast': False,
+        'optimizer': 'sgd', 'dot_delta': 0.075, 'warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
+        'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
+        'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
+        'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
+        'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
@@ -105,8 +110,8 @@ def scalar_tags(folder):
 def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     call(train_student.main, '--path_t', teacher, '--distill', method, '--model_s', 'resnet8', '--save_dir', tmp_path,
          '-b', 1, '--init_epochs', 1, '--nce_k', 20, *small)
-    alpha = distiller_dict[method].published_weights('folder')['alpha']
-    name = f'S:resnet8_T:resnet14_folder_{method}_r:1.0_a:{alpha}_b:1.0_1'
+    usual = options(method)
+    name = f'S:resnet8_T:resnet14_folder_{method}_r:{usual.gamma}_a:{usual.alpha}_b:1.0_1'
     folder = tmp_path / 'student_model' / name
     best = load_checkpoint(str(folder / 'resnet8_best.pth'), '')
     assert {'epoch', 'model', 'best_acc', 'arch', 'num_classes'} <= set(best)
