@@ -16,6 +16,10 @@ class DOT(Optimizer):
         super().__init__(params, {'lr': lr, 'momentum': momentum, 'delta': delta, 'weight_decay': weight_decay})
         self.kept = {}      # parameter -> gradient of the distillation, within a step
 
+    def __setstate__(self, state):      # of a copy, and of a loaded state
+        super().__setstate__(state)
+        self.kept = {}
+
     def step_kd(self) -> None:
         """Keep the gradients that are there as those of the distillation, and clear them."""
         for group in self.param_groups:

@@ -128,7 +128,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
 def _after_a_step(optimizer):
     """The state that a step with gradients of zero leaves, made on copies; or whatever the step raises."""
     trial = copy.deepcopy(optimizer)
-    for p in (p for group in trial.param_groups for p in group['params']):
-        p.grad = torch.zeros_like(p)
-    trial.step()
+    for step in (getattr(trial, 'step_kd', None), trial.step):      # of an optimiser with two gradients, both
+        for p in (p for group in trial.param_groups for p in group['params']):
+            p.grad = torch.zeros_like(p)
+        if step:
+            step()
     return trial.state_dict()['state']

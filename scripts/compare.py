@@ -4,8 +4,9 @@ python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png] [--ari
 
 Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. Rows that
 only other options tell apart name these. "top-1 %" is the best epoch's accuracy, chosen on the test set, which flatters
-every method; "last %" is that of the last epoch. On CIFAR-100 the published figure stands beside ours
-(docs/published.csv): the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables.
+every method; "last %" is that of the last epoch. The published figure stands beside ours (docs/published.csv): of
+CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables or of the method's own
+paper; of ImageNet that of the method's own paper.
 """
 import csv
 import math
@@ -14,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
@@ -49,7 +51,7 @@ def read_run(folder: str) -> dict:
             'dataset': printable(parameters['dataset']),
             'model': printable(parameters['model_s' if student else 'model']),
             'teacher': printable(first_teacher(parameters)) if student else '',
-            'distill': printable(parameters['distill']) if student else 'alone',
+            'distill': printable(way(parameters['distill'], variant(parameters, options))) if student else 'alone',
             'method': printable(f'{parameters["distill"]}, taught by {parameters["model_t"]}') if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
@@ -112,11 +114,36 @@ def trials(runs: list[dict]) -> list[list[dict]]:
     return found
 
 
-def published() -> dict[tuple, tuple]:
-    """(teacher or '', student, method or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
+def way(method: str, options: dict) -> str:
+    """How identity() and published() name a method, or a sum of methods, with options that change it."""
+    return ', '.join(['+'.join(sorted(method.split('+'))), *(f'{k} {options[k]}' for k in sorted(options))])
+
+
+def options_of(row: dict) -> dict:
+    """The options of a row of published.csv, 'name=value;name=value'."""
+    return dict(text.split('=') for text in row['options'].split(';') if text)
+
+
+def variant(parameters: dict, options: dict) -> dict:
+    """option -> value, as texts, of those that tell published figures of a method apart, where they are not the usual.
+    """
+    method = parameters['distill']
+    names = {name for row in rows_of('published.csv') if row['method'] == method for name in options_of(row)}
+    if not names:
+        return {}
+    usual = flags(student=True).defaults
+    run = SimpleNamespace(**{**usual, **{name: options.get(name) for name in names}, 'dataset': parameters['dataset']})
+    usual = {**usual, **get_method(method).published_options(run)}
+    return {name: str(options.get(name)) for name in names if options.get(name) != usual[name]}
+
+
+def published(dataset: str) -> dict[tuple, tuple]:
+    """(teacher or '', student, way or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
     figures = {}
     for row in rows_of('published.csv'):
-        name = row['teacher'], row['student'], row['method']
+        if row['dataset'] != dataset:
+            continue
+        name = row['teacher'], row['student'], way(row['method'], options_of(row))
         figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
     return figures
 
@@ -153,11 +180,11 @@ def labels(groups: list[list[dict]]) -> list[str]:
 
 def compare_table(groups: list[list[dict]]) -> str:
     """The experiments as aligned text, with the columns that say something."""
-    figures, rows = published(), []
+    figures, rows = {group[0]['dataset']: published(group[0]['dataset']) for group in groups}, []
     width = len(' ± 0.00') if any(len(group) > 1 for group in groups) else 0
     for group, label in zip(groups, labels(groups), strict=True):
         run, top1 = group[0], [run['top1'] for run in group]
-        figure = figures.get(identity(run)) if run['dataset'] == 'cifar100' else None
+        figure = figures[run['dataset']].get(identity(run))
         rows.append((run['dataset'], run['model'], label, f'{run["parameters"]:,}', str(len(group)),
                      with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None, width),
                      f'{mean(run["last"] for run in group):.2f}',

@@ -8,7 +8,9 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
-ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst kdsvd dkd fsp abound factor hkd"
+ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst kdsvd dkd ofd srrl reviewkd ickd simkd
+    dist nkd catkd mlld ctkd sdd ttm wttm wkdl rld skd fsp abound factor hkd"
+ALL=$(echo $ALL)
 METHODS=${METHODS:-$ALL}
 for method in $METHODS; do
     case " $ALL " in *" $method "*) ;; *)
@@ -28,6 +30,12 @@ if [ -z "$TEACHER" ]; then
     run train_teacher.py --model "$MODEL_T" "$@"
     TEACHER=$(trained)
 fi
+# Two methods were published with half and with twice the usual rate of 0.05; LR sets one rate for all methods.
+RATE_MLLD='' RATE_SKD=''
+case $MODEL_S in
+    MobileNetV2 | ShuffleV*) ;;
+    *) [ -n "$LR" ] || RATE_MLLD="--learning_rate 0.025" RATE_SKD="--learning_rate 0.1" ;;
+esac
 FIRST_STAGE="--init_epochs $(((EPOCHS + 7) / 8))"       # 30 of 240 epochs
 
 failed=
@@ -53,6 +61,22 @@ distil semckd      -r 1 -a 1 -b 400   "$@"
 distil nst         -r 1 -a 1 -b 50    "$@"
 distil kdsvd       -r 1 -a 1 -b 1     "$@"
 distil dkd         -r 1 -a 0 -b 1     "$@"
+distil ofd         -r 1 -a 0 -b 0.001 "$@"
+distil srrl        -r 1 -a 1 -b 1     "$@"
+distil reviewkd    -r 1 -a 0 -b 5     "$@"
+distil ickd        -r 1 -a 0 -b 2.5   "$@"
+distil simkd       -r 0 -a 0 -b 1     "$@"
+distil dist        -r 1 -a 0 -b 2     "$@"
+distil nkd         -r 1 -a 0 -b 1     "$@"
+distil catkd       -r 1 -a 0 -b 15    "$@"
+distil mlld        -r 0.1 -a 0 -b 0.9 $RATE_MLLD "$@"
+distil ctkd        -r 0.1 -a 0.9 -b 0 "$@"
+distil sdd         -r 0.1 -a 0 -b 0.9 "$@"
+distil ttm         -r 1 -a 0 -b 45    "$@"
+distil wttm        -r 1 -a 0 -b 4     "$@"
+distil wkdl        -r 1 -a 0 -b 1     "$@"
+distil rld         -r 1 -a 0 -b 1     "$@"
+distil skd         -r 0.1 -a 0 -b 0.9 $RATE_SKD "$@"
 distil fsp         -r 1 -a 1 -b 50  $FIRST_STAGE "$@"
 distil abound      -r 1 -a 1 -b 1   $FIRST_STAGE "$@"
 distil factor      -r 1 -a 1 -b 200 $FIRST_STAGE "$@"

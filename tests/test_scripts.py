@@ -339,19 +339,35 @@ def test_compare_trials_and_published():
     assert words(compare.compare_table(compare.trials(runs + other)))[0].startswith('data model ')
 
 
+@pytest.mark.parametrize('flags, found', [
+    ('kd', 'kd'), ('kd --logit_stand', 'kd, logit_stand True'), ('kd --optimizer dot', 'kd, optimizer dot'),
+    ('rkd --optimizer dot', 'rkd'), ('ickd', 'ickd'), ('ickd -a 1', 'ickd, alpha 1.0'), ('ickd -b 2', 'ickd'),
+    ('simkd', 'simkd'), ('simkd --simkd_factor 4', 'simkd, simkd_factor 4'), ('crd+wttm -b 0.8,4', 'crd+wttm'),
+    ('wttm+crd', 'crd+wttm'), ('ctkd --ctkd_base dkd', 'ctkd, ctkd_base dkd')])
+def test_how_a_run_is_named_in_the_published_table(flags, found):
+    opt = vars(student_options(['--path-t', 'x', '--distill', *flags.split()]))
+    assert compare.way(opt['distill'], compare.variant(opt, opt)) == found
+
+
 def test_relative_improvement():
     """The published column, from the published table: to what rounding the table to two digits leaves."""
     theirs = {row['over']: float(row['ari']) for row in compare.rows_of('published_ari.csv')}
     gap_closed = theirs.pop('teacher')
-    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published().items()}, 'semckd')
+    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published('cifar100').items()
+                                          if figure[2] in ('SemCKD', 'RepDistiller')}, 'semckd')
     assert found.keys() == theirs.keys()
     for method, (percent, pairs) in found.items():
         assert pairs == 7 and abs(percent - theirs[method]) < 0.25
-    assert all(name in model_dict for key in compare.published() for name in key[:2] if name)
-    assert all(key[2] in ('alone', *distiller_dict) for key in compare.published())
+    assert all(name in model_dict for key in compare.published('cifar100') for name in key[:2] if name)
+    for row in compare.rows_of('published.csv'):        # every figure is of methods, nets and options that there are
+        if row['method'] != 'alone':
+            opt = student_options(['--path-t', 'x', '--distill', row['method'], '--dataset', row['dataset']])
+            assert all(hasattr(opt, name) for name in compare.options_of(row))
+        assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
+    assert compare.published('imagenet')['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD')
 
     # The teachers, which have the names of students in that table, are RepDistiller's.
-    top1 = {name: figure[0] for name, figure in compare.published().items()}
+    top1 = {name: figure[0] for name, figure in compare.published('cifar100').items()}
     teachers = {'resnet32x4': 79.42, 'vgg13': 74.64, 'wrn_40_2': 75.61}
     pairs = [(teacher, student) for teacher, student, method in top1 if method == 'semckd']
     improved = sum(top1[t, s, 'semckd'] - top1['', s, 'alone'] for t, s in pairs)
@@ -507,17 +523,24 @@ def test_the_list_of_methods(shell, tmp_path):
     done, asked = shell('run_cifar_distill.sh', *flags, **nets)
     assert done.returncode == 0, done.stderr
     runs, table = asked[:-1], asked[-1]
-    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 19
-    assert values(runs, '--data_dir') == ['/some data'] * 20 and values(runs, '--gpu_id') == ['cpu'] * 20
-    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 20
-    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 20 and values(runs, '--epochs') == ['8'] * 20
-    assert values(runs, '--trial') == ['7'] * 18 + ['auxiliary', '7']
-    assert len(set(values(runs, '--distill'))) == 18 and set(values(runs, '--distill')) <= set(distiller_dict)
+    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 35
+    assert values(runs, '--data_dir') == ['/some data'] * 36 and values(runs, '--gpu_id') == ['cpu'] * 36
+    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 36
+    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 36 and values(runs, '--epochs') == ['8'] * 36
+    assert values(runs, '--trial') == ['7'] * 34 + ['auxiliary', '7']
+    assert set(values(runs, '--distill')) == set(distiller_dict)
     assert [values([line], '-b')[0] for line in runs[-2:]] == ['30000', '1']
+    for line in runs[1:-2]:         # the weights there are the published ones
+        usual = ['--path-t', 'x', '--distill', *values([line], '--distill')]
+        opt, usual = student_options(line[1:]), student_options(usual)
+        assert (opt.gamma, opt.alpha, opt.beta) == (usual.gamma, usual.alpha, usual.beta)
+    rates = {values([line], '--distill')[0]: values([line], '--learning_rate')[0] for line in runs
+             if '--learning_rate' in line}
+    assert rates == {'mlld': '0.025', 'skd': '0.1'}
     teachers = values(runs, '--path-t')
     assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
     assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
-    assert table[0] == 'scripts/compare.py' and len(table) == 19        # the folder of each of 18 methods
+    assert table[0] == 'scripts/compare.py' and len(table) == 35        # the folder of each of 18 methods
 
     done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
     assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there
