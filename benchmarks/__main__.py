@@ -53,7 +53,8 @@ def main():
     add('--compile', action='store_true', help='the fast recipe compiles its step')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS), help='the fast recipe computes in 16 bits')
     add('--fast', action='store_true', help='the fast recipe is that of --fast')
-    add('--brief', action='store_true', help='recipes without the shares of the parts and of the ceiling')
+    add('--brief', action='store_true',
+        help='recipes without the shares of the parts and of the ceiling; methods without memory')
     add('--json', type=path, metavar='FILE', help='write what was measured there too')
     opt = parser.parse_args()
     check_pairs(opt)

@@ -57,11 +57,11 @@ def build(pair, opt, device, fast=True, compiled=False):
     options.model_t = teacher
     data = Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES)
     teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher, student))
+    distiller = get_method(method)(student, teacher, options, data)
+    distiller.finish_init()
     if fast:
         fold_batchnorm(teacher, 32)
-    layout = torch.channels_last if fast else torch.contiguous_format
-    distiller = get_method(method)(student, teacher, options, data).to(device, memory_format=layout)
-    distiller.finish_init()
+    distiller.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
     if compiled:
         compile_forward(distiller, opt.batch_size, device)
     rate = 1e-9         # the nets are not trained ones: a real rate makes some methods diverge within a few steps
@@ -96,6 +96,23 @@ def alternate(sides, images, opt, device):
             wait(device)
             speeds[name].append(images / (time.perf_counter() - start))
     return {name: statistics.median(values[1:]) for name, values in speeds.items()}
+
+
+def begin_peak(device) -> None:
+    """Forget the peak of memory so far."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == 'linux':
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+def peak_memory(device) -> float | None:
+    """MiB at the peak: of tensors on a GPU, or on a CPU of the whole process; None where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform != 'linux':
+        return None
+    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
 
 
 def exhaust(loader):

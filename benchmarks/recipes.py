@@ -22,7 +22,7 @@ from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import Unsaved, train_epoch
 
-from .common import Ready, build, exhaust, timed, wait
+from .common import Ready, begin_peak, build, exhaust, peak_memory, timed, wait
 from .loader import loaders
 
 PAIRS = Path(__file__).resolve().parents[1] / 'docs' / 'benchmark_pairs.csv'
@@ -73,20 +73,15 @@ class Recipe:
 
     def begin_peak(self):
         """Forget the peak of memory so far, as of compiling."""
-        if self.device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-        elif sys.platform == 'linux':
-            Path('/proc/self/clear_refs').write_text('5')
+        begin_peak(self.device)
 
     def peak(self):
-        """MiB: (of tensors on the GPU, or on the CPU of the process; what its loader's workers hold beside it)."""
-        if self.device.type == 'cuda':
-            return torch.cuda.max_memory_allocated() / 2**20, 0.0
-        if sys.platform != 'linux':
-            return None, None
+        """MiB: (as peak_memory; what the loader's workers hold beside it)."""
+        if sys.platform != 'linux' or self.device.type == 'cuda':
+            return peak_memory(self.device), 0.0 if self.device.type == 'cuda' else None
         workers = [Path(f'/proc/{worker.pid}/smaps_rollup').read_text() for worker in multiprocessing.active_children()]
         own = sum(int(kib) for text in workers for kib in re.findall(r'^Private_\w+:\s+(\d+)', text, re.M))
-        return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024, own / 1024
+        return peak_memory(self.device), own / 1024
 
     def parts(self):
         """Seconds a step of each part on its own, and the share of the matrix-product ceiling that a step reaches."""
