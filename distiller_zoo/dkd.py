@@ -7,6 +7,15 @@ from helper.cli import number
 from .base import Distiller
 
 
+def log_pair(log_p, chosen):
+    """Log-probabilities (N, classes), chosen (N, 1) -> (N, 2): of the chosen class, and of all others together.
+
+    The others' is a sum of their exponentials, so it stays finite where 1 - p would be 0.
+    """
+    others = log_p.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([log_p.gather(1, chosen), others], 1)
+
+
 def dkd_rows(logit_s, logit_t, target, alpha: float, beta: float, temperature):
     """As dkd_loss, for each image: (N,)."""
     true = torch.zeros_like(logit_s, dtype=torch.bool).scatter_(1, target[:, None], True)
@@ -14,9 +23,8 @@ def dkd_rows(logit_s, logit_t, target, alpha: float, beta: float, temperature):
     def parts(logits):
         """log p of (true class, all others) (N, 2), and log p among the others (N, classes - 1)."""
         log_p = F.log_softmax(logits / temperature, dim=1)
-        log_true, log_other = log_p.gather(1, target[:, None]), log_p.masked_fill(true, -torch.inf)
-        log_rest = log_other.logsumexp(1, keepdim=True)
-        return torch.cat([log_true, log_rest], 1), (log_p - log_rest).masked_fill(true, 0)
+        pair = log_pair(log_p, target[:, None])
+        return pair, (log_p - pair[:, 1:]).masked_fill(true, 0)
 
     (binary_s, others_s), (binary_t, others_t) = parts(logit_s), parts(logit_t)
     p_others = others_t.exp().masked_fill(true, 0)

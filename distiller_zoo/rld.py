@@ -1,21 +1,11 @@
 """RLD: soft labels of a teacher that errs, with the classes that it ranks above the true one left out."""
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from helper.cli import number
 
 from .base import Distiller
-
-
-def _log_pair(logits, chosen):
-    """(N, classes), chosen (N, 1) -> (N, 2): log p of the chosen class, and of all others together.
-
-    The others' is a sum of their exponentials, so it stays finite where 1 - p would be 0.
-    """
-    log_p = F.log_softmax(logits, dim=1)
-    others = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, chosen, True)
-    return torch.cat([log_p.gather(1, chosen), log_p.masked_fill(others, -torch.inf).logsumexp(1, keepdim=True)], 1)
+from .dkd import log_pair
 
 
 class RLDLoss(nn.Module):
@@ -35,7 +25,7 @@ class RLDLoss(nn.Module):
         """Logits (N, classes), target (N,) -> scalar. An image whose true class is the teacher's last adds no more than
         its confidence."""
         target = target[:, None]
-        pairs = (_log_pair(logits / self.alpha_temperature, chosen)
+        pairs = (log_pair(F.log_softmax(logits / self.alpha_temperature, dim=1), chosen)
                  for logits, chosen in ((logits_s, target), (logits_t, logits_t.argmax(1, keepdim=True))))
         confidence = F.kl_div(*pairs, log_target=True, reduction='batchmean')
         left_out = logits_t >= logits_t.gather(1, target)
