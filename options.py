@@ -165,6 +165,6 @@ def student_options(args=None):
     method.check_options(opt)
     if opt.logit_stand and not method.published_logit_stand:
         names = [name for name, other in distiller_dict.items() if other.published_logit_stand]
-        raise UserError(f'--logit_stand: --distill {opt.distill} has no loss on soft labels that it would change; '
-                        f'it goes with {", ".join(names)}')
+        raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '
+                        f'{", ".join(names)}')
     return _finish(parser, opt, opt.model_s, '--model_s')

@@ -79,8 +79,8 @@ def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
     names = name.split('+')
     for part in names:
         if part not in distiller_dict:
-            raise UserError(f'{flag} {name}: no such method{f", {part}" if len(names) > 1 else ""}; '
-                            f'{nearest(part, distiller_dict)}')
+            what = f', {part}' if part and len(names) > 1 else ''
+            raise UserError(f'{flag} {name}: no such method{what}; {nearest(part or name, distiller_dict)}')
     if len(names) == 1:
         return distiller_dict[name]
     if len({*names}) < len(names):

@@ -54,8 +54,8 @@ class Distiller(Vanilla):
             help="epochs in which the weight of the method's loss grows to beta; not given: the published ones")
         add('--optimizer', choices=('sgd', 'dot'), default='sgd',
             help='dot: a momentum for the gradient of the task and another for that of the distillation')
-        add('--dot_delta', type=number(float, low=0, high=1), default=0.075,
-            help='how far the two momenta of dot are from --momentum')
+        add('--dot_delta', type=number(float, low=0, high=1),
+            help='how far the two momenta of dot are from --momentum; not given: 0.075, for ImageNet 0.09')
         add('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,
             help='epochs of the first stage of methods that have one')
         add('--init_learning_rate', type=number(float, above=0),
@@ -67,6 +67,9 @@ class Distiller(Vanilla):
         Both nets are models.base.Net, run once with two blank images for the shapes of their outputs.
         """
         super().__init__(student)
+        if data.num_classes < 2:
+            raise UserError(f'--distill {opt.distill}: the data has one class, so there is nothing to tell apart; '
+                            f'give it at least two')
         if odd := {*self.needs, *self.init_needs} - {*Outputs._fields}:
             raise ValueError(f'{type(self).__name__} needs {", ".join(odd)}; a net gives {", ".join(Outputs._fields)}')
         # Kept out of parameters(), state_dict() and DDP: it is never trained, synchronised or saved.
@@ -74,6 +77,7 @@ class Distiller(Vanilla):
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
         self.warmup_epochs, self.two_gradients = opt.warmup_epochs, opt.optimizer == 'dot'
+        self.warms_soft_labels = bool(opt.warmup_epochs) and not self.has_own_loss(opt)
         self.register_buffer('beta_factor', torch.ones(()), persistent=False)       # for schedules of begin_epoch
         self.initialising = self.init_stage
         asked = (transform.from_options(opt, data.num_classes) for transform in transforms)
@@ -147,11 +151,15 @@ class Distiller(Vanilla):
         """name -> scalar, the terms of the distillation before their weights. out_s, out_t: one for each view."""
         kl = _sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))
         method = self._method_loss(out_s, out_t, target, index)
-        return {'kl': kl if self.alpha else kl.detach(), **({} if method is None else {'method': method})}
+        return {'kl': kl, **({} if method is None else {'method': method})}
 
     def weights(self) -> dict:
         """name -> the weight of a term; a term that has none is only shown."""
-        return {**({'kl': self.alpha} if self.alpha else {}), 'method': self.beta * self.beta_factor}
+        weights = {'kl': self.alpha * self.beta_factor if self.warms_soft_labels else self.alpha,
+                   'method': self.beta * self.beta_factor}
+        if self.two_gradients and not self.alpha:       # a gradient of zeros is not the same there as none
+            del weights['kl']
+        return weights
 
     def weighted(self, terms: dict) -> list[Tensor]:
         """The terms of the distillation times their weights: what the loss has beside the cross-entropy."""
@@ -201,8 +209,9 @@ class Distiller(Vanilla):
     @classmethod
     def published_options(cls, opt) -> dict:
         """option -> value of a run that does not give it."""
-        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, **cls.published,
-                **(cls.published_imagenet if 'imagenet' in opt.dataset else {}),
+        imagenet = 'imagenet' in opt.dataset
+        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'dot_delta': 0.09 if imagenet else 0.075,
+                **cls.published, **(cls.published_imagenet if imagenet else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}
 
     @classmethod
@@ -233,6 +242,10 @@ class Distiller(Vanilla):
         if not opt.gamma or not distils:
             what = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
             raise UserError(f'--optimizer dot: keeps the gradients of two losses apart, but {what}; leave it out')
+        delta = cls.published_options(opt)['dot_delta'] if opt.dot_delta is None else opt.dot_delta
+        if not delta <= opt.momentum < 1 - delta:
+            raise UserError(f'--dot_delta {delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and plus it '
+                            f'below 1; give a smaller one')
 
     @classmethod
     def check_batch_size(cls, batch_size: int) -> None:

@@ -20,9 +20,13 @@ class Combined(Distiller):
 
     @classmethod
     def published_options(cls, opt):
-        """Weights alone: what the parts have beside them, each fills in for itself."""
+        """The weights, and what the parts agree on: where they do not, each fills in its own later."""
+        opt = SimpleNamespace(**{**vars(opt), 'optimizer': 'sgd'})
         parts = [(method, method.published_options(opt)) for method in cls.methods.values()]
-        return {'gamma': parts[0][1]['gamma'], 'alpha': 0.0,
+        names = dict.fromkeys(name for _, options in parts for name in options)
+        values = {name: [options.get(name) for _, options in parts] for name in names}
+        agreed = {name: value for name, (value, *others) in values.items() if all(other == value for other in others)}
+        return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0,
                 'beta': [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts]}
 
     @classmethod

@@ -9,3 +9,13 @@ class KDDistiller(Distiller):
     paper = 'Hinton et al., NIPS workshop 2014, arXiv:1503.02531'
     uses = 'logits'
     published_logit_stand = {'gamma': 0.1, 'alpha': 9.0, 'kd_T': 2.0}
+
+    @classmethod
+    def published_options(cls, opt):
+        options, imagenet = super().published_options(opt), 'imagenet' in opt.dataset
+        if opt.logit_stand:
+            return {**options, 'gamma': 1.0} if imagenet else options
+        if opt.optimizer == 'dot':
+            return {**options, **({'gamma': 0.5, 'alpha': 0.5, 'kd_T': 1.0} if imagenet else
+                                  {'gamma': 0.1, 'alpha': 0.9})}
+        return options

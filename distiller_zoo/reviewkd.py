@@ -90,7 +90,9 @@ class ReviewKDDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
-        self.preact_s = 'imagenet' in opt.dataset
+        before_relu = 'imagenet' in opt.dataset
+        self.activate = not before_relu and not self.student.activated      # the ReLU that the net applies later
+        self.preact_s = before_relu or self.activate
         self.check_preact(opt, data, student=self.preact_s)
         self.levels = min(len(shapes_s.feats), len(shapes_t.feats)) - 1     # from the deep end, without the stem
         self.stack = ReviewStack(*([(*shape, 1, 1)[:3] for shape in shapes.feats[-self.levels:]]
@@ -100,5 +102,7 @@ class ReviewKDDistiller(Distiller):
     def method_loss(self, out_s, out_t, target, index):
         *maps_s, embedding_s = out_s.feats[-self.levels:]
         *maps_t, embedding_t = out_t.feats[-self.levels:]
+        if self.activate:
+            maps_s = [F.relu(f) for f in maps_s]
         fused = self.stack([*maps_s, embedding_s[..., None, None]])
         return self.criterion(fused, [*maps_t, embedding_t[..., None, None]])

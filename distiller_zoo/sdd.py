@@ -51,6 +51,7 @@ class SDDDistiller(Distiller):
     uses = 'the map before pooling, both classifiers'
     needs = ('map',)
     published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
+    published_imagenet = {'sdd_scales': '1,2,4'}
     float32 = True
 
     @classmethod
@@ -58,7 +59,8 @@ class SDDDistiller(Distiller):
         DKDDistiller.add_arguments(add)
         add('--sdd_base', choices=('kd', 'dkd'), default='kd', help='the loss of each region')
         add('--sdd_scales', choices=('1', '1,2', '1,2,4'),
-            help='cells a side of the regions; not given: 1,2 for two nets of one family, else 1,2,4')
+            help='cells a side of the regions; not given: 1,2 for two nets of one family, else, and for ImageNet, '
+                 '1,2,4')
 
     @classmethod
     def published_options(cls, opt):

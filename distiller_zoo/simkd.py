@@ -69,7 +69,17 @@ class SimKDDistiller(Distiller):
         self.size = min(shapes_s.map[-1], shapes_t.map[-1])
         self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
         self.classifier = copy.deepcopy(self.teacher.get_classifier())      # frozen, as all of the teacher
-        self.student.get_classifier().requires_grad_(False)
+        self.freeze_head(data)
+
+    def freeze_head(self, data):
+        """Freeze what the student has after the map that pooling sees: it is not used."""
+        parameters = [*self.student.parameters()]
+        images = torch.zeros(2, 3, data.image_size, data.image_size, device=parameters[0].device)
+        was_training = self.student.training
+        features = self.student.eval().forward_features(images)
+        self.student.train(was_training)
+        for p, grad in zip(parameters, torch.autograd.grad(features.sum(), parameters, allow_unused=True), strict=True):
+            p.requires_grad_(grad is not None)
 
     def inference_net(self):
         return Reused(self.student, self.projector, self.classifier, self.size).train(self.training)

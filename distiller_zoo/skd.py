@@ -55,7 +55,7 @@ class SKDDistiller(Distiller):
 
     @classmethod
     def add_arguments(cls, add):
-        add('--skd_tikhonov', type=number(float, above=0), default=0.1, help='added to the diagonal of the covariance')
+        add('--skd_tikhonov', type=number(float, low=1e-6), default=0.1, help='added to the diagonal of the covariance')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = SKDLoss(opt.kd_T, opt.skd_tikhonov)

@@ -16,13 +16,13 @@ from .nkd import true_class_loss
 @torch.no_grad()
 def cka_cost(features):
     """(classes, samples, channels) -> (classes, classes): 1 - linear CKA (Kornblith et al., ICML 2019,
-    arXiv:1905.00414), sample by sample."""
-    x = features - features.mean(1, keepdim=True)
-    n = len(x)
+    arXiv:1905.00414), sample by sample. The features are centred in place."""
+    x = features.sub_(features.mean(1, keepdim=True))
+    n, at_once = len(x), max(1, 2**26 // x.shape[2] ** 2)      # products of at most 256 MiB
     products = x.new_zeros(n, n)
     for i in range(n):
-        for others in torch.arange(i, n, device=x.device).split(64):
-            products[i, others] = (x[i].t() @ x[others]).pow(2).sum((1, 2))
+        for first in range(i, n, at_once):
+            products[i, first:first + at_once] = (x[i].t() @ x[first:first + at_once]).pow(2).sum((1, 2))
     norms = products.diagonal().sqrt()
     products = products.triu() + products.triu(1).t()
     return 1 - products / (norms[:, None] * norms).clamp(min=1e-12)
@@ -91,6 +91,10 @@ class WKDLDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.full_weight, self.decay_from = opt.wkdl_weight, opt.wkdl_decay_from
         self.by_features, self.of_logits = opt.wkdl_cost == 'cka', 'imagenet' in opt.dataset
+        counts = torch.bincount(data.labels, minlength=data.num_classes)
+        if self.by_features and not counts.min():
+            raise UserError(f'--wkdl_cost cka: class {counts.argmin().item()}, counted from 0, has no training image; '
+                            f'give --wkdl_cost classifier')
         rows = F.normalize(self.teacher.get_classifier().weight.detach(), dim=1)
         cost = transport_cost(1 - rows @ rows.t())      # until prepare, where another is asked for
         self.criterion = WKDLogitLoss(cost, opt.kd_T, opt.wkdl_weight)
@@ -108,9 +112,6 @@ class WKDLDistiller(Distiller):
         """
         labels = data.labels
         counts = torch.bincount(labels, minlength=data.num_classes)
-        if not counts.min():
-            raise UserError(f'--wkdl_cost cka: class {counts.argmin().item()} has no training image; give --wkdl_cost '
-                            f'classifier')
         by_class, place = labels.argsort(stable=True), torch.empty_like(labels)
         place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
         features = None

@@ -116,7 +116,10 @@ def path(text: str) -> str:
 
 def weights(text):
     """'45' -> 45.0, '45,0.8' -> [45.0, 0.8]."""
-    values = [number(float)(word) for word in text.split(',')]
+    try:
+        values = [number(float)(word) for word in text.split(',')]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f'{text[:80]}: give a number, or several with commas, as 45,0.8') from None
     return values if len(values) > 1 else values[0]
 
 

@@ -241,7 +241,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        world = dist.get_world_size()
+        world, dtype, x = dist.get_world_size(), x.dtype, x.float()
         mean = _SumOverRanks.apply(x.mean(dims)) / world
         var = _SumOverRanks.apply((x - mean.view(shape)).pow(2).mean(dims)) / world
         with torch.no_grad():
@@ -250,7 +250,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * n / (n - 1), self.momentum)
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        return (x * self.weight.view(shape) + self.bias.view(shape)).to(dtype)
 
 
 def synchronise_batchnorm(module: nn.Module) -> None:

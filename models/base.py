@@ -20,6 +20,8 @@ class Net(nn.Module):
     A subclass writes `stages` and `get_classifier`, and the others where they differ.
     """
 
+    activated = True    # without preact, the stages come after their last ReLU, or have none
+
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
         """images (N, 3, H, W) -> ([the stem's output, one map a stage], the map that pooling sees).
 

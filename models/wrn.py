@@ -66,6 +66,8 @@ class WideResNet(Net):
         kaiming_fan_out_(self)
         nn.init.zeros_(self.fc.bias)
 
+    activated = False       # the next stage applies the batch norm and the ReLU
+
     def get_bn_before_relu(self):
         """The batch norm that each stage's output meets next."""
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]

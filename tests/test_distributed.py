@@ -22,6 +22,7 @@ from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.cli import Flags
+from helper.device import Precision
 from helper.errors import UserError
 from helper.files import Lock
 from helper.launch import first_host, launch
@@ -91,7 +92,7 @@ def make(method, rank, world, **changes):
     return distiller, loader, opt
 
 
-def steps(distiller, loader, opt, sgd=0.01):
+def steps(distiller, loader, opt, sgd=0.01, amp=None):
     """An epoch of the first stage, where there is one, and two of distillation: ([averages], optimiser)."""
     found = []
     if distiller.initialising:
@@ -103,7 +104,8 @@ def steps(distiller, loader, opt, sgd=0.01):
     optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
     if distiller.own_backward:
         optimizer = distiller.make_optimizer(sgd, opt)
-    found += [train_epoch(epoch, loader, module, optimizer, opt) for epoch in (1, 2)]
+    precision = Precision(amp, CPU)
+    found += [train_epoch(epoch, loader, module, optimizer, opt, precision=precision) for epoch in (1, 2)]
     return found, optimizer
 
 
@@ -151,6 +153,9 @@ def every_method(opt, device):
     distributed.synchronise_batchnorm(distiller)
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
+    half, loader, method_opt = make('kd', rank, world)
+    distributed.synchronise_batchnorm(half)
+    found['sync_bn in 16 bits'] = steps(half, loader, method_opt, sgd=0.05, amp='bfloat16')[0]
     images, target = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator()
                                    .manual_seed(7)), torch.arange(45) % 10
     held_out = MemoryLoader(images, target, 8, device, rank=rank, world_size=world)
@@ -198,6 +203,8 @@ def test_two_processes_train_as_one(together):
     for a, b in zip(averages, together['sync_bn'], strict=True):
         assert {k: v for k, v in b.items() if k != 'images_per_second'} == pytest.approx(
             {k: v for k, v in a.items() if k != 'images_per_second'}, rel=1e-4)
+    for a, b in zip(together['sync_bn'], together['sync_bn in 16 bits'], strict=True):
+        assert 0 < abs(a['loss'] - b['loss']) < 0.03 * a['loss']
     assert together['sync_bn weight'] == pytest.approx(distiller.student.fc.weight.flatten()[:20].tolist(), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Every method, and the flags that change one, in real runs: about an hour, so only by `sh scripts/test.sh -m slow`."""
+"""Every method, and the flags that change one, in real runs: most of an hour, so only by `sh scripts/test.sh -m slow`."""
 import json
 import signal
 
@@ -20,7 +20,7 @@ WAYS = [*distiller_dict, 'rkd+crd', 'wttm+crd', 'dist+kd', 'mlld+crd', 'factor+k
         'dkd --logit_stand', 'mlld --logit_stand', 'ctkd --logit_stand', 'ctkd --ctkd_base dkd', 'sdd --sdd_base dkd',
         'catkd --cat_normalize -b 40', 'kd --optimizer dot', 'crd --optimizer dot', 'mlld --optimizer dot',
         'rkd+crd --optimizer dot']
-PAIRS = [('resnet14', 'MobileNetV2'), ('wrn_16_1', 'ShuffleV2')]
+PAIRS = [('resnet14', 'wrn_16_1'), ('wrn_16_1', 'resnet8')]
 EQUAL_CHANNELS = ('fsp', 'kdsvd')       # for these, nets of one width
 TEACHERS = {}
 
@@ -45,9 +45,8 @@ def test_two_epochs_on_digits(call, tmp_path_factory, tmp_path, way, teacher, st
          'digits', '--epochs', 2, '--init_epochs', 1, '--batch_size', 32, '--gpu_id', 'cpu', '--seed', 1, '--save_dir',
          tmp_path, '--learning_rate', 0.1 if way == 'simkd' else 0.005, *gentle, '--distill', *way.split())
     history = json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
-    first, last = (epoch['train']['loss'] for epoch in history)
-    growing = any(word in way for word in ('dkd', 'rld', 'reviewkd'))       # the weight of its loss still grows
-    assert (growing or last < first) and history[-1]['test_acc'] > 20, (first, last, history[-1]['test_acc'])
+    first, last = (epoch['train'] for epoch in history)
+    assert last['ce'] < first['ce'] and last['top1'] > first['top1'] and last['top1'] > 15
     print(f'{way}: {teacher} -> {student}: {history[-1]["test_acc"]:.2f}')
 
 
@@ -94,4 +93,4 @@ def test_the_compiled_step(way):
                 distiller.begin_epoch(epoch, 2)
                 found[-1].append(train_epoch(epoch, loader, distiller, optimizer, opt)['loss'])
             distiller.finish_init()
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[1] == pytest.approx(found[0], rel=0.1 if 'crd' in way else 1e-3)       # crd draws other negatives

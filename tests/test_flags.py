@@ -46,6 +46,7 @@ LOSS = {
     'transform_layer_t': (IRG, ['--transform_layer_t', '0', '1']),
     'no_edge_transform': (IRG, ['--no_edge_transform']),
     'warmup_epochs': (['--distill', 'pkt'], ['--warmup_epochs', '2']),
+    'warmup_epochs, kd': ([], ['--warmup_epochs', '2']),
     'logit_stand, kd': ([], ['--logit_stand', '--kd_T', '4', '-r', '1', '-a', '1']),
     'logit_stand, dkd': (['--distill', 'dkd'], ['--logit_stand', '--kd_T', '4', '-b', '1']),
     'logit_stand, mlld': (['--distill', 'mlld'], ['--logit_stand', '--kd_T', '4', '-b', '0.9']),

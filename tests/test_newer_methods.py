@@ -40,9 +40,14 @@ def parse(*flags):
     ('ctkd', (0.1, 0.9, 0, 4, None)), ('ctkd --ctkd_base dkd', (1, 0, 1, 4, 20)),
     ('ctkd --dataset imagenet', (1, 1, 0, 4, None)), ('ctkd --logit_stand', (0.1, 9, 0, 4, None)),
     ('sdd', (0.1, 0, 0.9, 4, None)), ('sdd --sdd_base dkd', (1, 0, 1, 4, 20)), ('wkdl', (1, 0, 1, 8, None)),
-    ('wkdl --dataset imagenet', (1, 0, 1, 2, None)), ('rkd+crd', (1, 0, [1, 0.8], None, None)),
-    ('crd+kd', (1, 0, [0.8, 1], None, None)), ('wttm+crd', (1, 0, [4, 0.8], None, None)),
-    ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], None, None))])
+    ('wkdl --dataset imagenet', (1, 0, 1, 2, None)), ('rkd+crd', (1, 0, [1, 0.8], 4, None)),
+    ('dist+nkd', (1, 0, [2, 1], None, None)),
+    ('dkd+rld', (1, 0, [1, 1], 4, 20)), ('kd+dkd', (1, 0, [1, 1], 4, None)),
+    ('kd --optimizer dot', (0.1, 0.9, 0, 4, None)), ('dist+kd --optimizer dot', (1, 0, [2, 1], 4, None)),
+    ('kd --optimizer dot --dataset imagenet', (0.5, 0.5, 0, 1, None)),
+    ('kd --logit_stand --dataset imagenet', (1, 9, 0, 2, None)),
+    ('crd+kd', (1, 0, [0.8, 1], 4, None)), ('wttm+crd', (1, 0, [4, 0.8], 4, None)),
+    ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], 4, None))])
 def test_published_options(flags, weights):
     assert parse('--distill', *flags.split()) == weights
 
@@ -51,16 +56,17 @@ BAD = [
     ('dist+kd -b 2', '-b 2.0: --distill dist+kd adds 2 losses; give a weight for each, as -b 2.0,1.0'),
     ('dist+kd -b 1,2,3', '-b 1.0,2.0,3.0: --distill dist+kd adds 2 losses'),
     ('dist -b 2,1', '-b 2.0,1.0: --distill dist has one loss; give one weight'),
-    ('dist -b 2,x', '--beta: x: give a number'), ('dist -b 2,', '--beta: : give a number'),
+    ('dist -b 2,x', '--beta: 2,x: give a number'), ('dist -b 2,', '--beta: 2,: give a number'),
+    ('kd --optimizer dot --dot_delta 0.1', '--dot_delta 0.1: --momentum 0.9 less it must be at least'),
+    ('kd --optimizer dot --momentum 0.05', '--dot_delta 0.075: --momentum 0.05'), ('skd --skd_tikhonov 1e-9', '1e-9'),
     ('dist+kd -a 1', '-a 1: --distill dist+kd has a weight for each of its methods'),
     ('dist+kdd', '--distill dist+kdd: no such method, kdd; did you mean'),
     ('dist+dist', '--distill dist+dist: names a method twice'), ('dist+', '--distill dist+: no such method'),
     ('simkd+crd', 'simkd and crd cannot be added: simkd deploys another network than the student'),
     ('fsp+abound', 'fsp and abound cannot be added: both have a first stage'),
     ('reviewkd+attention', 'reviewkd and attention cannot be added: one reads the stages before their ReLU'),
-    ('rkd --logit_stand', '--logit_stand: --distill rkd has no loss on soft labels that it would change; it goes with '
-                          'kd, dkd, mlld, ctkd'),
-    ('rkd+crd --logit_stand', '--logit_stand: --distill rkd+crd has no loss on soft labels'),
+    ('rkd --logit_stand', '--logit_stand: it was not published with --distill rkd; it goes with kd, dkd, mlld, ctkd'),
+    ('rkd+crd --logit_stand', '--logit_stand: it was not published with --distill rkd+crd'),
     ('simkd --optimizer dot', '--optimizer dot: keeps the gradients of two losses apart, but -r 0'),
     ('kd -a 0 --optimizer dot', 'these weights leave no loss of the distillation'),
     ('kd --kd_T 0', '--kd_T: 0'), ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
@@ -181,6 +187,32 @@ def test_simkd_deploys_what_it_trained(tmp_path):
         load_inference_net(str(path), Data(None, None, 10, 16, torch.zeros(1)), '--evaluate')
 
 
+def test_simkd_freezes_all_after_the_map():
+    """Of a VGG of torchvision two hidden layers too: several processes would wait for their gradients."""
+    distiller, loader, opt = build('simkd', 'resnet8', 'vgg11_imagenet', size=32)
+    losses, _ = distiller(*next(iter(loader)))
+    losses['loss'].backward()
+    assert all((p.grad is None) != p.requires_grad for p in distiller.parameters())
+
+
+def test_reviewkd_activates_the_stages_of_a_wide_resnet():
+    distiller, loader, _ = build('reviewkd', 'resnet14', 'wrn_16_1', size=32)
+    seen = []
+    distiller.stack.register_forward_pre_hook(lambda _, args: seen.extend(args[0][:-1]))
+    images, target, index = next(iter(loader))
+    distiller.eval()(images, target, index)
+    net = distiller.student
+    raw = net(images, is_feat=True)[0][1:-1]
+    for f, before, bn in zip(seen, raw, net.get_bn_before_relu(), strict=True):
+        assert torch.allclose(f, F.relu(bn(before)), atol=1e-6)
+
+
+def test_one_class():
+    nets = [model_dict['resnet8'](num_classes=1) for _ in range(2)]
+    with pytest.raises(UserError, match='--distill rld: the data has one class'):
+        distiller_dict['rld'](*nets, options('rld'), Data(None, None, 1, 16, torch.zeros(9, dtype=torch.int64)))
+
+
 def test_simkd_pools_the_larger_map():
     """The student's map of 8 pixels to MobileNetV2's 2, also where it is deployed."""
     distiller, loader, _ = build('simkd', 'MobileNetV2', 'resnet8', size=32)
@@ -209,9 +241,11 @@ def test_wkdl_cost_of_the_training_set():
     other, _, _ = build('wkdl', wkdl_cost='classifier')
     other.prepare(data)
     assert torch.equal(other.criterion.cost, by_classifier)
-    data.labels = loader.target.clamp(max=8)
-    with pytest.raises(UserError, match='--wkdl_cost cka: class 9 has no training image'):
-        distiller.prepare(data)
+    nets = [model_dict['resnet8'](num_classes=10) for _ in range(2)]
+    lacking = Data(None, None, 10, 16, loader.target.clamp(max=8))
+    with pytest.raises(UserError, match='--wkdl_cost cka: class 9, counted from 0, has no training image'):
+        distiller_dict['wkdl'](*nets, options('wkdl'), lacking)
+    distiller_dict['wkdl'](*nets, options('wkdl', wkdl_cost='classifier'), lacking)
 
 
 def test_wkdl_reads_the_logits_of_imagenet():
