@@ -51,7 +51,7 @@ class Distiller(Vanilla):
             return
         add('--kd_T', type=number(float, above=0, high=1e4), help='temperature; not given: the published one, mostly 4')
         add('--warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
-            help="epochs in which the weight of the method's loss grows to beta; not given: the published ones")
+            help="epochs in which the weight of the method's loss grows to its full value; not given: the published")
         add('--optimizer', choices=('sgd', 'dot'), default='sgd',
             help='dot: a momentum for the gradient of the task and another for that of the distillation')
         add('--dot_delta', type=number(float, low=0, high=1),
@@ -244,8 +244,8 @@ class Distiller(Vanilla):
             raise UserError(f'--optimizer dot: keeps the gradients of two losses apart, but {what}; leave it out')
         delta = cls.published_options(opt)['dot_delta'] if opt.dot_delta is None else opt.dot_delta
         if not delta <= opt.momentum < 1 - delta:
-            raise UserError(f'--dot_delta {delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and plus it '
-                            f'below 1; give a smaller one')
+            raise UserError(f'--dot_delta {delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and plus '
+                            f'it below 1; give a smaller one')
 
     @classmethod
     def check_batch_size(cls, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Every method, and the flags that change one, in real runs: most of an hour, so only by `sh scripts/test.sh -m slow`."""
+"""Every method, and the flags that change one, in real runs: most of an hour, so only by sh scripts/test.sh -m slow."""
 import json
 import signal
 
