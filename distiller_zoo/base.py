@@ -210,8 +210,8 @@ class Distiller(Vanilla):
     def published_options(cls, opt) -> dict:
         """option -> value of a run that does not give it."""
         imagenet = 'imagenet' in opt.dataset
-        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'dot_delta': 0.09 if imagenet else 0.075,
-                **cls.published, **(cls.published_imagenet if imagenet else {}),
+        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'warmup_epochs': None,
+                'dot_delta': 0.09 if imagenet else 0.075, **cls.published, **(cls.published_imagenet if imagenet else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}
 
     @classmethod

@@ -20,12 +20,14 @@ class Combined(Distiller):
 
     @classmethod
     def published_options(cls, opt):
-        """The weights, and what the parts agree on: where they do not, each fills in its own later."""
+        """The weights, and all that the parts agree on: where they do not, each fills in its own later."""
         opt = SimpleNamespace(**{**vars(opt), 'optimizer': 'sgd'})
         parts = [(method, method.published_options(opt)) for method in cls.methods.values()]
-        names = dict.fromkeys(name for _, options in parts for name in options)
-        values = {name: [options.get(name) for _, options in parts] for name in names}
-        agreed = {name: value for name, (value, *others) in values.items() if all(other == value for other in others)}
+        values = {}
+        for _, options in parts:
+            for name, value in options.items():
+                values.setdefault(name, []).append(value)
+        agreed = {name: first for name, (first, *others) in values.items() if all(other == first for other in others)}
         return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0,
                 'beta': [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts]}
 
@@ -37,7 +39,7 @@ class Combined(Distiller):
                             f'a weight for each, as -b {comma_list(cls.published_options(opt)["beta"])}')
         if opt.alpha:
             raise UserError(f'-a {opt.alpha:g}: --distill {opt.distill} has a weight for each of its methods, by -b; '
-                            f'for soft labels add the method that has no other loss')
+                            f'for soft labels give --distill {opt.distill}+kd')
         if opt.optimizer == 'dot':
             cls.check_dot(opt, any(opt.beta))
 

@@ -377,6 +377,7 @@ def test_parts_keep_their_own_temperature_and_warm_up():
     assert (dist.criterion.tau, nkd.criterion.temperature, rld.beta_factor.item()) == (4.0, 3.0, 0.25)
     assert [weight if isinstance(weight, float) else weight.item() for weight in distiller.weights().values()] == \
         [2.0, 1.0, 0.25]
+    assert (options('dist+nkd').nkd_gamma, options('dist+nkd').kd_T, options('dkd+nkd').dkd_beta) == (3.5, None, 8)
     assert build('dist+nkd', kd_T=2.0)[0].parts['nkd'].criterion.temperature == 2.0
     assert get_method('kd+crd').title == 'KD+CRD' and get_method('semckd+kd').drop_last
 
