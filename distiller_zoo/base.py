@@ -211,7 +211,8 @@ class Distiller(Vanilla):
         """option -> value of a run that does not give it."""
         imagenet = 'imagenet' in opt.dataset
         return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'warmup_epochs': None,
-                'dot_delta': 0.09 if imagenet else 0.075, **cls.published, **(cls.published_imagenet if imagenet else {}),
+                'dot_delta': 0.09 if imagenet else 0.075, **cls.published,
+                **(cls.published_imagenet if imagenet else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}
 
     @classmethod
