@@ -44,7 +44,7 @@ def test_two_epochs_on_digits(call, tmp_path_factory, tmp_path, way, teacher, st
     gentle = ['-b', 1] if way in ('semckd', 'pkt', 'attention', 'similarity', 'nst', 'hint', 'fsp', 'factor') else []
     call(train_student.main, '--path-t', digits(call, tmp_path_factory, teacher), '--model_s', student, '--dataset',
          'digits', '--epochs', 2, '--init_epochs', 1, '--batch_size', 32, '--gpu_id', 'cpu', '--seed', 1, '--save_dir',
-         tmp_path, '--learning_rate', 0.1 if way == 'simkd' else 0.005, *gentle, '--distill', *way.split())
+         tmp_path, '--learning_rate', 0.05 if way in ('simkd', 'ctkd') else 0.005, *gentle, '--distill', *way.split())
     history = json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
     first, last = (epoch['train'] for epoch in history)
     assert last['ce'] < first['ce'] and last['top1'] > first['top1'] and last['top1'] > 15
