@@ -18,7 +18,7 @@ from dataset import Data
 from dataset.imagenet import Batches
 from dataset.memory import MemoryLoader
 from dataset.order import batch_parts
-from distiller_zoo import distiller_dict
+from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.cli import Flags
@@ -81,13 +81,13 @@ def test_sampler_divides_what_one_process_sees():
 def make(method, rank, world, **changes):
     """(distiller, loader, options): alike in every process but for the part of the batches."""
     torch.manual_seed(0)
+    cls = get_method(method)
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     loader = MemoryLoader(images, torch.arange(24) % 10, opt.batch_size, CPU, train=True, rank=rank, world_size=world,
-                          drop_last=distiller_dict[method].drop_last, views=distiller_dict[method].views)
+                          drop_last=cls.drop_last, views=cls.views)
     data = Data(loader, loader, 10, 16, loader.target)
-    distiller = distiller_dict[method](model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10),
-                                       opt, data)
+    distiller = cls(model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10), opt, data)
     distributed.seed_this_process(opt.seed)
     return distiller, loader, opt
 
@@ -127,7 +127,7 @@ def every_method(opt, device):
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
     import fixtures.every_part  # noqa: F401, which adds a method of several backward passes
-    for method in distiller_dict:
+    for method in (*distiller_dict, 'rkd+crd'):
         distiller, loader, method_opt = make(method, rank, world)
         averages, optimizer = steps(distiller, loader, method_opt)
         state = dict(distiller.state_dict())
@@ -187,7 +187,7 @@ def test_options_of_all_processes(together):
                                              'the same command, code and torch']
 
 
-@pytest.mark.parametrize('method', [*distiller_dict, 'every_part'])
+@pytest.mark.parametrize('method', [*distiller_dict, 'every_part', 'rkd+crd'])
 def test_all_processes_hold_the_same(together, method):
     assert together[method] == {'weights': True, 'optimizer': True, 'moved': True, 'averages': True}
 
