@@ -211,7 +211,7 @@ class Distiller(Vanilla):
         """option -> value of a run that does not give it."""
         imagenet = 'imagenet' in opt.dataset
         return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'warmup_epochs': None,
-                'dot_delta': 0.09 if imagenet else 0.075, **cls.published,
+                'dot_delta': published_delta(opt), **cls.published,
                 **(cls.published_imagenet if imagenet else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}
 
@@ -243,10 +243,9 @@ class Distiller(Vanilla):
         if not opt.gamma or not distils:
             what = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
             raise UserError(f'--optimizer dot: keeps the gradients of two losses apart, but {what}; leave it out')
-        delta = cls.published_options(opt)['dot_delta'] if opt.dot_delta is None else opt.dot_delta
-        if not delta <= opt.momentum < 1 - delta:
-            raise UserError(f'--dot_delta {delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and plus '
-                            f'it below 1; give a smaller one')
+        if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:
+            raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} less it must be at least 0, '
+                            f'and plus it below 1; give a smaller one')
 
     @classmethod
     def check_batch_size(cls, batch_size: int) -> None:
@@ -302,6 +301,11 @@ def _shapes(net, data, preact: bool = False) -> Outputs:
     out = net.eval().outputs(images, preact)
     net.train(was_training)
     return _each(out, lambda x: tuple(x.shape[1:]))
+
+
+def published_delta(opt) -> float | None:
+    """--dot_delta of a run with --optimizer dot that does not give it; None of other runs, which have no use for it."""
+    return None if opt.optimizer != 'dot' else 0.09 if 'imagenet' in opt.dataset else 0.075
 
 
 def _each(out: Outputs, change: Callable) -> Outputs:

@@ -7,7 +7,7 @@ from torch import nn
 from helper.cli import comma_list
 from helper.errors import UserError
 
-from .base import Distiller
+from .base import Distiller, published_delta
 from .criterion import distill_kl
 from .vanilla import Vanilla
 
@@ -21,14 +21,14 @@ class Combined(Distiller):
     @classmethod
     def published_options(cls, opt):
         """The weights, and all that the parts agree on: where they do not, each fills in its own later."""
-        opt = SimpleNamespace(**{**vars(opt), 'optimizer': 'sgd'})
-        parts = [(method, method.published_options(opt)) for method in cls.methods.values()]
+        alone = SimpleNamespace(**{**vars(opt), 'optimizer': 'sgd'})
+        parts = [(method, method.published_options(alone)) for method in cls.methods.values()]
         values = {}
         for _, options in parts:
             for name, value in options.items():
                 values.setdefault(name, []).append(value)
         agreed = {name: first for name, (first, *others) in values.items() if all(other == first for other in others)}
-        return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0,
+        return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0, 'dot_delta': published_delta(opt),
                 'beta': [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts]}
 
     @classmethod
@@ -54,8 +54,6 @@ class Combined(Distiller):
             self.parts[name], self.betas[name] = part, beta
         self.preact_s, self.preact_t = (any(getattr(part, name) for part in self.parts.values())
                                         for name in ('preact_s', 'preact_t'))
-        self.initialising = any(part.initialising for part in self.parts.values())
-        self.scheduled_over_epochs = any(part.scheduled_over_epochs for part in self.parts.values())
 
     def terms(self, out_s, out_t, target, index):
         found = {}

@@ -407,7 +407,7 @@ def test_dot_knows_which_gradients_there_are(method, compiled):
     the other's momentum, compiled too."""
     if compiled and method != 'hint':
         pytest.skip('one is enough')
-    flags = {'optimizer': 'dot', **({'alpha': 0.0} if method == 'hint' else {})}
+    flags = {'optimizer': 'dot', 'dot_delta': 0.075, **({'alpha': 0.0} if method == 'hint' else {})}
     distiller, loader, opt = build(method, **flags)
     want = gradients(build(method, **flags)[0], next(iter(loader)))
     if compiled:
