@@ -1,11 +1,13 @@
 """The options of the two train scripts: every flag with its default, checked before anything is built or written."""
 import argparse
 import json
+import os
 import secrets
 
 import torch
 
-from dataset import check_dataset
+from dataset import check_dataset, memory_dict
+from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
 from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table, values, weights
@@ -136,6 +138,9 @@ def _student_parser():
         transform.add_arguments(parser.group('transforms of the logits'))
     for name, method in distiller_dict.items():
         method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
+    add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
+        help="keep the teacher's answers to all forms of the training images there, for all runs with that teacher; "
+             "auto: teacher_cache in --save_dir")
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
     add('--evaluate', may_differ=True, action='store_true',
@@ -156,6 +161,19 @@ def teacher_options(args=None):
     return _finish(parser, opt, opt.model, '--model')
 
 
+def check_cache(opt, method) -> None:
+    """Raises UserError where --teacher_cache cannot serve this method or data set."""
+    if opt.dataset not in memory_dict:
+        raise UserError(f'--teacher_cache: a random crop of --dataset {opt.dataset} takes too many forms to keep; it '
+                        f'goes with {", ".join(memory_dict)}')
+    if method.can_be_told(ANSWERS):
+        return
+    why = 'sees several views of an image' if len(method.views) > 1 else \
+        "asks the teacher for more than logits and embedding"
+    names = [name for name, other in distiller_dict.items() if other.can_be_told(ANSWERS)]
+    raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
+
+
 def student_options(args=None):
     """The options of train_student.py."""
     parser = _student_parser()
@@ -167,4 +185,9 @@ def student_options(args=None):
         names = [name for name, other in distiller_dict.items() if other.published_logit_stand]
         raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '
                         f'{", ".join(names)}')
-    return _finish(parser, opt, opt.model_s, '--model_s')
+    opt = _finish(parser, opt, opt.model_s, '--model_s')
+    if opt.teacher_cache:
+        check_cache(opt, method)
+    if opt.teacher_cache == 'auto':
+        opt.teacher_cache = os.path.join(opt.save_dir, 'teacher_cache')
+    return opt

@@ -7,6 +7,7 @@ if __name__ == '__main__':
 from pathlib import Path
 
 from dataset import get_dataloaders
+from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
@@ -45,7 +46,13 @@ def train(opt, device):
     arch = resolve(opt.model_s, data.image_size, '--model_s')
     student = model_dict[arch](num_classes=data.num_classes)
     distiller = method(student, teacher, local, data)
-    fold_batchnorm(teacher, data.image_size)
+    cache = open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
+    if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
+        distiller.teacher_follows = False       # nothing will be asked
+    else:
+        fold_batchnorm(teacher, data.image_size)
+    if cache:
+        data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
@@ -69,7 +76,11 @@ def train(opt, device):
               f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, '
               f'{distributed.where(device)}')
         if not opt.skip_validation:
-            print(f'teacher top-1: {validate(data.test_loader, teacher, run)["test_acc"]:.2f}')
+            known = cache.accuracy if cache else None
+            accuracy = validate(data.test_loader, teacher, run)['test_acc'] if known is None else known
+            print(f'teacher top-1: {accuracy:.2f}')
+            if cache and known is None:
+                cache.keep_accuracy(accuracy)
         if run.starts_anew:
             distiller.prepare(data)
 

@@ -1,4 +1,7 @@
 """A data set that fits in memory: a uint8 tensor on the training device, augmented a whole batch at a time."""
+import zlib
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -11,6 +14,8 @@ from .order import EpochOrder
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 PAD = 4
+PLACES = 2 * PAD + 1                  # of a crop, in a row or a column
+FORMS = 2 * PLACES**2                 # that a training image can take: a place of the crop, and a flip
 
 
 class MemoryLoader:
@@ -22,6 +27,9 @@ class MemoryLoader:
 
     views: how each view of an image is made, see augment.VIEWS. With several, images are (views, B, 3, H, W), each view
     with a crop and a flip of its own.
+
+    With gives_slots a training batch also has slots (B,) int64 on the CPU: index * FORMS + form, the number of what an
+    image has become.
 
     All random numbers are drawn on the CPU, an epoch at a time: the same batches on every device, and no transfer
     between device and host inside an epoch.
@@ -42,11 +50,12 @@ class MemoryLoader:
         self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
         self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
         self.strong = Strong() if 'strong' in views else None
+        self.gives_slots = False
         images = images.permute(0, 2, 3, 1)
         if train:
             # A view of every crop: windows[n, y, x] (H, W, 3) is image n cut at row y, column x of its padded form.
-            padded = F.pad(images, (0, 0, PAD, PAD, PAD, PAD)).to(device)
-            self.windows = padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1).permute(0, 1, 2, 4, 5, 3)
+            self.padded = F.pad(images, (0, 0, PAD, PAD, PAD, PAD)).to(device)
+            self.windows = self.padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1).permute(0, 1, 2, 4, 5, 3)
         else:
             self.images = images.contiguous().to(device)
 
@@ -72,6 +81,8 @@ class MemoryLoader:
         order = self.order.permutation()
         places = [self._places() for _ in self.views]
         seeds = self.order.integers(2**63 - 1, len(order)) if self.strong else None
+        y, x, flip = places[0]
+        slots = order * FORMS + (y * PLACES + x) * 2 + flip
         plan = torch.cat([order[None], *places]).to(self.device)
         for start, end in self.order.parts():
             index, *places = plan[:, start:end]
@@ -80,17 +91,29 @@ class MemoryLoader:
                 if kind == 'strong':
                     views[i] = self._strengthened(views[i], seeds[start:end].tolist())
             images = [self.normalise(view) for view in views]
-            yield images[0] if len(images) == 1 else _stack(images), self.target[index], index
+            batch = images[0] if len(images) == 1 else _stack(images), self.target[index], index
+            yield (*batch, slots[start:end]) if self.gives_slots else batch
 
     def _places(self):
         """(3, N): row and column of each image's crop, and whether it is flipped."""
-        corner = self.order.integers(2 * PAD + 1, 2, self.n_samples)
+        corner = self.order.integers(PLACES, 2, self.n_samples)
         return torch.cat([corner, self.order.integers(2, 1, self.n_samples)])
 
     def _crop(self, index, y, x, flip):
         """uint8 (B, H, W, 3)."""
         crop = self.windows[index, y, x]
         return torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
+
+    def form(self, index: torch.Tensor, number: int) -> torch.Tensor:
+        """The images of `index` (B,), on the device, in form `number` of FORMS, as a training batch has them."""
+        place, flip = divmod(number, 2)
+        y, x = divmod(place, PLACES)
+        return self.normalise(self._crop(index, y, x, torch.full_like(index, flip)))
+
+    def checksum(self) -> int:
+        """Of the images as the nets see them."""
+        images = self.padded if self.train else self.images
+        return zlib.crc32(np.ascontiguousarray(images.cpu().numpy()), zlib.crc32(repr((MEAN, STD)).encode()))
 
     def _strengthened(self, images, seeds):
         with torch.random.fork_rng(devices=[]):

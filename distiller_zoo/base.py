@@ -38,6 +38,7 @@ class Distiller(Vanilla):
     float32 = False         # method_loss needs finer numbers than the 16 bits of --amp
     init_stage = False      # a first stage of --init_epochs minimises init_loss alone
     init_learning_rate = None   # of the first stage, where it is not --learning_rate
+    reads_teacher = False   # uses layers of the teacher itself, beside what ask_teacher gives
     auxiliary_teacher = False   # --path-t is itself distilled; published tables name the teacher that it learnt from
 
     @classmethod
@@ -74,6 +75,7 @@ class Distiller(Vanilla):
             raise ValueError(f'{type(self).__name__} needs {", ".join(odd)}; a net gives {", ".join(Outputs._fields)}')
         # Kept out of parameters(), state_dict() and DDP: it is never trained, synchronised or saved.
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
+        self.teacher_follows = True     # to the device of this module
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
         self.warmup_epochs, self.two_gradients = opt.warmup_epochs, opt.optimizer == 'dot'
@@ -131,16 +133,18 @@ class Distiller(Vanilla):
         return {'model': net.state_dict(), **({'distiller': state} if state else {}),
                 **({} if net is self.student else {'inference_net': self.name})}
 
-    def forward(self, images, target, index=None):
+    def forward(self, images, target, index=None, answers: dict | None = None):
         """As Vanilla's, with images (views, N, 3, H, W) where the method has several views.
 
+        answers: what the teacher gives for these images, by fields of Outputs, where it need not be asked.
         losses: {'loss': the total, 'ce': ..., 'kl': ..., 'method': ...}, scalars, the terms before their weights and
         summed over the views. In a first stage 'loss' alone, and None instead of logits.
         """
         views = images.unbind() if len(self.views) > 1 else [images]
         if self.initialising:
             return {'loss': self.init_loss(views[0])}, None
-        out_t = [self.ask_teacher(view, self.preact_t) for view in views]
+        out_t = [self.ask_teacher(view, self.preact_t) for view in views] if answers is None else \
+            [Outputs(**{**dict.fromkeys(Outputs._fields), **answers})]
         out_s = [self.ask_student(view) for view in views]
         ce = _sum(F.cross_entropy(out.logits, target) for out in out_s)
         terms = self.terms(out_s, out_t, target, index)
@@ -198,6 +202,11 @@ class Distiller(Vanilla):
     def ask_student(self, images: Tensor) -> Outputs:
         """All that the student gives for one view; an override can change what is trained, its logits too."""
         return self.student.outputs(images, self.preact_s)
+
+    @classmethod
+    def can_be_told(cls, kinds: tuple) -> bool:
+        """Whether `forward` can be given answers of the teacher of these kinds instead of asking it."""
+        return not cls.init_stage and len(cls.views) == 1 and {*cls.needs} <= {*kinds}
 
     @torch.no_grad()
     def ask_teacher(self, images: Tensor, preact: bool = False) -> Outputs:
@@ -287,9 +296,10 @@ class Distiller(Vanilla):
         return self
 
     def _apply(self, fn, recurse=True):
-        """The teacher follows to() and similar calls."""
+        """The teacher follows to() and similar calls, where it is wanted."""
         super()._apply(fn, recurse)
-        self.teacher._apply(fn, recurse)
+        if self.teacher_follows:
+            self.teacher._apply(fn, recurse)
         return self
 
 

@@ -31,6 +31,7 @@ class SRRLDistiller(Distiller):
     paper = 'Yang et al., ICLR 2021'
     uses = "embedding, the teacher's classifier"
     needs = ('embedding',)
+    reads_teacher = True
     published = {'beta': 1.0}
 
     def build(self, opt, data, shapes_s, shapes_t):

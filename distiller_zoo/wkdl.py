@@ -77,6 +77,7 @@ class WKDLDistiller(Distiller):
     published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 8.0, 'wkdl_weight': 600.0, 'wkdl_decay_from': 150}
     published_imagenet = {'kd_T': 2.0, 'wkdl_weight': 30.0, 'wkdl_decay_from': 0}
     float32 = True
+    reads_teacher = True
     scheduled_over_epochs = True
 
     @classmethod

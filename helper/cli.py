@@ -139,6 +139,11 @@ def epoch_list(text):
     return epochs
 
 
+def readable_bytes(count: int) -> str:
+    """3240000000 -> '3.24 GB'."""
+    return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.2f} MB'
+
+
 def table(head: tuple, rows: list[tuple], alignment: str = '') -> str:
     """Columns of strings under their heads; alignment has '<' or '>' for each, left where it is short."""
     alignment = alignment.ljust(len(head), '<')

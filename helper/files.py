@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,27 @@ class Lock:
         if self.file:
             self.file.close()
             self.file = None
+
+
+@contextlib.contextmanager
+def locked(file):
+    """Within it no other process is within it with the same open file, where the file system has locks."""
+    if sys.platform == 'win32':
+        while not _try_lock(file):
+            time.sleep(0.001)
+        yield
+        import msvcrt
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        return
+    import fcntl
+    with contextlib.suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_UN)
 
 
 def _try_lock(file) -> bool:

@@ -26,8 +26,8 @@ class Unsaved:
 def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision: Precision | None = None) -> dict:
     """Returns {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
 
-    module: a distiller_zoo.Vanilla, which every Distiller is, or DDP around one. run: the helper.run.Run that saves
-    within the epoch, or continues in its middle. precision: of --amp.
+    loader: gives what the forward of `module` takes. module: a distiller_zoo.Vanilla, which every Distiller is, or DDP
+    around one. run: the helper.run.Run that saves within the epoch, or continues in its middle. precision: of --amp.
     """
     learner = getattr(module, 'module', module)     # without DDP
     precision = precision or Precision(None, next(module.parameters()).device)
@@ -42,9 +42,9 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
     module.train()
     done = run.begin_steps(meter, finite)
     with Progress(f'epoch {epoch}', loader, opt.print_freq, done) as progress:
-        for images, target, index in loader:
+        for images, target, *rest in loader:
             with precision.autocast():
-                losses, logits = _forward(module, images, target, index)
+                losses, logits = _forward(module, images, target, *rest)
             finite.add(progress.done + 1, losses)
             optimizer.zero_grad()
             learner.backward(losses, optimizer, backward)
@@ -60,13 +60,13 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
     return {**averages, 'images_per_second': progress.images_per_second}
 
 
-def _forward(module, images, target, index):
+def _forward(module, *batch):
     try:
-        return module(images, target, index)
+        return module(*batch)
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
-        raise UserError(f'--batch_size {len(target)}: batch normalisation needs more than one value a channel; '
+        raise UserError(f'--batch_size {len(batch[1])}: batch normalisation needs more than one value a channel; '
                         f'give at least 2') from error
 
 

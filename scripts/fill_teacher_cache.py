@@ -1,0 +1,75 @@
+"""Ask a teacher all that runs with --teacher_cache will ask it, with a progress bar.
+
+python scripts/fill_teacher_cache.py --path-t FILE --dataset NAME [any other flag of train_student.py]
+
+Takes the command of a run: --distill decides what is kept (logits, and for some methods the embedding). Ctrl-C loses
+nothing, and the same command goes on; several of them, started at the same time, share the work.
+"""
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset import get_dataloaders  # noqa: E402
+from dataset.memory import FORMS  # noqa: E402
+from dataset.teacher_cache import open_cache  # noqa: E402
+from distiller_zoo import get_method  # noqa: E402
+from helper.checkpoint import load_checkpoint  # noqa: E402
+from helper.compile import keep_memory  # noqa: E402
+from helper.device import memory_format, select_device  # noqa: E402
+from helper.errors import UserError, run_main  # noqa: E402
+from helper.loops import validate  # noqa: E402
+from helper.state import weights_checksum  # noqa: E402
+from models.fold import fold_batchnorm  # noqa: E402
+from models.load import load_net, teacher_name  # noqa: E402
+from options import student_options  # noqa: E402
+
+
+@torch.no_grad()
+def fill(cache, teacher, loader, batch_size):
+    """Ask for every form that is not there, form by form, in an order that differs between processes."""
+    forms, images = random.Random().sample(range(FORMS), FORMS), np.arange(loader.n_samples)
+    there = int(cache.has(np.arange(FORMS * len(images))).sum())
+    with tqdm(total=FORMS * len(images), initial=there, desc='filling', unit='img',
+              mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
+        for form in forms:
+            left = images[~cache.has(images * FORMS + form)]
+            for batch in np.split(left, range(batch_size, len(left), batch_size)) if len(left) else ():
+                out = teacher.outputs(loader.form(torch.from_numpy(batch).to(cache.device), form))
+                cache.put(batch * FORMS + form, {kind: getattr(out, kind).float() for kind in cache.files})
+                bar.update(len(batch))
+            cache.flush()
+            if not cache.writable:
+                raise UserError('--teacher_cache: the disk is full; make room, and the same command goes on')
+
+
+def main():
+    opt = student_options([*sys.argv[1:], *(() if '--teacher_cache' in ' '.join(sys.argv).replace('-', '_') else
+                                            ('--teacher_cache',))])
+    device, method = select_device(opt.gpu_id), get_method(opt.distill)
+    checkpoint = load_checkpoint(opt.path_t, '--path-t')
+    opt.model_t = teacher_name(opt.path_t, checkpoint)
+    data = get_dataloaders(opt, device)
+    teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
+    cache = open_cache(opt, method.needs, teacher, weights_checksum(teacher), data, device)
+    if not cache.writable:
+        raise UserError(f'--teacher_cache {opt.teacher_cache}: the disk has too little room; give another folder')
+    if device.type == 'cpu':
+        keep_memory()
+    fold_batchnorm(teacher, data.image_size)
+    teacher.to(device, memory_format=memory_format(opt))
+    try:
+        if cache.accuracy is None:
+            cache.keep_accuracy(validate(data.test_loader, teacher)['test_acc'])
+        fill(cache, teacher, data.train_loader, opt.batch_size)
+    finally:
+        cache.flush()
+        print(f'teacher cache: {cache}')
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,323 @@
+"""--teacher_cache: a run with it equals one without, and a file is shared, filled in parts and never half-believed."""
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, assert_same, build, free_port, outcome
+
+import train_student
+from dataset.memory import FORMS
+from dataset.teacher_cache import ANSWERS, AnswerFile, TaughtLoader, TeacherCache, open_cache
+from distiller_zoo import distiller_dict
+from distiller_zoo.base import Distiller
+from helper.errors import UserError
+from models.fold import fold_batchnorm
+from scripts import fill_teacher_cache
+
+FACTS = {'teacher (checksum)': 1}
+
+
+def answer_file(folder, slots=40, width=5, facts=FACTS, name='answers.cache'):
+    return AnswerFile(folder / name, facts, slots, width)
+
+
+def some(*slots, width=5):
+    """Slots, and an answer for each that is the same whenever it is asked for."""
+    return np.array(slots), np.stack([np.random.default_rng(slot).normal(size=width) for slot in slots]).astype('f')
+
+
+# The file
+
+def test_answers_come_back(tmp_path):
+    file, (slots, values) = answer_file(tmp_path), some(3, 39, 0)
+    assert file.count() == 0 and not file.has(slots).any()
+    file.write(slots, values)
+    for other in (file, answer_file(tmp_path)):
+        assert other.count() == 3 and (other.read(slots[::-1]) == values[::-1]).all()
+    file.write(slots[:1], values[:1] + 1)       # an answer is written once
+    assert (file.read(slots) == values).all()
+
+
+def test_it_takes_room_as_it_is_filled(tmp_path):
+    file = answer_file(tmp_path, 10**6)
+    whole = file.to_come()
+    assert whole > 20e6
+    file.write(*some(0, 1))
+    assert 0 < whole - file.to_come() < 10**5
+
+
+def test_a_process_that_is_killed_while_it_writes(tmp_path, monkeypatch):
+    """The values are in the file, their checksum is not: the answer is not there."""
+    file, write = answer_file(tmp_path), AnswerFile._write
+
+    def killed(self, offset, content):
+        if len(content) == 4:       # the checksum
+            raise KeyboardInterrupt
+        write(self, offset, content)
+    monkeypatch.setattr(AnswerFile, '_write', killed)
+    with pytest.raises(KeyboardInterrupt):
+        file.write(*some(7))
+    monkeypatch.undo()
+    other = answer_file(tmp_path)
+    assert other.values[7].any() and not other.has(np.array([7])).any()
+    other.write(*some(7))
+    assert (other.read(np.array([7])) == some(7)[1]).all()
+
+
+def test_one_that_is_killed_before_the_header(tmp_path):
+    path = answer_file(tmp_path).path
+    size = path.stat().st_size
+    path.write_bytes(b'')
+    os.truncate(path, size)
+    assert answer_file(tmp_path).count() == 0
+
+
+def damage(path, kind):
+    content = bytearray(path.read_bytes())
+    if kind == 'a value':
+        content[-1] ^= 1
+    elif kind == 'a checksum':
+        content[4096 + 4 * 39] ^= 1
+    elif kind == 'moved':
+        content[-20:] = content[-40:-20]
+    elif kind == 'short':
+        del content[-8:]
+    elif kind == 'the header':
+        content[5] = 255
+    else:
+        content = kind.encode()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('kind, words', [
+    ('a value', 'is damaged, answer 39 is not what was written; remove it'), ('a checksum', 'is damaged, answer 39'),
+    ('moved', 'is damaged, answer 39'), ('short', 'is damaged, it has'), ('the header', 'its beginning is damaged'),
+    ('a text of another kind', 'is no teacher cache')])
+def test_damage(tmp_path, kind, words):
+    answer_file(tmp_path).write(*some(38, 39))
+    path = tmp_path / 'answers.cache'
+    damage(path, kind)
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        answer_file(tmp_path).read(np.array([38, 39]))
+    assert str(path) in str(caught.value) and words in str(caught.value) and path.read_bytes() == before
+
+
+def test_a_foreign_file(tmp_path):
+    answer_file(tmp_path)
+    with pytest.raises(UserError, match=r'belongs to something else \(teacher \(checksum\) 1, now 2\); remove it'):
+        answer_file(tmp_path, facts={'teacher (checksum)': 2})
+    with pytest.raises(UserError, match='width 5, now 6'):
+        answer_file(tmp_path, width=6)
+    with pytest.raises(UserError, match='cannot be used .*; give a folder'):
+        answer_file(tmp_path / 'nowhere')
+
+
+def write_all(folder, seed):
+    file = answer_file(folder, 500)
+    for slots in np.split(np.random.default_rng(seed).permutation(500), 50):
+        values = some(*slots)[1]
+        file.write(slots, values + np.float32(1e-3 * seed))     # two processes may differ by rounding
+
+
+def test_processes_share_a_file(tmp_path):
+    processes = [multiprocessing.get_context('fork').Process(target=write_all, args=(tmp_path, seed))
+                 for seed in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    file = answer_file(tmp_path, 500)
+    assert file.count() == 500
+    off = file.read(np.arange(500)) - some(*range(500))[1]
+    assert (off.std(1) < 1e-6).all() and len(np.unique(off.mean(1).round(4))) > 1       # each answer is of one process
+
+
+# The loader
+
+def cached(tmp_path, distiller, loader, opt, method='kd'):
+    data = SimpleNamespace(train_loader=loader, test_loader=loader, image_size=16, n_train=loader.n_samples)
+    opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
+    return open_cache(opt, distiller_dict[method].needs, distiller.teacher, 1, data, CPU)
+
+
+def fill(cache, distiller, loader):
+    fill_teacher_cache.fill(cache, distiller.teacher, loader, 64)
+    assert cache.full
+
+
+def curve(tmp_path, kind, method='kd', steps=100, near=False):
+    """(losses of the steps, how many images the teacher was asked for)."""
+    distiller, loader, opt = build(method, batch=8, size=16)
+    fold_batchnorm(distiller.teacher, 16)
+    asked, ask = [], distiller.ask_teacher
+
+    def count(images, *rest):
+        asked.append(len(images))
+        return ask(images, *rest)
+    distiller.ask_teacher = count
+    if kind != 'without':
+        cache = cached(tmp_path, distiller, loader, opt, method)
+        if kind == 'full':
+            fill(cache, distiller, loader)
+        if near:        # what a GPU does
+            cache._bring_near()
+        loader = TaughtLoader(loader, cache, count)
+    optimizer, losses = distiller.make_optimizer(0.001, opt), []
+    distiller.train()
+    while len(losses) < steps:
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = distiller(*batch)[0]['loss']
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses[:steps], sum(asked)
+
+
+def test_the_curve_of_a_run_without(tmp_path, capsys):
+    """100 steps: while the cache is filled, filled before, and filled before by another run."""
+    expected, asked = curve(tmp_path, 'without')
+    filling, fewer = curve(tmp_path, 'filling')
+    assert 0 < fewer < asked
+    full, none = curve(tmp_path, 'full')
+    near, still_none = curve(tmp_path, 'filling', near=True)
+    assert none == still_none == 0
+    for found in (filling, full, near):
+        assert found == pytest.approx(expected, rel=1e-4) and found[:10] == pytest.approx(expected[:10], rel=1e-5)
+
+
+@pytest.mark.parametrize('near', [False, True])
+def test_the_embedding_too(tmp_path, near):
+    """A file of logits that another method has filled is used, and lacks the embedding."""
+    curve(tmp_path, 'full', 'kd', 1)
+    expected, asked = curve(tmp_path, 'without', 'srrl', 9)
+    found, asked_too = curve(tmp_path, 'filling', 'srrl', 9, near)
+    assert found == pytest.approx(expected, rel=1e-4) and asked_too > 0
+    assert sorted(path.name.split('_')[-1] for path in tmp_path.glob('*.cache')) == ['embedding.cache', 'logits.cache']
+
+
+@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.can_be_told(ANSWERS)])
+def test_every_method_can_be_told(tmp_path, method):
+    """A step that is told the teacher's answers equals one that asks; and the teacher stays behind."""
+    losses = []
+    for told in (False, True):
+        distiller, loader, opt = build(method)
+        images, target, index = next(iter(loader))
+        out = distiller.ask_teacher(images)
+        answers = {kind: getattr(out, kind) for kind in ('logits', *distiller.needs)}
+        if told and not distiller.reads_teacher:
+            distiller.teacher_follows = False
+            distiller.to(torch.float64).to(torch.float32)
+            distiller.teacher = None
+        torch.manual_seed(1)
+        losses.append(distiller(images, target, index, *([answers] if told else []))[0]['loss'].item())
+    assert losses[0] == losses[1]
+
+
+def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
+    write, written = AnswerFile._write, []
+
+    def full(self, offset, content):
+        written.append(offset)
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, offset, content)
+    monkeypatch.setattr(AnswerFile, '_write', full)
+    losses, _ = curve(tmp_path, 'filling', steps=9)
+    monkeypatch.undo()
+    out = capsys.readouterr().out
+    assert out.count('no more answers are kept (No space left on device)') == 1
+    assert losses == pytest.approx(curve(tmp_path, 'without', steps=9)[0], rel=1e-5)
+    file = next(tmp_path.glob('*.cache'))
+    assert AnswerFile(file, json.loads(file.read_bytes()[:4096]) | {}, 24 * FORMS, 10).count() == 9
+
+
+def test_too_little_room(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
+    distiller, loader, opt = build('kd')
+    cache = cached(tmp_path, distiller, loader, opt)
+    assert not cache.writable and 'of 0.00 MB free: too little, so no more answers are kept' in capsys.readouterr().out
+    list(TaughtLoader(loader, cache, distiller.ask_teacher))
+    assert cache.files['logits'].count() == 0
+
+
+# The command line
+
+def student(call, teacher, small, save, *flags):
+    call(train_student.main, '--path-t', teacher, '--model_s', 'resnet8', '--save_dir', save, *small, *flags)
+
+
+def test_a_full_cache_needs_no_teacher(call, teacher, small, tmp_path, monkeypatch, capsys):
+    """Filled by the script, then used by two runs that never ask; the teacher's accuracy is known too."""
+    flags = ['--path-t', teacher, '--model_s', 'resnet8', '--save_dir', tmp_path, *small]
+    call(fill_teacher_cache.main, *flags, '--distill', 'rkd')
+    assert '(100 % of 0.16 MB)' in capsys.readouterr().out
+    student(call, teacher, small, tmp_path / 'without')
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(Distiller, 'ask_teacher', None)
+    student(call, teacher, small, tmp_path, '--teacher_cache')
+    found = capsys.readouterr().out
+
+    def line(text, start):
+        return next(line for line in text.splitlines() if line.startswith(start))
+    assert line(found, 'teacher top-1') == line(expected, 'teacher top-1')
+    assert line(found, 'epoch 1')[:40] == line(expected, 'epoch 1')[:40]
+    student(call, teacher, small, tmp_path, '--teacher_cache', '--distill', 'rkd')
+
+
+def test_resumed_to_the_bit(call, teacher, small, tmp_path):
+    flags = ['--teacher_cache', tmp_path / 'cache']
+    student(call, teacher, small, tmp_path / 'whole', *flags, '--epochs', 3)
+    shutil.rmtree(tmp_path / 'cache')
+    for epochs in (2, 3):
+        student(call, teacher, small, tmp_path / 'parts', *flags, '--epochs', epochs, '--resume', 'auto')
+    assert_same(outcome(tmp_path / 'whole'), outcome(tmp_path / 'parts'))
+
+
+def test_two_processes_share_it(call, teacher, small, tmp_path):
+    flags = ['--gpu_id', 'cpu,cpu', '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{free_port()}']
+    student(call, teacher, small, tmp_path, *flags, '--teacher_cache')
+    file = next(tmp_path.glob('teacher_cache/*_logits.cache'))
+    assert np.count_nonzero(np.fromfile(file, np.uint32, 48 * FORMS, offset=4096)) == 48
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--distill', 'semckd'], '--teacher_cache: --distill semckd asks the teacher for more than logits and embedding; '
+                              'it goes with kd, correlation, rkd, '),
+    (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; it goes with'),
+    (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint asks the teacher for more'),
+    (['--dataset', 'imagenet'], '--teacher_cache: a random crop of --dataset imagenet takes too many forms to keep; it '
+                                'goes with cifar10, cifar100, digits, folder')])
+def test_refused(flags, words):
+    with pytest.raises(UserError) as caught:
+        train_student.student_options(['--path-t', 'x', '--teacher_cache', *flags])
+    assert words in str(caught.value)
+
+
+def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
+    student(call, teacher, small, tmp_path, '--teacher_cache')
+    file = next(tmp_path.glob('teacher_cache/*_logits.cache'))
+    content = bytearray(file.read_bytes())
+    for slot in np.flatnonzero(np.frombuffer(content, np.uint32, 48 * FORMS, 4096)):
+        content[4096 + 4 * slot] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        student(call, teacher, small, tmp_path, '--teacher_cache', '--trial', 2, '--epochs', 20)
+    assert caught.value.code == 2 and f'{file}: is damaged, answer' in capsys.readouterr().err
+
+
+def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
+    one, two = answer_file(tmp_path, 2), answer_file(tmp_path, 2, name='other.cache')
+    cache = TeacherCache({'logits': one, 'embedding': two}, CPU, tmp_path / 'a.json', 0)
+    one.write(*some(0, 1))
+    assert not cache.full and not cache.has(np.array([0, 1])).any()
+    two.write(*some(0, 1))
+    assert cache.full
