@@ -48,8 +48,9 @@ def fill(cache, teacher, loader, batch_size):
 
 
 def main():
-    opt = student_options([*sys.argv[1:], *(() if '--teacher_cache' in ' '.join(sys.argv).replace('-', '_') else
-                                            ('--teacher_cache',))])
+    opt = student_options()
+    if not opt.teacher_cache:
+        opt = student_options([*sys.argv[1:], '--teacher_cache'])
     device, method = select_device(opt.gpu_id), get_method(opt.distill)
     checkpoint = load_checkpoint(opt.path_t, '--path-t')
     opt.model_t = teacher_name(opt.path_t, checkpoint)
