@@ -15,7 +15,7 @@ from models import resolve
 
 from . import common
 
-SUBJECTS = ('recipes', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
+SUBJECTS = ('recipes', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
 
 
 def subject(name: str):

@@ -1,5 +1,6 @@
-"""On a GPU: the same losses as on the CPU, no waiting within an epoch, the compiled step, --fast, NCCL."""
+"""On a GPU: the same losses as on the CPU, no waiting within an epoch, the compiled step, --fast, the cache, NCCL."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,11 +8,13 @@ from conftest import CPU, build
 
 import train_student
 import train_teacher
+from dataset.teacher_cache import ANSWERS, TaughtLoader, open_cache
 from distiller_zoo import distiller_dict
-from helper.compile import compile_forward
+from helper.compile import compile_forward, speed_up
 from helper.device import Precision
 from helper.loops import train_epoch
 from helper.optim import sgd
+from scripts import fill_teacher_cache
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 GPU = torch.device('cuda', 0)
@@ -23,7 +26,10 @@ class NoWaiting:
     """A loader in whose epoch, but for the first step, whatever waits for the GPU raises an error."""
 
     def __init__(self, loader):
-        self.loader, self.batch_size, self.n_samples = loader, loader.batch_size, loader.n_samples
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
 
     def __len__(self):
         return len(self.loader)
@@ -37,14 +43,23 @@ class NoWaiting:
             torch.cuda.set_sync_debug_mode('default')
 
 
-def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loader: loader):
-    """The average loss of each epoch of three steps, of the first stage alone where there is one."""
+def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loader: loader, cache=None):
+    """The average loss of each epoch of three steps, of the first stage alone where there is one.
+
+    cache: a folder for the teacher's answers.
+    """
     distiller, loader, opt = build(method, size=32, device=device)
     distiller.to(device, memory_format=torch.channels_last)
     if compiled:
         compile_forward(distiller, opt.batch_size, device)
     optimizer = sgd(distiller.parameters(), 1e-5, opt)
-    loader = wrap(loader)
+    plain, loader = loader, wrap(loader)
+    if cache:
+        data = SimpleNamespace(train_loader=plain, test_loader=plain, image_size=32, n_train=plain.n_samples)
+        opt.teacher_cache = str(cache)
+        loader = TaughtLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, 0, data, device),
+                              distiller.ask_teacher)
+        plain.gives_slots = True
     return [train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
             for epoch in range(1, epochs + 1)]
 
@@ -70,6 +85,23 @@ def test_the_compiled_step(method, amp):
     assert losses(method, GPU, 4, True, amp) == pytest.approx(losses(method, GPU, 4), rel=tolerance)
 
 
+@pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.parametrize('near', [True, False])
+@pytest.mark.parametrize('method', ['kd', 'srrl', 'rkd'])
+def test_the_cache(method, near, compiled, tmp_path, monkeypatch):
+    """In the memory of the GPU and, where it does not fit, in the file: the same losses, and no step waits; a second
+    run finds what the first has kept."""
+    if not near:
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (0, 0))
+    expected = losses(method, GPU, 4)
+    for _ in range(2):
+        torch.compiler.reset()
+        found = losses(method, GPU, 4, compiled, wrap=lambda loader: loader if compiled else NoWaiting(loader),
+                       cache=tmp_path)
+        assert found == pytest.approx(expected, rel=5e-3)
+    assert len(list(tmp_path.glob('*.cache'))) == 1 + ('embedding' in distiller_dict[method].needs) <= len(ANSWERS)
+
+
 def run(call, small, teacher, tmp_path, *flags):
     """The history of train_student.py on the tree, from two epochs and a third after --resume."""
     torch.compiler.reset()
@@ -78,6 +110,21 @@ def run(call, small, teacher, tmp_path, *flags):
     call(train_student.main, *flags, '--epochs', 2)
     call(train_student.main, *flags, '--epochs', 3, '--resume', 'auto')
     return json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
+
+
+@pytest.mark.parametrize('flags', [[], ['--fast']])
+def test_a_full_cache_leaves_the_teacher_on_the_cpu(call, small, teacher, tmp_path, flags):
+    flags = ['--path-t', teacher, '--model_s', 'resnet8', '--save_dir', tmp_path, *small, '--gpu_id', 0, *flags,
+             '--teacher_cache']
+    call(fill_teacher_cache.main, *flags)
+    torch.compiler.reset()
+    distillers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_student, 'speed_up', lambda distiller, *rest: (distillers.append(distiller),
+                                                                           speed_up(distiller, *rest)))
+        call(train_student.main, *flags)
+    assert {p.device.type for p in distillers[0].teacher.parameters()} == {'cpu'}
+    assert {p.device.type for p in distillers[0].parameters()} == {'cuda'}
 
 
 @pytest.mark.parametrize('flags', [[], ['--fast'], ['--amp', 'float16']])
