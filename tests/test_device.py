@@ -2,6 +2,9 @@
 
 Forward passes and batches alone: a backward pass needs the driver.
 """
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, build, data_options, first_view, write_images
@@ -10,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dataset import get_dataloaders
 from dataset.imagenet import WorkerLoader, collate, open_sources
 from dataset.memory import MemoryLoader
+from dataset.teacher_cache import AnswerFile, TaughtLoader, TeacherCache
 from distiller_zoo import distiller_dict
 from helper.meter import Meter
 
@@ -79,6 +83,28 @@ def test_batches_from_memory(fake, channels_last):
         for batch in loader:
             assert all(part.device == CUDA for part in batch)
             assert batch[0].shape == (*([2] if len(views) > 1 else []), 8, 3, 16, 16)
+
+
+@pytest.mark.parametrize('near', [True, False])
+def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
+    """All of them there, none, and some; in the memory of the GPU, and in the file."""
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
+    file = AnswerFile(tmp_path / 'logits.cache', {}, 40, 5)
+    file.write(np.arange(20), np.ones((20, 5), np.float32))
+    cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', 0)
+    cache.writable = False
+    assert (cache.near is not None) == near
+    asked = []
+
+    def ask(images):
+        asked.append(len(images))
+        return SimpleNamespace(logits=images[:, 0, 0, :5])
+    loader = TaughtLoader(SimpleNamespace(batch_size=16), cache, ask)
+    images = torch.zeros(16, 3, 8, 8, device=CUDA)
+    for slots in (range(16), range(24, 40), range(12, 28)):
+        logits = loader.answers(images, np.array(slots))['logits']
+        assert logits.device == CUDA and logits.shape == (16, 5) and logits.dtype == torch.float32
+    assert asked == [16, 4 if near else 8]      # near, the second batch's answers are there for the third
 
 
 def test_batches_from_workers(tmp_path):
