@@ -1,9 +1,10 @@
 """DOT: SGD with one momentum for the gradient of the task and a larger one for that of the distillation."""
 import torch
-from torch.optim import Optimizer
+
+from .optim import Eager
 
 
-class DOT(Optimizer):
+class DOT(Eager):
     """Zhao et al., ICCV 2023, DOT: A Distillation-Oriented Trainer, arXiv:2307.08436.
 
     A step: gradients of the distillation, step_kd(), gradients of the task, step(). A parameter has a buffer for each

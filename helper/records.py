@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from .cli import values
 from .distributed import is_main, world_size
@@ -38,6 +37,7 @@ class Records:
             self.start = time.time() - state['seconds']
         if not is_main():
             return
+        from torch.utils.tensorboard import SummaryWriter
         make_folder(self.events)
         done = 0 if new else len(self.history)
         self.earlier = [file for file in self.folder.glob('ckpt_epoch_*.pth')

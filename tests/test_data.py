@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision import transforms
 
 import dataset
+from dataset import digits
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
 from dataset.image import read_rgb
@@ -138,6 +139,25 @@ def test_digits():
     images, target, _ = next(iter(data.test_loader))
     assert images.shape == (64, 3, 32, 32) and torch.bincount(data.train_loader.target).min() > 100
     assert images.std() > 0.5 and len(target.unique()) == 10
+
+
+def test_the_digits_are_scikit_learns():
+    """The scans, and train_test_split's own split, in its order."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    scans, labels = load_digits(return_X_y=True)
+    want = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    assert [part.tolist() for part in digits.split(labels)] == [part.tolist() for part in want]
+    for (images, target), part in zip(digits.load(None)[:2], want, strict=True):
+        assert target.tolist() == labels[part].tolist()
+        corner = torch.tensor(scans[part, 0] * (255 / 16)).round().to(torch.uint8)
+        assert torch.equal(images[:, 0, 0, 0], corner) and torch.equal(images[:, 0], images[:, 2])
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setattr(digits, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='--dataset digits: .* pip install scikit-learn'):
+        dataset.get_dataloaders(data_options(dataset='digits'), CPU)
 
 
 def test_cifar(monkeypatch):

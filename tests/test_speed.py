@@ -1,10 +1,12 @@
 """What is fast computes the same: folded teachers, the compiled step, 16 bits; and the benchmark runs."""
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, build
+from conftest import CPU, ROOT, assert_same, build
 
 from benchmarks import scaling
 from benchmarks.__main__ import main as benchmark
@@ -98,6 +100,45 @@ def test_sgd_from_zeros_is_sgd():
             net(x).pow(2).sum().backward()
             optimizer.step()
     assert torch.allclose(nets[0].weight, nets[1].weight, rtol=1e-6)
+
+
+def test_the_eager_sgd_is_torchs():
+    """Weights and state to the bit, after a state was loaded too."""
+    opt = SimpleNamespace(momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(5, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+
+    def build():
+        theirs = torch.optim.SGD(nets[1].parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+        return sgd(nets[0].parameters(), 0.1, opt), theirs
+    optimizers = build()
+    for step in range(4):
+        if step == 2:
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            optimizers = build()
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+        x = torch.randn(7, 5)
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            net(x).pow(2).sum().backward()
+            optimizer.step()
+    assert_same(*(net.state_dict() for net in nets))
+    assert_same(*(dict(optimizer.state_dict()) for optimizer in optimizers))
+
+
+def test_a_plain_run_imports_no_slow_package(small, teacher, tmp_path):
+    """Each of these takes a good part of a second: torch's compiler, and what other flags and scripts need."""
+    slow = ('torch._dynamo', 'torch._inductor', 'sympy', 'sklearn', 'scipy', 'torchvision', 'matplotlib', 'lmdb',
+            'nvidia.dali')
+    flags = [str(flag) for flag in ('train_student.py', '--path-t', teacher, '--save_dir', tmp_path, *small)]
+    code = (f'import sys\nsys.argv = {flags}\nimport train_student\n'
+            f'assert "tensorboard" not in sys.modules\ntrain_student.main()\nfrom dataset import digits\n'
+            f'digits.load(None)\nprint([name for name in {slow} if name in sys.modules])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '[]' and 'best top-1' in done.stdout
 
 
 class Curve(Meter):
