@@ -1,16 +1,18 @@
 """The in-memory loader against torchvision's per-image pipeline, and the sources of images."""
+import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, CPU, data_options, write_images
+from conftest import CLASSES, CPU, Hostile, data_options, write_images
 from PIL import Image
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 import dataset
-from dataset import digits
+from dataset import cifar, digits
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
 from dataset.image import read_rgb
@@ -160,31 +162,40 @@ def test_digits_without_scikit_learn(monkeypatch):
         dataset.get_dataloaders(data_options(dataset='digits'), CPU)
 
 
-def test_cifar(monkeypatch):
-    """The arrays of torchvision's data set arrive as they are."""
-    from torchvision import datasets
+@pytest.mark.parametrize('name', ['CIFAR10', 'CIFAR100'])
+def test_cifar(name, monkeypatch, tmp_path):
+    """The files that torchvision wants, and what torchvision reads from them."""
+    theirs, (folder, train, test, meta, labels, names) = getattr(datasets, name), getattr(cifar, name)
+    sums = dict([*theirs.train_list, *theirs.test_list, (theirs.meta['filename'], theirs.meta['md5'])])
+    assert {file: cifar.MD5[file] for file in (*train, test, meta)} == sums and theirs.base_folder == folder
 
-    class Fake:
-        classes = [str(c) for c in range(100)]
+    rng, classes = np.random.default_rng(0), [f'class {c}' for c in range(10)]
+    contents = {file: {'data': rng.integers(0, 256, (20, 3072), dtype=np.uint8),
+                       labels: rng.integers(0, 10, 20).tolist()} for file in (*train, test)}
+    (tmp_path / folder).mkdir()
+    for file, content in {**contents, meta: {names: classes}}.items():
+        (tmp_path / folder / file).write_bytes(pickle.dumps(content))
+        monkeypatch.setitem(cifar.MD5, file, hashlib.md5((tmp_path / folder / file).read_bytes()).hexdigest())
+    opt = data_options(dataset=name.lower(), data_dir=str(tmp_path))
+    *found, found_classes = getattr(cifar, f'load_{name.lower()}')(opt)
+    monkeypatch.setattr(theirs, '_check_integrity', lambda self: True)
+    monkeypatch.setitem(theirs.meta, 'md5', None)
+    for (images, target), is_train in zip(found, (True, False), strict=True):
+        whole = theirs(tmp_path, train=is_train)
+        assert images.dtype == torch.uint8 and images.is_contiguous() and target.tolist() == whole.targets
+        assert np.array_equal(images.permute(0, 2, 3, 1), whole.data) and found_classes == whole.classes == classes
+    data = dataset.get_dataloaders(opt, CPU)
+    assert (data.n_train, data.num_classes, data.image_size) == (20 * len(train), 10, 32)
 
-        def __init__(self, root, train, download):
-            assert download
-            rng = np.random.default_rng(train)
-            self.data = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-            self.targets = rng.integers(0, 100, 40).tolist()
-    monkeypatch.setattr(datasets, 'CIFAR100', Fake)
-    data = dataset.get_dataloaders(data_options(dataset='cifar100'), CPU)
-    assert (data.n_train, data.num_classes, data.image_size) == (40, 100, 32)
-    images, target, _ = next(iter(data.test_loader))
-    fake = Fake('', False, True)
-    want = transforms.functional.normalize(transforms.functional.to_tensor(fake.data[0]), MEAN, STD)
-    assert torch.equal(images[0], want) and target.tolist() == fake.targets[:16]
+    # A file that is not the right one is not unpickled: torchvision is asked for it.
+    (tmp_path / folder / test).write_bytes(pickle.dumps(Hostile(tmp_path / 'mark')))
 
-    def offline(root, train, download):
+    def offline(root, download):
         raise OSError('no network')
-    monkeypatch.setattr(datasets, 'CIFAR10', offline)
-    with pytest.raises(UserError, match='--dataset cifar10: not whole under --data_dir'):
-        dataset.get_dataloaders(data_options(dataset='cifar10'), CPU)
+    monkeypatch.setattr(datasets, name, offline)
+    with pytest.raises(UserError, match=f'--dataset {name.lower()}: not whole under --data_dir .*no network'):
+        dataset.get_dataloaders(opt, CPU)
+    assert not (tmp_path / 'mark').exists()
 
 
 def test_folder(tree):
