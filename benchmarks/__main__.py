@@ -15,11 +15,14 @@ from models import resolve
 
 from . import common
 
-SUBJECTS = ('recipes', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
+SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
 
 
 def subject(name: str):
-    """The module of a subject: measure(opt, device) -> rows, dictionaries of one kind; show(rows) if it has its own."""
+    """The module of a subject: measure(opt, device) -> rows, dictionaries of one kind; show(rows) if it has its own.
+
+    add_arguments(add), where it has one, adds the options that are for this subject alone.
+    """
     return importlib.import_module(f'benchmarks.{name}')
 
 
@@ -44,7 +47,8 @@ def main():
     add('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
     add('--batch_size', type=number(int, low=1), default=64)
     add('--steps', type=number(int, low=1), default=8, help='batches in a round')
-    add('--rounds', type=number(int, low=1), default=5, help='rounds of each side, after one to warm up')
+    add('--rounds', type=number(int, low=1),
+        help='rounds of each side, after one to warm up; not given: 5, for whole 3')
     add('--num_workers', type=number(int, low=0),
         help="processes of the loaders that have some; not given: 8, as in the original SemCKD code; for imagenet one "
              "for each core")
@@ -56,16 +60,20 @@ def main():
     add('--brief', action='store_true',
         help='recipes without the shares of the parts and of the ceiling; methods without memory')
     add('--json', type=path, metavar='FILE', help='write what was measured there too')
+    for name in SUBJECTS:
+        if hasattr(subject(name), 'add_arguments'):
+            subject(name).add_arguments(parser.group(name))
     opt = parser.parse_args()
     check_pairs(opt)
     turn_on_fast(opt)
     if opt.num_workers is None:
         opt.num_workers = cores() if opt.what == 'imagenet' else 8
+    opt.rounds = opt.rounds or (3 if opt.what == 'whole' else 5)
     device = select_device('cpu' if opt.what == 'convolutions' else opt.gpu_id)
     if opt.compile:
         check_compiler(device)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else common.cpu_name()
-    unit = {'imagenet': 'an epoch', 'convolutions': 'a pass'}.get(opt.what, f'{opt.steps} steps')
+    unit = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}.get(opt.what, f'{opt.steps} steps')
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
     module = subject(opt.what)
     rows = module.measure(opt, device)

@@ -2,13 +2,15 @@
 import json
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CPU, ROOT, assert_same, build
 
-from benchmarks import scaling
+from benchmarks import scaling, whole
 from benchmarks.__main__ import main as benchmark
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward, cores, speed_up
@@ -231,6 +233,32 @@ def test_benchmark(call, tmp_path, capfd, monkeypatch):
     assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
+
+
+def test_whole_processes(call, tmp_path, monkeypatch, capfd):
+    """Both sides train a student on all images, with the flags given; the figures are those of the processes."""
+    monkeypatch.setattr(whole, 'tempfile', SimpleNamespace(TemporaryDirectory=lambda: nullcontext(str(tmp_path))))
+    start = time.perf_counter()
+    call(benchmark, 'whole', '--pair', 'resnet8,resnet8,kd', '--images', 48, '--rounds', 1, '--batch_size', 16,
+         '--num_workers', 0, '--gpu_id', 'cpu', '--cold', '--flags=--momentum 0.5', '--json', tmp_path / 'found.json')
+    took = time.perf_counter() - start
+    reference, ours = json.loads((tmp_path / 'found.json').read_text())['rows']
+    for row in (reference, ours):
+        assert row['all rounds'] == [row['seconds']] and row['seconds'] > 1
+        assert row['images/s'] == pytest.approx(48 / row['seconds'])
+        assert row['ratio'] == pytest.approx(reference['seconds'] / row['seconds'])
+    assert reference['seconds'] + ours['seconds'] < took
+    output = capfd.readouterr().out
+    assert 'resnet8,resnet8,kd  reference' in output and 'train_student.py --momentum 0.5' in output
+
+    facts = json.loads(next(tmp_path.glob('save/student_model/*/parameters.json')).read_text())
+    assert facts['training images'] == 48 and facts['momentum'] == 0.5 and facts['Total time'] * 3600 < ours['seconds']
+    first = model_dict['resnet8'](num_classes=100).state_dict()
+    for file in ('save/student.pth', 'save/student_model/*/resnet8_best.pth'):
+        student = torch.load(next(tmp_path.glob(file)), weights_only=True)['model']
+        assert student.keys() == first.keys() and student['bn1.num_batches_tracked'] == 3
+    with pytest.raises(UserError, match='a process ended with 2: error: --nonsense: no such flag'):
+        whole.seconds([sys.executable, 'train_student.py', '--path_t', 'x', '--nonsense'], cold=True)
 
 
 @pytest.mark.parametrize('arguments, words', [
