@@ -85,7 +85,8 @@ def seconds(command: list[str], cold: bool) -> float:
                               env={**os.environ, **{name: f'{folder}/{name}' for name in caches}})
         took = time.perf_counter() - start
     if done.returncode:
-        raise UserError(f'whole: a process ended with {done.returncode}: {" ".join(done.stderr.split())[-500:]}')
+        said = done.stderr.strip().splitlines()[-1:]        # of a traceback too, the last line says what is wrong
+        raise UserError(f'whole: a process ended with {done.returncode}: {"".join(said)[:500]}')
     return took
 
 
