@@ -1,9 +1,11 @@
 """3x3 convolutions and their gradients: torch's and kernels/winograd.py's, which --compile takes if `used` is yes."""
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from helper.errors import UserError
-from kernels.winograd import Conv3x3, conv3x3, input_gradient, library, weight_gradient
+from kernels.build import library
+from kernels.winograd import conv3x3, gains, input_gradient, weight_gradient
 
 from .common import alternate
 
@@ -14,7 +16,7 @@ CONVOLUTIONS = ((16, 32), (32, 16), (64, 8), (128, 8), (128, 16), (256, 8), (512
 def convolutions(channels, size, opt, device):
     """A row for each pass of a 3x3 convolution, from `channels` to as many, of square images."""
     torch.manual_seed(0)
-    conv = Conv3x3(channels, channels, 3, padding=1).requires_grad_(False)
+    conv = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
     images, grad = torch.randn(2, opt.batch_size, channels, size, size)
     images, grad, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, grad, conv.weight))
 
@@ -28,7 +30,7 @@ def convolutions(channels, size, opt, device):
     speed = alternate(sides, 1, opt, device)
     return [{'channels, pixels': f'{channels}, {size} x {size}', 'pass': name, 'torch ms': 1000 / speed[name, 0],
              'winograd ms': 1000 / speed[name, 1], 'ratio': speed[name, 1] / speed[name, 0],
-             'used': 'yes' if conv.gains(images) else 'no'} for name in passes]
+             'used': 'yes' if gains(conv, images) else 'no'} for name in passes]
 
 
 def measure(opt, device):

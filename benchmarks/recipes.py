@@ -21,6 +21,7 @@ from helper.compile import allow_tf32, keep_memory
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import Unsaved, train_epoch
+from kernels.fuse import Rewritten
 
 from .common import Ready, begin_peak, build, exhaust, peak_memory, timed, wait
 from .loader import loaders
@@ -97,12 +98,14 @@ class Recipe:
         soft, soft_optimizer, _ = self.build((*self.pair[:2], SOFT_LABELS))
         plain = step(soft, soft_optimizer) if self.pair[2] != SOFT_LABELS else whole
 
-        teacher = self.distiller.ask_teacher
-        if self.fast and self.opt.compile:
+        teacher, rewritten = self.distiller.ask_teacher, Rewritten()
+        if self.fast and self.opt.compile and self.device.type == 'cpu':
+            rewritten = Rewritten(self.distiller.teacher)
+        elif self.fast and self.opt.compile:
             teacher = torch.compile(teacher, dynamic=False)
 
         def ask():
-            with self.precision.autocast():
+            with self.precision.autocast(), rewritten.in_use():
                 teacher(images, self.distiller.preact_t)
         seconds = {'loader': timed(lambda: exhaust(self.loader), self.device, rounds) / len(self.loader),
                    'teacher': timed(ask, self.device, 4 * rounds),

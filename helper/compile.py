@@ -4,12 +4,14 @@ import ctypes
 import logging
 import os
 import sys
+import time
 import warnings
 
 import torch
 from torch import nn
 
-from kernels.winograd import compiler, use_winograd
+from kernels.build import compiler, library
+from kernels.fuse import Rewritten
 
 from .errors import UserError, reason
 
@@ -38,8 +40,7 @@ def speed_up(module: nn.Module, opt, device: torch.device) -> None:
         allow_tf32()
     if opt.compile:
         check_compiler(device)
-        print('--compile: the first step takes a minute or so')
-        compile_forward(module, opt.batch_size, device)
+        print(f'--compile: {compile_forward(module, opt.batch_size, device)}')
 
 
 def check_compiler(device: torch.device) -> None:
@@ -51,17 +52,50 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(f'--compile: {error}, or leave --compile out') from None
 
 
-def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> None:
-    """Compile `module`'s training step for batches of batch_size; another batch, and evaluation, run as before.
+def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> str:
+    """Make `module`'s training step faster for batches of batch_size; another batch, and evaluation, run as before.
 
-    On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one. A module with
+    On a CPU the nets are rewritten for kernels of our own, on a GPU torch.compile does it. Returns what was done and what
+    it cost, in a line.
+    """
+    if device.type == 'cpu':
+        start = time.perf_counter()
+        try:
+            built = library().was_built
+        except OSError as error:
+            print(f'--compile: {error}; torch.compile does without')
+        else:
+            seconds = time.perf_counter() - start
+            _rewrite_forward(module, batch_size)
+            done = f'nets rewritten in {time.perf_counter() - start - seconds:.1f} s'
+            return f'kernels {f"built in {seconds:.1f} s" if built else "found"}, {done}'
+    _torch_compile_forward(module, batch_size, device)
+    return 'the first step takes a minute or so'
+
+
+def _rewrite_forward(module, batch_size):
+    plain = module.forward
+    rewritten = Rewritten(module, *filter(None, [getattr(module, 'teacher', None)]))    # which modules() does not give
+
+    def forward(images, *rest, **flags):
+        if not _full_batch(module, images, batch_size) or torch.is_autocast_enabled('cpu'):
+            return plain(images, *rest, **flags)
+        with rewritten.in_use():
+            return plain(images, *rest, **flags)
+    module.forward = forward
+
+
+def _full_batch(module, images, batch_size):
+    return module.training and images.shape[-4] == batch_size       # (N, 3, H, W) or (views, N, 3, H, W)
+
+
+def _torch_compile_forward(module, batch_size, device):
+    """On a GPU the compiled step is recorded as a CUDA graph: hundreds of small kernels start as one. A module with
     several backward passes a step is compiled without.
     """
     # Without a GPU the compiler warns of that, torch 2.11 and 2.15 in different ways.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
-    if device.type == 'cpu':
-        use_winograd(module, getattr(module, 'teacher', nn.Identity()))     # modules() of a Distiller has no teacher
     several_passes = getattr(module, 'own_backward', False)
     if several_passes:      # the compiled backward pass may be run again: it must not reuse the memory of its inputs
         torch._functorch.config.donated_buffer = False
@@ -74,15 +108,13 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
 
     def forward(images, *rest, **flags):
         nonlocal full_batches
-        if not module.training or images.shape[-4] != batch_size:       # (N, 3, H, W) or (views, N, 3, H, W)
+        if not _full_batch(module, images, batch_size):
             return plain(images, *rest, **flags)
         full_batches += 1
         if several_passes and full_batches == 1:    # here a gradient that there is not is None, compiled it is zeros
             return plain(images, *rest, **flags)
         if graph:
             torch.compiler.cudagraph_mark_step_begin()
-        elif device.type == 'cpu' and full_batches == 2:
-            _c_library('malloc_trim', 0)        # what compiling took, forward and backward
         with _compiler_errors():
             return fast(images, *rest, **flags)
     module.forward = forward

@@ -290,7 +290,6 @@ def test_compiled(every_part):
     for compiled in (False, True):
         distiller, loader, opt = build('every_part', learnt_temperature=True)
         if compiled:
-            torch.compiler.reset()
             compile_forward(distiller, 8, CPU)
         optimizer = distiller.make_optimizer(0.001, opt)
         found.append([])

@@ -124,16 +124,22 @@ def test_a_compiler_that_does_not_compile(call, small, tmp_path, capfd, monkeypa
 
 
 def test_what_the_compiler_cannot_do(call, small, tmp_path, capfd, monkeypatch):
+    """Where the kernels cannot be built torch.compile is tried; its error is one line too."""
     import torch
+
+    def library():
+        raise OSError('g++ could not build winograd.cpp: no OpenMP')
 
     def compiled(function, **_):
         def fails(*args, **kwargs):
             raise torch._dynamo.exc.TorchDynamoException('no cache')
         return fails
     monkeypatch.setattr(torch, 'compile', compiled)
+    monkeypatch.setattr('helper.compile.library', library)
     with pytest.raises(SystemExit) as caught:
         call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', tmp_path, '--compile')
-    error = capfd.readouterr().err
+    out, error = capfd.readouterr()
+    assert '--compile: g++ could not build winograd.cpp: no OpenMP; torch.compile does without' in out
     assert caught.value.code == 2 and 'error: --compile: no cache; leave --compile out' in error
     assert error.count('\n') == 1
 

@@ -411,7 +411,6 @@ def test_dot_knows_which_gradients_there_are(method, compiled):
     distiller, loader, opt = build(method, **flags)
     want = gradients(build(method, **flags)[0], next(iter(loader)))
     if compiled:
-        torch.compiler.reset()
         compile_forward(distiller, 8, CPU)
     optimizer = distiller.make_optimizer(0.001, opt)
     assert isinstance(optimizer, DOT) and distiller.own_backward

@@ -1,19 +1,14 @@
-"""Winograd's convolution and its gradients equal the usual ones, and only a compiled step uses them."""
-import copy
-
+"""Winograd's convolution and its gradients equal the usual ones, and what follows it too."""
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU
 
 from benchmarks import convolutions
 from benchmarks.__main__ import main as benchmark
-from helper.compile import compile_forward
-from kernels import winograd
-from models import model_dict
+from kernels import build, winograd
 
 try:
-    winograd.library()
+    build.library()
 except OSError as missing:
     pytest.skip(f'Winograd: {missing}', allow_module_level=True)
 
@@ -57,12 +52,31 @@ def test_no_images():
     assert not winograd.weight_gradient(images, torch.randn(0, 32, 8, 8)).any()
 
 
-def test_as_torch_wants_an_operator():
-    """Shapes and strides as the compiler is told, gradients as registered."""
-    learnt = [random(2, 16, 4, 4).requires_grad_(), random(16, 16, 3, 3).requires_grad_()]
-    torch.library.opcheck(winograd.conv3x3, tuple(learnt))
-    torch.library.opcheck(winograd.input_gradient, (random(2, 32, 4, 4), random(32, 16, 3, 3)))
-    torch.library.opcheck(winograd.weight_gradient, (random(2, 16, 4, 4), random(2, 32, 4, 4)))
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('residual', [False, True])
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('channels, filters, height, width', [(16, 48, 7, 9), (32, 32, 8, 8)])
+def test_epilogue(bias, residual, relu, channels, filters, height, width):
+    """Frozen, and with all gradients."""
+    torch.manual_seed(0)
+    given = [random(3, channels, height, width), random(filters, channels, 3, 3),
+             torch.randn(filters) if bias else None, random(3, filters, height, width) if residual else None]
+    exact = [None if t is None else t.double().requires_grad_() for t in given]
+    want = F.conv2d(*exact[:3], padding=1) + (exact[3] if residual else 0)
+    want = F.relu(want) if relu else want
+    assert largest_error(winograd.conv3x3(*given, relu), want) < 3e-5
+    learnt = [None if t is None else t.requires_grad_() for t in given]
+    found, grad = winograd.conv3x3(*learnt, relu), random(*want.shape)
+    assert largest_error(found, want) < 3e-5
+    found.backward(grad)
+    want.backward(grad.double())
+    for one, other in zip(learnt, exact, strict=True):
+        assert one is None or largest_error(one.grad, other.grad) < (1e-3 if relu else 3e-5)   # a sign that differs
+
+
+def test_a_residual_of_another_shape():
+    with pytest.raises(ValueError, match='a residual'):
+        winograd.conv3x3(random(2, 16, 4, 4), random(16, 16, 3, 3), None, random(2, 16, 4, 5))
 
 
 @pytest.mark.parametrize('operator, one, other', [
@@ -85,9 +99,9 @@ def test_other_types():
     ((64, 64, 5, 5), True), ((64, 64, 1, 1), False), ((0, 64, 8, 8), False), ((64, 32, 8, 8), False),
     ((64, 8, 8), False)])
 def test_only_where_it_is_faster(shape, gains):
-    conv = winograd.Conv3x3(64, 64, 3, padding=1)
-    assert conv.gains(torch.empty(shape)) == gains
-    assert not conv.gains(torch.empty(shape, dtype=torch.float64))
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1)
+    assert winograd.gains(conv, torch.empty(shape)) == gains
+    assert not winograd.gains(conv, torch.empty(shape, dtype=torch.float64))
 
 
 def test_the_same_with_any_number_of_threads():
@@ -110,42 +124,6 @@ def test_suits(arguments, fits):
     assert winograd.suits(conv) == fits
 
 
-@pytest.fixture
-def avx2(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
-
-
-def test_only_the_compiled_step(avx2, monkeypatch):
-    """A full training batch convolves by Winograd, to rounding as before; evaluation is untouched, to the bit."""
-    calls, original = [], winograd._call
-    monkeypatch.setattr(winograd, '_call', lambda function, *rest: (calls.append(function), original(function, *rest)))
-    torch.manual_seed(0)
-    net, images = model_dict['resnet8'](num_classes=10), random(4, 3, 32, 32)
-    before, state = net(images), copy.deepcopy(net.state_dict())
-    evaluated = net.eval()(images)
-    torch.compiler.reset()
-    compile_forward(net.train(), 4, CPU)
-    assert list(net.state_dict()) == list(state) and calls == []
-    after = net(images)
-    after.square().sum().backward()
-    assert [calls.count(name) for name in ('convolve', 'weight_gradient')] == [8, 4]    # of 6, 2 have stride 2
-    assert largest_error(after, before) < 1e-4
-    net.load_state_dict(state)
-    assert torch.equal(net.eval()(images), evaluated) and len(calls) == 12
-    assert 'winograd' not in str(torch.export.export(net, (images,)).graph)
-
-
-@pytest.mark.parametrize('compiler, words', [
-    ('false', "'false' does not compile C++"), ('nowhere/c++', "no C++ compiler 'nowhere/c++'")])
-def test_without_a_compiler(avx2, monkeypatch, capsys, compiler, words):
-    monkeypatch.setenv('CXX', compiler)
-    winograd.library.cache_clear()
-    net = model_dict['resnet8'](num_classes=10)
-    assert winograd.use_winograd(net) == 0 and words in capsys.readouterr().out
-    assert not any(isinstance(m, winograd.Conv3x3) for m in net.modules())
-    winograd.library.cache_clear()
-
-
 def test_benchmark(call, capsys, monkeypatch):
     call(benchmark, 'convolutions', '--batch_size', 1, '--rounds', 1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
@@ -153,15 +131,11 @@ def test_benchmark(call, capsys, monkeypatch):
     assert all(float(row[-3]) > 0 and float(row[-4]) > 0 for row in rows)
     assert {row[-1] for row in rows if row[0] == '512,'} == {'no'} and rows[0][-1] == 'yes'
 
-    winograd.library.cache_clear()
+    build.library.cache_clear()
     monkeypatch.setenv('CXX', 'nowhere/c++')
     for arguments in (['convolutions'], ['recipes', '--compile', '--gpu_id', 'cpu']):
         with pytest.raises(SystemExit) as caught:
             call(benchmark, *arguments)
         assert caught.value.code == 2 and "no C++ compiler 'nowhere/c++'" in capsys.readouterr().err
-    winograd.library.cache_clear()
+    build.library.cache_clear()
 
-
-def test_other_processors(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
-    assert winograd.use_winograd(model_dict['resnet8'](num_classes=10)) == 0
