@@ -55,8 +55,8 @@ def check_compiler(device: torch.device) -> None:
 def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> str:
     """Make `module`'s training step faster for batches of batch_size; another batch, and evaluation, run as before.
 
-    On a CPU the nets are rewritten for kernels of our own, on a GPU torch.compile does it. Returns what was done and what
-    it cost, in a line.
+    On a CPU the nets are rewritten for kernels of our own, on a GPU torch.compile does it. Returns what was done and
+    what it cost, in a line.
     """
     if device.type == 'cpu':
         start = time.perf_counter()

@@ -102,7 +102,7 @@ def _kept_file() -> Path:
     parts = [*((HERE / name).read_text() for name in (HEADER, *SOURCES)), *FLAGS, OPENMP, *compiler(),
              platform.machine(), _processor()]
     folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    return Path(folder) / 'semckd' / f'kernels_{_checksum(chr(0).join(parts).encode())[:32]}.so'
+    return Path(folder) / 'semckd-kernels' / f'{_checksum(chr(0).join(parts).encode())[:32]}.so'
 
 
 def _processor() -> str:

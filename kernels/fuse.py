@@ -70,6 +70,10 @@ def rewrite(module: nn.Module, function, *flags) -> fx.GraphModule | None:
         return None
     rewritten = fx.GraphModule(root, graph)
     modules = dict(rewritten.named_modules())
+    for node in [*graph.nodes]:
+        if node.op == 'call_module' and type(modules[node.target]) is nn.Identity:      # a batch norm that was folded
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     heads = [node for node in graph.nodes if node.op == 'call_module' and len(node.args) == 1 and not node.kwargs
              and (batchnorm.suits(modules[node.target]) or type(modules[node.target]) is nn.Conv2d)]
     # Of the two sides of a sum, a convolution by Winograd takes it in at no cost.

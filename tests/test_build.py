@@ -61,7 +61,7 @@ def was_built():
 def test_found_by_later_runs(cache):
     """Also when several start at once; damaged, or where others could write it, it is built anew."""
     assert [finish(p) for p in [start(cache) for _ in range(2)]] == [(True, 1)] * 2
-    kept, = cache.glob('semckd/*.so')
+    kept, = cache.glob('semckd-kernels/*.so')
     assert len(list(kept.parent.iterdir())) == 2 and not kept.parent.stat().st_mode & 0o077
     assert not was_built()
     with open(kept, 'r+b') as file:     # not the file that this process has loaded
@@ -74,7 +74,7 @@ def test_found_by_later_runs(cache):
 
 
 def test_a_folder_that_cannot_be_written_to(cache):
-    (cache / 'semckd').write_text('a file')
+    (cache / 'semckd-kernels').write_text('a file')
     assert was_built() and was_built()
 
 

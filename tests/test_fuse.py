@@ -159,17 +159,18 @@ def test_preactivations_in_training(name):
     assert_near(fast, plain)
 
 
-def count(module, function):
-    made = fuse.rewrite(module, function)
-    return made and sum(isinstance(m, (fuse.Norm, fuse.Convolution)) for m in made.modules())
-
-
-def test_how_much_is_fused():
-    """Of resnet8: 9 norms, and 4 of its convolutions are 3x3 without a stride and have channels in 16s."""
-    net = model_dict['resnet8'](num_classes=10)
-    assert count(net, type(net).outputs) == 9 + 4
-    made = fuse.rewrite(net, type(net).outputs)
-    assert not any('relu' in str(node.target) or 'add' in str(node.target) for node in made.graph.nodes)
+@pytest.mark.parametrize('name, norms, convolutions', [('resnet8', 9, 4), ('wrn_16_1', 13, 10)])
+def test_how_much_is_fused(name, norms, convolutions):
+    """All norms, the convolutions of 3x3 that have no stride and channels in 16s, and where there are no norms left
+    those with a ReLU or a sum after them: neither is left alone."""
+    net = model_dict[name](num_classes=10)
+    for frozen in (False, True):
+        made = fuse.rewrite(net, type(net).outputs)
+        kinds = [type(m) for m in made.modules()]
+        if not frozen:
+            assert (kinds.count(fuse.Norm), kinds.count(fuse.Convolution)) == (norms, convolutions)
+        assert not any('relu' in str(node.target) or 'add' in str(node.target) for node in made.graph.nodes)
+        fold_batchnorm(net, 32)
 
 
 class Odd(nn.Module):
