@@ -51,13 +51,13 @@ def train(opt, device):
         distiller.teacher_follows = False       # nothing will be asked
     else:
         fold_batchnorm(teacher, data.image_size)
-    if cache:
-        data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         distributed.synchronise_batchnorm(distiller)
     speed_up(distiller, local, device)
+    if cache:
+        data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
     precision = Precision(opt.amp, device)
 
     def checkpoint():

@@ -83,6 +83,8 @@ def _rewrite_forward(module, batch_size):
         with rewritten.in_use():
             return plain(images, *rest, **flags)
     module.forward = forward
+    if hasattr(module, 'ask_teacher'):      # for answers that are kept it is asked before the step
+        module.ask_teacher = rewritten.in_use()(module.ask_teacher)
 
 
 def _full_batch(module, images, batch_size):

@@ -137,6 +137,7 @@ class Rewritten:
 
     def __init__(self, *modules: nn.Module):
         self.places = []        # (module, the name of the method, what stands before it)
+        self.used = False
         for module in modules:
             self._find(module)
 
@@ -158,11 +159,16 @@ class Rewritten:
     @contextlib.contextmanager
     def in_use(self):
         """Within, the rewritten functions are called."""
+        if self.used:
+            yield
+            return
+        self.used = True
         for module, name, function in self.places:
             module.__dict__[name] = function
         try:
             yield
         finally:
+            self.used = False
             for module, name, _ in self.places:
                 del module.__dict__[name]
 
