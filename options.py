@@ -122,8 +122,8 @@ def _teacher_parser():
     return parser
 
 
-def _student_parser():
-    parser = _common('Distil a trained teacher into a student.', ('--trial',), '1')
+def _student_parser(description='Distil a trained teacher into a student.'):
+    parser = _common(description, ('--trial',), '1')
     add = parser.add_argument
     add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
     add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
@@ -166,17 +166,17 @@ def check_cache(opt, method) -> None:
     if opt.dataset not in memory_dict:
         raise UserError(f'--teacher_cache: a random crop of --dataset {opt.dataset} takes too many forms to keep; it '
                         f'goes with {", ".join(memory_dict)}')
-    if method.can_be_told(ANSWERS):
+    if method.accepts_answers(ANSWERS):
         return
     why = 'sees several views of an image' if len(method.views) > 1 else \
         "asks the teacher for more than logits and embedding"
-    names = [name for name, other in distiller_dict.items() if other.can_be_told(ANSWERS)]
+    names = [name for name, other in distiller_dict.items() if other.accepts_answers(ANSWERS)]
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
 
 
-def student_options(args=None):
-    """The options of train_student.py."""
-    parser = _student_parser()
+def student_options(args=None, **parser):
+    """The options of train_student.py. parser: of _student_parser, for a script that takes the same options."""
+    parser = _student_parser(**parser)
     opt = parser.parse_args(args)
     method = get_method(opt.distill)
     method.fill_in(opt)

@@ -204,7 +204,7 @@ class Distiller(Vanilla):
         return self.student.outputs(images, self.preact_s)
 
     @classmethod
-    def can_be_told(cls, kinds: tuple) -> bool:
+    def accepts_answers(cls, kinds: tuple) -> bool:
         """Whether `forward` can be given answers of the teacher of these kinds instead of asking it."""
         return not cls.init_stage and len(cls.views) == 1 and {*cls.needs} <= {*kinds}
 

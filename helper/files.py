@@ -170,12 +170,14 @@ class Lock:
 def locked(file):
     """Within it no other process is within it with the same open file, where the file system has locks."""
     if sys.platform == 'win32':
+        import msvcrt
         while not _try_lock(file):
             time.sleep(0.001)
-        yield
-        import msvcrt
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        try:
+            yield
+        finally:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
         return
     import fcntl
     with contextlib.suppress(OSError):

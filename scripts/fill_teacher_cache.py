@@ -33,32 +33,33 @@ from options import student_options  # noqa: E402
 def fill(cache, teacher, loader, batch_size):
     """Ask for every form that is not there, form by form, in an order that differs between processes."""
     forms, images = random.Random().sample(range(FORMS), FORMS), np.arange(loader.n_samples)
-    there = int(cache.has(np.arange(FORMS * len(images))).sum())
-    with tqdm(total=FORMS * len(images), initial=there, desc='filling', unit='img',
+    before = cache.has(np.arange(FORMS * len(images))).reshape(-1, FORMS).sum(0)       # of each form
+    with tqdm(total=FORMS * len(images), initial=int(before.sum()), desc='filling', unit='img',
               mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
         for form in forms:
             left = images[~cache.has(images * FORMS + form)]
+            bar.update(len(images) - len(left) - before[form])      # which another process has filled
             for batch in np.split(left, range(batch_size, len(left), batch_size)) if len(left) else ():
                 out = teacher.outputs(loader.form(torch.from_numpy(batch).to(cache.device), form))
                 cache.put(batch * FORMS + form, {kind: getattr(out, kind).float() for kind in cache.files})
                 bar.update(len(batch))
             cache.flush()
-            if not cache.writable:
+            if len(left) and not cache.writable:
                 raise UserError('--teacher_cache: the disk is full; make room, and the same command goes on')
 
 
 def main():
-    opt = student_options()
+    opt = student_options(description=__doc__)
     if not opt.teacher_cache:
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
-    device, method = select_device(opt.gpu_id), get_method(opt.distill)
+    device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     checkpoint = load_checkpoint(opt.path_t, '--path-t')
     opt.model_t = teacher_name(opt.path_t, checkpoint)
     data = get_dataloaders(opt, device)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.needs, teacher, weights_checksum(teacher), data, device)
-    if not cache.writable:
-        raise UserError(f'--teacher_cache {opt.teacher_cache}: the disk has too little room; give another folder')
+    if not cache or not (cache.writable or cache.full):
+        raise UserError(f'--teacher_cache {opt.teacher_cache}: cannot be filled; give a folder with room')
     if device.type == 'cpu':
         keep_memory()
     fold_batchnorm(teacher, data.image_size)

@@ -11,9 +11,10 @@ from conftest import CPU, build, data_options, first_view, write_images
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
+from dataset.answer_file import AnswerFile
 from dataset.imagenet import WorkerLoader, collate, open_sources
 from dataset.memory import MemoryLoader
-from dataset.teacher_cache import AnswerFile, TaughtLoader, TeacherCache
+from dataset.teacher_cache import TaughtLoader, TeacherCache
 from distiller_zoo import distiller_dict
 from helper.meter import Meter
 
@@ -93,7 +94,7 @@ def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
     file.write(np.arange(20), np.ones((20, 5), np.float32))
     cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', 0)
     cache.writable = False
-    assert (cache.near is not None) == near
+    assert (cache.copy is not None) == near
     asked = []
 
     def ask(images):

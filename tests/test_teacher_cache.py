@@ -1,6 +1,5 @@
 """--teacher_cache: a run with it equals one without, and a file is shared, filled in parts and never half-believed."""
 import errno
-import json
 import multiprocessing
 import os
 import shutil
@@ -12,8 +11,9 @@ import torch
 from conftest import CPU, assert_same, build, free_port, outcome
 
 import train_student
+from dataset.answer_file import AnswerFile
 from dataset.memory import FORMS
-from dataset.teacher_cache import ANSWERS, AnswerFile, TaughtLoader, TeacherCache, open_cache
+from dataset.teacher_cache import ANSWERS, TaughtLoader, TeacherCache, open_cache
 from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller
 from helper.errors import UserError
@@ -115,8 +115,40 @@ def test_a_foreign_file(tmp_path):
         answer_file(tmp_path, facts={'teacher (checksum)': 2})
     with pytest.raises(UserError, match='width 5, now 6'):
         answer_file(tmp_path, width=6)
-    with pytest.raises(UserError, match='cannot be used .*; give a folder'):
-        answer_file(tmp_path / 'nowhere')
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(UserError, match='pipe: is no file'):
+        answer_file(tmp_path, name='pipe')
+
+
+def test_a_foreign_file_without_its_header(tmp_path):
+    """Zeros there do not make it a new one, and its answers are not taken for others'."""
+    file = answer_file(tmp_path)
+    file.write(*some(3))
+    content = bytearray(file.path.read_bytes())
+    file.path.write_bytes(bytes(4096) + content[4096:])
+    with pytest.raises(UserError, match='is damaged, it has answers and no header'):
+        answer_file(tmp_path)
+    other = answer_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache')
+    other.path.write_bytes(other.path.read_bytes()[:4096] + content[4096:])
+    with pytest.raises(UserError, match='is damaged, answer 3'):
+        answer_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache').read(np.array([3]))
+
+
+def test_a_file_that_is_cut_while_it_is_used(tmp_path):
+    file = answer_file(tmp_path, 10**5)
+    file.write(*some(3))
+    os.truncate(file.path, 5000)
+    with pytest.raises(UserError, match='is damaged, it has 5,000 bytes'):
+        file.read(np.array([3]))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='may write everything')
+def test_a_file_that_may_only_be_read(tmp_path):
+    file = answer_file(tmp_path)
+    file.write(*some(3))
+    file.path.chmod(0o444)
+    other = answer_file(tmp_path)
+    assert not other.writable and (other.read(np.array([3])) == some(3)[1]).all()
 
 
 def write_all(folder, seed, barrier):
@@ -170,7 +202,7 @@ def curve(tmp_path, kind, method='kd', steps=100, near=False):
         if kind == 'full':
             fill(cache, distiller, loader)
         if near:        # what a GPU does
-            cache._bring_near()
+            cache.copy_to_device()
         loader = TaughtLoader(loader, cache, count)
     optimizer, losses = distiller.make_optimizer(0.001, opt), []
     distiller.train()
@@ -206,8 +238,8 @@ def test_the_embedding_too(tmp_path, near):
     assert sorted(path.name.split('_')[-1] for path in tmp_path.glob('*.cache')) == ['embedding.cache', 'logits.cache']
 
 
-@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.can_be_told(ANSWERS)])
-def test_every_method_can_be_told(tmp_path, method):
+@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.accepts_answers(ANSWERS)])
+def test_every_method_accepts_answers(tmp_path, method):
     """A step that is told the teacher's answers equals one that asks; and the teacher stays behind."""
     losses = []
     for told in (False, True):
@@ -224,12 +256,48 @@ def test_every_method_can_be_told(tmp_path, method):
     assert losses[0] == losses[1]
 
 
+def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
+    def full(self, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(AnswerFile, '_write', full)
+    distiller, loader, opt = build('kd')
+    assert cached(tmp_path, distiller, loader, opt) is None
+    assert 'the disk is full, so no answers are kept' in capsys.readouterr().out
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='--teacher_cache .*/file/x: .* cannot be used .*; give another folder'):
+        cached(tmp_path / 'file' / 'x', distiller, loader, opt)
+
+
+def test_the_teachers_accuracy(tmp_path):
+    """Known to later runs with the same test set; a file that cannot be written is done without."""
+    distiller, loader, opt = build('kd')
+    cached(tmp_path, distiller, loader, opt).keep_accuracy(12.5)
+    assert cached(tmp_path, distiller, loader, opt).accuracy == 12.5
+    loader.target[0] += 1
+    cache = cached(tmp_path, distiller, loader, opt)
+    assert cache.accuracy is None
+    cache.accuracy_file.unlink()
+    cache.accuracy_file.mkdir()
+    cache.keep_accuracy(12.5)
+
+
+def test_answers_of_another_process_reach_the_device(tmp_path):
+    """A copy in the memory of a GPU learns of what was written after it was made."""
+    distiller, loader, opt = build('kd')
+    one, two = (cached(tmp_path, distiller, loader, opt) for _ in range(2))
+    two.copy_to_device()
+    slots, values = some(5, 9, width=10)
+    one.put(slots, {'logits': torch.from_numpy(values)})
+    assert two.has(np.array([5, 6, 9])).tolist() == [True, False, True]
+    assert (two.get(slots)['logits'].numpy() == values).all()
+
+
 def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
     write, written = AnswerFile._write, []
 
     def full(self, offset, content):
         written.append(offset)
-        if len(written) > 20:
+        if len(written) > 19:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, offset, content)
     monkeypatch.setattr(AnswerFile, '_write', full)
@@ -238,15 +306,15 @@ def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count('no more answers are kept (No space left on device)') == 1
     assert losses == pytest.approx(curve(tmp_path, 'without', steps=9)[0], rel=1e-5)
-    file = next(tmp_path.glob('*.cache'))
-    assert AnswerFile(file, json.loads(file.read_bytes()[:4096]) | {}, 24 * FORMS, 10).count() == 9
+    content = next(tmp_path.glob('*.cache')).read_bytes()
+    assert np.count_nonzero(np.frombuffer(content, np.uint32, 24 * FORMS, 4096)) == 9
 
 
 def test_too_little_room(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
     distiller, loader, opt = build('kd')
     cache = cached(tmp_path, distiller, loader, opt)
-    assert not cache.writable and 'of 0.00 MB free: too little, so no more answers are kept' in capsys.readouterr().out
+    assert not cache.writable and 'no more answers are kept: it would take another' in capsys.readouterr().out
     list(TaughtLoader(loader, cache, distiller.ask_teacher))
     assert cache.files['logits'].count() == 0
 
