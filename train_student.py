@@ -6,6 +6,7 @@ if __name__ == '__main__':
 
 from pathlib import Path
 
+import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
 from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method

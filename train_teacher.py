@@ -4,6 +4,7 @@ if __name__ == '__main__':
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:       # not where the shell has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C during the imports and while the data is read
 
+import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
 from distiller_zoo import Vanilla, load_inference_net
 from helper import distributed

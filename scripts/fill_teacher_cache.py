@@ -9,11 +9,14 @@ import random
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import helper  # noqa: E402, F401, before torch: it sets how threads wait
+
+# isort: split
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
 from dataset import get_dataloaders  # noqa: E402
 from dataset.memory import FORMS  # noqa: E402
 from dataset.teacher_cache import open_cache  # noqa: E402
