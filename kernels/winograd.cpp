@@ -11,6 +11,7 @@
 // All images are (count, height, width, channels) in memory, all weights (out, 3, 3, in): torch's channels_last.
 // Channels are multiples of 16.
 #include "vector.h"
+#include <omp.h>
 
 constexpr int64_t PLACES = 36;
 constexpr int64_t PAD = 16;     // floats between places, so that they do not all fall into the same lines of the cache
@@ -202,16 +203,22 @@ template <bool ADD> static void multiply(const float* a, int64_t row, int64_t co
     if (j < width) multiply_columns<1, ADD>(a, row, column, b + j, c + j, rows, width, depth);
 }
 
+// Whether the weights' places are more than the cache holds.
+static bool many(int64_t in, int64_t out) { return in * out >= 192 * 192; }
+
 // output (count, height, width, out) of images (count, height, width, in), padded by 1. With `turned`, weights are
 // (in, 3, 3, out) and each is turned by half a circle: the gradient of the inputs from that of the outputs. bias (out)
 // and residual (as output) are added where they are given; with `relu` what is below zero becomes zero.
 extern "C" void convolve(const float* images, const float* weights, const float* bias, const float* residual,
                          float* output, int64_t count, int64_t height, int64_t width, int64_t in, int64_t out,
                          int64_t turned, int64_t relu) {
-    constexpr int64_t BLOCK = 24;       // tiles whose places stay in the cache
     const Images source{count, height, width, in}, target{count, height, width, out};
     const Epilogue epilogue{bias, residual, relu ? 0 : -__builtin_inff()};
-    const int64_t tiles = source.tiles(), d_stride = BLOCK * in + PAD, y_stride = BLOCK * out + PAD;
+    const int64_t tiles = source.tiles();
+    // Tiles at once: their places stay in the cache, unless the weights take longer to read, again for every block.
+    int64_t block = 24;
+    if (many(in, out)) block = std::clamp<int64_t>((tiles / omp_get_max_threads() + 11) / 12 * 12, 24, 252);
+    const int64_t d_stride = block * in + PAD, y_stride = block * out + PAD;
     const int64_t g_stride = in * out + PAD;
     const auto g = floats(PLACES * g_stride), zeros = floats(6 * in);
     std::fill_n(zeros.get(), 6 * in, 0.f);
@@ -229,8 +236,8 @@ extern "C" void convolve(const float* images, const float* weights, const float*
             }
         const auto d = floats(PLACES * d_stride), y = floats(PLACES * y_stride);
         #pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < tiles; first += BLOCK) {
-            const int64_t here = std::min(BLOCK, tiles - first);
+        for (int64_t first = 0; first < tiles; first += block) {
+            const int64_t here = std::min(block, tiles - first);
             int64_t image, row, column;
             for (int64_t t = 0; t < here; t++) {
                 source.find(first + t, image, row, column);
@@ -266,15 +273,15 @@ struct Gradients {
 extern "C" void weight_gradient(const float* images, const float* grad_output, float* gradient, int64_t count,
                                 int64_t height, int64_t width, int64_t in, int64_t out) {
     const bool few = in * out <= 32 * 32;
-    const int64_t BLOCK = few ? 24 : 48;
+    const int64_t block = few ? 24 : many(in, out) ? 256 : 48;
     const Images source{count, height, width, in}, target{count, height, width, out};
-    const int64_t tiles = source.tiles(), d_stride = BLOCK * in + PAD, y_stride = BLOCK * out + PAD;
+    const int64_t tiles = source.tiles(), d_stride = block * in + PAD, y_stride = block * out + PAD;
     const int64_t g_stride = in * out + PAD, zeros_count = 6 * std::max(in, out);
     if (!tiles) {
         std::fill_n(gradient, out * 9 * in, 0.f);
         return;
     }
-    const int64_t parts = few ? std::min<int64_t>(16, (tiles + BLOCK - 1) / BLOCK) : 1;
+    const int64_t parts = few ? std::min<int64_t>(16, (tiles + block - 1) / block) : 1;
     const auto g = floats(parts * PLACES * g_stride), zeros = floats(zeros_count);
     std::fill_n(zeros.get(), zeros_count, 0.f);
     const Gradients given{images, grad_output, zeros.get(), source, target};
@@ -287,8 +294,8 @@ extern "C" void weight_gradient(const float* images, const float* grad_output, f
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t begin = part * tiles / parts, end = (part + 1) * tiles / parts;
                 float* sum = &g[part * PLACES * g_stride];
-                for (int64_t first = begin; first < end; first += BLOCK) {
-                    const int64_t here = std::min(BLOCK, end - first);
+                for (int64_t first = begin; first < end; first += block) {
+                    const int64_t here = std::min(block, end - first);
                     for (int64_t t = 0; t < here; t++)
                         Gradients::places(given, first + t, &d[t * in], d_stride, &y[t * out], y_stride);
                     for (int place = 0; place < PLACES; place++)
@@ -298,8 +305,8 @@ extern "C" void weight_gradient(const float* images, const float* grad_output, f
             }
         } else {
             float *d = shared.get(), *y = d + PLACES * d_stride;
-            for (int64_t first = 0; first < tiles; first += BLOCK) {
-                const int64_t here = std::min(BLOCK, tiles - first);
+            for (int64_t first = 0; first < tiles; first += block) {
+                const int64_t here = std::min(block, tiles - first);
                 #pragma omp for
                 for (int64_t t = 0; t < here; t++)
                     Gradients::places(given, first + t, &d[t * in], d_stride, &y[t * out], y_stride);
