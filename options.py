@@ -65,7 +65,8 @@ def _common(description, trial_flags, trial):
     add('--sync_bn', action='store_true', help='batch normalisation over the batch of all processes')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS),
         help='compute in 16 bits: bfloat16 where the GPU has it, else float16')
-    add('--compile', may_differ=True, action='store_true', help='compile the training step; on a GPU as a CUDA graph')
+    add('--compile', may_differ=True, action='store_true',
+        help='a faster training step: on a GPU compiled, as a CUDA graph; on a CPU by kernels in C++')
     add('--fast', may_differ=True, action='store_true',
         help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
     add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',

@@ -70,7 +70,7 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
             done = f'nets rewritten in {time.perf_counter() - start - seconds:.1f} s'
             return f'kernels {f"built in {seconds:.1f} s" if built else "found"}, {done}'
     _torch_compile_forward(module, batch_size, device)
-    return 'the first step takes a minute or so'
+    return 'the first step is compiled, which takes a minute or so'
 
 
 def _rewrite_forward(module, batch_size):
@@ -117,8 +117,12 @@ def _torch_compile_forward(module, batch_size, device):
             return plain(images, *rest, **flags)
         if graph:
             torch.compiler.cudagraph_mark_step_begin()
+        start = time.perf_counter()
         with _compiler_errors():
-            return fast(images, *rest, **flags)
+            result = fast(images, *rest, **flags)
+        if full_batches == 1 + several_passes:
+            print(f'--compile: compiled in {time.perf_counter() - start:.0f} s')
+        return result
     module.forward = forward
 
 
