@@ -1,7 +1,7 @@
 """Winograd's 3x3 convolutions, a quarter of the multiplications, for float32 on the CPU; winograd.cpp has them.
 
-torch's oneDNN has no such algorithm for processors with AVX2, and seldom takes its own with AVX-512. The choice between
-theirs and ours is a fixed rule (gains), not a measurement: a run that is resumed must add in the same order.
+torch's oneDNN has no such algorithm for processors with AVX2, and on one with AVX-512 its convolutions were slower too.
+The choice between them is a fixed rule (gains), not a measurement: a run that is resumed must add in the same order.
 """
 import torch
 from torch import Tensor, nn
