@@ -55,6 +55,12 @@ class _Function(nn.Module):
         return self.function(self.module, x, *self.flags)
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        # A batch norm of our own too, as that of --sync_bn: its statistics are not to change while it is traced.
+        return isinstance(module, nn.modules.batchnorm._NormBase) or super().is_leaf_module(module, name)
+
+
 def rewrite(module: nn.Module, function, *flags) -> fx.GraphModule | None:
     """function(module, images, *flags) as a function of the images alone, of the same modules and with the kernels.
 
@@ -65,7 +71,7 @@ def rewrite(module: nn.Module, function, *flags) -> fx.GraphModule | None:
         return None
     root = _Function(module, function, *flags)
     try:
-        graph = fx.Tracer().trace(root)
+        graph = _Tracer().trace(root)
     except Exception:       # any that the net's code raises when it meets what stands for the images
         return None
     rewritten = fx.GraphModule(root, graph)

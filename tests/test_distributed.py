@@ -1,4 +1,5 @@
 """Several processes: real ones, of gloo on this machine."""
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.cli import Flags
+from helper.compile import compile_forward
 from helper.device import Precision
 from helper.errors import UserError
 from helper.files import Lock
@@ -153,6 +155,15 @@ def every_method(opt, device):
     distributed.synchronise_batchnorm(distiller)
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
+    found['compiled'] = []
+    for sync_bn, compiled in itertools.product((False, True), repeat=2):
+        distiller, loader, method_opt = make('kd', rank, world)
+        if sync_bn:
+            distributed.synchronise_batchnorm(distiller)
+        if compiled:
+            compile_forward(distiller, method_opt.batch_size, CPU)
+        averages, _ = steps(distiller, loader, method_opt)
+        found['compiled'].append([a['loss'] for a in averages])
     half, loader, method_opt = make('kd', rank, world)
     distributed.synchronise_batchnorm(half)
     found['sync_bn in 16 bits'] = steps(half, loader, method_opt, sgd=0.05, amp='bfloat16')[0]
@@ -206,6 +217,12 @@ def test_two_processes_train_as_one(together):
     for a, b in zip(together['sync_bn'], together['sync_bn in 16 bits'], strict=True):
         assert 0 < abs(a['loss'] - b['loss']) < 0.03 * a['loss']
     assert together['sync_bn weight'] == pytest.approx(distiller.student.fc.weight.flatten()[:20].tolist(), abs=1e-5)
+
+
+def test_two_processes_compiled(together):
+    plain, compiled, plain_sync, compiled_sync = together['compiled']
+    assert compiled == pytest.approx(plain, rel=1e-5) and compiled != plain
+    assert compiled_sync == pytest.approx(plain_sync, rel=1e-5) and compiled_sync != plain_sync
 
 
 def test_validation_is_that_of_one_process(together):
