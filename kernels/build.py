@@ -124,7 +124,7 @@ def _intact(kept: Path) -> bool:
             found = path.stat()
             if found.st_uid != os.getuid() or found.st_mode & 0o022:
                 return False
-    return kept.with_suffix('.sha256').read_text() == _checksum(kept.read_bytes())
+    return kept.with_suffix('.sha256').read_bytes() == _checksum(kept.read_bytes()).encode()
 
 
 def _keep(file: Path, kept: Path) -> None:

@@ -69,6 +69,8 @@ def test_found_by_later_runs(cache):
     kept.unlink()
     kept.write_bytes(data[:20000])
     assert was_built() and not was_built()
+    kept.with_suffix('.sha256').write_bytes(b'\xff')
+    assert was_built() and not was_built()
     kept.chmod(0o666)
     assert was_built() and not was_built()
 
