@@ -22,7 +22,7 @@ from dataset.memory import FORMS  # noqa: E402
 from dataset.teacher_cache import open_cache  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
-from helper.compile import keep_memory  # noqa: E402
+from helper.compile import compiled, keep_memory  # noqa: E402
 from helper.device import memory_format, select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.loops import validate  # noqa: E402
@@ -70,7 +70,8 @@ def main():
     try:
         if cache.accuracy is None:
             cache.keep_accuracy(validate(data.test_loader, teacher)['test_acc'])
-        fill(cache, teacher, data.train_loader, opt.batch_size)
+        with compiled(teacher, opt, device):
+            fill(cache, teacher, data.train_loader, opt.batch_size)
     finally:
         cache.flush()
         print(f'teacher cache: {cache}')
