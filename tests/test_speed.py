@@ -1,4 +1,5 @@
 """What is fast computes the same: folded teachers, the compiled step, 16 bits; and the benchmark runs."""
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import CPU, ROOT, assert_same, build
 
+import helper
 from benchmarks import scaling, whole
 from benchmarks.__main__ import main as benchmark
 from distiller_zoo import distiller_dict
@@ -137,13 +139,22 @@ def test_a_plain_run_imports_no_slow_package(small, teacher, tmp_path):
             'nvidia.dali')
     flags = [str(flag) for flag in ('train_student.py', '--path-t', teacher, '--save_dir', tmp_path, *small)]
     code = (f'import sys\nsys.argv = {flags}\nimport train_student\n'
-            f'import os\nassert "tensorboard" not in sys.modules and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"\n'
+            f'import os\nassert "tensorboard" not in sys.modules and os.environ["GOMP_SPINCOUNT"] == "2000"\n'
             f'train_student.main()\nfrom dataset import digits\n'
             f'digits.load(None)\nprint([name for name in {slow} if name in sys.modules])')
-    env = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
+    env = {name: value for name, value in os.environ.items() if name not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == '[]' and 'best top-1' in done.stdout
+
+
+@pytest.mark.parametrize('name, value', [('OMP_WAIT_POLICY', 'ACTIVE'), ('GOMP_SPINCOUNT', '7')])
+def test_the_waiting_that_the_user_has_set_stays(name, value, monkeypatch):
+    for variable in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    importlib.reload(helper)
+    assert os.environ[name] == value and os.environ.get('GOMP_SPINCOUNT', '7') == '7'
 
 
 class Curve(Meter):
