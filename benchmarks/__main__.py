@@ -15,7 +15,7 @@ from models import resolve
 
 from . import common
 
-SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'convolutions')
+SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'threads', 'convolutions')
 
 
 def subject(name: str):
@@ -69,7 +69,7 @@ def main():
     if opt.num_workers is None:
         opt.num_workers = cores() if opt.what == 'imagenet' else 8
     opt.rounds = opt.rounds or (3 if opt.what == 'whole' else 5)
-    device = select_device('cpu' if opt.what == 'convolutions' else opt.gpu_id)
+    device = select_device('cpu' if opt.what in ('threads', 'convolutions') else opt.gpu_id)
     if opt.compile:
         check_compiler(device)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else common.cpu_name()

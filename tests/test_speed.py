@@ -13,7 +13,7 @@ import torch
 from conftest import CPU, ROOT, assert_same, build
 
 import helper
-from benchmarks import scaling, whole
+from benchmarks import scaling, threads, whole
 from benchmarks.__main__ import main as benchmark
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward, cores, speed_up
@@ -250,6 +250,11 @@ def test_benchmark(call, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(scaling, 'measure', lambda opt, device: [scaling.measure_one(opt, 1, 1)])
     call(benchmark, 'scaling', '--pair', 'resnet14,resnet8,attention', *few)
     assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
+    monkeypatch.setattr(threads, 'SETTINGS', {'one thread': {'OMP_NUM_THREADS': '1'}})
+    call(benchmark, 'threads', '--pair', 'resnet14,resnet8,kd', *few)
+    assert 'resnet14,resnet8,kd         one thread' in capfd.readouterr().out
+    call(benchmark, 'cache', '--pair', 'resnet14,resnet8,kd', *few)
+    assert 'resnet14,resnet8,kd  filling' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
 
