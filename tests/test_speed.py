@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,22 @@ def test_every_method_in_16_bits(method):
             found[-1].append(averages['loss'])
             distiller.finish_init()
     assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
+
+
+def test_compile_says_from_when_it_pays(capsys):
+    """Once, at the first full batch; what it times leaves statistics, gradients and random numbers as they were."""
+    distiller, loader, opt = build('kd')
+    batch = next(iter(loader))
+    compile_forward(distiller, opt.batch_size, CPU)
+    distiller.train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for step in (1, 2):
+        distiller(*batch)
+        assert distiller.student.bn1.num_batches_tracked == step
+    assert torch.equal(torch.get_rng_state(), before) and all(p.grad is None for p in distiller.parameters())
+    assert len(re.findall('--compile: (pays from about [0-9,]+ images on|these nets gain nothing from it)',
+                          capsys.readouterr().out)) == 1
 
 
 def test_only_full_training_batches():
