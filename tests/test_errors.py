@@ -107,7 +107,7 @@ def test_outputs_that_break(redirect, code, line):
 @pytest.mark.parametrize('handler, code', [(signal.SIG_DFL, -signal.SIGINT), (signal.SIG_IGN, 7)])
 def test_ctrl_c_while_it_starts(tmp_path, script, handler, code):
     """In the middle of the imports, which take seconds: no traceback. In a script's background it is ignored."""
-    (tmp_path / 'dataset.py').write_text('import os\nos.kill(os.getpid(), 2)\nraise SystemExit(7)\n')
+    (tmp_path / 'helper.py').write_text('import os\nos.kill(os.getpid(), 2)\nraise SystemExit(7)\n')
     (tmp_path / script).write_text((ROOT / script).read_text())     # finds that module first
     done = subprocess.run([sys.executable, tmp_path / script], capture_output=True, text=True,
                           preexec_fn=lambda: signal.signal(signal.SIGINT, handler))
