@@ -13,14 +13,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from helper.checkpoint import save_checkpoint
+from dataset import cifar, get_dataloaders
+from dataset.teacher_cache import open_cache
+from distiller_zoo import get_method
+from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import number, table
 from helper.errors import UserError
+from helper.state import weights_checksum
 from models import model_dict, resolve
+from models.load import load_net
+from options import student_options
 
 from .common import CLASSES
 from .recipes import standard_pairs
@@ -35,6 +42,8 @@ def add_arguments(add):
     add('--images', type=number(int, low=1), default=30_000, help='training images')
     add('--test_images', type=number(int, low=1), help='not given: a fifth of --images, at most 10,000')
     add('--flags', default='', help="more flags for train_student.py, as --flags='--amp bfloat16'")
+    add('--full_cache', action='store_true',
+        help="ours finds the teacher's answers, here random ones, in a full --teacher_cache")
     add('--cold', action='store_true', help='each process of ours compiles anew, with empty caches')
 
 
@@ -62,6 +71,23 @@ def write_teacher(path: Path, name: str) -> None:
     save_checkpoint(path, {'arch': resolve(name, 32), 'num_classes': CLASSES, 'model': net.state_dict()})
 
 
+def write_cache(folder: Path, pair: str, sums: dict) -> None:
+    """A full --teacher_cache of random answers in folder/cache, and an accuracy of the teacher."""
+    name, student, method = pair.split(',')
+    options = student_options(['--path-t', str(folder / 'teacher.pth'), '--dataset', 'cifar100', '--data_dir',
+                               str(folder), '--distill', method, '--model_s', student, '--teacher_cache',
+                               str(folder / 'cache')])
+    options.model_t, device = resolve(name, 32), torch.device('cpu')
+    with patch.dict(cifar.MD5, sums):
+        data, rng = get_dataloaders(options, device), np.random.default_rng(0)
+    teacher = load_net(options.path_t, load_checkpoint(options.path_t, '--path-t'), options.model_t, data)
+    cache = open_cache(options, get_method(method).needs, teacher, weights_checksum(teacher), data, device)
+    cache.keep_accuracy(1.0)
+    for file in cache.files.values():
+        for slots in np.array_split(np.arange(file.slots), 1 + file.slots // 10**5):
+            file.write(slots, rng.normal(size=(len(slots), file.width)).astype(np.float32))
+
+
 def commands(pair: str, opt, folder: Path, sums: dict) -> dict:
     """side -> the command of its process, but for --save_dir."""
     _, student, method = pair.split(',')
@@ -69,10 +95,11 @@ def commands(pair: str, opt, folder: Path, sums: dict) -> dict:
               opt.gpu_id]
     flags = [*(['--compile'] if opt.compile else []), *(['--fast'] if opt.fast else []),
              *(['--amp', opt.amp] if opt.amp else []), *shlex.split(opt.flags)]
+    cache = ['--teacher_cache', folder / 'cache'] if opt.full_cache else []
     sides = {'reference': ['-m', 'benchmarks.reference', '--pair', pair, '--num_workers', opt.num_workers],
-             ' '.join(['train_student.py', *flags]): ['-c', START, json.dumps(sums), '--dataset', 'cifar100',
-                                                      '--distill', method, '--model_s', student, '--epochs', 1,
-                                                      '--seed', 0, *flags]}
+             ' '.join(['train_student.py', *flags, *cache[:1]]): [
+                 '-c', START, json.dumps(sums), '--dataset', 'cifar100', '--distill', method, '--model_s', student,
+                 '--epochs', 1, '--seed', 0, *flags, *cache]}
     return {side: [sys.executable, *map(str, (*words, *shared))] for side, words in sides.items()}
 
 
@@ -98,6 +125,8 @@ def measure(opt, device):
             folder = Path(name)
             sums = write_data(folder, {'train': opt.images, 'test': tests})
             write_teacher(folder / 'teacher.pth', pair.split(',')[0])
+            if opt.full_cache:
+                write_cache(folder, pair, sums)
             sides, found = commands(pair, opt, folder, sums), []
             for _ in range(opt.rounds + (not opt.cold)):
                 found.append([seconds(command, opt.cold) for command in sides.values()])

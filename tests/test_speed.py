@@ -281,7 +281,8 @@ def test_whole_processes(call, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(whole, 'tempfile', SimpleNamespace(TemporaryDirectory=lambda: nullcontext(str(tmp_path))))
     start = time.perf_counter()
     call(benchmark, 'whole', '--pair', 'resnet8,resnet8,kd', '--images', 48, '--rounds', 1, '--batch_size', 16,
-         '--num_workers', 0, '--gpu_id', 'cpu', '--cold', '--flags=--momentum 0.5', '--json', tmp_path / 'found.json')
+         '--num_workers', 0, '--gpu_id', 'cpu', '--cold', '--full_cache', '--flags=--momentum 0.5', '--json',
+         tmp_path / 'found.json')
     took = time.perf_counter() - start
     reference, ours = json.loads((tmp_path / 'found.json').read_text())['rows']
     for row in (reference, ours):
@@ -290,7 +291,7 @@ def test_whole_processes(call, tmp_path, monkeypatch, capfd):
         assert row['ratio'] == pytest.approx(reference['seconds'] / row['seconds'])
     assert reference['seconds'] + ours['seconds'] < took
     output = capfd.readouterr().out
-    assert 'resnet8,resnet8,kd  reference' in output and 'train_student.py --momentum 0.5' in output
+    assert 'resnet8,resnet8,kd  reference' in output and 'train_student.py --momentum 0.5 --teacher_cache' in output
 
     facts = json.loads(next(tmp_path.glob('save/student_model/*/parameters.json')).read_text())
     assert facts['training images'] == 48 and facts['momentum'] == 0.5 and facts['Total time'] * 3600 < ours['seconds']
