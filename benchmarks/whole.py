@@ -71,12 +71,12 @@ def write_teacher(path: Path, name: str) -> None:
     save_checkpoint(path, {'arch': resolve(name, 32), 'num_classes': CLASSES, 'model': net.state_dict()})
 
 
-def write_cache(folder: Path, pair: str, sums: dict) -> None:
+def write_cache(folder: Path, pair: str, opt, sums: dict) -> None:
     """A full --teacher_cache of random answers in folder/cache, and an accuracy of the teacher."""
     name, student, method = pair.split(',')
     options = student_options(['--path-t', str(folder / 'teacher.pth'), '--dataset', 'cifar100', '--data_dir',
                                str(folder), '--distill', method, '--model_s', student, '--teacher_cache',
-                               str(folder / 'cache')])
+                               str(folder / 'cache'), '--batch_size', str(opt.batch_size)])
     options.model_t, device = resolve(name, 32), torch.device('cpu')
     with patch.dict(cifar.MD5, sums):
         data, rng = get_dataloaders(options, device), np.random.default_rng(0)
@@ -126,7 +126,7 @@ def measure(opt, device):
             sums = write_data(folder, {'train': opt.images, 'test': tests})
             write_teacher(folder / 'teacher.pth', pair.split(',')[0])
             if opt.full_cache:
-                write_cache(folder, pair, sums)
+                write_cache(folder, pair, opt, sums)
             sides, found = commands(pair, opt, folder, sums), []
             for _ in range(opt.rounds + (not opt.cold)):
                 found.append([seconds(command, opt.cold) for command in sides.values()])
