@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dataset.teacher_cache import TaughtLoader, open_cache
+from dataset.teacher_cache import ANSWERS, TaughtLoader, open_cache
+from distiller_zoo import get_method
 from helper.compile import keep_memory
 from helper.device import Precision
+from helper.errors import UserError
 from helper.loops import train_epoch
 
 from .common import alternate, build
@@ -54,6 +56,9 @@ def measure(opt, device):
         keep_memory()
     rows = []
     for pair in opt.pair or PAIRS:
+        name = pair.rpartition(',')[2]
+        if not get_method(name).accepts_answers(ANSWERS):
+            raise UserError(f'--pair {pair}: {name} needs more of the teacher than the cache keeps; give another')
         with tempfile.TemporaryDirectory() as folder:
             sides = {state: Side(state, pair.split(','), opt, device, folder).round
                      for state in ('without', 'filling', 'full')}

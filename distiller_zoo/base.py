@@ -144,7 +144,7 @@ class Distiller(Vanilla):
         if self.initialising:
             return {'loss': self.init_loss(views[0])}, None
         out_t = [self.ask_teacher(view, self.preact_t) for view in views] if answers is None else \
-            [Outputs(**{**dict.fromkeys(Outputs._fields), **answers})]
+            [Outputs(**dict.fromkeys(Outputs._fields) | answers)]
         out_s = [self.ask_student(view) for view in views]
         ce = _sum(F.cross_entropy(out.logits, target) for out in out_s)
         terms = self.terms(out_s, out_t, target, index)

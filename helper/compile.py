@@ -141,9 +141,9 @@ def compiled(net: nn.Module, opt, device: torch.device):
         return
     check_compiler(device)
     if device.type == 'cuda':
-        with _compiler_errors():
+        with _compiler_errors():        # it compiles when it is first called
             net.outputs = torch.compile(net.outputs)
-        yield
+            yield
         return
     try:
         library()

@@ -228,6 +228,19 @@ def test_the_parts_of_a_method():
     assert all(error(a, b) < 1e-3 for a, b in zip(*found, strict=True))
 
 
+def test_outside_a_step_nothing_changes():
+    """Evaluation is untouched, to the bit, and so is what is exported."""
+    distiller, loader, opt = build('kd', size=32)
+    net, images = distiller.student, random(4, 3, 32, 32)
+    state, evaluated = copy.deepcopy(net.state_dict()), net.eval()(images)
+    compile_forward(distiller, opt.batch_size, CPU)
+    distiller.train()(*next(iter(loader)))
+    net.load_state_dict(state)
+    assert torch.equal(net.eval()(images), evaluated)
+    targets = {str(node.target) for node in torch.export.export(net, (images,)).graph.nodes}
+    assert any('conv2d' in target for target in targets) and not any('fused' in target for target in targets)
+
+
 def test_a_copy_is_its_own():
     net, images = model_dict['resnet8'](num_classes=10), random(4, 3, 32, 32)
     compile_forward(net.train(), 4, CPU)

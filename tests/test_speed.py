@@ -313,6 +313,13 @@ def test_benchmark_refuses(call, capsys, arguments, words):
     assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_benchmark_of_the_cache_refuses(call, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call(benchmark, 'cache', '--pair', 'resnet20,resnet8,hint')
+    assert caught.value.code == 2 and '--pair resnet20,resnet8,hint: hint needs more of the teacher' in \
+        capsys.readouterr().err
+
+
 def test_cores(monkeypatch):
     """Of several machines under torchrun, the cores of all."""
     one = cores()
