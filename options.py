@@ -45,6 +45,8 @@ def _common(description, trial_flags, trial):
     add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and skip them')
     add('--image_size', type=number(int, low=8, high=512), default=32,
         help='pixels to which --dataset folder brings its images')
+    add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
+        help='train on this part of the images of each class, the same part in every run')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
     add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
         help='threads or processes that decode image files; not given: one for each core')

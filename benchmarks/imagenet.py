@@ -32,8 +32,8 @@ def measure(opt, device):
                         ('dali gpu', {'dali': 'gpu'})):
         settings = SimpleNamespace(**{
             'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
-            'num_workers': opt.num_workers, 'seed': 0, 'use_lmdb': False, 'dali': None, 'skip_bad_images': False,
-            **flags})
+            'num_workers': opt.num_workers, 'seed': 0, 'train_fraction': 1.0, 'use_lmdb': False, 'dali': None,
+            'skip_bad_images': False, **flags})
         try:
             found[name] = get_dataloaders(settings, device).train_loader
         except UserError as error:

@@ -9,6 +9,7 @@ from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, imagenet
 from .augment import VIEWS
+from .fraction import chosen
 from .memory import MemoryLoader
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
@@ -45,8 +46,10 @@ def check_dataset(opt) -> None:
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, DATASETS)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
+    fraction = f'--train_fraction {opt.train_fraction:g}'
     for flag, given, names in (('--use-lmdb', opt.use_lmdb, LARGE), (f'--dali {opt.dali}', opt.dali, LARGE),
-                               ('--skip_bad_images', opt.skip_bad_images, ('folder', *LARGE))):
+                               ('--skip_bad_images', opt.skip_bad_images, ('folder', *LARGE)),
+                               (fraction, opt.train_fraction < 1, memory_dict)):
         if given and opt.dataset not in names:
             raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
     if opt.dali and opt.skip_bad_images:
@@ -68,6 +71,9 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+    if opt.train_fraction < 1:
+        kept = chosen(train_labels, opt.train_fraction)
+        train_images, train_labels = train_images[kept], train_labels[kept]
     _check_batch_size(opt, len(train_labels))
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,

@@ -15,6 +15,7 @@ import dataset
 from dataset import cifar, digits
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
+from dataset.fraction import chosen
 from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
 from helper.checkpoint import load_checkpoint
@@ -295,6 +296,24 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
         file.write_bytes(b'')
     with pytest.raises(UserError, match='--skip_bad_images: none of the 16 images can be read'):
         dataset.get_dataloaders(data_options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
+
+
+def test_a_part_of_the_training_images():
+    """--train_fraction: of each class that part, the same whatever the seed, within every larger part."""
+    whole, half, tenth = (dataset.get_dataloaders(data_options(dataset='digits', train_fraction=part, seed=seed), CPU)
+                          for seed, part in enumerate((1.0, 0.5, 0.1)))
+    counts = torch.bincount(whole.labels)
+    assert torch.bincount(tenth.labels).tolist() == [round(n * 0.1) for n in counts.tolist()]
+    assert tenth.test_loader.n_samples == whole.test_loader.n_samples == 360
+    kept = [chosen(whole.labels, part) for part in (0.5, 0.1)]
+    assert set(kept[1].tolist()) < set(kept[0].tolist())
+    for data, rows in zip((half, tenth), kept, strict=True):
+        assert torch.equal(data.labels, whole.labels[rows]) and data.n_train == len(rows)
+        assert torch.equal(data.train_loader.padded, whole.train_loader.padded[rows])
+        assert torch.cat([index for _, _, index in data.train_loader]).max() < data.n_train
+    assert chosen(torch.tensor([0, 0, 1]), 0.01).tolist() in ([0, 2], [1, 2])       # of each class at least one
+    with pytest.raises(UserError, match='--train_fraction 0.5: not for --dataset imagenet; it goes with cifar10'):
+        dataset.check_dataset(data_options(dataset='imagenet', train_fraction=0.5))
 
 
 def test_a_lone_last_image_is_served(tree):

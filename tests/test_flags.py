@@ -190,6 +190,7 @@ HERE = {*(row.split(',')[0].split()[0] for row in LOSS), *RUN, 'optimizer', 'dot
 ELSEWHERE = {
     'dataset': 'test_data.test_digits', 'use_lmdb': 'test_imagenet.test_lmdb_gives_the_same_batches',
     'dali': 'test_imagenet.test_dali_on_the_cpu', 'skip_bad_images': 'test_imagenet.test_bad_images_can_be_passed_over',
+    'train_fraction': 'test_data.test_a_part_of_the_training_images',
     'gpu_id': 'test_gpu', 'multiprocessing_distributed': 'test_distributed.test_two_processes_from_the_command_line',
     'dist_url': 'test_distributed.test_url_in_use', 'dist_timeout': 'test_distributed.test_the_others_do_not_come',
     'sync_bn': 'test_distributed.test_two_processes_train_as_one', 'compile': 'test_speed', 'resume': 'test_resume',

@@ -49,7 +49,7 @@ def test_defaults():
         'feat_dim': 128, 'mode': 'exact', 'nce_k': 16384, 'nce_t': 0.07, 'nce_m': 0.5, 'hint_layer': 1,
         'transform_layer_t': [], 'transform_layer_s': [], 'no_edge_transform': False, 'hkd_initial_weight': 100.0,
         'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
-        'seed': opt.seed, 'flags': opt.flags, 'init_learning_rate': None,
+        'train_fraction': 1.0, 'seed': opt.seed, 'flags': opt.flags, 'init_learning_rate': None,
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
         'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None,
