@@ -8,174 +8,23 @@ every method; "last %" is that of the last epoch. The published figure stands be
 CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables or of the method's own
 paper; of ImageNet that of the method's own paper.
 """
-import csv
-import math
-import os
-import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from distiller_zoo import distiller_dict, get_method  # noqa: E402
+from distiller_zoo import get_method  # noqa: E402
 from helper.cli import Parser, path, table  # noqa: E402
-from helper.errors import UserError, printable, reason, run_main  # noqa: E402
-from helper.files import read_json  # noqa: E402
-from options import flags  # noqa: E402
+from helper.errors import UserError, printable, run_main  # noqa: E402
+from results.published import closed_gap, published, relative_improvement, rows_of  # noqa: E402
+from results.runs import identity, labels, read_run, trials  # noqa: E402
 
-DOCS = Path(__file__).resolve().parents[1] / 'docs'
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
-
-
-def read_run(folder: str) -> dict:
-    """What the table and the figure need of one run. Raises UserError for a folder that holds none."""
-    if not os.path.isfile(Path(folder) / 'history.json'):
-        raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
-                        f'save/student_model/NAME')
-    parameters, best, history = (read_json(Path(folder) / name, f'{folder}: {name}')
-                                 for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
-    try:
-        if parameters.get('Total time') is None:
-            raise UserError(f'{folder}: not finished; train on with --resume auto')
-        if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
-               for item in value):
-            raise ValueError('an option is nested')
-        student = 'model_s' in parameters
-        options, facts = experiment(parameters, student)
-        pictures = {printable(name): matrix(value) for name, value in history[-1].items()
-                    if not isinstance(value, (int, float, dict, type(None)))}
-        return {
-            'experiment': options, 'facts': facts,
-            'seed': parameters.get('seed'),
-            'dataset': printable(parameters['dataset']),
-            'model': printable(parameters['model_s' if student else 'model']),
-            'teacher': printable(first_teacher(parameters)) if student else '',
-            'distill': printable(way(parameters['distill'], variant(parameters, options))) if student else 'alone',
-            'method': printable(f'{parameters["distill"]}, taught by {parameters["model_t"]}') if student else 'alone',
-            'parameters': round(parameters['Total params'] * 1e6),
-            'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
-            'last': finite(history[-1]['test_acc']),
-            'seconds': finite(parameters['Total time']) * (3600 if student else 1),
-            'curve': [finite(epoch['test_acc']) for epoch in history],
-            'pictures': pictures,
-        }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
-
-
-def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
-    """(the options that decide what a run computes, what it found of its data, its teacher and its processes).
-
-    An option that did not exist yet when it ran has its default.
-    """
-    known = flags(student)
-    names = known.defaults.keys() - (known.may_differ - {'epochs'})
-    options = {name: value for name, value in {**known.defaults, **parameters}.items()
-               if name in {*names, 'model_t'} and value is not None}
-    if parameters['dataset'] == 'folder':
-        options['data_dir'] = str(Path(parameters['data_dir']))
-    return options, {name: value for name, value in parameters.items()
-                     if name not in {*known.defaults, 'model_t', 'Total time', 'filled_in', 'debug'}}
-
-
-def finite(number) -> float:
-    if not math.isfinite(number):
-        raise ValueError(f'a figure is {number}')
-    return float(number)
-
-
-def matrix(rows):
-    """A list of equally long lists of figures. Raises ValueError for other values."""
-    if len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise ValueError('a picture is no matrix')
-    return [[finite(value) for value in row] for row in rows]
-
-
-def first_teacher(parameters: dict) -> str:
-    """The teacher by which published tables name a run; where --path-t is an auxiliary one, the one that taught it."""
-    data = re.escape(parameters['dataset'])
-    taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
-    method = distiller_dict.get(parameters['distill'])
-    return taught[1] if taught and method and method.auxiliary_teacher else parameters['model_t']
-
-
-def trials(runs: list[dict]) -> list[list[dict]]:
-    """The runs, those of one experiment together."""
-    found = []
-    for run in runs:
-        alike = [group for group in found if group[0]['experiment'] == run['experiment']
-                 and all(group[0]['facts'][name] == run['facts'][name]
-                         for name in group[0]['facts'].keys() & run['facts'].keys())]
-        if alike:
-            alike[0].append(run)
-        else:
-            found.append([run])
-    return found
-
-
-def way(method: str, options: dict) -> str:
-    """How identity() and published() name a method, or a sum of methods, with options that change it."""
-    return ', '.join(['+'.join(sorted(method.split('+'))), *(f'{k} {options[k]}' for k in sorted(options))])
-
-
-def options_of(row: dict) -> dict:
-    """The options of a row of published.csv, 'name=value;name=value'."""
-    return dict(text.split('=') for text in row['options'].split(';') if text)
-
-
-def variant(parameters: dict, options: dict) -> dict:
-    """option -> value, as texts, of those that tell published figures of a method apart, where they are not the usual.
-    """
-    method = parameters['distill']
-    names = {name for row in rows_of('published.csv') if row['method'] == method for name in options_of(row)}
-    if not names:
-        return {}
-    usual = flags(student=True).defaults
-    run = SimpleNamespace(**{**usual, **{name: options.get(name) for name in names}, 'dataset': parameters['dataset']})
-    usual = {**usual, **get_method(method).published_options(run)}
-    return {name: str(options.get(name)) for name in names if options.get(name) != usual[name]}
-
-
-def published(dataset: str) -> dict[tuple, tuple]:
-    """(teacher or '', student, way or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
-    figures = {}
-    for row in rows_of('published.csv'):
-        if row['dataset'] != dataset:
-            continue
-        name = row['teacher'], row['student'], way(row['method'], options_of(row))
-        figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
-    return figures
-
-
-def rows_of(table: str) -> list[dict]:
-    """The rows of a CSV file in docs/."""
-    with open(DOCS / table, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def identity(run: dict) -> tuple:
-    """How published() names what a run trained."""
-    return run['teacher'], run['model'], run['distill']
 
 
 def with_deviation(top1: float, deviation: float | None, width: int = 0) -> str:
     """The two figures; without a deviation, as wide as with one of `width` characters."""
     return f'{top1:.2f}' + (' ' * width if deviation is None else f' ± {deviation:.2f}')
-
-
-def labels(groups: list[list[dict]]) -> list[str]:
-    """How each experiment was trained, with the options that tell it from another of the same nets and method."""
-    found = []
-    for group in groups:
-        run = group[0]
-        like = [{**other[0]['facts'], **other[0]['experiment']} for other in groups
-                if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
-        own = {**run['facts'], **run['experiment']}
-        names = [name for name in sorted({name for other in like for name in other})
-                 if any(other.get(name) != like[0].get(name) for other in like)]
-        found.append(', '.join([run['method'], *(printable(f'{name} {own.get(name)}') for name in names)]))
-    return found
 
 
 def compare_table(groups: list[list[dict]]) -> str:
@@ -196,33 +45,6 @@ def compare_table(groups: list[list[dict]]) -> str:
     kept = [i for i in range(len(heads)) if not silent.get(i)]
     head, *rows = ([row[i] for i in kept] for row in (heads, *rows))
     return table(head, rows, ''.join('<<<>>>>>>>'[i] for i in kept))
-
-
-def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, tuple[float, int]]:
-    """method -> (average relative improvement of the method `ours` over it in percent, over how many pairs of nets).
-
-    (ours - method) / (method - student alone), the mean over all pairs for which `top1` has the three.
-    Chen et al., AAAI 2021, arXiv 2012.03236.
-    """
-    found = {}
-    for (teacher, student, method), other in top1.items():
-        own, alone = top1.get((teacher, student, ours)), top1.get(('', student, 'alone'))
-        if method not in (ours, 'alone') and None not in (own, alone) and other != alone:
-            found.setdefault(method, []).append((own - other) / (other - alone) * 100)
-    return {method: (mean(values), len(values)) for method, values in found.items()}
-
-
-def closed_gap(top1: dict[tuple, float], ours: str) -> tuple[float, int] | None:
-    """(how much of the gap from students alone to their teachers `ours` closes, in percent, over how many pairs).
-
-    The sum of all improvements over the sum of all gaps. The SemCKD paper does not define its figure for the teacher,
-    68.34; this reading comes nearest: 68.47 from its rounded table.
-    """
-    pairs = [(own, top1.get(('', student, 'alone')), top1.get(('', teacher, 'alone')))
-             for (teacher, student, method), own in top1.items() if method == ours]
-    pairs = [pair for pair in pairs if None not in pair]
-    gap = sum(teacher - alone for _, alone, teacher in pairs)
-    return (sum(own - alone for own, alone, _ in pairs) / gap * 100, len(pairs)) if gap else None
 
 
 def improvement_table(groups: list[list[dict]], ours: str) -> str:

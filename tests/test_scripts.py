@@ -22,6 +22,8 @@ from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from models import model_dict
 from options import student_options, teacher_options
+from results import published
+from results.runs import first_teacher, trials
 from scripts import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,7 +311,7 @@ def test_compare_without_plus_minus(capsys, monkeypatch):
 
 
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
-    """As compare.read_run gives it."""
+    """As read_run gives it."""
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
             'facts': {}, 'last': top1 - 1, 'model': student, 'teacher': teacher,
             'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
@@ -325,18 +327,18 @@ def test_compare_trials_and_published():
     """Trials are one row; what is published stands beside it; columns that say nothing are left out."""
     runs = [run_of('resnet8x4', 76.0, 'resnet32x4', 'semckd'), run_of('resnet8x4', 72.0),
             run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
-    assert words(compare.compare_table(compare.trials(runs))) == [
+    assert words(compare.compare_table(trials(runs))) == [
         'model trained parameters trials top-1 % last % published top-5 % seconds',
         'resnet8x4 semckd 1,234 2 76.50 ± 0.71 75.50 76.23 ± 0.04 (SemCKD) 99.50 60',
         'resnet8x4 alone 1,234 1 72.00 71.00 73.09 ± 0.30 (SemCKD) 99.50 60',
         'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller) 99.50 60',
         'resnet14 alone 1,234 1 70.00 69.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
-    assert words(compare.compare_table(compare.trials(other))) == [
+    assert words(compare.compare_table(trials(other))) == [
         'model trained parameters top-1 % last % top-5 % seconds',
         'resnet8x4 alone, epochs None 1,234 72.00 71.00 99.50 60',
         'resnet8x4 alone, epochs 3 1,234 70.00 69.00 99.50 60']
-    assert words(compare.compare_table(compare.trials(runs + other)))[0].startswith('data model ')
+    assert words(compare.compare_table(trials(runs + other)))[0].startswith('data model ')
 
 
 @pytest.mark.parametrize('flags, found', [
@@ -346,55 +348,55 @@ def test_compare_trials_and_published():
     ('wttm+crd', 'crd+wttm'), ('ctkd --ctkd_base dkd', 'ctkd, ctkd_base dkd')])
 def test_how_a_run_is_named_in_the_published_table(flags, found):
     opt = vars(student_options(['--path-t', 'x', '--distill', *flags.split()]))
-    assert compare.way(opt['distill'], compare.variant(opt, opt)) == found
+    assert published.way(opt['distill'], published.variant(opt, opt)) == found
 
 
 def test_relative_improvement():
     """The published column, from the published table: to what rounding the table to two digits leaves."""
-    theirs = {row['over']: float(row['ari']) for row in compare.rows_of('published_ari.csv')}
+    theirs = {row['over']: float(row['ari']) for row in published.rows_of('published_ari.csv')}
     gap_closed = theirs.pop('teacher')
-    found = compare.relative_improvement({name: figure[0] for name, figure in compare.published('cifar100').items()
+    found = published.relative_improvement({name: figure[0] for name, figure in published.published('cifar100').items()
                                           if figure[2] in ('SemCKD', 'RepDistiller')}, 'semckd')
     assert found.keys() == theirs.keys()
     for method, (percent, pairs) in found.items():
         assert pairs == 7 and abs(percent - theirs[method]) < 0.25
-    assert all(name in model_dict for key in compare.published('cifar100') for name in key[:2] if name)
-    for row in compare.rows_of('published.csv'):        # every figure is of methods, nets and options that there are
+    assert all(name in model_dict for key in published.published('cifar100') for name in key[:2] if name)
+    for row in published.rows_of('published.csv'):        # every figure is of methods, nets and options that there are
         if row['method'] != 'alone':
             opt = student_options(['--path-t', 'x', '--distill', row['method'], '--dataset', row['dataset']])
-            assert all(hasattr(opt, name) for name in compare.options_of(row))
+            assert all(hasattr(opt, name) for name in published.options_of(row))
         assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
-    assert compare.published('imagenet')['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD')
+    assert published.published('imagenet')['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD')
 
     # The teachers, which have the names of students in that table, are RepDistiller's.
-    top1 = {name: figure[0] for name, figure in compare.published('cifar100').items()}
+    top1 = {name: figure[0] for name, figure in published.published('cifar100').items()}
     teachers = {'resnet32x4': 79.42, 'vgg13': 74.64, 'wrn_40_2': 75.61}
     pairs = [(teacher, student) for teacher, student, method in top1 if method == 'semckd']
     improved = sum(top1[t, s, 'semckd'] - top1['', s, 'alone'] for t, s in pairs)
     gap = sum(teachers[t] - top1['', s, 'alone'] for t, s in pairs)
     assert len(pairs) == 7 and abs(improved / gap * 100 - gap_closed) < 0.25
-    assert compare.closed_gap({('', 's', 'alone'): 60.0, ('', 't', 'alone'): 80.0, ('t', 's', 'semckd'): 75.0,
+    assert published.closed_gap({('', 's', 'alone'): 60.0, ('', 't', 'alone'): 80.0, ('t', 's', 'semckd'): 75.0,
                                ('u', 's', 'semckd'): 70.0}, 'semckd') == (75.0, 1)
 
     runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd')]
-    with_teacher = compare.improvement_table(compare.trials([*runs, run_of('t', 65.0)]), 'semckd').splitlines()
+    with_teacher = compare.improvement_table(trials([*runs, run_of('t', 65.0)]), 'semckd').splitlines()
     assert with_teacher[-1].split() == ['gap', 'to', 'the', 'teacher', 'closed', '80.00', '1', '68.34']
-    table = compare.improvement_table(compare.trials(runs), 'semckd').splitlines()
+    table = compare.improvement_table(trials(runs), 'semckd').splitlines()
     assert table[0].startswith('SemCKD over') and table[-1].split() == ['kd', '100.00', '1', '72.65']
     for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
                        ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
                        ([*runs[1:], run_of('resnet8', 62.0)], 'not exactly as good')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
-            compare.improvement_table(compare.trials(given), 'semckd')
+            compare.improvement_table(trials(given), 'semckd')
 
 
 def test_compare_names_the_first_teacher():
     """HKD's teacher is an auxiliary net; the tables name the one that taught that."""
     given = {'dataset': 'cifar100', 'distill': 'hkd', 'model_t': 'resnet8x4', 'path_t':
              'save/student_model/S:resnet8x4_T:resnet32x4_cifar100_pkt_r:1.0_a:1.0_b:30000.0_1/resnet8x4_best.pth'}
-    assert compare.first_teacher(given) == 'resnet32x4'
-    assert compare.first_teacher({**given, 'distill': 'kd'}) == 'resnet8x4'
-    assert compare.first_teacher({**given, 'path_t': 'save/models/resnet8x4_vanilla/x.pth'}) == 'resnet8x4'
+    assert first_teacher(given) == 'resnet32x4'
+    assert first_teacher({**given, 'distill': 'kd'}) == 'resnet8x4'
+    assert first_teacher({**given, 'path_t': 'save/models/resnet8x4_vanilla/x.pth'}) == 'resnet8x4'
 
 
 BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is filled in

@@ -1,0 +1,1 @@
+"""What finished runs say: read, compared with what was published, drawn, and reported."""

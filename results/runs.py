@@ -1,0 +1,117 @@
+"""A run's folder as others read it, and which runs are trials of one experiment."""
+import math
+import os
+import re
+from pathlib import Path
+
+from distiller_zoo import distiller_dict
+from helper.errors import UserError, printable, reason
+from helper.files import read_json
+from options import flags
+
+from .published import variant, way
+
+
+def read_run(folder: str) -> dict:
+    """What the table and the figure need of one run. Raises UserError for a folder that holds none."""
+    if not os.path.isfile(Path(folder) / 'history.json'):
+        raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
+                        f'save/student_model/NAME')
+    parameters, best, history = (read_json(Path(folder) / name, f'{folder}: {name}')
+                                 for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
+    try:
+        if parameters.get('Total time') is None:
+            raise UserError(f'{folder}: not finished; train on with --resume auto')
+        if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
+               for item in value):
+            raise ValueError('an option is nested')
+        student = 'model_s' in parameters
+        options, facts = experiment(parameters, student)
+        pictures = {printable(name): matrix(value) for name, value in history[-1].items()
+                    if not isinstance(value, (int, float, dict, type(None)))}
+        return {
+            'experiment': options, 'facts': facts,
+            'seed': parameters.get('seed'),
+            'dataset': printable(parameters['dataset']),
+            'model': printable(parameters['model_s' if student else 'model']),
+            'teacher': printable(first_teacher(parameters)) if student else '',
+            'distill': printable(way(parameters['distill'], variant(parameters, options))) if student else 'alone',
+            'method': printable(f'{parameters["distill"]}, taught by {parameters["model_t"]}') if student else 'alone',
+            'parameters': round(parameters['Total params'] * 1e6),
+            'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
+            'last': finite(history[-1]['test_acc']),
+            'seconds': finite(parameters['Total time']) * (3600 if student else 1),
+            'curve': [finite(epoch['test_acc']) for epoch in history],
+            'pictures': pictures,
+        }
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
+    """(the options that decide what a run computes, what it found of its data, its teacher and its processes).
+
+    An option that did not exist yet when it ran has its default.
+    """
+    known = flags(student)
+    names = known.defaults.keys() - (known.may_differ - {'epochs'})
+    options = {name: value for name, value in {**known.defaults, **parameters}.items()
+               if name in {*names, 'model_t'} and value is not None}
+    if parameters['dataset'] == 'folder':
+        options['data_dir'] = str(Path(parameters['data_dir']))
+    return options, {name: value for name, value in parameters.items()
+                     if name not in {*known.defaults, 'model_t', 'Total time', 'filled_in', 'debug'}}
+
+
+def finite(number) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f'a figure is {number}')
+    return float(number)
+
+
+def matrix(rows):
+    """A list of equally long lists of figures. Raises ValueError for other values."""
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise ValueError('a picture is no matrix')
+    return [[finite(value) for value in row] for row in rows]
+
+
+def first_teacher(parameters: dict) -> str:
+    """The teacher by which published tables name a run; where --path-t is an auxiliary one, the one that taught it."""
+    data = re.escape(parameters['dataset'])
+    taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
+    method = distiller_dict.get(parameters['distill'])
+    return taught[1] if taught and method and method.auxiliary_teacher else parameters['model_t']
+
+
+def trials(runs: list[dict]) -> list[list[dict]]:
+    """The runs, those of one experiment together."""
+    found = []
+    for run in runs:
+        alike = [group for group in found if group[0]['experiment'] == run['experiment']
+                 and all(group[0]['facts'][name] == run['facts'][name]
+                         for name in group[0]['facts'].keys() & run['facts'].keys())]
+        if alike:
+            alike[0].append(run)
+        else:
+            found.append([run])
+    return found
+
+
+def labels(groups: list[list[dict]]) -> list[str]:
+    """How each experiment was trained, with the options that tell it from another of the same nets and method."""
+    found = []
+    for group in groups:
+        run = group[0]
+        like = [{**other[0]['facts'], **other[0]['experiment']} for other in groups
+                if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
+        own = {**run['facts'], **run['experiment']}
+        names = [name for name in sorted({name for other in like for name in other})
+                 if any(other.get(name) != like[0].get(name) for other in like)]
+        found.append(', '.join([run['method'], *(printable(f'{name} {own.get(name)}') for name in names)]))
+    return found
+
+
+def identity(run: dict) -> tuple:
+    """How published() names what a run trained."""
+    return run['teacher'], run['model'], run['distill']
