@@ -12,7 +12,6 @@ from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
-from helper.cli import comma_list
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
@@ -64,10 +63,7 @@ def train(opt, device):
     def checkpoint():
         return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
 
-    name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
-            f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}'
-            + (f'_dali:{opt.dali}' if opt.dali else ''))
-    place = Place('student_model', 'student_tensorboards', name, f'{opt.model_s}_best.pth', seconds_per_unit=3600)
+    place = Place.of_student(opt)
     if place.best_path(opt).resolve() == Path(opt.path_t).resolve():
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 

@@ -45,12 +45,8 @@ def train(opt, device):
         return {**vanilla.checkpoint(), 'optimizer': optimizer.state_dict(), 'arch': arch,
                 'num_classes': data.num_classes}
 
-    name = f'{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
-    name += f'_dali:{opt.dali}' if opt.dali else ''
-    place = Place('models', 'tensorboard', name, f'{opt.model}_best.pth', seconds_per_unit=1)
-
     # Train
-    with Run(opt, place, vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:
+    with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(vanilla, device)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .errors import nearest, printable
+from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
 
@@ -26,7 +26,7 @@ def values(opt) -> dict:
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts '-' and '_' alike between the words of a flag; an error is one line and exit code 2."""
+    """Accepts '-' and '_' alike between the words of a flag; a mistake is a UserError."""
 
     def __init__(self, **kwargs):
         self.may_differ: set[str] = set()
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         return opt
 
     def error(self, message):
-        self.exit(2, f'error: {printable(message.removeprefix("argument "))}\n')
+        raise UserError(message.removeprefix('argument '))
 
 
 @functools.cache        # so that two flags with the same bounds have the same converter

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import distributed
 from .checkpoint import load_weights, save_checkpoint
-from .cli import values
+from .cli import comma_list, values
 from .device import Precision, random_state, restore_random_state
 from .errors import UserError, printable
 from .files import Lock, make_folder, read_json, run_folder, write_atomically
@@ -36,6 +36,20 @@ class Place:
     name: str
     best_file: str
     seconds_per_unit: float     # of 'Total time' in parameters.json
+
+    @classmethod
+    def of_teacher(cls, opt):
+        """Of a run of train_teacher.py with these options."""
+        name = f'{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
+        return cls('models', 'tensorboard', name + _dali(opt), f'{opt.model}_best.pth', seconds_per_unit=1)
+
+    @classmethod
+    def of_student(cls, opt):
+        """Of a run of train_student.py with these options; opt.model_t names the teacher's net."""
+        name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
+                f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}')
+        return cls('student_model', 'student_tensorboards', name + _dali(opt), f'{opt.model_s}_best.pth',
+                   seconds_per_unit=3600)
 
     def folder(self, opt) -> Path:
         return run_folder(opt.save_dir, self.models, self.name)
@@ -403,6 +417,10 @@ class Run:
             (self.folder / PREVIOUS).unlink(missing_ok=True)
         save_checkpoint(self.folder / LAST, state, keep=None if self.first else PREVIOUS)
         self.first = False
+
+
+def _dali(opt):
+    return f'_dali:{opt.dali}' if opt.dali else ''
 
 
 def _where(state):
