@@ -66,6 +66,14 @@ class Parser(argparse.ArgumentParser):
                       for a in self._actions if argparse.SUPPRESS not in (a.default, a.dest)}, self.may_differ)
 
     def parse_args(self, args=None, namespace=None):
+        opt, unknown = self.parse_known(args, namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
+            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
+        return opt
+
+    def parse_known(self, args=None, namespace=None):
+        """(the options, the words that no flag of this parser takes)."""
         known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
 
         def canonical(token):
@@ -73,11 +81,7 @@ class Parser(argparse.ArgumentParser):
             return known.get(name.replace('-', '_'), name) + equals + value if token.startswith('--') else token
 
         args = sys.argv[1:] if args is None else args
-        opt, unknown = self.parse_known_args([canonical(token) for token in args], namespace)
-        if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
-            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
-        return opt
+        return self.parse_known_args([canonical(token) for token in args], namespace)
 
     def error(self, message):
         raise UserError(message.removeprefix('argument '))

@@ -1,5 +1,10 @@
 """Where a run computes, in how many bits, and its random numbers."""
+import os
+import platform
 import random
+import shlex
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,6 +55,23 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def surroundings() -> dict:
+    """The machine, the versions and the command line of this process, for parameters.json."""
+    if torch.cuda.is_initialized():
+        machine = torch.cuda.get_device_name()
+    else:
+        try:
+            lines = Path('/proc/cpuinfo').read_text().splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+        name = names[0] if names else platform.processor() or platform.machine()
+        machine = f'{name} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, ' \
+                  f'{torch.get_num_threads()} threads'
+    return {'machine': machine, 'versions': f'Python {platform.python_version()}, torch {torch.__version__}',
+            'command': shlex.join(['python', *sys.argv])}
 
 
 def random_state() -> dict:

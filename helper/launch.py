@@ -37,7 +37,7 @@ def launch(train: Callable, opt) -> None:
     outside = _outside()
     if outside and outside['world'] > 1:
         with _one_line(outside['rank']):
-            _end_with_parent(os.getppid())
+            end_with_parent(os.getppid())
             _train_together(train, opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside))
     else:
         train(opt, select_device(opt.gpu_id))
@@ -98,7 +98,7 @@ def first_host(nodes: str) -> str:
     return match[1] + (match[2] or '') if match else '127.0.0.1'
 
 
-def _end_with_parent(parent: int):
+def end_with_parent(parent: int):
     """When the process that started this one is killed, the system signals this one, which then saves and ends."""
     if sys.platform != 'linux':
         return
@@ -236,6 +236,6 @@ def _check_url(url):
 def _child(number, train, opt):
     with _one_line(number):
         _hold_ctrl_c(False)
-        _end_with_parent(torch.multiprocessing.parent_process().pid)
+        end_with_parent(torch.multiprocessing.parent_process().pid)
         entries = opt.gpu_id.split(',')
         _train_together(train, opt, opt.dist_url, number, len(entries), entries[number])

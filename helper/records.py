@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .cli import values
+from .device import surroundings
 from .distributed import is_main, world_size
 from .errors import UserError
 from .files import make_folder, write_json
@@ -137,7 +138,7 @@ class Records:
 
     def _write_parameters(self, **more):
         write_json(self.folder / 'parameters.json',
-                   {**values(self.opt), **self.facts, 'processes': world_size(), **more})
+                   {**values(self.opt), **self.facts, 'processes': world_size(), **surroundings(), **more})
 
     @contextlib.contextmanager
     def _events(self):

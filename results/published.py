@@ -44,6 +44,11 @@ def variant(parameters: dict, options: dict) -> dict:
     return {name: str(options.get(name)) for name in names if options.get(name) != usual[name]}
 
 
+def sources() -> list[str]:
+    """Whose figures there are, in the order of the file."""
+    return list(dict.fromkeys(row['source'] for row in rows_of('published.csv')))
+
+
 def rows_of(table: str) -> list[dict]:
     """The rows of a CSV file in docs/."""
     with open(DOCS / table, newline='') as file:

@@ -3,6 +3,7 @@ import math
 import os
 import re
 from pathlib import Path
+from statistics import mean
 
 from distiller_zoo import distiller_dict
 from helper.errors import UserError, printable, reason
@@ -10,6 +11,8 @@ from helper.files import read_json
 from options import flags
 
 from .published import variant, way
+
+SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
 def read_run(folder: str) -> dict:
@@ -27,8 +30,9 @@ def read_run(folder: str) -> dict:
             raise ValueError('an option is nested')
         student = 'model_s' in parameters
         options, facts = experiment(parameters, student)
-        pictures = {printable(name): matrix(value) for name, value in history[-1].items()
-                    if not isinstance(value, (int, float, dict, type(None)))}
+        pictures = [{printable(name): matrix(value) for name, value in epoch.items()
+                     if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
+        rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
         return {
             'experiment': options, 'facts': facts,
             'seed': parameters.get('seed'),
@@ -42,7 +46,9 @@ def read_run(folder: str) -> dict:
             'last': finite(history[-1]['test_acc']),
             'seconds': finite(parameters['Total time']) * (3600 if student else 1),
             'curve': [finite(epoch['test_acc']) for epoch in history],
-            'pictures': pictures,
+            'pictures': pictures[-1], 'pictures_by_epoch': pictures,
+            'images_per_second': mean(rates) if rates else None,
+            **{name: printable(parameters.get(name, '')) for name in SURROUNDINGS},
         }
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
@@ -60,7 +66,7 @@ def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
     if parameters['dataset'] == 'folder':
         options['data_dir'] = str(Path(parameters['data_dir']))
     return options, {name: value for name, value in parameters.items()
-                     if name not in {*known.defaults, 'model_t', 'Total time', 'filled_in', 'debug'}}
+                     if name not in {*known.defaults, *SURROUNDINGS, 'model_t', 'Total time', 'filled_in', 'debug'}}
 
 
 def finite(number) -> float:

@@ -1,0 +1,154 @@
+"""How far each step of a table is, read from files alone: from another terminal, and after any interruption."""
+import contextlib
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from helper.errors import UserError, printable
+from helper.files import read_json, write_json
+
+from .steps import Step
+
+DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'without its teacher'
+HEARTBEAT = 5           # seconds between two signs of life of a worker
+SILENT = 60             # seconds after which a worker that gave none has ended
+LAST_LINES = 5
+
+
+@dataclass
+class Progress:
+    """The state of a step, how much of it is done (0 to 1), and the seconds that this took."""
+
+    state: str
+    part: float = 0.0
+    seconds: float = 0.0
+
+
+class Record:
+    """logs/NAME.json beside logs/NAME.log: what a worker says of a step. The step's own folder says how far it is."""
+
+    def __init__(self, logs: Path, step: Step):
+        self.path, self.log = logs / f'{step.name}.json', logs / f'{step.name}.log'
+
+    def begin(self, command: str) -> None:
+        write_json(self.path, {'state': 'running', 'command': command, 'host': socket.gethostname(),
+                               'slurm': os.environ.get('SLURM_JOB_ID'), 'began': time.time()})
+
+    def beat(self) -> None:
+        """A sign of life."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
+
+    def end(self, code: int) -> None:
+        """code: as subprocess gives it, negative for a signal."""
+        write_json(self.path, {**self.read(), 'state': 'ended', 'code': code, 'ended': time.time()})
+
+    def forget(self) -> None:
+        """Try it again."""
+        self.path.unlink(missing_ok=True)
+
+    def read(self) -> dict:
+        """What was last said; nothing where it cannot be read."""
+        with contextlib.suppress(UserError):
+            found = read_json(self.path, str(self.path))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def alive(self) -> bool:
+        """Whether a worker is at it now, on whichever machine."""
+        try:
+            return self.read().get('state') == 'running' and time.time() - self.path.stat().st_mtime < SILENT
+        except OSError:
+            return False
+
+    def failed(self) -> bool:
+        """Whether it ended by a failure of its own; a signal is none, so an interrupted step is only left."""
+        code = self.read().get('code')
+        return isinstance(code, int) and 0 < code < 128
+
+    def last_lines(self) -> list[str]:
+        """The end of its log."""
+        try:
+            lines = self.log.read_text(errors='replace').splitlines()
+        except OSError:
+            return []
+        return [printable(line.rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
+
+
+def finished(step: Step) -> bool:
+    """Whether its run has written all its epochs and its checkpoint."""
+    return _read(step.folder / 'parameters.json', dict).get('Total time') is not None and step.checkpoint.is_file()
+
+
+def progress(step: Step, logs: Path, running: set | None = None) -> Progress:
+    """running: the steps that a worker of this process is at; None: ask the records."""
+    unit = 3600 if step.script == 'train_student.py' else 1
+    parameters = _read(step.folder / 'parameters.json', dict)
+    if parameters.get('Total time') is not None and step.checkpoint.is_file():
+        return Progress(DONE, 1.0, parameters['Total time'] * unit)
+    record, history = Record(logs, step), _read(step.folder / 'history.json', list)
+    seconds = sum(epoch.get('seconds', 0) for epoch in history if isinstance(epoch, dict))
+    part = min(len(history) / step.opt.epochs, 1.0)
+    if step in running if running is not None else record.alive():
+        return Progress(RUNNING, part, seconds)
+    if record.failed():
+        return Progress(FAILED, part, seconds)
+    state = WAITING if step.after and progress(step.after, logs, running).state in (FAILED, WAITING) else LEFT
+    return Progress(state, part, seconds)
+
+
+def _read(path, kind):
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return kind()
+    return found if isinstance(found, kind) else kind()
+
+
+def seconds_left(steps: dict[Step, Progress], at_once: int) -> float | None:
+    """How long the steps that are left will take, by what others of their kind took; None where none has an epoch.
+
+    at_once: how many run at the same time.
+    """
+    known: dict[object, list[float]] = {}
+    for step, now in steps.items():
+        if now.part and now.seconds:
+            whole = now.seconds / now.part
+            for kind in (_kind(step), step.script, None):
+                known.setdefault(kind, []).append(whole)
+    if not known:
+        return None
+    left = [mean(next(known[kind] for kind in (_kind(step), step.script, None) if kind in known)) * (1 - now.part)
+            for step, now in steps.items() if now.state in (RUNNING, LEFT)]
+    return max([sum(left) / max(1, at_once), *left], default=0.0)
+
+
+def _kind(step):
+    opt = step.opt
+    return step.script, getattr(opt, 'distill', ''), getattr(opt, 'model_t', ''), step.net
+
+
+def summary(name: str, steps: dict[Step, Progress], at_once: int) -> str:
+    """One line: 'digits: 12 done, 2 running, 0 failed, 10 left, ready about Thu 14:32'."""
+    count = {state: sum(now.state == state for now in steps.values())
+             for state in (DONE, RUNNING, FAILED, LEFT, WAITING)}
+    text = ', '.join(f'{n} {state}' for state, n in count.items() if n or state != WAITING)
+    left = seconds_left(steps, at_once)
+    if left and (count[RUNNING] or count[LEFT]):
+        text += time.strftime(', ready about %a %H:%M', time.localtime(time.time() + left))
+    return f'{name}: {text}'
+
+
+def failures(steps: dict[Step, Progress], logs: Path) -> str:
+    """The steps that failed, each with the last lines of its log."""
+    parts = []
+    for step, now in steps.items():
+        if now.state == FAILED:
+            record = Record(logs, step)
+            parts.append('\n'.join([f'failed: {step.name} ({record.log})', *(f'    {line}' for line in
+                                                                              record.last_lines())]))
+    return '\n'.join(parts)

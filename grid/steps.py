@@ -1,0 +1,243 @@
+"""The runs of a table: each an ordinary command, and which of them wait for another's checkpoint."""
+import contextlib
+import io
+import itertools
+import json
+import re
+import shlex
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from dataset import memory_dict
+from dataset.teacher_cache import ANSWERS
+from distiller_zoo import get_method
+from helper.checkpoint import load_checkpoint
+from helper.cli import values
+from helper.errors import UserError
+from helper.files import read_json
+from helper.run import Place
+from models import model_dict, resolve
+from models.load import teacher_name
+from options import flags, student_options, teacher_options
+
+from .table_file import ALONE, Row, Table
+
+OURS = ('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir', '--resume',
+        '--gpu_id', '--teacher_cache', '--evaluate', '--list', '--multiprocessing-distributed')
+SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
+         'imagenette': (10, 224)}       # classes, pixels
+
+
+@dataclass(eq=False)
+class Step:
+    """A run of a table. Its checkpoint is there when it is finished, see `state.py`."""
+
+    name: str                       # its log's, unique in the table
+    what: str                       # how messages name it
+    script: str
+    arguments: list[str]            # without what says where it computes
+    opt: Namespace                  # the arguments, parsed
+    folder: Path
+    checkpoint: Path
+    net: str                        # that it trains
+    after: 'Step | None' = None     # whose checkpoint it needs
+    cells: list[tuple[str, str]] = field(default_factory=list)      # (row's label, pair) that it is a trial of
+
+    def command(self, placement: list[str], python: str = 'python') -> list[str]:
+        """The words of the command line; placement: the flags of where it computes."""
+        return [python, self.script, *self.arguments, *placement]
+
+
+def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
+    """The runs of a table, those that others wait for before them. more: flags of every run, after the table's.
+
+    Every command has been parsed by the script's own parser, and every pair of nets has been given to its methods.
+    Raises UserError that names the file and the row.
+    """
+    plan = _Plan(table, save_dir, more)
+    for pair in table.pairs:
+        for row in table.rows:
+            if (row.label, str(pair)) not in table.left_out:
+                plan.add_cell(pair, row)
+    for step in plan.steps.values():
+        _check_earlier(step, table)
+    return list(plan.steps.values())
+
+
+class _Plan:
+    """Collects the steps; one that several cells need is there once."""
+
+    def __init__(self, table, save_dir, more):
+        self.table, self.save_dir, self.more = table, save_dir, more
+        self.steps: dict[str, Step] = {}        # by the run's folder
+        self.nets = {}
+        for key in ('options', 'teacher_options', 'student_options'):
+            _check_words(getattr(table, key), f'{table.path}: {key}')
+        _check_words(more, 'the flags for every run')
+
+    def add_cell(self, pair, row):
+        what = f'{self.table.path}: row {row.label}, {pair}'
+        _check_words([*row.flags, *pair.flags], what)
+        for trial, seed in enumerate(self.table.seeds, 1):
+            if row.method == ALONE:
+                step = self._alone(pair.student, row, pair.flags, f'{trial}{_suffix(row)}', seed, what)
+            else:
+                step = self._distilled(pair, row, trial, seed, what)
+            if (row.label, str(pair)) in step.cells or any(p == str(pair) for _, p in step.cells):
+                raise UserError(f'{what}: is the same run as row {step.cells[0][0]}; give each once')
+            step.cells.append((row.label, str(pair)))
+
+    def _alone(self, student, row, pair_flags, trial, seed, what):
+        words = [*self.table.options, *self.table.student_options, *pair_flags, *row.flags]
+        return self._teacher_step(student, words, trial, seed, f'{student}-{row.label}-{trial}', what)
+
+    def _distilled(self, pair, row, trial, seed, what):
+        source, after = self._teacher(pair.teacher)
+        suffix = _suffix(row)
+        if get_method(row.method).auxiliary_teacher and self.table.auxiliary:
+            after = self._auxiliary(pair.teacher, source, after)
+            source, suffix = after.checkpoint, f'{suffix}_{pair.teacher}'
+        words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
+        net_t = after.net if after else self._net_of(source, pair.teacher)
+        step = self._student_step(pair.student, row, words, source, after, net_t, f'{trial}{suffix}', seed,
+                                  f'{pair.teacher}-{pair.student}-{row.label}-{trial}', what)
+        if trial == 1:
+            self._check_pair(step, what)
+        return step
+
+    def _teacher(self, name):
+        """(checkpoint, the step that makes it or None where it is there already)."""
+        fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
+        if fetched and fetched.is_file():
+            return fetched, None
+        what = f'{self.table.path}: teacher {name}'
+        step = self._teacher_step(name, [*self.table.options, *self.table.teacher_options], '0', self.table.seeds[0],
+                                  f'teacher-{name}', what)
+        return step.checkpoint, step
+
+    def _auxiliary(self, teacher, source, after):
+        row = self.table.auxiliary
+        what = f'{self.table.path}: auxiliary teacher {row.label}, taught by {teacher}'
+        words = [*self.table.options, *self.table.student_options, *row.flags]
+        net_t = after.net if after else self._net_of(source, teacher)
+        return self._student_step(row.label, row, words, source, after, net_t, 'auxiliary', self.table.seeds[0],
+                                  f'auxiliary-{teacher}-{row.label}', what)
+
+    def _teacher_step(self, model, words, trial, seed, name, what):
+        arguments = ['--model', model, *words, '--trial', trial, '--seed', str(seed), *self._last()]
+        opt = _parsed(teacher_options, arguments, what)
+        return self._step(name, what, 'train_teacher.py', arguments, opt, Place.of_teacher(opt), None)
+
+    def _student_step(self, model, row, words, source, after, net_t, trial, seed, name, what):
+        arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
+                     '--trial', trial, '--seed', str(seed), *self._last()]
+        opt = _parsed(student_options, arguments, what)
+        if self.table.teacher_cache and opt.dataset in memory_dict and get_method(row.method).accepts_answers(ANSWERS):
+            arguments.append('--teacher_cache')
+        opt.model_t = net_t
+        return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
+
+    def _last(self):
+        return ['--save_dir', self.save_dir, '--resume', 'auto', *self.more]
+
+    def _step(self, name, what, script, arguments, opt, place, after):
+        folder = place.folder(opt)
+        found = self.steps.get(str(folder))
+        if found is None:
+            name = re.sub(r'[^\w.+-]+', '_', name)
+            net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, _pixels(opt))
+            found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, after)
+            self.steps[str(folder)] = found
+        elif found.arguments != arguments:
+            raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '
+                            f'flags; leave one of the two out')
+        return found
+
+    def _net_of(self, path, name):
+        """The net that a fetched checkpoint holds, as train_student.py will name it."""
+        if path not in self.nets:
+            self.nets[path] = teacher_name(str(path), load_checkpoint(str(path), f'{self.table.path}: teacher {name}'),
+                                           f'{self.table.path}: teacher {name}:')
+        return self.nets[path]
+
+    def _check_pair(self, step, what):
+        """Give both nets to the method, which refuses what it cannot serve."""
+        opt = step.opt
+        classes, pixels = SIZES.get(opt.dataset, (10, opt.image_size))
+        labels = torch.arange(50000) % classes
+        data = SimpleNamespace(num_classes=classes, image_size=pixels, labels=labels, n_train=len(labels))
+        student, teacher = (self._blank(resolve(name, pixels), classes) for name in (opt.model_s, opt.model_t))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                get_method(opt.distill)(student, teacher, opt, data)
+        except UserError as error:
+            raise UserError(f'{what}: {error}') from error
+
+    def _blank(self, name, classes):
+        if (name, classes) not in self.nets:
+            self.nets[name, classes] = model_dict[name](num_classes=classes)
+        return self.nets[name, classes]
+
+
+def _pixels(opt):
+    return SIZES.get(opt.dataset, (10, opt.image_size))[1]
+
+
+def _suffix(row: Row) -> str:
+    """What a trial's name has more where the folder's does not show all of the row's flags."""
+    shown = ('-r', '-a', '-b', '--gamma', '--alpha', '--beta')
+    hidden = [word for word in row.flags if word.startswith('-') and not re.match(r'-[\d.]', word)
+              and word.split('=')[0] not in shown]
+    return '_' + re.sub(r'\W+', '_', row.label) if hidden else ''
+
+
+def _check_words(words, what):
+    """Raises UserError for a flag that the table sets itself."""
+    ours = {flag.replace('_', '-') for flag in OURS}
+    for word in words:
+        if word.startswith('-') and word.split('=')[0].replace('_', '-') in ours:
+            raise UserError(f'{what}: {word}: reproduce.py sets this flag itself; leave it out')
+
+
+def _parsed(options, arguments, what):
+    try:
+        return options(arguments)
+    except (UserError, ValueError) as error:
+        raise UserError(f'{what}: {error}') from error
+
+
+def expected(opt) -> dict:
+    """option -> value, of those that a run with these options must have had: what decides its result."""
+    known = flags(hasattr(opt, 'model_s'))
+    names = ({*values(opt)} - known.may_differ) | {'epochs', 'seed'}
+    return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
+
+
+def _check_earlier(step, table):
+    """Raises UserError where the run's folder holds a run with other options than the table's."""
+    if not (step.folder / 'parameters.json').exists():
+        return
+    found = read_json(step.folder / 'parameters.json', f'{step.what}: {step.folder}/parameters.json')
+    usual = flags(hasattr(step.opt, 'model_s')).defaults
+    differ = [f'{name} {value}, not {wanted}' for name, wanted in expected(step.opt).items()
+              if (value := found.get(name, usual.get(name))) != wanted] if isinstance(found, dict) else ['no options']
+    if differ:
+        raise UserError(f'{step.what}: {step.folder} holds a run with {"; ".join(differ[:5])}; move it away, or give '
+                        f'another --save_dir')
+
+
+def shell(words: list[str], threads: int | None = None) -> str:
+    """A command line that a person can paste. threads: of the CPU."""
+    return (f'OMP_NUM_THREADS={threads} ' if threads else '') + shlex.join(words)
+
+
+def waves(steps: list[Step]) -> list[list[Step]]:
+    """The steps in groups, each of which waits for nothing but the groups before it."""
+    depth = {}
+    for step in steps:
+        depth[step] = depth[step.after] + 1 if step.after else 0
+    return [list(group) for _, group in itertools.groupby(sorted(steps, key=depth.get), key=depth.get)]

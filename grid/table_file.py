@@ -1,0 +1,173 @@
+"""A table file of scripts/tables/: pairs of nets, rows of methods, trials, and the options of all runs."""
+import shlex
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distiller_zoo import get_method
+from helper.errors import UserError, nearest
+from helper.files import open_regular
+from models import model_names
+from results.published import sources
+
+TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
+ALONE = 'alone'     # in the place of a method: the student without a teacher
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A column: who teaches whom, and flags of this column's runs."""
+
+    teacher: str
+    student: str
+    flags: tuple[str, ...] = ()
+
+    def __str__(self):
+        return f'{self.teacher} -> {self.student}'
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line: its name in the table, the method, and the method's flags."""
+
+    label: str
+    method: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass
+class Table:
+    """What a table file says. The flags are words of a command line."""
+
+    path: Path
+    title: str
+    pairs: list[Pair]
+    rows: list[Row]
+    seeds: list[int]                    # one trial for each, which are named 1, 2, ...
+    options: list[str] = field(default_factory=list)            # of every run
+    teacher_options: list[str] = field(default_factory=list)    # of the teachers' own training, after `options`
+    student_options: list[str] = field(default_factory=list)    # of the students' runs, after `options`
+    published: str | None = None        # whose figures of docs/published.csv stand beside ours
+    fetched: str | None = None          # where a teacher may already lie; '{teacher}' stands for its name
+    auxiliary: Row | None = None        # how auxiliary teachers learn, for methods that need one: its label is the net
+    teacher_cache: bool = False         # share the teachers' answers between the runs whose method allows it
+    left_out: frozenset[tuple[str, str]] = frozenset()          # (row's label, pair) without a run
+
+    @property
+    def name(self) -> str:
+        """The file's name, and that of the table's folder in save/."""
+        return self.path.stem
+
+    @property
+    def headline(self) -> str | None:
+        """The label of the row whose improvement over the others is shown: the last method."""
+        methods = [row.label for row in self.rows if row.method != ALONE]
+        return methods[-1] if methods else None
+
+
+# key -> (whether it is required, the kind of its value, an example)
+KEYS = {
+    'title': (True, str, '"SemCKD, CIFAR-100"'),
+    'pairs': (True, list, '["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
+    'rows': (True, dict, '[rows] and below it lines as  KD = "kd -r 1 -a 1 -b 0"'),
+    'seeds': (True, list, '[1, 2, 3, 4], one trial for each'),
+    'options': (False, str, '"--dataset cifar100 --epochs 240"'),
+    'teacher_options': (False, str, '"--epochs 30"'),
+    'student_options': (False, str, '"--epochs 60"'),
+    'published': (False, str, '"SemCKD"'),
+    'fetched': (False, str, '"save/models/{teacher}_vanilla/ckpt_epoch_240.pth"'),
+    'auxiliary': (False, str, '"resnet8x4_double: pkt -b 30000"'),
+    'teacher_cache': (False, bool, 'true'),
+    'left_out': (False, list, '["FSP: wrn_40_2 -> wrn_40_1"]'),
+}
+
+
+def find(name: str) -> Path:
+    """The file of a table: a path, or the name of one in scripts/tables/. Raises UserError."""
+    if name.endswith('.toml'):
+        return Path(name)
+    path = TABLES / f'{name}.toml'
+    if not path.is_file():
+        raise UserError(f'TABLE {name}: no such table; {nearest(name, (file.stem for file in TABLES.glob("*.toml")))}; '
+                        f'or give the path of a file, NAME.toml')
+    return path
+
+
+def read(path: Path) -> Table:
+    """The table in a file, every name in it checked. Raises UserError that names the file and the row."""
+    with open_regular(path, str(path)) as file:
+        try:
+            content = tomllib.loads(file.read().decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f'{path}: {error}; a table is a TOML file, as those in scripts/tables') from error
+    for key, value in content.items():
+        if key not in KEYS:
+            raise UserError(f'{path}: {key}: no such key; {nearest(key, KEYS)}')
+        if not isinstance(value, KEYS[key][1]):
+            raise UserError(f'{path}: {key}: give it as {KEYS[key][2]}')
+    for key, (required, _, example) in KEYS.items():
+        if required and not content.get(key):
+            raise UserError(f'{path}: {key} is missing or empty; give it as {example}')
+    rows = [_row(label, text, f'{path}: row {label}') for label, text in content['rows'].items()]
+    pairs = [_pair(text, str(path)) for text in content['pairs']]
+    if twice := [pair for i, pair in enumerate(pairs) if str(pair) in map(str, pairs[:i])]:
+        raise UserError(f'{path}: pairs: {twice[0]} is there twice; give each once')
+    seeds = content['seeds']
+    if any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds) or len({*seeds}) < len(seeds):
+        raise UserError(f'{path}: seeds: give different whole numbers from 0 to {2**32 - 1}, as {KEYS["seeds"][2]}')
+    if content.get('published') not in (None, *sources()):
+        raise UserError(f'{path}: published {content["published"]}: docs/published.csv has no figures of it; '
+                        f'{nearest(content["published"], sources())}')
+    words = {key: _words(content[key], f'{path}: {key}')
+             for key in ('options', 'teacher_options', 'student_options') if key in content}
+    return Table(path, content['title'], pairs, rows, seeds, published=content.get('published'),
+                 fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
+                 auxiliary=_auxiliary(content['auxiliary'], path) if 'auxiliary' in content else None,
+                 left_out=frozenset(_left_out(text, rows, pairs, path) for text in content.get('left_out', [])),
+                 **words)
+
+
+def _words(text, what):
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f'{what}: {error}') from error
+
+
+def _row(label, text, what):
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'{what}: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "{ALONE}"')
+    method, *flags = _words(text, what)
+    if method != ALONE:
+        get_method(method, what)
+    return Row(label, method, tuple(flags))
+
+
+def _pair(text, what):
+    words = _words(text, f'{what}: pairs') if isinstance(text, str) else []
+    if len(words) < 3 or words[1] != '->':
+        raise UserError(f'{what}: pairs: {text}: give a teacher and a student, as "resnet32x4 -> vgg8"')
+    for name in (words[0], words[2]):
+        _check_net(name, f'{what}: pairs: {text}')
+    return Pair(words[0], words[2], tuple(words[3:]))
+
+
+def _check_net(name, what):
+    if name not in model_names():
+        raise UserError(f'{what}: no such net, {name}; {nearest(name, model_names())}')
+
+
+def _auxiliary(text, path):
+    net, colon, method = text.partition(':')
+    if not colon:
+        raise UserError(f'{path}: auxiliary: {text}: give a net and how it learns, as {KEYS["auxiliary"][2]}')
+    _check_net(net, f'{path}: auxiliary: {text}')
+    return _row(net, method, f'{path}: auxiliary')
+
+
+def _left_out(text, rows, pairs, path):
+    label, _, pair = str(text).partition(': ')
+    labels, names = [row.label for row in rows], [str(pair) for pair in pairs]
+    if label not in labels or pair not in names:
+        raise UserError(f'{path}: left_out: {text}: give a row and a pair of this table, as {KEYS["left_out"][2]}')
+    return label, pair

@@ -1,0 +1,93 @@
+"""Run a table of teacher-student pairs and methods to its end, and report it beside the published one.
+
+python scripts/reproduce.py TABLE [--dry-run] [--status] [--jobs N] [--cluster slurm] [flags of every run]
+
+TABLE is a file of scripts/tables/, by its name, or the path of one of your own. Whatever interrupts it, the same command
+goes on: runs that are finished are not done again, others continue from their last.pth. Flags that this script does not
+know are given to every run: --data_dir /data --fast.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from grid import report, slurm  # noqa: E402
+from grid.local import Local, Places  # noqa: E402
+from grid.state import DONE, FAILED, Record, failures, progress, summary  # noqa: E402
+from grid.steps import shell, steps_of  # noqa: E402
+from grid.table_file import find, read  # noqa: E402
+from helper.cli import Parser, number, path  # noqa: E402
+from helper.errors import UserError, run_main  # noqa: E402
+from helper.files import Lock, make_folder  # noqa: E402
+
+
+def options():
+    """(the options of this script, the flags of every run)."""
+    parser = Parser(description='Run a table of pairs and methods, and report it.')
+    add = parser.add_argument
+    add('table', metavar='TABLE', help='the name of a file in scripts/tables, or the path of one')
+    add('--save_dir', type=path, help='where its runs, logs and report are written; else save/TABLE')
+    add('--dry-run', action='store_true', help='print the command of every run, and stop')
+    add('--status', action='store_true', help='print how far the table is, and stop')
+    add('--retry', action='store_true', help='try again what has failed')
+    add('--cluster', choices=('local', 'slurm'), default='local', help='run here, or as array jobs of Slurm')
+    add('--jobs', type=number(int, low=1, high=10000),
+        help='how many at once; else one for each GPU, or for each core, or as many as Slurm starts')
+    add('--gpu_id', type=path, help='GPUs to use, with commas, or cpu; else all')
+    add('--gpus_per_run', type=number(int, low=1, high=64), default=1, help='GPUs that a run shares its batch over')
+    add('--trial_parallel', type=number(int, low=1, high=64), default=1,
+        help='trials of one cell that run at the same time on one GPU, for nets that leave it idle')
+    slurm.add_arguments(parser.group('--cluster slurm'))
+    return parser.parse_known(sys.argv[1:])
+
+
+def main():
+    opt, more = options()
+    table = read(find(opt.table))
+    save = opt.save_dir or f'save/{table.name}'
+    steps, logs = steps_of(table, save, more), Path(save) / 'logs'
+    cluster = slurm.Slurm(opt, table.name, Path(save)) if opt.cluster == 'slurm' else None
+    places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus_per_run, opt.trial_parallel)
+    if opt.dry_run:
+        print_commands(table, steps, *((cluster.flags, None) if cluster else (places.flags[0], places.threads)))
+        return
+    if opt.status:
+        now = {step: progress(step, logs) for step in steps}
+        print(summary(table.name, now, sum(p.state == 'running' for p in now.values())))
+        print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
+        return
+
+    make_folder(logs)
+    lock = Lock(Path(save))
+    if not lock.take():
+        raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
+    if opt.retry:
+        for step in steps:
+            if Record(logs, step).failed():
+                Record(logs, step).forget()
+    now = cluster.run(steps) if cluster else Local(table.name, logs, steps, places, opt.trial_parallel).run()
+    print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
+    page = report.write(table, steps, Path(save), now)
+    print(f'report: {page}')
+    if any(p.state != DONE for p in now.values()):
+        print('not all is done; the same command goes on, with --retry also what has failed', file=sys.stderr)
+        sys.exit(1)
+
+
+def print_commands(table, steps, placement, threads):
+    """Those of the teachers first, then each cell's; a run that two cells share is printed in both."""
+    for step in steps:
+        if not step.cells:
+            print(f'# {step.what.partition(": ")[2]}\n{shell(step.command(placement), threads)}')
+    shown = set()
+    for pair in table.pairs:
+        for row in table.rows:
+            print(f'\n# {pair}, {row.label}')
+            for step in steps:
+                if (row.label, str(pair)) in step.cells:
+                    again = '    # the same run as above' if step in shown else ''
+                    print(shell(step.command(placement), threads) + again)
+                    shown.add(step)
+
+
+if __name__ == '__main__':
+    run_main(main)
