@@ -44,6 +44,7 @@ class Step:
     folder: Path
     checkpoint: Path
     net: str                        # that it trains
+    trial: int                      # 1, 2, ...; 0 of a teacher
     after: 'Step | None' = None     # whose checkpoint it needs
     cells: list[tuple[str, str]] = field(default_factory=list)      # (row's label, pair) that it is a trial of
 
@@ -53,7 +54,9 @@ class Step:
 
 
 def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
-    """The runs of a table, those that others wait for before them. more: flags of every run, after the table's.
+    """The runs of a table in the order in which they run: the teachers, all first trials, all second ones, ...
+
+    more: flags of every run, after the table's.
 
     Every command has been parsed by the script's own parser, and every pair of nets has been given to its methods.
     Raises UserError that names the file and the row.
@@ -65,7 +68,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
                 plan.add_cell(pair, row)
     for step in plan.steps.values():
         _check_earlier(step, table)
-    return list(plan.steps.values())
+    return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
 class _Plan:
@@ -145,12 +148,12 @@ class _Plan:
         return ['--save_dir', self.save_dir, '--resume', 'auto', *self.more]
 
     def _step(self, name, what, script, arguments, opt, place, after):
-        folder = place.folder(opt)
+        folder, number = place.folder(opt), re.match(r'\d*', opt.trial)[0]
         found = self.steps.get(str(folder))
         if found is None:
             name = re.sub(r'[^\w.+-]+', '_', name)
             net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, _pixels(opt))
-            found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, after)
+            found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
         elif found.arguments != arguments:
             raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '

@@ -10,11 +10,11 @@ from options import flags
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 
 
-def published(dataset: str) -> dict[tuple, tuple]:
+def published(dataset: str, source: str | None = None) -> dict[tuple, tuple]:
     """(teacher or '', student, way or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
     figures = {}
     for row in rows_of('published.csv'):
-        if row['dataset'] != dataset:
+        if row['dataset'] != dataset or source not in (None, row['source']):
             continue
         name = row['teacher'], row['student'], way(row['method'], options_of(row))
         figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))

@@ -2,9 +2,9 @@
 
 python scripts/reproduce.py TABLE [--dry-run] [--status] [--jobs N] [--cluster slurm] [flags of every run]
 
-TABLE is a file of scripts/tables/, by its name, or the path of one of your own. Whatever interrupts it, the same command
-goes on: runs that are finished are not done again, others continue from their last.pth. Flags that this script does not
-know are given to every run: --data_dir /data --fast.
+TABLE is a file of scripts/tables/, by its name, or the path of one of your own. Whatever interrupts it, the same
+command goes on: runs that are finished are not done again, others continue from their last.pth. Flags that this script
+does not know are given to every run: --data_dir /data --fast.
 """
 import sys
 from pathlib import Path
