@@ -21,13 +21,13 @@ MOST_STARTS = 5     # of one step by one process
 class Places:
     """Where steps compute at the same time: each job's flags, and how many threads of the CPU each of its steps has."""
 
-    def __init__(self, gpu_id: str | None, jobs: int | None, gpus_per_run: int, trial_parallel: int):
+    def __init__(self, gpu_id: str | None, jobs: int | None, gpus_per_run: int | None, trial_parallel: int):
         """gpu_id: 'cpu', or GPUs with commas; None: all that there are. Raises UserError."""
         found = [str(i) for i in range(torch.cuda.device_count())]
         gpus = found or ['cpu'] if gpu_id is None else gpu_id.split(',')
         if gpus == ['cpu']:
-            if gpus_per_run > 1:
-                raise UserError(f'--gpus_per_run {gpus_per_run}: there is no GPU; leave it out')
+            if gpus_per_run:
+                raise UserError(f'--gpus {gpus_per_run}: there is no GPU here; leave it out')
             jobs = jobs or max(1, cores() // trial_parallel)
             self.threads = max(1, cores() // (jobs * trial_parallel))
             self.flags = [['--gpu_id', 'cpu', '--num_workers', str(self.threads)]] * jobs
@@ -35,9 +35,10 @@ class Places:
         if odd := [gpu for gpu in gpus if gpu not in found]:
             raise UserError(f'--gpu_id {gpu_id}: there is no GPU {odd[0]}; ' +
                             (f'there are {", ".join(found)}' if found else 'give cpu'))
+        gpus_per_run = gpus_per_run or 1
         groups = [gpus[i:i + gpus_per_run] for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
         if not groups:
-            raise UserError(f'--gpus_per_run {gpus_per_run}: --gpu_id {",".join(gpus)} names {len(gpus)}')
+            raise UserError(f'--gpus {gpus_per_run}: --gpu_id {",".join(gpus)} names {len(gpus)}')
         jobs = jobs or len(groups)
         self.threads = None
         workers = max(1, cores() // (jobs * trial_parallel))

@@ -77,4 +77,5 @@ def _in_new_process(parent):
     """Signals as usual, also where `parent` has them ignored, and one when that process is killed."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)       # submitit's; the worker then tells the runs
     end_with_parent(parent)

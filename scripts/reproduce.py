@@ -33,7 +33,8 @@ def options():
     add('--jobs', type=number(int, low=1, high=10000),
         help='how many at once; else one for each GPU, or for each core, or as many as Slurm starts')
     add('--gpu_id', type=path, help='GPUs to use, with commas, or cpu; else all')
-    add('--gpus_per_run', type=number(int, low=1, high=64), default=1, help='GPUs that a run shares its batch over')
+    add('--gpus', type=number(int, low=0, high=64),
+        help='GPUs of each run, which shares its batch over them; else one where there is any, and 0 for none')
     add('--trial_parallel', type=number(int, low=1, high=64), default=1,
         help='trials of one cell that run at the same time on one GPU, for nets that leave it idle')
     slurm.add_arguments(parser.group('--cluster slurm'))
@@ -46,7 +47,7 @@ def main():
     save = opt.save_dir or f'save/{table.name}'
     steps, logs = steps_of(table, save, more), Path(save) / 'logs'
     cluster = slurm.Slurm(opt, table.name, Path(save)) if opt.cluster == 'slurm' else None
-    places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus_per_run, opt.trial_parallel)
+    places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus, opt.trial_parallel)
     if opt.dry_run:
         print_commands(table, steps, *((cluster.flags, None) if cluster else (places.flags[0], places.threads)))
         return
