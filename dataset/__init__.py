@@ -33,6 +33,8 @@ class Data:
     image_size: int         # pixels, of the square images as the net sees them
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
     in_order: Callable[[], Iterable] | None = None      # gives a loader of the training images as they are, in order
+    test_labels: torch.Tensor | None = None     # class of each test sample, int64 (n_test,), on the CPU
+    classes: tuple[str, ...] = ()               # their names
 
     @property
     def n_train(self) -> int:
@@ -84,7 +86,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     def in_order():
         return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
-    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order)
+    return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
+                tuple(classes))
 
 
 def _large(opt, device, drop_last, views):
@@ -98,7 +101,7 @@ def _large(opt, device, drop_last, views):
     several = {'views': views} if len(views) > 1 else {}        # none with DALI
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
-                lambda: Loader(train, opt, device, train=False, **ranks))
+                lambda: Loader(train, opt, device, train=False, **ranks), val.labels, tuple(classes))
 
 
 def _check_batch_size(opt, n_train):

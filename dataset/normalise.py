@@ -17,3 +17,8 @@ class Normalise:
         rows = images.view(*images.shape[:2], -1).float().div_(255).sub_(self.mean).div_(self.std)
         batch = rows.view(images.shape).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, H, W) -> the uint8 (B, H, W, 3) that it was made of."""
+        rows = images.permute(0, 2, 3, 1).flatten(2).mul(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255)
+        return rows.to(torch.uint8).unflatten(2, (-1, 3))

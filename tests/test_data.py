@@ -65,6 +65,8 @@ def test_test_images_are_normalised_alone():
     want = (images.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert torch.equal(torch.cat([b[0] for b in batches]), want)
     assert torch.cat([b[2] for b in batches]).tolist() == [0, 1, 2, 3, 4]
+    back = loader.normalise.pixels(torch.cat([b[0] for b in batches]))
+    assert back.dtype == torch.uint8 and torch.equal(back, images.permute(0, 2, 3, 1))
 
 
 def test_epochs_are_shuffled_and_seeded():
@@ -142,6 +144,7 @@ def test_digits():
     images, target, _ = next(iter(data.test_loader))
     assert images.shape == (64, 3, 32, 32) and torch.bincount(data.train_loader.target).min() > 100
     assert images.std() > 0.5 and len(target.unique()) == 10
+    assert torch.equal(data.test_labels, data.test_loader.target) and data.classes == tuple('0123456789')
 
 
 def test_the_digits_are_scikit_learns():

@@ -99,6 +99,7 @@ def test_lmdb_gives_the_same_batches(photographs, databases):
     folder, lmdb = (dataset.get_dataloaders(settings(root, use_lmdb=lmdb), CPU)
                     for root, lmdb in ((photographs, False), (databases, True)))
     assert torch.equal(folder.labels, lmdb.labels) and folder.num_classes == lmdb.num_classes
+    assert torch.equal(folder.test_labels, lmdb.test_labels) and folder.classes == lmdb.classes
     for of in ('train_loader', 'test_loader'):
         for a, b in zip(getattr(folder, of), getattr(lmdb, of), strict=True):
             if of == 'test_loader':
