@@ -1,4 +1,4 @@
-"""Run the steps of a table as array jobs of Slurm, by submitit; one that is pre-empted or out of time is queued again."""
+"""Run the steps of a table as array jobs of Slurm, by submitit; a pre-empted one is queued again, and goes on."""
 import getpass
 import re
 import shlex

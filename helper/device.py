@@ -68,8 +68,8 @@ def surroundings() -> dict:
             lines = []
         names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
         name = names[0] if names else platform.processor() or platform.machine()
-        machine = f'{name} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, ' \
-                  f'{torch.get_num_threads()} threads'
+        machine = f'{name} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, threads of the run: ' \
+                  f'{torch.get_num_threads()}'
     return {'machine': machine, 'versions': f'Python {platform.python_version()}, torch {torch.__version__}',
             'command': shlex.join(['python', *sys.argv])}
 
