@@ -1,6 +1,6 @@
 """The report of a table: one HTML file that needs nothing from outside, and the table as Markdown, CSV and LaTeX."""
+import base64
 import os
-import re
 import time
 from pathlib import Path
 from statistics import mean
@@ -131,5 +131,5 @@ def _costs(found: Found):
 
 def _figures(save: Path):
     """What scripts/visualize.py has drawn into the table's folder."""
-    return [{'title': re.sub(r'[_-]', ' ', file.stem), 'svg': Markup(file.read_text())}
-            for file in sorted(save.glob('figures/**/*.svg'))]
+    return [{'title': ', '.join(file.relative_to(save / 'figures').with_suffix('').parts),
+             'data': base64.b64encode(file.read_bytes()).decode()} for file in sorted(save.glob('figures/**/*.svg'))]

@@ -1,23 +1,41 @@
 """Write the report of a table with what there is of it, finished or not: HTML, Markdown, CSV and LaTeX.
 
-python scripts/report.py TABLE [--save_dir DIR] [flags that every run had]
+python scripts/report.py TABLE [--save_dir DIR] [--figures [ROW ...]] [flags that every run had]
+
+--figures also draws what scripts/visualize.py draws, of each pair's first trials, and puts it into the report.
 """
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from distiller_zoo import get_method  # noqa: E402
 from grid import report  # noqa: E402
-from grid.state import progress  # noqa: E402
+from grid.state import DONE, progress  # noqa: E402
 from grid.steps import steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
+from helper.errors import UserError, nearest, run_main  # noqa: E402
+
+
+def draw(pair, steps, labels, save):
+    """The figures of a pair's teacher and its first trials, where they are done."""
+    teachers = [step.opt.path_t for step in steps for _, of in step.cells if of == str(pair)
+                and hasattr(step.opt, 'distill') and not get_method(step.opt.distill).auxiliary_teacher]
+    runs = [str(step.folder) for label in labels for step in steps if (label, str(pair)) in step.cells
+            and step.trial == 1]
+    if teachers and runs:
+        print(f'figures of {pair}')
+        subprocess.run([sys.executable, str(Path(__file__).with_name('visualize.py')), '--path-t', teachers[0], *runs,
+                        '--output', str(save / 'figures' / f'{pair.teacher}-{pair.student}')], check=True)
 
 
 def main():
     parser = Parser(description='Write the report of a table with what there is of it.')
     parser.add_argument('table', metavar='TABLE', help='the name of a file in scripts/tables, or the path of one')
     parser.add_argument('--save_dir', type=path, help='where its runs are; else save/TABLE')
+    parser.add_argument('--figures', nargs='*', metavar='ROW',
+                        help='draw the figures of these rows, or of all where none is named')
     opt, more = parser.parse_known()
     table = read(find(opt.table))
     save = Path(opt.save_dir or f'save/{table.name}')
@@ -25,6 +43,13 @@ def main():
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
     steps = steps_of(table, str(save), more)
     now = {step: progress(step, save / 'logs') for step in steps}
+    if opt.figures is not None:
+        labels = [row.label for row in table.rows]
+        for label in opt.figures:
+            if label not in labels:
+                raise UserError(f'--figures {label}: no such row in {table.path}; {nearest(label, labels)}')
+        for pair in table.pairs:
+            draw(pair, [step for step in steps if now[step].state == DONE], opt.figures or labels, save)
     print(f'report: {report.write(table, steps, save, now)}')
 
 

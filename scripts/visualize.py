@@ -1,11 +1,11 @@
 """Draw what a teacher's students have learnt of it: t-SNE, correlations of classes, CKA, Grad-CAM and calibration.
 
-python scripts/visualize.py RUN [RUN ...]
-python scripts/visualize.py --path-t TEACHER.pth --students STUDENT.pth [...] --dataset NAME [--only cka gradcam]
+python scripts/visualize.py STUDENT [STUDENT ...]
+python scripts/visualize.py --path-t TEACHER.pth STUDENT.pth [...] --dataset NAME [--only cka gradcam]
 
-A run is the folder of one student. Its best checkpoint is drawn, and what is not given here (teacher, data set and its
-folder) is read from its parameters.json; for a checkpoint, from the parameters.json beside it, if there is one. Each
-figure is written to --output as PNG, SVG and, for its numbers, JSON.
+A student is the folder of its run, whose best checkpoint is drawn, or a checkpoint. What is not given here (teacher,
+data set and its folder) is read from the run's parameters.json. Each figure is written to --output as PNG, SVG and, for
+its numbers, JSON.
 """
 import sys
 import tempfile
@@ -53,15 +53,15 @@ class Student:
             if len(best) != 1:
                 found = f'has {len(best)} files NAME_best.pth; give one of them' if best else \
                     'holds no NAME_best.pth; give the folder of a run, or a checkpoint'
-                raise UserError(f'--students {given}: {found}')
+                raise UserError(f'STUDENT {given}: {found}')
             checkpoint = best[0]
         elif not checkpoint.exists():
-            raise UserError(f'--students {given}: no such file; give the folder of a run, or a checkpoint')
+            raise UserError(f'STUDENT {given}: no such file; give the folder of a run, or a checkpoint')
         file, parameters = checkpoint.parent / 'parameters.json', {}
         if file.exists():
-            parameters = read_json(file, f'--students {given}: parameters.json')
+            parameters = read_json(file, f'STUDENT {given}: parameters.json')
             if not isinstance(parameters, dict):
-                raise UserError(f'--students {given}: parameters.json: not that of a run')
+                raise UserError(f'STUDENT {given}: parameters.json: not that of a run')
         return cls(checkpoint, parameters)
 
     def __str__(self):
@@ -189,8 +189,7 @@ def options():
     """(the options, the students). What was not given and a run's parameters.json has is filled in."""
     parser = Parser(description="Draw what a teacher's students have learnt of it.")
     add = parser.add_argument
-    add('runs', nargs='*', type=path, metavar='RUN', help="a student: a run's folder, or a checkpoint")
-    add('--students', nargs='+', type=path, default=[], metavar='RUN', help='the same, by a flag')
+    add('students', nargs='+', type=path, metavar='STUDENT', help="a run's folder, or a checkpoint")
     add('--path-t', type=path, help="the teacher's checkpoint; not given: that of the runs")
     add('--output', type=path, default='./save/figures', help='folder of the figures')
     add('--only', nargs='+', choices=DRAW, default=[*DRAW], help='draw these figures alone')
@@ -212,9 +211,7 @@ def options():
     add('--use-lmdb', action='store_true', default=None, help='read imagenet from train.lmdb and val.lmdb')
     add('--skip_bad_images', action='store_true', default=None, help='count unreadable images and skip them')
     opt = parser.parse_args()
-    students = [Student.find(given) for given in (*opt.runs, *opt.students)]
-    if not students:
-        parser.error("--students: give a student: a run's folder, as save/student_model/NAME, or a checkpoint")
+    students = [Student.find(given) for given in opt.students]
     if opt.images and len(opt.images) > MOST_ROWS:
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
     check_alike(students, opt)
@@ -243,7 +240,7 @@ def check_alike(students, opt):
             here, there = (student.parameters.get(name) for student in (first, other))
             if here != there and (name == 'dataset' or first.parameters.get('dataset') == 'folder'
                                   and getattr(opt, name) is None):
-                raise UserError(f'--students {other}: a run with --{name} {there}, but {first} with {here}; give runs '
+                raise UserError(f'STUDENT {other}: a run with --{name} {there}, but {first} with {here}; give runs '
                                 f'on the same data')
 
 
@@ -269,11 +266,11 @@ def load(opt, students, data, device):
     found = {student.checkpoint.resolve(): student for student in students}
     found.pop(Path(opt.path_t).resolve(), None)
     if not found:
-        raise UserError(f'--students {students[0]}: is the teacher; give a student of it')
+        raise UserError(f'STUDENT {students[0]}: is the teacher; give a student of it')
     for student in found.values():
-        arch, net = load_inference_net(str(student), data, '--students')
+        arch, net = load_inference_net(str(student), data, 'STUDENT')
         name = label(arch, student.parameters, {one.name for one in shown})
-        shown.append(Shown(name, '--students', str(student), net))
+        shown.append(Shown(name, 'STUDENT', str(student), net))
     for one in shown:
         one.net.to(device).eval().requires_grad_(False)
     return shown[0], shown[1:]

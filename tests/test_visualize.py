@@ -283,7 +283,7 @@ def test_chosen_figures_and_images(call, runs, tmp_path, capsys):
     teacher, = runs.glob('models/resnet14_*/resnet14_best.pth')
     (tmp_path / 'cka.json').write_text('older')
     shutil.copy(student, tmp_path / 'resnet8.pth')          # no parameters.json beside it
-    flags = ['--path-t', teacher, '--students', tmp_path / 'resnet8.pth', '--dataset', 'digits', '--gpu_id', 'cpu',
+    flags = ['--path-t', teacher, tmp_path / 'resnet8.pth', '--dataset', 'digits', '--gpu_id', 'cpu',
              '--output', tmp_path]
     call(visualize.main, *flags, '--only', 'gradcam', 'tsne', '--images', 7, 300, '--classes', 3)
     found = read(tmp_path / 'gradcam.json')
@@ -326,21 +326,21 @@ def small_run(tmp_path_factory, call, small, teacher):
 
 
 BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}, {tmp} are filled in
-    'no student': ([], "--students: give a student: a run's folder"),
-    'no such file': (['nowhere.pth'], '--students nowhere.pth: no such file'),
-    'no run': (['{tmp}'], '--students {tmp}: holds no NAME_best.pth; give the folder of a run'),
-    'two best': (['{tmp}/two'], '--students {tmp}/two: has 2 files NAME_best.pth; give one of them'),
+    'no student': ([], 'the following arguments are required: STUDENT'),
+    'no such file': (['nowhere.pth'], 'STUDENT nowhere.pth: no such file'),
+    'no run': (['{tmp}'], 'STUDENT {tmp}: holds no NAME_best.pth; give the folder of a run'),
+    'two best': (['{tmp}/two'], 'STUDENT {tmp}/two: has 2 files NAME_best.pth; give one of them'),
     'code': (['{tmp}/code.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
-              '--image_size', '16', '--batch_size', '16'], '--students {tmp}/code.pth: refused, it holds code'),
+              '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/code.pth: refused, it holds code'),
     'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students says who taught it; give a teacher's"),
     'teacher gone': (['{run}', '--path-t', 'gone.pth'], '--path-t gone.pth: no such file'),
-    'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], '--students {teacher}: is the teacher; give'),
+    'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], 'STUDENT {teacher}: is the teacher; give'),
     'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students learnt from several teachers, {teacher}, x'),
     'other data': (['{run}', '{tmp}/digits'], '{tmp}/digits/resnet8_best.pth: a run with --dataset digits, but {run}'),
     'other folder': (['{run}', '{tmp}/moved'], 'a run with --data_dir /moved, but {run}'),
     'other size': (['{run}', '{tmp}/size'], 'a run with --image_size 24, but {run}'),
-    'parameters': (['{tmp}/list'], '--students {tmp}/list: parameters.json: not that of a run'),
-    'no JSON': (['{tmp}/text'], '--students {tmp}/text: parameters.json: no JSON that can be read'),
+    'parameters': (['{tmp}/list'], 'STUDENT {tmp}/list: parameters.json: not that of a run'),
+    'no JSON': (['{tmp}/text'], 'STUDENT {tmp}/text: parameters.json: no JSON that can be read'),
     'nonsense': (['{tmp}/nonsense'], "--image_size: ['x']: give a whole number"),
     'classes': (['{run}', '--dataset', 'digits'], 'a net of 4 classes, but the data has 10'),
     'data set': (['{run}', '--dataset', 'digit'], '--dataset digit: no such data set; did you mean digits'),
@@ -355,8 +355,8 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'gpu': (['{run}', '--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
     'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
-                  '--image_size', '16', '--batch_size', '16'], '--students {tmp}/nan.pth: what it gives is not finite'),
-    'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], '--students {tmp}/inf/resnet8_best.pth: what it gives is not'),
+                  '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: what it gives is not finite'),
+    'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: what it gives is not'),
     'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot be written'),
 }
 
