@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 # A room may import from those below it. Files of the top floor and what a person runs stand above all.
-FLOORS = (('kernels',), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',), ('results',),
+FLOORS = (('kernels',), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',), ('results',), ('grid',),
           ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
