@@ -120,8 +120,10 @@ class Run:
         return self
 
     def __exit__(self, kind, *_):
+        # When the first process of several has stopped, srun ends the others; what they return is decided already.
+        leaving = kind is Interrupted and distributed.world_size() > 1
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if leaving else handler)
         try:
             if kind is None:
                 self.records.finish()

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,17 +304,45 @@ def test_torchrun(small, tmp_path):
     assert [len(part) for part in served] == [24, 24] and sorted(sum(served, [])) == list(range(48))
 
 
-def test_two_nodes_under_srun(small, tmp_path):
-    """Two tasks of one step on two nodes, as Slurm describes them."""
+def two_tasks(*command):
+    """The two tasks of a step on two nodes, as Slurm describes them."""
     slurm = {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_JOB_ID': str(os.getpid()),
-             'SLURM_STEP_ID': '0', 'SLURM_LOCALID': '0', 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, ROOT / 'train_teacher.py', '--model', 'resnet8', '--save_dir', tmp_path,
-               *map(str, small)]
-    started = [subprocess.Popen(command, env={**os.environ, **slurm, 'SLURM_PROCID': str(r)}, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(2)]
+             'SLURM_STEP_ID': '0', 'SLURM_LOCALID': '0', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    return [subprocess.Popen([sys.executable, *map(str, command)], env={**os.environ, **slurm, 'SLURM_PROCID': str(r)},
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(2)]
+
+
+def test_two_nodes_under_srun(small, tmp_path):
+    started = two_tasks(ROOT / 'train_teacher.py', '--model', 'resnet8', '--save_dir', tmp_path, *small)
     (out, error), (nothing, _) = (process.communicate() for process in started)
     assert [p.returncode for p in started] == [0, 0], error
     assert '2 processes, cpu' in out and out.count('epoch 1: ') == 1 and nothing == ''
+
+
+# train_teacher.py, which takes a while to leave.
+LEAVES_SLOWLY = '''
+import atexit, time
+atexit.register(time.sleep, 2)
+import train_teacher
+from helper.errors import run_main
+run_main(train_teacher.main)
+'''
+
+
+def test_stopped_processes_keep_their_code(small, tmp_path):
+    """srun ends the second process of a run once the first one has saved and left: both return 128 + SIGUSR1."""
+    (tmp_path / 'train.py').write_text(LEAVES_SLOWLY)
+    started = two_tasks(tmp_path / 'train.py', '--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2000)
+    for line in started[0].stdout:
+        if line.startswith('epoch 1: '):
+            started[1].send_signal(signal.SIGUSR1)
+        if line.startswith('SIGUSR1: stopped'):
+            break
+    time.sleep(1)
+    for process in started:
+        process.terminate()
+    assert [process.communicate()[1] for process in started] == ['', '']
+    assert [process.returncode for process in started] == 2 * [128 + signal.SIGUSR1]
 
 
 def test_first_host():
