@@ -14,6 +14,7 @@ from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, tab
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
 from helper.errors import UserError
+from helper.records import check_wandb
 from models import default_learning_rate, model_dict, model_names, resolve
 
 
@@ -83,6 +84,8 @@ def _common(description, trial_flags, trial):
         help='deterministic cuDNN, slower; the seed is 12345 unless --seed is given')
     add('--print-freq', may_differ=True, type=number(int, low=1, high=10**9), default=200,
         help='steps between two progress lines')
+    add('--wandb', may_differ=True, nargs='?', const='distillation', metavar='PROJECT',
+        help='also report the run to Weights & Biases, in that project; alone: distillation')
     add('--save_dir', may_differ=True, type=path, default='./save', help='where runs are written')
     add(*trial_flags, may_differ=True, type=str, default=trial,
         help='the name of this repetition, last part of the output folder')
@@ -91,6 +94,8 @@ def _common(description, trial_flags, trial):
 
 def _finish(parser, opt, model, flag):
     check_dataset(opt)
+    if opt.wandb is not None:
+        check_wandb(opt.wandb)
     if model not in model_names():
         resolve(model, opt.image_size, flag)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:

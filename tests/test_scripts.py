@@ -54,7 +54,7 @@ def test_defaults():
         'train_fraction': 1.0, 'seed': opt.seed, 'flags': opt.flags, 'init_learning_rate': None,
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
-        'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None,
+        'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None, 'wandb': None,
         'optimizer': 'sgd', 'dot_delta': None, 'warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
         'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
