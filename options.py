@@ -1,5 +1,6 @@
 """The options of the two train scripts: every flag with its default, checked before anything is built or written."""
 import argparse
+import functools
 import json
 import os
 import secrets
@@ -120,6 +121,7 @@ def _finish(parser, opt, model, flag):
     return opt
 
 
+@functools.cache
 def _teacher_parser():
     parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
     parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
@@ -131,6 +133,11 @@ def _teacher_parser():
 
 
 def _student_parser(description='Distil a trained teacher into a student.'):
+    return _parser_with(tuple(distiller_dict.items()), description)
+
+
+@functools.cache
+def _parser_with(methods, description):
     parser = _common(description, ('--trial',), '1')
     add = parser.add_argument
     add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
@@ -144,7 +151,7 @@ def _student_parser(description='Distil a trained teacher into a student.'):
     Distiller.add_arguments(parser.group('all methods'))
     for transform in transforms:
         transform.add_arguments(parser.group('transforms of the logits'))
-    for name, method in distiller_dict.items():
+    for name, method in methods:
         method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
         help="keep the teacher's answers to all forms of the training images there, for all runs with that teacher; "

@@ -17,8 +17,8 @@ from helper.launch import STOP_SIGNALS
 
 from .local import gpu_flags, groups
 from .state import DONE, FAILED, LEFT, RUNNING, Progress, finished, progress, summary
-from .steps import Step, waves
-from .work import ROOT, Work
+from .steps import ROOT, Step, waves
+from .work import Work
 
 NOTICE = 90         # seconds before its time limit at which a job is told
 POLL = 5            # seconds between two looks at the queue

@@ -22,12 +22,14 @@ from helper.files import read_json
 from helper.run import Place
 from models import model_dict, resolve
 from models.load import teacher_name
-from options import flags, student_options, teacher_options
+from options import student_options, teacher_options
 
 from .table_file import ALONE, Row, Table
 
+ROOT = Path(__file__).resolve().parents[1]
 OURS = ('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir', '--resume',
-        '--gpu_id', '--teacher_cache', '--evaluate', '--list', '--multiprocessing-distributed')
+        '--gpu_id', '--teacher_cache', '--evaluate', '--list', '--multiprocessing-distributed', '--dist-url', '-h',
+        '--help')
 SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
          'imagenette': (10, 224)}       # classes, pixels
 
@@ -49,8 +51,12 @@ class Step:
     cells: list[tuple[str, str]] = field(default_factory=list)      # (row's label, pair) that it is a trial of
 
     def command(self, placement: list[str], python: str = 'python') -> list[str]:
-        """The words of the command line; placement: the flags of where it computes."""
-        return [python, self.script, *self.arguments, *placement]
+        """The words of the command line, for the folder in which this process is.
+
+        placement: the flags of where it computes, which come first, so that the table's --num_workers counts.
+        """
+        script = self.script if Path.cwd() == ROOT else str(ROOT / self.script)
+        return [python, script, *placement, *self.arguments]
 
 
 def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
@@ -67,7 +73,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
             if (row.label, str(pair)) not in table.left_out:
                 plan.add_cell(pair, row)
     for step in plan.steps.values():
-        _check_earlier(step, table)
+        _check_earlier(step)
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
@@ -77,7 +83,10 @@ class _Plan:
     def __init__(self, table, save_dir, more):
         self.table, self.save_dir, self.more = table, save_dir, more
         self.steps: dict[str, Step] = {}        # by the run's folder
-        self.nets = {}
+        self.teachers: dict[str, tuple[Path, Step | None]] = {}
+        self.auxiliaries: dict[str, Step] = {}  # by their teacher
+        self.nets: dict[Path, str] = {}         # of fetched checkpoints
+        self.blank = {}
         for key in ('options', 'teacher_options', 'student_options'):
             _check_words(getattr(table, key), f'{table.path}: {key}')
         _check_words(more, 'the flags for every run')
@@ -96,52 +105,57 @@ class _Plan:
 
     def _alone(self, student, row, pair_flags, trial, seed, what):
         words = [*self.table.options, *self.table.student_options, *pair_flags, *row.flags]
-        return self._teacher_step(student, words, trial, seed, f'{student}-{row.label}-{trial}', what)
+        return self._teacher_step(student, words, trial, seed, f'{student}-{_slug(row.label)}-{trial}', what)
 
     def _distilled(self, pair, row, trial, seed, what):
         source, after = self._teacher(pair.teacher)
         suffix = _suffix(row)
         if get_method(row.method).auxiliary_teacher and self.table.auxiliary:
-            after = self._auxiliary(pair.teacher, source, after)
+            after = self._auxiliary(pair.teacher)
             source, suffix = after.checkpoint, f'{suffix}_{pair.teacher}'
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        net_t = after.net if after else self._net_of(source, pair.teacher)
-        step = self._student_step(pair.student, row, words, source, after, net_t, f'{trial}{suffix}', seed,
-                                  f'{pair.teacher}-{pair.student}-{row.label}-{trial}', what)
+        step = self._student_step(pair.student, row, words, source, after, pair.teacher, f'{trial}{suffix}', seed,
+                                  f'{pair.teacher}-{pair.student}-{_slug(row.label)}-{trial}', what)
         if trial == 1:
             self._check_pair(step, what)
         return step
 
     def _teacher(self, name):
         """(checkpoint, the step that makes it or None where it is there already)."""
-        fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
-        if fetched and fetched.is_file():
-            return fetched, None
-        what = f'{self.table.path}: teacher {name}'
-        step = self._teacher_step(name, [*self.table.options, *self.table.teacher_options], '0', self.table.seeds[0],
-                                  f'teacher-{name}', what)
-        return step.checkpoint, step
+        if name not in self.teachers:
+            fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
+            if fetched and fetched.is_file():
+                self.teachers[name] = fetched, None
+            else:
+                words = [*self.table.options, *self.table.teacher_options]
+                step = self._teacher_step(name, words, '0', self.table.seeds[0], f'teacher-{name}',
+                                          f'{self.table.path}: teacher {name}')
+                self.teachers[name] = step.checkpoint, step
+        return self.teachers[name]
 
-    def _auxiliary(self, teacher, source, after):
-        row = self.table.auxiliary
-        what = f'{self.table.path}: auxiliary teacher {row.label}, taught by {teacher}'
-        words = [*self.table.options, *self.table.student_options, *row.flags]
-        net_t = after.net if after else self._net_of(source, teacher)
-        return self._student_step(row.label, row, words, source, after, net_t, 'auxiliary', self.table.seeds[0],
-                                  f'auxiliary-{teacher}-{row.label}', what)
+    def _auxiliary(self, teacher):
+        if teacher not in self.auxiliaries:
+            row = self.table.auxiliary
+            what = f'{self.table.path}: auxiliary teacher {row.label}, taught by {teacher}'
+            words = [*self.table.options, *self.table.student_options, *row.flags]
+            step = self._student_step(row.label, row, words, *self._teacher(teacher), teacher, 'auxiliary',
+                                      self.table.seeds[0], f'auxiliary-{teacher}-{row.label}', what)
+            self._check_pair(step, what)
+            self.auxiliaries[teacher] = step
+        return self.auxiliaries[teacher]
 
     def _teacher_step(self, model, words, trial, seed, name, what):
         arguments = ['--model', model, *words, '--trial', trial, '--seed', str(seed), *self._last()]
         opt = _parsed(teacher_options, arguments, what)
         return self._step(name, what, 'train_teacher.py', arguments, opt, Place.of_teacher(opt), None)
 
-    def _student_step(self, model, row, words, source, after, net_t, trial, seed, name, what):
+    def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
         arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
                      '--trial', trial, '--seed', str(seed), *self._last()]
         opt = _parsed(student_options, arguments, what)
         if self.table.teacher_cache and opt.dataset in memory_dict and get_method(row.method).accepts_answers(ANSWERS):
             arguments.append('--teacher_cache')
-        opt.model_t = net_t
+        opt.model_t = after.net if after else self._net_of(source, teacher)
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
 
     def _last(self):
@@ -151,7 +165,9 @@ class _Plan:
         folder, number = place.folder(opt), re.match(r'\d*', opt.trial)[0]
         found = self.steps.get(str(folder))
         if found is None:
-            name = re.sub(r'[^\w.+-]+', '_', name)
+            if same := next((step for step in self.steps.values() if step.name == name), None):
+                raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
+                                f'another name')
             net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, _pixels(opt))
             found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
@@ -169,21 +185,31 @@ class _Plan:
 
     def _check_pair(self, step, what):
         """Give both nets to the method, which refuses what it cannot serve."""
-        opt = step.opt
+        opt, method = step.opt, get_method(step.opt.distill)
         classes, pixels = SIZES.get(opt.dataset, (10, opt.image_size))
         labels = torch.arange(50000) % classes
         data = SimpleNamespace(num_classes=classes, image_size=pixels, labels=labels, n_train=len(labels))
-        student, teacher = (self._blank(resolve(name, pixels), classes) for name in (opt.model_s, opt.model_t))
+        nets = [self._blank(resolve(name, pixels), classes, teaches)
+                for name, teaches in ((opt.model_s, False), (opt.model_t, True))]
         try:
+            method.check_batch_size(opt.batch_size)
             with contextlib.redirect_stdout(io.StringIO()):
-                get_method(opt.distill)(student, teacher, opt, data)
+                method(*nets, opt, data)
         except UserError as error:
             raise UserError(f'{what}: {error}') from error
 
-    def _blank(self, name, classes):
-        if (name, classes) not in self.nets:
-            self.nets[name, classes] = model_dict[name](num_classes=classes)
-        return self.nets[name, classes]
+    def _blank(self, name, classes, teaches):
+        """A net that has not learnt, and that computes its outputs once for all methods. One that teaches is frozen."""
+        if (name, classes, teaches) not in self.blank:
+            net = self.blank[name, classes, teaches] = model_dict[name](num_classes=classes)
+            compute, known = net.outputs, {}
+
+            def outputs(images, preact=False):
+                key = images.shape, preact
+                known[key] = known.get(key) or compute(images, preact)
+                return known[key]
+            net.outputs = outputs
+        return self.blank[name, classes, teaches]
 
 
 def _pixels(opt):
@@ -195,14 +221,20 @@ def _suffix(row: Row) -> str:
     shown = ('-r', '-a', '-b', '--gamma', '--alpha', '--beta')
     hidden = [word for word in row.flags if word.startswith('-') and not re.match(r'-[\d.]', word)
               and word.split('=')[0] not in shown]
-    return '_' + re.sub(r'\W+', '_', row.label) if hidden else ''
+    return f'_{_slug(row.label)}' if hidden else ''
+
+
+def _slug(label):
+    """A row's label as a part of a file's name."""
+    return re.sub(r'[^\w.+-]+', '_', label)[:40]
 
 
 def _check_words(words, what):
     """Raises UserError for a flag that the table sets itself."""
     ours = {flag.replace('_', '-') for flag in OURS}
     for word in words:
-        if word.startswith('-') and word.split('=')[0].replace('_', '-') in ours:
+        name = word.split('=')[0].replace('_', '-') if word.startswith('--') else word[:2]
+        if name in ours:
             raise UserError(f'{what}: {word}: reproduce.py sets this flag itself; leave it out')
 
 
@@ -215,19 +247,21 @@ def _parsed(options, arguments, what):
 
 def expected(opt) -> dict:
     """option -> value, of those that a run with these options must have had: what decides its result."""
-    known = flags(hasattr(opt, 'model_s'))
-    names = ({*values(opt)} - known.may_differ) | {'epochs', 'seed'}
+    names = ({*values(opt)} - opt.flags.may_differ) | {'epochs', 'seed'}
     return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
 
 
-def _check_earlier(step, table):
-    """Raises UserError where the run's folder holds a run with other options than the table's."""
+def _check_earlier(step):
+    """Raises UserError where the run's folder holds a run with other options than the table's, or another teacher."""
     if not (step.folder / 'parameters.json').exists():
         return
     found = read_json(step.folder / 'parameters.json', f'{step.what}: {step.folder}/parameters.json')
-    usual = flags(hasattr(step.opt, 'model_s')).defaults
-    differ = [f'{name} {value}, not {wanted}' for name, wanted in expected(step.opt).items()
-              if (value := found.get(name, usual.get(name))) != wanted] if isinstance(found, dict) else ['no options']
+    found = {**step.opt.flags.defaults, **found} if isinstance(found, dict) else {}
+    differ = [f'{name} {found.get(name)}, not {wanted}' for name, wanted in expected(step.opt).items()
+              if found.get(name) != wanted]
+    teacher = getattr(step.opt, 'path_t', None)
+    if teacher and Path(str(found.get('path_t'))).parts[-2:] != Path(teacher).parts[-2:]:
+        differ.append(f'the teacher {found.get("path_t")}, not {teacher}')
     if differ:
         raise UserError(f'{step.what}: {step.folder} holds a run with {"; ".join(differ[:5])}; move it away, or give '
                         f'another --save_dir')

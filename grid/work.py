@@ -13,7 +13,6 @@ from helper.launch import STOP_SIGNALS, end_with_parent
 from .state import HEARTBEAT, Record
 from .steps import shell
 
-ROOT = Path(__file__).resolve().parents[1]
 GRACE = 300         # seconds that a run has to finish its step and save
 
 
@@ -35,8 +34,8 @@ class Work:
             with open(record.log, 'ab') as log:
                 # A session of its own: Ctrl-C in the terminal comes to this process alone, which passes it on.
                 self.processes[step] = subprocess.Popen(
-                    step.command(self.placement, sys.executable), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    step.command(self.placement, sys.executable), env=environment, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True,
                     preexec_fn=partial(_in_new_process, os.getpid()))
 
     def ended(self) -> bool:
