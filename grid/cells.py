@@ -5,11 +5,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from distiller_zoo import get_method
-from helper.errors import UserError
 from results.published import published, relative_improvement, rows_of, variant, way
-from results.runs import read_run
 
-from .state import DONE, LEFT, Progress, Record
+from .state import DONE, FAILED, Progress, Record, result
 from .steps import Step, expected
 from .table_file import ALONE, Pair, Row, Table
 
@@ -58,8 +56,8 @@ class Cell:
     @property
     def in_deviations(self) -> float | None:
         """The difference in units of the deviation of one trial: of ours and theirs the root mean square."""
-        known = [d for d in (self.deviation(), self.published and self.published[1]) if d]
-        if self.difference is None or not known:
+        known = [d for d in (self.deviation(), self.published and self.published[1]) if d is not None]
+        if self.difference is None or not any(known):
             return None
         return self.difference / mean(d * d for d in known) ** 0.5
 
@@ -94,7 +92,9 @@ class Found:
         for (label, _), cell in self.cells.items():
             alone = cell.row.method == ALONE
             if cell.runs:
-                top1['' if alone else cell.pair.teacher, cell.pair.student, 'alone' if alone else label] = cell.mean()
+                # Of several rows alone, the first one.
+                top1.setdefault(('' if alone else cell.pair.teacher, cell.pair.student, 'alone' if alone else label),
+                                cell.mean())
         found = relative_improvement(top1, table.headline)
         ours = next(row.method for row in table.rows if row.label == table.headline)
         theirs = {row['over']: float(row['ari']) for row in rows_of('published_ari.csv') if row['of'] == ours} \
@@ -116,13 +116,9 @@ def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progres
 
 
 def _trial(step, progress, logs):
-    record, run = Record(logs, step), None
-    if progress.state == DONE:
-        try:
-            run = read_run(str(step.folder))
-        except UserError:
-            progress.state = LEFT       # its files are damaged
-    return Trial(step, progress, record.log, run, record.last_lines() if record.failed() else [])
+    record = Record(logs, step)
+    return Trial(step, progress, record.log, result(step) if progress.state == DONE else None,
+                 record.last_lines() if progress.state == FAILED else [])
 
 
 def _published(table, step, pair):

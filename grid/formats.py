@@ -1,5 +1,6 @@
 """A table for a paper: Markdown, CSV and LaTeX."""
 import csv
+import html
 import io
 
 from .cells import Cell, Found
@@ -17,7 +18,7 @@ def figure(mean: float | None, deviation: float | None, plus_minus: str = ' ± '
 def markdown(found: Found) -> str:
     """The best epoch's accuracies, the published ones below each pair's, and the improvement."""
     table, gains = found.table, found.improvement()
-    lines = [f'# {table.title}', '',
+    lines = [f'# {_plain(table.title)}', '',
              'Test top-1 in percent of the best epoch (which is chosen on the test set), mean ± standard deviation of '
              'the trials; in brackets the published figure.', '',
              '| | ' + ' | '.join(str(pair).replace('->', '→') for pair in table.pairs)
@@ -26,11 +27,16 @@ def markdown(found: Found) -> str:
     for row in table.rows:
         texts = [_with_published(found.cell(row, pair)) for pair in table.pairs]
         gain = gains.get(row.label)
-        lines.append(f'| {row.label} | ' + ' | '.join(texts) + (f' | {_gain(gain)} |' if gains else ' |'))
-    teachers = [f'{found.teacher(pair):.2f}' if found.teacher(pair) else '' for pair in table.pairs]
+        lines.append(f'| {_plain(row.label)} | ' + ' | '.join(texts) + (f' | {_gain(gain)} |' if gains else ' |'))
+    teachers = [figure(found.teacher(pair), None) for pair in table.pairs]
     if any(teachers):
         lines.append('| Teacher | ' + ' | '.join(teachers) + (' | |' if gains else ' |'))
     return '\n'.join(lines) + '\n'
+
+
+def _plain(text):
+    """Text as Markdown shows it: no HTML, no end of a cell."""
+    return html.escape(text, quote=False).replace('|', r'\|')
 
 
 def _with_published(cell: Cell | None) -> str:

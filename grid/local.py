@@ -25,9 +25,12 @@ class Places:
         """gpu_id: 'cpu', or GPUs with commas; None: all that there are. Raises UserError."""
         found = [str(i) for i in range(torch.cuda.device_count())]
         gpus = found or ['cpu'] if gpu_id is None else gpu_id.split(',')
+        if gpus_per_run == 0 and gpu_id is None:
+            gpus = ['cpu']
         if gpus == ['cpu']:
             if gpus_per_run:
-                raise UserError(f'--gpus {gpus_per_run}: there is no GPU here; leave it out')
+                raise UserError(f'--gpus {gpus_per_run}: ' + ('there is no GPU here' if gpu_id is None else
+                                                              '--gpu_id is cpu') + '; leave it out')
             jobs = jobs or max(1, cores() // trial_parallel)
             self.threads = max(1, cores() // (jobs * trial_parallel))
             self.flags = [['--gpu_id', 'cpu', '--num_workers', str(self.threads)]] * jobs
@@ -35,7 +38,13 @@ class Places:
         if odd := [gpu for gpu in gpus if gpu not in found]:
             raise UserError(f'--gpu_id {gpu_id}: there is no GPU {odd[0]}; ' +
                             (f'there are {", ".join(found)}' if found else 'give cpu'))
+        if len({*gpus}) < len(gpus):
+            raise UserError(f'--gpu_id {gpu_id}: names a GPU twice; give each once, and --jobs for several runs on one')
+        if gpus_per_run == 0:
+            raise UserError(f'--gpus 0: --gpu_id {gpu_id} names GPUs; leave one of the two out')
         gpus_per_run = gpus_per_run or 1
+        if gpus_per_run > 1 and trial_parallel > 1:
+            raise UserError(f'--trial_parallel {trial_parallel}: trials share one GPU; leave it out, or --gpus')
         groups = [gpus[i:i + gpus_per_run] for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
         if not groups:
             raise UserError(f'--gpus {gpus_per_run}: --gpu_id {",".join(gpus)} names {len(gpus)}')

@@ -16,7 +16,7 @@ from helper.files import read_json, write_json
 from helper.launch import STOP_SIGNALS
 
 from .local import gpu_flags, groups
-from .state import DONE, FAILED, LEFT, RUNNING, Progress, finished, progress, summary
+from .state import DONE, FAILED, LEFT, RUNNING, Progress, progress, result, summary
 from .steps import ROOT, Step, waves
 from .work import Work
 
@@ -40,7 +40,7 @@ class Job:
 
     def __call__(self, logs: Path, steps: list[Step], placement: list[str], threads: int | None) -> None:
         """As Work. A step whose teacher has failed is left out."""
-        ready = [step for step in steps if not finished(step) and (step.after is None or finished(step.after))]
+        ready = [step for step in steps if not result(step) and (step.after is None or result(step.after))]
         self.work = Work(logs, ready, placement, threads)
         self.work.start()
         while not self.work.ended():
@@ -79,6 +79,8 @@ class Slurm:
         self.more = more
         share = max(1, opt.cpus // opt.trial_parallel)
         gpus = 1 if opt.gpus is None else opt.gpus
+        if gpus > 1 and opt.trial_parallel > 1:
+            raise UserError(f'--trial_parallel {opt.trial_parallel}: trials share one GPU; leave it out, or --gpus')
         self.gpus, self.threads = gpus, None if gpus else share
         self.flags = [*(gpu_flags([str(i) for i in range(gpus)]) if gpus else ['--gpu_id', 'cpu']),
                       '--num_workers', str(share)]

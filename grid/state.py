@@ -1,6 +1,5 @@
 """How far each step of a table is, read from files alone: from another terminal, and after any interruption."""
 import contextlib
-import json
 import os
 import socket
 import time
@@ -10,8 +9,9 @@ from statistics import mean
 
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
+from results.runs import read_run
 
-from .steps import Step
+from .steps import Step, expected
 
 DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'without its teacher'
 HEARTBEAT = 5           # seconds between two signs of life of a worker
@@ -32,11 +32,13 @@ class Record:
     """logs/NAME.json beside logs/NAME.log: what a worker says of a step. The step's own folder says how far it is."""
 
     def __init__(self, logs: Path, step: Step):
+        self.step = step
         self.path, self.log = logs / f'{step.name}.json', logs / f'{step.name}.log'
 
     def begin(self, command: str) -> None:
-        write_json(self.path, {'state': 'running', 'command': command, 'host': socket.gethostname(),
-                               'slurm': os.environ.get('SLURM_JOB_ID'), 'began': time.time()})
+        write_json(self.path, {'state': 'running', 'command': command, 'options': expected(self.step.opt),
+                               'host': socket.gethostname(), 'slurm': os.environ.get('SLURM_JOB_ID'),
+                               'began': time.time()})
 
     def beat(self) -> None:
         """A sign of life."""
@@ -66,9 +68,13 @@ class Record:
             return False
 
     def failed(self) -> bool:
-        """Whether it ended by a failure of its own; a signal is none, so an interrupted step is only left."""
-        code = self.read().get('code')
-        return isinstance(code, int) and 0 < code < 128
+        """Whether it ended by a failure of its own; a signal is none, so an interrupted step is only left.
+
+        Nor is a failure with other options, which the table no longer has.
+        """
+        said = self.read()
+        code = said.get('code')
+        return isinstance(code, int) and 0 < code < 128 and said.get('options') == expected(self.step.opt)
 
     def last_lines(self) -> list[str]:
         """The end of its log."""
@@ -79,19 +85,19 @@ class Record:
         return [printable(line.rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
 
 
-def finished(step: Step) -> bool:
-    """Whether its run has written all its epochs and its checkpoint."""
-    return _read(step.folder / 'parameters.json', dict).get('Total time') is not None and step.checkpoint.is_file()
+def result(step: Step) -> dict | None:
+    """What results.runs.read_run gives of its run; None where the run has not ended, or a file is lost or damaged."""
+    with contextlib.suppress(UserError):
+        return read_run(str(step.folder)) if step.checkpoint.is_file() else None
+    return None
 
 
 def progress(step: Step, logs: Path, running: set | None = None) -> Progress:
     """running: the steps that a worker of this process is at; None: ask the records."""
-    unit = 3600 if step.script == 'train_student.py' else 1
-    parameters = _read(step.folder / 'parameters.json', dict)
-    if parameters.get('Total time') is not None and step.checkpoint.is_file():
-        return Progress(DONE, 1.0, parameters['Total time'] * unit)
-    record, history = Record(logs, step), _read(step.folder / 'history.json', list)
-    seconds = sum(epoch.get('seconds', 0) for epoch in history if isinstance(epoch, dict))
+    if run := result(step):
+        return Progress(DONE, 1.0, run['seconds'])
+    record, history = Record(logs, step), _epochs(step.folder / 'history.json')
+    seconds = sum(epoch['seconds'] for epoch in history)
     part = min(len(history) / step.opt.epochs, 1.0)
     if step in running if running is not None else record.alive():
         return Progress(RUNNING, part, seconds)
@@ -101,12 +107,13 @@ def progress(step: Step, logs: Path, running: set | None = None) -> Progress:
     return Progress(state, part, seconds)
 
 
-def _read(path, kind):
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return kind()
-    return found if isinstance(found, kind) else kind()
+def _epochs(path):
+    """The epochs of a history.json; none where it is not there, or damaged."""
+    with contextlib.suppress(UserError):
+        found = read_json(path, str(path))
+        return [epoch for epoch in found if isinstance(epoch, dict) and isinstance(epoch.get('seconds'), float)] \
+            if isinstance(found, list) else []
+    return []
 
 
 def seconds_left(steps: dict[Step, Progress], at_once: int) -> float | None:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distiller_zoo import get_method
-from helper.errors import UserError, nearest
+from helper.errors import UserError, nearest, reason
 from helper.files import open_regular
 from models import model_names
 from results.published import sources
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 ALONE = 'alone'     # in the place of a method: the student without a teacher
+LARGEST = 10**6     # bytes of a table file
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,22 @@ def find(name: str) -> Path:
     """The file of a table: a path, or the name of one in scripts/tables/. Raises UserError."""
     if name.endswith('.toml'):
         return Path(name)
-    path = TABLES / f'{name}.toml'
-    if not path.is_file():
-        raise UserError(f'TABLE {name}: no such table; {nearest(name, (file.stem for file in TABLES.glob("*.toml")))}; '
-                        f'or give the path of a file, NAME.toml')
-    return path
+    tables = {file.stem: file for file in TABLES.glob('*.toml')}
+    if name not in tables:
+        raise UserError(f'TABLE {name}: no such table; {nearest(name, tables)}; or give the path of a file, NAME.toml')
+    return tables[name]
 
 
 def read(path: Path) -> Table:
     """The table in a file, every name in it checked. Raises UserError that names the file and the row."""
     with open_regular(path, str(path)) as file:
-        try:
-            content = tomllib.loads(file.read().decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f'{path}: {error}; a table is a TOML file, as those in scripts/tables') from error
+        text = file.read(LARGEST + 1)
+    try:
+        if len(text) > LARGEST:
+            raise ValueError(f'more than {LARGEST} bytes')
+        content = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: {reason(error)}; a table is a TOML file, as those in scripts/tables') from error
     for key, value in content.items():
         if key not in KEYS:
             raise UserError(f'{path}: {key}: no such key; {nearest(key, KEYS)}')
@@ -108,6 +111,9 @@ def read(path: Path) -> Table:
     for key, (required, _, example) in KEYS.items():
         if required and not content.get(key):
             raise UserError(f'{path}: {key} is missing or empty; give it as {example}')
+    for text in (content['title'], *content['rows']):
+        if not text.isprintable() or not text.strip():
+            raise UserError(f'{path}: {text!r}: give a name in one line, of characters that can be seen')
     rows = [_row(label, text, f'{path}: row {label}') for label, text in content['rows'].items()]
     pairs = [_pair(text, str(path)) for text in content['pairs']]
     if twice := [pair for i, pair in enumerate(pairs) if str(pair) in map(str, pairs[:i])]:
@@ -166,7 +172,7 @@ def _auxiliary(text, path):
 
 
 def _left_out(text, rows, pairs, path):
-    label, _, pair = str(text).partition(': ')
+    label, _, pair = str(text).rpartition(': ')
     labels, names = [row.label for row in rows], [str(pair) for pair in pairs]
     if label not in labels or pair not in names:
         raise UserError(f'{path}: left_out: {text}: give a row and a pair of this table, as {KEYS["left_out"][2]}')

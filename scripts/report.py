@@ -26,8 +26,10 @@ def draw(pair, steps, labels, save):
             and step.trial == 1]
     if teachers and runs:
         print(f'figures of {pair}')
-        subprocess.run([sys.executable, str(Path(__file__).with_name('visualize.py')), '--path-t', teachers[0], *runs,
-                        '--output', str(save / 'figures' / f'{pair.teacher}-{pair.student}')], check=True)
+        drawn = subprocess.run([sys.executable, str(Path(__file__).with_name('visualize.py')), '--path-t', teachers[0],
+                                *runs, '--output', str(save / 'figures' / f'{pair.teacher}-{pair.student}')])
+        if drawn.returncode:
+            raise UserError(f'--figures: those of {pair} could not be drawn, as said above')
 
 
 def main():

@@ -16,8 +16,9 @@ from grid.state import DONE, FAILED, Record, failures, progress, summary  # noqa
 from grid.steps import shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
+from helper.errors import UserError, nearest, run_main  # noqa: E402
 from helper.files import Lock, make_folder  # noqa: E402
+from options import flags  # noqa: E402
 
 
 def options():
@@ -38,7 +39,13 @@ def options():
     add('--trial_parallel', type=number(int, low=1, high=64), default=1,
         help='trials of one cell that run at the same time on one GPU, for nets that leave it idle')
     slurm.add_arguments(parser.group('--cluster slurm'))
-    return parser.parse_known(sys.argv[1:])
+    opt, more = parser.parse_known()
+    known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
+    for flag in (word.partition('=')[0] for word in more if word.startswith('--')):
+        name = flag[2:].replace('-', '_')
+        if not {name, name.removeprefix('no_')} & known:
+            parser.error(f'{flag}: no such flag; {nearest(flag, (f"--{other}" for other in known))}')
+    return opt, more
 
 
 def main():
