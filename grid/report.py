@@ -52,7 +52,8 @@ def _page(found, save, now):
         table=table, pairs=table.pairs, rows=rows, gains=bool(gains), dialogs=dialogs,
         state=summary(table.name, now, 1).partition(', ready')[0], written=time.strftime('%Y-%m-%d %H:%M'),
         teachers=[formats.figure(found.teacher(pair), None) for pair in table.pairs],
-        failed=[_missing(trial, save) for trial in dict.fromkeys(missing)],
+        failed=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state == FAILED],
+        left=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state != FAILED],
         curves=_curves(found), learnt=_learnt(found), costs=_costs(found), figures=_figures(save),
         machines=sorted({f'{trial.run["machine"]}; {trial.run["versions"]}' for trial in _trials(found) if trial.run}))
 
@@ -89,7 +90,7 @@ def _details(trial: Trial, number, save):
     return {'title': f'trial {number}, seed {step.opt.seed}', 'text': text,
             'log': _link(trial.log, save), 'folder': _link(step.folder, save),
             'where': f'{run["machine"]}; {run["versions"]}' if run else '',
-            'command': shell(step.command([])), 'last': '\n'.join(trial.last_lines)}
+            'command': run and run['command'] or shell(step.command([])), 'last': '\n'.join(trial.last_lines)}
 
 
 def _link(path, save):

@@ -39,7 +39,7 @@ def svg(fig: Figure) -> str:
     """
     _settle(fig)
     buffer = io.StringIO()
-    fig.savefig(buffer, format='svg', facecolor='none', metadata={'Date': None, 'Creator': None})
+    fig.savefig(buffer, format='svg', facecolor='none', metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
     text = re.sub(rf'(fill|stroke): {INK}\b', r'\1: currentColor', buffer.getvalue())
     begin = text.index('<svg')
     end = text.index('>', begin) + 1
