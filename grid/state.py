@@ -79,10 +79,10 @@ class Record:
     def last_lines(self) -> list[str]:
         """The end of its log."""
         try:
-            lines = self.log.read_text(errors='replace').splitlines()
+            lines = self.log.read_bytes().decode(errors='replace').split('\n')
         except OSError:
             return []
-        return [printable(line.rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
+        return [printable(line.rstrip('\r').rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
 
 
 def result(step: Step) -> dict | None:

@@ -96,16 +96,17 @@ class _Plan:
         _check_words([*row.flags, *pair.flags], what)
         for trial, seed in enumerate(self.table.seeds, 1):
             if row.method == ALONE:
-                step = self._alone(pair.student, row, pair.flags, f'{trial}{_suffix(row)}', seed, what)
+                step = self._alone(pair, row, trial, seed, what)
             else:
                 step = self._distilled(pair, row, trial, seed, what)
             if (row.label, str(pair)) in step.cells or any(p == str(pair) for _, p in step.cells):
                 raise UserError(f'{what}: is the same run as row {step.cells[0][0]}; give each once')
             step.cells.append((row.label, str(pair)))
 
-    def _alone(self, student, row, pair_flags, trial, seed, what):
-        words = [*self.table.options, *self.table.student_options, *pair_flags, *row.flags]
-        return self._teacher_step(student, words, trial, seed, f'{student}-{_slug(row.label)}-{trial}', what)
+    def _alone(self, pair, row, trial, seed, what):
+        words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
+        return self._teacher_step(pair.student, words, f'{trial}{_suffix(row)}', seed,
+                                  f'{pair.student}-{_slug(row.label)}-{trial}', what)
 
     def _distilled(self, pair, row, trial, seed, what):
         source, after = self._teacher(pair.teacher)
@@ -171,7 +172,7 @@ class _Plan:
             net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, _pixels(opt))
             found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
-        elif found.arguments != arguments:
+        elif values(found.opt) != values(opt):
             raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '
                             f'flags; leave one of the two out')
         return found

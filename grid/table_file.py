@@ -115,6 +115,9 @@ def read(path: Path) -> Table:
         if not text.isprintable() or not text.strip():
             raise UserError(f'{path}: {text!r}: give a name in one line, of characters that can be seen')
     rows = [_row(label, text, f'{path}: row {label}') for label, text in content['rows'].items()]
+    for i, row in enumerate(rows):
+        if same := [other.label for other in rows[:i] if (other.method, other.flags) == (row.method, row.flags)]:
+            raise UserError(f'{path}: row {row.label}: is the same as row {same[0]}; give each once')
     pairs = [_pair(text, str(path)) for text in content['pairs']]
     if twice := [pair for i, pair in enumerate(pairs) if str(pair) in map(str, pairs[:i])]:
         raise UserError(f'{path}: pairs: {twice[0]} is there twice; give each once')

@@ -123,8 +123,8 @@ def run_folder(*parts: str) -> Path:
     return Path(*parents, name)
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run and see that it can be written."""
+def make_folder(folder: Path, save_dir: Path | None = None) -> None:
+    """Make a folder and see that it can be written. save_dir: of the error; not given: folder is that of a run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -132,8 +132,8 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         wanted = 'shorter names, of --trial or --save_dir' if error.errno == errno.ENAMETOOLONG else \
             'a folder that you may write'
-        raise UserError(f'--save_dir {folder.parent.parent}: cannot write {folder} ({error.strerror}); give {wanted}'
-                        ) from error
+        raise UserError(f'--save_dir {save_dir or folder.parent.parent}: cannot write {folder} ({error.strerror}); '
+                        f'give {wanted}') from error
 
 
 class Lock:

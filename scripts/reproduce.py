@@ -64,7 +64,7 @@ def main():
         print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
         return
 
-    make_folder(logs)
+    make_folder(logs, Path(save))
     lock = Lock(Path(save))
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')

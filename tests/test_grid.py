@@ -1,0 +1,968 @@
+"""A table of runs: its file, the commands, the runs to their end through all that interrupts them, and bad input."""
+import csv
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+from conftest import ROOT, assert_same, outcome_of
+
+from distiller_zoo import distiller_dict
+from grid import local, slurm
+from grid.local import MOST_STARTS, Places, groups
+from grid.state import SILENT, Record, progress, seconds_left, summary
+from grid.steps import steps_of, waves
+from grid.table_file import TABLES, read
+from helper.errors import UserError, nearest
+from helper.run import Place
+from options import student_options, teacher_options
+from scripts import report, reproduce
+
+MINI = {
+    'title': 'Mini', 'seeds': [1, 2],
+    'options': '--dataset digits --train_fraction 0.2 --epochs 2 --batch_size 32',
+    'student_options': '--learning_rate 0.02',
+    'auxiliary': 'resnet14: pkt -b 100', 'teacher_cache': True, 'pairs': ['resnet14 -> resnet8'],
+    'rows': {'Student': 'alone', 'KD': 'kd', 'HKD': 'hkd -b 1', 'SemCKD': 'semckd -b 10'},
+}
+FOLDERS = {     # of MINI's runs, from the folder of the table
+    'Student': 'models/resnet8_digits_lr_0.02_decay_0.0005_trial_{}',
+    'KD': 'student_model/S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_{}',
+    'HKD': 'student_model/S:resnet8_T:resnet14_digits_hkd_r:1.0_a:1.0_b:1.0_{}_resnet14',
+    'SemCKD': 'student_model/S:resnet8_T:resnet14_digits_semckd_r:1.0_a:1.0_b:10.0_{}',
+    'teacher': 'models/resnet14_digits_lr_0.05_decay_0.0005_trial_0',
+    'auxiliary': 'student_model/S:resnet14_T:resnet14_digits_pkt_r:1.0_a:1.0_b:100.0_auxiliary',
+}
+
+
+def write_table(path: Path, without=(), **changes) -> Path:
+    """MINI with changes, as a TOML file."""
+    content = {key: value for key, value in {**MINI, **changes}.items() if key not in without}
+    rows = content.pop('rows', {})
+    lines = [f'{key} = {json.dumps(value)}' for key, value in content.items()]
+    lines += ['[rows]', *(f'{json.dumps(label)} = {json.dumps(row)}' for label, row in rows.items())] if rows else []
+    path.write_text('\n'.join(lines) + '\n')
+    return path
+
+
+def start(folder: Path, *arguments) -> subprocess.Popen:
+    """reproduce.py in a session of its own, as that of a terminal; its output goes to folder/output."""
+    with open(folder / 'output', 'wb') as output:
+        return subprocess.Popen([sys.executable, ROOT / 'scripts/reproduce.py', *map(str, arguments)], cwd=folder,
+                                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                start_new_session=True)
+
+
+def finish(process: subprocess.Popen, folder: Path, code: int = 0) -> str:
+    """Wait for it. Returns its output."""
+    assert process.wait(500) == code, (folder / 'output').read_text()
+    return (folder / 'output').read_text()
+
+
+def runs_of(save: Path) -> list[int]:
+    """The processes of the train scripts that write there."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            words = (entry / 'cmdline').read_bytes().decode(errors='replace').split('\0')
+        except OSError:
+            continue
+        if str(save) in words and any(word.endswith(('/train_teacher.py', '/train_student.py')) for word in words):
+            found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition, seconds=200):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return found
+
+
+def contents(folder: Path) -> dict:
+    """file -> (when it was written, what it holds), of all files below a folder."""
+    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes())
+            for file in folder.rglob('*') if file.is_file()}
+
+
+def of_runs(save: Path) -> dict:
+    return {name: content for name, content in contents(save).items()
+            if name.startswith(('models/', 'student_model/')) and not name.endswith('.lock')}
+
+
+def expected_folders(seeds, rows) -> list[str]:
+    return [FOLDERS[row].format(trial) for row in rows for trial in seeds] + [FOLDERS['teacher']]
+
+
+# The commands
+
+def commands(text):
+    """[(the comment above it, the words of a command)] of --dry-run's output."""
+    found, comment = [], None
+    for line in text.splitlines():
+        if line.startswith('# '):
+            comment = line[2:]
+        elif line:
+            words = shlex.split(line.partition('    #')[0])
+            assert re.fullmatch(r'OMP_NUM_THREADS=\d+', words[0]) and words[1] == 'python'
+            found.append((comment, words[2:]))
+    return found
+
+
+def parsed(words):
+    """(the script, its options), by the script's own parser."""
+    script = Path(words[0])
+    assert script.parent == ROOT and script.is_file()
+    return script.stem, {'train_teacher': teacher_options, 'train_student': student_options}[script.stem](words[1:])
+
+
+@pytest.mark.parametrize('name', [file.stem for file in TABLES.glob('*.toml')])
+def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
+    """The commands of every cell are what the table says, and each trains on the checkpoint that another one writes."""
+    monkeypatch.chdir(tmp_path)
+    call(reproduce.main, name, '--dry-run', '--jobs', 1)
+    assert not [*tmp_path.iterdir()]
+    table = tomllib.loads((TABLES / f'{name}.toml').read_text())
+    found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    teachers = {opt.model: opt for comment, script, opt in found if comment == f'teacher {getattr(opt, "model", "")}'}
+    assert {*teachers} == {pair.split()[0] for pair in table['pairs']}
+    auxiliary = {comment.rpartition(' ')[2]: opt for comment, _, opt in found if comment.startswith('auxiliary')}
+    has_hkd = any(row.split()[0] == 'hkd' for row in table['rows'].values())
+    assert {*auxiliary} == ({*teachers} if has_hkd else set())
+    for teacher, opt in auxiliary.items():
+        net, words = table['auxiliary'].split(': ')
+        opt.model_t = teacher
+        assert (opt.model_s, opt.distill, opt.seed) == (net, words.split()[0], table['seeds'][0])
+        assert opt.path_t == str(Place.of_teacher(teachers[teacher]).best_path(teachers[teacher]))
+    for opt in teachers.values():
+        assert (opt.seed, opt.trial) == (table['seeds'][0], '0')
+
+    cells = iter(found[len(teachers) + len(auxiliary):])
+    folders = {}
+    for pair, (label, row) in product(table['pairs'], table['rows'].items()):
+        teacher, _, student = pair.split()
+        if f'{label}: {pair}' in table.get('left_out', []):
+            continue
+        method, *words = row.split()
+        for trial, seed in enumerate(table['seeds'], 1):
+            comment, script, opt = next(cells)
+            assert comment == f'{pair}, {label}'
+            assert (opt.seed, opt.save_dir, opt.resume, opt.gpu_id) == (seed, f'save/{name}', 'auto', 'cpu')
+            assert re.match(r'\d+', opt.trial)[0] == str(trial)
+            if method == 'alone':
+                assert (script, opt.model) == ('train_teacher', student)
+                continue
+            assert (script, opt.model_s, opt.distill) == ('train_student', student, method)
+            for flag, option in (('-r', 'gamma'), ('-a', 'alpha'), ('-b', 'beta')):
+                if flag in words:
+                    assert getattr(opt, option) == float(words[words.index(flag) + 1])
+            if method == 'hkd':
+                source, opt.model_t = auxiliary[teacher], auxiliary[teacher].model_s
+                assert opt.path_t == str(Place.of_student(source).best_path(source))
+            else:
+                opt.model_t = teacher
+                assert opt.path_t == str(Place.of_teacher(teachers[teacher]).best_path(teachers[teacher]))
+            folders.setdefault(str(Place.of_student(opt).folder(opt)), []).append(comment)
+    assert next(cells, None) is None
+    assert all(len(found) == 1 for found in folders.values())
+
+
+def test_the_size_of_the_published_table(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(reproduce.main, 'semckd_cifar100', '--dry-run', '--save_dir', tmp_path / 'a b', '--amp', '--jobs', 1)
+    text = capsys.readouterr().out
+    found = commands(text)
+    assert len(found) == 3 + 3 + 7 * 8 * 4 and text.count('    # the same run as above') == 2 * 4
+    assert all(parsed(words)[1].amp == 'auto' and parsed(words)[1].save_dir == str(tmp_path / 'a b')
+               for _, words in found)
+    # Those of the features alone share the teacher's answers only where the method allows it.
+    assert {parsed(words)[1].distill for _, words in found if '--teacher_cache' in words} == {'kd', 'hkd', 'pkt'} \
+        & {name for name, method in distiller_dict.items() if method.accepts_answers(('logits', 'embedding'))}
+
+
+def test_from_the_repository_the_commands_are_short(call, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    call(reproduce.main, 'digits', '--dry-run', '--jobs', 1, '--gpu_id', 'cpu', '--num_workers', 7)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line and line[0] != '#']
+    assert all(re.match(r'OMP_NUM_THREADS=\d+ python train_(teacher|student)\.py --gpu_id cpu ', line)
+               for line in lines)
+    # A flag of the command line is stronger than the share of the cores that the script would give.
+    assert {teacher_options(shlex.split(line, comments=True)[3:]).num_workers
+            for line in lines if 'train_teacher' in line} == {7}
+
+
+def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = Path('save/models/vgg13_vanilla/ckpt_epoch_240.pth')
+    file.parent.mkdir(parents=True)
+    torch.save({'model': {'weight': torch.zeros(1)}}, file)
+    call(reproduce.main, 'semckd_cifar100', '--dry-run')
+    found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    assert [comment for comment, *_ in found[:5]] == [
+        'teacher resnet32x4', 'auxiliary teacher resnet8x4_double, taught by resnet32x4',
+        'auxiliary teacher resnet8x4_double, taught by vgg13', 'teacher wrn_40_2',
+        'auxiliary teacher resnet8x4_double, taught by wrn_40_2']
+    taught = {opt.path_t for comment, script, opt in found if script == 'train_student'
+              and 'vgg13 -> ' in comment and opt.distill != 'hkd'}
+    assert taught == {str(file)} and found[2][2].path_t == str(file)
+
+    file.write_bytes(b'x')
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'semckd_cifar100', '--dry-run')
+    assert caught.value.code == 2
+    assert f'teacher vgg13 {file}: not a PyTorch checkpoint, or cut short' in one_line(capsys)
+
+
+def test_steps_wait_for_their_teacher(tmp_path):
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml')), 'save', [])
+    assert [[step.name for step in wave] for wave in waves(steps)] == [
+        ['teacher-resnet14', 'resnet8-Student-1', 'resnet8-Student-2'],
+        ['auxiliary-resnet14-resnet14', 'resnet14-resnet8-KD-1', 'resnet14-resnet8-SemCKD-1', 'resnet14-resnet8-KD-2',
+         'resnet14-resnet8-SemCKD-2'],
+        ['resnet14-resnet8-HKD-1', 'resnet14-resnet8-HKD-2']]
+    assert [step.trial for step in steps] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_a_net_that_teaches_itself(tmp_path):
+    """Every method is given two nets when a pair is checked, also where both have one name."""
+    rows = {name: f'{name} -b 1' for name in distiller_dict}
+    table = read(write_table(tmp_path / 'mini.toml', pairs=['resnet8 -> resnet8'], rows=rows, seeds=[1]))
+    assert len(steps_of(table, 'save', [])) == 1 + 1 + len(distiller_dict)
+
+
+def test_odd_labels(tmp_path, call, capsys):
+    """They stay what they are in the table, and make harmless names of files."""
+    labels = ['<script>alert(1)</script>', '../../up', '温度', '$x_1$ & 5%', 'a' * 300, "it's \"so\": #1", '-r']
+    rows = {label: f'kd --kd_T {i + 2}' for i, label in enumerate(labels)}
+    table = read(write_table(tmp_path / 'odd.toml', rows=rows, seeds=[1]))
+    steps = [step for step in steps_of(table, str(tmp_path / 'save'), []) if step.cells]
+    assert [step.cells[0][0] for step in steps] == labels
+    for step in steps:
+        for file in (Record(tmp_path / 'logs', step).log, step.folder):
+            assert re.fullmatch(r'[\w.+:-]+', file.name) and len(file.name.encode()) < 250
+        assert Record(tmp_path / 'logs', step).log.parent == tmp_path / 'logs'
+        assert step.folder.parent == tmp_path / 'save' / 'student_model'
+    assert len({step.name for step in steps}) == len({step.folder for step in steps}) == len(labels)
+    (tmp_path / 'save').mkdir()
+    call(report.main, tmp_path / 'odd.toml', '--save_dir', tmp_path / 'save')
+    page = (tmp_path / 'save' / 'report.html').read_text()
+    assert '<script>alert' not in page and '&lt;script&gt;alert(1)&lt;/script&gt;' in page
+    assert r'\$x\_1\$ \& 5\%' in (tmp_path / 'save' / 'report.tex').read_text()
+    assert '| &lt;script&gt;alert(1)&lt;/script&gt; |' in (tmp_path / 'save' / 'report.md').read_text()
+    with open(tmp_path / 'save' / 'report.csv', newline='') as file:
+        assert [line['row'] for line in csv.DictReader(file)] == labels
+
+
+# The file
+
+def one_line(capsys) -> str:
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and err.endswith('\n') and err.count('\n') == 1
+    return err.removeprefix('error: ').removesuffix('\n')
+
+
+BAD = {     # changes of MINI, or the text of the file -> the message, after the file's name
+    'method': ({'rows': {'A': 'kt'}}, f'row A kt: no such method; {nearest("kt", distiller_dict)}'),
+    'sum': ({'rows': {'A': 'kd+kd'}}, 'row A kd+kd: names a method twice; give each once'),
+    'no method': ({'rows': {'A': ' '}}, 'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
+    'a row in a row': ('title = "x"\nseeds = [1]\npairs = ["a -> b"]\n[rows.A]\nb = "kd"\n',
+                       'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
+    'quotes': ({'rows': {'A': "kd 'x"}}, 'row A: No closing quotation'),
+    'student': ({'pairs': ['resnet14 -> vgg88']}, 'pairs: resnet14 -> vgg88: no such net, vgg88; did you mean vgg8'),
+    'teacher': ({'pairs': ['renset14 -> vgg8']}, 'pairs: renset14 -> vgg8: no such net, renset14; did you mean'),
+    'arrow': ({'pairs': ['resnet14 > vgg8']},
+              'pairs: resnet14 > vgg8: give a teacher and a student, as "resnet32x4 -> vgg8"'),
+    'a pair that is a number': ({'pairs': [3]}, 'pairs: 3: give a teacher and a student, as "resnet32x4 -> vgg8"'),
+    'two pairs': ({'pairs': ['resnet14 -> vgg8', 'resnet14  ->  vgg8']},
+                  'pairs: resnet14 -> vgg8 is there twice; give each once'),
+    'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, fetched, left_out, options, pairs, published, '
+                          'rows, seeds, student_options, teacher_cache, teacher_options, title'),
+    'near key': ({'pair': []}, 'pair: no such key; did you mean pairs? there are: auxiliary'),
+    'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows] and below it lines as  '
+                              'KD = "kd -r 1 -a 1 -b 0"'),
+    'no pairs': ({'pairs': []}, 'pairs is missing or empty; give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
+    'no title': ({'without': ['title']}, 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
+    'no seeds': ({'seeds': []}, 'seeds is missing or empty; give it as [1, 2, 3, 4], one trial for each'),
+    'kind of title': ({'title': 3}, 'title: give it as "SemCKD, CIFAR-100"'),
+    'kind of pairs': ({'pairs': 'a -> b'}, 'pairs: give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
+    'kind of options': ({'options': ['--epochs', '3']}, 'options: give it as "--dataset cifar100 --epochs 240"'),
+    'kind of cache': ({'teacher_cache': 1}, 'teacher_cache: give it as true'),
+    **{f'seeds {seeds}': ({'seeds': seeds}, 'seeds: give different whole numbers from 0 to 4294967295, as '
+                                            '[1, 2, 3, 4], one trial for each')
+       for seeds in ([1, 1], [-1], [True], [1.0], ['1'], [2**32])},
+    'left_out': ({'left_out': ['KT: resnet14 -> resnet8']},
+                 'left_out: KT: resnet14 -> resnet8: give a row and a pair of this table, as '
+                 '["FSP: wrn_40_2 -> wrn_40_1"]'),
+    'left_out 2': ({'left_out': [3]}, 'left_out: 3: give a row and a pair of this table, as '
+                                      '["FSP: wrn_40_2 -> wrn_40_1"]'),
+    'published': ({'published': 'SemCKT'},
+                  'published SemCKT: docs/published.csv has no figures of it; did you mean SemCKD? there are: '),
+    'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and how it learns, as '
+                                             '"resnet8x4_double: pkt -b 30000"'),
+    "the auxiliary's net": ({'auxiliary': 'resnet15: pkt'}, 'auxiliary: resnet15: pkt: no such net, resnet15; '),
+    "the auxiliary's method": ({'auxiliary': 'resnet14: pk'}, 'auxiliary pk: no such method; '),
+    'the auxiliary alone': ({'auxiliary': 'resnet14: alone'}, 'auxiliary teacher resnet14, taught by resnet14: '
+                                                            '--distill alone: no such method; '),
+    "the auxiliary's pair": ({'auxiliary': 'vgg8: fsp'},
+                             'auxiliary teacher vgg8, taught by resnet14: --distill fsp: needs layers of equal '
+                             'channels; '),
+    'a pair that the method cannot serve': (
+        {'pairs': ['wrn_40_2 -> wrn_40_1'], 'rows': {'FSP': 'fsp'}},
+        'row FSP, wrn_40_2 -> wrn_40_1: --distill fsp: needs layers of equal channels; '),
+    'kdsvd': ({'pairs': ['wrn_40_2 -> wrn_40_1'], 'rows': {'KDSVD': 'kdsvd'}}, 'row KDSVD, wrn_40_2 -> wrn_40_1: '),
+    'batch': ({'rows': {'RKD': 'rkd --batch_size 1'}}, 'row RKD, resnet14 -> resnet8: --batch_size 1: RKD compares the '
+                                                       'images of a batch; give at least 2'),
+    'flag': ({'rows': {'A': 'kd --kd-t 3'}}, 'row A, resnet14 -> resnet8: --kd-t: no such flag; did you mean'),
+    'value': ({'rows': {'A': 'kd -r x'}}, 'row A, resnet14 -> resnet8: -r/--gamma: x: give a number'),
+    'flag of the other script': ({'rows': {'A': 'alone -b 3'}}, 'row A, resnet14 -> resnet8: -b: no such flag; '),
+    'options': ({'options': '--dataset digitz'}, 'row Student, resnet14 -> resnet8: --dataset digitz: '),
+    'of teachers': ({'teacher_options': '--epochs 0'}, 'teacher resnet14: --epochs: 0: give a whole number'),
+    **{f'{flag} in {place}': (change, f'{where}: {flag}: reproduce.py sets this flag itself; leave it out')
+       for flag in ('--seed', '--save_dir', '--gpu_id', '--trial', '-t', '--path-t', '--resume', '-h', '-t5')
+       for place, change, where in (
+           ('options', {'options': f'--dataset digits {flag} 3'}, 'options'),
+           ('a row', {'rows': {'A': f'kd {flag} 3'}}, 'row A, resnet14 -> resnet8'))},
+    '--gpu-id=0': ({'pairs': ['resnet14 -> resnet8 --gpu-id=0']},
+                   'row Student, resnet14 -> resnet8: --gpu-id=0: reproduce.py sets this flag itself; leave it out'),
+    'one run in two rows': ({'rows': {'A': 'kd -r 1 -b 0', 'B': 'kd -b 0.0 -r 1'}},
+                            'row B, resnet14 -> resnet8: is the same run as row A; give each once'),
+    'one row twice': ({'rows': {'A': 'kd --kd_T 2', 'B': 'kd  --kd_T  2'}},
+                      'row B: is the same as row A; give each once'),
+    'one folder for two runs': (
+        {'rows': {'A b': 'kd --kd_T 2', 'A:b': 'kd --kd_T 3'}},
+        'row A:b, resnet14 -> resnet8: would be written into save/mini/student_model/'
+        'S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_1_A_b, as row A b, resnet14 -> resnet8 with other flags; '
+        'leave one of the two out'),
+    'one log for two runs': (
+        {'rows': {'A b': 'kd -b 2', 'A:b': 'kd -b 3'}},
+        'row A:b, resnet14 -> resnet8: its log would be that of row A b, resnet14 -> resnet8; give the row another '
+        'name'),
+    'one student of two pairs': (
+        {'pairs': ['resnet14 -> resnet8', 'resnet20 -> resnet8 --epochs 3']},
+        'row Student, resnet20 -> resnet8: would be written into save/mini/models/'
+        'resnet8_digits_lr_0.02_decay_0.0005_trial_1, as row Student, resnet14 -> resnet8 with other flags; leave one '
+        'of the two out'),
+    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "'A\\nb': give a name in one line, of characters that can be "
+                                                       "seen"),
+    'an empty label': ({'rows': {'': 'kd'}}, "'': give a name in one line, of characters that can be seen"),
+    'a title of two lines': ({'title': 'a\nb'}, "'a\\nb': give a name in one line, of characters that can be seen"),
+    'the same label twice': ('title = "x"\n[rows]\nKD = "kd"\nKD = "kd"\n', 'Cannot overwrite a value (at line 4, '
+                             'column 10); a table is a TOML file, as those in scripts/tables'),
+    'no TOML': ('title: x\n', "Expected '=' after a key in a key/value pair (at line 1, column 6); a table is a TOML "
+                              'file, as those in scripts/tables'),
+    'binary': (b'\x89PNG\x00\xff', "'utf-8' codec can't decode byte 0x89 in position 0: invalid start byte; a table "
+                                   'is a TOML file, as those in scripts/tables'),
+    'empty': ('', 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
+    'huge': ('#' * 10**6 + '\n', 'more than 1000000 bytes; a table is a TOML file, as those in scripts/tables'),
+    'deep': (f'title = {"[" * 10**5}', ''),
+    'a number of 5000 digits': (f'seeds = [{"9" * 5000}]', 'Exceeds the limit (4300 digits) for integer string '
+                                                            'conversion'),
+}
+
+
+@pytest.mark.parametrize('given, said', BAD.values(), ids=BAD)
+def test_bad_table(call, tmp_path, monkeypatch, capsys, given, said):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(given, dict):
+        write_table(Path('mini.toml'), **given)
+    else:
+        Path('mini.toml').write_bytes(given if isinstance(given, bytes) else given.encode())
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml')
+    assert caught.value.code == 2
+    message = one_line(capsys)
+    assert message.startswith(f'mini.toml: {said}') and len(message) <= 3000
+    assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
+
+
+def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo('fifo.toml')
+    Path('folder.toml').mkdir()
+    tables = ', '.join(sorted(file.stem for file in TABLES.glob('*.toml')))
+    for name, said in (('fifo.toml', 'fifo.toml: is no file (a folder, a device or a pipe); give a file'),
+                       ('folder.toml', 'folder.toml: is no file (a folder, a device or a pipe); give a file'),
+                       ('none.toml', 'none.toml: cannot be read (No such file or directory)'),
+                       ('x' * 300, f'TABLE {"x" * 300}: no such table; there are: {tables}; or give the path of a '
+                                   'file, NAME.toml'),
+                       ('semckd_cifar10', 'TABLE semckd_cifar10: no such table; did you mean semckd_cifar100 or '
+                                          f'semckd_imagenet? there are: {tables}; or give the path of a file, NAME.toml'
+                        )):
+        for main in (reproduce.main, report.main):
+            with pytest.raises(SystemExit) as caught:
+                call(main, name)
+            assert caught.value.code == 2 and one_line(capsys) == said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['fifo.toml', 'folder.toml']
+
+
+@pytest.mark.parametrize('arguments, said', [
+    (['--job', '2'], '--job: no such flag; did you mean --jobs? there are: --alpha, '),
+    (['--kd-t=3'], '--kd-t: no such flag; '),
+    (['--seed', '3'], 'the flags for every run: --seed: reproduce.py sets this flag itself; leave it out'),
+    (['-t3'], 'the flags for every run: -t3: reproduce.py sets this flag itself; leave it out'),
+    (['--epochs', '0'], 'mini.toml: row Student, resnet14 -> resnet8: --epochs: 0: give a whole number'),
+    (['more'], 'mini.toml: row Student, resnet14 -> resnet8: more: no such flag; '),
+    (['--jobs', '0'], '--jobs: 0: give a whole number'),
+    (['--gpus', '2'], '--gpus 2: there is no GPU here; leave it out'),
+    (['--gpus', '2', '--gpu_id', 'cpu'], '--gpus 2: --gpu_id is cpu; leave it out'),
+    (['--gpu_id', '0'], '--gpu_id 0: there is no GPU 0; give cpu'),
+    (['--gpu_id', ''], "--gpu_id: '': give a path; this one is empty. Is a variable not set?"),
+    (['--trial_parallel', '0'], '--trial_parallel: 0: give a whole number'),
+    (['--cluster', 'cloud'], "--cluster: invalid choice: 'cloud'"),
+])
+def test_bad_flags(call, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    write_table(Path('mini.toml'))
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', *arguments)
+    assert caught.value.code == 2 and one_line(capsys).startswith(said)
+    assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
+
+
+def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setitem(sys.modules, 'submitit', None)
+        call(reproduce.main, 'mini.toml', '--cluster', 'slurm')
+    assert caught.value.code == 2
+    assert one_line(capsys) == '--cluster slurm: needs submitit, which is not installed; pip install submitit'
+    monkeypatch.setitem(sys.modules, 'submitit', slurm)      # whether it is installed or not
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', '--cluster', 'slurm')
+    assert caught.value.code == 2
+    assert one_line(capsys) == "--cluster slurm: there is no sbatch here; run this where Slurm's commands are, or " \
+                               'leave it out to run on this machine'
+    assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
+
+
+def test_a_folder_that_cannot_be_written(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', '--save_dir', 'mini.toml')
+    assert caught.value.code == 2
+    assert one_line(capsys).startswith('--save_dir mini.toml: cannot write mini.toml/logs (Not a directory); give ')
+
+
+# Where the runs compute
+
+def places(monkeypatch, gpus, cores=8, gpu_id=None, jobs=None, gpus_per_run=None, trial_parallel=1):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(local, 'cores', lambda: cores)
+    return Places(gpu_id, jobs, gpus_per_run, trial_parallel)
+
+
+def test_places_on_a_cpu(monkeypatch):
+    found = places(monkeypatch, 0)
+    assert (found.threads, found.flags) == (1, [['--gpu_id', 'cpu', '--num_workers', '1']] * 8)
+    found = places(monkeypatch, 0, jobs=2)
+    assert (found.threads, found.flags) == (4, [['--gpu_id', 'cpu', '--num_workers', '4']] * 2)
+    found = places(monkeypatch, 0, jobs=2, trial_parallel=2)
+    assert (found.threads, len(found.flags)) == (2, 2)
+    found = places(monkeypatch, 0, trial_parallel=3)
+    assert (found.threads, len(found.flags)) == (1, 2)
+    found = places(monkeypatch, 0, jobs=100)
+    assert (found.threads, len(found.flags)) == (1, 100)
+    for given in ({'gpu_id': 'cpu'}, {'gpus_per_run': 0}):
+        assert places(monkeypatch, 4, **given).flags == [['--gpu_id', 'cpu', '--num_workers', '1']] * 8
+
+
+def test_places_on_gpus(monkeypatch):
+    found = places(monkeypatch, 4)
+    assert (found.threads, found.flags) == (None, [['--gpu_id', str(i), '--num_workers', '2'] for i in range(4)])
+    found = places(monkeypatch, 4, gpu_id='3,1', jobs=5)
+    assert found.flags == [['--gpu_id', gpu, '--num_workers', '1'] for gpu in ('3', '1', '3', '1', '3')]
+    found = places(monkeypatch, 5, gpus_per_run=2)
+    assert found.flags == [
+        ['--gpu_id', ids, '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{port}', '--num_workers',
+         '4'] for ids, port in (('0,1', 23451), ('2,3', 23452))]
+    urls = [flags[4] for flags in places(monkeypatch, 2, gpus_per_run=2, jobs=3).flags]
+    assert urls == [f'tcp://127.0.0.1:{port}' for port in (23451, 23452, 23453)]
+    for given, said in (
+            ({'gpu_id': '4'}, '--gpu_id 4: there is no GPU 4; there are 0, 1, 2, 3'),
+            ({'gpu_id': '0,cpu'}, '--gpu_id 0,cpu: there is no GPU cpu; there are 0, 1, 2, 3'),
+            ({'gpu_id': '1,1'}, '--gpu_id 1,1: names a GPU twice; give each once, and --jobs for several runs on one'),
+            ({'gpu_id': '0,1', 'gpus_per_run': 3}, '--gpus 3: --gpu_id 0,1 names 2'),
+            ({'gpus_per_run': 8}, '--gpus 8: --gpu_id 0,1,2,3 names 4'),
+            ({'gpu_id': '1', 'gpus_per_run': 0}, '--gpus 0: --gpu_id 1 names GPUs; leave one of the two out'),
+            ({'gpus_per_run': 2, 'trial_parallel': 2},
+             '--trial_parallel 2: trials share one GPU; leave it out, or --gpus')):
+        with pytest.raises(UserError, match=f'^{re.escape(said)}$'):
+            places(monkeypatch, 4, **given)
+
+
+def test_the_commands_of_runs_on_several_gpus(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    call(reproduce.main, write_table(Path('mini.toml')), '--dry-run', '--gpus', 2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('python ')]
+    assert len(lines) == 10
+    assert {(opt.gpu_id, opt.multiprocessing_distributed) for _, opt in
+            (parsed(shlex.split(line)[1:]) for line in lines)} == {('0,1', True)}
+
+
+def test_trials_that_share_a_gpu(tmp_path):
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml', seeds=[1, 2, 3])), 'save', [])
+    found = [[step.name for step in group] for group in groups(steps, 2)]
+    assert [f'resnet14-resnet8-KD-{trial}' for trial in (1, 2)] in found and ['resnet14-resnet8-KD-3'] in found
+    assert ['resnet8-Student-1', 'resnet8-Student-2'] in found and ['teacher-resnet14'] in found
+    assert sorted(sum(found, [])) == sorted(step.name for step in steps)
+    assert [len(group) for group in groups(steps, 1)] == [1] * len(steps)
+
+
+# Runs
+
+@pytest.fixture(scope='module')
+def mini(tmp_path_factory):
+    """A folder with mini.toml and, in 'my save:1', its table, which ran to its end without interruptions."""
+    folder = tmp_path_factory.mktemp('mini')
+    write_table(folder / 'mini.toml')
+    out = finish(start(folder, 'mini.toml', '--save_dir', 'my save:1'), folder)
+    assert re.search(r'\nmini: 10 done, 0 running, 0 failed, 0 left\nreport: my save:1/report.html\n$', out)
+    assert 'mini: 0 done, ' in out.splitlines()[0]
+    return folder
+
+
+@pytest.fixture
+def copy(mini, tmp_path, monkeypatch):
+    """A copy of it, in which this process is."""
+    shutil.copytree(mini, tmp_path / 'copy')
+    monkeypatch.chdir(tmp_path / 'copy')
+    return tmp_path / 'copy' / 'my save:1'
+
+
+def json_of(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_a_table(mini):
+    """The runs are those of the table, and the report has the figures of their own files."""
+    save = mini / 'my save:1'
+    assert sorted(str(folder.relative_to(save)) for kind in ('models', 'student_model')
+                  for folder in (save / kind).iterdir()) == sorted([
+                      *(FOLDERS[row].format(trial) for row in MINI['rows'] for trial in (1, 2)),
+                      FOLDERS['teacher'], FOLDERS['auxiliary']])
+    assert sorted(file.name for file in save.glob('report.*')) == ['report.csv', 'report.html', 'report.md',
+                                                                   'report.tex']
+    figures, seeds = {}, {}
+    for row in MINI['rows']:
+        folders = [save / FOLDERS[row].format(trial) for trial in (1, 2)]
+        seeds[row] = [json_of(folder, 'parameters.json')['seed'] for folder in folders]
+        best = [max(epoch['test_acc'] for epoch in json_of(folder, 'history.json')) for folder in folders]
+        assert best == [json_of(folder, 'test_best_metrics.json')['test_acc'] for folder in folders]
+        last = [json_of(folder, 'history.json')[-1]['test_acc'] for folder in folders]
+        figures[row] = mean(best), stdev(best), mean(last), stdev(last)
+    assert seeds == dict.fromkeys(MINI['rows'], [1, 2])
+    assert {Path(json_of(save / FOLDERS[row].format(1), 'parameters.json')['path_t']).parent.name
+            for row in ('KD', 'SemCKD')} == {Path(FOLDERS['teacher']).name}
+    assert Path(json_of(save / FOLDERS['HKD'].format(2), 'parameters.json')['path_t']).parent.name == \
+        Path(FOLDERS['auxiliary']).name
+
+    with open(save / 'report.csv', newline='') as file:
+        lines = {line['row']: line for line in csv.DictReader(file)}
+    assert {row: tuple(float(line[key]) for key in ('best', 'best_std', 'last', 'last_std'))
+            for row, line in lines.items()} == figures
+    assert [(line['method'], line['teacher'], line['student'], line['trials'], line['published'])
+            for line in lines.values()] == [(method, 'resnet14', 'resnet8', '2', '')
+                                            for method in ('alone', 'kd', 'hkd', 'semckd')]
+    page, markdown, latex = ((save / f'report.{kind}').read_text() for kind in ('html', 'md', 'tex'))
+    alone, ours = figures['Student'][0], figures['SemCKD'][0]
+    for place, (row, (best, deviation, last, deviation_of_last)) in enumerate(figures.items()):
+        text, text_of_last = f'{best:.2f} ± {deviation:.2f}', f'{last:.2f} ± {deviation_of_last:.2f}'
+        found = re.search(rf'<tr data-row="{place}"><td data-value="{place}">{row}</td><td data-value="([\d.]+)" '
+                          rf'data-last="([\d.]+)".*?<b>(.*?)</b>.*?<b>(.*?)</b>', page, re.S)
+        assert (float(found[1]), float(found[2]), *found.groups()[2:]) == (best, last, text, text_of_last)
+        gain = f'{(ours - best) / (best - alone) * 100:.2f}%' if best not in (ours, alone) else ''
+        assert f'| {row} | {text} | {gain} |' in markdown
+        plain = f'{best:.2f} $\\pm$ {deviation:.2f}'
+        assert f'{row} & ' + (rf'\textbf{{{plain}}}' if best == max(f[0] for f in figures.values()) else plain) in latex
+    teacher = json_of(save / FOLDERS['teacher'], 'test_best_metrics.json')['test_acc']
+    assert f'| Teacher | {teacher:.2f} |' in markdown and f'<td>Teacher</td><td>{teacher:.2f}</td>' in page
+
+
+def test_the_logs_and_records(mini):
+    logs = mini / 'my save:1' / 'logs'
+    names = {f'{prefix}-{trial}' for prefix in ('resnet8-Student', 'resnet14-resnet8-KD', 'resnet14-resnet8-HKD',
+                                                'resnet14-resnet8-SemCKD') for trial in (1, 2)}
+    names |= {'teacher-resnet14', 'auxiliary-resnet14-resnet14'}
+    assert {file.name for file in logs.iterdir()} == {f'{name}{end}' for name in names for end in ('.log', '.json')}
+    for name in names:
+        record, log = json_of(logs, f'{name}.json'), (logs / f'{name}.log').read_text()
+        assert (record['state'], record['code'], record['slurm']) == ('ended', 0, None)
+        assert re.match(r'OMP_NUM_THREADS=\d+ python /', record['command'])
+        assert record['began'] < record['ended'] and 'saved in my save:1/' in log
+        parsed(shlex.split(record['command'])[2:])
+
+
+def test_again_nothing_is_done(call, copy, capsys):
+    before, report_before = of_runs(copy), (copy / 'report.csv').read_bytes()
+    call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
+    assert capsys.readouterr().out.splitlines() == ['mini: 10 done, 0 running, 0 failed, 0 left',
+                                                    'report: my save:1/report.html']
+    assert of_runs(copy) == before and (copy / 'report.csv').read_bytes() == report_before
+    call(reproduce.main, 'mini.toml', '--save_dir', copy, '--status')      # by its full path it is the same
+    assert capsys.readouterr().out == 'mini: 10 done, 0 running, 0 failed, 0 left\n'
+    assert not runs_of(copy)
+
+
+def test_what_is_lost_or_damaged_is_done_again(call, copy, capsys):
+    """And nothing else."""
+    lost, damaged, teacher = (copy / FOLDERS[row].format(2) for row in ('Student', 'SemCKD', 'teacher'))
+
+    def others():
+        return {name: content for name, content in of_runs(copy).items()
+                if not name.startswith(tuple(str(folder.relative_to(copy)) for folder in again))}
+    report_before = (copy / 'report.csv').read_bytes()
+    # A teacher whose students are finished: they stay as they are.
+    for again in ((lost, damaged), (teacher,)):
+        before = others()
+        if teacher in again:
+            (teacher / 'resnet14_best.pth').unlink()
+        else:
+            shutil.rmtree(lost)
+            (damaged / 'history.json').write_bytes((damaged / 'history.json').read_bytes()[:100])
+            (copy / 'logs' / 'resnet8-Student-2.json').write_text('[garbage')
+        call(reproduce.main, 'mini.toml', '--save_dir', copy.name, '--status')
+        assert capsys.readouterr().out.startswith(
+            f'mini: {10 - len(again)} done, 0 running, 0 failed, {len(again)} left')
+        call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
+        assert capsys.readouterr().out.splitlines()[-2] == 'mini: 10 done, 0 running, 0 failed, 0 left'
+        assert others() == before and (copy / 'report.csv').read_bytes() == report_before
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'student_options': '--learning_rate 0.02 --epochs 3'},
+     'row Student, resnet14 -> resnet8: {}/models/resnet8_digits_lr_0.02_decay_0.0005_trial_1 holds a run with epochs '
+     '2, not 3; move it away, or give another --save_dir'),
+    ({'seeds': [2, 1]}, 'row Student, resnet14 -> resnet8: {}/models/resnet8_digits_lr_0.02_decay_0.0005_trial_1 '
+                        'holds a run with seed 1, not 2; move it away, or give another --save_dir'),
+    ({'teacher_options': '--momentum 0.8', 'rows': {'KD': 'kd'}},
+     'teacher resnet14: {}/models/resnet14_digits_lr_0.05_decay_0.0005_trial_0 holds a run with momentum 0.9, not 0.8; '
+     'move it away, or give another --save_dir'),
+    ({'fetched': '{teacher}.pth', 'rows': {'KD': 'kd'}},
+     'row KD, resnet14 -> resnet8: {}/student_model/S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_1 holds a run '
+     'with the teacher my save:1/models/resnet14_digits_lr_0.05_decay_0.0005_trial_0/resnet14_best.pth, not '
+     'resnet14.pth; move it away, or give another --save_dir'),
+])
+def test_a_table_that_has_changed(call, mini, tmp_path, monkeypatch, capsys, changes, said):
+    """A folder that holds other runs is not taken for this table's, nor written into."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(mini / 'my save:1' / FOLDERS['teacher'] / 'resnet14_best.pth', 'resnet14.pth')
+    write_table(Path('mini.toml'), **changes)
+    before, save = contents(mini), mini / 'my save:1'
+    for main, flags in ((reproduce.main, []), (reproduce.main, ['--dry-run']), (report.main, [])):
+        with pytest.raises(SystemExit) as caught:
+            call(main, 'mini.toml', '--save_dir', save, *flags)
+        assert caught.value.code == 2 and one_line(capsys) == f'mini.toml: {said.format(save)}'
+    assert contents(mini) == before
+
+
+def test_a_folder_with_garbage(call, copy, capsys):
+    for name, content, said in (
+            ('half', b'{"epochs": 2, "se', 'no JSON that can be read ('),
+            ('list', b'[]', 'holds a run with ')):
+        (copy / FOLDERS['KD'].format(1) / 'parameters.json').write_bytes(content)
+        with pytest.raises(SystemExit) as caught:
+            call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
+        message = one_line(capsys)
+        assert caught.value.code == 2 and said in message, name
+        assert message.startswith('mini.toml: row KD, resnet14 -> resnet8: my save:1/')
+
+
+def test_failures(call, mini, tmp_path, monkeypatch, capsys):
+    """A step that fails is said, with its last lines; the rest goes on. It is tried again when told, or mended."""
+    monkeypatch.chdir(tmp_path)
+    Path('fetched').mkdir()
+    shutil.copy(mini / 'my save:1' / FOLDERS['teacher'] / 'resnet14_best.pth', 'fetched/resnet14.pth')
+    changes = {'seeds': [1], 'fetched': 'fetched/{teacher}.pth', 'teacher_cache': False,
+               'pairs': ['resnet14 -> resnet8', 'resnet20 -> resnet8'], 'teacher_options': '--learning_rate 1e30',
+               'rows': {'Student': 'alone', 'Wild': 'similarity -b 1e38'}}
+    arguments = [write_table(Path('mini.toml'), **changes), '--save_dir', 'save']
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, *arguments)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1
+    assert err == 'not all is done; the same command goes on, with --retry also what has failed\n'
+    assert 'mini: 1 done, 0 running, 2 failed, 0 left, 1 without its teacher\n' in out
+    failed = re.findall(r'^failed: (\S+) \((\S+)\)\n((?:    .*\n)+)', out, re.M)
+    assert [entry[:2] for entry in failed] == [(name, f'save/logs/{name}.log') for name in
+                                               ('teacher-resnet20', 'resnet14-resnet8-Wild-1')]
+    for name, log, lines in failed:
+        last = Path(log).read_text().splitlines()[-5:]
+        assert lines.splitlines() == [f'    {line}' for line in last] and 'error: ' in last[-1], name
+    page = Path('save/report.html').read_text()
+    assert '<b class="failed">failed</b>' in page and 'href="logs/resnet14-resnet8-Wild-1.log"' in page
+    assert 'resnet20-resnet8-Wild-1: without its teacher, 0% done' in page
+
+    sizes = {log: Path(log).stat().st_size for _, log, _ in failed}
+    for flags in ([], ['--status']):
+        with pytest.raises(SystemExit) if not flags else nullcontext():
+            call(reproduce.main, *arguments, *flags)
+        out = capsys.readouterr().out
+        assert 'mini: 1 done, 0 running, 2 failed, 0 left, 1 without its teacher\n' in out
+        assert out.count('failed: ') == 2 and {log: Path(log).stat().st_size for log in sizes} == sizes
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, *arguments, '--retry')
+    assert caught.value.code == 1 and 'mini: 1 done, 0 running, 2 failed, 0 left, 1 ' in capsys.readouterr().out
+    assert all(Path(log).stat().st_size > 1.9 * size for log, size in sizes.items())
+
+    # Mended, they are no longer what has failed.
+    write_table(arguments[0], **changes | {'teacher_options': '', 'rows': {'Student': 'alone',
+                                                                         'Wild': 'similarity -b 1'}})
+    call(reproduce.main, *arguments, '--status')
+    assert re.match('mini: 1 done, 0 running, 0 failed, 3 left, ready about ', capsys.readouterr().out)
+
+
+# What interrupts them
+
+def assert_same_runs(save: Path, whole: Path) -> None:
+    """The runs in `save` are to the bit those of an uninterrupted table."""
+    folders = [*save.glob('models/*'), *save.glob('student_model/*')]
+    for folder in folders:
+        assert_same(outcome_of(folder), outcome_of(whole / folder.relative_to(save)))
+    with open(save / 'report.csv') as ours, open(whole / 'report.csv') as theirs:
+        assert {*ours} <= {*theirs}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """(a table of MINI's runs, a folder for it); nothing of it runs on after the test."""
+    save = tmp_path / 'save'
+    yield write_table(tmp_path / 'mini.toml'), save
+    for process in runs_of(save):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='looks for processes as Linux shows them')
+def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
+    """The same command goes on after each, and the table is in the end that of an uninterrupted one, to the bit."""
+    _, save = table
+    arguments = [write_table(tmp_path / 'mini.toml', rows={row: MINI['rows'][row] for row in ('KD', 'SemCKD')}),
+                 '--save_dir', save]
+    kd, semckd = (save / FOLDERS[row].format(1) for row in ('KD', 'SemCKD'))
+
+    # From another terminal: how far it is, and no second one. Then Ctrl-C, in the middle of a student's second epoch.
+    process = start(tmp_path, *arguments)
+    wait_for(lambda: runs_of(save))
+    call(reproduce.main, *arguments, '--status')
+    assert re.fullmatch(r'mini: 0 done, 1 running, 0 failed, 4 left\n', capsys.readouterr().out)
+    before = contents(save)
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, *arguments, '--retry')
+    assert caught.value.code == 2 and one_line(capsys) == (
+        f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
+    assert {name: content for name, content in contents(save).items() if 'logs/' not in name and name in before} == \
+        {name: content for name, content in before.items() if 'logs/' not in name}
+    wait_for(lambda: (kd / 'last.pth').exists() or (semckd / 'last.pth').exists())
+    os.killpg(process.pid, signal.SIGINT)
+    out = finish(process, tmp_path, 130)
+    assert re.search(r'\nSIGINT: \d running; each saves and ends\nstopped; the same command goes on\n$', out)
+    assert not runs_of(save)
+    logs = ''.join((save / 'logs' / f'resnet14-resnet8-{row}-1.log').read_text() for row in ('KD', 'SemCKD'))
+    assert re.search(r'SIGTERM: stopped after (step \d of epoch 2|epoch \d), saved in ', logs)
+    call(reproduce.main, *arguments, '--status')
+    assert re.match(r'mini: \d done, 0 running, 0 failed, \d left, ready about \w+ \d\d:\d\d\n',
+                    capsys.readouterr().out)
+
+    # A run is killed: the same reproduce.py starts it again. Then reproduce.py itself: its runs save and end.
+    process = start(tmp_path, *arguments)
+    os.kill(wait_for(lambda: runs_of(save))[0], signal.SIGKILL)
+    wait_for(lambda: '"code": -9' in ''.join(file.read_text() for file in (save / 'logs').glob('*.json'))
+             or len(runs_of(save)) > 1)
+    wait_for(lambda: runs_of(save))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not runs_of(save), 60)
+
+    out = finish(start(tmp_path, *arguments), tmp_path)
+    assert 'mini: 5 done, 0 running, 0 failed, 0 left' in out
+    assert_same_runs(save, mini / 'my save:1')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='looks for processes as Linux shows them')
+def test_ten_kills(mini, table, tmp_path):
+    """At random moments: of reproduce.py, of a run, of all."""
+    path, save = table
+    seed = 20260
+    draw = random.Random(seed)
+    print(f'random moments of seed {seed}')
+    arguments, process = [path, '--save_dir', save], None
+    for _ in range(10):
+        process = process or start(tmp_path, *arguments)
+        time.sleep(draw.uniform(0, 15))
+        victim = draw.choice(['runner', 'run', 'all'])
+        runs = runs_of(save)
+        if victim != 'runner':
+            for run in runs if victim == 'all' else runs[:1]:
+                os.kill(run, signal.SIGKILL)
+        if victim != 'run':
+            process.kill()
+            process.wait()
+            wait_for(lambda: not runs_of(save), 60)
+            process = None
+        print(f'killed: {victim}, of {len(runs)} running')
+    out = finish(process or start(tmp_path, *arguments), tmp_path)
+    assert 'mini: 10 done, 0 running, 0 failed, 0 left' in out
+    assert_same_runs(save, mini / 'my save:1')
+    assert len([*save.glob('models/*'), *save.glob('student_model/*')]) == 10
+
+
+# One process that starts others which only pretend to train
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """pretend(shell script): what runs instead of Python from now on."""
+    def with_script(text):
+        file = tmp_path / 'pretend.sh'
+        file.write_text(f'#!/bin/sh\n{text}\n')
+        file.chmod(0o755)
+        monkeypatch.setattr(sys, 'executable', str(file))
+    monkeypatch.chdir(tmp_path)
+    return with_script
+
+
+def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
+    """(steps, their states and records after local.Local has run them)."""
+    steps, logs = steps_of(table, 'save', []), Path('save/logs')
+    logs.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(local, 'cores', lambda: cores)
+    now = local.Local('mini', logs, steps, Places('cpu', jobs, None, trial_parallel), trial_parallel).run()
+    return {step.name: (now[step].state, Record(logs, step).read()) for step in steps}
+
+
+def at_once(records):
+    """The largest number of steps between their beginnings and ends at the same time."""
+    return max(sum(other['began'] <= record['began'] < other['ended'] for other in records) for record in records)
+
+
+ALONE = {'rows': {'Student': 'alone', 'Other': 'alone --momentum 0.8'}, 'seeds': [1, 2, 3]}
+
+
+@pytest.mark.parametrize('jobs, trial_parallel, threads, most', [(1, 1, 8, 1), (2, 1, 4, 2), (1, 3, 2, 3)])
+def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, most):
+    pretend('echo OMP_NUM_THREADS $OMP_NUM_THREADS; echo "$@"; sleep 0.5; echo the end; exit 1')
+    table = read(write_table(tmp_path / 'mini.toml', **ALONE))
+    found = run(table, jobs=jobs, trial_parallel=trial_parallel, monkeypatch=monkeypatch)
+    assert {*found} == {f'resnet8-{label}-{trial}' for label in ('Student', 'Other') for trial in (1, 2, 3)}
+    records = [record for _, record in found.values()]
+    assert {state for state, _ in found.values()} == {'failed'} and {record['code'] for record in records} == {1}
+    assert at_once(records) == most
+    for name, (_, record) in found.items():
+        log = Path(f'save/logs/{name}.log').read_text().splitlines()
+        flags = ['--gpu_id', 'cpu', '--num_workers', str(threads)]
+        assert log[0] == f'OMP_NUM_THREADS {threads}' and shlex.split(log[1])[1:5] == flags
+        assert record['command'].startswith(f'OMP_NUM_THREADS={threads} python {ROOT}/train_teacher.py --gpu_id cpu ')
+    if trial_parallel == 3:     # the trials of a cell
+        began = {name: record['began'] for name, (_, record) in found.items()}
+        assert max(began[f'resnet8-Student-{t}'] for t in (1, 2, 3)) < min(began[f'resnet8-Other-{t}']
+                                                                            for t in (1, 2, 3))
+
+
+@pytest.mark.parametrize('end', ['kill -9 $$', 'kill -TERM $$', 'exit 143', 'exit 0'])
+def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, end):
+    """A signal from outside is no failure of the step, nor is an end without a result."""
+    pretend(f'echo here; {end}')
+    found = run(read(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
+                monkeypatch=monkeypatch)
+    assert {name: state for name, (state, _) in found.items()} == {'resnet8-Student-1': 'left'}
+    assert Path('save/logs/resnet8-Student-1.log').read_text() == 'here\n' * MOST_STARTS
+
+
+def test_a_second_ctrl_c(pretend, tmp_path):
+    """What does not end when it is asked to is ended."""
+    pretend('trap "" TERM; touch "$0.$$"; sleep 600 & wait; sleep 600')
+    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    logs.mkdir(parents=True)
+    watcher = subprocess.Popen(['sh', '-c', f'''
+        until [ $(ls "{tmp_path}" | grep -c pretend.sh.) = 2 ]; do sleep 0.05; done
+        kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}'''])
+    with pytest.raises(SystemExit) as caught:
+        local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
+    assert caught.value.code == 130 and watcher.wait() == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for file in tmp_path.glob('pretend.sh.*'):
+        assert not Path('/proc', file.suffix[1:]).exists()
+    codes = [Record(logs, step).read().get('code') for step in steps]
+    assert codes.count(-9) == 2 and codes.count(None) == 4
+    assert {progress(step, logs).state for step in steps} == {'left'}
+
+
+# How far it is
+
+def test_the_state_of_a_step(tmp_path):
+    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), []), tmp_path
+    teacher = next(step for step in steps if step.name == 'teacher-resnet14')
+    student = next(step for step in steps if step.name == 'resnet14-resnet8-HKD-1')
+    record = Record(logs, teacher)
+
+    def states():
+        return [progress(step, logs).state for step in (teacher, student.after, student)]
+    assert states() == ['left', 'left', 'left'] and record.read() == {}
+    record.begin('python x')
+    assert states() == ['running', 'left', 'left'] and record.read()['command'] == 'python x'
+    assert progress(teacher, logs, set()).state == 'left'
+    os.utime(record.path, (time.time() - SILENT - 1,) * 2)       # its worker has given no sign of life
+    assert states() == ['left', 'left', 'left']
+    record.beat()
+    assert states() == ['running', 'left', 'left']
+    for code, state in ((1, 'failed'), (2, 'failed'), (-9, 'left'), (143, 'left'), (0, 'left'), (1, 'failed')):
+        record.end(code)
+        assert states() == [state, *['left' if state == 'left' else 'without its teacher'] * 2]
+    record.log.write_text('a\r\n\n10%\r50%\r\x1b[31mb\n' + 'x' * 400 + '\n', newline='')
+    assert record.last_lines() == ['a', '\\x1b[31mb', 'x' * 300]
+    record.forget()
+    assert states() == ['left', 'left', 'left']
+
+    folder = teacher.folder
+    folder.mkdir(parents=True)
+    for history in ('[', '{}', '[3, null, {"seconds": "2"}, {"seconds": NaN}]', 'null'):
+        (folder / 'history.json').write_text(history)
+        assert progress(teacher, logs).part == 0
+    (folder / 'history.json').write_text('[{"seconds": 1.5}]')
+    assert (progress(teacher, logs).part, progress(teacher, logs).seconds) == (0.5, 1.5)
+    for parameters in ('[', '[]', '{"Total time": 3}', '{"Total time": "3"}'):
+        (folder / 'parameters.json').write_text(parameters)
+        (folder / 'resnet14_best.pth').touch()
+        assert progress(teacher, logs).state == 'left'
+
+
+def test_the_time_that_is_left(tmp_path):
+    """By what others of the same net and method took, else by others of the same script, else by all."""
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
+    now = {step: progress(step, tmp_path, set()) for step in steps}
+    by_name = {step.name: now[step] for step in steps}
+    assert seconds_left(now, 2) is None and summary('mini', now, 2) == 'mini: 0 done, 0 running, 0 failed, 10 left'
+    by_name['resnet8-Student-1'].__init__('done', 1.0, 30.0)
+    assert seconds_left(now, 3) == 9 * 30 / 3
+    by_name['resnet14-resnet8-KD-1'].__init__('running', 0.5, 50.0)
+    # Student 2 and the teacher 30 each, KD's other half 50, KD 2 and five others 100 each
+    assert seconds_left(now, 2) == (2 * 30 + 50 + 6 * 100) / 2
+    assert seconds_left(now, 100) == 100        # no faster than the longest
+    for name in ('resnet14-resnet8-HKD-1', 'resnet14-resnet8-HKD-2'):
+        by_name[name].state = 'without its teacher'
+    by_name['auxiliary-resnet14-resnet14'].state = 'failed'
+    assert seconds_left(now, 1) == 2 * 30 + 50 + 3 * 100
+    text = summary('mini', now, 1)
+    assert re.fullmatch(r'mini: 1 done, 1 running, 1 failed, 5 left, 2 without its teacher, ready about '
+                        r'[A-Z][a-z]{2} \d\d:\d\d', text)
+    until = time.localtime(time.time() + 410)
+    assert text.endswith((time.strftime('%a %H:%M', until), time.strftime('%a %H:%M', time.localtime(
+        time.time() + 409))))
