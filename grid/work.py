@@ -22,7 +22,8 @@ class Work:
     def __init__(self, logs: Path, steps: list, placement: list[str], threads: int | None):
         """placement: flags of every step that say where it computes. threads: of the CPU, for each step."""
         self.logs, self.steps, self.placement, self.threads = logs, steps, placement, threads
-        self.processes: dict = {}
+        self.processes: dict = {}           # step -> process, of those that have not ended
+        self.codes: dict = {}               # step -> exit code, of the others
         self.beaten = 0.0
 
     def start(self) -> None:
@@ -39,37 +40,49 @@ class Work:
                     preexec_fn=partial(_in_new_process, os.getpid()))
 
     def ended(self) -> bool:
-        """Whether all have ended; to be asked again and again."""
+        """Whether all have ended; to be asked again and again, also by the handler of a signal that interrupts it."""
         now = time.monotonic()
         beat, self.beaten = now - self.beaten > HEARTBEAT, now if now - self.beaten > HEARTBEAT else self.beaten
         for step, process in list(self.processes.items()):
-            if process.poll() is not None:
-                Record(self.logs, step).end(process.returncode)
-                del self.processes[step]
+            code = _exit_code(process.pid)
+            if code is not None:
+                self.codes[step] = process.returncode = code
+                Record(self.logs, step).end(code)
+                self.processes.pop(step, None)
             elif beat:
                 Record(self.logs, step).beat()
         return not self.processes
 
-    def stop(self) -> None:
-        """Ask all to save and end, and wait for them."""
+    def stop(self, seconds: float = GRACE) -> None:
+        """Ask all to save and end, and wait for them so long; then end what is left."""
         self.signal(signal.SIGTERM)
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + seconds
         while not self.ended() and time.monotonic() < until:
             time.sleep(0.05)
         self.kill()
 
     def signal(self, number: int) -> None:
-        for process in self.processes.values():
+        for process in list(self.processes.values()):
             with contextlib.suppress(OSError):
-                process.send_signal(number)
+                os.kill(process.pid, number)
 
     def kill(self) -> None:
         """End what has not ended, with all that it has started."""
-        for process in self.processes.values():
+        for process in list(self.processes.values()):
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self.ended()
+        while not self.ended():
+            time.sleep(0.02)
+
+
+def _exit_code(pid):
+    """Of a child that has ended; None while it runs. Not Popen.poll(): a handler of a signal may have interrupted that,
+    and would wait for its lock for ever."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:       # what the handler has interrupted had just asked; as Popen, which says 0 then
+        return 0
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def _in_new_process(parent):
