@@ -1,7 +1,9 @@
-"""A table for a paper: Markdown, CSV and LaTeX."""
+"""A table as text for a terminal, and as Markdown, CSV and LaTeX for a paper."""
 import csv
 import html
 import io
+
+from helper.cli import table as aligned
 
 from .cells import Cell, Found
 
@@ -13,6 +15,13 @@ def figure(mean: float | None, deviation: float | None, plus_minus: str = ' ± '
     if mean is None:
         return ''
     return f'{mean:.2f}' + (f'{plus_minus}{deviation:.2f}' if deviation is not None else '')
+
+
+def plain(found: Found) -> str:
+    """For a terminal: the best epoch's accuracies, and in brackets the published ones."""
+    table = found.table
+    rows = [(row.label, *(_with_published(found.cell(row, pair)) for pair in table.pairs)) for row in table.rows]
+    return aligned(('top-1 %', *map(str, table.pairs)), rows, '<' + '>' * len(table.pairs))
 
 
 def markdown(found: Found) -> str:

@@ -20,13 +20,13 @@ from .table_file import Table
 PAGE = Path(__file__).with_name('page.html')
 
 
-def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]) -> Path:
-    """Write report.html, .md, .csv and .tex into `save`, with what there is of the table. Returns the page's path."""
+def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]) -> Found:
+    """Write report.html, .md, .csv and .tex into `save`, with what there is of the table."""
     found = collect(table, steps, save / 'logs', now)
     for name, text in (('report.html', _page(found, save, now)), ('report.md', formats.markdown(found)),
                        ('report.csv', formats.as_csv(found)), ('report.tex', formats.latex(found))):
         write_atomically(save / name, lambda file, text=text: file.write(text.encode()))
-    return save / 'report.html'
+    return found
 
 
 def _page(found, save, now):

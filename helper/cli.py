@@ -148,6 +148,15 @@ def readable_bytes(count: int) -> str:
     return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.2f} MB'
 
 
+def show(text: str) -> None:
+    """Print, with +- where the terminal has no ±."""
+    try:
+        '±'.encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError:
+        text = text.replace('±', '+-')
+    print(text)
+
+
 def table(head: tuple, rows: list[tuple], alignment: str = '') -> str:
     """Columns of strings under their heads; alignment has '<' or '>' for each, left where it is short."""
     alignment = alignment.ljust(len(head), '<')

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
-from helper.cli import Parser, path, table  # noqa: E402
+from helper.cli import Parser, path, show, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from results.published import closed_gap, published, relative_improvement, rows_of  # noqa: E402
 from results.runs import identity, labels, read_run, trials  # noqa: E402
@@ -111,15 +111,6 @@ def figure(groups: list[list[dict]], path: Path) -> None:
         fig.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f'--figure {path}: {" ".join(str(error).split())}') from error
-
-
-def show(text: str) -> None:
-    """Print, with +- where the terminal has no ±."""
-    try:
-        '±'.encode(sys.stdout.encoding or 'utf-8')
-    except UnicodeEncodeError:
-        text = text.replace('±', '+-')
-    print(text)
 
 
 def main():

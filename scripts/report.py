@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
-from grid import report  # noqa: E402
+from grid import formats, report  # noqa: E402
 from grid.state import DONE, progress  # noqa: E402
 from grid.steps import steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
-from helper.cli import Parser, path  # noqa: E402
+from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 
 
@@ -52,7 +52,8 @@ def main():
                 raise UserError(f'--figures {label}: no such row in {table.path}; {nearest(label, labels)}')
         for pair in table.pairs:
             draw(pair, [step for step in steps if now[step].state == DONE], opt.figures or labels, save)
-    print(f'report: {report.write(table, steps, save, now)}')
+    show(formats.plain(report.write(table, steps, save, now)))
+    print(f'report: {save}/report.html')
 
 
 if __name__ == '__main__':

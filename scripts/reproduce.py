@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from grid import report, slurm  # noqa: E402
+from grid import formats, report, slurm  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
 from grid.state import DONE, FAILED, Record, failures, progress, summary  # noqa: E402
 from grid.steps import shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
-from helper.cli import Parser, number, path  # noqa: E402
+from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 from helper.files import Lock, make_folder  # noqa: E402
 from options import flags  # noqa: E402
@@ -74,8 +74,8 @@ def main():
                 Record(logs, step).forget()
     now = cluster.run(steps) if cluster else Local(table.name, logs, steps, places, opt.trial_parallel).run()
     print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
-    page = report.write(table, steps, Path(save), now)
-    print(f'report: {page}')
+    show(formats.plain(report.write(table, steps, Path(save), now)))
+    print(f'report: {save}/report.html')
     if any(p.state != DONE for p in now.values()):
         print('not all is done; the same command goes on, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)
@@ -89,7 +89,8 @@ def print_commands(table, steps, placement, threads):
     shown = set()
     for pair in table.pairs:
         for row in table.rows:
-            print(f'\n# {pair}, {row.label}')
+            if (row.label, str(pair)) not in table.left_out:
+                print(f'\n# {pair}, {row.label}')
             for step in steps:
                 if (row.label, str(pair)) in step.cells:
                     again = '    # the same run as above' if step in shown else ''

@@ -535,7 +535,8 @@ def mini(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mini')
     write_table(folder / 'mini.toml')
     out = finish(start(folder, 'mini.toml', '--save_dir', 'my save:1'), folder)
-    assert re.search(r'\nmini: 10 done, 0 running, 0 failed, 0 left\nreport: my save:1/report.html\n$', out)
+    assert re.search(r'\nmini: 10 done, 0 running, 0 failed, 0 left\ntop-1 %  .*\nreport: my save:1/report.html\n$', out,
+                     re.DOTALL)
     assert 'mini: 0 done, ' in out.splitlines()[0]
     return folder
 
@@ -614,8 +615,11 @@ def test_the_logs_and_records(mini):
 def test_again_nothing_is_done(call, copy, capsys):
     before, report_before = of_runs(copy), (copy / 'report.csv').read_bytes()
     call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
-    assert capsys.readouterr().out.splitlines() == ['mini: 10 done, 0 running, 0 failed, 0 left',
-                                                    'report: my save:1/report.html']
+    first, *table, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == ('mini: 10 done, 0 running, 0 failed, 0 left', 'report: my save:1/report.html')
+    kd = mean(json.loads((copy / FOLDERS['KD'].format(trial) / 'test_best_metrics.json').read_text())['test_acc']
+              for trial in (1, 2))
+    assert [line.split()[:2] for line in table if line.startswith('KD')] == [['KD', f'{kd:.2f}']]
     assert of_runs(copy) == before and (copy / 'report.csv').read_bytes() == report_before
     call(reproduce.main, 'mini.toml', '--save_dir', copy, '--status')      # by its full path it is the same
     assert capsys.readouterr().out == 'mini: 10 done, 0 running, 0 failed, 0 left\n'

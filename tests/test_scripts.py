@@ -16,7 +16,7 @@ from conftest import options, write_images
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
-from helper import records
+from helper import cli, records
 from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
@@ -305,7 +305,7 @@ def test_compare_takes_an_option_that_is_none_for_one_that_is_missing(call, teac
 
 def test_compare_without_plus_minus(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), 'ascii'))
-    compare.show('1.00 ± 0.50')
+    cli.show('1.00 ± 0.50')
     sys.stdout.seek(0)
     assert sys.stdout.read() == '1.00 +- 0.50\n'
 
