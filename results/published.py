@@ -1,5 +1,6 @@
 """What papers have published (docs/published.csv), and the figures that compare methods over pairs of nets."""
 import csv
+import functools
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -49,6 +50,7 @@ def sources() -> list[str]:
     return list(dict.fromkeys(row['source'] for row in rows_of('published.csv')))
 
 
+@functools.cache
 def rows_of(table: str) -> list[dict]:
     """The rows of a CSV file in docs/."""
     with open(DOCS / table, newline='') as file:

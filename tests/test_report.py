@@ -1,0 +1,376 @@
+"""The report of a table: its figures are those of the runs' files, beside the published ones."""
+import csv
+import functools
+import json
+import re
+import shlex
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+from statistics import mean, stdev
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from grid.cells import Cell, Found, Trial
+from grid.formats import figure, latex, markdown
+from grid.table_file import Pair, Row, Table, read
+from helper.cli import values
+from helper.run import Place
+from options import student_options, teacher_options
+from scripts import report, reproduce
+
+TABLE = 'semckd_cifar100'
+ROWS = {'Student': 'alone', 'KD': 'kd', 'FitNet': 'hint', 'AT': 'attention', 'SP': 'similarity', 'VID': 'vid',
+        'HKD': 'hkd', 'SemCKD': 'semckd'}
+EPOCHS = 3
+
+
+def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
+    """The files of a finished run, as the command `words` would leave them, with these accuracies."""
+    student = Path(words[0]).stem == 'train_student'
+    opt = (student_options if student else teacher_options)(words[1:])
+    if student:
+        opt.model_t = 'resnet8x4_double' if opt.distill == 'hkd' else pair.split()[0]
+    place = (Place.of_student if student else Place.of_teacher)(opt)
+    folder = place.folder(opt)
+    folder.mkdir(parents=True)
+    parameters = {**values(opt), 'Total params': 1.25, 'Total time': 0.5 if student else 1800, 'processes': 1,
+                  'machine': 'a <fast> machine', 'versions': 'torch 9', 'command': shlex.join(['python', *words])}
+    picture = {'attention': [[0.25, 0.75], [1.0, 0.0]]} if getattr(opt, 'distill', '') == 'semckd' else {}
+    curve = [top1 - 1, top1, last]
+    history = [{'epoch': epoch, 'test_acc': accuracy, 'seconds': 600.0, 'train': {'images_per_second': 1000.0},
+                **picture} for epoch, accuracy in enumerate(curve, 1)]
+    for name, content in (('parameters', parameters), ('history', history),
+                          ('test_best_metrics', {'test_acc': top1, 'test_acc_top5': 90.0, 'epoch': 2})):
+        (folder / f'{name}.json').write_text(json.dumps(content))
+    place.best_path(opt).touch()
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory, call):
+    """(the folder from which the table ran, {(row, pair): [(top-1, last) of each trial]}, the teachers' accuracies)."""
+    folder = tmp_path_factory.mktemp('table')
+    draw, figures, teachers, comment = Random(7), {}, {}, ''
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        lines = []
+        patch.setattr('builtins.print', lambda text='', **_: lines.extend(text.splitlines()))
+        call(reproduce.main, TABLE, '--dry-run')
+        for line in lines:
+            if line.startswith('# '):
+                comment = line[2:]
+            elif line:
+                words = shlex.split(line, comments=True)[2:]
+                pair, _, row = comment.partition(', ')
+                top1 = round(draw.uniform(60, 80), 2)
+                last = round(top1 - draw.uniform(0, 1), 2)
+                if comment.startswith('teacher '):
+                    teachers[comment.split()[1]] = top1
+                    write_run(words, '', top1, last)
+                elif comment.startswith('auxiliary '):
+                    write_run(words, comment.rpartition(' ')[2], top1, last)
+                elif 'the same run as above' in line:
+                    same = next(key for key in figures if key[0] == row and key[1].split()[2] == pair.split()[2])
+                    figures[row, pair] = figures[same]
+                else:
+                    figures.setdefault((row, pair), []).append((top1, last))
+                    write_run(words, pair, top1, last)
+    return folder, figures, teachers
+
+
+@pytest.fixture(scope='module')
+def texts(table, call):
+    """kind of file -> the report of the whole table."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(table[0])
+        call(report.main, TABLE)
+    return {file.suffix[1:]: file.read_text() for file in (table[0] / 'save' / TABLE).glob('report.*')}
+
+
+@functools.cache
+def published():
+    """{(teacher, student, method): (top-1, deviation)} of the paper."""
+    with open(ROOT / 'docs' / 'published.csv', newline='') as file:
+        return {(row['teacher'], row['student'], row['method']): (float(row['top1']), float(row['std']))
+                for row in csv.DictReader(file) if (row['source'], row['dataset']) == ('SemCKD', 'cifar100')}
+
+
+def expected(figures, row, pair):
+    """What the report should say of a cell."""
+    best, last = zip(*figures[row, pair], strict=True)
+    teacher, _, student = pair.split()
+    theirs, their_deviation = published()['' if row == 'Student' else teacher, student, ROWS[row]]
+    both = ((stdev(best) ** 2 + their_deviation ** 2) / 2) ** 0.5
+    return {'best': mean(best), 'best_std': stdev(best), 'last': mean(last), 'last_std': stdev(last),
+            'published': theirs, 'published_std': their_deviation, 'difference': mean(best) - theirs,
+            'in_deviations': (mean(best) - theirs) / both}
+
+
+def improvement(figures):
+    """{row: SemCKD's average relative improvement over it in percent}."""
+    top1 = {key: mean(best for best, _ in trials) for key, trials in figures.items()}
+    pairs = {pair for _, pair in figures}
+    return {row: mean((top1['SemCKD', pair] - top1[row, pair]) / (top1[row, pair] - top1['Student', pair])
+                      for pair in pairs) * 100 for row in ROWS if row not in ('Student', 'SemCKD')}
+
+
+class Cells(HTMLParser):
+    """The rows of the first table of a page: [(attributes of a cell, its texts)]."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.inside = [], False
+
+    def handle_starttag(self, tag, attributes):
+        if tag == 'table':
+            self.inside = not self.rows
+        elif self.inside and tag == 'tr':
+            self.rows.append([])
+        elif self.inside and tag in ('td', 'th'):
+            self.rows[-1].append((dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != 'table'
+
+    def handle_data(self, data):
+        if self.inside and data.strip():
+            self.rows[-1][-1][1].append(data.strip())
+
+
+def test_csv(table, texts):
+    _, figures, _ = table
+    lines = list(csv.DictReader(texts['csv'].splitlines()))
+    assert [(line['row'], f'{line["teacher"]} -> {line["student"]}') for line in lines] == [*figures]
+    assert len(lines) == 56
+    for line in lines:
+        assert (line['method'], line['trials'], line['source']) == (ROWS[line['row']], '4', 'SemCKD')
+        found = expected(figures, line['row'], f'{line["teacher"]} -> {line["student"]}')
+        assert {key: float(line[key]) for key in found} == pytest.approx(found, rel=1e-12)
+
+
+def test_page(table, texts):
+    _, figures, teachers = table
+    reader = Cells()
+    reader.feed(texts['html'])
+    pairs = list(dict.fromkeys(pair for _, pair in figures))
+    gains = improvement(figures)
+    with open(ROOT / 'docs' / 'published_ari.csv', newline='') as file:
+        published_gains = {row['over']: float(row['ari']) for row in csv.DictReader(file) if row['of'] == 'semckd'}
+    head, *rows, foot = reader.rows
+    assert [texts for _, texts in head] == [['method'], *([pair.split()[0], f'→ {pair.split()[2]}'] for pair in pairs),
+                                            ['SemCKD', 'ARI %']]
+    assert [cells[0][1] for cells in rows] == [[row] for row in ROWS]
+    for row, (_, *cells, gain) in zip(ROWS, rows, strict=True):
+        for pair, (attributes, said) in zip(pairs, cells, strict=True):
+            found = expected(figures, row, pair)
+            assert float(attributes['data-value']) == pytest.approx(found['best'], rel=1e-12)
+            assert float(attributes['data-last']) == pytest.approx(found['last'], rel=1e-12)
+            assert said == [f'{found["best"]:.2f} ± {found["best_std"]:.2f}',
+                            f'{found["last"]:.2f} ± {found["last_std"]:.2f}',
+                            f'{found["published"]:.2f} ± {found["published_std"]:.2f}',
+                            f'{found["difference"]:+.2f}, {found["in_deviations"]:+.1f} σ']
+            highest = max(ROWS, key=lambda other: expected(figures, other, pair)['best'])
+            assert (attributes.get('class') == 'best') == (row == highest)
+        if row in gains:
+            assert float(gain[0]['data-value']) == pytest.approx(gains[row], rel=1e-9)
+            assert gain[1] == [f'{gains[row]:.2f}', f'{published_gains[ROWS[row]]:.2f}']
+        else:
+            assert gain == ({'data-value': ''}, [])
+    assert [texts for _, texts in foot] == [['Teacher'], *([f'{teachers[pair.split()[0]]:.2f}'] for pair in pairs), []]
+    assert 'semckd_cifar100: 222 done, 0 running, 0 failed, 0 left. Written ' in texts['html']
+    assert 'a &lt;fast&gt; machine; torch 9' in texts['html'] and '<fast>' not in texts['html']
+    assert 'Failed and missing' not in texts['html']
+
+
+def test_page_needs_nothing_from_outside(texts):
+    """No address in it but those of the report's other files, the runs' folders and their logs."""
+    page = texts['html']
+    addresses = set(re.findall(r'(?:href|src)="([^"]*)"', page))
+    assert {'report.md', 'report.csv', 'report.tex', 'data:,'} < addresses
+    others = addresses - {'report.md', 'report.csv', 'report.tex', 'data:,'}
+    assert all(re.match('(models|student_model|logs)/|#', address) for address in others)
+    assert not re.search(r'@import|url\((?!#)|<link (?!rel="icon")', page)
+
+
+def test_curves_and_what_was_learnt(table, texts):
+    """A chart of each pair, with a line of each row, and of SemCKD's attention, as SVG that XML can read."""
+    _, figures, _ = table
+    page = texts['html']
+    charts = dict(re.findall(r'<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)\s*</figure>', page, re.S))
+    pairs = {pair.replace('>', '&gt;') for _, pair in figures}
+    assert {*charts} == pairs | {f'Attention of SemCKD, {pair}' for pair in pairs}
+    for title, chart in charts.items():
+        ids = {element.get('id') for element in ElementTree.fromstring(chart).iter()}
+        lines = {name for name in ids if re.match('row-|range-', name or '')}
+        assert lines == (set() if title.startswith('Attention') else
+                         {f'{kind}-{place}' for kind in ('row', 'range') for place in range(8)})
+
+
+def test_dialogs_and_costs(table, texts):
+    folder, figures, _ = table
+    page = texts['html']
+    dialogs = re.findall(r'<dialog id="(.*?)" aria-label="(.*?)">(.*?)</dialog>', page, re.S)
+    assert [name for name, *_ in dialogs] == [f'cell-{i}' for i in range(56)] == sorted(
+        re.findall(r'data-dialog="(.*?)"', page), key=lambda name: int(name[5:]))
+    by_title = {title.replace('&gt;', '>'): content for _, title, content in dialogs}
+    assert {*by_title} == {f'{row}, {pair}' for row, pair in figures}
+    for (row, pair), trials in figures.items():
+        content = by_title[f'{row}, {pair}']
+        for trial, (top1, last) in enumerate(trials, 1):
+            assert f'<h3>trial {trial}, seed {trial}</h3>\n<p>best epoch {top1:.2f}, last {last:.2f}, 30.0 minutes' \
+                in content
+        commands = [shlex.split(command) for command in re.findall('<pre>(.*?)</pre>', content)]
+        assert [words[words.index('--trial') + 1].split('_')[0] for words in commands] == ['1', '2', '3', '4']
+        assert {words[words.index('--distill') + 1] if '--distill' in words else 'alone' for words in commands} == {
+            ROWS[row]}
+        assert content.count('>folder</a>') == 4
+    # A student alone that two pairs share is one run.
+    costs = re.search(r'<table id="cost">.*?</table>', page, re.S)[0]
+    rows = re.findall(r'<td data-value="\d">(\w+)</td><td data-value="(\d+)">\d+</td>\s*<td data-value="30.0">30.0</td>'
+                      r'<td data-value="1000.0">1000</td>', costs)
+    assert rows == [('Student', '20'), *((row, '28') for row in ROWS if row != 'Student')]
+
+
+def test_markdown(table, texts):
+    _, figures, teachers = table
+    pairs, gains = list(dict.fromkeys(pair for _, pair in figures)), improvement(figures)
+    lines = texts['md'].splitlines()
+    assert lines[0] == "# SemCKD's table, CIFAR-100"
+    assert lines[4:6] == ['| | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | ARI |', '|---' * 9 + '|']
+    for line, row in zip(lines[6:14], ROWS, strict=True):
+        cells = [expected(figures, row, pair) for pair in pairs]
+        said = [f'{c["best"]:.2f} ± {c["best_std"]:.2f} ({c["published"]:.2f} ± {c["published_std"]:.2f})'
+                for c in cells]
+        gain = line.split(' | ')[-1]
+        assert line == f'| {row} | ' + ' | '.join(said) + f' | {gain}'
+        assert gain.startswith(f'{gains[row]:.2f}% (' if row in gains else ' |')
+    assert lines[14] == '| Teacher | ' + ' | '.join(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs) + ' | |'
+
+
+def test_latex(table, texts):
+    _, figures, _ = table
+    pairs = list(dict.fromkeys(pair for _, pair in figures))
+    lines = texts['tex'].splitlines()
+    assert lines[:3] == [r'% needs \usepackage{booktabs}', r'\begin{tabular}{lccccccc}', r'\toprule']
+    assert lines[3] == 'Teacher & ' + ' & '.join(pair.split()[0].replace('_', r'\_') for pair in pairs) + r' \\'
+    for line, row in zip(lines[6:14], ROWS, strict=True):
+        cells = []
+        for pair in pairs:
+            found = expected(figures, row, pair)
+            text = f'{found["best"]:.2f} $\\pm$ {found["best_std"]:.2f}'
+            best = max(expected(figures, other, pair)['best'] for other in ROWS) == found['best']
+            cells.append(rf'\textbf{{{text}}}' if best else text)
+        assert line == ' & '.join([row, *cells]) + r' \\'
+    assert lines[14:] == [r'\bottomrule', r'\end{tabular}']
+
+
+def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
+    """Trials that are missing or failed are said and not counted; a cell without any has no figure."""
+    shutil.copytree(table[0], tmp_path / 'copy')
+    monkeypatch.chdir(tmp_path / 'copy')
+    figures, save = table[1], Path('save', TABLE)
+    name = 'S:vgg8_T:resnet32x4_cifar100_{}_r:1.0_a:1.0_b:{}_{}'
+    runs = save / 'student_model'
+    shutil.rmtree(runs / name.format('kd', '0.0', 2))
+    (runs / name.format('kd', '0.0', 3) / 'history.json').write_text('[{"seconds": 600.0}, {"sec')
+    for trial in (1, 2, 3, 4):
+        shutil.rmtree(runs / name.format('hint', '100.0', trial))
+        shutil.rmtree(runs / name.format('similarity', '3000.0', trial)) if trial > 1 else None
+    (runs / name.format('vid', '1.0', 1) / 'parameters.json').unlink()
+    (save / 'logs').mkdir()
+    call(report.main, TABLE)
+    lines = {(line['row'], f'{line["teacher"]} -> {line["student"]}'): line
+             for line in csv.DictReader((save / 'report.csv').read_text().splitlines())}
+    pair = 'resnet32x4 -> vgg8'
+    kd, hint, sp, vid = (lines[row, pair] for row in ('KD', 'FitNet', 'SP', 'VID'))
+    best = [figures['KD', pair][i][0] for i in (0, 3)]
+    assert (kd['trials'], float(kd['best']), float(kd['best_std'])) == ('2', mean(best), stdev(best))
+    assert [hint[key] for key in ('trials', 'best', 'best_std', 'last', 'difference', 'in_deviations')] == [
+        '0', '', '', '', '', ''] and hint['published'] == '72.91'
+    only, (theirs, deviation) = figures['SP', pair][0][0], published()['resnet32x4', 'vgg8', 'similarity']
+    assert (sp['trials'], float(sp['best']), sp['best_std']) == ('1', only, '')
+    assert float(sp['in_deviations']) == pytest.approx((only - theirs) / deviation)
+    assert vid['trials'] == '3' and all(line['trials'] == '4' for (row, where), line in lines.items()
+                                        if where != pair or row in ('Student', 'AT', 'HKD', 'SemCKD'))
+    page, text = (save / 'report.html').read_text(), (save / 'report.md').read_text()
+    assert 'semckd_cifar100: 212 done, 0 running, 0 failed, 10 left. Written' in page
+    assert page.count('<small>2 of 4 trials</small>') == page.count('<small>3 of 4 trials</small>') == 1
+    for missing in ('KD-2: left, 0% done', 'KD-3: left, 0% done', 'FitNet-1: left, 0% done', 'VID-1: left, 1% done'):
+        assert f'<li>resnet32x4-vgg8-{missing}' in page
+    assert page.count('<li>resnet32x4-vgg8-') == 10
+    assert f'{mean(best):.2f} ± {stdev(best):.2f}, 2 of 4 (72.73 ± 0.15)' in text and '|  (72.91 ± 0.18) |' not in text
+    # The pair without FitNet does not count in what SemCKD gains over it.
+    others = {key: trials for key, trials in figures.items() if key[1] != pair}
+    gain = improvement(others)['FitNet']
+    assert re.search(rf'\| FitNet \|.*\| {re.escape(f"{gain:.2f}%")} \(71.92%\) \|', text)
+
+
+def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        call(report.main, TABLE)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (f'error: --save_dir save/{TABLE}: no such folder; scripts/reproduce.py {TABLE} '
+                                       f'makes it\n')
+    Path('here').mkdir()
+    call(report.main, 'digits', '--save_dir', 'here')
+    assert capsys.readouterr().out.endswith('report: here/report.html\n')
+    assert sorted(file.name for file in Path('here').iterdir()) == ['report.csv', 'report.html', 'report.md',
+                                                                   'report.tex']
+    assert 'digits: 0 done, 0 running, 0 failed, 43 left. Written' in Path('here/report.html').read_text()
+    assert '| KD |  |  |\n' in Path('here/report.md').read_text()
+
+
+def found_of(accuracies: dict, **settings) -> Found:
+    """What a table of one pair has found. accuracies: row -> top-1 of its trials; 'Student' is alone."""
+    pair = Pair('a', 'b')
+    rows = [Row(label, 'alone' if label.startswith('Student') else 'kd') for label in accuracies]
+    table = Table(Path('x.toml'), 'A | B <i>', [pair], rows, [1], **settings)
+    trials = {label: [Trial(SimpleNamespace(), None, None, {'top1': top1, 'last': top1}) for top1 in values]
+              for label, values in accuracies.items()}
+    return Found(table, {(row.label, 'a -> b'): Cell(row, pair, trials[row.label], None) for row in rows}, [])
+
+
+def test_improvement():
+    found = found_of({'Student': [70.0, 72.0], 'Student long': [75.0], 'KD': [73.0], 'Same': [71.0], 'Ours': [75.0]})
+    assert found.improvement() == {'KD': (100.0, 1, None)}      # over the first row alone
+    assert found_of({'Student': [70.0]}).improvement() == {} and found_of({'KD': [70.0]}).improvement() == {}
+    left_out = found_of({'Student': [70.0], 'KD': [73.0], 'Ours': []})
+    assert left_out.improvement() == {}
+
+
+def test_in_deviations():
+    def cell(top1, published):
+        return Cell(Row('KD', 'kd'), Pair('a', 'b'), [Trial(None, None, None, {'top1': value}) for value in top1],
+                    published)
+    assert cell([70.0, 72.0], (70.0, None, 'x')).in_deviations == pytest.approx(1 / 2 ** 0.5)
+    assert cell([70.0, 72.0], (70.0, 1.0, 'x')).in_deviations == pytest.approx(1 / 1.5 ** 0.5)
+    assert cell([71.0], (70.0, 0.5, 'x')).in_deviations == 2.0
+    # Trials that are all equal have a deviation, of 0.
+    assert cell([71.0, 71.0], (70.0, 0.5, 'x')).in_deviations == pytest.approx(2 * 2 ** 0.5)
+    assert cell([71.0, 71.0], (70.0, None, 'x')).in_deviations is None and cell([], (70.0, 1.0, 'x')).difference is None
+    assert cell([71.0], None).difference is None and cell([71.0], None).deviation() is None
+
+
+def test_escapes():
+    found = found_of({'a|b & <u>': [70.0], r'50% $x_1$ #{}~^\ ': [71.5]})
+    assert '# A \\| B &lt;i&gt;\n' in markdown(found) and '| a\\|b &amp; &lt;u&gt; | 70.00 |\n' in markdown(found)
+    assert '\n' r'50\% \$x\_1\$ \#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}  & \textbf{71.50} \\' '\n' \
+        in latex(found)
+    assert r'a|b \& <u> & 70.00 \\' in latex(found)
+    assert figure(None, None) == '' and figure(71.005, None) == '71.00' and figure(1.0, 0.0) == '1.00 ± 0.00'
+
+
+def test_every_cell_left_out(tmp_path, monkeypatch, call, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('none.toml').write_text('title = "None"\nseeds = [1]\npairs = ["resnet14 -> resnet8"]\n'
+                                 'left_out = ["KD: resnet14 -> resnet8"]\n[rows]\nKD = "kd"\n')
+    assert read(Path('none.toml')).left_out == {('KD', 'resnet14 -> resnet8')}
+    call(reproduce.main, 'none.toml')
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ('none: 0 done, 0 running, 0 failed, 0 left', 'report: save/none/report.html')
+    assert '| KD | – |\n' in Path('save/none/report.md').read_text()
