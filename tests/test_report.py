@@ -1,10 +1,12 @@
 """The report of a table: its figures are those of the runs' files, beside the published ones."""
+import base64
 import csv
 import functools
 import json
 import re
 import shlex
 import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -374,3 +376,45 @@ def test_every_cell_left_out(tmp_path, monkeypatch, call, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert (lines[0], lines[-1]) == ('none: 0 done, 0 running, 0 failed, 0 left', 'report: save/none/report.html')
     assert '| KD | – |\n' in Path('save/none/report.md').read_text()
+
+
+PRESS = '''<script>
+const pressed = [performance.getEntriesByType('resource').map((asked) => asked.name)];
+const names = () => [...document.querySelectorAll('#accuracy tbody tr')].map((row) => row.cells[0].innerText);
+window.addEventListener('error', (event) => pressed.push(event.message));
+const head = document.querySelectorAll('#accuracy thead button')[1];
+head.click(); pressed.push(names());
+document.querySelector('input[value=last]').click(); head.click(); pressed.push(names());
+document.querySelectorAll('#accuracy thead button')[0].click(); pressed.push(names());
+document.querySelector('.row-choice[value="1"]').click();
+pressed.push([...document.querySelectorAll('tr[data-row="1"], [id="row-1"], [id="row-2"]')]
+             .map((element) => getComputedStyle(element).display));
+document.querySelectorAll('#accuracy tbody tr')[7].querySelectorAll('[data-dialog]')[2].click();
+pressed.push([...document.querySelectorAll('dialog[open]')].map((dialog) => dialog.innerText));
+document.querySelector('dialog[open] .close').click();
+pressed.push(document.querySelectorAll('dialog[open]').length);
+document.body.innerHTML = '<pre id="pressed"></pre>';
+document.getElementById('pressed').textContent = btoa(unescape(encodeURIComponent(JSON.stringify(pressed))));
+</script></body>'''
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='needs Chromium: apt-get install chromium')
+def test_in_a_browser(table, texts, tmp_path):
+    """No error in its console, nothing requested; sorting, choosing a row and opening a cell work."""
+    _, figures, _ = table
+    (tmp_path / 'page.html').write_text(texts['html'].replace('</body>', PRESS))
+    chromium = subprocess.run(['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr',
+                               f'--user-data-dir={tmp_path}/profile', '--dump-dom', f'file://{tmp_path}/page.html'],
+                              capture_output=True, text=True, timeout=300, check=True)
+    assert 'CONSOLE' not in chromium.stderr
+    pressed = json.loads(base64.b64decode(re.search(r'<pre id="pressed">([^<]+)</pre>', chromium.stdout)[1]))
+    asked, by_best, by_last, by_name, shown, opened, left_open = pressed
+    assert asked == []
+    pair = read(ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs[0]
+    for order, kind in ((by_best, 0), (reversed(by_last), 1)):
+        assert [*order] == sorted(ROWS, key=lambda row: -mean(trial[kind] for trial in figures[row, str(pair)]))
+    assert by_name == [*ROWS]
+    assert set(shown) == {'none', 'inline'} and shown.count('inline') == 7       # KD is hidden, not FitNet's 7 curves
+    (text,) = opened
+    assert text.count('train_student.py') == 4 and 'SemCKD, vgg13 -> ShuffleV2' in text and 'a <fast> machine' in text
+    assert left_open == 0
