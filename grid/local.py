@@ -97,8 +97,7 @@ class Local:
             if self.signal:
                 self._stop()
         finally:
-            for work in self.jobs.values():
-                work.kill()
+            self._end()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if sys.stdout.isatty():
@@ -149,9 +148,13 @@ class Local:
 
     def _stop(self):
         print(f'\n{signal.Signals(self.signal).name}: {len(self._running())} running; each saves and ends', flush=True)
+        self._end()
+        print('stopped; the same command goes on', flush=True)
+        sys.exit(128 + self.signal)
+
+    def _end(self):
+        """Whatever happened, also where nothing can be printed any more: each run saves and ends."""
         for work in self.jobs.values():
             work.signal(signal.SIGTERM)
         for work in self.jobs.values():
             work.stop()
-        print('stopped; the same command goes on', flush=True)
-        sys.exit(128 + self.signal)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_same, outcome_of
 
+from dataset.teacher_cache import ANSWERS
 from distiller_zoo import distiller_dict
 from grid import local, slurm
 from grid.local import MOST_STARTS, Places, groups
@@ -38,6 +39,7 @@ MINI = {
     'auxiliary': 'resnet14: pkt -b 100', 'teacher_cache': True, 'pairs': ['resnet14 -> resnet8'],
     'rows': {'Student': 'alone', 'KD': 'kd', 'HKD': 'hkd -b 1', 'SemCKD': 'semckd -b 10'},
 }
+ALONE = {'rows': {'Student': 'alone', 'Other': 'alone --momentum 0.8'}, 'seeds': [1, 2, 3]}
 FOLDERS = {     # of MINI's runs, from the folder of the table
     'Student': 'models/resnet8_digits_lr_0.02_decay_0.0005_trial_{}',
     'KD': 'student_model/S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_{}',
@@ -104,10 +106,6 @@ def of_runs(save: Path) -> dict:
             if name.startswith(('models/', 'student_model/')) and not name.endswith('.lock')}
 
 
-def expected_folders(seeds, rows) -> list[str]:
-    return [FOLDERS[row].format(trial) for row in rows for trial in seeds] + [FOLDERS['teacher']]
-
-
 # The commands
 
 def commands(text):
@@ -136,8 +134,10 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     call(reproduce.main, name, '--dry-run', '--jobs', 1)
     assert not [*tmp_path.iterdir()]
-    table = tomllib.loads((TABLES / f'{name}.toml').read_text())
-    found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    table, text = tomllib.loads((TABLES / f'{name}.toml').read_text()), capsys.readouterr().out
+    found = [(comment, *parsed(words)) for comment, words in commands(text)]
+    if name == 'semckd_cifar100':
+        assert len(found) == 3 + 3 + 7 * 8 * 4 and text.count('    # the same run as above') == 2 * 4
     teachers = {opt.model: opt for comment, script, opt in found if comment == f'teacher {getattr(opt, "model", "")}'}
     assert {*teachers} == {pair.split()[0] for pair in table['pairs']}
     auxiliary = {comment.rpartition(' ')[2]: opt for comment, _, opt in found if comment.startswith('auxiliary')}
@@ -181,17 +181,16 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
     assert all(len(found) == 1 for found in folders.values())
 
 
-def test_the_size_of_the_published_table(call, tmp_path, monkeypatch, capsys):
+def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    call(reproduce.main, 'semckd_cifar100', '--dry-run', '--save_dir', tmp_path / 'a b', '--amp', '--jobs', 1)
-    text = capsys.readouterr().out
-    found = commands(text)
-    assert len(found) == 3 + 3 + 7 * 8 * 4 and text.count('    # the same run as above') == 2 * 4
-    assert all(parsed(words)[1].amp == 'auto' and parsed(words)[1].save_dir == str(tmp_path / 'a b')
-               for _, words in found)
-    # Those of the features alone share the teacher's answers only where the method allows it.
-    assert {parsed(words)[1].distill for _, words in found if '--teacher_cache' in words} == {'kd', 'hkd', 'pkt'} \
-        & {name for name, method in distiller_dict.items() if method.accepts_answers(('logits', 'embedding'))}
+    call(reproduce.main, write_table(Path('mini.toml')), '--dry-run', '--save_dir', tmp_path / 'a b', '--amp')
+    found = [(comment, words, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    assert len(found) == 10 and all((opt.amp, opt.save_dir) == ('auto', str(tmp_path / 'a b')) for *_, opt in found)
+    assert {opt.learning_rate for comment, *_, opt in found} == {0.02, 0.05}
+    assert [comment for comment, *_, opt in found if opt.learning_rate == 0.05] == ['teacher resnet14']
+    # The teacher's answers are shared where the method allows it.
+    assert {opt.distill for *_, script, opt in found if script == 'train_student' and opt.teacher_cache} == {
+        'kd', 'hkd', 'pkt'} & {name for name, method in distiller_dict.items() if method.accepts_answers(ANSWERS)}
 
 
 def test_from_the_repository_the_commands_are_short(call, monkeypatch, capsys):
@@ -207,24 +206,26 @@ def test_from_the_repository_the_commands_are_short(call, monkeypatch, capsys):
 
 def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    file = Path('save/models/vgg13_vanilla/ckpt_epoch_240.pth')
+    table = write_table(Path('mini.toml'), pairs=['resnet14 -> resnet8', 'resnet20 -> resnet8', 'vgg8 -> resnet8'],
+                        fetched='save/models/{teacher}_vanilla/ckpt_epoch_240.pth')
+    file = Path('save/models/resnet20_vanilla/ckpt_epoch_240.pth')
     file.parent.mkdir(parents=True)
     torch.save({'model': {'weight': torch.zeros(1)}}, file)
-    call(reproduce.main, 'semckd_cifar100', '--dry-run')
+    call(reproduce.main, table, '--dry-run')
     found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
     assert [comment for comment, *_ in found[:5]] == [
-        'teacher resnet32x4', 'auxiliary teacher resnet8x4_double, taught by resnet32x4',
-        'auxiliary teacher resnet8x4_double, taught by vgg13', 'teacher wrn_40_2',
-        'auxiliary teacher resnet8x4_double, taught by wrn_40_2']
+        'teacher resnet14', 'auxiliary teacher resnet14, taught by resnet14',
+        'auxiliary teacher resnet14, taught by resnet20', 'teacher vgg8',
+        'auxiliary teacher resnet14, taught by vgg8']
     taught = {opt.path_t for comment, script, opt in found if script == 'train_student'
-              and 'vgg13 -> ' in comment and opt.distill != 'hkd'}
+              and 'resnet20 -> ' in comment and opt.distill != 'hkd'}
     assert taught == {str(file)} and found[2][2].path_t == str(file)
 
     file.write_bytes(b'x')
     with pytest.raises(SystemExit) as caught:
-        call(reproduce.main, 'semckd_cifar100', '--dry-run')
+        call(reproduce.main, table, '--dry-run')
     assert caught.value.code == 2
-    assert f'teacher vgg13 {file}: not a PyTorch checkpoint, or cut short' in one_line(capsys)
+    assert one_line(capsys).startswith(f'mini.toml: teacher resnet20 {file}: not a PyTorch checkpoint, or cut short')
 
 
 def test_steps_wait_for_their_teacher(tmp_path):
@@ -549,6 +550,18 @@ def copy(mini, tmp_path, monkeypatch):
     return tmp_path / 'copy' / 'my save:1'
 
 
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """pretend(shell script): what runs instead of Python from now on."""
+    def with_script(text):
+        file = tmp_path / 'pretend.sh'
+        file.write_text(f'#!/bin/sh\n{text}\n')
+        file.chmod(0o755)
+        monkeypatch.setattr(sys, 'executable', str(file))
+    monkeypatch.chdir(tmp_path)
+    return with_script
+
+
 def json_of(folder, name):
     return json.loads((folder / name).read_text())
 
@@ -647,7 +660,7 @@ def test_what_is_lost_or_damaged_is_done_again(call, copy, capsys):
         assert capsys.readouterr().out.startswith(
             f'mini: {10 - len(again)} done, 0 running, 0 failed, {len(again)} left')
         call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
-        assert capsys.readouterr().out.splitlines()[-2] == 'mini: 10 done, 0 running, 0 failed, 0 left'
+        assert '\nmini: 10 done, 0 running, 0 failed, 0 left\n' in capsys.readouterr().out
         assert others() == before and (copy / 'report.csv').read_bytes() == report_before
 
 
@@ -690,9 +703,8 @@ def test_a_folder_with_garbage(call, copy, capsys):
         assert message.startswith('mini.toml: row KD, resnet14 -> resnet8: my save:1/')
 
 
-def test_failures(call, mini, tmp_path, monkeypatch, capsys):
+def test_failures(call, mini, pretend, tmp_path, capsys):
     """A step that fails is said, with its last lines; the rest goes on. It is tried again when told, or mended."""
-    monkeypatch.chdir(tmp_path)
     Path('fetched').mkdir()
     shutil.copy(mini / 'my save:1' / FOLDERS['teacher'] / 'resnet14_best.pth', 'fetched/resnet14.pth')
     changes = {'seeds': [1], 'fetched': 'fetched/{teacher}.pth', 'teacher_cache': False,
@@ -722,10 +734,12 @@ def test_failures(call, mini, tmp_path, monkeypatch, capsys):
         out = capsys.readouterr().out
         assert 'mini: 1 done, 0 running, 2 failed, 0 left, 1 without its teacher\n' in out
         assert out.count('failed: ') == 2 and {log: Path(log).stat().st_size for log in sizes} == sizes
+    pretend('echo again; exit 1')
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments, '--retry')
     assert caught.value.code == 1 and 'mini: 1 done, 0 running, 2 failed, 0 left, 1 ' in capsys.readouterr().out
-    assert all(Path(log).stat().st_size > 1.9 * size for log, size in sizes.items())
+    assert {log: Path(log).read_text().endswith('\nagain\n') for log in sizes} == dict.fromkeys(sizes, True)
+    assert {log: Path(log).stat().st_size - size for log, size in sizes.items()} == dict.fromkeys(sizes, 6)
 
     # Mended, they are no longer what has failed.
     write_table(arguments[0], **changes | {'teacher_options': '', 'rows': {'Student': 'alone',
@@ -738,11 +752,8 @@ def test_failures(call, mini, tmp_path, monkeypatch, capsys):
 
 def assert_same_runs(save: Path, whole: Path) -> None:
     """The runs in `save` are to the bit those of an uninterrupted table."""
-    folders = [*save.glob('models/*'), *save.glob('student_model/*')]
-    for folder in folders:
+    for folder in (*save.glob('models/*'), *save.glob('student_model/*')):
         assert_same(outcome_of(folder), outcome_of(whole / folder.relative_to(save)))
-    with open(save / 'report.csv') as ours, open(whole / 'report.csv') as theirs:
-        assert {*ours} <= {*theirs}
 
 
 @pytest.fixture
@@ -758,15 +769,15 @@ def table(tmp_path):
 def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
     """The same command goes on after each, and the table is in the end that of an uninterrupted one, to the bit."""
     _, save = table
-    arguments = [write_table(tmp_path / 'mini.toml', rows={row: MINI['rows'][row] for row in ('KD', 'SemCKD')}),
-                 '--save_dir', save]
+    arguments = [write_table(tmp_path / 'mini.toml', seeds=[1],
+                             rows={row: MINI['rows'][row] for row in ('KD', 'SemCKD')}), '--save_dir', save]
     kd, semckd = (save / FOLDERS[row].format(1) for row in ('KD', 'SemCKD'))
 
     # From another terminal: how far it is, and no second one. Then Ctrl-C, in the middle of a student's second epoch.
     process = start(tmp_path, *arguments)
     wait_for(lambda: runs_of(save))
     call(reproduce.main, *arguments, '--status')
-    assert re.fullmatch(r'mini: 0 done, 1 running, 0 failed, 4 left\n', capsys.readouterr().out)
+    assert re.fullmatch(r'mini: 0 done, 1 running, 0 failed, 2 left\n', capsys.readouterr().out)
     before = contents(save)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments, '--retry')
@@ -796,8 +807,12 @@ def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
     wait_for(lambda: not runs_of(save), 60)
 
     out = finish(start(tmp_path, *arguments), tmp_path)
-    assert 'mini: 5 done, 0 running, 0 failed, 0 left' in out
+    assert 'mini: 3 done, 0 running, 0 failed, 0 left' in out
     assert_same_runs(save, mini / 'my save:1')
+    with open(save / 'report.csv', newline='') as file:
+        assert {line['row']: float(line['best']) for line in csv.DictReader(file)} == {
+            row: json_of(mini / 'my save:1' / FOLDERS[row].format(1), 'test_best_metrics.json')['test_acc']
+            for row in ('KD', 'SemCKD')}
 
 
 @pytest.mark.slow
@@ -827,21 +842,10 @@ def test_ten_kills(mini, table, tmp_path):
     assert 'mini: 10 done, 0 running, 0 failed, 0 left' in out
     assert_same_runs(save, mini / 'my save:1')
     assert len([*save.glob('models/*'), *save.glob('student_model/*')]) == 10
+    assert (save / 'report.csv').read_bytes() == (mini / 'my save:1' / 'report.csv').read_bytes()
 
 
 # One process that starts others which only pretend to train
-
-@pytest.fixture
-def pretend(monkeypatch, tmp_path):
-    """pretend(shell script): what runs instead of Python from now on."""
-    def with_script(text):
-        file = tmp_path / 'pretend.sh'
-        file.write_text(f'#!/bin/sh\n{text}\n')
-        file.chmod(0o755)
-        monkeypatch.setattr(sys, 'executable', str(file))
-    monkeypatch.chdir(tmp_path)
-    return with_script
-
 
 def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
     """(steps, their states and records after local.Local has run them)."""
@@ -855,9 +859,6 @@ def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
 def at_once(records):
     """The largest number of steps between their beginnings and ends at the same time."""
     return max(sum(other['began'] <= record['began'] < other['ended'] for other in records) for record in records)
-
-
-ALONE = {'rows': {'Student': 'alone', 'Other': 'alone --momentum 0.8'}, 'seeds': [1, 2, 3]}
 
 
 @pytest.mark.parametrize('jobs, trial_parallel, threads, most', [(1, 1, 8, 1), (2, 1, 4, 2), (1, 3, 2, 3)])
@@ -907,6 +908,24 @@ def test_a_second_ctrl_c(pretend, tmp_path):
     codes = [Record(logs, step).read().get('code') for step in steps]
     assert codes.count(-9) == 2 and codes.count(None) == 4
     assert {progress(step, logs).state for step in steps} == {'left'}
+
+
+@pytest.mark.parametrize('said', [BrokenPipeError(), OSError(5, 'Input/output error')])
+def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
+    """The runs are asked to save, not killed, also where nothing can be printed any more."""
+    pretend('trap "echo saved; exit 143" TERM; echo began; while :; do sleep 0.05; done')
+    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    logs.mkdir(parents=True)
+
+    def show(*_):
+        wait_for(lambda: len([log for log in logs.glob('*.log') if log.read_text() == 'began\n']) == 2)
+        raise said
+    monkeypatch.setattr(local, 'summary', show)
+    with pytest.raises(OSError) as caught:
+        local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
+    assert caught.value is said
+    assert [log.read_text() for log in logs.glob('*.log')] == ['began\nsaved\n'] * 2
+    assert [Record(logs, step).read().get('code') for step in steps] == [143, 143, None, None, None, None]
 
 
 # How far it is
