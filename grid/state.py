@@ -117,26 +117,29 @@ def _epochs(path):
 
 
 def seconds_left(steps: dict[Step, Progress], at_once: int) -> float | None:
-    """How long the steps that are left will take, by what others of their kind took; None where none has an epoch.
+    """How long the steps that are left will take, by what those of their kind took: the same method and nets, else any
+    student or any teacher. None where no such step has an epoch yet.
 
     at_once: how many run at the same time.
     """
     known: dict[object, list[float]] = {}
     for step, now in steps.items():
         if now.part and now.seconds:
-            whole = now.seconds / now.part
-            for kind in (_kind(step), step.script, None):
-                known.setdefault(kind, []).append(whole)
-    if not known:
-        return None
-    left = [mean(next(known[kind] for kind in (_kind(step), step.script, None) if kind in known)) * (1 - now.part)
-            for step, now in steps.items() if now.state in (RUNNING, LEFT)]
+            for kind in _kinds(step):
+                known.setdefault(kind, []).append(now.seconds / now.part)
+    left = []
+    for step, now in steps.items():
+        if now.state in (RUNNING, LEFT):
+            alike = next((known[kind] for kind in _kinds(step) if kind in known), None)
+            if alike is None:
+                return None
+            left.append(mean(alike) * (1 - now.part))
     return max([sum(left) / max(1, at_once), *left], default=0.0)
 
 
-def _kind(step):
+def _kinds(step):
     opt = step.opt
-    return step.script, getattr(opt, 'distill', ''), getattr(opt, 'model_t', ''), step.net
+    return (getattr(opt, 'distill', ''), getattr(opt, 'model_t', ''), step.net), bool(step.cells)
 
 
 def summary(name: str, steps: dict[Step, Progress], at_once: int) -> str:

@@ -968,24 +968,26 @@ def test_the_state_of_a_step(tmp_path):
 
 
 def test_the_time_that_is_left(tmp_path):
-    """By what others of the same net and method took, else by others of the same script, else by all."""
+    """By what others of the same nets and method took, else by other students or teachers."""
     steps = steps_of(read(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
     now = {step: progress(step, tmp_path, set()) for step in steps}
     by_name = {step.name: now[step] for step in steps}
     assert seconds_left(now, 2) is None and summary('mini', now, 2) == 'mini: 0 done, 0 running, 0 failed, 10 left'
+    by_name['teacher-resnet14'].__init__('done', 1.0, 40.0)
+    assert seconds_left(now, 2) is None     # nothing is known of a student
     by_name['resnet8-Student-1'].__init__('done', 1.0, 30.0)
-    assert seconds_left(now, 3) == 9 * 30 / 3
+    assert seconds_left(now, 1) == 40 + 7 * 30      # the auxiliary teacher as the teacher
     by_name['resnet14-resnet8-KD-1'].__init__('running', 0.5, 50.0)
-    # Student 2 and the teacher 30 each, KD's other half 50, KD 2 and five others 100 each
-    assert seconds_left(now, 2) == (2 * 30 + 50 + 6 * 100) / 2
+    # the auxiliary teacher 40, Student 2 30, KD's other half 50, KD 2 100, and four others the mean of 30 and 100
+    assert seconds_left(now, 2) == (40 + 30 + 50 + 100 + 4 * 65) / 2
     assert seconds_left(now, 100) == 100        # no faster than the longest
     for name in ('resnet14-resnet8-HKD-1', 'resnet14-resnet8-HKD-2'):
         by_name[name].state = 'without its teacher'
     by_name['auxiliary-resnet14-resnet14'].state = 'failed'
-    assert seconds_left(now, 1) == 2 * 30 + 50 + 3 * 100
+    assert seconds_left(now, 1) == 30 + 50 + 100 + 2 * 65
     text = summary('mini', now, 1)
-    assert re.fullmatch(r'mini: 1 done, 1 running, 1 failed, 5 left, 2 without its teacher, ready about '
+    assert re.fullmatch(r'mini: 2 done, 1 running, 1 failed, 4 left, 2 without its teacher, ready about '
                         r'[A-Z][a-z]{2} \d\d:\d\d', text)
-    until = time.localtime(time.time() + 410)
+    until = time.localtime(time.time() + 310)
     assert text.endswith((time.strftime('%a %H:%M', until), time.strftime('%a %H:%M', time.localtime(
-        time.time() + 409))))
+        time.time() + 309))))
