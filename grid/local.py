@@ -51,14 +51,12 @@ class Places:
         jobs = jobs or len(groups)
         self.threads = None
         workers = max(1, cores() // (jobs * trial_parallel))
-        self.flags = [[*gpu_flags(groups[job % len(groups)], job), '--num_workers', str(workers)]
-                      for job in range(jobs)]
+        self.flags = [[*gpu_flags(groups[job % len(groups)]), '--num_workers', str(workers)] for job in range(jobs)]
 
 
-def gpu_flags(gpus: list[str], job: int = 0) -> list[str]:
-    """The flags of a run on these GPUs; runs with several on one machine meet at different ports, one for each job."""
-    several = ['--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{23451 + job}'] if len(gpus) > 1 else []
-    return ['--gpu_id', ','.join(gpus), *several]
+def gpu_flags(gpus: list[str]) -> list[str]:
+    """The flags of a run on these GPUs."""
+    return ['--gpu_id', ','.join(gpus), *(['--multiprocessing-distributed'] if len(gpus) > 1 else [])]
 
 
 def groups(steps: list[Step], most: int) -> list[list[Step]]:

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,11 +33,14 @@ class Work:
         for step in self.steps:
             record = Record(self.logs, step)
             record.begin(shell(step.command(self.placement), self.threads))
+            # A port of its own: another run on this machine may have several processes too.
+            port = ['--dist-url', f'tcp://127.0.0.1:{_free_port()}'] \
+                if '--multiprocessing-distributed' in self.placement else []
             with open(record.log, 'ab') as log:
                 # A session of its own: Ctrl-C in the terminal comes to this process alone, which passes it on.
                 self.processes[step] = subprocess.Popen(
-                    step.command(self.placement, sys.executable), env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, start_new_session=True,
+                    step.command([*self.placement, *port], sys.executable), env=environment, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                     preexec_fn=partial(_in_new_process, os.getpid()))
 
     def ended(self) -> bool:
@@ -73,6 +77,12 @@ class Work:
                 os.killpg(process.pid, signal.SIGKILL)
         while not self.ended():
             time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
 
 
 def _exit_code(pid):

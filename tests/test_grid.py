@@ -491,11 +491,8 @@ def test_places_on_gpus(monkeypatch):
     found = places(monkeypatch, 4, gpu_id='3,1', jobs=5)
     assert found.flags == [['--gpu_id', gpu, '--num_workers', '1'] for gpu in ('3', '1', '3', '1', '3')]
     found = places(monkeypatch, 5, gpus_per_run=2)
-    assert found.flags == [
-        ['--gpu_id', ids, '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{port}', '--num_workers',
-         '4'] for ids, port in (('0,1', 23451), ('2,3', 23452))]
-    urls = [flags[4] for flags in places(monkeypatch, 2, gpus_per_run=2, jobs=3).flags]
-    assert urls == [f'tcp://127.0.0.1:{port}' for port in (23451, 23452, 23453)]
+    assert found.flags == [['--gpu_id', ids, '--multiprocessing-distributed', '--num_workers', '4']
+                           for ids in ('0,1', '2,3')]
     for given, said in (
             ({'gpu_id': '4'}, '--gpu_id 4: there is no GPU 4; there are 0, 1, 2, 3'),
             ({'gpu_id': '0,cpu'}, '--gpu_id 0,cpu: there is no GPU cpu; there are 0, 1, 2, 3'),
