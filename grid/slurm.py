@@ -28,11 +28,12 @@ SAVING = 60         # of these, how long its runs have to save
 ENDING = 600        # seconds that a job whose runs were told to end waits for Slurm to end it too
 POLL = 5            # seconds between two looks at the queue
 SHOWN = 3           # jobs that ended without their runs, and lines of each
+USUAL = {'None', 'Dependency', 'BeginTime'}        # reasons to wait that say nothing; the last: queued again
 
 COMMANDS = 'sbatch', 'squeue', 'sinfo', 'scancel', 'scontrol', 'srun'
 # What --sbatch may not say, because this file says it, or because it changes what sbatch answers.
-OURS = {'array', 'error', 'job-name', 'nodes', 'ntasks', 'ntasks-per-node', 'open-mode', 'output', 'parsable', 'quiet',
-        'requeue', 'signal', 'test-only', 'wait', 'wrap'}
+OURS = {'array', 'chdir', 'error', 'job-name', 'nodes', 'ntasks', 'ntasks-per-node', 'open-mode', 'output', 'parsable',
+        'quiet', 'requeue', 'signal', 'test-only', 'wait', 'wrap'}
 FLAGS = {'partition': '--partition', 'cpus-per-task': '--cpus', 'time': '--time'}
 
 # A job's Python begins with submitit's signal held back, which would end it while it loads torch. Job lets it through.
@@ -168,7 +169,7 @@ class Slurm:
                         new |= {job: [step.name for step in part] for job, part in zip(submitted, some, strict=True)}
                         write_json(self.save / 'slurm.json', jobs | new)
                 except (UserError, RuntimeError, OSError, ValueError) as error:
-                    _cancel(new)
+                    _cancel(new, lambda: bool(self.signals))
                     raise UserError(f'--cluster slurm: the jobs were not taken ({_said(error)})') from error
                 last = submitted[0].partition('_')[0]
                 job_of |= {name: job for job, names in new.items() for name in names}
@@ -206,7 +207,7 @@ class Slurm:
             ours = {*jobs} & {*queue} if queue is not None else None
             running = sum(p.state == RUNNING for p in now.values())
             if ours and not running:
-                waits = sorted({queue[job] for job in ours} - {'None', 'Dependency'})
+                waits = sorted({queue[job] for job in ours} - USUAL)
                 why = f', Slurm: {", ".join(waits)}' if waits else ''
             text = summary(self.name, now, self.opt.jobs or max(1, running)) + why
             if sys.stdout.isatty():
@@ -230,12 +231,13 @@ class Slurm:
 
     def _leave(self, jobs):
         """After a signal: cancel the jobs, or leave them. Ends this process."""
+        print()
         what = 'the jobs go on; the same command finds them again'
         if self.signals[0] in (signal.SIGINT, signal.SIGTERM):
-            print('\nthe jobs are cancelled, and their runs save', flush=True)
+            print('the jobs are cancelled, and their runs save', flush=True)
             _cancel(jobs, lambda: len(self.signals) > 1)
             what = 'the same command goes on'
-        print(f'\n{signal.Signals(self.signals[0]).name}: {what}', flush=True)
+        print(f'{signal.Signals(self.signals[0]).name}: {what}', flush=True)
         sys.exit(128 + self.signals[0])
 
     def _explain(self, steps, now, jobs):
@@ -246,6 +248,7 @@ class Slurm:
         for step in left[:SHOWN]:
             log = self.save / 'slurm' / f'{job_of[step.name]}_0_log.err'
             lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
+            lines = [line for line in lines if 'error' in line.lower()] or lines
             print('\n'.join([f'left: {step.name}, job {job_of[step.name]} ended without it ({log})',
                              *(f'    {printable(line)[:300]}' for line in lines[-SHOWN:])]))
         if left[SHOWN:]:
