@@ -1,9 +1,12 @@
 """What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
+import functools
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +24,14 @@ from dataset import Data  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
+from helper.files import locked  # noqa: E402
 from models import model_dict  # noqa: E402
 from options import student_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device('cpu')
 CLASSES = ('ant', 'bee', 'cat', 'dog')
+SLURM_CONF = os.environ.get('SLURM_CONF', '/tmp/slurm/slurm.conf')
 
 
 def pytest_configure(config):
@@ -114,6 +119,37 @@ def assert_same(a, b):
         assert a == b
 
 
+def slurm_environment() -> dict:
+    """Of a process that uses Slurm."""
+    return {**os.environ, 'SLURM_CONF': SLURM_CONF, 'OMP_NUM_THREADS': '1',
+            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+
+
+def slurm(*command, timeout=60) -> str:
+    """What a command of Slurm writes to stdout."""
+    return subprocess.run([*map(str, command)], env=slurm_environment(), check=True, capture_output=True, text=True,
+                          timeout=timeout).stdout
+
+
+@functools.cache
+def cluster_is_there() -> bool:
+    """Whether Slurm answers, and with the partitions of tests/slurm: no other cluster is given these jobs."""
+    try:
+        return os.path.exists(SLURM_CONF) and \
+            {'low', 'high'} <= set(slurm('sinfo', '-h', '-o', '%R', timeout=5).split())
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def wait_for_slurm(condition, seconds=120):
+    """What `condition` returns once that is true."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, slurm('squeue', '--long')
+        time.sleep(0.3)
+    return found
+
+
 class Hostile:
     """Runs a shell command when it is unpickled."""
 
@@ -122,6 +158,15 @@ class Hostile:
 
     def __reduce__(self):
         return os.system, (f'touch {self.mark}',)
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    """The Slurm of tests/slurm for one file's tests at a time; they are skipped where it is not."""
+    if not cluster_is_there():
+        pytest.skip('no Slurm to test on: sh tests/slurm/start.sh')
+    with open(SLURM_CONF, 'a') as file, locked(file):
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -1,46 +1,15 @@
 """The script of docs/distributed.md on a real Slurm, which `sh tests/slurm/start.sh` starts; skipped without it."""
-import os
 import re
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_same, free_port, outcome
+from conftest import ROOT, assert_same, free_port, outcome, slurm, wait_for_slurm
 
 import train_student
 import train_teacher
 
-CONF = os.environ.get('SLURM_CONF', '/tmp/slurm/slurm.conf')
-ENV = {**os.environ, 'SLURM_CONF': CONF, 'OMP_NUM_THREADS': '1',
-       'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-
-
-def slurm(*command, timeout=60) -> str:
-    """What a command of Slurm writes to stdout."""
-    return subprocess.run([*map(str, command)], env=ENV, check=True, capture_output=True, text=True,
-                          timeout=timeout).stdout
-
-
-def cluster_is_there() -> bool:
-    """Whether Slurm answers, and with the partitions of tests/slurm: no other cluster is given these jobs."""
-    try:
-        return os.path.exists(CONF) and {'low', 'high'} <= set(slurm('sinfo', '-h', '-o', '%R', timeout=5).split())
-    except (OSError, subprocess.SubprocessError):
-        return False
-
-
-pytestmark = pytest.mark.skipif(not cluster_is_there(), reason='no Slurm to test on: sh tests/slurm/start.sh')
-
-
-def wait_for(condition, seconds=120):
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, slurm('squeue', '--long')
-        time.sleep(0.3)
-    return found
+pytestmark = pytest.mark.usefixtures('cluster')
 
 
 class Job:
@@ -57,11 +26,11 @@ class Job:
         return re.search(rf'\b{name}=(\S*)', slurm('scontrol', 'show', 'job', self.number))[1]
 
     def wait_for_words(self, words):
-        wait_for(lambda: self.log.exists() and words in self.log.read_text())
+        wait_for_slurm(lambda: self.log.exists() and words in self.log.read_text())
 
     def wait(self) -> str:
         """The output, once the job has ended for good."""
-        wait_for(lambda: self.field('JobState') not in ('PENDING', 'RUNNING', 'COMPLETING', 'REQUEUED'))
+        wait_for_slurm(lambda: self.field('JobState') not in ('PENDING', 'RUNNING', 'COMPLETING', 'REQUEUED'))
         return self.log.read_text()
 
 
