@@ -198,6 +198,8 @@ class Slurm:
         """Show how far the steps are, until none of the jobs is in the queue."""
         now, shown = {}, None
         while True:
+            if self.signals:
+                self._leave(jobs)
             try:
                 queue, why = _queue(), ''       # asked before the files: a job that has left it has written all
             except UserError:
@@ -215,8 +217,6 @@ class Slurm:
             elif (ended := ([p.state for p in now.values() if p.state in (DONE, FAILED)], why)) != shown:
                 shown = ended
                 print(text, flush=True)
-            if self.signals:
-                self._leave(jobs)
             if ours is not None and not ours:
                 break
             until = time.monotonic() + POLL
@@ -231,13 +231,14 @@ class Slurm:
 
     def _leave(self, jobs):
         """After a signal: cancel the jobs, or leave them. Ends this process."""
-        print()
-        what = 'the jobs go on; the same command finds them again'
-        if self.signals[0] in (signal.SIGINT, signal.SIGTERM):
-            print('the jobs are cancelled, and their runs save', flush=True)
+        cancel = self.signals[0] in (signal.SIGINT, signal.SIGTERM)
+        name = signal.Signals(self.signals[0]).name
+        with contextlib.suppress(OSError):      # the terminal may be gone
+            print(f'\n{name}: ' + ('the jobs are cancelled, and their runs save' if cancel else
+                                   'the jobs go on; the same command finds them again'), flush=True)
+        if cancel:
             _cancel(jobs, lambda: len(self.signals) > 1)
-            what = 'the same command goes on'
-        print(f'{signal.Signals(self.signals[0]).name}: {what}', flush=True)
+            print('stopped; the same command goes on', flush=True)
         sys.exit(128 + self.signals[0])
 
     def _explain(self, steps, now, jobs):

@@ -221,7 +221,7 @@ def test_ctrl_c(tmp_path, reference):
     command.wait_for_middle(TEACHER)
     jobs = {command.job(TEACHER), command.job(SEMCKD)}
     code, output = command.end_by(signal.SIGINT)
-    assert code == 130 and output.rstrip().endswith('SIGINT: the same command goes on')
+    assert code == 130 and output.endswith('stopped; the same command goes on\n')
     assert not jobs & {*slurm('squeue', '-h', '-r', '-o', '%i').split()}
     command = Command(tmp_path, 'small')
     assert_ends(command, reference)
