@@ -141,7 +141,7 @@ class Local:
     def _on_signal(self, number, _):
         if self.signal:         # a second one: at once
             for work in self.jobs.values():
-                work.signal(signal.SIGKILL)
+                work.kill()
         self.signal = self.signal or number
 
     def _stop(self):

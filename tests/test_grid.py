@@ -32,6 +32,7 @@ from helper.run import Place
 from options import student_options, teacher_options
 from scripts import report, reproduce
 
+PYTHON = sys.executable
 MINI = {
     'title': 'Mini', 'seeds': [1, 2],
     'options': '--dataset digits --train_fraction 0.2 --epochs 2 --batch_size 32',
@@ -85,6 +86,13 @@ def runs_of(save: Path) -> list[int]:
         if str(save) in words and any(word.endswith(('/train_teacher.py', '/train_student.py')) for word in words):
             found.append(int(entry.name))
     return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
 
 
 def wait_for(condition, seconds=200):
@@ -889,22 +897,38 @@ def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeyp
 
 
 def test_a_second_ctrl_c(pretend, tmp_path):
-    """What does not end when it is asked to is ended."""
-    pretend('trap "" TERM; touch "$0.$$"; sleep 600 & wait; sleep 600')
+    """What does not end when it is asked to is ended at once, with all that it has started."""
+    pretend('trap "" TERM; sleep 600 & touch "$0.$$" "$0.$!"; wait; sleep 600')
     steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
     logs.mkdir(parents=True)
-    watcher = subprocess.Popen(['sh', '-c', f'''
-        until [ $(ls "{tmp_path}" | grep -c pretend.sh.) = 2 ]; do sleep 0.05; done
-        kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}'''])
-    with pytest.raises(SystemExit) as caught:
-        local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
-    assert caught.value.code == 130 and watcher.wait() == 0
+    with subprocess.Popen(['sh', '-c', f"""
+            until [ $(ls | grep -c pretend.sh.) = 4 ]; do sleep 0.05; done
+            kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}
+            sleep 30; touch late; kill -9 $(ls | sed -n s/pretend.sh.//p)"""], start_new_session=True) as watcher:
+        with pytest.raises(SystemExit) as caught:
+            local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
+        os.killpg(watcher.pid, signal.SIGKILL)
+    assert caught.value.code == 130 and not Path('late').exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    for file in tmp_path.glob('pretend.sh.*'):
-        assert not Path('/proc', file.suffix[1:]).exists()
+    wait_for(lambda: not any(alive(int(file.suffix[1:])) for file in tmp_path.glob('pretend.sh.*')))
     codes = [Record(logs, step).read().get('code') for step in steps]
     assert codes.count(-9) == 2 and codes.count(None) == 4
     assert {progress(step, logs).state for step in steps} == {'left'}
+
+
+def test_runs_end_with_what_started_them(pretend, tmp_path):
+    """Also when that is killed: the system tells them, and they save."""
+    pretend('trap "echo saved; exit" TERM; touch "$0.$$"; while :; do sleep 0.05; done')
+    script = 'import sys; sys.path.insert(0, sys.argv.pop(1)); executable = sys.argv.pop(1); ' \
+             'from scripts import reproduce; sys.executable = executable; reproduce.main()'
+    table = write_table(tmp_path / 'mini.toml', **ALONE)
+    process = subprocess.Popen([PYTHON, '-c', script, ROOT, sys.executable, table, '--save_dir', 'save', '--jobs', '2',
+                                '--gpu_id', 'cpu'], stdout=subprocess.DEVNULL)
+    runs = wait_for(lambda: len(found := [*tmp_path.glob('pretend.sh.*')]) == 2 and found)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(int(file.suffix[1:])) for file in runs), 30)
+    assert [log.read_text() for log in Path('save/logs').glob('*.log')] == ['saved\n'] * 2
 
 
 @pytest.mark.parametrize('said', [BrokenPipeError(), OSError(5, 'Input/output error')])
