@@ -104,7 +104,7 @@ class Slurm:
 
     def _check_partition(self):
         """sbatch takes jobs that ask for more than there is, which would then wait for ever."""
-        nodes = [line.split() for line in _ask('sinfo', '-h', '-N', '-o', '%P %l %c').splitlines()]
+        nodes = [line.split() for line in _ask('sinfo', '-a', '-h', '-N', '-o', '%P %l %c').splitlines()]
         names = {name.rstrip('*') for name, *_ in nodes}
         wanted = (self.opt.partition or '').split(',') if self.opt.partition is not None else \
             [name.rstrip('*') for name, *_ in nodes if name.endswith('*')]
