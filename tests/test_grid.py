@@ -750,7 +750,7 @@ def test_failures(call, mini, pretend, tmp_path, capsys):
     write_table(arguments[0], **changes | {'teacher_options': '', 'rows': {'Student': 'alone',
                                                                          'Wild': 'similarity -b 1'}})
     call(reproduce.main, *arguments, '--status')
-    assert re.match('mini: 1 done, 0 running, 0 failed, 3 left, ready about ', capsys.readouterr().out)
+    assert capsys.readouterr().out.startswith('mini: 1 done, 0 running, 0 failed, 3 left')
 
 
 # What interrupts them
