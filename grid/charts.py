@@ -25,7 +25,8 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
     for place, cell in cells:
         by_epoch = list(zip(*(run['curve'] for run in cell.runs), strict=False))      # as many epochs as all have
         numbers = range(1, len(by_epoch) + 1)
-        axis.plot(numbers, [mean(values) for values in by_epoch], color=colour(place), label=' ' * cell.row.label.startswith('_') + cell.row.label,
+        # The space before the label, since matplotlib leaves out what begins with '_'.
+        axis.plot(numbers, [mean(values) for values in by_epoch], color=colour(place), label=f' {cell.row.label}',
                   linewidth=1.5, gid=f'row-{place}')
         if len(cell.runs) > 1:
             axis.fill_between(numbers, [min(values) for values in by_epoch], [max(values) for values in by_epoch],
