@@ -44,7 +44,7 @@ SemCKD = "semckd -r 1 -a 1 -b 10"
 Student = "alone --epochs 60"
 ''',
 }
-TEACHER, STUDENT, SEMCKD = 'teacher-resnet14', 'resnet8-Student-1_Student', 'resnet14-resnet8-SemCKD-1'
+TEACHER, STUDENT, SEMCKD = 'teacher-resnet14', 'resnet8-Student-1', 'resnet14-resnet8-SemCKD-1'
 
 
 class Command:
