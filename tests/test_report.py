@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from distiller_zoo import get_method
 from grid.cells import Cell, Found, Trial
 from grid.formats import figure, latex, markdown
 from grid.table_file import Pair, Row, Table, read
@@ -36,7 +37,7 @@ def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
     student = Path(words[0]).stem == 'train_student'
     opt = (student_options if student else teacher_options)(words[1:])
     if student:
-        opt.model_t = 'resnet8x4_double' if opt.distill == 'hkd' else pair.split()[0]
+        opt.model_t = 'resnet8x4_double' if get_method(opt.distill).auxiliary_teacher else pair.split()[0]
     place = (Place.of_student if student else Place.of_teacher)(opt)
     folder = place.folder(opt)
     folder.mkdir(parents=True)
