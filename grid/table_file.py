@@ -1,4 +1,5 @@
 """A table file of scripts/tables/: pairs of nets, rows of methods, trials, and the options of all runs."""
+import re
 import shlex
 import tomllib
 from dataclasses import dataclass, field
@@ -102,7 +103,10 @@ def read(path: Path) -> Table:
             raise ValueError(f'more than {LARGEST} bytes')
         content = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{path}: {reason(error)}; a table is a TOML file, as those in scripts/tables') from error
+        found = re.search(r'at line (\d+)', str(error))
+        line = text.decode(errors='replace').split('\n')[int(found[1]) - 1].strip()[:80] if found else ''
+        raise UserError(f'{path}: {reason(error)}{": " * bool(line)}{line}; a table is a TOML file, as those in '
+                        f'scripts/tables') from error
     for key, value in content.items():
         if key not in KEYS:
             raise UserError(f'{path}: {key}: no such key; {nearest(key, KEYS)}')

@@ -370,9 +370,9 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'an empty label': ({'rows': {'': 'kd'}}, "'': give a name in one line, of characters that can be seen"),
     'a title of two lines': ({'title': 'a\nb'}, "'a\\nb': give a name in one line, of characters that can be seen"),
     'the same label twice': ('title = "x"\n[rows]\nKD = "kd"\nKD = "kd"\n', 'Cannot overwrite a value (at line 4, '
-                             'column 10); a table is a TOML file, as those in scripts/tables'),
-    'no TOML': ('title: x\n', "Expected '=' after a key in a key/value pair (at line 1, column 6); a table is a TOML "
-                              'file, as those in scripts/tables'),
+                             'column 10): KD = "kd"; a table is a TOML file, as those in scripts/tables'),
+    'no TOML': ('title: x\n', "Expected '=' after a key in a key/value pair (at line 1, column 6): title: x; a table "
+                              'is a TOML file, as those in scripts/tables'),
     'binary': (b'\x89PNG\x00\xff', "'utf-8' codec can't decode byte 0x89 in position 0: invalid start byte; a table "
                                    'is a TOML file, as those in scripts/tables'),
     'empty': ('', 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
