@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import active_children, resource_tracker
 from multiprocessing.connection import wait
 from urllib.parse import urlsplit
 
@@ -36,7 +36,7 @@ def launch(train: Callable, opt) -> None:
         return
     outside = _outside()
     if outside and outside['world'] > 1:
-        with _one_line(outside['rank']):
+        with _one_of_several(outside['rank']):
             end_with_parent(os.getppid())
             _train_together(train, opt, 'env://', outside['rank'], outside['world'], _local_device(opt, outside))
     else:
@@ -129,24 +129,34 @@ def _local_device(opt, outside):
 
 
 @contextlib.contextmanager
-def _one_line(rank):
-    """Report an error of one process, or of all alike, once; not the errors that follow from it in the others."""
+def _one_of_several(rank):
+    """The whole life of one of several processes, which ends here.
+
+    An error of one, or of all alike, is reported once; not the errors that follow from it in the others.
+    """
+    code = 0
     try:
         yield
-        return
+        sys.stdout.flush()
+    except SystemExit as stopped:
+        code = stopped.code
     except (Exception, KeyboardInterrupt) as error:
         text, code = last_words(error)
         lost = isinstance(error, RuntimeError) and \
             re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
         if lost:
             text, code = 'error: the connection to another process broke; has it ended?\n', 1
-    # Whoever started the processes ends the others now; process 0, or the one that knows the reason, comes first.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(10 if lost else 2 if rank else 0)
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    os._exit(code)      # at once: the ends of a broken group can wait for each other
+        # Whoever started the processes ends the others now; process 0, or the one that knows the reason, comes first.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10 if lost else 2 if rank else 0)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    for worker in active_children():
+        worker.terminate()
+    # At once, without Python's own end: a thread of the group that still runs then can abort the process, and the ends
+    # of a broken group can wait for each other.
+    os._exit(code)
 
 
 def _spawn(train, opt):
@@ -234,7 +244,7 @@ def _check_url(url):
 
 
 def _child(number, train, opt):
-    with _one_line(number):
+    with _one_of_several(number):
         _hold_ctrl_c(False)
         end_with_parent(torch.multiprocessing.parent_process().pid)
         entries = opt.gpu_id.split(',')
