@@ -11,12 +11,15 @@ from dataset import check_dataset, memory_dict
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
-from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, table, values, weights
+from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, stage_list, table, values, weights
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
 from helper.errors import UserError
 from helper.records import check_wandb
-from models import default_learning_rate, model_dict, model_names, resolve
+from models import default_learning_rate, model_dict
+from models.find import check_name
+
+NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
 
 
 class ListEntries(argparse.Action):
@@ -97,8 +100,7 @@ def _finish(parser, opt, model, flag):
     check_dataset(opt)
     if opt.wandb is not None:
         check_wandb(opt.wandb)
-    if model not in model_names():
-        resolve(model, opt.image_size, flag)
+    check_name(model, opt.image_size, flag)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
@@ -124,7 +126,7 @@ def _finish(parser, opt, model, flag):
 @functools.cache
 def _teacher_parser():
     parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
-    parser.add_argument('--model', default='resnet110', help='the network, a name of models.model_dict')
+    parser.add_argument('--model', default='resnet110', help=f'the network: {NETS}')
     parser.add_argument('--save_freq', may_differ=True, type=number(int, low=1, high=MOST_EPOCHS), default=40,
                         help='epochs between two checkpoints ckpt_epoch_N.pth')
     parser.add_argument('--evaluate', may_differ=True, type=path, metavar='PATH',
@@ -140,8 +142,13 @@ def _student_parser(description='Distil a trained teacher into a student.'):
 def _parser_with(methods, description):
     parser = _common(description, ('--trial',), '1')
     add = parser.add_argument
-    add('--path-t', may_differ=True, type=path, required=True, help="the teacher's checkpoint")
-    add('--model_s', default='resnet8', help='the student, a name of models.model_dict')
+    add('--path-t', may_differ=True, type=path, required=True,
+        help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME")
+    add('--model_t', help="the teacher's net, as --model_s names nets, where the checkpoint does not say it")
+    add('--model_s', default='resnet8', help=f'the student: {NETS}')
+    add('--stages', type=stage_list, help="the stages of the student that the method sees, from 0, as 2,5,8,11; not "
+        'given: all, or four of the blocks of a transformer')
+    add('--stages_t', type=stage_list, help='the same for the teacher')
     add('--distill', default=SOFT_LABELS,
         help='the method, a name of distiller_zoo.distiller_dict, or several whose losses are added, as rkd+crd')
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')

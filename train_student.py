@@ -9,9 +9,9 @@ from pathlib import Path
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
 from dataset.teacher_cache import TaughtLoader, open_cache
-from distiller_zoo import get_method
+from distiller_zoo import get_method, make_distiller
 from helper import distributed
-from helper.checkpoint import load_checkpoint
+from helper.cli import comma_list
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
@@ -21,18 +21,25 @@ from helper.optim import adjust_learning_rate
 from helper.records import show_evaluation
 from helper.run import Place, Run
 from helper.state import fingerprint, weights_checksum
-from models import model_dict, resolve
+from models.find import build, check_name
 from models.fold import fold_batchnorm
-from models.load import load_net, teacher_name
+from models.load import load_net, open_net
 from options import student_options
+
+
+def choose_stages(opt, student, teacher, image_size):
+    """--stages and --stages_t: the stages that the method sees."""
+    for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
+        if stages is not None:
+            net.choose(stages, image_size, f'{flag} {comma_list(stages)}')
 
 
 def train(opt, device):
     """What every process does. opt has the batch of all processes, `local` that of this one."""
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
-    checkpoint_t = load_checkpoint(opt.path_t, '--path-t')
-    opt.model_t = local.model_t = teacher_name(opt.path_t, checkpoint_t)
+    opt.model_t, checkpoint_t = open_net(opt.path_t, opt.model_t)
+    local.model_t = opt.model_t
     seed_everything(opt.seed, opt.deterministic)
     method.check_batch_size(local.batch_size)
     data = get_dataloaders(local, device, method.drop_last, method.views)
@@ -43,9 +50,10 @@ def train(opt, device):
         return
 
     # Build
-    arch = resolve(opt.model_s, data.image_size, '--model_s')
-    student = model_dict[arch](num_classes=data.num_classes)
-    distiller = method(student, teacher, local, data)
+    arch = check_name(opt.model_s, data.image_size, '--model_s')
+    student = build(arch, data.num_classes, data.image_size, '--model_s')
+    choose_stages(opt, student, teacher, data.image_size)
+    distiller = make_distiller(student, teacher, local, data)
     cache = open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
         distiller.teacher_follows = False       # nothing will be asked
@@ -61,7 +69,7 @@ def train(opt, device):
     precision = Precision(opt.amp, device)
 
     def checkpoint():
-        return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes}
+        return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs}
 
     place = Place.of_student(opt)
     if place.best_path(opt).resolve() == Path(opt.path_t).resolve():

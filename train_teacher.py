@@ -17,7 +17,7 @@ from helper.optim import adjust_learning_rate
 from helper.records import show_evaluation
 from helper.run import Place, Run
 from helper.state import fingerprint
-from models import model_dict, resolve
+from models.find import build, check_name
 from options import teacher_options
 
 
@@ -32,8 +32,9 @@ def train(opt, device):
         return
 
     # Build
-    arch = resolve(opt.model, data.image_size, '--model')
-    vanilla = Vanilla(model_dict[arch](num_classes=data.num_classes)).to(device, memory_format=memory_format(opt))
+    arch = check_name(opt.model, data.image_size, '--model')
+    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model'))
+    vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         distributed.synchronise_batchnorm(vanilla)
@@ -43,7 +44,7 @@ def train(opt, device):
 
     def checkpoint():
         return {**vanilla.checkpoint(), 'optimizer': optimizer.state_dict(), 'arch': arch,
-                'num_classes': data.num_classes}
+                'num_classes': data.num_classes, 'inputs': data.inputs}
 
     # Train
     with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:

@@ -15,7 +15,8 @@ from models import resolve
 
 from . import common
 
-SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'threads', 'convolutions')
+SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'threads', 'convolutions',
+            'networks')
 
 
 def subject(name: str):

@@ -7,7 +7,7 @@ import torch
 from helper import distributed
 from helper.errors import UserError, nearest
 
-from . import cifar, digits, folder, imagenet
+from . import cifar, digits, folder, imagenet, memory
 from .augment import VIEWS
 from .fraction import chosen
 from .memory import MemoryLoader
@@ -35,11 +35,18 @@ class Data:
     in_order: Callable[[], Iterable] | None = None      # gives a loader of the training images as they are, in order
     test_labels: torch.Tensor | None = None     # class of each test sample, int64 (n_test,), on the CPU
     classes: tuple[str, ...] = ()               # their names
+    mean: tuple[float, ...] = memory.MEAN       # of the colours, of pixels from 0 to 1: with it and `std` both loaders
+    std: tuple[float, ...] = memory.STD         # normalise images
 
     @property
     def n_train(self) -> int:
         """Training samples."""
         return len(self.labels)
+
+    @property
+    def inputs(self) -> dict:
+        """How a net that is trained on these data sees images; see models.adapter.Inputs."""
+        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear'}
 
 
 def check_dataset(opt) -> None:
@@ -101,7 +108,8 @@ def _large(opt, device, drop_last, views):
     several = {'views': views} if len(views) > 1 else {}        # none with DALI
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
-                lambda: Loader(train, opt, device, train=False, **ranks), val.labels, tuple(classes))
+                lambda: Loader(train, opt, device, train=False, **ranks), val.labels, tuple(classes), imagenet.MEAN,
+                imagenet.STD)
 
 
 def _check_batch_size(opt, n_train):

@@ -8,7 +8,7 @@ from models.load import load_net, new_net, teacher_name
 
 from .abound import ABDistiller, ABLoss, Connector
 from .attention import ATDistiller, Attention
-from .base import Distiller
+from .base import Distiller, PairError
 from .catkd import CATKDDistiller, CATKDLoss, activation_maps
 from .combined import combine
 from .correlation import CCDistiller, Correlation, LinearEmbed
@@ -29,6 +29,7 @@ from .logits import standardize_logits
 from .mlld import MLLDDistiller, MLLDLoss
 from .nkd import NKDDistiller, NKDLoss
 from .nst import NSTDistiller, NSTLoss
+from .ofa import ExitHead, OFAKDDistiller, ofa_loss
 from .ofd import OFDDistiller, OFDLoss, ofd_margin
 from .pkt import PKT, PKTDistiller
 from .reviewkd import ABF, HCLLoss, ReviewKDDistiller, ReviewStack
@@ -53,7 +54,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
-    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller,
+    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against
@@ -61,13 +62,13 @@ SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods
 __all__ = [
     'SOFT_LABELS',
     'ABF', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation',
-    'DISTLoss', 'DistillKL', 'Distiller', 'Embed', 'FSP', 'FactorTransfer', 'GlobalTemperature', 'HCLLoss', 'HKDLoss',
-    'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss',
-    'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRRLLoss', 'SRRLTransfer',
-    'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator', 'VIDLoss', 'Vanilla',
-    'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'distiller_dict', 'dkd_loss',
-    'get_method', 'gram_mahalanobis', 'load_inference_net', 'ofd_margin', 'regional_logits', 'reversal_strength',
-    'standardize_logits',
+    'DISTLoss', 'DistillKL', 'Distiller', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer', 'GlobalTemperature', 'HCLLoss',
+    'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss',
+    'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRRLLoss',
+    'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator', 'VIDLoss',
+    'Vanilla', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'distiller_dict', 'dkd_loss',
+    'get_method', 'gram_mahalanobis', 'load_inference_net', 'make_distiller', 'ofa_loss', 'ofd_margin',
+    'regional_logits', 'reversal_strength', 'standardize_logits',
 ]
 
 
@@ -86,6 +87,16 @@ def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
     if len({*names}) < len(names):
         raise UserError(f'{flag} {name}: names a method twice; give each once')
     return combine({part: distiller_dict[part] for part in names}, flag)
+
+
+def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distiller:
+    """The method opt.distill for these nets. Raises UserError that names other methods where it cannot serve them."""
+    try:
+        return get_method(opt.distill)(student, teacher, opt, data)
+    except PairError as error:
+        names = [name for name, method in distiller_dict.items()
+                 if method.accepts_answers(('embedding',)) and not method.reads_teacher]
+        raise UserError(f'{error}. For any two nets: {", ".join(names)}') from error
 
 
 def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:

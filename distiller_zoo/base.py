@@ -15,6 +15,10 @@ from .logits import transforms
 from .vanilla import Vanilla
 
 
+class PairError(UserError):
+    """A method cannot serve these two nets."""
+
+
 class Distiller(Vanilla):
     """student + frozen teacher + a method's trainable part; its forward returns the losses of one training step.
 
@@ -85,7 +89,10 @@ class Distiller(Vanilla):
         asked = (transform.from_options(opt, data.num_classes) for transform in transforms)
         self.logit_transforms = nn.ModuleList(transform for transform in asked if transform is not None)
         self.scheduled_over_epochs |= any(transform.scheduled_over_epochs for transform in self.logit_transforms)
-        self.build(opt, data, _shapes(student, data), _shapes(teacher, data))
+        try:
+            self.build(opt, data, _shapes(student, data), _shapes(teacher, data))
+        except NotImplementedError as error:        # a net that does not have what the method asks for
+            raise PairError(f'--distill {opt.distill}: {error}') from error
 
     def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:
         """Make the criterion and the trainable part. shapes: what the nets' outputs have, without the batch: (C, H, W)
@@ -268,7 +275,7 @@ class Distiller(Vanilla):
             for net in (self.teacher, *([self.student] if student else [])):
                 _shapes(net, data, preact=True)
         except NotImplementedError as error:
-            raise UserError(f'--distill {opt.distill}: needs pre-activations; {error}') from error
+            raise PairError(f'--distill {opt.distill}: needs pre-activations; {error}') from error
 
     @staticmethod
     def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
@@ -277,16 +284,20 @@ class Distiller(Vanilla):
             odd = [shape for shape in shapes if len(shape) != 3]
             if odd or not shapes:
                 what = f'a feature is {("N", *odd[0])}' if odd else 'it has none'
-                raise UserError(f'{flag}: --distill {opt.distill} needs feature maps (N, C, H, W) of {name}, '
+                raise PairError(f'{flag}: --distill {opt.distill} needs feature maps (N, C, H, W) of {name}, '
                                 f'but {what}')
 
-    def check_heads(self, opt, shapes_s: Outputs | None, shapes_t: Outputs) -> None:
-        """Raises UserError unless these nets end in pooling and one linear layer, so that the classifier also reads
-        single positions of the map that pooling sees."""
+    def check_heads(self, opt, shapes_s: Outputs | None, shapes_t: Outputs, norm: bool = False) -> None:
+        """Raises PairError unless these nets end in pooling and one linear layer, so that the classifier also reads
+        single positions of the map that pooling sees. norm: a norm may be between them."""
         for flag, name, net, shapes in (('--model_s', opt.model_s, self.student, shapes_s),
                                         ('--path-t', opt.model_t, self.teacher, shapes_t)):
-            if shapes and (len(shapes.map) != 3 or shapes.map[0] != net.get_classifier().in_features):
-                raise UserError(f'{flag}: --distill {opt.distill} applies the classifier to the map that pooling sees, '
+            try:
+                fits = shapes is None or (len(shapes.map) == 3 and (isinstance(net.pooled_head(), nn.Linear) or norm))
+            except NotImplementedError:
+                fits = False
+            if not fits:
+                raise PairError(f'{flag}: --distill {opt.distill} applies the classifier to the map that pooling sees, '
                                 f'but {name} has other layers between them; take a net without')
 
     def train(self, mode: bool = True):

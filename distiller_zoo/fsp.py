@@ -2,9 +2,7 @@
 import torch
 from torch import nn
 
-from helper.errors import UserError
-
-from .base import Distiller
+from .base import Distiller, PairError
 from .pool import match_size
 
 
@@ -19,7 +17,7 @@ class FSP(nn.Module):
         super().__init__()
         channels_s, channels_t = ([shape[1] for shape in shapes] for shapes in (s_shapes, t_shapes))
         if channels_s != channels_t:
-            raise UserError(f'--distill fsp: needs layers of equal channels; the student has {channels_s}, the teacher '
+            raise PairError(f'--distill fsp: needs layers of equal channels; the student has {channels_s}, the teacher '
                             f'{channels_t}')
 
     def forward(self, g_s: list, g_t: list):

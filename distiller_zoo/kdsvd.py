@@ -3,9 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helper.errors import UserError
-
-from .base import Distiller
+from .base import Distiller, PairError
 
 
 class _TopEigenvectors(torch.autograd.Function):
@@ -79,7 +77,7 @@ class KDSVDDistiller(Distiller):
         self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         pairs = list(zip(shapes_s.feats[1:-1], shapes_t.feats[1:-1], strict=False))
         if any(s[0] != t[0] for s, t in pairs):
-            raise UserError(f'--distill kdsvd: needs stages of equal channels; {opt.model_s} has '
+            raise PairError(f'--distill kdsvd: needs stages of equal channels; {opt.model_s} has '
                             f'{[s[0] for s, _ in pairs]}, {opt.model_t} {[t[0] for _, t in pairs]}')
         self.criterion = KDSVD()
 

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helper.errors import UserError
-
-from .base import Distiller
+from .base import Distiller, PairError
 from .layers import ConvBN
 
 
@@ -69,7 +67,7 @@ class OFDDistiller(Distiller):
         try:
             norms = self.teacher.get_bn_before_relu()
         except (NotImplementedError, AttributeError) as error:
-            raise UserError(f'--path-t: --distill ofd needs the batch norm before the last ReLU of each stage of '
+            raise PairError(f'--path-t: --distill ofd needs the batch norm before the last ReLU of each stage of '
                             f'{opt.model_t}; {error}') from error
         self.stages = min(len(shapes_s.feats[1:-1]), len(norms))        # from the deep end
         self.connectors = nn.ModuleList(

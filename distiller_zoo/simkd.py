@@ -31,14 +31,18 @@ class SimKDProjector(nn.Sequential):
 class Reused(nn.Module):
     """What SimKD deploys: the student's body, the projector, and the teacher's classifier.
 
-    size: height of the map that the projector reads at most.
+    classifier: of the pooled map: linear, or a LayerNorm and it. size: height of the map that the projector reads at
+    most.
     """
 
-    def __init__(self, body: nn.Module, projector: SimKDProjector, classifier: nn.Linear, size: int):
+    def __init__(self, body: nn.Module, projector: SimKDProjector, classifier: nn.Module, size: int):
         super().__init__()
         self.body, self.projector, self.classifier = body, projector, classifier
         self.size = size
-        self.register_buffer('map_size', torch.tensor(size, device=classifier.weight.device))     # for who rebuilds it
+        device = next(classifier.parameters()).device
+        self.register_buffer('map_size', torch.tensor(size, device=device))     # for who rebuilds it
+        if isinstance(classifier, nn.Sequential):
+            self.register_buffer('norm_eps', torch.tensor(classifier[0].eps, dtype=torch.float64, device=device))
 
     def forward(self, images):
         projected = project(self.body.forward_features(images), self.projector, self.size)
@@ -65,10 +69,10 @@ class SimKDDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, [shapes_s.map], [shapes_t.map])
-        self.check_heads(opt, None, shapes_t)
+        self.check_heads(opt, None, shapes_t, norm=True)
         self.size = min(shapes_s.map[-1], shapes_t.map[-1])
         self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
-        self.classifier = copy.deepcopy(self.teacher.get_classifier())      # frozen, as all of the teacher
+        self.classifier = copy.deepcopy(self.teacher.pooled_head())     # frozen, as all of the teacher
         self.freeze_head(data)
 
     def freeze_head(self, data):
@@ -86,9 +90,12 @@ class SimKDDistiller(Distiller):
 
     @classmethod
     def rebuild_inference_net(cls, student, weights):
-        classifier = nn.Linear(*weights['classifier.weight'].shape[::-1])
+        normed = 'norm_eps' in weights
+        classifier = nn.Linear(*weights[f'classifier{".1" * normed}.weight'].shape[::-1])
         mid, c_s = weights['projector.0.conv.weight'].shape[:2]
         projector = SimKDProjector(c_s, classifier.in_features, max(1, classifier.in_features // max(1, mid)))
+        if normed:
+            classifier = nn.Sequential(nn.LayerNorm(classifier.in_features, float(weights['norm_eps'])), classifier)
         size = int(weights['map_size'])
         if size < 1:
             raise ValueError(f'map_size {size}')

@@ -143,6 +143,13 @@ def epoch_list(text):
     return epochs
 
 
+def stage_list(text):
+    """'2,5,8' -> [2, 5, 8]."""
+    if not all(word.isascii() and word.isdecimal() and len(word) < 5 for word in text.split(',')):
+        raise argparse.ArgumentTypeError(f'{text[:80]}: give the numbers of stages, from 0, with commas, as 2,5,8,11')
+    return [int(word) for word in text.split(',')]
+
+
 def readable_bytes(count: int) -> str:
     """3240000000 -> '3.24 GB'."""
     return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.2f} MB'

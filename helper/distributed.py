@@ -256,16 +256,25 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronise_batchnorm(module: nn.Module) -> None:
     """--sync_bn: take the statistics of batch norms over all processes. Parameters and their names stay.
 
-    torch has this for GPUs; on the CPU CpuSyncBatchNorm is used. A single process changes nothing.
+    torch has this for GPUs, and timm for its norms with an activation; on the CPU CpuSyncBatchNorm is used. A single
+    process changes nothing. Raises UserError for norms that do more, where nothing keeps what they do.
     """
     if world_size() == 1:
         return
-    if next(module.parameters()).device.type != 'cpu':
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    odd = {type(norm).__name__ for norm in norms} - {'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d'}
+    on_cpu = next(module.parameters()).device.type == 'cpu'
+    if odd - (set() if on_cpu else {'BatchNormAct2d'}):
+        raise UserError(f'--sync_bn: not for nets with {", ".join(sorted(odd))}, batch norms that do more'
+                        f'{" (BatchNormAct2d goes on GPUs)" if on_cpu else ""}; leave it out')
+    if on_cpu:
+        for norm in norms:
+            norm.__class__ = CpuSyncBatchNorm
+    elif odd:
+        from timm.layers import convert_sync_batchnorm
+        convert_sync_batchnorm(module)
+    else:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.__class__ = CpuSyncBatchNorm
 
 
 class Agreement:

@@ -25,13 +25,13 @@ def reason(error: BaseException, longest: int = 200) -> str:
     return printable(' '.join(str(error).split()))[:longest] or type(error).__name__
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'did you mean a, b?' when something is near, then the whole list."""
+def nearest(name: str, known: Iterable[str], instead: str = '') -> str:
+    """'did you mean a, b?' when something is near, then the whole list, or `instead` of a list that is too long."""
     known = sorted(known)
     lower = {k.lower(): k for k in known}
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     hint = f'did you mean {" or ".join(near)}? ' if near else ''
-    return f'{hint}there are: {", ".join(known)}'
+    return hint + (instead or f'there are: {", ".join(known)}')
 
 
 def run_main(main: Callable[[], None]) -> None:

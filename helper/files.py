@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -113,6 +114,12 @@ def read_json(path: str | Path, what: str, largest: int = 1 << 28):
             return json.loads(content, parse_constant=refuse)
         except (OSError, ValueError, RecursionError, MemoryError) as error:
             raise UserError(f'{what}: no JSON that can be read ({reason(error)})') from error
+
+
+def folder_name(net: str) -> str:
+    """A net's name as a part of a folder's: of FILE.py:FUNCTION its last part alone."""
+    net = net.rpartition('/')[2] if '.py:' in net else net
+    return re.sub(r'[^\w.:,=+-]', '_', net)
 
 
 def run_folder(*parts: str) -> Path:

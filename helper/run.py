@@ -14,7 +14,7 @@ from .checkpoint import load_weights, save_checkpoint
 from .cli import comma_list, values
 from .device import Precision, random_state, restore_random_state
 from .errors import UserError, printable
-from .files import Lock, make_folder, read_json, run_folder, write_atomically
+from .files import Lock, folder_name, make_folder, read_json, run_folder, write_atomically
 from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
@@ -40,15 +40,17 @@ class Place:
     @classmethod
     def of_teacher(cls, opt):
         """Of a run of train_teacher.py with these options."""
-        name = f'{opt.model}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
-        return cls('models', 'tensorboard', name + _dali(opt), f'{opt.model}_best.pth', seconds_per_unit=1)
+        net = folder_name(opt.model)
+        name = f'{net}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
+        return cls('models', 'tensorboard', name + _dali(opt), f'{net}_best.pth', seconds_per_unit=1)
 
     @classmethod
     def of_student(cls, opt):
         """Of a run of train_student.py with these options; opt.model_t names the teacher's net."""
-        name = (f'S:{opt.model_s}_T:{opt.model_t}_{opt.dataset}_{opt.distill}'
+        net = folder_name(opt.model_s)
+        name = (f'S:{net}_T:{folder_name(opt.model_t)}_{opt.dataset}_{opt.distill}'
                 f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}')
-        return cls('student_model', 'student_tensorboards', name + _dali(opt), f'{opt.model_s}_best.pth',
+        return cls('student_model', 'student_tensorboards', name + _dali(opt), f'{net}_best.pth',
                    seconds_per_unit=3600)
 
     def folder(self, opt) -> Path:

@@ -1,8 +1,11 @@
 """What every network offers to the methods and the scripts, with timm's names where timm has one."""
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from helper.errors import UserError
 
 
 class Outputs(NamedTuple):
@@ -21,6 +24,7 @@ class Net(nn.Module):
     """
 
     activated = True    # without preact, the stages come after their last ReLU, or have none
+    chosen = None       # of --stages: the numbers of the stages that feats has, from 0; None: all
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
         """images (N, 3, H, W) -> ([the stem's output, one map a stage], the map that pooling sees).
@@ -32,6 +36,27 @@ class Net(nn.Module):
     def get_classifier(self) -> nn.Linear:
         """The layer that gives the logits."""
         raise NotImplementedError(type(self).__name__)
+
+    def count_stages(self, image_size: int) -> int:
+        """How many stages there are to choose from."""
+        parameter = next(self.parameters())
+        was_training = self.training
+        with torch.no_grad():
+            maps, _ = self.eval().stages(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+        self.train(was_training)
+        return len(maps) - 1
+
+    def choose(self, stages: list[int], image_size: int, what: str) -> None:
+        """Let feats have these stages alone, counted from 0. Raises UserError that begins with `what`."""
+        count = self.count_stages(image_size)
+        if sorted({*stages}) != stages or stages[-1] >= count:
+            name = getattr(self, 'name', type(self).__name__)
+            raise UserError(f'{what}: {name} has the stages 0 to {count - 1}; give some of them in rising order')
+        self.chosen = stages
+
+    def see(self, x: Tensor) -> Tensor:
+        """The loader's images as this net was trained to see them; a module `inputs` of the net says how."""
+        return self.inputs(x) if 'inputs' in self._modules else x
 
     @property
     def num_features(self) -> int:
@@ -51,9 +76,19 @@ class Net(nn.Module):
         """The embedding -> what the classifier reads, (N, head_hidden_size): for most nets the embedding itself."""
         return embedding
 
+    def pooled_head(self) -> nn.Module:
+        """What makes logits of the map's mean over its positions: (N, num_features) -> (N, classes).
+
+        Raises NotImplementedError where the logits cannot be had from it.
+        """
+        classifier = self.get_classifier()
+        if self.num_features != classifier.in_features:
+            raise NotImplementedError(f'{type(self).__name__} has other layers between pooling and classifier')
+        return classifier
+
     def forward_features(self, x: Tensor) -> Tensor:
         """images (N, 3, H, W) -> the map that pooling sees (N, num_features, h, w)."""
-        return self.stages(x)[1]
+        return self.stages(self.see(x))[1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The map that pooling sees -> logits (N, classes), or with pre_logits what the classifier reads."""
@@ -62,8 +97,10 @@ class Net(nn.Module):
 
     def outputs(self, x: Tensor, preact: bool = False) -> Outputs:
         """images (N, 3, H, W) -> everything in one pass."""
-        maps, last = self.stages(x, preact)
+        maps, last = self.stages(self.see(x), preact)
         embedding = self.embed(last)
+        if self.chosen is not None:
+            maps = [maps[0], *(maps[1 + i] for i in self.chosen)]
         return Outputs(self.get_classifier()(self.hidden(embedding)), embedding, [*maps, embedding], last)
 
     def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False):

@@ -65,8 +65,9 @@ def _pairs(net, images, preact):
     def before_norm(norm, args):
         read[norm] = args[0]
         calls[norm] += 1
-    hooks = [m.register_forward_hook(after_conv) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    # Their subclasses do more: standardise the weights, say, or apply an activation.
+    hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
     try:
         with _Uses() as uses:
             for leaf in tree_leaves(net.outputs(images, preact)):       # what the net returns is used by the caller

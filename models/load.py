@@ -1,13 +1,76 @@
-"""A network from a checkpoint: which one it is, and with its weights."""
+"""A network from a checkpoint, or with a library's published weights: which one it is, and with its weights."""
+import math
+import os
 import re
 from pathlib import Path
 
 from torch import nn
 
-from helper.checkpoint import load_weights, weights_of
-from helper.errors import UserError
+from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.errors import UserError, reason
+from helper.files import read_json
 
-from . import model_dict, model_names, resolve
+from . import model_names
+from .adapter import INTERPOLATIONS, Inputs
+from .find import LIBRARIES, build, check_name, is_own, library_of, settings
+
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
+
+
+def open_net(path: str, name: str | None = None, flag: str = '--path-t') -> tuple[str, dict]:
+    """(name of the net, its checkpoint) of what `path` names, untrusted:
+
+    a checkpoint NAME.pth; a file of safetensors, or a folder with one and a config.json, as timm writes; or a library's
+    published weights, timm:NAME or torchvision:NAME, which that library downloads.
+
+    name: the net, where the user says it. The checkpoint has 'model', a state_dict, and as far as they are known
+    'num_classes' and 'inputs', how the net sees images (see adapter.Inputs). Raises UserError that names `flag`.
+    """
+    if library := library_of(path):
+        if name:
+            raise UserError(f'--model_t {name}: {flag} {path} names the net already; leave one of the two out')
+        check_name(path, 0, flag)
+        name, checkpoint = LIBRARIES[library].published(path.partition(':')[2], flag)
+        return name, checkpoint
+    if os.path.isfile(os.path.join(path, CONFIG)):
+        checkpoint = _read_folder(Path(path), flag)
+    elif path.endswith('.safetensors'):
+        checkpoint = {'model': _read_safetensors(Path(path), flag)}
+    else:
+        checkpoint = load_checkpoint(path, flag)
+    if name is None:
+        return teacher_name(path, checkpoint, flag), checkpoint
+    library = library_of(name)
+    if library and 'inputs' not in checkpoint and 'arch' not in checkpoint:     # trained elsewhere: as its library does
+        checkpoint = {**checkpoint, 'inputs': LIBRARIES[library].published_inputs(settings(name, flag)[0], flag)}
+    return name, checkpoint
+
+
+def _read_folder(folder, flag):
+    config = read_json(folder / CONFIG, f'{flag} {folder / CONFIG}')
+    net = config.get('architecture') if isinstance(config, dict) else None
+    if not isinstance(net, str):
+        raise UserError(f'{flag} {folder / CONFIG}: names no architecture of timm; give the file of safetensors, and '
+                        f'--model_t for its net')
+    given = config.get('model_args') if isinstance(config.get('model_args'), dict) else {}
+    found = config.get('pretrained_cfg') if isinstance(config.get('pretrained_cfg'), dict) else config
+    size = found.get('input_size')
+    inputs = {key: found.get(key) for key in ('mean', 'std', 'interpolation')}
+    inputs['size'] = size[-1] if isinstance(size, list) and size else None
+    return {'arch': ','.join([f'timm:{net}', *(f'{key}={value}' for key, value in given.items())]),
+            'num_classes': config.get('num_classes'), 'inputs': inputs,
+            'model': _read_safetensors(folder / WEIGHTS, flag)}
+
+
+def _read_safetensors(file, flag):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f'{flag} {file}: safetensors is not installed; pip install safetensors') from None
+    try:
+        return load_file(file)
+    except Exception as error:      # of a damaged or missing file
+        raise UserError(f'{flag} {file}: is no whole file of safetensors ({reason(error)}); fetch it again') from error
 
 
 def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
@@ -16,6 +79,9 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
     Folders: S:{student}_T:..., {model}_{dataset}_lr_..., or one that begins with a model's name up to '_' or its end.
     """
     if isinstance(checkpoint.get('arch'), str):
+        if is_own(checkpoint['arch']):
+            raise UserError(f'{flag} {path}: a net of the file {checkpoint["arch"]}, whose code is only run if you say '
+                            f'so; add --model_t {checkpoint["arch"]}')
         return checkpoint['arch']
     folder = Path(path).resolve().parent.name
     match = re.match(r'S[:~](.+?)_T[:~]', folder) or re.match(r'(.+)_[^_]+_lr_', folder)
@@ -24,17 +90,40 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
     names = [name for name in model_names() if folder == name or folder.startswith(f'{name}_')]
     if not names:
         raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; '
-                        f'let its name begin with one of: {", ".join(model_names())}')
+                        f'give --model_t, or let its name begin with one of: {", ".join(model_names())}')
     return max(names, key=len)
 
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
-    """The net `name` for data.num_classes classes, with new weights. Raises UserError if the checkpoint has others."""
+    """The net `name` for data.num_classes classes, with new weights, which sees images as the checkpoint says.
+
+    Raises UserError if the checkpoint has other classes.
+    """
     classes = checkpoint.get('num_classes')
     if isinstance(classes, int) and classes != data.num_classes:
         raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
-    return model_dict[resolve(name, data.image_size, f'{flag} {path}:')](num_classes=data.num_classes)
+    inputs = _inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else None
+    net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:')
+    given = getattr(data, 'inputs', None)
+    if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
+        net.inputs = Inputs(given, inputs)
+    return net
+
+
+def _inputs(inputs, what):
+    """'inputs' of an untrusted checkpoint, with all its parts. Raises UserError."""
+    def colours(values, low):
+        return isinstance(values, (list, tuple)) and len(values) == 3 and \
+            all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
+    found = inputs if isinstance(inputs, dict) else {}
+    size = found.get('size')
+    if not colours(found.get('mean'), -math.inf) or not colours(found.get('std'), 0) or type(size) is not int \
+            or not 0 < size < 10**4 or found.get('interpolation') not in INTERPOLATIONS:
+        raise UserError(f'{what}: does not say how its net sees images: wanted are mean and std of three colours, size '
+                        f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(found))}')
+    return {'mean': [float(v) for v in found['mean']], 'std': [float(v) for v in found['std']], 'size': size,
+            'interpolation': found['interpolation']}
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:

@@ -37,7 +37,7 @@ def read_test_set(loader: Iterable, nets: list[nn.Module], wanted: Iterable[int]
 def embeddings(net: Net, images: Tensor, batch: int) -> Tensor:
     """images (N, 3, H, W) -> the pooled embedding (N, C) on the CPU, `batch` images at a time on the net's device."""
     device = next(net.parameters()).device
-    return torch.cat([net.embed(net.forward_features(part.to(device))).cpu() for part in images.split(batch)])
+    return torch.cat([net.outputs(part.to(device)).embedding.cpu() for part in images.split(batch)])
 
 
 def tsne(embedding: Tensor, seed: int) -> Tensor:
@@ -116,11 +116,9 @@ def grad_cam(net: Net, images: Tensor, classes: Tensor | None = None) -> tuple[T
     gradient of the class's logit, summed, without what is negative, enlarged to the image and divided by its largest
     value. classes: (N,), else those that the net predicts.
     """
-    with torch.no_grad():
-        features = net.forward_features(images)
     with torch.enable_grad():
-        features = features.detach().requires_grad_()
-        logits = net.forward_head(features)
+        out = net.outputs(images.detach().requires_grad_())
+        features, logits = out.map, out.logits
         classes = logits.argmax(1) if classes is None else classes
         gradient, = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
     cam = F.relu((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1, keepdim=True))

@@ -21,14 +21,13 @@ from dataset import get_dataloaders  # noqa: E402
 from dataset.memory import FORMS  # noqa: E402
 from dataset.teacher_cache import open_cache  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
-from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.compile import compiled, keep_memory  # noqa: E402
 from helper.device import memory_format, select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.loops import validate  # noqa: E402
 from helper.state import weights_checksum  # noqa: E402
 from models.fold import fold_batchnorm  # noqa: E402
-from models.load import load_net, teacher_name  # noqa: E402
+from models.load import load_net, open_net  # noqa: E402
 from options import student_options  # noqa: E402
 
 
@@ -56,8 +55,7 @@ def main():
     if not opt.teacher_cache:
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
-    checkpoint = load_checkpoint(opt.path_t, '--path-t')
-    opt.model_t = teacher_name(opt.path_t, checkpoint)
+    opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t)
     data = get_dataloaders(opt, device)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.needs, teacher, weights_checksum(teacher), data, device)

@@ -7,9 +7,6 @@ python scripts/model_transform.py --torchvision resnet34 [OUT]  download torchvi
 OUT holds {'model': state_dict, 'arch': name, 'num_classes': n} and is save/models/ResNet34_vanilla/
 resnet34_transformed.pth for a ResNet34. Which net it is, is read from the keys and shapes.
 """
-import contextlib
-import http.client
-import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +19,7 @@ from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 from models import model_dict  # noqa: E402
 from models.recognise import recognise  # noqa: E402
+from models.traced import download  # noqa: E402
 
 PUBLISHED = 'IMAGENET1K_V1'     # the weights of the papers' teachers: 73.31 % of resnet34
 
@@ -43,14 +41,7 @@ def torchvision_weights(name: str) -> dict:
         except NotImplementedError:     # regnets cannot be made without memory; none of them is ours
             state = {}
         recognise(state, flag)
-    weights = models.get_model_weights(name)[PUBLISHED]
-    try:
-        with contextlib.redirect_stderr(sys.stdout):    # where the progress belongs
-            return weights.get_state_dict(check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'{flag}: {weights.url} could not be downloaded ({reason}); '
-                        f'bring that file here and give its path as IN') from error
+    return download(models.get_model_weights(name)[PUBLISHED], flag, 'IN')
 
 
 def transform(weights: dict, what: str) -> dict:

@@ -21,13 +21,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from dataset import get_dataloaders  # noqa: E402
 from distiller_zoo import load_inference_net  # noqa: E402
-from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from helper.files import read_json, write_json  # noqa: E402
 from models.base import Net  # noqa: E402
-from models.load import load_net, teacher_name  # noqa: E402
+from models.load import load_net, open_net  # noqa: E402
 from options import teacher_options  # noqa: E402
 from results import figures, measure  # noqa: E402
 
@@ -260,8 +259,7 @@ def teacher_of(students):
 
 def load(opt, students, data, device):
     """(teacher, students) as Shown, on the device. The teacher itself is not among the students."""
-    state = load_checkpoint(opt.path_t, '--path-t')
-    name = teacher_name(opt.path_t, state)
+    name, state = open_net(opt.path_t)
     shown = [Shown(f'{name} (teacher)', '--path-t', opt.path_t, load_net(opt.path_t, state, name, data))]
     found = {student.checkpoint.resolve(): student for student in students}
     found.pop(Path(opt.path_t).resolve(), None)

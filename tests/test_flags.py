@@ -66,6 +66,7 @@ LOSS = {
     'cat_normalize': (['--distill', 'catkd'], ['--cat_normalize']),
     'sdd_base': (['--distill', 'sdd'], ['--sdd_base', 'dkd']),
     'sdd_scales': (['--distill', 'sdd'], ['--sdd_scales', '1,2,4']),
+    'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '1']),
     'ctkd_base': (['--distill', 'ctkd'], ['--ctkd_base', 'dkd']),
 }
 
@@ -198,7 +199,9 @@ ELSEWHERE = {
     'print_freq': 'test_scripts.test_teacher_outputs', 'save_freq': 'test_scripts.test_teacher_outputs',
     'save_dir': 'test_scripts.test_teacher_outputs', 'trial': 'test_scripts.test_teacher_outputs',
     'model': 'test_scripts.test_teacher_outputs', 'model_s': 'test_scripts.test_student_outputs',
-    'path_t': 'test_scripts.test_student_outputs', 'skip_validation': 'test_scripts.test_two_passes',
+    'model_t': 'test_libraries.test_a_file_of_safetensors', 'stages': 'test_libraries.test_chosen_stages',
+    'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',
+    'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
     'teacher_cache': 'test_teacher_cache', 'wandb': 'test_wandb',
     'wkdl_cost': 'test_newer_methods.test_wkdl_cost_of_the_training_set', 'flags': 'test_scripts.test_defaults'}

@@ -59,7 +59,8 @@ def test_defaults():
         'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
-        'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None}
+        'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
+        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
@@ -86,7 +87,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
         '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
         'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
-    assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes'}
+    assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
     metrics, parameters = read(folder / 'test_best_metrics.json'), read(folder / 'parameters.json')
     assert set(metrics) == {'test_loss', 'test_acc', 'test_acc_top5', 'epoch'} and metrics['test_acc_top5'] == 100
@@ -524,11 +525,11 @@ def test_the_list_of_methods(shell, tmp_path):
     done, asked = shell('run_cifar_distill.sh', *flags, **nets)
     assert done.returncode == 0, done.stderr
     runs, table = asked[:-1], asked[-1]
-    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 35
-    assert values(runs, '--data_dir') == ['/some data'] * 36 and values(runs, '--gpu_id') == ['cpu'] * 36
-    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 36
-    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 36 and values(runs, '--epochs') == ['8'] * 36
-    assert values(runs, '--trial') == ['7'] * 34 + ['auxiliary', '7']
+    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 36
+    assert values(runs, '--data_dir') == ['/some data'] * 37 and values(runs, '--gpu_id') == ['cpu'] * 37
+    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 37
+    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 37 and values(runs, '--epochs') == ['8'] * 37
+    assert values(runs, '--trial') == ['7'] * 35 + ['auxiliary', '7']
     assert set(values(runs, '--distill')) == set(distiller_dict)
     assert [values([line], '-b')[0] for line in runs[-2:]] == ['30000', '1']
     for line in runs[1:-2]:         # the weights there are the published ones

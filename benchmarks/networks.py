@@ -1,0 +1,43 @@
+"""A training step of a library's network by itself, and behind the contract of models.base.Net, in turn."""
+import torch
+import torch.nn.functional as F
+from torchvision import models
+
+from helper.cli import number
+from models.find import build
+
+from .common import CLASSES, alternate
+
+NETS = 'timm:resnet18 timm:convnext_atto timm:vit_tiny_patch16_224 torchvision:regnet_y_400mf torchvision:resnet18'
+
+
+def add_arguments(add):
+    add('--nets', nargs='+', default=NETS.split(), help='networks of timm and torchvision')
+    add('--image_size', type=number(int, low=16), default=64, help='pixels')
+
+
+def step(net, logits, batch, steps):
+    """`steps` times forward and backward; logits(images) is one or the other way to ask the net."""
+    def run():
+        images, target = batch
+        for _ in range(steps):
+            net.zero_grad()
+            F.cross_entropy(logits(images), target).backward()
+    return run
+
+
+def measure(opt, device):
+    """A row for each net and side."""
+    rows = []
+    for name in opt.nets:
+        adapter = build(name, CLASSES, opt.image_size, '--nets').to(device)
+        library = adapter.net
+        if name.startswith('torchvision:'):     # its adapter has replaced the net by its trace
+            library = models.get_model(name.partition(':')[2], num_classes=CLASSES).to(device)
+        images = torch.randn(opt.batch_size, 3, opt.image_size, opt.image_size, device=device)
+        batch = images, torch.arange(opt.batch_size, device=device) % CLASSES
+        sides = {'library': step(library, library, batch, opt.steps),
+                 'adapter': step(adapter, lambda x, net=adapter: net.outputs(x).logits, batch, opt.steps)}
+        speed = alternate(sides, opt.batch_size * opt.steps, opt, device)
+        rows += [{'net': name, 'side': side, 'images/s': s, 'ratio': s / speed['library']} for side, s in speed.items()]
+    return rows

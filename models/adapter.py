@@ -1,0 +1,166 @@
+"""A network of another library behind the contract of base.py."""
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helper.errors import UserError, reason
+
+from .base import Net, Outputs
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
+MANY = 4        # stages of a net whose blocks all give maps of one size: this many of them, evenly spaced
+
+
+class Adapter(Net):
+    """`net`, with stages, map, embedding and logits as base.Net promises. Its state_dict has the library's own keys.
+
+    A subclass writes `run`, sets `available` and `chosen`, and then calls `measure`.
+    """
+
+    available = []      # the stages there are to choose from, as the library names them
+
+    def __init__(self, name: str, net: nn.Module):
+        super().__init__()
+        self.name, self.net = name, net
+        self.register_state_dict_post_hook(_library_keys)
+        self.register_load_state_dict_pre_hook(_own_keys)
+
+    def run(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """images -> ([the stem's output, one map a chosen stage], the last map, the embedding, the logits).
+
+        Maps are (N, C, H, W). The embedding is what the classifier reads. Where the library does not give the output of
+        a stem, the first stage's stands in its place too.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def measure(self, image_size: int, flag: str) -> None:
+        """See what the net gives for images of this size. Raises UserError where it cannot take them."""
+        was_training = self.training
+        images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                _, last, embedding, _ = self.eval().run(images)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError,
+                NotImplementedError) as error:
+            raise UserError(f'{flag} {self.name}: cannot be used with images of {image_size} pixels '
+                            f'({reason(error)}); give it larger ones, or take another net') from error
+        self.train(was_training)
+        self.widths = last.shape[1], embedding.shape[1]
+        self.head_norm = _norm_between(self.net, last.mean((2, 3)), embedding)
+
+    def count_stages(self, image_size):
+        return len(self.available)
+
+    @property
+    def num_features(self):
+        return self.widths[0]
+
+    @property
+    def head_hidden_size(self):
+        return self.widths[1]
+
+    def outputs(self, x, preact=False):
+        self._no_preact(preact)
+        maps, last, embedding, logits = self.run(self.see(x))
+        return Outputs(logits, embedding, [*maps, embedding], last)
+
+    def stages(self, x, preact=False):
+        self._no_preact(preact)
+        maps, last, *_ = self.run(x)
+        return maps, last
+
+    def embed(self, features):
+        return self._norm()(features.mean((2, 3)))
+
+    def pooled_head(self):
+        norm, classifier = self._norm(), self.get_classifier()
+        return classifier if isinstance(norm, nn.Identity) else nn.Sequential(norm, classifier)
+
+    def _norm(self):
+        """What makes the embedding of the pooled map: a LayerNorm, or nothing. Raises NotImplementedError."""
+        if self.head_norm is None:
+            raise NotImplementedError(f'the classifier of {self.name} does not read the mean of its last map')
+        return _plain(self.net.get_submodule(self.head_norm)) if self.head_norm else nn.Identity()
+
+    def _no_preact(self, preact):
+        if preact:
+            raise NotImplementedError(f'{self.name} does not give its stages before their ReLU')
+
+
+class Inputs(nn.Module):
+    """Images as the loader gives them -> as a net was trained to see them, on the device: (N, 3, H, W) -> (N, 3, S, S).
+
+    given, wanted: 'mean' and 'std' of the colours, of pixels from 0 to 1, and 'size', the side of an image. wanted also
+    has 'interpolation', which brings an image to its size: bilinear, bicubic or nearest.
+    """
+
+    def __init__(self, given: dict, wanted: dict):
+        super().__init__()
+        mean_g, std_g, mean_w, std_w = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+                                        for values in (given['mean'], given['std'], wanted['mean'], wanted['std']))
+        self.register_buffer('scale', (std_g / std_w).float(), persistent=False)
+        self.register_buffer('shift', ((mean_g - mean_w) / std_w).float(), persistent=False)
+        self.size, self.mode = wanted['size'], wanted['interpolation']
+        self.words = f'{given} -> {wanted}'
+
+    def extra_repr(self):
+        return self.words
+
+    def forward(self, images):
+        images = images * self.scale + self.shift
+        if images.shape[-1] == self.size:
+            return images
+        if self.mode == 'nearest':
+            return F.interpolate(images, self.size, mode='nearest')
+        return F.interpolate(images, self.size, mode=self.mode, antialias=True)
+
+
+def evenly_spaced(count: int) -> list[int]:
+    """Which of `count` alike blocks stand for the stages: 12 -> [2, 5, 8, 11]."""
+    return [(i + 1) * count // MANY - 1 for i in range(MANY)] if count > MANY else [*range(count)]
+
+
+def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(N, extra + height * width, C) -> (N, C, height, width), without the extra ones: class tokens and the like."""
+    return tokens[:, tokens.shape[1] - height * width:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def is_stem(name: str) -> bool:
+    """Whether a library's name of a layer is that of a stem, which comes before the first stage."""
+    return bool(re.search(r'(^|[._])(stem|act1|bn1|norm0|conv1)($|[._])', name)) or not name
+
+
+def _norm_between(net, pooled, embedding):
+    """The name of the LayerNorm that makes the embedding of the pooled map; '' where they are equal, None where neither
+    is so."""
+    if pooled.shape != embedding.shape:
+        return None
+
+    def same(x):
+        return torch.allclose(x, embedding, rtol=1e-3, atol=1e-4 * float(embedding.abs().max()))
+    if same(pooled):
+        return ''
+    for name, module in [*net.named_modules()][::-1]:
+        if isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == tuple(pooled.shape[1:]) \
+                and same(_plain(module)(pooled)):
+            return name
+    return None
+
+
+def _plain(norm):
+    """A LayerNorm with the same parameters that takes (N, C): libraries have kinds that take maps."""
+    plain = nn.LayerNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, device='meta')
+    plain.weight, plain.bias = norm.weight, norm.bias
+    return plain
+
+
+def _library_keys(module, state, prefix, _):
+    for key in [key for key in state if key.startswith(f'{prefix}net.')]:
+        state[prefix + key.removeprefix(f'{prefix}net.')] = state.pop(key)
+
+
+def _own_keys(module, state, prefix, *_):
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f'{prefix}net.{key.removeprefix(prefix)}'] = state.pop(key)

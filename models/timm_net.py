@@ -1,0 +1,104 @@
+"""Networks of timm, by its names."""
+from torch import nn
+
+from helper.errors import UserError, nearest, reason
+
+from .adapter import Adapter, evenly_spaced, is_stem, tokens_to_map
+
+MISSING = 'timm is not installed; pip install timm'
+
+
+def library(flag: str):
+    """The module timm. Raises UserError where it is not installed."""
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f'{flag}: {MISSING}') from None
+    return timm
+
+
+def check(name: str, flag: str) -> None:
+    """Raises UserError where timm has no net `name`, which may end in .TAG for its published weights."""
+    timm = library(f'{flag} timm:{name}')
+    if not timm.is_model(name):
+        raise UserError(f'{flag} timm:{name}: timm {timm.__version__} has no such net; '
+                        f'{nearest(name.partition(".")[0], timm.list_models(), "timm.list_models() tells all")}')
+
+
+def build(name: str, num_classes: int, image_size: int, flag: str, **settings) -> Adapter:
+    """The net `name` of timm with new weights for images of image_size pixels. settings: what timm's builder takes.
+
+    Raises UserError for what timm cannot build.
+    """
+    check(name, flag)
+    timm = library(flag)
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    size = settings.get('img_size', image_size)
+    if fixed:
+        settings['img_size'] = size
+    try:
+        net = timm.create_model(name, num_classes=num_classes, **settings)
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, ZeroDivisionError) as error:
+        raise UserError(f'{flag} timm:{name}: timm cannot build it with {_listed(num_classes, settings)} '
+                        f'({reason(error)})') from error
+    return TimmNet(f'timm:{name}', net, size, flag)
+
+
+def _listed(num_classes, settings):
+    return ', '.join(f'{key}={value}' for key, value in {'num_classes': num_classes, **settings}.items())
+
+
+def published_inputs(name: str, flag: str) -> dict:
+    """How timm's net `name` sees images by timm's configuration: mean, std, size, interpolation."""
+    config = library(flag).get_pretrained_cfg(name)
+    return {'mean': [*config.mean], 'std': [*config.std], 'size': config.input_size[-1],
+            'interpolation': config.interpolation}
+
+
+def published(name: str, flag: str) -> tuple[str, dict]:
+    """('timm:NAME', the checkpoint of the weights that timm downloads for NAME or NAME.TAG). Raises UserError."""
+    check(name, flag)
+    timm = library(flag)
+    try:
+        net = timm.create_model(name, pretrained=True)
+    except Exception as error:      # of the hub, of the network, of a net without published weights
+        raise UserError(f'{flag} timm:{name}: its weights cannot be had ({reason(error)}); timm downloads them where '
+                        f'there is a network: fetch them there, and give the folder or the file of safetensors here, '
+                        f'with --model_t timm:{name}') from error
+    return f'timm:{name}', {'model': net.state_dict(), 'num_classes': net.num_classes,
+                            'inputs': published_inputs(name, flag)}
+
+
+class TimmNet(Adapter):
+    """A net of timm. Its stages are the entries of timm's feature_info but a stem; where these are blocks that give
+    maps of one size, as a ViT's, four of them."""
+
+    def __init__(self, name: str, net: nn.Module, image_size: int, flag: str):
+        super().__init__(name, net)
+        info = getattr(net, 'feature_info', None)
+        info = getattr(info, 'info', info)
+        if not info or not hasattr(net, 'forward_intermediates'):
+            raise UserError(f'{flag} {name}: timm does not give its stages; take another net')
+        self.has_stem = is_stem(info[0]['module'])
+        self.available = [entry['module'] for entry in info][self.has_stem:]
+        alike = len({entry['reduction'] for entry in info}) == 1
+        self.chosen = evenly_spaced(len(info)) if alike else [*range(len(self.available))]
+        self.nhwc = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
+        self.linear = isinstance(net.get_classifier(), nn.Linear)
+        self.measure(image_size, flag)
+
+    def run(self, x):
+        indices = [0, *(1 + i for i in self.chosen)] if self.has_stem else self.chosen
+        final, maps = self.net.forward_intermediates(x, indices=indices, output_fmt='NCHW')
+        embedding = self.net.forward_head(final, pre_logits=True)
+        logits = self.net.get_classifier()(embedding) if self.linear else self.net.forward_head(final)
+        if final.dim() == 3:
+            final = tokens_to_map(final, *maps[-1].shape[2:])
+        elif self.nhwc:
+            final = final.permute(0, 3, 1, 2)
+        return maps if self.has_stem else [maps[0], *maps], final, embedding, logits
+
+    def get_classifier(self):
+        if not self.linear:
+            raise NotImplementedError(f'{self.name} has another classifier than one linear layer')
+        return self.net.get_classifier()

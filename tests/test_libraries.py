@@ -1,0 +1,344 @@
+"""Networks of timm, of torchvision and of a user's file behind the contract of models.base.Net."""
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import CPU, assert_same, outcome
+from torch import nn
+from torchvision import models as torchvision_models
+
+import train_student
+import train_teacher
+from dataset import Data
+from dataset.memory import MemoryLoader
+from distiller_zoo import distiller_dict, load_inference_net, make_distiller, ofa_loss
+from helper import distributed
+from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
+from helper.state import weights_checksum
+from models import find, model_dict
+from models.adapter import Inputs, evenly_spaced, tokens_to_map
+from models.find import build
+from models.load import load_net, open_net
+from options import student_options
+
+timm = pytest.importorskip('timm')
+
+# net, pixels, sizes of the stages' maps, whether the logits are a function of the last map's mean
+TIMM = {
+    'resnet10t': (64, [16, 8, 4, 2], True), 'resnetv2_18': (64, [16, 8, 4, 2], False),
+    'seresnext26ts': (64, [16, 8, 4, 2], True), 'convnext_atto': (64, [16, 8, 4, 2], True),
+    'convnextv2_atto': (64, [16, 8, 4, 2], True), 'inception_next_atto': (64, [16, 8, 4, 2], False),
+    'vit_tiny_patch16_224,depth=5': (32, [2, 2, 2, 2], False),
+    'vit_relpos_small_patch16_224,depth=4,embed_dim=48,num_heads=3': (32, [2, 2, 2, 2], True),
+    'deit_tiny_distilled_patch16_224,depth=4': (32, [2, 2, 2, 2], False),
+    'eva02_tiny_patch14_224,depth=4': (28, [2, 2, 2, 2], True),
+    'swin_tiny_patch4_window7_224,depths=(1,1,1,1),embed_dim=24': (64, [16, 8, 4, 2], True),
+    'mobilenetv3_small_050': (64, [16, 8, 4, 2], False), 'mobilenetv4_conv_small_035': (64, [16, 8, 4, 2], False),
+    'efficientnet_lite0': (64, [32, 16, 8, 4, 2], True), 'regnetx_002': (64, [32, 16, 8, 4, 2][1:], True),
+    'regnety_002': (64, [16, 8, 4, 2], True), 'densenet121': (64, [16, 8, 4, 2], True),
+    'gmlp_ti16_224': (32, [2, 2, 2, 2], True), 'resmlp_12_224': (32, [2, 2, 2, 2], True),
+    'poolformer_s12': (64, [16, 8, 4, 2], True), 'pvt_v2_b0': (64, [16, 8, 4, 2], True),
+    'xcit_nano_12_p16_224,depth=4': (32, [2, 2, 2, 2], False), 'levit_128s': (64, [4, 2, 1], False),
+    'coat_lite_tiny': (64, [16, 8, 4, 2], False), 'ghostnet_050': (64, [16, 8, 4, 2], False),
+    'repvgg_a0': (64, [32, 16, 8, 4, 2][1:], True), 'edgenext_xx_small': (64, [16, 8, 4, 2], True),
+    'mobilevit_xxs': (64, [32, 16, 8, 4, 2], True), 'efficientvit_b0': (64, [16, 8, 4, 2], False),
+    'starnet_s1': (64, [16, 8, 4, 2], True),
+    'mambaout_femto': (64, [16, 8, 4, 2], False), 'fastvit_t8': (64, [16, 8, 4, 2], True),
+}
+TORCHVISION = {
+    'alexnet': (64, [7, 3], False), 'resnet18': (64, [16, 8, 4, 2], True), 'squeezenet1_1': (64, [15, 7, 3], False),
+    'densenet121': (64, [16, 8, 4, 2], True), 'googlenet': (64, [16, 8, 4, 2], True),
+    'shufflenet_v2_x0_5': (64, [8, 4, 2], True), 'mobilenet_v2': (64, [32, 16, 8, 4, 2], True),
+    'mobilenet_v3_small': (64, [16, 8, 4, 2], False), 'mnasnet1_0': (64, [32, 16, 8, 4, 2], True),
+    'efficientnet_b0': (64, [32, 16, 8, 4, 2], True), 'regnet_x_400mf': (64, [16, 8, 4, 2], True),
+    'regnet_y_400mf': (64, [16, 8, 4, 2], True), 'convnext_tiny': (64, [16, 8, 4, 2], True),
+    'swin_t': (64, [16, 8, 4, 2], True), 'inception_v3': (96, [45, 22, 20, 9, 4, 1], True),
+}
+
+
+def data_of(size, batch=4, **facts):
+    images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
+    loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True)
+    return Data(loader, loader, 10, size, loader.target, **facts)
+
+
+def options_of(method, *flags):
+    opt = student_options(['--path-t', 'x', '--distill', method, '--batch_size', '4', *flags])
+    opt.model_t = 'the teacher'
+    return opt
+
+
+@pytest.mark.parametrize('name', [*(f'timm:{n}' for n in TIMM), *(f'torchvision:{n}' for n in TORCHVISION)])
+def test_net(name):
+    """The contract, logits equal to the library's own, and a step of two methods."""
+    plain = name.partition(':')[2]
+    size, sizes, pooled = (TIMM if name.startswith('timm') else TORCHVISION)[plain]
+    torch.manual_seed(0)
+    net = build(name, 10, size).eval()
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        out = net.outputs(x)
+        *maps, embedding = out.feats
+        assert [f.shape[2] for f in maps[1:]] == sizes and all(f.shape[2] == f.shape[3] for f in maps)
+        assert torch.equal(embedding, out.embedding)
+        assert out.map.shape[:2] == (2, net.num_features) and out.map.dim() == 4
+        assert out.embedding.shape == (2, net.head_hidden_size)
+        logits = reference(name, size, net.state_dict())(x)
+        torch.testing.assert_close(out.logits, logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
+        if pooled:
+            torch.testing.assert_close(net.pooled_head()(out.map.mean((2, 3))), out.logits, rtol=1e-3, atol=1e-4)
+        else:
+            with pytest.raises(NotImplementedError):
+                net.pooled_head()
+    teacher = model_dict['resnet8'](num_classes=10)
+    for method in ('kd', 'similarity'):
+        distiller = make_distiller(net, teacher, options_of(method), data_of(size))
+        optimizer = distiller.make_optimizer(1e-3, options_of(method))
+        images = torch.randn(4, 3, size, size)
+        losses, _ = distiller.train()(images, torch.arange(4), torch.arange(4))
+        losses['loss'].backward()
+        optimizer.step()
+        gradients = [p.grad for p in net.parameters()]      # zeros, of a block that begins as the identity
+        assert losses['loss'].isfinite() and sum(grad is not None for grad in gradients) > 0.9 * len(gradients)
+        assert any(bool(grad.any()) for grad in gradients if grad is not None)
+
+
+def reference(name, size, weights):
+    """The library's own net with these weights: they have its keys."""
+    library, _, plain = name.partition(':')
+    plain, given = find.settings(name, '')
+    if library == 'timm':
+        if timm.get_pretrained_cfg(plain).fixed_input_size:
+            given['img_size'] = size
+        make = timm.create_model
+    else:
+        if plain in ('inception_v3', 'googlenet'):
+            given = {'aux_logits': False, 'init_weights': False}
+        make = torchvision_models.get_model
+    net = make(plain, num_classes=10, **given)
+    net.load_state_dict(weights, assign=True)
+    return net.eval()
+
+
+CONVNEXT = 'timm:convnext_atto,dims=(8,8,8,16),depths=(1,1,1,1),patch_size=1'
+VIT = 'timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6'
+
+
+def test_a_name_with_settings():
+    assert find.settings('timm:x,depths=(1,2),act_layer=gelu', '') == ('x', {'depths': (1, 2), 'act_layer': 'gelu'})
+    net = build(VIT, 10, 16)
+    assert len(net.available) == 6 and net.chosen == [0, 2, 3, 5] and net.name == VIT
+    assert evenly_spaced(12) == [2, 5, 8, 11] and evenly_spaced(3) == [0, 1, 2]
+
+
+def test_tokens_become_a_map():
+    tokens = torch.arange(2 * 7 * 3).view(2, 7, 3)      # one class token, then two rows of three places
+    assert tokens_to_map(tokens, 2, 3)[1, :, 1, 2].equal(tokens[1, 1 + 5])
+
+
+def test_chosen_stages(call, teacher, small, tmp_path):
+    """--stages and --stages_t: the method sees these stages alone, of any net."""
+    net = build(VIT, 10, 16).eval()
+    x = torch.randn(2, 3, 16, 16)
+    before = net.outputs(x)
+    net.choose([0, 5], 16, '--stages')
+    after = net.outputs(x)
+    assert len(after.feats) == 4 and after.feats[1].equal(before.feats[1]) and after.feats[2].equal(before.feats[4])
+    call(train_student.main, '--path-t', teacher, '--model_s', VIT, '--distill', 'semckd', '--stages', '1,3',
+         '--stages_t', '0,2', *small, '--save_dir', tmp_path, '--skip-validation')
+    epoch, = json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
+    assert [len(row) for row in epoch['attention']] == [2, 2]
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--stages', '1,6'], '--stages 1,6: timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6 has '
+                          'the stages 0 to 5; give some of them in rising order'),
+    (['--stages_t', '2,1'], '--stages_t 2,1: ResNet has the stages 0 to 2'),
+    (['--stages', 'x'], '--stages: x: give the numbers of stages'),
+    (['--model_s', 'timm:vit_tiny_patch17_224'], '--model_s timm:vit_tiny_patch17_224: timm 1'),
+    (['--model_s', 'torchvision:resnet17'], 'torchvision has no such net; did you mean resnet18'),
+    (['--model_s', 'timm:resnet10t,depth'], 'depth: give settings of the net as KEY=VALUE'),
+    (['--model_s', 'timm:resnet10t,checkpoint_path=x'], 'checkpoint_path=x: give settings'),
+    (['--model_s', 'timm:resnet10t,depth=3'], 'timm cannot build it with num_classes=4, depth=3'),
+    (['--model_s', 'torchvision:inception_v3'], 'cannot be used with images of 16 pixels'),
+    (['--model_s', 'torchvision:maxvit_t'], 'torchvision cannot build it (Input size'),
+    (['--model_s', 'nowhere.py:build'], '--model_s nowhere.py:build: no such file'),
+    (['--distill', 'kdsvd'], '--distill kdsvd: needs stages of equal channels'),
+    (['--distill', 'kdsvd'], 'For any two nets: kd, '),
+    (['--distill', 'catkd'], 'num_heads=2,depth=6 has other layers between them'),
+])
+def test_bad_input(call, teacher, small, tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, '--path-t', teacher, '--model_s', VIT, *small, '--save_dir', tmp_path, *flags)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and words in error and error.count('\n') == 1 and not [*tmp_path.iterdir()]
+
+
+def test_sync_bn_keeps_activations(monkeypatch):
+    """timm's batch norms have the activation in them: they are not replaced by plain ones."""
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    with pytest.raises(UserError, match='--sync_bn: not for nets with BatchNormAct2d'):
+        distributed.synchronise_batchnorm(build('timm:mobilenetv3_small_050', 10, 64))
+    net = build('timm:resnet10t', 10, 64)
+    distributed.synchronise_batchnorm(net)
+    assert isinstance(net.net.bn1, distributed.CpuSyncBatchNorm)
+
+
+def test_timm_is_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'timm', None)
+    with pytest.raises(UserError, match='--model_s timm:resnet10t: timm is not installed; pip install timm'):
+        student_options(['--path-t', 'x', '--model_s', 'timm:resnet10t'])
+    student_options(['--path-t', 'x', '--model_s', 'torchvision:resnet18'])
+
+
+def test_inputs():
+    """The loader's images become those that the net was trained on, as PIL and torchvision make them."""
+    from PIL import Image
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional
+    pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
+    given, wanted = ({'mean': [m] * 3, 'std': [0.2] * 3, 'size': size, 'interpolation': 'bicubic'}
+                     for m, size in ((0.5, 20), (0.4, 12)))
+    images = functional.normalize(pixels[None] / 255, given['mean'], given['std'])
+    expected = v2.functional.to_image(functional.to_pil_image(pixels).resize((12, 12), Image.Resampling.BICUBIC)) / 255
+    expected = functional.normalize(expected, wanted['mean'], wanted['std'])
+    assert (Inputs(given, wanted)(images)[0] - expected).abs().max() < 2 / 255 / 0.2        # PIL rounds to whole values
+    same = Inputs(given, {**wanted, 'size': 20})(images)
+    torch.testing.assert_close(same, functional.normalize(pixels[None] / 255, wanted['mean'], wanted['std']))
+
+
+def test_each_net_sees_images_as_it_was_trained(monkeypatch):
+    """Published weights come with timm's mean, deviation, size and interpolation; the checksum knows of them."""
+    made = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
+    name, checkpoint = open_net('timm:resnet10t.c3_in1k')
+    data = SimpleNamespace(num_classes=1000, image_size=32, inputs=data_of(32).inputs)
+    net = load_net('timm:resnet10t', checkpoint, name, data).eval()
+    assert (net.inputs.size, net.inputs.mode) == (176, 'bicubic')
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net.net(net.inputs(x)))
+    plain = load_net('timm:resnet10t', {**checkpoint, 'inputs': data.inputs}, name, data)
+    assert not hasattr(plain, 'inputs') and weights_checksum(plain) != weights_checksum(net)
+    with pytest.raises(UserError, match='does not say how its net sees images'):
+        load_net('x', {**checkpoint, 'inputs': {'mean': [0, 0, 0], 'std': [0, 1, 1], 'size': 3}}, name, data)
+
+
+def test_no_network(monkeypatch):
+    def fail(*_, **__):
+        raise OSError('no network')
+    monkeypatch.setattr(timm, 'create_model', fail)
+    with pytest.raises(UserError, match='--path-t timm:resnet10t: its weights cannot be had .no network.'):
+        open_net('timm:resnet10t')
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fail)
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fail)
+    with pytest.raises(UserError, match='--path-t torchvision:resnet18: https.*could not be downloaded'):
+        open_net('torchvision:resnet18')
+
+
+def test_a_file_of_safetensors(call, small, tmp_path, capsys):
+    """A teacher from timm's own formats: FILE --model_t timm:NAME, and a folder with a configuration."""
+    from safetensors.torch import save_file
+    torch.manual_seed(0)
+    made = timm.create_model('resnet10t', num_classes=4)
+    folder = tmp_path / 'hub'
+    folder.mkdir()
+    save_file(made.state_dict(), folder / 'model.safetensors')
+    config = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'input_size': [3, 32, 32], 'interpolation': 'bilinear'}
+    (folder / 'config.json').write_text(json.dumps({'architecture': 'resnet10t', 'num_classes': 4,
+                                                    'pretrained_cfg': config}))
+    for number, flags in enumerate(([folder], [folder / 'model.safetensors', '--model_t', 'timm:resnet10t'])):
+        save = tmp_path / str(number)
+        call(train_student.main, '--path-t', *flags, '--distill', 'ofa', '--model_s', 'resnet8', *small, '--save_dir',
+             save)
+        assert next(save.glob('student_model/*')).name.startswith('S:resnet8_T:timm:resnet10t_folder_ofa')
+    name, checkpoint = open_net(str(folder / 'model.safetensors'), 'timm:resnet10t')
+    assert (name, checkpoint['inputs']['size']) == ('timm:resnet10t', 176)
+    (folder / 'model.safetensors').write_bytes(b'x' * 100)
+    with pytest.raises(UserError, match='is no whole file of safetensors'):
+        open_net(str(folder))
+
+
+OWN = '''
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(16, num_classes))
+
+def broken(num_classes):
+    return 1 / 0
+'''
+
+
+def test_a_net_of_ones_own(call, small, tmp_path, capsys):
+    """FILE.py:FUNCTION as teacher and as student. A checkpoint alone runs no code."""
+    file = tmp_path / 'my_net.py'
+    file.write_text(OWN)
+    call(train_teacher.main, '--model', f'{file}:build', *small, '--save_dir', tmp_path)
+    made, = tmp_path.glob('models/my_net.py:build_*/my_net.py:build_best.pth')
+    flags = ['--path-t', made, '--model_s', f'{file}:build', '--distill', 'semckd', *small, '--save_dir', tmp_path]
+    with pytest.raises(SystemExit):
+        call(train_student.main, *flags)
+    assert f'whose code is only run if you say so; add --model_t {file}:build' in capsys.readouterr().err
+    call(train_student.main, *flags, '--model_t', f'{file}:build')
+    assert [*tmp_path.glob('student_model/S:my_net.py:build_T:my_net.py:build_*')]
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, '--model', f'{file}:broken', *small, '--save_dir', tmp_path)
+    assert 'broken(num_classes=4) fails with ZeroDivisionError' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('student', [VIT, 'torchvision:shufflenet_v2_x0_5', 'resnet8'])
+def test_a_convnext_teaches(call, small, tmp_path, student):
+    """simkd, whose deployed net has the teacher's norm and classifier: resumed to the bit, and loaded again."""
+    call(train_teacher.main, '--model', CONVNEXT, *small, '--save_dir', tmp_path)
+    made, = tmp_path.glob('models/*/*_best.pth')
+    flags = ['--path-t', made, '--model_s', student, '--distill', 'simkd', *small, '--skip-validation']
+    call(train_student.main, *flags, '--epochs', 2, '--save_dir', tmp_path / 'whole')
+    call(train_student.main, *flags, '--save_dir', tmp_path / 'parts')
+    call(train_student.main, *flags, '--epochs', 2, '--save_dir', tmp_path / 'parts', '--resume')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    best = next(tmp_path.glob('whole/student_model/*/*_best.pth'))
+    assert load_checkpoint(str(best), '')['inputs']['size'] == 16
+    name, net = load_inference_net(str(best), SimpleNamespace(num_classes=4, image_size=16), '')
+    assert name == f'{student} by simkd' and isinstance(net.classifier[0], nn.LayerNorm)
+
+
+@pytest.mark.parametrize('method', [m for m in distiller_dict if not distiller_dict[m].init_stage])
+def test_across_families(method):
+    """A ConvNeXt teaches a transformer: each method takes a step, or says in one line which methods can."""
+    teacher, student = build(CONVNEXT, 10, 32), build(VIT, 10, 32)
+    opt = options_of(method, *(['-b', '1'] if not distiller_dict[method].published.get('beta', 0) else []))
+    opt.nce_k = 10
+    data = data_of(32)
+    data.in_order = lambda: MemoryLoader(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4), 4, CPU)
+    try:
+        distiller = make_distiller(student, teacher, opt, data)
+    except UserError as error:
+        assert 'For any two nets: kd, ' in str(error), error
+        return
+    distiller.prepare(data)
+    views = len(distiller.views)
+    images = torch.randn(*([views] if views > 1 else []), 4, 3, 32, 32)
+    losses, _ = distiller.train()(images, torch.arange(4), torch.arange(4))
+    losses['loss'].backward()
+    assert losses['loss'].isfinite()
+
+
+def test_ofa_loss():
+    """The paper's equation, class by class, in float64."""
+    torch.manual_seed(0)
+    s, t, target = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64), torch.arange(5)
+    p_s, p_t = s.softmax(1), t.softmax(1)
+    expected = 0.0
+    for i in range(5):
+        for c in range(7):
+            weight = (1 + p_t[i, c]) ** 1.5 if c == target[i] else p_t[i, c]
+            expected -= weight * p_s[i, c].log() / 5
+    cross_entropy = nn.functional.cross_entropy(s, target)
+    torch.testing.assert_close(ofa_loss(s, t, target, 1.5) + cross_entropy, expected)
+    kd = -(p_t * p_s.log()).sum(1).mean()
+    torch.testing.assert_close(ofa_loss(s, t, target, 1.0), kd)
