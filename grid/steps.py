@@ -18,7 +18,6 @@ from distiller_zoo import get_method
 from helper.checkpoint import load_checkpoint
 from helper.cli import values
 from helper.errors import UserError
-from helper.files import read_json
 from helper.run import Place
 from models import model_dict, resolve
 from models.load import teacher_name
@@ -72,8 +71,6 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
                 plan.add_cell(pair, row)
-    for step in plan.steps.values():
-        _check_earlier(step)
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
@@ -169,7 +166,7 @@ class _Plan:
             if same := next((step for step in self.steps.values() if step.name == name), None):
                 raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
                                 f'another name')
-            net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, _pixels(opt))
+            net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt))
             found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
         elif values(found.opt) != values(opt):
@@ -213,7 +210,8 @@ class _Plan:
         return self.blank[name, classes, teaches]
 
 
-def _pixels(opt):
+def pixels(opt) -> int:
+    """The height and width of the images on which these options train."""
     return SIZES.get(opt.dataset, (10, opt.image_size))[1]
 
 
@@ -250,22 +248,6 @@ def expected(opt) -> dict:
     """option -> value, of those that a run with these options must have had: what decides its result."""
     names = ({*values(opt)} - opt.flags.may_differ) | {'epochs', 'seed'}
     return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
-
-
-def _check_earlier(step):
-    """Raises UserError where the run's folder holds a run with other options than the table's, or another teacher."""
-    if not (step.folder / 'parameters.json').exists():
-        return
-    found = read_json(step.folder / 'parameters.json', f'{step.what}: {step.folder}/parameters.json')
-    found = {**step.opt.flags.defaults, **found} if isinstance(found, dict) else {}
-    differ = [f'{name} {found.get(name)}, not {wanted}' for name, wanted in expected(step.opt).items()
-              if found.get(name) != wanted]
-    teacher = getattr(step.opt, 'path_t', None)
-    if teacher and Path(str(found.get('path_t'))).parts[-2:] != Path(teacher).parts[-2:]:
-        differ.append(f'the teacher {found.get("path_t")}, not {teacher}')
-    if differ:
-        raise UserError(f'{step.what}: {step.folder} holds a run with {"; ".join(differ[:5])}; move it away, or give '
-                        f'another --save_dir')
 
 
 def shell(words: list[str], threads: int | None = None) -> str:

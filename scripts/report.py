@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
 from grid import formats, report  # noqa: E402
+from grid.earlier import check  # noqa: E402
 from grid.state import DONE, progress  # noqa: E402
 from grid.steps import steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
@@ -44,6 +45,7 @@ def main():
     if not save.is_dir():
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
     steps = steps_of(table, str(save), more)
+    check(steps, reading=True)
     now = {step: progress(step, save / 'logs') for step in steps}
     if opt.figures is not None:
         labels = [row.label for row in table.rows]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid import formats, report, slurm  # noqa: E402
+from grid.earlier import check  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
 from grid.state import DONE, FAILED, Record, failures, progress, summary  # noqa: E402
 from grid.steps import shell, steps_of  # noqa: E402
@@ -53,6 +54,7 @@ def main():
     table = read(find(opt.table))
     save = opt.save_dir or f'save/{table.name}'
     steps, logs = steps_of(table, save, more), Path(save) / 'logs'
+    check(steps, reading=opt.status)
     cluster = slurm.Slurm(opt, table.name, Path(save)) if opt.cluster == 'slurm' else None
     places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus, opt.trial_parallel)
     if opt.dry_run:

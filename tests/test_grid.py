@@ -27,8 +27,11 @@ from grid.local import MOST_STARTS, Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
 from grid.steps import steps_of, waves
 from grid.table_file import TABLES, read
+from helper.cli import values
 from helper.errors import UserError, nearest
 from helper.run import Place
+from helper.state import weights_checksum
+from models import model_dict
 from options import student_options, teacher_options
 from scripts import report, reproduce
 
@@ -696,16 +699,108 @@ def test_a_table_that_has_changed(call, mini, tmp_path, monkeypatch, capsys, cha
     assert contents(mini) == before
 
 
-def test_a_folder_with_garbage(call, copy, capsys):
-    for name, content, said in (
-            ('half', b'{"epochs": 2, "se', 'no JSON that can be read ('),
-            ('list', b'[]', 'holds a run with ')):
-        (copy / FOLDERS['KD'].format(1) / 'parameters.json').write_bytes(content)
-        with pytest.raises(SystemExit) as caught:
-            call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
-        message = one_line(capsys)
-        assert caught.value.code == 2 and said in message, name
-        assert message.startswith('mini.toml: row KD, resnet14 -> resnet8: my save:1/')
+@pytest.mark.parametrize('content, said', [
+    ('{"epochs": 2, "se', 'no JSON that can be read ('), ('[]', 'holds no options; '), ('{}', 'holds no options; ')])
+def test_damaged_parameters(call, copy, capsys, content, said):
+    """Nothing is started; how far the table is, and its report, can be seen."""
+    (copy / FOLDERS['KD'].format(1) / 'parameters.json').write_text(content)
+    arguments = ['mini.toml', '--save_dir', copy.name]
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, *arguments)
+    message = one_line(capsys)
+    assert caught.value.code == 2 and message.startswith('mini.toml: row KD, resnet14 -> resnet8: my save:1/')
+    assert said in message and message.endswith('; delete it, and the same command writes it again')
+    for main, flags in ((reproduce.main, ['--status']), (report.main, [])):
+        call(main, *arguments, *flags)
+        out, err = capsys.readouterr()
+        assert err == message + '\n' and ('mini: 9 done, 0 running' in out or 'report: my save:1' in out)
+
+
+def pretend_runs(save: Path) -> dict:
+    """A table in `save` whose teacher and KD-1 are finished, of nets that have not learnt: {name: step}."""
+    steps = {step.name: step for step in steps_of(read(Path('mini.toml')), str(save), [])}
+    net = model_dict['resnet14'](num_classes=10)
+    learnt_from = {'teacher (checksum)': weights_checksum(net), 'model_t': 'resnet14'}
+    for name, facts in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
+        step = steps[name]
+        step.folder.mkdir(parents=True)
+        curve = [{'epoch': 1, 'test_acc': 5.0, 'seconds': 1.0}, {'epoch': 2, 'test_acc': 6.0, 'seconds': 1.0}]
+        for file, content in (
+                ('parameters', {**values(step.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
+                ('history', curve), ('test_best_metrics', {'test_acc': 6.0, 'test_acc_top5': 9.0, 'epoch': 2})):
+            (step.folder / f'{file}.json').write_text(json.dumps(content))
+        torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, step.checkpoint)
+    torch.save({'module': {f'student.{key}': value for key, value in net.state_dict().items()},
+                'identity': {'classes': 10}}, steps['teacher-resnet14'].folder / 'last.pth')
+    return steps
+
+
+@pytest.mark.parametrize('fault, said, shown', [
+    ('moved', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from a teacher that is no longer there, '
+              '{teacher}; move it away, or put the teacher back', '1 done, '),
+    ('replaced', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from another teacher than {teacher}; move '
+                 'it away, or put that teacher back', None),
+    ('trained anew', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from another teacher than {teacher}; '
+                     'move it away, or put that teacher back', None),
+    ('damaged', 'teacher resnet14: {teacher}: not a PyTorch checkpoint, or cut '
+                'short or damaged; fetch or train it again; delete it, and the same command makes it again',
+     '2 done, '),
+    ('another net', 'teacher resnet14: {teacher}: not the weights of resnet14: '
+                    'conv1.weight (16, 3, 3, 3) is missing, and ', '2 done, '),
+    ('lost', 'teacher resnet14: {teacher}: the weights of its best epoch are lost; move {folder} away, with those of '
+             'its students, and the same command trains them again', '1 done, '),
+], ids=['moved', 'replaced', 'trained anew', 'damaged', 'another net', 'lost'])
+def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, fault, said, shown):
+    """It is said before anything starts, and the other students are not taken for this teacher's."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    steps = pretend_runs(Path('save'))
+    teacher, kd = steps['teacher-resnet14'], steps['resnet14-resnet8-KD-1']
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
+    out, err = capsys.readouterr()
+    assert out.startswith('mini: 2 done, 0 running, 0 failed, 8 left') and not err
+    if fault == 'moved':
+        teacher.folder.rename('away')
+    elif fault in ('replaced', 'trained anew'):
+        other = model_dict['resnet14'](num_classes=10)
+        torch.save({'model': other.state_dict(), 'num_classes': 10}, teacher.checkpoint)
+        if fault == 'trained anew':     # and interrupted before it was saved
+            teacher.checkpoint.unlink()
+            torch.save({'module': {f'student.{key}': value for key, value in other.state_dict().items()},
+                        'identity': {'classes': 10}}, teacher.folder / 'last.pth')
+    elif fault == 'damaged':
+        teacher.checkpoint.write_bytes(b'junk')
+    elif fault == 'another net':
+        torch.save({'model': {'x': torch.zeros(1)}}, teacher.checkpoint)
+    else:
+        teacher.checkpoint.unlink()
+        history = json_of(teacher.folder, 'history.json')
+        (teacher.folder / 'history.json').write_text(json.dumps([{**history[0], 'test_acc': 6.0}, history[1]]))
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', '--save_dir', 'save')
+    said = said.format(kd=kd.folder, teacher=teacher.checkpoint, folder=teacher.folder)
+    message = one_line(capsys)
+    assert caught.value.code == 2 and message.startswith(f'mini.toml: {said}') and contents(tmp_path) == before
+    for main, flags in ((reproduce.main, ['--status']), (report.main, [])):
+        with nullcontext() if shown else pytest.raises(SystemExit):
+            call(main, 'mini.toml', '--save_dir', 'save', *flags)
+        out, err = capsys.readouterr()
+        assert err.removeprefix('error: ').startswith('mini.toml: ') and err.count('\n') == 1
+        assert not shown or shown in out or 'report: save' in out
+
+
+def test_a_teacher_that_its_last_state_brings_back(call, tmp_path, monkeypatch, capsys):
+    """Its checkpoint is lost, but the run that goes on writes the same net again: its students stay done."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    steps = pretend_runs(Path('save'))
+    steps['teacher-resnet14'].checkpoint.unlink()
+    monkeypatch.setattr(local.Local, 'run', lambda self: self.now)
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', '--save_dir', 'save')
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and err.startswith('not all is done; ') and out.endswith('report: save/report.html\n')
 
 
 def test_failures(call, mini, pretend, tmp_path, capsys):

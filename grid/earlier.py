@@ -1,0 +1,148 @@
+"""What the folders of a table hold before it starts: other runs, runs of another teacher, files that are damaged."""
+import contextlib
+import sys
+from pathlib import Path
+
+from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.errors import UserError, printable
+from helper.files import read_json
+from helper.state import LAST, weights_checksum
+from models import model_dict, resolve
+from results.runs import read_run
+
+from .steps import SIZES, Step, expected, pixels
+
+CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
+
+
+class _Lost(UserError):
+    """A file is damaged or gone; what else there is can be reported."""
+
+
+def check(steps: list[Step], reading: bool = False) -> None:
+    """Raises UserError where a folder holds a run with other options than the table's, or of another teacher, and where
+    a file is damaged. reading: nothing is to be started, so what is damaged or gone is only printed."""
+    try:
+        for step in steps:
+            with _said(reading):
+                _check_options(step)
+        with _said(reading):
+            _check_teachers(steps, reading)
+    except OSError as error:
+        raise UserError(f'--save_dir {steps[0].opt.save_dir}: cannot be read ({error.strerror}: {error.filename}); '
+                        f'give a folder that you may read and write, with a shorter name where it is too long'
+                        ) from error
+
+
+@contextlib.contextmanager
+def _said(reading):
+    try:
+        yield
+    except _Lost as error:
+        if not reading:
+            raise
+        print(printable(error), file=sys.stderr)
+
+
+def _check_options(step):
+    found = _parameters(step)
+    if found is None:
+        return
+    found = {**step.opt.flags.defaults, **found}
+    differ = [f'{name} {found.get(name)}, not {wanted}' for name, wanted in expected(step.opt).items()
+              if found.get(name) != wanted]
+    teacher = getattr(step.opt, 'path_t', None)
+    if teacher and not _same_path(found, teacher):
+        differ.append(f'the teacher {found.get("path_t")}, not {teacher}')
+    if differ:
+        raise UserError(f'{step.what}: {step.folder} holds a run with {"; ".join(differ[:5])}; move it away, or give '
+                        f'another --save_dir')
+
+
+def _same_path(parameters, teacher):
+    return Path(str(parameters.get('path_t'))).parts[-2:] == Path(teacher).parts[-2:]
+
+
+def _parameters(step) -> dict | None:
+    """The parameters.json of a step's run; None where there is none."""
+    path = step.folder / 'parameters.json'
+    if not path.exists():
+        return None
+    advice = 'delete it, and the same command writes it again'
+    try:
+        found = read_json(path, f'{step.what}: {path}')
+    except UserError as error:
+        raise _Lost(f'{error}; {advice}') from error
+    if not isinstance(found, dict) or not found:
+        raise _Lost(f'{step.what}: {path}: holds no options; {advice}')
+    return found
+
+
+def _check_teachers(steps, reading):
+    """Each student's run has learnt from the teacher that is there now, and each teacher's checkpoint can be read."""
+    teachers, other, gone = {}, [], []
+    for step in steps:
+        path = getattr(step.opt, 'path_t', None)
+        learnt_from = _learnt_from(step) if path else None
+        if path and path not in teachers and (learnt_from is not None or not reading):
+            teachers[path] = _teacher(step)
+        if learnt_from is not None and teachers[path] != learnt_from:
+            (gone if teachers[path] is None else other).append(step)
+    for found, error, text in (
+            (other, UserError, 'learnt from another teacher than {}; move {} away, or put that teacher back'),
+            (gone, _Lost, 'learnt from a teacher that is no longer there, {}; move {} away, or put the teacher back')):
+        if found:
+            first, more = found[0], len(found) - 1
+            raise error(f'{first.what}: {first.folder} '
+                        + (f'and {more} more hold runs that ' if more else 'holds a run that ')
+                        + text.format(first.opt.path_t, 'them' if more else 'it'))
+
+
+def _learnt_from(step):
+    """The checksum of the net that taught a student's run; None where it is not known, or a path tells it already."""
+    with contextlib.suppress(UserError):
+        found = _parameters(step)
+        return found.get(CHECKSUM) if found and _same_path(found, step.opt.path_t) else None
+    return None
+
+
+def _teacher(step):
+    """The checksum of the net that teaches a student, or of the one that its resumed run will save; None where there is
+    none yet."""
+    path, maker = Path(step.opt.path_t), step.after
+    what = f'{maker.what}:' if maker else f'{step.what}: teacher'
+    lost = maker is not None and path.with_name(LAST).is_file() and not _last_is_best(maker)
+    anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
+    if path.is_file():
+        try:
+            checkpoint = load_checkpoint(str(path), what)
+            return _checksum(step.opt, weights_of(checkpoint), checkpoint.get('num_classes'), f'{what} {path}')
+        except UserError as error:
+            advice = 'give another file' if maker is None else anew if lost else \
+                'delete it, and the same command makes it again'
+            raise _Lost(f'{error}; {advice}') from error
+    if lost:
+        raise _Lost(f'{maker.what}: {path}: the weights of its best epoch are lost; {anew}')
+    with contextlib.suppress(UserError):
+        state = load_checkpoint(str(path.with_name(LAST)), '')
+        module, identity = (state.get(name) if isinstance(state.get(name), dict) else {}
+                            for name in ('module', 'identity'))
+        weights = {name[8:]: value for name, value in module.items() if name.startswith('student.')}
+        return _checksum(step.opt, weights, identity.get('classes'), what)
+    return None
+
+
+def _last_is_best(step):
+    """Whether a run that is finished has the weights of its best epoch in last.pth too; True for another one."""
+    with contextlib.suppress(UserError):
+        curve = read_run(str(step.folder))['curve']
+        return max(curve) not in curve[:-1]
+    return True
+
+
+def _checksum(opt, weights, classes, what):
+    """As train_student.py makes it. Raises UserError where the weights are not those of the teacher's net."""
+    classes = classes if isinstance(classes, int) else SIZES.get(opt.dataset, (10,))[0]
+    net = model_dict[resolve(opt.model_t, pixels(opt), what)](num_classes=classes)
+    load_weights(net, weights, f'{what}: not the weights of {opt.model_t}')
+    return weights_checksum(net)
