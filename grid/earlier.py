@@ -10,6 +10,7 @@ from helper.state import LAST, weights_checksum
 from models import model_dict, resolve
 from results.runs import read_run
 
+from .state import last_is_best
 from .steps import SIZES, Step, expected, pixels
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
@@ -111,7 +112,7 @@ def _teacher(step):
     none yet."""
     path, maker = Path(step.opt.path_t), step.after
     what = f'{maker.what}:' if maker else f'{step.what}: teacher'
-    lost = maker is not None and path.with_name(LAST).is_file() and not _last_is_best(maker)
+    lost = maker is not None and _is_lost(maker)
     anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
     if path.is_file():
         try:
@@ -132,12 +133,11 @@ def _teacher(step):
     return None
 
 
-def _last_is_best(step):
-    """Whether a run that is finished has the weights of its best epoch in last.pth too; True for another one."""
+def _is_lost(step):
+    """Whether a resumed run could not write the weights of its best epoch again."""
     with contextlib.suppress(UserError):
-        curve = read_run(str(step.folder))['curve']
-        return max(curve) not in curve[:-1]
-    return True
+        return not last_is_best(step, read_run(str(step.folder)))
+    return False
 
 
 def _checksum(opt, weights, classes, what):

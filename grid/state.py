@@ -9,6 +9,7 @@ from statistics import mean
 
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
+from helper.state import LAST
 from results.runs import read_run
 
 from .steps import Step, expected
@@ -86,10 +87,21 @@ class Record:
 
 
 def result(step: Step) -> dict | None:
-    """What results.runs.read_run gives of its run; None where the run has not ended, or a file is lost or damaged."""
+    """What results.runs.read_run gives of its run; None where that has not ended, or a file is lost or damaged.
+
+    The figures do not need the weights of the best epoch. Where these are lost the run has ended all the same, unless
+    others learn from them, or last.pth has them too.
+    """
     with contextlib.suppress(UserError):
-        return read_run(str(step.folder)) if step.checkpoint.is_file() else None
+        run = read_run(str(step.folder))
+        whole = step.checkpoint.is_file() or not (step.teaches or last_is_best(step, run))
+        return run if whole and len(run['curve']) >= step.opt.epochs else None
     return None
+
+
+def last_is_best(step: Step, run: dict) -> bool:
+    """Whether last.pth has the weights of a finished run's best epoch, which is then the last one."""
+    return (step.folder / LAST).is_file() and max(run['curve']) not in run['curve'][:-1]
 
 
 def progress(step: Step, logs: Path, running: set | None = None) -> Progress:
@@ -154,11 +166,14 @@ def summary(name: str, steps: dict[Step, Progress], at_once: int) -> str:
 
 
 def failures(steps: dict[Step, Progress], logs: Path) -> str:
-    """The steps that failed, each with the last lines of its log."""
+    """The steps that failed, each with the last lines of its log, and those whose best weights are lost."""
     parts = []
     for step, now in steps.items():
+        if now.state == DONE and not step.checkpoint.is_file():
+            parts.append(f'lost: the weights of {step.name} ({step.checkpoint}); its figures stay. To have them again, '
+                         f'move the folder away')
         if now.state == FAILED:
             record = Record(logs, step)
             parts.append('\n'.join([f'failed: {step.name} ({record.log})', *(f'    {line}' for line in
                                                                               record.last_lines())]))
-    return '\n'.join(parts)
+    return ''.join(f'{part}\n' for part in parts)

@@ -35,7 +35,7 @@ SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagen
 
 @dataclass(eq=False)
 class Step:
-    """A run of a table. Its checkpoint is there when it is finished, see `state.py`."""
+    """A run of a table. `state.py` knows whether it is finished."""
 
     name: str                       # its log's, unique in the table
     what: str                       # how messages name it
@@ -47,6 +47,7 @@ class Step:
     net: str                        # that it trains
     trial: int                      # 1, 2, ...; 0 of a teacher
     after: 'Step | None' = None     # whose checkpoint it needs
+    teaches: bool = False           # whether another step needs its checkpoint
     cells: list[tuple[str, str]] = field(default_factory=list)      # (row's label, pair) that it is a trial of
 
     def command(self, placement: list[str], python: str = 'python') -> list[str]:
@@ -169,6 +170,8 @@ class _Plan:
             net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt))
             found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
+            if after:
+                after.teaches = True
         elif values(found.opt) != values(opt):
             raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '
                             f'flags; leave one of the two out')

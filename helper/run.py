@@ -1,4 +1,5 @@
 """A run, from its folder to its last epoch: what is trained, saved, resumed, recorded, and how signals end it."""
+import contextlib
 import os
 import signal
 import time
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from . import distributed
-from .checkpoint import load_weights, save_checkpoint
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .cli import comma_list, values
 from .device import Precision, random_state, restore_random_state
 from .errors import UserError, printable
-from .files import Lock, folder_name, make_folder, read_json, run_folder, write_atomically
+from .files import Lock, folder_name, make_folder, run_folder, write_atomically
 from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
@@ -232,23 +233,28 @@ class Run:
         (self.folder / PREVIOUS).unlink(missing_ok=True)
 
     def _check_best(self, moved):
-        """See that the files of the best epoch so far are there, and if moved bring them; else count the best anew."""
+        """See that the checkpoint of the best epoch so far is there, and if moved bring it; the log has its figures.
+
+        Where it is lost the figures stay as they are, but a state that came without it counts the best anew.
+        """
         source, best, last = Path(self.state['path']).parent, self.records.best, self._finished()
-        if best.get('epoch') in (None, last):       # none yet, or this run writes them in a moment
+        if best.get('epoch') in (None, last):       # none yet, or this run writes it in a moment
             return
-        metrics, nets = source / 'test_best_metrics.json', [*source.glob('*_best.pth')]
-        try:
-            found = read_json(metrics, str(metrics))
-            whole = nets and isinstance(found, dict) and \
-                (found.get('epoch'), found.get('test_acc')) == (best['epoch'], best['test_acc'])
-        except UserError:
-            whole = False
-        if not whole:
+        file, whole = source / self.place.best_file, False
+        with contextlib.suppress(UserError):
+            found = load_checkpoint(str(file), '')
+            whole = (found.get('epoch'), found.get('best_acc')) == (best['epoch'], best['test_acc'])
+        if moved and not whole:
             print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
             self.records.best = self.records.last if last else {'test_acc': -1.0}
-        for file in (*nets, metrics) if whole and moved else ():
+            return
+        if moved:
             content = file.read_bytes()
-            write_atomically(self.folder / file.name, lambda out, content=content: out.write(content))
+            write_atomically(self.folder / file.name, lambda out: out.write(content))
+        if not whole:
+            print(f'{file}: the weights of the best epoch, {best["epoch"]}, are lost; its figures stay, and the next '
+                  f'epoch that is better is saved there')
+        self.records.write_best()
 
     def _finished(self):
         """The epoch that the resumed state ends, whose files the run may not have written any more; else 0."""

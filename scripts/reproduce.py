@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid import formats, report, slurm  # noqa: E402
 from grid.earlier import check  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
-from grid.state import DONE, FAILED, Record, failures, progress, summary  # noqa: E402
+from grid.state import DONE, Record, failures, progress, summary  # noqa: E402
 from grid.steps import shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
@@ -63,7 +63,7 @@ def main():
     if opt.status:
         now = {step: progress(step, logs) for step in steps}
         print(summary(table.name, now, sum(p.state == 'running' for p in now.values())))
-        print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
+        print(failures(now, logs), end='')
         return
 
     make_folder(logs, Path(save))
@@ -75,7 +75,7 @@ def main():
             if Record(logs, step).failed():
                 Record(logs, step).forget()
     now = cluster.run(steps) if cluster else Local(table.name, logs, steps, places, opt.trial_parallel).run()
-    print(failures(now, logs), end='\n' if any(p.state == FAILED for p in now.values()) else '')
+    print(failures(now, logs), end='')
     show(formats.plain(report.write(table, steps, Path(save), now)))
     print(f'report: {save}/report.html')
     if any(p.state != DONE for p in now.values()):

@@ -848,6 +848,29 @@ def test_failures(call, mini, pretend, tmp_path, capsys):
     assert capsys.readouterr().out.startswith('mini: 1 done, 0 running, 0 failed, 3 left')
 
 
+@pytest.mark.parametrize('fault, state, said', [
+    ('weights that last.pth does not have', 'done', True), ('weights that it has', 'left', False),
+    ('figures', 'left', False), ('the last epoch', 'left', False)])
+def test_what_a_finished_run_has_lost(call, tmp_path, monkeypatch, capsys, fault, state, said):
+    """It is resumed for what can be written again, and not where that would change a figure."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    kd = pretend_runs(Path('save'))['resnet14-resnet8-KD-1']
+    if fault.startswith('weights'):
+        kd.checkpoint.unlink()
+        (kd.folder / 'last.pth').touch()
+    else:
+        file = kd.folder / ('test_best_metrics.json' if fault == 'figures' else 'history.json')
+        file.write_text(json.dumps(json_of(kd.folder, 'history.json')[:1] if 'history' in file.name else {}))
+    if fault == 'weights that last.pth does not have':
+        (kd.folder / 'history.json').write_text(json.dumps(json_of(kd.folder, 'history.json')[::-1]))
+    assert progress(kd, Path('save/logs')).state == state
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
+    lost = f'\nlost: the weights of {kd.name} ({kd.checkpoint}); its figures stay. To have them again, move the ' \
+           f'folder away\n'
+    assert (lost in capsys.readouterr().out) == said
+
+
 # What interrupts them
 
 def assert_same_runs(save: Path, whole: Path) -> None:

@@ -62,7 +62,7 @@ def table(tmp_path_factory, call):
         patch.chdir(folder)
         lines = []
         patch.setattr('builtins.print', lambda text='', **_: lines.extend(text.splitlines()))
-        call(reproduce.main, TABLE, '--dry-run')
+        call(reproduce.main, TABLE, '--dry-run', '--epochs', EPOCHS)
         for line in lines:
             if line.startswith('# '):
                 comment = line[2:]
@@ -90,7 +90,7 @@ def texts(table, call):
     """kind of file -> the report of the whole table."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(table[0])
-        call(report.main, TABLE)
+        call(report.main, TABLE, '--epochs', EPOCHS)
     return {file.suffix[1:]: file.read_text() for file in (table[0] / 'save' / TABLE).glob('report.*')}
 
 
@@ -285,7 +285,7 @@ def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
         shutil.rmtree(runs / name.format('similarity', '3000.0', trial)) if trial > 1 else None
     (runs / name.format('vid', '1.0', 1) / 'parameters.json').unlink()
     (save / 'logs').mkdir()
-    call(report.main, TABLE)
+    call(report.main, TABLE, '--epochs', EPOCHS)
     lines = {(line['row'], f'{line["teacher"]} -> {line["student"]}'): line
              for line in csv.DictReader((save / 'report.csv').read_text().splitlines())}
     pair = 'resnet32x4 -> vgg8'
@@ -302,7 +302,7 @@ def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
     page, text = (save / 'report.html').read_text(), (save / 'report.md').read_text()
     assert 'semckd_cifar100: 212 done, 0 running, 0 failed, 10 left. Written' in page
     assert page.count('<small>2 of 4 trials</small>') == page.count('<small>3 of 4 trials</small>') == 1
-    for missing in ('KD-2: left, 0% done', 'KD-3: left, 0% done', 'FitNet-1: left, 0% done', 'VID-1: left, 1% done'):
+    for missing in ('KD-2: left, 0% done', 'KD-3: left, 0% done', 'FitNet-1: left, 0% done', 'VID-1: left, 100% done'):
         assert f'<li>resnet32x4-vgg8-{missing}' in page
     assert page.count('<li>resnet32x4-vgg8-') == 10
     assert f'{mean(best):.2f} ± {stdev(best):.2f}, 2 of 4 (72.73 ± 0.15)' in text and '|  (72.91 ± 0.18) |' not in text

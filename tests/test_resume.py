@@ -108,11 +108,13 @@ def test_into_another_folder(call, small, tmp_path, capfd):
     state = load_checkpoint(str(first / 'last.pth'), '')
     state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
     torch.save(state, first / 'last.pth')
-    (first / 'test_best_metrics.json').write_text(json.dumps(state['log']['best']))
+    best = load_checkpoint(str(first / 'resnet8_best.pth'), '')
+    torch.save({**best, 'epoch': 1, 'best_acc': 100.0}, first / 'resnet8_best.pth')
+    (first / 'test_best_metrics.json').unlink()     # the log has them
     call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', first)
     second = next(tmp_path.glob('models/*_b'))
-    for name in ('resnet8_best.pth', 'test_best_metrics.json'):
-        assert (second / name).read_bytes() == (first / name).read_bytes()
+    assert (second / 'resnet8_best.pth').read_bytes() == (first / 'resnet8_best.pth').read_bytes()
+    assert json.loads((second / 'test_best_metrics.json').read_text()) == state['log']['best']
 
     # A run that has ended: its state is there too, and continues.
     call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'c', '--resume', first)
@@ -127,6 +129,36 @@ def test_into_another_folder(call, small, tmp_path, capfd):
     call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'd', '--resume', tmp_path / 'moved.pth')
     assert 'does not hold the best checkpoint of epoch 1; the best is counted anew' in capfd.readouterr().out
     assert json.loads(next(tmp_path.glob('models/*_d/test_best_metrics.json')).read_text())['epoch'] == 2
+
+
+@pytest.mark.parametrize('lost', ['test_best_metrics.json', 'resnet8_best.pth', 'both', 'damaged'])
+def test_files_of_the_best_epoch_that_are_lost(call, small, tmp_path, capfd, lost):
+    """A finished run's figures are what they were; only weights that last.pth does not have stay lost."""
+    arguments = ['--model', 'resnet8', *small, '--epochs', 2, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments)
+    folder = next(tmp_path.glob('models/*'))
+    metrics, weights = folder / 'test_best_metrics.json', folder / 'resnet8_best.pth'
+    best = load_checkpoint(str(weights), '')
+    state = load_checkpoint(str(folder / 'last.pth'), '')
+    state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
+    torch.save(state, folder / 'last.pth')
+    torch.save({**best, 'epoch': 1, 'best_acc': 100.0}, weights)
+    before = weights.read_bytes()
+    for file in (metrics, weights):
+        if lost in (file.name, 'both'):
+            file.unlink()
+        elif lost == 'damaged':
+            file.write_bytes(b'{')
+    capfd.readouterr()
+    for _ in range(2):
+        call(train_teacher.main, *arguments, '--resume')
+        out = capfd.readouterr().out
+        assert json.loads(metrics.read_text()) == state['log']['best'] and 'best top-1 100.00 at epoch 1' in out
+        if lost == 'test_best_metrics.json':
+            assert weights.read_bytes() == before and 'are lost' not in out
+        else:
+            assert f'{weights}: the weights of the best epoch, 1, are lost; its figures stay' in out
+            assert not weights.exists() or weights.read_bytes() == b'{'
 
 
 def test_into_the_folder_of_another_run(call, small, tmp_path, capfd, monkeypatch):
