@@ -3,6 +3,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
 import shlex
 from argparse import Namespace
@@ -16,15 +17,16 @@ from dataset import memory_dict
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import get_method
 from helper.checkpoint import load_checkpoint
-from helper.cli import values
-from helper.errors import UserError
+from helper.cli import Parser, values
+from helper.errors import UserError, nearest, printable
 from helper.run import Place
 from models import model_dict, resolve
 from models.load import teacher_name
-from options import student_options, teacher_options
+from options import flags, student_options, teacher_options
 
 from .table_file import ALONE, Row, Table
 
+COMMAND_LINE = 'the command line'     # in messages, of the flags for every run
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir', '--resume',
         '--gpu_id', '--teacher_cache', '--evaluate', '--list', '--multiprocessing-distributed', '--dist-url', '-h',
@@ -87,7 +89,7 @@ class _Plan:
         self.blank = {}
         for key in ('options', 'teacher_options', 'student_options'):
             _check_words(getattr(table, key), f'{table.path}: {key}')
-        _check_words(more, 'the flags for every run')
+        _check_words(more, COMMAND_LINE)
 
     def add_cell(self, pair, row):
         what = f'{self.table.path}: row {row.label}, {pair}'
@@ -103,8 +105,11 @@ class _Plan:
 
     def _alone(self, pair, row, trial, seed, what):
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        return self._teacher_step(pair.student, words, f'{trial}{_suffix(row)}', seed,
-                                  f'{pair.student}-{_slug(row.label)}-{trial}', what)
+        name = f'{pair.student}-{_slug(row.label)}-{trial}'
+        same = self._named(name)
+        if same and all(of != str(pair) for _, of in same.cells):       # by the flags of another pair
+            name = f'{pair.teacher}-{name}'
+        return self._teacher_step(pair.student, words, f'{trial}{_suffix(row)}', seed, name, what)
 
     def _distilled(self, pair, row, trial, seed, what):
         source, after = self._teacher(pair.teacher)
@@ -123,7 +128,7 @@ class _Plan:
         """(checkpoint, the step that makes it or None where it is there already)."""
         if name not in self.teachers:
             fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
-            if fetched and fetched.is_file():
+            if fetched and os.path.isfile(fetched):
                 self.teachers[name] = fetched, None
             else:
                 words = [*self.table.options, *self.table.teacher_options]
@@ -145,17 +150,28 @@ class _Plan:
 
     def _teacher_step(self, model, words, trial, seed, name, what):
         arguments = ['--model', model, *words, '--trial', trial, '--seed', str(seed), *self._last()]
-        opt = _parsed(teacher_options, arguments, what)
+        opt = self._parsed(teacher_options, arguments, what)
         return self._step(name, what, 'train_teacher.py', arguments, opt, Place.of_teacher(opt), None)
 
     def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
         arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
                      '--trial', trial, '--seed', str(seed), *self._last()]
-        opt = _parsed(student_options, arguments, what)
+        opt = self._parsed(student_options, arguments, what)
         if self.table.teacher_cache and opt.dataset in memory_dict and get_method(row.method).accepts_answers(ANSWERS):
             arguments.append('--teacher_cache')
-        opt.model_t = after.net if after else self._net_of(source, teacher)
+        opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
+
+    def _parsed(self, options, arguments, what):
+        """The options. Where they are right without the flags of the command line, these are at fault."""
+        try:
+            return options(arguments)
+        except (UserError, ValueError) as error:
+            if self.more:
+                with contextlib.suppress(UserError, ValueError):
+                    options(arguments[:-len(self.more)])
+                    what = COMMAND_LINE
+            raise UserError(f'{what}: {error}') from error
 
     def _last(self):
         return ['--save_dir', self.save_dir, '--resume', 'auto', *self.more]
@@ -164,7 +180,7 @@ class _Plan:
         folder, number = place.folder(opt), re.match(r'\d*', opt.trial)[0]
         found = self.steps.get(str(folder))
         if found is None:
-            if same := next((step for step in self.steps.values() if step.name == name), None):
+            if same := self._named(name):
                 raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
                                 f'another name')
             net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt))
@@ -174,14 +190,21 @@ class _Plan:
                 after.teaches = True
         elif values(found.opt) != values(opt):
             raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '
-                            f'flags; leave one of the two out')
+                            f'flags; ' + ('give the row another name' if found.name == name else
+                                          'leave one of the two out'))
         return found
 
-    def _net_of(self, path, name):
-        """The net that a fetched checkpoint holds, as train_student.py will name it."""
+    def _named(self, name):
+        return next((step for step in self.steps.values() if step.name == name), None)
+
+    def _net_of(self, path, name, size):
+        """The net that a fetched checkpoint holds, as train_student.py will name it: `name`, or that resolved."""
         if path not in self.nets:
-            self.nets[path] = teacher_name(str(path), load_checkpoint(str(path), f'{self.table.path}: teacher {name}'),
-                                           f'{self.table.path}: teacher {name}:')
+            what = f'{self.table.path}: teacher {name}'
+            found = teacher_name(str(path), load_checkpoint(str(path), what), f'{what}:')
+            if resolve(found, size, f'{what}: {path}: holds') != resolve(name, size):
+                raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
+            self.nets[path] = found
         return self.nets[path]
 
     def _check_pair(self, step, what):
@@ -226,6 +249,17 @@ def _suffix(row: Row) -> str:
     return f'_{_slug(row.label)}' if hidden else ''
 
 
+def known_flags(parser: Parser) -> tuple[Namespace, list[str]]:
+    """(the options of a script's parser, the words that are left: flags of every run). Raises UserError."""
+    opt, more = parser.parse_known()
+    known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
+    for flag in (word.partition('=')[0] for word in more if word.startswith('--')):
+        name = flag[2:].replace('-', '_')
+        if not {name, name.removeprefix('no_')} & known:
+            parser.error(f'{flag}: no such flag; {nearest(flag, (f"--{other}" for other in known))}')
+    return opt, more
+
+
 def _slug(label):
     """A row's label as a part of a file's name."""
     return re.sub(r'[^\w.+-]+', '_', label)[:40]
@@ -238,13 +272,6 @@ def _check_words(words, what):
         name = word.split('=')[0].replace('_', '-') if word.startswith('--') else word[:2]
         if name in ours:
             raise UserError(f'{what}: {word}: reproduce.py sets this flag itself; leave it out')
-
-
-def _parsed(options, arguments, what):
-    try:
-        return options(arguments)
-    except (UserError, ValueError) as error:
-        raise UserError(f'{what}: {error}') from error
 
 
 def expected(opt) -> dict:

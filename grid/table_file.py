@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distiller_zoo import get_method
-from helper.errors import UserError, nearest, reason
+from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
 from models import model_names
 from results.published import sources
@@ -101,7 +101,7 @@ def read(path: Path) -> Table:
     try:
         if len(text) > LARGEST:
             raise ValueError(f'more than {LARGEST} bytes')
-        content = tomllib.loads(text.decode())
+        content = tomllib.loads(text.decode('utf-8-sig'))
     except (ValueError, RecursionError) as error:
         found = re.search(r'at line (\d+)', str(error))
         line = text.decode(errors='replace').split('\n')[int(found[1]) - 1].strip()[:80] if found else ''
@@ -115,9 +115,9 @@ def read(path: Path) -> Table:
     for key, (required, _, example) in KEYS.items():
         if required and not content.get(key):
             raise UserError(f'{path}: {key} is missing or empty; give it as {example}')
-    for text in (content['title'], *content['rows']):
+    for what, text in (('title', content['title']), *(('rows', label) for label in content['rows'])):
         if not text.isprintable() or not text.strip():
-            raise UserError(f'{path}: {text!r}: give a name in one line, of characters that can be seen')
+            raise UserError(f'{path}: {what}: {text!r}: give a name in one line, of characters that can be seen')
     rows = [_row(label, text, f'{path}: row {label}') for label, text in content['rows'].items()]
     for i, row in enumerate(rows):
         if same := [other.label for other in rows[:i] if (other.method, other.flags) == (row.method, row.flags)]:
@@ -133,18 +133,24 @@ def read(path: Path) -> Table:
                         f'{nearest(content["published"], sources())}')
     words = {key: _words(content[key], f'{path}: {key}')
              for key in ('options', 'teacher_options', 'student_options') if key in content}
+    left_out = frozenset(_left_out(text, rows, pairs, path) for text in content.get('left_out', []))
+    if len(left_out) == len(rows) * len(pairs):
+        raise UserError(f'{path}: left_out: names every cell of the table; leave one in')
     return Table(path, content['title'], pairs, rows, seeds, published=content.get('published'),
                  fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
                  auxiliary=_auxiliary(content['auxiliary'], path) if 'auxiliary' in content else None,
-                 left_out=frozenset(_left_out(text, rows, pairs, path) for text in content.get('left_out', [])),
-                 **words)
+                 left_out=left_out, **words)
 
 
 def _words(text, what):
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f'{what}: {error}') from error
+        raise UserError(f'{what}: {printable(text)[:200]}: {error}; give quotation marks in pairs, and no backslash at '
+                        f'the end') from error
+    if odd := [word for word in words if not word.isprintable()]:
+        raise UserError(f'{what}: {odd[0]!r}: give words of characters that can be seen')
+    return words
 
 
 def _row(label, text, what):

@@ -4,6 +4,7 @@ python scripts/report.py TABLE [--save_dir DIR] [--figures [ROW ...]] [flags tha
 
 --figures also draws what scripts/visualize.py draws, of each pair's first trials, and puts it into the report.
 """
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from distiller_zoo import get_method  # noqa: E402
 from grid import formats, report  # noqa: E402
 from grid.earlier import check  # noqa: E402
 from grid.state import DONE, progress  # noqa: E402
-from grid.steps import steps_of  # noqa: E402
+from grid.steps import known_flags, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
@@ -39,10 +40,10 @@ def main():
     parser.add_argument('--save_dir', type=path, help='where its runs are; else save/TABLE')
     parser.add_argument('--figures', nargs='*', metavar='ROW',
                         help='draw the figures of these rows, or of all where none is named')
-    opt, more = parser.parse_known()
+    opt, more = known_flags(parser)
     table = read(find(opt.table))
     save = Path(opt.save_dir or f'save/{table.name}')
-    if not save.is_dir():
+    if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
     steps = steps_of(table, str(save), more)
     check(steps, reading=True)

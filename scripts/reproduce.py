@@ -14,12 +14,11 @@ from grid import formats, report, slurm  # noqa: E402
 from grid.earlier import check  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
 from grid.state import DONE, Record, failures, progress, summary  # noqa: E402
-from grid.steps import shell, steps_of  # noqa: E402
+from grid.steps import known_flags, shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
-from helper.errors import UserError, nearest, run_main  # noqa: E402
+from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import Lock, make_folder  # noqa: E402
-from options import flags  # noqa: E402
 
 
 def options():
@@ -40,12 +39,10 @@ def options():
     add('--trial_parallel', type=number(int, low=1, high=64), default=1,
         help='trials of one cell that run at the same time on one GPU, for nets that leave it idle')
     slurm.add_arguments(parser.group('--cluster slurm'))
-    opt, more = parser.parse_known()
-    known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
-    for flag in (word.partition('=')[0] for word in more if word.startswith('--')):
-        name = flag[2:].replace('-', '_')
-        if not {name, name.removeprefix('no_')} & known:
-            parser.error(f'{flag}: no such flag; {nearest(flag, (f"--{other}" for other in known))}')
+    opt, more = known_flags(parser)
+    given = [name for name in ('partition', 'cpus', 'time', 'sbatch') if getattr(opt, name) != parser.get_default(name)]
+    if given and opt.cluster != 'slurm':
+        parser.error(f'--{given[0]}: is of jobs of Slurm; give --cluster slurm too, or leave it out')
     return opt, more
 
 
@@ -66,7 +63,8 @@ def main():
         print(failures(now, logs), end='')
         return
 
-    make_folder(logs, Path(save))
+    for folder in (Path(save), logs):
+        make_folder(folder, Path(save))
     lock = Lock(Path(save))
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')

@@ -1,5 +1,6 @@
 """A table of runs: its file, the commands, the runs to their end through all that interrupts them, and bad input."""
 import csv
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from contextlib import nullcontext
@@ -221,7 +223,7 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
                         fetched='save/models/{teacher}_vanilla/ckpt_epoch_240.pth')
     file = Path('save/models/resnet20_vanilla/ckpt_epoch_240.pth')
     file.parent.mkdir(parents=True)
-    torch.save({'model': {'weight': torch.zeros(1)}}, file)
+    torch.save({'model': model_dict['resnet20'](num_classes=10).state_dict()}, file)
     call(reproduce.main, table, '--dry-run')
     found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
     assert [comment for comment, *_ in found[:5]] == [
@@ -232,11 +234,21 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
               and 'resnet20 -> ' in comment and opt.distill != 'hkd'}
     assert taught == {str(file)} and found[2][2].path_t == str(file)
 
-    file.write_bytes(b'x')
-    with pytest.raises(SystemExit) as caught:
-        call(reproduce.main, table, '--dry-run')
-    assert caught.value.code == 2
-    assert one_line(capsys).startswith(f'mini.toml: teacher resnet20 {file}: not a PyTorch checkpoint, or cut short')
+    for content, said in ((b'x', f' {file}: not a PyTorch checkpoint, or cut short'),
+                          ('vgg8', f': {file}: holds a vgg8; let fetched name a checkpoint of resnet20'),
+                          ('vgg\n', f': {file}: holds vgg\\n: no such model; ')):
+        file.write_bytes(content) if isinstance(content, bytes) else torch.save({'arch': content}, file)
+        with pytest.raises(SystemExit) as caught:
+            call(reproduce.main, table, '--dry-run')
+        assert caught.value.code == 2 and one_line(capsys).startswith(f'mini.toml: teacher resnet20{said}')
+
+
+def test_a_fetched_teacher_may_say_what_its_name_means(tmp_path):
+    """ResNet18 is ResNet18_cifar for small images."""
+    torch.save({'arch': 'ResNet18_cifar'}, tmp_path / 'ResNet18.pth')
+    table = read(write_table(tmp_path / 'mini.toml', pairs=['ResNet18 -> resnet8'], rows={'KD': 'kd'},
+                             fetched=f'{tmp_path}/{{teacher}}.pth'))
+    assert {step.opt.model_t for step in steps_of(table, 'save', [])} == {'ResNet18_cifar'}
 
 
 def test_steps_wait_for_their_teacher(tmp_path):
@@ -247,6 +259,17 @@ def test_steps_wait_for_their_teacher(tmp_path):
          'resnet14-resnet8-SemCKD-2'],
         ['resnet14-resnet8-HKD-1', 'resnet14-resnet8-HKD-2']]
     assert [step.trial for step in steps] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_a_student_of_two_pairs_with_different_flags(tmp_path):
+    """Each pair has a run alone, and a log of its own; one of the same flags is shared."""
+    pairs = ['resnet14 -> resnet8 --learning_rate 0.05', 'resnet20 -> resnet8 --learning_rate 0.1',
+             'vgg8 -> resnet8 --learning_rate 0.05']
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml', pairs=pairs, rows={'Student': 'alone'}, seeds=[1],
+                                      student_options='')), 'save', [])
+    assert {step.name: (step.opt.learning_rate, [pair for _, pair in step.cells]) for step in steps} == {
+        'resnet8-Student-1': (0.05, ['resnet14 -> resnet8', 'vgg8 -> resnet8']),
+        'resnet20-resnet8-Student-1': (0.1, ['resnet20 -> resnet8'])}
 
 
 def test_a_net_that_teaches_itself(tmp_path):
@@ -293,7 +316,11 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'no method': ({'rows': {'A': ' '}}, 'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
     'a row in a row': ('title = "x"\nseeds = [1]\npairs = ["a -> b"]\n[rows.A]\nb = "kd"\n',
                        'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
-    'quotes': ({'rows': {'A': "kd 'x"}}, 'row A: No closing quotation'),
+    'quotes': ({'rows': {'A': "kd 'x"}}, "row A: kd 'x: No closing quotation; give quotation marks in pairs, and "
+                                        'no backslash at the end'),
+    'NUL': ({'options': '--dataset folder --data_dir \0'},
+            "options: '\\x00': give words of characters that can be seen"),
+    'a control character': ({'rows': {'A': 'kd --dataset \x1b[31m'}}, "row A: '\\x1b[31m': give words of characters"),
     'student': ({'pairs': ['resnet14 -> vgg88']}, 'pairs: resnet14 -> vgg88: no such net, vgg88; did you mean vgg8'),
     'teacher': ({'pairs': ['renset14 -> vgg8']}, 'pairs: renset14 -> vgg8: no such net, renset14; did you mean'),
     'arrow': ({'pairs': ['resnet14 > vgg8']},
@@ -321,6 +348,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
                  '["FSP: wrn_40_2 -> wrn_40_1"]'),
     'left_out 2': ({'left_out': [3]}, 'left_out: 3: give a row and a pair of this table, as '
                                       '["FSP: wrn_40_2 -> wrn_40_1"]'),
+    'all left_out': ({'rows': {'KD': 'kd'}, 'left_out': ['KD: resnet14 -> resnet8']},
+                     'left_out: names every cell of the table; leave one in'),
     'published': ({'published': 'SemCKT'},
                   'published SemCKT: docs/published.csv has no figures of it; did you mean SemCKD? there are: '),
     'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and how it learns, as '
@@ -358,7 +387,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         {'rows': {'A b': 'kd --kd_T 2', 'A:b': 'kd --kd_T 3'}},
         'row A:b, resnet14 -> resnet8: would be written into save/mini/student_model/'
         'S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_1_A_b, as row A b, resnet14 -> resnet8 with other flags; '
-        'leave one of the two out'),
+        'give the row another name'),
     'one log for two runs': (
         {'rows': {'A b': 'kd -b 2', 'A:b': 'kd -b 3'}},
         'row A:b, resnet14 -> resnet8: its log would be that of row A b, resnet14 -> resnet8; give the row another '
@@ -368,10 +397,11 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         'row Student, resnet20 -> resnet8: would be written into save/mini/models/'
         'resnet8_digits_lr_0.02_decay_0.0005_trial_1, as row Student, resnet14 -> resnet8 with other flags; leave one '
         'of the two out'),
-    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "'A\\nb': give a name in one line, of characters that can be "
-                                                       "seen"),
-    'an empty label': ({'rows': {'': 'kd'}}, "'': give a name in one line, of characters that can be seen"),
-    'a title of two lines': ({'title': 'a\nb'}, "'a\\nb': give a name in one line, of characters that can be seen"),
+    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "rows: 'A\\nb': give a name in one line, of characters that "
+                                                       "can be seen"),
+    'an empty label': ({'rows': {'': 'kd'}}, "rows: '': give a name in one line, of characters that can be seen"),
+    'a title of two lines': ({'title': 'a\nb'},
+                             "title: 'a\\nb': give a name in one line, of characters that can be seen"),
     'the same label twice': ('title = "x"\n[rows]\nKD = "kd"\nKD = "kd"\n', 'Cannot overwrite a value (at line 4, '
                              'column 10): KD = "kd"; a table is a TOML file, as those in scripts/tables'),
     'no TOML': ('title: x\n', "Expected '=' after a key in a key/value pair (at line 1, column 6): title: x; a table "
@@ -401,6 +431,13 @@ def test_bad_table(call, tmp_path, monkeypatch, capsys, given, said):
     assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
 
 
+def test_a_table_with_a_byte_order_mark(tmp_path):
+    """As editors on Windows write it."""
+    path = write_table(tmp_path / 'mini.toml')
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert read(path).title == 'Mini'
+
+
 def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.mkfifo('fifo.toml')
@@ -424,16 +461,19 @@ def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('arguments, said', [
     (['--job', '2'], '--job: no such flag; did you mean --jobs? there are: --alpha, '),
     (['--kd-t=3'], '--kd-t: no such flag; '),
-    (['--seed', '3'], 'the flags for every run: --seed: reproduce.py sets this flag itself; leave it out'),
-    (['-t3'], 'the flags for every run: -t3: reproduce.py sets this flag itself; leave it out'),
-    (['--epochs', '0'], 'mini.toml: row Student, resnet14 -> resnet8: --epochs: 0: give a whole number'),
-    (['more'], 'mini.toml: row Student, resnet14 -> resnet8: more: no such flag; '),
+    (['--seed', '3'], 'the command line: --seed: reproduce.py sets this flag itself; leave it out'),
+    (['-t3'], 'the command line: -t3: reproduce.py sets this flag itself; leave it out'),
+    (['--epochs', '0'], 'the command line: --epochs: 0: give a whole number'),
+    (['more'], 'the command line: more: no such flag; '),
     (['--jobs', '0'], '--jobs: 0: give a whole number'),
     (['--gpus', '2'], '--gpus 2: there is no GPU here; leave it out'),
     (['--gpus', '2', '--gpu_id', 'cpu'], '--gpus 2: --gpu_id is cpu; leave it out'),
     (['--gpu_id', '0'], '--gpu_id 0: there is no GPU 0; give cpu'),
     (['--gpu_id', ''], "--gpu_id: '': give a path; this one is empty. Is a variable not set?"),
     (['--trial_parallel', '0'], '--trial_parallel: 0: give a whole number'),
+    (['--data_dir', ''], "the command line: --data_dir: '': give a path; this one is empty."),
+    *(([flag, value], f'{flag}: is of jobs of Slurm; give --cluster slurm too, or leave it out')
+      for flag, value in (('--partition', 'gpu'), ('--time', '9'), ('--cpus', '2'), ('--sbatch', 'mem=1G'))),
     (['--cluster', 'cloud'], "--cluster: invalid choice: 'cloud'"),
 ])
 def test_bad_flags(call, tmp_path, monkeypatch, capsys, arguments, said):
@@ -444,6 +484,17 @@ def test_bad_flags(call, tmp_path, monkeypatch, capsys, arguments, said):
         call(reproduce.main, 'mini.toml', *arguments)
     assert caught.value.code == 2 and one_line(capsys).startswith(said)
     assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
+
+
+def test_flags_that_only_reproduce_has(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    for arguments, said in ((['--jobs', '2'], '--jobs: no such flag; '), (['--epoch=2'], '--epoch: no such flag; did '
+                                                                         'you mean --epochs or ')):
+        with pytest.raises(SystemExit) as caught:
+            call(report.main, 'mini.toml', *arguments)
+        message = one_line(capsys)
+        assert caught.value.code == 2 and message.startswith(said) and '--figures, ' in message
 
 
 def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):
@@ -464,13 +515,43 @@ def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
 
 
-def test_a_folder_that_cannot_be_written(call, tmp_path, monkeypatch, capsys):
+def refuse_to_write(folder, monkeypatch):
+    """As a folder that this user may not write: the tests may be run by root."""
+    original = tempfile.TemporaryFile
+
+    def make(*arguments, **settings):
+        if Path(settings['dir']) == folder:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(folder))
+        return original(*arguments, **settings)
+    monkeypatch.setattr(tempfile, 'TemporaryFile', make)
+
+
+def refuse_to_enter(folder, monkeypatch):
+    original = os.stat
+
+    def stat(path, *arguments, **settings):
+        if not isinstance(path, int) and folder in Path(os.fsdecode(path)).parents:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return original(path, *arguments, **settings)
+    monkeypatch.setattr(os, 'stat', stat)
+
+
+@pytest.mark.parametrize('save, refuse, said', [
+    ('mini.toml', None, 'cannot write mini.toml (File exists); give a folder that you may write'),
+    ('x' * 300, None, f'cannot be read (File name too long: {"x" * 300}/'),
+    ('logs only', refuse_to_write, 'cannot write logs only (Permission denied); give a folder that you may write'),
+    ('closed', refuse_to_enter, 'cannot be read (Permission denied: closed/'),
+], ids=['a file', 'long', 'read only', 'closed'])
+def test_a_folder_that_cannot_be_used(call, tmp_path, monkeypatch, capsys, save, refuse, said):
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
+    if refuse:
+        Path(save, 'logs').mkdir(parents=True)
+        refuse(Path(save), monkeypatch)
     with pytest.raises(SystemExit) as caught:
-        call(reproduce.main, 'mini.toml', '--save_dir', 'mini.toml')
-    assert caught.value.code == 2
-    assert one_line(capsys).startswith('--save_dir mini.toml: cannot write mini.toml/logs (Not a directory); give ')
+        call(reproduce.main, 'mini.toml', '--save_dir', save)
+    monkeypatch.undo()
+    assert caught.value.code == 2 and one_line(capsys).startswith(f'--save_dir {save}: {said}')
 
 
 # Where the runs compute

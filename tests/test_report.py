@@ -368,17 +368,6 @@ def test_escapes():
     assert figure(None, None) == '' and figure(71.005, None) == '71.00' and figure(1.0, 0.0) == '1.00 ± 0.00'
 
 
-def test_every_cell_left_out(tmp_path, monkeypatch, call, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path('none.toml').write_text('title = "None"\nseeds = [1]\npairs = ["resnet14 -> resnet8"]\n'
-                                 'left_out = ["KD: resnet14 -> resnet8"]\n[rows]\nKD = "kd"\n')
-    assert read(Path('none.toml')).left_out == {('KD', 'resnet14 -> resnet8')}
-    call(reproduce.main, 'none.toml')
-    lines = capsys.readouterr().out.splitlines()
-    assert (lines[0], lines[-1]) == ('none: 0 done, 0 running, 0 failed, 0 left', 'report: save/none/report.html')
-    assert '| KD | – |\n' in Path('save/none/report.md').read_text()
-
-
 PRESS = '''<script>
 const pressed = [performance.getEntriesByType('resource').map((asked) => asked.name)];
 const names = () => [...document.querySelectorAll('#accuracy tbody tr')].map((row) => row.cells[0].innerText);
