@@ -1,5 +1,6 @@
 """The report of a table: one HTML file that needs nothing from outside, and the table as Markdown, CSV and LaTeX."""
 import base64
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,8 @@ from statistics import mean
 from jinja2 import Environment
 from markupsafe import Markup
 
-from helper.files import write_atomically
+from helper.errors import UserError
+from helper.files import open_regular, write_atomically
 from results.figures import svg
 
 from . import charts, formats
@@ -131,6 +133,10 @@ def _costs(found: Found):
 
 
 def _figures(save: Path):
-    """What scripts/visualize.py has drawn into the table's folder."""
-    return [{'title': ', '.join(file.relative_to(save / 'figures').with_suffix('').parts),
-             'data': base64.b64encode(file.read_bytes()).decode()} for file in sorted(save.glob('figures/**/*.svg'))]
+    """What scripts/visualize.py has drawn into the table's folder. What cannot be read is left out."""
+    found = []
+    for file in sorted(save.glob('figures/**/*.svg')):
+        with contextlib.suppress(UserError, OSError), open_regular(file, str(file)) as svg_file:
+            found.append({'title': ', '.join(file.relative_to(save / 'figures').with_suffix('').parts),
+                          'data': base64.b64encode(svg_file.read()).decode()})
+    return found

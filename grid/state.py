@@ -18,6 +18,7 @@ DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'wit
 HEARTBEAT = 5           # seconds between two signs of life of a worker
 SILENT = 60             # seconds after which a worker that gave none has ended
 LAST_LINES = 5
+MOST_SECONDS = 10**9     # that a table may take, where its runs' files are not odd
 
 
 @dataclass
@@ -160,7 +161,7 @@ def summary(name: str, steps: dict[Step, Progress], at_once: int) -> str:
              for state in (DONE, RUNNING, FAILED, LEFT, WAITING)}
     text = ', '.join(f'{n} {state}' for state, n in count.items() if n or state != WAITING)
     left = seconds_left(steps, at_once)
-    if left and (count[RUNNING] or count[LEFT]):
+    if left and 0 < left < MOST_SECONDS and (count[RUNNING] or count[LEFT]):
         text += time.strftime(', ready about %a %H:%M', time.localtime(time.time() + left))
     return f'{name}: {text}'
 

@@ -146,8 +146,9 @@ def make_folder(folder: Path, save_dir: Path | None = None) -> None:
 class Lock:
     """One run at a time writes into a folder. The system drops the lock when its process ends, however it ends."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.file = folder, None
+    def __init__(self, folder: Path, shared: bool = False):
+        """shared: others write there too, so that what is unfinished may be theirs until it is an hour old."""
+        self.folder, self.file, self.spared = folder, None, 3600 if shared else 0
 
     def take(self) -> bool:
         """Whether this process has it now; not when another one does. Raises UserError."""
@@ -164,7 +165,8 @@ class Lock:
         self.file = file
         for rest in self.folder.glob(f'.*{UNFINISHED}'):       # of a run that was killed while it wrote
             with contextlib.suppress(OSError):
-                rest.unlink()
+                if not self.spared or time.time() - rest.stat().st_mtime > self.spared:
+                    rest.unlink()
         return True
 
     def release(self) -> None:

@@ -65,7 +65,7 @@ def main():
 
     for folder in (Path(save), logs):
         make_folder(folder, Path(save))
-    lock = Lock(Path(save))
+    lock = Lock(Path(save), shared=True)      # with report.py
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
     if opt.retry:

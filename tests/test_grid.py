@@ -1211,3 +1211,17 @@ def test_the_time_that_is_left(tmp_path):
     until = time.localtime(time.time() + 310)
     assert text.endswith((time.strftime('%a %H:%M', until), time.strftime('%a %H:%M', time.localtime(
         time.time() + 309))))
+
+
+@pytest.mark.parametrize('seconds', [1e300, 1e308, -1e300, -3.0])
+def test_odd_seconds(call, tmp_path, monkeypatch, capsys, seconds):
+    """Those of a file that was changed or damaged stop neither --status nor the report."""
+    monkeypatch.chdir(tmp_path)
+    steps = steps_of(read(write_table(Path('mini.toml'), **ALONE)), 'save', [])
+    for step in steps[:3]:
+        step.folder.mkdir(parents=True)
+        (step.folder / 'history.json').write_text(json.dumps([{'seconds': seconds}]))
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
+    assert capsys.readouterr().out == 'mini: 0 done, 0 running, 0 failed, 6 left\n'
+    call(report.main, 'mini.toml', '--save_dir', 'save')
+    assert capsys.readouterr().out.endswith('report: save/report.html\n')

@@ -326,6 +326,12 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
                                                                    'report.tex']
     assert 'digits: 0 done, 0 running, 0 failed, 43 left. Written' in Path('here/report.html').read_text()
     assert '| KD |  |  |\n' in Path('here/report.md').read_text()
+    # A figure that cannot be read is left out.
+    Path('here/figures/folder.svg').mkdir(parents=True)
+    Path('here/figures/dangling.svg').symlink_to('nowhere')
+    Path('here/figures/whole.svg').write_text('<svg/>')
+    call(report.main, 'digits', '--save_dir', 'here')
+    assert re.findall('<figcaption>(.*?)</figcaption>', Path('here/report.html').read_text()) == ['whole']
 
 
 def found_of(accuracies: dict, **settings) -> Found:

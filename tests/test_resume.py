@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -476,6 +477,18 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     lock = Lock(folder)
     assert lock.take()
     lock.release()
+
+
+@pytest.mark.parametrize('shared, left', [(False, []), (True, ['.report.html.a.tmp'])])
+def test_what_is_unfinished_when_a_folder_is_taken(tmp_path, shared, left):
+    """It is of a run that was killed; in a folder where others write too, once it is old."""
+    for name, age in (('.report.html.a.tmp', 5), ('.report.html.b.tmp', 5000)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    lock = Lock(tmp_path, shared=shared)
+    assert lock.take()
+    lock.release()
+    assert [file.name for file in tmp_path.glob('.*.tmp')] == left
 
 
 def test_save_every(call, small, tmp_path, monkeypatch):
