@@ -14,6 +14,7 @@ from .state import last_is_best
 from .steps import SIZES, Step, expected, pixels
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
+UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
 
 
 class _Lost(UserError):
@@ -87,7 +88,7 @@ def _check_teachers(steps, reading):
         learnt_from = _learnt_from(step) if path else None
         if path and path not in teachers and (learnt_from is not None or not reading):
             teachers[path] = _teacher(step)
-        if learnt_from is not None and teachers[path] != learnt_from:
+        if learnt_from is not None and teachers[path] not in (learnt_from, UNKNOWN):
             (gone if teachers[path] is None else other).append(step)
     for found, error, text in (
             (other, UserError, 'learnt from another teacher than {}; move {} away, or put that teacher back'),
@@ -142,7 +143,9 @@ def _is_lost(step):
 
 def _checksum(opt, weights, classes, what):
     """As train_student.py makes it. Raises UserError where the weights are not those of the teacher's net."""
-    classes = classes if isinstance(classes, int) else SIZES.get(opt.dataset, (10,))[0]
+    classes = SIZES.get(opt.dataset, (classes,))[0]
+    if not isinstance(classes, int) or not 0 < classes < 10**5:
+        return UNKNOWN
     net = model_dict[resolve(opt.model_t, pixels(opt), what)](num_classes=classes)
     load_weights(net, weights, f'{what}: not the weights of {opt.model_t}')
     return weights_checksum(net)

@@ -730,35 +730,28 @@ def test_again_nothing_is_done(call, copy, capsys):
 
 def test_what_is_lost_or_damaged_is_done_again(call, copy, capsys):
     """And nothing else."""
-    lost, damaged, teacher = (copy / FOLDERS[row].format(2) for row in ('Student', 'SemCKD', 'teacher'))
+    again = lost, damaged = copy / FOLDERS['Student'].format(2), copy / FOLDERS['SemCKD'].format(2)
 
     def others():
         return {name: content for name, content in of_runs(copy).items()
                 if not name.startswith(tuple(str(folder.relative_to(copy)) for folder in again))}
-    report_before = (copy / 'report.csv').read_bytes()
-    # A teacher whose students are finished: they stay as they are.
-    for again in ((lost, damaged), (teacher,)):
-        before = others()
-        if teacher in again:
-            (teacher / 'resnet14_best.pth').unlink()
-        else:
-            shutil.rmtree(lost)
-            (damaged / 'history.json').write_bytes((damaged / 'history.json').read_bytes()[:100])
-            (copy / 'logs' / 'resnet8-Student-2.json').write_text('[garbage')
-        call(reproduce.main, 'mini.toml', '--save_dir', copy.name, '--status')
-        assert capsys.readouterr().out.startswith(
-            f'mini: {10 - len(again)} done, 0 running, 0 failed, {len(again)} left')
-        call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
-        assert '\nmini: 10 done, 0 running, 0 failed, 0 left\n' in capsys.readouterr().out
-        assert others() == before and (copy / 'report.csv').read_bytes() == report_before
+    before, report_before = others(), (copy / 'report.csv').read_bytes()
+    shutil.rmtree(lost)
+    (damaged / 'history.json').write_bytes((damaged / 'history.json').read_bytes()[:100])
+    (copy / 'logs' / 'resnet8-Student-2.json').write_text('[garbage')
+    call(reproduce.main, 'mini.toml', '--save_dir', copy.name, '--status')
+    assert capsys.readouterr().out.startswith('mini: 8 done, 0 running, 0 failed, 2 left')
+    call(reproduce.main, 'mini.toml', '--save_dir', copy.name)
+    assert '\nmini: 10 done, 0 running, 0 failed, 0 left\n' in capsys.readouterr().out
+    assert others() == before and (copy / 'report.csv').read_bytes() == report_before
 
 
 @pytest.mark.parametrize('changes, said', [
     ({'student_options': '--learning_rate 0.02 --epochs 3'},
-     'row Student, resnet14 -> resnet8: {}/models/resnet8_digits_lr_0.02_decay_0.0005_trial_1 holds a run with epochs '
-     '2, not 3; move it away, or give another --save_dir'),
-    ({'seeds': [2, 1]}, 'row Student, resnet14 -> resnet8: {}/models/resnet8_digits_lr_0.02_decay_0.0005_trial_1 '
-                        'holds a run with seed 1, not 2; move it away, or give another --save_dir'),
+     'auxiliary teacher resnet14, taught by resnet14: {}/student_model/S:resnet14_T:resnet14_digits_pkt_r:1.0_a:1.0_'
+     'b:100.0_auxiliary holds a run with epochs 2, not 3; move it away, or give another --save_dir'),
+    ({'seeds': [2, 1]}, 'teacher resnet14: {}/models/resnet14_digits_lr_0.05_decay_0.0005_trial_0 holds a run with '
+                        'seed 1, not 2; move it away, or give another --save_dir'),
     ({'teacher_options': '--momentum 0.8', 'rows': {'KD': 'kd'}},
      'teacher resnet14: {}/models/resnet14_digits_lr_0.05_decay_0.0005_trial_0 holds a run with momentum 0.9, not 0.8; '
      'move it away, or give another --save_dir'),
