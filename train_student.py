@@ -11,7 +11,6 @@ from dataset import get_dataloaders
 from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method, make_distiller
 from helper import distributed
-from helper.cli import comma_list
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
@@ -25,13 +24,6 @@ from models.find import build, check_name
 from models.fold import fold_batchnorm
 from models.load import load_net, open_net
 from options import student_options
-
-
-def choose_stages(opt, student, teacher, image_size):
-    """--stages and --stages_t: the stages that the method sees."""
-    for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
-        if stages is not None:
-            net.choose(stages, image_size, f'{flag} {comma_list(stages)}')
 
 
 def train(opt, device):
@@ -52,7 +44,6 @@ def train(opt, device):
     # Build
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s')
-    choose_stages(opt, student, teacher, data.image_size)
     distiller = make_distiller(student, teacher, local, data)
     cache = open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):

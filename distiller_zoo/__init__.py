@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 from models.load import load_net, new_net, teacher_name
 
@@ -90,7 +91,13 @@ def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
 
 
 def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distiller:
-    """The method opt.distill for these nets. Raises UserError that names other methods where it cannot serve them."""
+    """The method opt.distill for these nets, of which it sees the stages of --stages and --stages_t.
+
+    Raises UserError that names other methods where it cannot serve them.
+    """
+    for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
+        if stages is not None:
+            net.choose(stages, data.image_size, f'{flag} {comma_list(stages)}')
     try:
         return get_method(opt.distill)(student, teacher, opt, data)
     except PairError as error:

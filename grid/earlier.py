@@ -7,7 +7,7 @@ from helper.checkpoint import load_checkpoint, load_weights, weights_of
 from helper.errors import UserError, printable
 from helper.files import read_json
 from helper.state import LAST, weights_checksum
-from models import model_dict, resolve
+from models.find import build
 from results.runs import read_run
 
 from .state import last_is_best
@@ -146,6 +146,6 @@ def _checksum(opt, weights, classes, what):
     classes = SIZES.get(opt.dataset, (classes,))[0]
     if not isinstance(classes, int) or not 0 < classes < 10**5:
         return UNKNOWN
-    net = model_dict[resolve(opt.model_t, pixels(opt), what)](num_classes=classes)
+    net = build(opt.model_t, classes, pixels(opt), what)
     load_weights(net, weights, f'{what}: not the weights of {opt.model_t}')
     return weights_checksum(net)

@@ -15,12 +15,12 @@ import torch
 
 from dataset import memory_dict
 from dataset.teacher_cache import ANSWERS
-from distiller_zoo import get_method
+from distiller_zoo import get_method, make_distiller
 from helper.checkpoint import load_checkpoint
 from helper.cli import Parser, values
 from helper.errors import UserError, nearest, printable
 from helper.run import Place
-from models import model_dict, resolve
+from models.find import build, check_name, is_own
 from models.load import teacher_name
 from options import flags, student_options, teacher_options
 
@@ -156,6 +156,8 @@ class _Plan:
     def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
         arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
                      '--trial', trial, '--seed', str(seed), *self._last()]
+        if is_own(teacher):
+            arguments += ['--model_t', teacher]
         opt = self._parsed(student_options, arguments, what)
         if self.table.teacher_cache and opt.dataset in memory_dict and get_method(row.method).accepts_answers(ANSWERS):
             arguments.append('--teacher_cache')
@@ -183,7 +185,7 @@ class _Plan:
             if same := self._named(name):
                 raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
                                 f'another name')
-            net = resolve(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt))
+            net = check_name(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt), what)
             found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
             self.steps[str(folder)] = found
             if after:
@@ -202,7 +204,7 @@ class _Plan:
         if path not in self.nets:
             what = f'{self.table.path}: teacher {name}'
             found = teacher_name(str(path), load_checkpoint(str(path), what), f'{what}:')
-            if resolve(found, size, f'{what}: {path}: holds') != resolve(name, size):
+            if check_name(found, size, f'{what}: {path}: holds') != check_name(name, size, what):
                 raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
             self.nets[path] = found
         return self.nets[path]
@@ -213,27 +215,28 @@ class _Plan:
         classes, pixels = SIZES.get(opt.dataset, (10, opt.image_size))
         labels = torch.arange(50000) % classes
         data = SimpleNamespace(num_classes=classes, image_size=pixels, labels=labels, n_train=len(labels))
-        nets = [self._blank(resolve(name, pixels), classes, teaches)
-                for name, teaches in ((opt.model_s, False), (opt.model_t, True))]
+        nets = [self._blank(name, classes, pixels, teaches, stages, what)
+                for name, teaches, stages in ((opt.model_s, False, opt.stages), (opt.model_t, True, opt.stages_t))]
         try:
             method.check_batch_size(opt.batch_size)
             with contextlib.redirect_stdout(io.StringIO()):
-                method(*nets, opt, data)
+                make_distiller(*nets, opt, data)
         except UserError as error:
             raise UserError(f'{what}: {error}') from error
 
-    def _blank(self, name, classes, teaches):
+    def _blank(self, name, classes, pixels, teaches, stages, what):
         """A net that has not learnt, and that computes its outputs once for all methods. One that teaches is frozen."""
-        if (name, classes, teaches) not in self.blank:
-            net = self.blank[name, classes, teaches] = model_dict[name](num_classes=classes)
+        key = name, classes, pixels, teaches, str(stages)
+        if key not in self.blank:
+            net = self.blank[key] = build(name, classes, pixels, what)
             compute, known = net.outputs, {}
 
             def outputs(images, preact=False):
-                key = images.shape, preact
-                known[key] = known.get(key) or compute(images, preact)
-                return known[key]
+                asked = images.shape, preact
+                known[asked] = known.get(asked) or compute(images, preact)
+                return known[asked]
             net.outputs = outputs
-        return self.blank[name, classes, teaches]
+        return self.blank[key]
 
 
 def pixels(opt) -> int:

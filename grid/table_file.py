@@ -8,7 +8,7 @@ from pathlib import Path
 from distiller_zoo import get_method
 from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
-from models import model_names
+from models.find import check_name
 from results.published import sources
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
@@ -172,12 +172,11 @@ def _pair(text, what):
 
 
 def _check_net(name, what):
-    if name not in model_names():
-        raise UserError(f'{what}: no such net, {name}; {nearest(name, model_names())}')
+    check_name(name, 224, f'{what}:')
 
 
 def _auxiliary(text, path):
-    net, colon, method = text.partition(':')
+    net, colon, method = text.rpartition(':')
     if not colon:
         raise UserError(f'{path}: auxiliary: {text}: give a net and how it learns, as {KEYS["auxiliary"][2]}')
     _check_net(net, f'{path}: auxiliary: {text}')

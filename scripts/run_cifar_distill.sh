@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
 ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst kdsvd dkd ofd srrl reviewkd ickd simkd
-    dist nkd catkd mlld ctkd sdd ttm wttm wkdl rld skd fsp abound factor hkd"
+    dist nkd catkd mlld ctkd sdd ttm wttm wkdl rld skd ofa fsp abound factor hkd"
 ALL=$(echo $ALL)
 METHODS=${METHODS:-$ALL}
 for method in $METHODS; do

@@ -321,8 +321,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'NUL': ({'options': '--dataset folder --data_dir \0'},
             "options: '\\x00': give words of characters that can be seen"),
     'a control character': ({'rows': {'A': 'kd --dataset \x1b[31m'}}, "row A: '\\x1b[31m': give words of characters"),
-    'student': ({'pairs': ['resnet14 -> vgg88']}, 'pairs: resnet14 -> vgg88: no such net, vgg88; did you mean vgg8'),
-    'teacher': ({'pairs': ['renset14 -> vgg8']}, 'pairs: renset14 -> vgg8: no such net, renset14; did you mean'),
+    'student': ({'pairs': ['resnet14 -> vgg88']}, 'pairs: resnet14 -> vgg88: vgg88: no such model; did you mean vgg8'),
+    'teacher': ({'pairs': ['renset14 -> vgg8']}, 'pairs: renset14 -> vgg8: renset14: no such model; did you mean'),
     'arrow': ({'pairs': ['resnet14 > vgg8']},
               'pairs: resnet14 > vgg8: give a teacher and a student, as "resnet32x4 -> vgg8"'),
     'a pair that is a number': ({'pairs': [3]}, 'pairs: 3: give a teacher and a student, as "resnet32x4 -> vgg8"'),
@@ -354,7 +354,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
                   'published SemCKT: docs/published.csv has no figures of it; did you mean SemCKD? there are: '),
     'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and how it learns, as '
                                              '"resnet8x4_double: pkt -b 30000"'),
-    "the auxiliary's net": ({'auxiliary': 'resnet15: pkt'}, 'auxiliary: resnet15: pkt: no such net, resnet15; '),
+    "the auxiliary's net": ({'auxiliary': 'resnet15: pkt'}, 'auxiliary: resnet15: pkt: resnet15: no such model; '),
     "the auxiliary's method": ({'auxiliary': 'resnet14: pk'}, 'auxiliary pk: no such method; '),
     'the auxiliary alone': ({'auxiliary': 'resnet14: alone'}, 'auxiliary teacher resnet14, taught by resnet14: '
                                                             '--distill alone: no such method; '),
