@@ -4,6 +4,9 @@ import functools
 import json
 import os
 import secrets
+import shlex
+import sys
+from pathlib import Path
 
 import torch
 
@@ -14,7 +17,8 @@ from distiller_zoo.logits import transforms
 from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, stage_list, table, values, weights
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
-from helper.errors import UserError
+from helper.errors import UserError, reason
+from helper.optim import check_recipe
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name
@@ -61,8 +65,29 @@ def _common(description, trial_flags, trial):
         help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
     add('--lr_decay_epochs', type=epoch_list, default='150,180,210', help='epochs after which the rate is multiplied')
     add('--lr_decay_rate', type=number(float, above=0, high=1), default=0.1, help='by how much')
-    add('--weight_decay', type=number(float, low=0), default=5e-4, help='of SGD')
-    add('--momentum', type=number(float, low=0), default=0.9, help='of SGD')
+    add('--weight_decay', type=number(float, low=0), default=5e-4, help='of the optimiser')
+    add('--momentum', type=number(float, low=0), default=0.9, help='of the optimiser, where it has one')
+    recipe = parser.group('recipe, with the names and the parts of timm')
+    recipe('--recipe', may_differ=True, type=path, metavar='FILE',
+           help='a file of flags, as those of recipes/; flags of the command line come after them')
+    recipe('--opt', default='sgd', help="sgd, or an optimiser of timm, as adamw or lamb")
+    recipe('--sched', choices=('step', 'cosine', 'tanh', 'poly'), default='step',
+           help='how the rate falls; step: at --lr_decay_epochs')
+    recipe('--warmup_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
+           help='first epochs, in which the rate grows from --warmup_lr')
+    recipe('--warmup_lr', type=number(float, low=0), default=1e-5, help='the rate before the first of them')
+    recipe('--min_lr', type=number(float, low=0), default=0.0, help='the rate at the end of cosine, tanh and poly')
+    recipe('--clip_grad', type=number(float, above=0), help='the largest norm of all gradients together')
+    recipe('--grad_accum', type=number(int, low=1, high=10**6), default=1, help='batches whose gradients make one step')
+    recipe('--smoothing', type=number(float, low=0, high=0.99), default=0.0, help='of the labels')
+    recipe('--mixup', type=number(float, low=0), default=0.0, help='alpha of mixup, 0: none')
+    recipe('--cutmix', type=number(float, low=0), default=0.0, help='alpha of CutMix, 0: none')
+    recipe('--model_ema', type=number(float, low=0, high=1), nargs='?', const=0.9998, metavar='DECAY',
+           help='measure and keep an average of the weights that falls by this factor each step; alone: 0.9998')
+    recipe('--model_ema_warmup', action='store_true', help='the factor grows from 0 to it, for shorter runs')
+    recipe('--bce_loss', action='store_true', help='the loss of the task is a binary cross-entropy for each class')
+    recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
+           help='how often the last block of a net of timm or torchvision is left out in training')
     add('--gpu_id', may_differ=True, default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',
         help='one process for each entry of --gpu_id, which share batch_size and num_workers')
@@ -101,6 +126,7 @@ def _finish(parser, opt, model, flag):
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
+    check_recipe(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
@@ -179,7 +205,7 @@ def flags(student: bool) -> Flags:
 def teacher_options(args=None):
     """The options of train_teacher.py."""
     parser = _teacher_parser()
-    opt = parser.parse_args(args)
+    opt = parser.parse_args(with_recipe(args))
     return _finish(parser, opt, opt.model, '--model')
 
 
@@ -196,10 +222,56 @@ def check_cache(opt, method) -> None:
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
 
 
+def check_method(opt, method) -> None:
+    """Raises UserError for parts of a recipe that do not go with this method."""
+    distil = f'--distill {opt.distill}'
+    for flag, given in ((f'--mixup {opt.mixup:g}', opt.mixup), (f'--cutmix {opt.cutmix:g}', opt.cutmix)):
+        if given and (method.needs_class or len(method.views) > 1):
+            why = 'sees several views of an image' if len(method.views) > 1 else 'needs one class for each image'
+            names = [name for name, m in distiller_dict.items() if not m.needs_class and len(m.views) == 1]
+            raise UserError(f'{flag}: {distil} {why}; it goes with {", ".join(names)}')
+        if given and opt.teacher_cache:
+            raise UserError(f'{flag}: --teacher_cache has no answers to mixed images; leave one of the two out')
+    if opt.model_ema is not None and method.inference_net is not Distiller.inference_net:
+        raise UserError(f'--model_ema {opt.model_ema:g}: {distil} deploys more than the student; leave it out')
+    if opt.model_ema is not None and opt.optimizer == 'dot':
+        raise UserError(f'--model_ema {opt.model_ema:g}: not with --optimizer dot; leave one of the two out')
+    own = method.backward is not Distiller.backward or opt.optimizer == 'dot'
+    for flag, given in ((f'--clip_grad {opt.clip_grad}', opt.clip_grad), (f'--grad_accum {opt.grad_accum}',
+                                                                          opt.grad_accum > 1)):
+        if given and own:
+            what = '--optimizer dot' if opt.optimizer == 'dot' else distil
+            raise UserError(f'{flag}: {what} computes its gradients in a way of its own; leave one of the two out')
+    if opt.opt != 'sgd' and (opt.optimizer == 'dot' or method.make_optimizer is not Distiller.make_optimizer):
+        what = '--optimizer dot' if opt.optimizer == 'dot' else distil
+        raise UserError(f'--opt {opt.opt}: {what} has an optimiser of its own; leave one of the two out')
+
+
+def with_recipe(args: list[str] | None) -> list[str]:
+    """The words of a command line, with those of --recipe FILE before them.
+
+    The file has flags as a command line has them, on any number of lines; # begins a comment. Raises UserError.
+    """
+    args = sys.argv[1:] if args is None else args
+    for i, word in enumerate(args):
+        name, equals, value = word.partition('=')
+        if name == '--recipe' and (equals or i + 1 < len(args)):
+            file = value if equals else args[i + 1]
+            try:
+                words = shlex.split(Path(file).read_text(), comments=True)
+            except (OSError, ValueError) as error:
+                raise UserError(f'--recipe {file}: cannot be read ({reason(error)}); give a file of flags, as those of '
+                                f'recipes/') from error
+            if any(word.partition('=')[0] == '--recipe' for word in words):
+                raise UserError(f'--recipe {file}: names a recipe itself; a recipe has flags of the training alone')
+            return [*words, *args]
+    return args
+
+
 def student_options(args=None, **parser):
     """The options of train_student.py. parser: of _student_parser, for a script that takes the same options."""
     parser = _student_parser(**parser)
-    opt = parser.parse_args(args)
+    opt = parser.parse_args(with_recipe(args))
     method = get_method(opt.distill)
     method.fill_in(opt)
     method.check_options(opt)
@@ -208,6 +280,7 @@ def student_options(args=None, **parser):
         raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '
                         f'{", ".join(names)}')
     opt = _finish(parser, opt, opt.model_s, '--model_s')
+    check_method(opt, method)
     if opt.teacher_cache:
         check_cache(opt, method)
     if opt.teacher_cache == 'auto':

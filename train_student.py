@@ -8,6 +8,7 @@ from pathlib import Path
 
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
+from dataset.mix import MixedLoader, mixes
 from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method, make_distiller
 from helper import distributed
@@ -34,7 +35,7 @@ def train(opt, device):
     local.model_t = opt.model_t
     seed_everything(opt.seed, opt.deterministic)
     method.check_batch_size(local.batch_size)
-    data = get_dataloaders(local, device, method.drop_last, method.views)
+    data = get_dataloaders(local, device, method.drop_last or mixes(opt), method.views)
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
     facts = {**fingerprint(data), 'teacher (checksum)': weights_checksum(teacher)}
     if opt.evaluate:
@@ -43,7 +44,7 @@ def train(opt, device):
 
     # Build
     arch = check_name(opt.model_s, data.image_size, '--model_s')
-    student = build(arch, data.num_classes, data.image_size, '--model_s')
+    student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     distiller = make_distiller(student, teacher, local, data)
     cache = open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
@@ -57,6 +58,8 @@ def train(opt, device):
     speed_up(distiller, local, device)
     if cache:
         data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
+    if mixes(opt):
+        data.train_loader = MixedLoader(data.train_loader, local, data.num_classes)
     precision = Precision(opt.amp, device)
 
     def checkpoint():

@@ -6,6 +6,7 @@ if __name__ == '__main__':
 
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
+from dataset.mix import MixedLoader, mixes
 from distiller_zoo import Vanilla, load_inference_net
 from helper import distributed
 from helper.compile import speed_up
@@ -25,7 +26,7 @@ def train(opt, device):
     """What every process does. opt has the batch of all processes, `local` that of this one."""
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device)
+    data = get_dataloaders(local, device, mixes(opt))
     if opt.evaluate:
         name, net = load_inference_net(opt.evaluate, data, '--evaluate')
         show_evaluation(name, validate(data.test_loader, net.to(device, memory_format=memory_format(opt))))
@@ -33,13 +34,15 @@ def train(opt, device):
 
     # Build
     arch = check_name(opt.model, data.image_size, '--model')
-    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model'))
+    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model', opt.drop_path), opt)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         distributed.synchronise_batchnorm(vanilla)
     speed_up(vanilla, local, device)
     optimizer = vanilla.make_optimizer(opt.learning_rate, opt)
+    if mixes(opt):
+        data.train_loader = MixedLoader(data.train_loader, local, data.num_classes)
     precision = Precision(opt.amp, device)
 
     def checkpoint():

@@ -2,7 +2,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.cli import MOST_EPOCHS, comma_list, number
@@ -55,7 +54,7 @@ class Distiller(Vanilla):
         if cls is not Distiller:        # a method without flags; those below are of all methods
             return
         add('--kd_T', type=number(float, above=0, high=1e4), help='temperature; not given: the published one, mostly 4')
-        add('--warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
+        add('--loss_warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
             help="epochs in which the weight of the method's loss grows to its full value; not given: the published")
         add('--optimizer', choices=('sgd', 'dot'), default='sgd',
             help='dot: a momentum for the gradient of the task and another for that of the distillation')
@@ -71,7 +70,7 @@ class Distiller(Vanilla):
 
         Both nets are models.base.Net, run once with two blank images for the shapes of their outputs.
         """
-        super().__init__(student)
+        super().__init__(student, opt)
         if data.num_classes < 2:
             raise UserError(f'--distill {opt.distill}: the data has one class, so there is nothing to tell apart; '
                             f'give it at least two')
@@ -82,8 +81,8 @@ class Distiller(Vanilla):
         self.teacher_follows = True     # to the device of this module
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
-        self.warmup_epochs, self.two_gradients = opt.warmup_epochs, opt.optimizer == 'dot'
-        self.warms_soft_labels = bool(opt.warmup_epochs) and not self.has_own_loss(opt)
+        self.loss_warmup_epochs, self.two_gradients = opt.loss_warmup_epochs, opt.optimizer == 'dot'
+        self.warms_soft_labels = bool(opt.loss_warmup_epochs) and not self.has_own_loss(opt)
         self.register_buffer('beta_factor', torch.ones(()), persistent=False)       # for schedules of begin_epoch
         self.initialising = self.init_stage
         asked = (transform.from_options(opt, data.num_classes) for transform in transforms)
@@ -128,17 +127,17 @@ class Distiller(Vanilla):
         return soft
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        if self.warmup_epochs:
-            self.beta_factor.fill_(min(epoch / self.warmup_epochs, 1))
+        if self.loss_warmup_epochs:
+            self.beta_factor.fill_(min(epoch / self.loss_warmup_epochs, 1))
         for transform in self.logit_transforms:
             transform.begin_epoch(epoch, epochs)
 
     def checkpoint(self) -> dict:
         """Beside the network, the state of the method's trainable part."""
         net = self.inference_net()
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith('student.')}
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average'))}
         return {'model': net.state_dict(), **({'distiller': state} if state else {}),
-                **({} if net is self.student else {'inference_net': self.name})}
+                **({} if type(self).inference_net is Vanilla.inference_net else {'inference_net': self.name})}
 
     def forward(self, images, target, index=None, answers: dict | None = None):
         """As Vanilla's, with images (views, N, 3, H, W) where the method has several views.
@@ -153,7 +152,7 @@ class Distiller(Vanilla):
         out_t = [self.ask_teacher(view, self.preact_t) for view in views] if answers is None else \
             [Outputs(**dict.fromkeys(Outputs._fields) | answers)]
         out_s = [self.ask_student(view) for view in views]
-        ce = _sum(F.cross_entropy(out.logits, target) for out in out_s)
+        ce = _sum(self.task_loss(out.logits, target) for out in out_s)
         terms = self.terms(out_s, out_t, target, index)
         loss = _sum([self.gamma * ce, *self.weighted(terms)])
         return {'loss': loss, 'ce': ce, **terms}, out_s[0].logits
@@ -226,7 +225,7 @@ class Distiller(Vanilla):
     def published_options(cls, opt) -> dict:
         """option -> value of a run that does not give it."""
         imagenet = 'imagenet' in opt.dataset
-        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'warmup_epochs': None,
+        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None,
                 'dot_delta': published_delta(opt), **cls.published,
                 **(cls.published_imagenet if imagenet else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}

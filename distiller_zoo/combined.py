@@ -108,7 +108,8 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
                                   method.published_logit_stand.items()},
         'init_learning_rate': next(filter(None, (method.init_learning_rate for method in classes)), None),
         **{name: any(getattr(method, name) for method in classes)
-           for name in ('pairwise', 'drop_last', 'init_stage', 'scheduled_over_epochs', 'reads_teacher')}})
+           for name in ('pairwise', 'drop_last', 'init_stage', 'scheduled_over_epochs', 'reads_teacher',
+                        'needs_class')}})
 
 
 def _conflict(*pair) -> str:

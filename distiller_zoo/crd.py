@@ -149,6 +149,7 @@ class CRDDistiller(Distiller):
     title = 'CRD'
     paper = 'Tian et al., ICLR 2020, arXiv:1910.10699'
     uses = 'feats[-1], sample index'
+    needs_class = True
     needs = ('embedding',)
     published = {'beta': 0.8}
     float32 = True

@@ -1,4 +1,4 @@
-"""The soft-label loss that every method adds to its own."""
+"""The loss of the task, and the soft-label loss that every method adds to its own."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +11,20 @@ def distill_kl(logit_s: Tensor, logit_t: Tensor, T) -> Tensor:
     log_p_s = F.log_softmax(logit_s / T, dim=1)
     p_t = F.softmax(logit_t / T, dim=1)
     return F.kl_div(log_p_s, p_t, reduction='batchmean') * T ** 2
+
+
+def task_loss(opt=None) -> nn.Module:
+    """The loss of logits (N, classes) with the target, (N,) or with mixed images (N, classes) -> scalar.
+
+    opt: the parsed options; None for the plain cross-entropy.
+    """
+    if opt is None:
+        return nn.CrossEntropyLoss()
+    smoothing = 0.0 if opt.mixup or opt.cutmix else opt.smoothing       # a mixed target has it already
+    if opt.bce_loss:
+        from timm.loss import BinaryCrossEntropy
+        return BinaryCrossEntropy(smoothing)
+    return nn.CrossEntropyLoss(label_smoothing=smoothing)
 
 
 class DistillKL(nn.Module):

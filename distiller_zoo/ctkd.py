@@ -37,6 +37,7 @@ class CTKDDistiller(DKDDistiller):
     title = 'CTKD'
     paper = 'Li et al., AAAI 2023, arXiv:2211.16231'
     uses = 'logits'
+    needs_class = True
     published = {'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10}
     published_imagenet = {'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5}
     published_logit_stand = {'alpha': 9.0}

@@ -47,8 +47,9 @@ class DKDDistiller(Distiller):
     title = 'DKD'
     paper = 'Zhao et al., CVPR 2022, arXiv:2203.08679'
     uses = 'logits'
-    published = {'alpha': 0.0, 'beta': 1.0, 'warmup_epochs': 20, 'dkd_beta': 8.0}
-    published_imagenet = {'kd_T': 1.0, 'warmup_epochs': 1, 'dkd_beta': 0.5}
+    needs_class = True
+    published = {'alpha': 0.0, 'beta': 1.0, 'loss_warmup_epochs': 20, 'dkd_beta': 8.0}
+    published_imagenet = {'kd_T': 1.0, 'loss_warmup_epochs': 1, 'dkd_beta': 0.5}
     published_logit_stand = {'beta': 9.0, 'kd_T': 2.0}
     float32 = True
 

@@ -43,6 +43,7 @@ class NKDDistiller(Distiller):
     title = 'NKD'
     paper = 'Yang et al., ICCV 2023, arXiv:2303.13005'
     uses = 'logits'
+    needs_class = True
     published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 3.0, 'nkd_gamma': 3.5}
     published_imagenet = {'kd_T': 1.0, 'nkd_gamma': 1.5}
     float32 = True

@@ -47,6 +47,7 @@ class OFAKDDistiller(Distiller):
     title = 'OFA-KD'
     paper = 'Hao et al., NeurIPS 2023, arXiv:2310.19444'
     uses = "logits, the student's stages"
+    needs_class = True
     published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 1.0}
 
     @classmethod

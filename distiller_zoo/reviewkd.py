@@ -84,8 +84,8 @@ class ReviewKDDistiller(Distiller):
     paper = 'Chen et al., CVPR 2021, arXiv:2104.09044'
     uses = "stages and embedding; the teacher's before their ReLU"
     needs = ('feats',)
-    published = {'alpha': 0.0, 'beta': 5.0, 'warmup_epochs': 20}
-    published_imagenet = {'beta': 1.0, 'warmup_epochs': 1}
+    published = {'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20}
+    published_imagenet = {'beta': 1.0, 'loss_warmup_epochs': 1}
     preact_t = True
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -40,8 +40,9 @@ class RLDDistiller(Distiller):
     title = 'RLD'
     paper = 'Sun et al., ICCV 2025, arXiv:2408.07703'
     uses = 'logits'
-    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'warmup_epochs': 20, 'rld_beta': 8.0}
-    published_imagenet = {'kd_T': 1.0, 'warmup_epochs': 1, 'rld_beta': 0.5}
+    needs_class = True
+    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'loss_warmup_epochs': 20, 'rld_beta': 8.0}
+    published_imagenet = {'kd_T': 1.0, 'loss_warmup_epochs': 1, 'rld_beta': 0.5}
     float32 = True
 
     @classmethod

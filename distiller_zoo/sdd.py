@@ -49,6 +49,7 @@ class SDDDistiller(Distiller):
     title = 'SDD'
     paper = 'Wei et al., CVPR 2024, arXiv:2403.13512'
     uses = 'the map before pooling, both classifiers'
+    needs_class = True
     needs = ('map',)
     published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
     published_imagenet = {'sdd_scales': '1,2,4'}

@@ -1,11 +1,13 @@
 """A network that learns alone, with the calls that the train scripts and the loop make. Every method extends it."""
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from helper.optim import sgd
+from helper.optim import new_optimizer
+
+from .criterion import task_loss
 
 
 class Vanilla(nn.Module):
@@ -16,18 +18,27 @@ class Vanilla(nn.Module):
     scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a finished run cannot be given more of them
     own_buffers = ()                # names of buffers that differ between the processes within an epoch
     initialising = False            # in the first stage of a method that has one
+    needs_class = False             # a sample has one class: mixed images cannot be used
 
-    def __init__(self, student: nn.Module):
+    def __init__(self, student: nn.Module, opt=None):
+        """opt: the parsed options, of which the loss of the task is made."""
         super().__init__()
         self.student = student
+        self.task_loss = task_loss(opt)
+        self.average = None
+        if opt is not None and opt.model_ema is not None:
+            from timm.utils import ModelEmaV3
+            self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup)
+            self.register_buffer('averaged_steps', torch.zeros((), dtype=torch.int64))      # saved with the run
+            self.steps = None       # the same number, without asking a GPU for it in every step
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[dict, Tensor]:
-        """images (N, 3, H, W), target (N,), index (N,) -> (losses, logits (N, classes)).
+        """images (N, 3, H, W), target (N,) or mixed (N, classes), index (N,) -> (losses, logits (N, classes)).
 
         losses: name -> scalar; 'loss' is what training minimises.
         """
         logits = self.student(images)
-        return {'loss': F.cross_entropy(logits, target)}, logits
+        return {'loss': self.task_loss(logits, target)}, logits
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Called before every epoch of the training, counted from 1, and again when a run is resumed in it.
@@ -42,7 +53,7 @@ class Vanilla(nn.Module):
 
         It starts from the rates given here; the scripts multiply those of all groups as the rate of the run falls.
         """
-        return sgd(self.parameters(), learning_rate, opt)
+        return new_optimizer(self, learning_rate, opt)
 
     def backward(self, losses: dict, optimizer: Optimizer, backward: Callable) -> None:
         """Set the gradients that optimizer.step() reads: backward(loss, retain_graph=False) adds those of one loss.
@@ -58,13 +69,20 @@ class Vanilla(nn.Module):
         """Whether a subclass has a backward of its own."""
         return type(self).backward is not Vanilla.backward
 
+    def after_step(self) -> None:
+        """Called after each step of the optimiser: --model_ema follows the student."""
+        if self.average is not None:
+            self.steps = 1 + (int(self.averaged_steps) if self.steps is None else self.steps)
+            self.averaged_steps.fill_(self.steps)
+            self.average.update(self.student, self.steps)
+
     def inference_net(self) -> nn.Module:
         """The network that is validated, saved under 'model', and shipped: images (N, 3, H, W) -> logits (N, classes).
 
-        Made of the same parameters. A subclass that returns another one than the student writes
-        `rebuild_inference_net` too.
+        Made of the same parameters; with --model_ema their average. A subclass that returns another one than the
+        student writes `rebuild_inference_net` too, and goes without --model_ema.
         """
-        return self.student
+        return self.student if self.average is None else self.average.module
 
     @classmethod
     def rebuild_inference_net(cls, student: nn.Module, weights: dict) -> nn.Module:

@@ -74,6 +74,7 @@ class WKDLDistiller(Distiller):
     title = 'WKD-L'
     paper = 'Lv, Yang and Li, NeurIPS 2024, arXiv:2412.08139'
     uses = "logits; the teacher's maps of the training set"
+    needs_class = True
     published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 8.0, 'wkdl_weight': 600.0, 'wkdl_decay_from': 150}
     published_imagenet = {'kd_T': 2.0, 'wkdl_weight': 30.0, 'wkdl_decay_from': 0}
     float32 = True

@@ -118,8 +118,14 @@ class Precision:
         """Add the gradients of `loss` to the parameters' .grad; with float16 they are scaled."""
         self.scaler.scale(loss).backward(retain_graph=retain_graph)
 
-    def step(self, optimizer) -> None:
-        """One step of the optimiser. With float16 a step whose gradients overflow is skipped."""
+    def step(self, optimizer, clip_grad: float | None = None) -> None:
+        """One step of the optimiser, the norm of all gradients brought to at most clip_grad.
+
+        With float16 a step whose gradients overflow is skipped.
+        """
+        if clip_grad is not None:
+            self.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group['params']], clip_grad)
         self.scaler.step(optimizer)
         self.scaler.update()
 

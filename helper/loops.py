@@ -16,7 +16,7 @@ class Unsaved:
     def begin_steps(self, meter, finite) -> int:
         return 0
 
-    def end_step(self) -> None:
+    def end_step(self, batches: int = 1) -> None:
         pass
 
     def stop_if_asked(self) -> None:
@@ -30,28 +30,34 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
     around one. run: the helper.run.Run that saves within the epoch, or continues in its middle. precision: of --amp.
     """
     learner = getattr(module, 'module', module)     # without DDP
+    accumulate = opt.grad_accum
     precision = precision or Precision(None, next(module.parameters()).device)
     run = run or Unsaved()
     meter, finite = Meter(), FiniteCheck(epoch, optimizer, run.advice)
 
     def backward(loss, retain_graph=False):
-        precision.backward(loss, retain_graph)
+        precision.backward(loss / together if together > 1 else loss, retain_graph)
         if learner.own_backward:        # else DDP has averaged them
             average_gradients(learner)
 
     module.train()
     done = run.begin_steps(meter, finite)
     with Progress(f'epoch {epoch}', loader, opt.print_freq, done) as progress:
-        for images, target, *rest in loader:
+        for number, (images, target, *rest) in enumerate(loader, start=done):
+            first = number - number % accumulate        # of the batches whose gradients make one step
+            together = min(accumulate, len(loader) - first)
             with precision.autocast():
                 losses, logits = _forward(module, images, target, *rest)
             finite.add(progress.done + 1, losses)
-            optimizer.zero_grad()
+            if number == first:
+                optimizer.zero_grad()
             learner.backward(losses, optimizer, backward)
-            precision.step(optimizer)
             meter.update(losses, logits, target)
             progress.step(len(target), meter)
-            run.end_step()
+            if number == first + together - 1:
+                precision.step(optimizer, opt.clip_grad)
+                learner.after_step()
+                run.end_step(together)
         finite.flush()
         finite.check_weights(module)
         precision.check()

@@ -24,8 +24,12 @@ class Meter:
 
     @torch.no_grad()
     def update(self, terms: dict, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """terms: name -> scalar mean over the batch; logits (N, classes) or None; target (N,). Nothing is read back."""
+        """terms: name -> scalar mean over the batch; logits (N, classes) or None. Nothing is read back.
+
+        target: (N,), or with mixed images (N, classes), of which the larger share counts as the class.
+        """
         n = len(target)
+        target = target.argmax(1) if target.dim() == 2 else target
         values = {name: term * n for name, term in terms.items()}
         if logits is not None:
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]

@@ -1,8 +1,12 @@
 """The optimiser and its learning rate."""
 import inspect
+from importlib.util import find_spec
 
 import torch
+from torch import nn
 from torch.optim import SGD, Optimizer
+
+from .errors import UserError, nearest, reason
 
 
 class Eager(Optimizer):
@@ -34,11 +38,52 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
     return optimizer
 
 
-def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set the rates of this epoch (from 1): each group's first, times lr_decay_rate for each listed epoch gone by.
+def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
+    """--opt for all parameters of `module`: SGD, or an optimiser of timm, without decay of biases and norms."""
+    if opt.opt == 'sgd':
+        learns = [p for name, p in module.named_parameters() if not name.startswith('average.')]
+        return sgd(learns, learning_rate, opt)
+    from timm.optim import create_optimizer_v2
+    try:
+        return create_optimizer_v2(module, opt=opt.opt, lr=learning_rate, weight_decay=opt.weight_decay,
+                                   momentum=opt.momentum)
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
+        raise UserError(f'--opt {opt.opt}: timm cannot make it ({reason(error)}); give another') from error
 
-    Returns what opt.learning_rate becomes.
+
+def check_recipe(opt) -> None:
+    """Raises UserError for an optimiser or a schedule that there is not, or where timm, which makes it, is absent."""
+    flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--sched {opt.sched}': opt.sched != 'step',
+             '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
+             '--cutmix': opt.cutmix, '--model_ema': opt.model_ema}
+    for flag, given in flags.items():
+        if given and find_spec('timm') is None:
+            raise UserError(f'{flag}: timm is not installed; pip install timm')
+    if opt.opt != 'sgd':
+        from timm.optim import list_optimizers
+        known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
+        if opt.opt not in known:
+            raise UserError(f'--opt {opt.opt}: no such optimiser; {nearest(opt.opt, known)}')
+    if opt.warmup_epochs >= opt.epochs:
+        raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
+
+
+def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
+    """Set the rates of this epoch (from 1). Returns that of the first group.
+
+    --sched step: each group's first rate, times lr_decay_rate for each listed epoch gone by. Others, and a warm-up, are
+    timm's, set anew for each epoch, so that they follow from the epoch alone.
     """
+    if opt.sched != 'step' or opt.warmup_epochs:
+        from timm.scheduler import create_scheduler_v2
+        for group in optimizer.param_groups:
+            group['lr'] = group.setdefault('initial_lr', group['lr'])
+        scheduler, _ = create_scheduler_v2(
+            optimizer, sched='multistep' if opt.sched == 'step' else opt.sched, num_epochs=opt.epochs,
+            decay_milestones=[e + 1 for e in opt.lr_decay_epochs], decay_rate=opt.lr_decay_rate, min_lr=opt.min_lr,
+            warmup_epochs=opt.warmup_epochs, warmup_lr=opt.warmup_lr)
+        scheduler.step(epoch - 1)
+        return optimizer.param_groups[0]['lr']
     factor = opt.lr_decay_rate ** sum(epoch > e for e in opt.lr_decay_epochs)
     for group in optimizer.param_groups:
         group['lr'] = group.setdefault('initial_lr', group['lr']) * factor

@@ -205,7 +205,7 @@ class Run:
             raise UserError(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
                             f'or leave --resume out')
         epochs = state.get('epochs', self.opt.epochs)
-        if self.module.scheduled_over_epochs and epochs != self.opt.epochs:
+        if (self.module.scheduled_over_epochs or self.opt.sched != 'step') and epochs != self.opt.epochs:
             raise UserError(f'--epochs {self.opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot '
                             f'be changed on the way; give --epochs {epochs}, or leave --resume out')
         done = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
@@ -318,9 +318,10 @@ class Run:
         self.state = None       # used up
         return self.step
 
-    def end_step(self) -> None:
-        """Called by the loop after each step: save when --save_every says so, end the run when a signal has come."""
-        self.step += 1
+    def end_step(self, batches: int = 1) -> None:
+        """Called by the loop after each step, made of so many batches: save when --save_every says so, end the run when
+        a signal has come."""
+        self.step += batches
         due = self.opt.save_every and time.monotonic() - self.saved_at > 60 * self.opt.save_every
         wanted = self.agreement.largest(self.signal or (SAVE if due else 0))
         if wanted:

@@ -60,17 +60,25 @@ def check_name(name: str, image_size: int, flag: str) -> str:
     return resolve(name, image_size, flag)
 
 
-def build(name: str, num_classes: int, image_size: int, flag: str = 'model') -> Net:
+DROP_PATH = {'timm': 'drop_path_rate', 'torchvision': 'stochastic_depth_prob'}
+
+
+def build(name: str, num_classes: int, image_size: int, flag: str = 'model', drop_path: float = 0.0) -> Net:
     """The net `name` with new weights, for num_classes classes and images of image_size pixels.
 
+    drop_path: how often a block of a library's net is left out in training, of the last one; less of those before it.
     Raises UserError that begins with `flag` where it cannot be had.
     """
     name = check_name(name, image_size, flag)
     if library := library_of(name):
         plain, given = settings(name, flag)
+        given |= {DROP_PATH[library]: drop_path} if drop_path else {}
         net = LIBRARIES[library].build(plain, num_classes, image_size, flag, **given)
         net.name = name
         return net
+    if drop_path:
+        raise UserError(f'--drop_path {drop_path:g}: {name} has no paths to drop; it goes with nets of timm and '
+                        f'torchvision')
     return _own(name, num_classes, image_size, flag) if is_own(name) else model_dict[name](num_classes=num_classes)
 
 

@@ -25,7 +25,7 @@ ON_MAPS = [name for name, method in distiller_dict.items() if 'map' in method.ne
 
 def parse(*flags):
     opt = train_student.student_options(['--path-t', 'x', *flags])
-    return opt.gamma, opt.alpha, opt.beta, opt.kd_T, opt.warmup_epochs
+    return opt.gamma, opt.alpha, opt.beta, opt.kd_T, opt.loss_warmup_epochs
 
 
 @pytest.mark.parametrize('flags, weights', [

@@ -55,12 +55,14 @@ def test_defaults():
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
         'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None, 'wandb': None,
-        'optimizer': 'sgd', 'dot_delta': None, 'warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
+        'optimizer': 'sgd', 'dot_delta': None, 'loss_warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
         'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
         'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
-        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5}
+        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd', 'sched': 'step',
+        'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1, 'smoothing': 0.0,
+        'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None, 'model_ema_warmup': False}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
@@ -542,7 +544,7 @@ def test_the_list_of_methods(shell, tmp_path):
     teachers = values(runs, '--path-t')
     assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
     assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
-    assert table[0] == 'scripts/compare.py' and len(table) == 35        # the folder of each of 18 methods
+    assert table[0] == 'scripts/compare.py' and len(table) == 36        # the folder of each method
 
     done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
     assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there

@@ -1,0 +1,242 @@
+"""The parts of today's recipes against timm's own objects, fed the same numbers."""
+import copy
+import json
+import signal
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_same, build, outcome
+from torch import nn
+
+import train_student
+import train_teacher
+from dataset.mix import MixedLoader
+from distiller_zoo import Vanilla
+from helper.errors import UserError
+from helper.loops import train_epoch
+from helper.optim import adjust_learning_rate, new_optimizer
+from helper.run import Run
+from models.find import build as build_net
+from options import student_options, teacher_options
+
+timm = pytest.importorskip('timm')
+VIT = 'timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=2'
+ALL = ['--opt', 'adamw', '--learning_rate', 1e-3, '--sched', 'cosine', '--warmup_epochs', 1, '--clip_grad', 1,
+       '--smoothing', 0.1, '--mixup', 0.2, '--cutmix', 1, '--grad_accum', 2, '--model_ema', 0.9, '--drop_path', 0.2]
+
+
+def options(*flags):
+    return student_options(['--path-t', 'x', *map(str, flags)])
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'tanh', 'poly', 'step'])
+def test_rates(sched):
+    """Those of timm's scheduler over 100 epochs, whatever epoch is asked for first."""
+    from timm.scheduler import create_scheduler_v2
+    opt = options('--sched', sched, '--warmup_epochs', 5, '--epochs', 100, '--min_lr', 1e-4, '--warmup_lr', 1e-3,
+                  '--lr_decay_epochs', '40,70', '--lr_decay_rate', 0.2)
+    first = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    scheduler, _ = create_scheduler_v2(first, 'multistep' if sched == 'step' else sched, 100, warmup_epochs=5,
+                                       min_lr=1e-4, warmup_lr=1e-3, decay_milestones=[41, 71], decay_rate=0.2)
+    expected = []
+    for epoch in range(100):
+        scheduler.step(epoch)
+        expected.append(first.param_groups[0]['lr'])
+    ours = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    found = {epoch: adjust_learning_rate(epoch, ours, opt) for epoch in [60, *range(1, 101)]}
+    assert [found[epoch] for epoch in range(1, 101)] == expected and len({*expected}) >= 8
+    if sched == 'step':         # after the warm-up it falls as it does without one
+        plain = options('--epochs', 100, '--learning_rate', 0.1, '--lr_decay_epochs', '40,70', '--lr_decay_rate', 0.2)
+        assert [adjust_learning_rate(e, ours, plain) for e in range(6, 101)] == pytest.approx(expected[5:])
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lamb', 'rmsproptf'])
+def test_optimisers(name):
+    """The weights after three steps are those of timm's own optimiser: biases and norms without decay."""
+    from timm.optim import create_optimizer_v2
+    torch.manual_seed(0)
+    ours = Vanilla(build_net('resnet8', 10, 16))
+    theirs = copy.deepcopy(ours)
+    opt = options('--opt', name, '--weight_decay', 0.1)
+    a = new_optimizer(ours, 0.01, opt)
+    b = create_optimizer_v2(theirs, name, lr=0.01, weight_decay=0.1, momentum=0.9)
+    for seed in range(3):
+        images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        for module, optimizer in ((ours, a), (theirs, b)):
+            optimizer.zero_grad()
+            module(images, torch.arange(4))[0]['loss'].backward()
+            optimizer.step()
+    assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+def test_losses():
+    """Smoothing and the binary cross-entropy are timm's."""
+    from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
+    logits, target = torch.randn(6, 5), torch.arange(6) % 5
+    net = build_net('resnet8', 5, 16)
+    smoothed = Vanilla(net, options('--smoothing', 0.2)).task_loss
+    torch.testing.assert_close(smoothed(logits, target), LabelSmoothingCrossEntropy(0.2)(logits, target))
+    binary = Vanilla(net, options('--smoothing', 0.2, '--bce_loss')).task_loss
+    assert binary(logits, target).equal(BinaryCrossEntropy(0.2)(logits, target))
+    mixed = torch.rand(6, 5).softmax(1)
+    plain = Vanilla(net, options('--smoothing', 0.2, '--mixup', 1)).task_loss       # smoothed already
+    torch.testing.assert_close(plain(logits, mixed), -(mixed * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_the_same_mixed_images_for_teacher_and_student():
+    """Those of timm's Mixup with the same random numbers; student, teacher and both losses see them."""
+    from timm.data import Mixup
+    distiller, loader, opt = build('kd', mixup=0.5, cutmix=1.0, smoothing=0.1)
+    images, target, index = batch = next(iter(loader))
+    mixed = MixedLoader([batch], opt, 10)
+    expected = images.clone(), target.clone()
+    np.random.seed(3)
+    expected = Mixup(0.5, 1.0, label_smoothing=0.1, num_classes=10)(*expected)
+    np.random.seed(3)
+    found, soft, _ = next(iter(mixed))
+    assert found.equal(expected[0]) and soft.equal(expected[1]) and not soft.equal(target)
+    seen = []
+    for net in (distiller.student, distiller.teacher):
+        outputs = net.outputs
+        net.outputs = lambda x, preact=False, outputs=outputs: (seen.append(x), outputs(x, preact))[1]
+    losses, _ = distiller(found, soft, index)
+    assert len(seen) == 2 and all(x is found for x in seen) and losses['ce'].isfinite()
+
+
+def test_the_average_of_the_weights():
+    """timm's ModelEmaV3 of the same steps; it is what is measured and kept."""
+    from timm.utils import ModelEmaV3
+    distiller, loader, opt = build('kd', model_ema=0.8, model_ema_warmup=True)
+    reference = ModelEmaV3(distiller.student, 0.8, use_warmup=True)
+    optimizer = distiller.make_optimizer(0.1, opt)
+    number = 0
+    step = distiller.after_step
+
+    def after_step(self):
+        nonlocal number
+        step()
+        number += 1
+        reference.update(distiller.student, number)
+    distiller.after_step = types.MethodType(after_step, distiller)
+    train_epoch(1, loader, distiller, optimizer, opt)
+    net = distiller.inference_net()
+    assert number == 3 and net is distiller.average.module and not net.state_dict()['conv1.weight'].equal(
+        distiller.student.conv1.weight)
+    assert_same(dict(net.state_dict()), dict(reference.module.state_dict()))
+    assert_same(dict(distiller.checkpoint()['model']), dict(net.state_dict()))
+    assert all(p not in {*net.parameters()} for group in optimizer.param_groups for p in group['params'])
+
+
+def test_accumulated_gradients_and_their_norm():
+    """--grad_accum 2 of batches of 4 makes the step of a batch of 8; --clip_grad bounds the norm of all together."""
+    torch.manual_seed(0)
+    net = build_net(VIT, 10, 16)
+    images, target, index = torch.randn(8, 3, 16, 16), torch.arange(8), torch.arange(8)
+    stepped = []
+    for accumulate, clip in ((1, None), (2, None), (1, 0.01), (2, 0.01)):
+        opt = options('--grad_accum', accumulate, '--weight_decay', 0, '--momentum', 0,
+                      *(['--clip_grad', clip] if clip else []))
+        module = Vanilla(copy.deepcopy(net), opt)
+        size = 8 // accumulate
+        batches = [(images[i:i + size], target[i:i + size], index[i:i + size]) for i in range(0, 8, size)]
+        train_epoch(1, Batches(batches), module, module.make_optimizer(1.0, opt), opt)
+        stepped.append([p - q for p, q in zip(net.parameters(), module.student.parameters(), strict=True)])
+    for a, b in ((0, 1), (2, 3)):
+        for x, y in zip(stepped[a], stepped[b], strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+    assert torch.cat([x.flatten() for x in stepped[2]]).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert torch.cat([x.flatten() for x in stepped[0]]).norm() > 0.1
+
+
+class Batches(list):
+    """A loader of these batches."""
+
+    batch_size = 4
+
+    @property
+    def n_samples(self):
+        return sum(len(batch[1]) for batch in self)
+
+
+def test_drop_path():
+    assert build_net(VIT, 10, 16, drop_path=0.3).net.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+    with pytest.raises(UserError, match='--drop_path 0.3: resnet8 has no paths to drop'):
+        build_net('resnet8', 10, 16, drop_path=0.3)
+
+
+def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monkeypatch):
+    """To the bit, and between two steps of gradients that are accumulated."""
+    flags = ['--path-t', teacher, '--model_s', VIT, '--distill', 'kd', *small, '--batch_size', 4, '--epochs', 3, *ALL,
+             '--skip-validation']
+    call(train_student.main, *flags, '--save_dir', tmp_path / 'whole')
+    end_step = Run.end_step
+
+    def stopped(self, batches):
+        if self.epoch == 2 and self.step == 4:
+            self.on_signal(signal.SIGTERM, None)
+        end_step(self, batches)
+    monkeypatch.setattr(Run, 'end_step', stopped)
+    with pytest.raises(SystemExit):
+        call(train_student.main, *flags, '--save_dir', tmp_path / 'parts')
+    monkeypatch.undo()
+    call(train_student.main, *flags, '--save_dir', tmp_path / 'parts', '--resume')
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    history = json.loads(next(tmp_path.glob('whole/student_model/*/history.json')).read_text())
+    assert [epoch['lr'] for epoch in history] == [1e-5, pytest.approx(7.5e-4), pytest.approx(2.5e-4)]
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--opt', 'adamx'], '--opt adamx: no such optimiser; did you mean'),
+    (['--opt', 'adamw', '--optimizer', 'dot'], '--opt adamw: --optimizer dot has an optimiser of its own'),
+    (['--warmup_epochs', 240], '--warmup_epochs 240: --epochs 240 must be more'),
+    (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with kd, '),
+    (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),
+    (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
+    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache has no answers to mixed images'),
+    (['--grad_accum', 2, '--optimizer', 'dot'], '--grad_accum 2: --optimizer dot computes its gradients'),
+    (['--clip_grad', 2, '--optimizer', 'dot'], '--clip_grad 2.0: --optimizer dot computes'),
+    (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
+    (['--sched', 'linear'], "--sched: invalid choice: 'linear'"),
+    (['--recipe', 'nowhere.txt'], '--recipe nowhere.txt: cannot be read'),
+])
+def test_bad_input(flags, words):
+    with pytest.raises(UserError) as caught:
+        options(*flags)
+    assert words in str(caught.value)
+
+
+def test_timm_is_not_installed(monkeypatch):
+    monkeypatch.setattr('helper.optim.find_spec', lambda name: None)
+    for flags in (['--opt', 'adamw'], ['--sched', 'cosine'], ['--mixup', 1], ['--model_ema'], ['--bce_loss']):
+        with pytest.raises(UserError, match='timm is not installed; pip install timm'):
+            options(*flags)
+    options('--smoothing', 0.1, '--clip_grad', 1, '--grad_accum', 2)
+
+
+def test_a_file_of_flags(tmp_path):
+    """--recipe: its flags come first, so that the command line has the last word."""
+    file = tmp_path / 'mine.txt'
+    file.write_text('# my recipe\n--epochs 7 --opt adamw   # and so on\n--lr_decay_epochs 3,5\n')
+    opt = teacher_options(['--recipe', str(file), '--epochs', '9'])
+    assert (opt.epochs, opt.opt, opt.lr_decay_epochs) == (9, 'adamw', [3, 5])
+    file.write_text('--recipe other.txt')
+    with pytest.raises(UserError, match='names a recipe itself'):
+        options(f'--recipe={file}')
+
+
+@pytest.mark.parametrize('file', sorted(Path(ROOT, 'recipes').glob('*.txt')), ids=lambda file: file.stem)
+def test_provided_recipes(file):
+    """Each is accepted by both scripts; that of CIFAR says the defaults."""
+    flags = ['--recipe', file]
+    found, plain = vars(options(*flags)), vars(options())
+    teacher_options(list(map(str, flags)))
+    differ = {name for name in plain if found[name] != plain[name]} - {'recipe', 'flags', 'seed'}
+    assert bool(differ) == (file.stem != 'cifar_semckd'), differ
+
+
+def test_a_teacher_with_a_recipe(call, small, tmp_path):
+    call(train_teacher.main, '--model', VIT, *small, *ALL, '--epochs', 2, '--save_dir', tmp_path)
+    assert len(json.loads(next(tmp_path.glob('models/*/history.json')).read_text())) == 2
