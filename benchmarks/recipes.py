@@ -42,7 +42,7 @@ class ReadEveryStep(Unsaved):
         self.meter = meter
         return 0
 
-    def end_step(self):
+    def end_step(self, batches=1):
         self.meter.averages()
 
 

@@ -31,7 +31,7 @@ def ofa_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor, gamma: float, t
     more it counts. logits: (N, classes), target: (N,).
     """
     p_t = F.softmax(logits_t / temperature, 1)
-    true = F.one_hot(target, p_t.shape[1]).bool()
+    true = torch.arange(p_t.shape[1], device=target.device) == target[:, None]      # one_hot would wait for the device
     weight = torch.where(true, (1 + p_t) ** gamma - 1, p_t)
     return -(weight * F.log_softmax(logits_s / temperature, 1)).sum(1).mean()
 

@@ -136,7 +136,7 @@ def test_a_step_does_not_wait_for_the_device(method):
 def test_learning_rate():
     optimizer = torch.optim.SGD([{'params': [torch.nn.Parameter(torch.zeros(1))]},
                                  {'params': [torch.nn.Parameter(torch.zeros(1))], 'lr': 0.5}], lr=0.05)
-    opt = SimpleNamespace(learning_rate=0.05, lr_decay_rate=0.1, lr_decay_epochs=[2, 3])
+    opt = SimpleNamespace(learning_rate=0.05, lr_decay_rate=0.1, lr_decay_epochs=[2, 3], sched='step', warmup_epochs=0)
     rates = [adjust_learning_rate(epoch, optimizer, opt) for epoch in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.0005])
     assert [group['lr'] for group in optimizer.param_groups] == pytest.approx([0.0005, 0.005])

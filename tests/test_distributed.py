@@ -468,10 +468,10 @@ def stopped(opt, device):
     """train_student.py, which a signal reaches in the second step of an epoch."""
     original = Run.end_step
 
-    def end_step(self):
+    def end_step(self, batches):
         if self.step == 1:
             self.on_signal(signal.SIGTERM, None)
-        original(self)
+        original(self, batches)
     Run.end_step = end_step
     train_student.train(opt, device)
 

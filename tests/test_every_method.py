@@ -62,11 +62,11 @@ def test_resumed_to_the_bit(call, small, teacher, tmp_path, monkeypatch, way):
     for steps in (2, 1, 2):
         left = [steps]
 
-        def end_step(self, left=left):
+        def end_step(self, batches, left=left):
             left[0] -= 1
             if left[0] == 0:
                 self.on_signal(signal.SIGTERM, None)
-            original(self)
+            original(self, batches)
         monkeypatch.setattr(Run, 'end_step', end_step)
         with pytest.raises(SystemExit) as caught:
             run(tmp_path / 'parts', '--resume', 'auto')

@@ -11,7 +11,7 @@ import train_student
 import train_teacher
 from distiller_zoo import vanilla
 from helper.checkpoint import load_checkpoint
-from helper.optim import adjust_learning_rate, sgd
+from helper.optim import adjust_learning_rate, new_optimizer, sgd
 from options import student_options, teacher_options
 
 
@@ -171,7 +171,7 @@ def test_of_the_memory_format(call, small, teacher, tmp_path, monkeypatch, flags
 def test_of_the_first_stage(call, small, teacher, tmp_path, monkeypatch, capfd, method, flags, rates):
     """How many epochs, and at which rate."""
     seen = []
-    monkeypatch.setattr(vanilla, 'sgd', lambda p, rate, opt: seen.append(rate) or sgd(p, rate, opt))
+    monkeypatch.setattr(vanilla, 'new_optimizer', lambda m, rate, opt: seen.append(rate) or new_optimizer(m, rate, opt))
     call(train_student.main, '--path-t', teacher, *small, '--distill', method, '--learning_rate', 0.02, *flags,
          '--init_epochs', 2, '-b', 1, '--save_dir', tmp_path)
     assert seen == rates and capfd.readouterr().out.count('first stage, epoch') == 2

@@ -459,7 +459,7 @@ def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('arguments, said', [
-    (['--job', '2'], '--job: no such flag; did you mean --jobs? there are: --alpha, '),
+    (['--job', '2'], '--job: no such flag; did you mean --jobs'),
     (['--kd-t=3'], '--kd-t: no such flag; '),
     (['--seed', '3'], 'the command line: --seed: reproduce.py sets this flag itself; leave it out'),
     (['-t3'], 'the command line: -t3: reproduce.py sets this flag itself; leave it out'),

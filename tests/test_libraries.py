@@ -28,24 +28,21 @@ timm = pytest.importorskip('timm')
 # net, pixels, sizes of the stages' maps, whether the logits are a function of the last map's mean
 TIMM = {
     'resnet10t': (64, [16, 8, 4, 2], True), 'resnetv2_18': (64, [16, 8, 4, 2], False),
-    'seresnext26ts': (64, [16, 8, 4, 2], True), 'convnext_atto': (64, [16, 8, 4, 2], True),
-    'convnextv2_atto': (64, [16, 8, 4, 2], True), 'inception_next_atto': (64, [16, 8, 4, 2], False),
+    'convnext_atto': (64, [16, 8, 4, 2], True), 'inception_next_atto': (64, [16, 8, 4, 2], False),
     'vit_tiny_patch16_224,depth=5': (32, [2, 2, 2, 2], False),
     'vit_relpos_small_patch16_224,depth=4,embed_dim=48,num_heads=3': (32, [2, 2, 2, 2], True),
     'deit_tiny_distilled_patch16_224,depth=4': (32, [2, 2, 2, 2], False),
     'eva02_tiny_patch14_224,depth=4': (28, [2, 2, 2, 2], True),
     'swin_tiny_patch4_window7_224,depths=(1,1,1,1),embed_dim=24': (64, [16, 8, 4, 2], True),
     'mobilenetv3_small_050': (64, [16, 8, 4, 2], False), 'mobilenetv4_conv_small_035': (64, [16, 8, 4, 2], False),
-    'efficientnet_lite0': (64, [32, 16, 8, 4, 2], True), 'regnetx_002': (64, [32, 16, 8, 4, 2][1:], True),
-    'regnety_002': (64, [16, 8, 4, 2], True), 'densenet121': (64, [16, 8, 4, 2], True),
-    'gmlp_ti16_224': (32, [2, 2, 2, 2], True), 'resmlp_12_224': (32, [2, 2, 2, 2], True),
+    'efficientnet_lite0': (64, [32, 16, 8, 4, 2], True), 'regnetx_002': (64, [16, 8, 4, 2], True),
+    'regnety_002': (64, [16, 8, 4, 2], True), 'gmlp_ti16_224': (32, [2, 2, 2, 2], True),
     'poolformer_s12': (64, [16, 8, 4, 2], True), 'pvt_v2_b0': (64, [16, 8, 4, 2], True),
     'xcit_nano_12_p16_224,depth=4': (32, [2, 2, 2, 2], False), 'levit_128s': (64, [4, 2, 1], False),
     'coat_lite_tiny': (64, [16, 8, 4, 2], False), 'ghostnet_050': (64, [16, 8, 4, 2], False),
-    'repvgg_a0': (64, [32, 16, 8, 4, 2][1:], True), 'edgenext_xx_small': (64, [16, 8, 4, 2], True),
+    'repvgg_a0': (64, [16, 8, 4, 2], True), 'edgenext_xx_small': (64, [16, 8, 4, 2], True),
     'mobilevit_xxs': (64, [32, 16, 8, 4, 2], True), 'efficientvit_b0': (64, [16, 8, 4, 2], False),
     'starnet_s1': (64, [16, 8, 4, 2], True),
-    'mambaout_femto': (64, [16, 8, 4, 2], False), 'fastvit_t8': (64, [16, 8, 4, 2], True),
 }
 TORCHVISION = {
     'alexnet': (64, [7, 3], False), 'resnet18': (64, [16, 8, 4, 2], True), 'squeezenet1_1': (64, [15, 7, 3], False),
@@ -72,7 +69,7 @@ def options_of(method, *flags):
 
 @pytest.mark.parametrize('name', [*(f'timm:{n}' for n in TIMM), *(f'torchvision:{n}' for n in TORCHVISION)])
 def test_net(name):
-    """The contract, logits equal to the library's own, and a step of two methods."""
+    """The contract, logits equal to the library's own, and a step of soft labels and of a method that compares maps."""
     plain = name.partition(':')[2]
     size, sizes, pooled = (TIMM if name.startswith('timm') else TORCHVISION)[plain]
     torch.manual_seed(0)
@@ -93,16 +90,15 @@ def test_net(name):
             with pytest.raises(NotImplementedError):
                 net.pooled_head()
     teacher = model_dict['resnet8'](num_classes=10)
-    for method in ('kd', 'similarity'):
-        distiller = make_distiller(net, teacher, options_of(method), data_of(size))
-        optimizer = distiller.make_optimizer(1e-3, options_of(method))
-        images = torch.randn(4, 3, size, size)
-        losses, _ = distiller.train()(images, torch.arange(4), torch.arange(4))
-        losses['loss'].backward()
-        optimizer.step()
-        gradients = [p.grad for p in net.parameters()]      # zeros, of a block that begins as the identity
-        assert losses['loss'].isfinite() and sum(grad is not None for grad in gradients) > 0.9 * len(gradients)
-        assert any(bool(grad.any()) for grad in gradients if grad is not None)
+    opt = options_of('kd+similarity', '-b', '1,3000')
+    distiller = make_distiller(net, teacher, opt, data_of(size))
+    optimizer = distiller.make_optimizer(1e-3, opt)
+    losses, _ = distiller.train()(torch.randn(4, 3, size, size), torch.arange(4), torch.arange(4))
+    losses['loss'].backward()
+    optimizer.step()
+    gradients = [p.grad for p in net.parameters()]      # zeros, of a block that begins as the identity
+    assert losses['loss'].isfinite() and sum(grad is not None for grad in gradients) > 0.9 * len(gradients)
+    assert any(bool(grad.any()) for grad in gradients if grad is not None)
 
 
 def reference(name, size, weights):

@@ -27,11 +27,11 @@ def interrupt(monkeypatch):
     def after(steps, number=signal.SIGTERM):
         left = [steps]
 
-        def end_step(self):
+        def end_step(self, batches):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), number)
-            original(self)
+            original(self, batches)
         monkeypatch.setattr(Run, 'end_step', end_step)
     original = Run.end_step
     yield after

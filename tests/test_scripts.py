@@ -60,9 +60,10 @@ def test_defaults():
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
         'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
-        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd', 'sched': 'step',
-        'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1, 'smoothing': 0.0,
-        'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None, 'model_ema_warmup': False}
+        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd',
+        'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1,
+        'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
+        'model_ema_warmup': False}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
