@@ -82,6 +82,8 @@ def _common(description, trial_flags, trial):
     recipe('--smoothing', type=number(float, low=0, high=0.99), default=0.0, help='of the labels')
     recipe('--mixup', type=number(float, low=0), default=0.0, help='alpha of mixup, 0: none')
     recipe('--cutmix', type=number(float, low=0), default=0.0, help='alpha of CutMix, 0: none')
+    recipe('--aa', metavar='POLICY', help='RandAugment, AutoAugment or AugMix of timm, as rand-m9-mstd0.5-inc1')
+    recipe('--reprob', type=number(float, low=0, high=1), default=0.0, help='how often a part of an image is erased')
     recipe('--model_ema', type=number(float, low=0, high=1), nargs='?', const=0.9998, metavar='DECAY',
            help='measure and keep an average of the weights that falls by this factor each step; alone: 0.9998')
     recipe('--model_ema_warmup', action='store_true', help='the factor grows from 0 to it, for shorter runs')
@@ -230,8 +232,11 @@ def check_method(opt, method) -> None:
             why = 'sees several views of an image' if len(method.views) > 1 else 'needs one class for each image'
             names = [name for name, m in distiller_dict.items() if not m.needs_class and len(m.views) == 1]
             raise UserError(f'{flag}: {distil} {why}; it goes with {", ".join(names)}')
+    changes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix, f'--aa {opt.aa}': opt.aa,
+               f'--reprob {opt.reprob:g}': opt.reprob}
+    for flag, given in changes.items():
         if given and opt.teacher_cache:
-            raise UserError(f'{flag}: --teacher_cache has no answers to mixed images; leave one of the two out')
+            raise UserError(f'{flag}: --teacher_cache has answers to crops and flips alone; leave one of the two out')
     if opt.model_ema is not None and method.inference_net is not Distiller.inference_net:
         raise UserError(f'--model_ema {opt.model_ema:g}: {distil} deploys more than the student; leave it out')
     if opt.model_ema is not None and opt.optimizer == 'dot':

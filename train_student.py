@@ -8,7 +8,7 @@ from pathlib import Path
 
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
-from dataset.mix import MixedLoader, mixes
+from dataset.batch_augment import BatchAugment, mixes
 from dataset.teacher_cache import TaughtLoader, open_cache
 from distiller_zoo import get_method, make_distiller
 from helper import distributed
@@ -58,8 +58,8 @@ def train(opt, device):
     speed_up(distiller, local, device)
     if cache:
         data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
-    if mixes(opt):
-        data.train_loader = MixedLoader(data.train_loader, local, data.num_classes)
+    if mixes(opt) or opt.reprob:
+        data.train_loader = BatchAugment(data.train_loader, local, data.num_classes, device)
     precision = Precision(opt.amp, device)
 
     def checkpoint():

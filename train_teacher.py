@@ -6,7 +6,7 @@ if __name__ == '__main__':
 
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
-from dataset.mix import MixedLoader, mixes
+from dataset.batch_augment import BatchAugment, mixes
 from distiller_zoo import Vanilla, load_inference_net
 from helper import distributed
 from helper.compile import speed_up
@@ -41,8 +41,8 @@ def train(opt, device):
         distributed.synchronise_batchnorm(vanilla)
     speed_up(vanilla, local, device)
     optimizer = vanilla.make_optimizer(opt.learning_rate, opt)
-    if mixes(opt):
-        data.train_loader = MixedLoader(data.train_loader, local, data.num_classes)
+    if mixes(opt) or opt.reprob:
+        data.train_loader = BatchAugment(data.train_loader, local, data.num_classes, device)
     precision = Precision(opt.amp, device)
 
     def checkpoint():

@@ -8,7 +8,7 @@ from helper import distributed
 from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, imagenet, memory
-from .augment import VIEWS
+from .augment import VIEWS, AutoAugment
 from .fraction import chosen
 from .memory import MemoryLoader
 
@@ -61,6 +61,8 @@ def check_dataset(opt) -> None:
                                (fraction, opt.train_fraction < 1, memory_dict)):
         if given and opt.dataset not in names:
             raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
+    if opt.dali and opt.aa:
+        raise UserError(f'--aa {opt.aa}: DALI augments images itself; leave --dali {opt.dali} out')
     if opt.dali and opt.skip_bad_images:
         raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
 
@@ -85,8 +87,10 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         train_images, train_labels = train_images[kept], train_labels[kept]
     _check_batch_size(opt, len(train_labels))
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
+    aa = AutoAugment(opt.aa, train_images.shape[-1], memory.MEAN) if opt.aa else None
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,
-                                drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last, views=views)
+                                drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last, views=views,
+                                aa=aa)
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
                                channels_last=opt.channels_last)
 

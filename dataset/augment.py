@@ -1,6 +1,12 @@
-"""The strong view of an image, for methods that train on two views of each."""
+"""The strong view of an image, for methods that train on two views of each, and --aa, for all of them."""
+import random
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from helper.errors import UserError, reason
 
 GREY = 127
 VIEWS = ('weak', 'strong')      # weak: what the training of the data set does in any case
@@ -25,6 +31,41 @@ class Strong:
             self.operation.magnitude = int(torch.randint(self.strengths, ()))
             image = self.operation(image)
         return cutout(image)
+
+
+class AutoAugment:
+    """--aa: timm's RandAugment, AutoAugment or AugMix, after the crop and the flip: an RGB image -> the same.
+
+    policy: in timm's words, as rand-m9-mstd0.5-inc1 (Cubuk et al., 2020, arXiv:1909.13719). size: pixels, mean: of the
+    colours, which fill what an operation leaves empty. Raises UserError. All random numbers follow from torch's.
+    """
+
+    def __init__(self, policy: str, size: int, mean: tuple):
+        from timm.data import auto_augment
+        kind = policy.partition('-')[0]
+        make = {'rand': auto_augment.rand_augment_transform, 'augmix': auto_augment.augment_and_mix_transform}
+        settings = {'translate_const': int(size * 0.45), 'img_mean': tuple(min(255, round(255 * m)) for m in mean)}
+        try:
+            self.transform = make.get(kind, auto_augment.auto_augment_transform)(policy, settings)
+        except (AssertionError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f'--aa {policy}: timm does not know it ({reason(error)}); give rand-m9-mstd0.5-inc1, '
+                            f'original or augmix-m3-w3') from error
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        before = random.getstate(), np.random.get_state()
+        seed = int(torch.randint(2**31, ()))
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return self.transform(image)
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """The same for uint8 (3, H, W)."""
+        changed = self(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
+        return torch.from_numpy(np.array(changed)).permute(2, 0, 1).to(image.device)
 
 
 def cutout(image: Tensor) -> Tensor:

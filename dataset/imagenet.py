@@ -7,7 +7,7 @@ import torch
 
 from helper.errors import UserError
 
-from .augment import Strong
+from .augment import AutoAugment, Strong
 from .folder import Split, scan
 from .image import read_rgb
 from .normalise import Normalise
@@ -42,10 +42,12 @@ def open_sources(opt):
     return FolderSource(train), FolderSource(val), classes
 
 
-def transform(train: bool):
-    """torchvision's usual pipeline up to a uint8 tensor (224, 224, 3); the loader normalises on the device."""
+def transform(train: bool, aa: str | None = None):
+    """torchvision's usual pipeline and --aa, up to a uint8 tensor (224, 224, 3); the loader normalises it."""
     from torchvision.transforms import v2
     steps = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(SIZE)]
+    if train and aa:
+        steps.append(AutoAugment(aa, SIZE, MEAN))
     return v2.Compose([*steps, _pixels])
 
 
@@ -64,9 +66,10 @@ class Images(torch.utils.data.Dataset):
     batch becomes smaller.
     """
 
-    def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',)):
+    def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None):
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        self.transform, self.views = transform(train), views if train else ('weak',)
+        self.transform, self.strong_transform = transform(train, aa), transform(train)
+        self.views = views if train else ('weak',)
         self.strong = Strong() if 'strong' in self.views else None
 
     def __len__(self):
@@ -93,7 +96,7 @@ class Images(torch.utils.data.Dataset):
         return UserError(f'--skip_bad_images: none of the {len(self)} images can be read')
 
     def _views(self, image):
-        views = [self.transform(image) for _ in self.views]
+        views = [(self.transform if kind == 'weak' else self.strong_transform)(image) for kind in self.views]
         for i, kind in enumerate(self.views):
             if kind == 'strong':
                 views[i] = self.strong(views[i].permute(2, 0, 1)).permute(1, 2, 0)
@@ -148,7 +151,7 @@ class WorkerLoader:
         self.batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
         self.order = self.batches.order
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images, views), batch_sampler=self.batches, collate_fn=collate,
+            Images(source, train, opt.skip_bad_images, views, opt.aa), batch_sampler=self.batches, collate_fn=collate,
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
         self.normalise = Normalise(MEAN, STD, SIZE, device, opt.channels_last)

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .augment import Strong, seeded
+from .augment import AutoAugment, Strong, seeded
 from .normalise import Normalise
 from .order import EpochOrder
 
@@ -26,7 +26,7 @@ class MemoryLoader:
     train=False serves the images in order, normalised. index is the sample's place in the data set.
 
     views: how each view of an image is made, see augment.VIEWS. With several, images are (views, B, 3, H, W), each view
-    with a crop and a flip of its own.
+    with a crop and a flip of its own. aa: what --aa adds to the weak view.
 
     With gives_slots a training batch also has slots (B,) int64 on the CPU: index * FORMS + form, the number of what an
     image has become.
@@ -37,7 +37,8 @@ class MemoryLoader:
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
-                 rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',)):
+                 rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
+                 aa: AutoAugment | None = None):
         """images: uint8 (N, 3, H, W); target: int64 (N,). drop_last: a short last batch is left out.
 
         All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
@@ -49,7 +50,8 @@ class MemoryLoader:
         self.target = target.to(device)
         self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
         self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
-        self.strong = Strong() if 'strong' in views else None
+        self.operations = {kind: operation for kind, operation in (
+            ('weak', aa and aa.pixels), ('strong', Strong() if 'strong' in views else None)) if operation}
         self.gives_slots = False
         images = images.permute(0, 2, 3, 1)
         if train:
@@ -80,7 +82,7 @@ class MemoryLoader:
     def _augmented(self):
         order = self.order.permutation()
         places = [self._places() for _ in self.views]
-        seeds = self.order.integers(2**63 - 1, len(order)) if self.strong else None
+        seeds = self.order.integers(2**63 - 1, len(order)) if self.operations else None
         y, x, flip = places[0]
         slots = order * FORMS + (y * PLACES + x) * 2 + flip
         plan = torch.cat([order[None], *places]).to(self.device)
@@ -88,8 +90,8 @@ class MemoryLoader:
             index, *places = plan[:, start:end]
             views = [self._crop(index, *places[i:i + 3]) for i in range(0, len(places), 3)]
             for i, kind in enumerate(self.views):
-                if kind == 'strong':
-                    views[i] = self._strengthened(views[i], seeds[start:end].tolist())
+                if kind in self.operations:
+                    views[i] = self._each(self.operations[kind], views[i], seeds[start:end].tolist())
             images = [self.normalise(view) for view in views]
             batch = images[0] if len(images) == 1 else _stack(images), self.target[index], index
             yield (*batch, slots[start:end]) if self.gives_slots else batch
@@ -115,9 +117,9 @@ class MemoryLoader:
         images = self.padded if self.train else self.images
         return zlib.crc32(np.ascontiguousarray(images.cpu().numpy()), zlib.crc32(repr((MEAN, STD)).encode()))
 
-    def _strengthened(self, images, seeds):
+    def _each(self, operation, images, seeds):
         with torch.random.fork_rng(devices=[]):
-            return torch.stack([seeded(self.strong, image.permute(2, 0, 1), seed).permute(1, 2, 0)
+            return torch.stack([seeded(operation, image.permute(2, 0, 1), seed).permute(1, 2, 0)
                                 for image, seed in zip(images, seeds, strict=True)])
 
 

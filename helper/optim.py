@@ -55,7 +55,8 @@ def check_recipe(opt) -> None:
     """Raises UserError for an optimiser or a schedule that there is not, or where timm, which makes it, is absent."""
     flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--sched {opt.sched}': opt.sched != 'step',
              '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
-             '--cutmix': opt.cutmix, '--model_ema': opt.model_ema}
+             '--cutmix': opt.cutmix, '--model_ema': opt.model_ema,
+             f'--aa {opt.aa}': opt.aa, '--reprob': opt.reprob}
     for flag, given in flags.items():
         if given and find_spec('timm') is None:
             raise UserError(f'{flag}: timm is not installed; pip install timm')

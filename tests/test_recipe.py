@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_same, build, outcome
+from conftest import CPU, ROOT, assert_same, build, data_options, outcome
 from torch import nn
 
 import train_student
 import train_teacher
-from dataset.mix import MixedLoader
+from dataset import get_dataloaders
+from dataset.augment import AutoAugment
+from dataset.batch_augment import BatchAugment
+from dataset.memory import MEAN
 from distiller_zoo import Vanilla
 from helper.errors import UserError
 from helper.loops import train_epoch
@@ -25,6 +28,7 @@ from options import student_options, teacher_options
 timm = pytest.importorskip('timm')
 VIT = 'timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=2'
 ALL = ['--opt', 'adamw', '--learning_rate', 1e-3, '--sched', 'cosine', '--warmup_epochs', 1, '--clip_grad', 1,
+       '--aa', 'rand-m9-mstd0.5-inc1', '--reprob', 0.25,
        '--smoothing', 0.1, '--mixup', 0.2, '--cutmix', 1, '--grad_accum', 2, '--model_ema', 0.9, '--drop_path', 0.2]
 
 
@@ -91,7 +95,7 @@ def test_the_same_mixed_images_for_teacher_and_student():
     from timm.data import Mixup
     distiller, loader, opt = build('kd', mixup=0.5, cutmix=1.0, smoothing=0.1)
     images, target, index = batch = next(iter(loader))
-    mixed = MixedLoader([batch], opt, 10)
+    mixed = BatchAugment([batch], opt, 10, CPU)
     expected = images.clone(), target.clone()
     np.random.seed(3)
     expected = Mixup(0.5, 1.0, label_smoothing=0.1, num_classes=10)(*expected)
@@ -104,6 +108,52 @@ def test_the_same_mixed_images_for_teacher_and_student():
         net.outputs = lambda x, preact=False, outputs=outputs: (seen.append(x), outputs(x, preact))[1]
     losses, _ = distiller(found, soft, index)
     assert len(seen) == 2 and all(x is found for x in seen) and losses['ce'].isfinite()
+
+
+def test_erased_images():
+    """timm's RandomErasing with the same random numbers, in every view."""
+    import random
+
+    from timm.data.random_erasing import RandomErasing
+    opt = options('--reprob', 0.8)
+    images, target = torch.randn(6, 3, 16, 16), torch.arange(6)
+    for batch in (images, torch.stack([images, images + 1])):
+        found = []
+        for change in (lambda x: RandomErasing(0.8, mode='pixel', device=CPU)(x.flatten(0, -4)).view_as(x),
+                       lambda x: next(iter(BatchAugment([(x, target, target)], opt, 10, CPU)))[0]):
+            random.seed(1)
+            torch.manual_seed(1)
+            found.append(change(batch.clone()))
+        assert found[0].equal(found[1]) and not found[0].equal(batch)
+
+
+def test_augmented_images(tree):
+    """timm's RandAugment after the crop and the flip: the same for the same seed, whatever has been drawn before."""
+    import random
+
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+    policy = 'rand-m9-mstd0.5-inc1'
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    augment, results = AutoAugment(policy, 16, MEAN), []
+    for _ in range(2):
+        torch.manual_seed(4)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        results.append(np.array(augment(image)))
+        assert before == (random.getstate(), np.random.get_state()[1].tolist())
+        random.random()
+        np.random.rand()
+    torch.manual_seed(4)
+    seed = int(torch.randint(2**31, ()))
+    random.seed(seed)
+    np.random.seed(seed)
+    theirs = rand_augment_transform(policy, {'translate_const': 7, 'img_mean': tuple(round(255 * m) for m in MEAN)})
+    assert (results[0] == results[1]).all() and (results[0] == np.array(theirs(image))).all()
+    loaders = [get_dataloaders(data_options(data_dir=str(tree), aa=aa), CPU).train_loader for aa in (None, policy)]
+    plain, changed = (next(iter(loader)) for loader in loaders)
+    assert changed[2].equal(plain[2]) and not changed[0].equal(plain[0])
+    again = get_dataloaders(data_options(data_dir=str(tree), aa=policy), CPU).train_loader
+    assert changed[0].equal(next(iter(again))[0])
 
 
 def test_the_average_of_the_weights():
@@ -195,10 +245,11 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with kd, '),
     (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),
     (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
-    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache has no answers to mixed images'),
+    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache has answers to crops and flips alone'),
     (['--grad_accum', 2, '--optimizer', 'dot'], '--grad_accum 2: --optimizer dot computes its gradients'),
     (['--clip_grad', 2, '--optimizer', 'dot'], '--clip_grad 2.0: --optimizer dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
+    (['--aa', 'x-m9', '--teacher_cache'], '--aa x-m9: --teacher_cache has answers to crops'),
     (['--sched', 'linear'], "--sched: invalid choice: 'linear'"),
     (['--recipe', 'nowhere.txt'], '--recipe nowhere.txt: cannot be read'),
 ])
