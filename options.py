@@ -56,6 +56,8 @@ def _common(description, trial_flags, trial):
         help='pixels to which --dataset folder brings its images')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
+    add('--normalise', choices=('usual', 'measure'), default='usual',
+        help='with which mean and deviation of the colours; measure: those of the training images')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
     add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
         help='threads or processes that decode image files; not given: one for each core')
@@ -88,6 +90,8 @@ def _common(description, trial_flags, trial):
            help='measure and keep an average of the weights that falls by this factor each step; alone: 0.9998')
     recipe('--model_ema_warmup', action='store_true', help='the factor grows from 0 to it, for shorter runs')
     recipe('--bce_loss', action='store_true', help='the loss of the task is a binary cross-entropy for each class')
+    recipe('--balance_classes', action='store_true',
+           help='weight the cross-entropy so that each class counts alike, however many images it has')
     recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
            help='how often the last block of a net of timm or torchvision is left out in training')
     add('--gpu_id', may_differ=True, default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')

@@ -63,7 +63,8 @@ def train(opt, device):
     precision = Precision(opt.amp, device)
 
     def checkpoint():
-        return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs}
+        return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs,
+                'classes': [*data.classes]}
 
     place = Place.of_student(opt)
     if place.best_path(opt).resolve() == Path(opt.path_t).resolve():

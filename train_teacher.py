@@ -34,7 +34,7 @@ def train(opt, device):
 
     # Build
     arch = check_name(opt.model, data.image_size, '--model')
-    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model', opt.drop_path), opt)
+    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model', opt.drop_path), opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
@@ -47,7 +47,7 @@ def train(opt, device):
 
     def checkpoint():
         return {**vanilla.checkpoint(), 'optimizer': optimizer.state_dict(), 'arch': arch,
-                'num_classes': data.num_classes, 'inputs': data.inputs}
+                'num_classes': data.num_classes, 'inputs': data.inputs, 'classes': [*data.classes]}
 
     # Train
     with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:

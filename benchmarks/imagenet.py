@@ -31,7 +31,7 @@ def measure(opt, device):
     for name, flags in (('folder', {}), ('lmdb', {'use_lmdb': True}), ('dali cpu', {'dali': 'cpu'}),
                         ('dali gpu', {'dali': 'gpu'})):
         settings = SimpleNamespace(**{
-            'aa': None,
+            'aa': None, 'normalise': 'usual',
             'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
             'num_workers': opt.num_workers, 'seed': 0, 'train_fraction': 1.0, 'use_lmdb': False, 'dali': None,
             'skip_bad_images': False, **flags})

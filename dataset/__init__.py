@@ -11,6 +11,7 @@ from . import cifar, digits, folder, imagenet, memory
 from .augment import VIEWS, AutoAugment
 from .fraction import chosen
 from .memory import MemoryLoader
+from .normalise import measured
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
 memory_dict = {
@@ -58,7 +59,8 @@ def check_dataset(opt) -> None:
     fraction = f'--train_fraction {opt.train_fraction:g}'
     for flag, given, names in (('--use-lmdb', opt.use_lmdb, LARGE), (f'--dali {opt.dali}', opt.dali, LARGE),
                                ('--skip_bad_images', opt.skip_bad_images, ('folder', *LARGE)),
-                               (fraction, opt.train_fraction < 1, memory_dict)):
+                               (fraction, opt.train_fraction < 1, memory_dict),
+                               ('--normalise measure', opt.normalise == 'measure', memory_dict)):
         if given and opt.dataset not in names:
             raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
     if opt.dali and opt.aa:
@@ -82,12 +84,15 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+    # Of all training images, so that a teacher and its students see the same, whatever part these train on.
+    mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
     if opt.train_fraction < 1:
         kept = chosen(train_labels, opt.train_fraction)
         train_images, train_labels = train_images[kept], train_labels[kept]
     _check_batch_size(opt, len(train_labels))
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
-    aa = AutoAugment(opt.aa, train_images.shape[-1], memory.MEAN) if opt.aa else None
+    ranks |= {'mean': mean, 'std': std}
+    aa = AutoAugment(opt.aa, train_images.shape[-1], mean) if opt.aa else None
     train_loader = MemoryLoader(train_images, train_labels, opt.batch_size, device, train=True, **ranks,
                                 drop_last=drop_last, seed=opt.seed, channels_last=opt.channels_last, views=views,
                                 aa=aa)
@@ -98,7 +103,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes))
+                tuple(classes), mean, std)
 
 
 def _large(opt, device, drop_last, views):

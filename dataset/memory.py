@@ -9,8 +9,7 @@ from .augment import AutoAugment, Strong, seeded
 from .normalise import Normalise
 from .order import EpochOrder
 
-# CIFAR-100's training set; all small images are normalised with these, so that a student can be shipped with two
-# constants.
+# CIFAR-100's training set; all small images are normalised with these, unless --normalise measure is given.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 PAD = 4
@@ -38,7 +37,7 @@ class MemoryLoader:
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
-                 aa: AutoAugment | None = None):
+                 aa: AutoAugment | None = None, mean: tuple = MEAN, std: tuple = STD):
         """images: uint8 (N, 3, H, W); target: int64 (N,). drop_last: a short last batch is left out.
 
         All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
@@ -49,7 +48,8 @@ class MemoryLoader:
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
         self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
-        self.normalise = Normalise(MEAN, STD, self.size[1], device, channels_last)
+        self.mean, self.std = mean, std
+        self.normalise = Normalise(mean, std, self.size[1], device, channels_last)
         self.operations = {kind: operation for kind, operation in (
             ('weak', aa and aa.pixels), ('strong', Strong() if 'strong' in views else None)) if operation}
         self.gives_slots = False
@@ -115,7 +115,7 @@ class MemoryLoader:
     def checksum(self) -> int:
         """Of the images as the nets see them."""
         images = self.padded if self.train else self.images
-        return zlib.crc32(np.ascontiguousarray(images.cpu().numpy()), zlib.crc32(repr((MEAN, STD)).encode()))
+        return zlib.crc32(np.ascontiguousarray(images.cpu().numpy()), zlib.crc32(repr((self.mean, self.std)).encode()))
 
     def _each(self, operation, images, seeds):
         with torch.random.fork_rng(devices=[]):

@@ -2,6 +2,19 @@
 import torch
 
 
+def measured(images: torch.Tensor) -> tuple[tuple, tuple]:
+    """(mean, deviation) of each colour over all pixels of uint8 images (N, 3, H, W), of values from 0 to 1, to four
+    digits."""
+    values, found = torch.arange(256, dtype=torch.float64) / 255, []
+    for colour in range(3):
+        counts = sum(part[:, colour].flatten().bincount(minlength=256) for part in images.split(10_000))
+        share = counts.double() / counts.sum()
+        mean = (share * values).sum()
+        found.append((mean.item(), (share * (values - mean) ** 2).sum().sqrt().item()))
+    means, deviations = zip(*found, strict=True)
+    return tuple(round(m, 4) for m in means), tuple(max(round(d, 4), 1e-4) for d in deviations)
+
+
 class Normalise:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W): (x / 255 - mean) / std, to the bit as torchvision does it.
 

@@ -70,7 +70,7 @@ class Distiller(Vanilla):
 
         Both nets are models.base.Net, run once with two blank images for the shapes of their outputs.
         """
-        super().__init__(student, opt)
+        super().__init__(student, opt, data)
         if data.num_classes < 2:
             raise UserError(f'--distill {opt.distill}: the data has one class, so there is nothing to tell apart; '
                             f'give it at least two')
@@ -135,7 +135,7 @@ class Distiller(Vanilla):
     def checkpoint(self) -> dict:
         """Beside the network, the state of the method's trainable part."""
         net = self.inference_net()
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average'))}
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average', 'task_loss.'))}
         return {'model': net.state_dict(), **({'distiller': state} if state else {}),
                 **({} if type(self).inference_net is Vanilla.inference_net else {'inference_net': self.name})}
 

@@ -1,4 +1,5 @@
 """The loss of the task, and the soft-label loss that every method adds to its own."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,10 +14,10 @@ def distill_kl(logit_s: Tensor, logit_t: Tensor, T) -> Tensor:
     return F.kl_div(log_p_s, p_t, reduction='batchmean') * T ** 2
 
 
-def task_loss(opt=None) -> nn.Module:
+def task_loss(opt=None, data=None) -> nn.Module:
     """The loss of logits (N, classes) with the target, (N,) or with mixed images (N, classes) -> scalar.
 
-    opt: the parsed options; None for the plain cross-entropy.
+    opt: the parsed options; None for the plain cross-entropy. data: dataset.Data, for the weights of --balance_classes.
     """
     if opt is None:
         return nn.CrossEntropyLoss()
@@ -24,7 +25,18 @@ def task_loss(opt=None) -> nn.Module:
     if opt.bce_loss:
         from timm.loss import BinaryCrossEntropy
         return BinaryCrossEntropy(smoothing)
-    return nn.CrossEntropyLoss(label_smoothing=smoothing)
+    weight = class_weights(data.labels, data.num_classes) if opt.balance_classes else None
+    return nn.CrossEntropyLoss(weight, label_smoothing=smoothing)
+
+
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """How much each class counts so that all count alike, whatever their number of images: samples / (classes * count).
+
+    labels: int64 (N,). Returns (num_classes,); a class without images has 0.
+    """
+    counts = labels.bincount(minlength=num_classes)
+    weights = len(labels) / (num_classes * counts.clamp(min=1).double())
+    return torch.where(counts > 0, weights, 0.0).float()
 
 
 class DistillKL(nn.Module):

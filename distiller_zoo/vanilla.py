@@ -20,11 +20,11 @@ class Vanilla(nn.Module):
     initialising = False            # in the first stage of a method that has one
     needs_class = False             # a sample has one class: mixed images cannot be used
 
-    def __init__(self, student: nn.Module, opt=None):
-        """opt: the parsed options, of which the loss of the task is made."""
+    def __init__(self, student: nn.Module, opt=None, data=None):
+        """opt, data: the parsed options and dataset.Data, of which the loss of the task is made."""
         super().__init__()
         self.student = student
-        self.task_loss = task_loss(opt)
+        self.task_loss = task_loss(opt, data)
         self.average = None
         if opt is not None and opt.model_ema is not None:
             from timm.utils import ModelEmaV3

@@ -65,6 +65,8 @@ def check_recipe(opt) -> None:
         known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
         if opt.opt not in known:
             raise UserError(f'--opt {opt.opt}: no such optimiser; {nearest(opt.opt, known)}')
+    if opt.balance_classes and opt.bce_loss:
+        raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
     if opt.warmup_epochs >= opt.epochs:
         raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
 

@@ -355,3 +355,16 @@ def test_bad_folder(tmp_path, kind):
 def test_batch_larger_than_the_data(tree):
     with pytest.raises(UserError, match='--batch_size 49: folder has 48 training images'):
         dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=49), CPU)
+
+
+def test_measured_colours(tree):
+    """--normalise measure: the training images have mean 0 and deviation 1, of all and of a part alike."""
+    opt = data_options(data_dir=str(tree), normalise='measure')
+    data = dataset.get_dataloaders(opt, CPU)
+    images = torch.cat([images for images, *_ in data.in_order()])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    assert data.inputs['mean'] == [*data.mean] != [*dataset.memory.MEAN]
+    part = dataset.get_dataloaders(data_options(data_dir=str(tree), normalise='measure', train_fraction=0.5), CPU)
+    assert (part.mean, part.std) == (data.mean, data.std) and part.n_train == 24
+    usual = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)
+    assert usual.train_loader.checksum() != data.train_loader.checksum()

@@ -206,6 +206,7 @@ ELSEWHERE = {
     **dict.fromkeys(('mixup', 'cutmix'), 'test_recipe.test_the_same_mixed_images_for_teacher_and_student'),
     **dict.fromkeys(('model_ema', 'model_ema_warmup'), 'test_recipe.test_the_average_of_the_weights'),
     'drop_path': 'test_recipe.test_drop_path', 'aa': 'test_recipe.test_augmented_images',
+    'balance_classes': 'test_recipe.test_losses', 'normalise': 'test_data.test_measured_colours',
     'reprob': 'test_recipe.test_erased_images',
     'model_t': 'test_libraries.test_a_file_of_safetensors', 'stages': 'test_libraries.test_chosen_stages',
     'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',

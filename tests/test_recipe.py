@@ -85,6 +85,11 @@ def test_losses():
     torch.testing.assert_close(smoothed(logits, target), LabelSmoothingCrossEntropy(0.2)(logits, target))
     binary = Vanilla(net, options('--smoothing', 0.2, '--bce_loss')).task_loss
     assert binary(logits, target).equal(BinaryCrossEntropy(0.2)(logits, target))
+    counts = torch.tensor([1, 2, 3, 0, 2])
+    data = types.SimpleNamespace(labels=torch.arange(5).repeat_interleave(counts), num_classes=5)
+    balanced = Vanilla(net, options('--balance_classes'), data).task_loss
+    assert balanced.weight.tolist() == pytest.approx([8 / 5, 8 / 10, 8 / 15, 0, 8 / 10])
+    assert sum(balanced.weight[data.labels]) == pytest.approx(8 * 4 / 5)        # of the classes that there are
     mixed = torch.rand(6, 5).softmax(1)
     plain = Vanilla(net, options('--smoothing', 0.2, '--mixup', 1)).task_loss       # smoothed already
     torch.testing.assert_close(plain(logits, mixed), -(mixed * logits.log_softmax(1)).sum(1).mean())
@@ -241,6 +246,8 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
 @pytest.mark.parametrize('flags, words', [
     (['--opt', 'adamx'], '--opt adamx: no such optimiser; did you mean'),
     (['--opt', 'adamw', '--optimizer', 'dot'], '--opt adamw: --optimizer dot has an optimiser of its own'),
+    (['--balance_classes', '--bce_loss'], '--balance_classes: weights the cross-entropy, but --bce_loss has none'),
+    (['--normalise', 'measure', '--dataset', 'imagenet'], '--normalise measure: not for --dataset imagenet'),
     (['--warmup_epochs', 240], '--warmup_epochs 240: --epochs 240 must be more'),
     (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with kd, '),
     (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),

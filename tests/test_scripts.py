@@ -63,7 +63,8 @@ def test_defaults():
         'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd',
         'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1,
         'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
-        'model_ema_warmup': False, 'aa': None, 'reprob': 0.0}
+        'model_ema_warmup': False, 'aa': None, 'reprob': 0.0, 'balance_classes': False,
+        'normalise': 'usual'}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     opt = teacher_options([])
@@ -90,7 +91,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
         '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
         'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
-    assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs'}
+    assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs', 'classes'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
     metrics, parameters = read(folder / 'test_best_metrics.json'), read(folder / 'parameters.json')
     assert set(metrics) == {'test_loss', 'test_acc', 'test_acc_top5', 'epoch'} and metrics['test_acc_top5'] == 100
