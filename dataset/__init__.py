@@ -1,10 +1,13 @@
 """Data sets by their name: get_dataloaders(opt, device) gives both loaders and what a net needs to know of the data."""
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from helper import distributed
+from helper.cli import readable_bytes
+from helper.device import free_memory
 from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, imagenet, memory
@@ -12,6 +15,7 @@ from .augment import VIEWS, AutoAugment
 from .fraction import chosen
 from .memory import MemoryLoader
 from .normalise import measured
+from .order import PAD
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
 memory_dict = {
@@ -22,6 +26,7 @@ memory_dict = {
 }
 LARGE = ('imagenet', 'imagenette')      # read from disk while training
 DATASETS = (*memory_dict, *LARGE)
+MEASURED = 2000     # images of a folder that is read while training, for --normalise measure
 
 
 @dataclass
@@ -83,6 +88,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
                         f'{len(views)}; leave --dali out')
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
+    if opt.dataset == 'folder' and (found := _too_large(opt, device)):
+        return _lazy_folder(opt, device, drop_last, views, *found)
     (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
     # Of all training images, so that a teacher and its students see the same, whatever part these train on.
     mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
@@ -103,6 +110,35 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
+                tuple(classes), mean, std)
+
+
+def _too_large(opt, device):
+    """What folder.scan finds where its images would take more than half of the free memory, else None."""
+    train, test, classes = folder.scan(Path(opt.data_dir), ('test', 'val'))
+    wanted = (len(train.labels) + len(test.labels)) * 3 * (opt.image_size + 2 * PAD) ** 2 * distributed.world_size()
+    free = free_memory(device)
+    if not any(distributed.gather(wanted > free / 2)):
+        return None
+    print(f'--dataset folder: the images would take {readable_bytes(wanted)} of {readable_bytes(free)} free, so they '
+          f'are read from disk while training')
+    return train, test, classes
+
+
+def _lazy_folder(opt, device, drop_last, views, train, test, classes):
+    mean, std = memory.MEAN, memory.STD
+    if opt.normalise == 'measure':
+        mean, std = measured(folder.decode(train.part(MEASURED), opt)[0])
+    if opt.train_fraction < 1:
+        kept = chosen(train.labels, opt.train_fraction).tolist()
+        train = folder.Split([train.files[i] for i in kept], train.labels[kept])
+    _check_batch_size(opt, len(train.labels))
+    more = {'rank': distributed.rank(), 'world_size': distributed.world_size(),
+            'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False)}
+    sources = imagenet.FolderSource(train), imagenet.FolderSource(test)
+    return Data(imagenet.WorkerLoader(sources[0], opt, device, train=True, drop_last=drop_last, views=views, **more),
+                imagenet.WorkerLoader(sources[1], opt, device, train=False, **more), len(classes), opt.image_size,
+                train.labels, lambda: imagenet.WorkerLoader(sources[0], opt, device, train=False, **more), test.labels,
                 tuple(classes), mean, std)
 
 

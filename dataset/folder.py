@@ -24,6 +24,11 @@ class Split:
     files: list[str]
     labels: torch.Tensor
 
+    def part(self, most: int) -> 'Split':
+        """At most so many of them, evenly spaced."""
+        kept = range(0, len(self.files), -(-len(self.files) // most))
+        return Split([self.files[i] for i in kept], self.labels[list(kept)])
+
 
 def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]]:
     """(train, test, classes) of root/train/CLASS/* and the first of root/held_out/CLASS/*.
@@ -80,11 +85,16 @@ def load(opt):
     leaves out instead.
     """
     train, test, classes = scan(Path(opt.data_dir), ('test', 'val'))
-    return _decode(train, opt), _decode(test, opt), classes
+    return decode(train, opt), decode(test, opt), classes
 
 
-def _decode(split, opt):
-    """(uint8 (N, 3, S, S), labels) of a Split, read by --num_workers threads (the decoders release Python's lock)."""
+def squared(image: Image.Image, size: int) -> Image.Image:
+    """An image scaled and centre-cropped to size x size pixels."""
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def decode(split, opt):
+    """(images uint8 (N, 3, S, S), labels) of a Split, by --num_workers threads: the decoders release Python's lock."""
     size, files = opt.image_size, split.files
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     whole = torch.ones(len(files), dtype=torch.bool)
@@ -97,9 +107,7 @@ def _decode(split, opt):
                 raise
             whole[i] = False
             return
-        if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        images[i] = torch.from_numpy(np.array(squared(image, size))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:
         progress = tqdm(pool.map(read, range(len(files))), total=len(files), desc='reading images', unit='img',

@@ -1,5 +1,6 @@
-"""Large images, {data_dir}/imagenet|imagenette/{train,val}/CLASS/*, decoded and augmented by worker processes."""
+"""Images that are read while training, decoded and augmented by worker processes: ImageNet, and large folders."""
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from helper.errors import UserError
 
 from .augment import AutoAugment, Strong
-from .folder import Split, scan
+from .folder import Split, scan, squared
 from .image import read_rgb
 from .normalise import Normalise
-from .order import EpochOrder
+from .order import PAD, EpochOrder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -42,13 +43,32 @@ def open_sources(opt):
     return FolderSource(train), FolderSource(val), classes
 
 
-def transform(train: bool, aa: str | None = None):
-    """torchvision's usual pipeline and --aa, up to a uint8 tensor (224, 224, 3); the loader normalises it."""
-    from torchvision.transforms import v2
-    steps = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(SIZE)]
-    if train and aa:
-        steps.append(AutoAugment(aa, SIZE, MEAN))
-    return v2.Compose([*steps, _pixels])
+@dataclass(frozen=True)
+class Pipeline:
+    """How images of a data set are made: their size in pixels, and what normalises their colours.
+
+    cropped: torchvision's usual crops of ImageNet, of random size in training; else the whole image is scaled to a
+    square, in training with a crop of its zero-padded form, as dataset.memory does.
+    """
+
+    size: int = SIZE
+    mean: tuple = MEAN
+    std: tuple = STD
+    cropped: bool = True
+
+    def transform(self, train: bool, aa: str | None = None):
+        """RGB image -> uint8 (size, size, 3), with --aa in training."""
+        from torchvision.transforms import v2
+        if self.cropped:
+            steps = [v2.RandomResizedCrop(self.size)] if train else [v2.Resize(256), v2.CenterCrop(self.size)]
+        else:
+            steps = [self._square, *([v2.RandomCrop(self.size, padding=PAD)] if train else [])]
+        if train:
+            steps += [v2.RandomHorizontalFlip(), *([AutoAugment(aa, self.size, self.mean)] if aa else [])]
+        return v2.Compose([*steps, _pixels])
+
+    def _square(self, image):
+        return squared(image, self.size)
 
 
 def _pixels(image):
@@ -56,9 +76,9 @@ def _pixels(image):
 
 
 class Images(torch.utils.data.Dataset):
-    """(image uint8 (224, 224, 3), label, index, how many unreadable images were met before it).
+    """(image uint8 (S, S, 3), label, index, how many unreadable images were met before it).
 
-    With several views of an image in training, (views, 224, 224, 3), each with a crop and a flip of its own. Asked for
+    With several views of an image in training, (views, S, S, 3), each with a crop and a flip of its own. Asked for
     by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
 
     An unreadable image is returned as its UserError, because a worker process cannot raise one in one line. With
@@ -66,9 +86,10 @@ class Images(torch.utils.data.Dataset):
     batch becomes smaller.
     """
 
-    def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None):
+    def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None,
+                 pipeline: Pipeline = Pipeline()):     # noqa: B008, it does not change
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        self.transform, self.strong_transform = transform(train, aa), transform(train)
+        self.transform, self.strong_transform = pipeline.transform(train, aa), pipeline.transform(train)
         self.views = views if train else ('weak',)
         self.strong = Strong() if 'strong' in self.views else None
 
@@ -104,7 +125,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """A list of Images' samples -> (images (B, 224, 224, 3) uint8, target (B,), index (B,), bad), or their error."""
+    """A list of Images' samples -> (images (B, S, S, 3) uint8, target (B,), index (B,), bad), or their error."""
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -140,21 +161,22 @@ class Batches:
 
 
 class WorkerLoader:
-    """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`, read by worker processes.
+    """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
-    In training with several views, images are (views, B, 3, 224, 224).
+    In training with several views, images are (views, B, 3, S, S).
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,
-                 world_size: int = 1, views: tuple[str, ...] = ('weak',)):
+                 world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
         self.order = self.batches.order
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images, views, opt.aa), batch_sampler=self.batches, collate_fn=collate,
+            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=self.batches,
+            collate_fn=collate,
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
-        self.normalise = Normalise(MEAN, STD, SIZE, device, opt.channels_last)
+        self.normalise = Normalise(pipeline.mean, pipeline.std, pipeline.size, device, opt.channels_last)
 
     def __len__(self):
         return len(self.loader)

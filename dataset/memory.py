@@ -7,12 +7,11 @@ import torch.nn.functional as F
 
 from .augment import AutoAugment, Strong, seeded
 from .normalise import Normalise
-from .order import EpochOrder
+from .order import PAD, EpochOrder
 
 # CIFAR-100's training set; all small images are normalised with these, unless --normalise measure is given.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-PAD = 4
 PLACES = 2 * PAD + 1                  # of a crop, in a row or a column
 FORMS = 2 * PLACES**2                 # that a training image can take: a place of the crop, and a flip
 

@@ -1,6 +1,8 @@
 """The order of the images of each epoch, in batches, for one of several processes."""
 import torch
 
+PAD = 4         # zeros around an image of which a random crop is taken
+
 
 def batch_parts(n: int, batch_size: int, drop_last: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
     """(start, end) of a process's part of each batch of an epoch of n samples, batch_size in a full one.

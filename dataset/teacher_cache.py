@@ -188,6 +188,9 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, teacher_checksum: int, dat
     """
     if not opt.teacher_cache:
         return None
+    if not isinstance(data.train_loader, MemoryLoader):
+        raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
+                        f'would be many more; leave it out')
     folder, images_checksum, tests = Path(opt.teacher_cache), data.train_loader.checksum(), data.test_loader
     with torch.no_grad():
         out = teacher.eval().outputs(torch.zeros(2, 3, data.image_size, data.image_size))

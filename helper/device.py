@@ -57,6 +57,17 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or in this machine as far as the system says."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 62      # not known: no limit
+
+
 def surroundings() -> dict:
     """The machine, the versions and the command line of this process, for parameters.json."""
     if torch.cuda.is_initialized():

@@ -368,3 +368,21 @@ def test_measured_colours(tree):
     assert (part.mean, part.std) == (data.mean, data.std) and part.n_train == 24
     usual = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)
     assert usual.train_loader.checksum() != data.train_loader.checksum()
+
+
+def test_a_folder_that_does_not_fit_in_memory(tree, monkeypatch, capsys):
+    """It is read while training, said in a line: the same test images and classes, the training images augmented."""
+    opt = data_options(data_dir=str(tree), image_size=24, train_fraction=0.5, num_workers=0, normalise='measure')
+    usual = dataset.get_dataloaders(opt, CPU)
+    monkeypatch.setattr(dataset, 'free_memory', lambda device: 10**5)
+    lazy = dataset.get_dataloaders(opt, CPU)
+    assert 'so they are read from disk while training' in capsys.readouterr().out
+    assert (lazy.classes, lazy.image_size, lazy.inputs) == (usual.classes, usual.image_size, usual.inputs)
+    assert lazy.labels.equal(usual.labels) and lazy.test_labels.equal(usual.test_labels)
+    for one, two in ((lazy.test_loader, usual.test_loader), (lazy.in_order(), usual.in_order())):
+        for a, b in zip(one, two, strict=True):
+            assert all(x.equal(y) for x, y in zip(a, b, strict=True))
+    images, target, index = next(iter(lazy.train_loader))
+    plain = {int(i): image for batch in usual.in_order() for image, i in zip(batch[0], batch[2], strict=True)}
+    assert images.shape == (16, 3, 24, 24) and target.equal(usual.labels[index])
+    assert not any(image.equal(plain[int(i)]) for image, i in zip(images, index, strict=True))
