@@ -16,6 +16,7 @@ from .correlation import CCDistiller, Correlation, LinearEmbed
 from .crd import ContrastSampler, CRDDistiller, CRDLoss, Embed
 from .criterion import DistillKL, distill_kl
 from .ctkd import CTKDDistiller, GlobalTemperature, reversal_strength
+from .deit import DeiTDistiller
 from .dist import DISTDistiller, DISTLoss
 from .dkd import DKDDistiller, dkd_loss
 from .factor import FactorTransfer, FTDistiller, Paraphraser, Translator
@@ -55,7 +56,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
-    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller,
+    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

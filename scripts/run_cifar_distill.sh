@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
 ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst kdsvd dkd ofd srrl reviewkd ickd simkd
-    dist nkd catkd mlld ctkd sdd ttm wttm wkdl rld skd ofa fsp abound factor hkd"
+    dist nkd catkd mlld ctkd sdd ttm wttm wkdl rld skd ofa deit fsp abound factor hkd"
 ALL=$(echo $ALL)
 METHODS=${METHODS:-$ALL}
 for method in $METHODS; do
@@ -78,6 +78,7 @@ distil wkdl        -r 1 -a 0 -b 1     "$@"
 distil rld         -r 1 -a 0 -b 1     "$@"
 distil skd         -r 0.1 -a 0 -b 0.9 $RATE_SKD "$@"
 distil ofa         -r 1 -a 0 -b 1     "$@"
+distil deit        -r 0.5 -a 0 -b 0.5 "$@"
 distil fsp         -r 1 -a 1 -b 50  $FIRST_STAGE "$@"
 distil abound      -r 1 -a 1 -b 1   $FIRST_STAGE "$@"
 distil factor      -r 1 -a 1 -b 200 $FIRST_STAGE "$@"

@@ -338,3 +338,24 @@ def test_ofa_loss():
     torch.testing.assert_close(ofa_loss(s, t, target, 1.5) + cross_entropy, expected)
     kd = -(p_t * p_s.log()).sum(1).mean()
     torch.testing.assert_close(ofa_loss(s, t, target, 1.0), kd)
+
+
+def test_the_distillation_token():
+    """DeiT: the first classifier learns from the labels, the token's from the teacher's class; both are shipped."""
+    torch.manual_seed(0)
+    student = build('timm:deit_tiny_distilled_patch16_224,patch_size=8,embed_dim=24,num_heads=2,depth=2', 10, 16)
+    teacher = model_dict['resnet8'](num_classes=10)
+    distiller = make_distiller(student, teacher, options_of('deit'), data_of(16)).train()
+    images, target = torch.randn(4, 3, 16, 16), torch.arange(4)
+    losses, logits = distiller(images, target)
+    taught = distiller.teacher(images).argmax(1)
+    first, token = student.net(images)      # in training both
+    cross_entropy = nn.functional.cross_entropy
+    torch.testing.assert_close(losses['loss'], (cross_entropy(first, target) + cross_entropy(token, taught)) / 2)
+    assert logits.equal(first)
+    net = distiller.inference_net().eval()
+    torch.testing.assert_close(net(images), ((first + token) / 2))
+    distiller = make_distiller(teacher, student.eval(), options_of('deit'), data_of(16)).train()
+    losses, logits = distiller(images, target)
+    taught = student(images).argmax(1)
+    torch.testing.assert_close(losses['loss'], (cross_entropy(logits, target) + cross_entropy(logits, taught)) / 2)

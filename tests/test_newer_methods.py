@@ -35,7 +35,7 @@ def parse(*flags):
     ('ttm', (1, 0, 45, 4, None)), ('wttm', (1, 0, 4, 4, None)), ('rld', (1, 0, 1, 4, 20)),
     ('rld --dataset imagenette', (1, 0, 1, 1, 1)), ('ickd', (1, 0, 2.5, 4, None)), ('reviewkd', (1, 0, 5, 4, 20)),
     ('reviewkd --dataset imagenet', (1, 0, 1, 4, 1)), ('ofd', (1, 0, 0.001, 4, None)), ('srrl', (1, 1, 1, 4, None)),
-    ('ofa', (1, 0, 1, 1, None)),
+    ('ofa', (1, 0, 1, 1, None)), ('deit', (0.5, 0, 0.5, 4, None)),
     ('simkd', (0, 0, 1, 4, None)), ('catkd', (1, 0, 15, 4, None)), ('catkd --dataset imagenet', (1, 0, 0.5, 4, None)),
     ('mlld', (0.1, 0, 0.9, 4, None)), ('mlld --logit_stand', (0.1, 0, 9, 2, None)), ('skd', (0.1, 0, 0.9, 4, None)),
     ('ctkd', (0.1, 0.9, 0, 4, None)), ('ctkd --ctkd_base dkd', (1, 0, 1, 4, 20)),

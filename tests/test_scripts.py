@@ -529,11 +529,11 @@ def test_the_list_of_methods(shell, tmp_path):
     done, asked = shell('run_cifar_distill.sh', *flags, **nets)
     assert done.returncode == 0, done.stderr
     runs, table = asked[:-1], asked[-1]
-    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 36
-    assert values(runs, '--data_dir') == ['/some data'] * 37 and values(runs, '--gpu_id') == ['cpu'] * 37
-    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 37
-    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 37 and values(runs, '--epochs') == ['8'] * 37
-    assert values(runs, '--trial') == ['7'] * 35 + ['auxiliary', '7']
+    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 37
+    assert values(runs, '--data_dir') == ['/some data'] * 38 and values(runs, '--gpu_id') == ['cpu'] * 38
+    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 38
+    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 38 and values(runs, '--epochs') == ['8'] * 38
+    assert values(runs, '--trial') == ['7'] * 36 + ['auxiliary', '7']
     assert set(values(runs, '--distill')) == set(distiller_dict)
     assert [values([line], '-b')[0] for line in runs[-2:]] == ['30000', '1']
     for line in runs[1:-2]:         # the weights there are the published ones
@@ -546,7 +546,7 @@ def test_the_list_of_methods(shell, tmp_path):
     teachers = values(runs, '--path-t')
     assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
     assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
-    assert table[0] == 'scripts/compare.py' and len(table) == 36        # the folder of each method
+    assert table[0] == 'scripts/compare.py' and len(table) == 37        # the folder of each method
 
     done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
     assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there

@@ -1,0 +1,33 @@
+"""DeiT: the student learns the class that the teacher sees, by a token of its own where it has one."""
+import torch.nn.functional as F
+
+from .base import Distiller
+
+
+class DeiTDistiller(Distiller):
+    """Touvron et al., ICML 2021, Training data-efficient image transformers and distillation through attention,
+    arXiv:2012.12877: hard-label distillation.
+
+    A student of timm with a distillation token, as deit_tiny_distilled_patch16_224, has a second classifier for it,
+    which learns from the teacher while the first learns from the labels; measured and shipped, it gives the mean of
+    both. Any other student learns both with its one classifier.
+    """
+
+    title = 'DeiT'
+    paper = 'Touvron et al., ICML 2021, arXiv:2012.12877'
+    uses = "the teacher's class, a distillation token"
+    published = {'gamma': 0.5, 'alpha': 0.0, 'beta': 0.5}
+
+    def build(self, opt, data, shapes_s, shapes_t):
+        net = getattr(self.student, 'net', None)
+        if hasattr(net, 'set_distilled_training'):
+            net.set_distilled_training(True)
+
+    def ask_student(self, images):
+        """Outputs whose `map` is the logits of the token, or of the only classifier."""
+        out = super().ask_student(images)
+        logits, of_token = out.logits if isinstance(out.logits, tuple) else (out.logits, out.logits)
+        return out._replace(logits=logits, map=of_token)
+
+    def method_loss(self, out_s, out_t, target, index):
+        return F.cross_entropy(out_s.map, out_t.logits.argmax(1))
