@@ -1,7 +1,6 @@
 """A training step of a library's network by itself, and behind the contract of models.base.Net, in turn."""
 import torch
 import torch.nn.functional as F
-from torchvision import models
 
 from helper.cli import number
 from models.find import build
@@ -33,6 +32,7 @@ def measure(opt, device):
         adapter = build(name, CLASSES, opt.image_size, '--nets').to(device)
         library = adapter.net
         if name.startswith('torchvision:'):     # its adapter has replaced the net by its trace
+            from torchvision import models
             library = models.get_model(name.partition(':')[2], num_classes=CLASSES).to(device)
         images = torch.randn(opt.batch_size, 3, opt.image_size, opt.image_size, device=device)
         batch = images, torch.arange(opt.batch_size, device=device) % CLASSES

@@ -274,6 +274,8 @@ def test_benchmark(call, tmp_path, capfd, monkeypatch):
     assert 'resnet14,resnet8,kd  filling' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
+    call(benchmark, 'networks', '--nets', 'torchvision:shufflenet_v2_x0_5', '--image_size', 32, *few)
+    assert 'torchvision:shufflenet_v2_x0_5  adapter' in capfd.readouterr().out
 
 
 def test_whole_processes(call, tmp_path, monkeypatch, capfd):
