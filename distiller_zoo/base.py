@@ -135,7 +135,7 @@ class Distiller(Vanilla):
     def checkpoint(self) -> dict:
         """Beside the network, the state of the method's trainable part."""
         net = self.inference_net()
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average', 'task_loss.'))}
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average'))}
         return {'model': net.state_dict(), **({'distiller': state} if state else {}),
                 **({} if type(self).inference_net is Vanilla.inference_net else {'inference_net': self.name})}
 

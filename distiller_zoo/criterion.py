@@ -25,8 +25,25 @@ def task_loss(opt=None, data=None) -> nn.Module:
     if opt.bce_loss:
         from timm.loss import BinaryCrossEntropy
         return BinaryCrossEntropy(smoothing)
-    weight = class_weights(data.labels, data.num_classes) if opt.balance_classes else None
-    return nn.CrossEntropyLoss(weight, label_smoothing=smoothing)
+    if opt.balance_classes:
+        return BalancedCrossEntropy(class_weights(data.labels, data.num_classes), smoothing)
+    return nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+
+class BalancedCrossEntropy(nn.Module):
+    """The mean over the batch of each image's cross-entropy times the weight of its class.
+
+    torch's own divides by the sum of the weights in the batch, so that the mean over several processes would differ
+    from that of one. weight: (classes,).
+    """
+
+    def __init__(self, weight: Tensor, smoothing: float):
+        super().__init__()
+        self.register_buffer('weight', weight, persistent=False)
+        self.smoothing = smoothing
+
+    def forward(self, logits, target):
+        return F.cross_entropy(logits, target, self.weight, reduction='none', label_smoothing=self.smoothing).mean()
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:

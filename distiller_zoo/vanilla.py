@@ -55,6 +55,11 @@ class Vanilla(nn.Module):
         """
         return new_optimizer(self, learning_rate, opt)
 
+    def no_weight_decay(self) -> set:
+        """Names of parameters that timm's optimisers leave without decay, beside biases and norms."""
+        names = getattr(self.student, 'no_weight_decay', set)()
+        return {f'student.{name}' for name in names}
+
     def backward(self, losses: dict, optimizer: Optimizer, backward: Callable) -> None:
         """Set the gradients that optimizer.step() reads: backward(loss, retain_graph=False) adds those of one loss.
 

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import inspect
 import os
+import random
 import re
 import sys
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -314,3 +316,5 @@ def seed_this_process(seed: int) -> None:
     """Once the module is built, alike in all processes: from here on each draws random numbers of its own."""
     if rank():
         torch.manual_seed(seed + rank())
+        random.seed(seed + rank())
+        np.random.seed((seed + rank()) % 2**32)

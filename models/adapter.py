@@ -24,6 +24,7 @@ class Adapter(Net):
     def __init__(self, name: str, net: nn.Module):
         super().__init__()
         self.name, self.net = name, net
+        self.version = getattr(net, '_version', None)       # of the library's state_dict, which a trace does not have
         self.register_state_dict_post_hook(_library_keys)
         self.register_load_state_dict_pre_hook(_own_keys)
 
@@ -42,13 +43,25 @@ class Adapter(Net):
         try:
             with torch.no_grad():
                 _, last, embedding, _ = self.eval().run(images)
-        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError,
-                NotImplementedError) as error:
+        except Exception as error:      # a net can stumble over a size in any way
             raise UserError(f'{flag} {self.name}: cannot be used with images of {image_size} pixels '
-                            f'({reason(error)}); give it larger ones, or take another net') from error
+                            f'({reason(error)}); give larger ones, other settings or another net') from error
+        self.image_size = image_size
         self.train(was_training)
         self.widths = last.shape[1], embedding.shape[1]
         self.head_norm = _norm_between(self.net, last.mean((2, 3)), embedding)
+
+    def for_images_of(self, size: int) -> 'Adapter':
+        """This net, which takes images of one size alone; those of another are resized before it."""
+        if size != self.image_size:
+            plain = {'mean': [0.0] * 3, 'std': [1.0] * 3, 'interpolation': 'bicubic'}
+            self.inputs = Inputs({**plain, 'size': size}, {**plain, 'size': self.image_size})
+        return self
+
+    def no_weight_decay(self) -> set:
+        """Names of the parameters that timm leaves without decay, as position embeddings."""
+        names = getattr(self.net, 'no_weight_decay', set)()
+        return {f'net.{name}' for name in names}
 
     def count_stages(self, image_size):
         return len(self.available)
@@ -117,6 +130,20 @@ class Inputs(nn.Module):
         return F.interpolate(images, self.size, mode=self.mode, antialias=True)
 
 
+def checked_size(size, what: str) -> int:
+    """A size that a user gives in a net's name. Raises UserError."""
+    if type(size) is not int or not 8 <= size <= 4096:
+        raise UserError(f'{what}={size}: give the pixels of a side, from 8 to 4096')
+    return size
+
+
+def cannot_build(library: str, name: str, num_classes: int, settings: dict, flag: str, error: Exception) -> UserError:
+    """The error for a net that its library does not build."""
+    listed = ', '.join(f'{key}={value}' for key, value in {'num_classes': num_classes, **settings}.items())
+    return UserError(f'{flag} {name}: {library} cannot build it with {listed} ({type(error).__name__}: '
+                     f'{reason(error)}); give other settings, or leave them out')
+
+
 def evenly_spaced(count: int) -> list[int]:
     """Which of `count` alike blocks stand for the stages: 12 -> [2, 5, 8, 11]."""
     return [(i + 1) * count // MANY - 1 for i in range(MANY)] if count > MANY else [*range(count)]
@@ -156,7 +183,9 @@ def _plain(norm):
     return plain
 
 
-def _library_keys(module, state, prefix, _):
+def _library_keys(module, state, prefix, metadata):
+    if module.version is not None:
+        metadata['version'] = module.version
     for key in [key for key in state if key.startswith(f'{prefix}net.')]:
         state[prefix + key.removeprefix(f'{prefix}net.')] = state.pop(key)
 

@@ -72,10 +72,9 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
     name = check_name(name, image_size, flag)
     if library := library_of(name):
         plain, given = settings(name, flag)
-        given |= {DROP_PATH[library]: drop_path} if drop_path else {}
-        net = LIBRARIES[library].build(plain, num_classes, image_size, flag, **given)
-        net.name = name
-        return net
+        if drop_path:
+            given.setdefault(DROP_PATH[library], drop_path)
+        return LIBRARIES[library].build(name, plain, given, num_classes, image_size, flag)
     if drop_path:
         raise UserError(f'--drop_path {drop_path:g}: {name} has no paths to drop; it goes with nets of timm and '
                         f'torchvision')

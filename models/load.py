@@ -107,7 +107,8 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:')
     given = getattr(data, 'inputs', None)
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
-        net.inputs = Inputs(given, inputs)
+        seen = Inputs(given, inputs)
+        net.inputs = nn.Sequential(seen, net.inputs) if hasattr(net, 'inputs') else seen
     return net
 
 

@@ -3,7 +3,7 @@ from torch import nn
 
 from helper.errors import UserError, nearest, reason
 
-from .adapter import Adapter, evenly_spaced, is_stem, tokens_to_map
+from .adapter import Adapter, cannot_build, checked_size, evenly_spaced, is_stem, tokens_to_map
 
 MISSING = 'timm is not installed; pip install timm'
 
@@ -23,29 +23,26 @@ def check(name: str, flag: str) -> None:
     if not timm.is_model(name):
         raise UserError(f'{flag} timm:{name}: timm {timm.__version__} has no such net; '
                         f'{nearest(name.partition(".")[0], timm.list_models(), "timm.list_models() tells all")}')
+    plain, _, tag = name.partition('.')
+    known = [other.partition('.')[2] for other in timm.list_pretrained(f'{plain}.*')] if tag else []
+    if tag and tag not in known:
+        raise UserError(f'{flag} timm:{name}: no such published weights; there are: {", ".join(known) or "none"}')
 
 
-def build(name: str, num_classes: int, image_size: int, flag: str, **settings) -> Adapter:
+def build(full: str, name: str, settings: dict, num_classes: int, image_size: int, flag: str) -> Adapter:
     """The net `name` of timm with new weights for images of image_size pixels. settings: what timm's builder takes.
 
-    Raises UserError for what timm cannot build.
+    full: the name with them. Raises UserError for what timm cannot build.
     """
-    check(name, flag)
     timm = library(flag)
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    size = settings.get('img_size', image_size)
-    if fixed:
-        settings['img_size'] = size
+    size = checked_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        settings = {**settings, 'img_size': size}
     try:
         net = timm.create_model(name, num_classes=num_classes, **settings)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, ZeroDivisionError) as error:
-        raise UserError(f'{flag} timm:{name}: timm cannot build it with {_listed(num_classes, settings)} '
-                        f'({reason(error)})') from error
-    return TimmNet(f'timm:{name}', net, size, flag)
-
-
-def _listed(num_classes, settings):
-    return ', '.join(f'{key}={value}' for key, value in {'num_classes': num_classes, **settings}.items())
+    except Exception as error:      # a builder can stumble over a setting in any way
+        raise cannot_build('timm', full, num_classes, settings, flag, error) from error
+    return TimmNet(full, net, size, flag).for_images_of(image_size)
 
 
 def published_inputs(name: str, flag: str) -> dict:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from helper.errors import UserError, nearest, reason
 
-from .adapter import Adapter, evenly_spaced, is_stem, tokens_to_map
+from .adapter import Adapter, cannot_build, checked_size, evenly_spaced, is_stem, tokens_to_map
 
 LARGE_IMAGE = 256       # of the trace, so that the pooled map is smaller than the last one
 
@@ -26,28 +26,30 @@ def check(name: str, flag: str) -> None:
         raise UserError(f'{flag} torchvision:{name}: torchvision has no such net; {nearest(name, names)}')
 
 
-def build(name: str, num_classes: int, image_size: int, flag: str, **settings) -> Adapter:
+def build(full: str, name: str, settings: dict, num_classes: int, image_size: int, flag: str) -> Adapter:
     """The net `name` of torchvision with new weights for images of image_size pixels. settings: what its builder takes.
 
-    Raises UserError for what torchvision cannot build.
+    full: the name with them. Raises UserError for what torchvision cannot build.
     """
-    check(name, flag)
     name = name.partition('.')[0]
     from torchvision import models
     if name in ('inception_v3', 'googlenet'):       # without the classifiers in their middle
         settings = {'aux_logits': False, 'init_weights': True, **settings}
+    if name.startswith('maxvit'):
+        raise UserError(f'{flag} {full}: not supported, its trace changes the names of its weights; timm has such '
+                        f'nets, as timm:maxvit_tiny_tf_224')
     fixed = None
     if name.startswith('vit_'):
-        fixed = settings.setdefault('image_size', image_size)
-    elif name.startswith('maxvit'):
-        fixed = settings.setdefault('input_size', (image_size, image_size))[0]
+        fixed = checked_size(settings.get('image_size', image_size), f'{flag} {full}: image_size')
+        settings = {**settings, 'image_size': fixed}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             net = models.get_model(name, weights=None, num_classes=num_classes, **settings)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f'{flag} torchvision:{name}: torchvision cannot build it ({reason(error)})') from error
-    return Traced(f'torchvision:{name}', net, num_classes, fixed or image_size, flag, trace_size=fixed or LARGE_IMAGE)
+    except Exception as error:      # a builder can stumble over a setting in any way
+        raise cannot_build('torchvision', full, num_classes, settings, flag, error) from error
+    made = Traced(full, net, num_classes, fixed or image_size, flag, trace_size=fixed or LARGE_IMAGE)
+    return made.for_images_of(image_size) if fixed else made
 
 
 def published_inputs(name: str, flag: str) -> dict:

@@ -12,10 +12,11 @@ import train_student
 import train_teacher
 from dataset import Data
 from dataset.memory import MemoryLoader
-from distiller_zoo import distiller_dict, load_inference_net, make_distiller, ofa_loss
+from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_distiller, ofa_loss
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.optim import new_optimizer
 from helper.state import weights_checksum
 from models import find, model_dict
 from models.adapter import Inputs, evenly_spaced, tokens_to_map
@@ -129,6 +130,32 @@ def test_a_name_with_settings():
     assert evenly_spaced(12) == [2, 5, 8, 11] and evenly_spaced(3) == [0, 1, 2]
 
 
+def test_a_net_of_another_size_than_the_data():
+    """img_size: the images are resized before it, in a checkpoint that is loaded for other data too."""
+    net = build(f'{VIT},img_size=24', 10, 16).eval()
+    x = torch.randn(2, 3, 16, 16)
+    larger = nn.functional.interpolate(x, 24, mode='bicubic', antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net.net(larger))
+    checkpoint = {'model': net.state_dict(), 'inputs': data_of(16).inputs}
+    again = load_net('x', checkpoint, f'{VIT},img_size=24', data_of(20)).eval()
+    assert again(torch.randn(2, 3, 20, 20)).shape == (2, 10)
+
+
+def test_timm_decides_what_has_no_decay():
+    """Position embeddings and the class token, as where timm gets the net itself."""
+    net = build(VIT, 10, 16)
+    optimizer = new_optimizer(Vanilla(net), 0.1, student_options(['--path-t', 'x', '--opt', 'adamw']))
+    free = {id(p) for group in optimizer.param_groups if not group['weight_decay'] for p in group['params']}
+    assert {id(net.net.pos_embed), id(net.net.cls_token)} <= free and id(net.net.head.weight) not in free
+
+
+def test_versions_of_the_library():
+    """torchvision reads the version of an mnasnet's weights."""
+    net = build('torchvision:mnasnet0_5', 10, 32)
+    torchvision_models.mnasnet0_5(num_classes=10).load_state_dict(net.state_dict())
+
+
 def test_tokens_become_a_map():
     tokens = torch.arange(2 * 7 * 3).view(2, 7, 3)      # one class token, then two rows of three places
     assert tokens_to_map(tokens, 2, 3)[1, :, 1, 2].equal(tokens[1, 1 + 5])
@@ -158,8 +185,14 @@ def test_chosen_stages(call, teacher, small, tmp_path):
     (['--model_s', 'timm:resnet10t,depth'], 'depth: give settings of the net as KEY=VALUE'),
     (['--model_s', 'timm:resnet10t,checkpoint_path=x'], 'checkpoint_path=x: give settings'),
     (['--model_s', 'timm:resnet10t,depth=3'], 'timm cannot build it with num_classes=4, depth=3'),
+    (['--model_s', 'timm:resnet18.foo'], '--model_s timm:resnet18.foo: no such published weights; there are: '),
+    (['--model_s', 'torchvision:vit_b_32,image_size=abc'], 'image_size=abc: give the pixels of a side, from 8 to 4096'),
+    (['--model_s', 'timm:vit_tiny_patch16_224,img_size=(32,32)'], 'img_size=(32, 32): give the pixels of a side'),
+    (['--model_s', 'timm:resnet18,block=3'], 'block=3 (AttributeError: '),
+    (['--model_s', 'timm:resnet18,name=x'], "name=x (TypeError: "),
+    (['--model_s', 'torchvision:resnet18,foo=1'], 'foo=1 (TypeError: '),
     (['--model_s', 'torchvision:inception_v3'], 'cannot be used with images of 16 pixels'),
-    (['--model_s', 'torchvision:maxvit_t'], 'torchvision cannot build it (Input size'),
+    (['--model_s', 'torchvision:maxvit_t'], '--model_s torchvision:maxvit_t: not supported, its trace'),
     (['--model_s', 'nowhere.py:build'], '--model_s nowhere.py:build: no such file'),
     (['--distill', 'kdsvd'], '--distill kdsvd: needs stages of equal channels'),
     (['--distill', 'kdsvd'], 'For any two nets: kd, '),

@@ -90,6 +90,8 @@ def test_losses():
     balanced = Vanilla(net, options('--balance_classes'), data).task_loss
     assert balanced.weight.tolist() == pytest.approx([8 / 5, 8 / 10, 8 / 15, 0, 8 / 10])
     assert sum(balanced.weight[data.labels]) == pytest.approx(8 * 4 / 5)        # of the classes that there are
+    losses = nn.functional.cross_entropy(logits, target, reduction='none')
+    torch.testing.assert_close(balanced(logits, target), (losses * balanced.weight[target]).mean())
     mixed = torch.rand(6, 5).softmax(1)
     plain = Vanilla(net, options('--smoothing', 0.2, '--mixup', 1)).task_loss       # smoothed already
     torch.testing.assert_close(plain(logits, mixed), -(mixed * logits.log_softmax(1)).sum(1).mean())
