@@ -28,7 +28,7 @@ class Vanilla(nn.Module):
         self.average = None
         if opt is not None and opt.model_ema is not None:
             from timm.utils import ModelEmaV3
-            self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup)
+            self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup).requires_grad_(False)
             self.register_buffer('averaged_steps', torch.zeros((), dtype=torch.int64))      # saved with the run
             self.steps = None       # the same number, without asking a GPU for it in every step
 

@@ -41,8 +41,7 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
     """--opt for all parameters of `module`: SGD, or an optimiser of timm, without decay of biases and norms."""
     if opt.opt == 'sgd':
-        learns = [p for name, p in module.named_parameters() if not name.startswith('average.')]
-        return sgd(learns, learning_rate, opt)
+        return sgd([p for name, p in module.named_parameters() if not name.startswith('average.')], learning_rate, opt)
     from timm.optim import create_optimizer_v2
     try:
         return create_optimizer_v2(module, opt=opt.opt, lr=learning_rate, weight_decay=opt.weight_decay,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, ROOT, assert_same, build, data_options, outcome
+from conftest import CPU, ROOT, assert_same, build, data_options, free_port, outcome
 from torch import nn
 
 import train_student
@@ -300,3 +300,18 @@ def test_provided_recipes(file):
 def test_a_teacher_with_a_recipe(call, small, tmp_path):
     call(train_teacher.main, '--model', VIT, *small, *ALL, '--epochs', 2, '--save_dir', tmp_path)
     assert len(json.loads(next(tmp_path.glob('models/*/history.json')).read_text())) == 2
+
+
+def test_two_processes(call, teacher, small, tmp_path):
+    """Accumulated, clipped and weighted gradients, and the average of the weights, as one process has them."""
+    flags = ['--path-t', teacher, '--model_s', VIT, '--distill', 'kd', *small, '--batch_size', 8, '--opt', 'adamw',
+             '--learning_rate', 1e-3, '--grad_accum', 2, '--clip_grad', 0.5, '--model_ema', 0.9, '--balance_classes',
+             '--smoothing', 0.1, '--skip-validation']
+    call(train_student.main, *flags, '--save_dir', tmp_path / 'one')
+    call(train_student.main, *flags, '--save_dir', tmp_path / 'two', '--gpu_id', 'cpu,cpu',
+         '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{free_port()}')
+    one, two = (outcome(tmp_path / name) for name in ('one', 'two'))
+    for part in ('best', 'last'):
+        for key, value in one[part].items():
+            torch.testing.assert_close(value, two[part][key], rtol=1e-3, atol=1e-4)
+    assert not one['best']['head.weight'].equal(one['last']['student.head.weight'])
