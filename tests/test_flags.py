@@ -208,7 +208,7 @@ ELSEWHERE = {
     'drop_path': 'test_recipe.test_drop_path', 'aa': 'test_recipe.test_augmented_images',
     'balance_classes': 'test_recipe.test_losses', 'normalise': 'test_data.test_measured_colours',
     'reprob': 'test_recipe.test_erased_images',
-    'model_t': 'test_libraries.test_a_file_of_safetensors', 'stages': 'test_libraries.test_chosen_stages',
+    'model_t': 'test_libraries.test_a_net_of_ones_own', 'stages': 'test_libraries.test_chosen_stages',
     'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',
     'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
