@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dataset import check_dataset, memory_dict
+from dataset import IN_MEMORY, check_dataset, kind_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
@@ -46,14 +46,18 @@ class ListEntries(argparse.Action):
 def _common(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
-    add('--dataset', default='cifar100', help='cifar100, cifar10, digits, folder, imagenet or imagenette')
+    add('--dataset', default='cifar100',
+        help='cifar100, cifar10, digits, imagenet, imagenette, folder, or hf:NAME_OR_PATH of Hugging Face')
     add('--data_dir', may_differ=True, type=path, default='./data',
         help='the folder of the data, where it is also downloaded to')
     add('--use-lmdb', may_differ=True, action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
-    add('--skip_bad_images', action='store_true', help='count unreadable images of folder and imagenet and skip them')
+    add('--skip_bad_images', action='store_true',
+        help='count unreadable images and skip them, of folder, hf: and imagenet')
     add('--image_size', type=number(int, low=8, high=512), default=32,
-        help='pixels to which --dataset folder brings its images')
+        help='pixels to which folder and hf: bring their images')
+    add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
+        help='where images of folder and hf: are: decoded once, or read while training; auto: as they fit')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
     add('--normalise', choices=('usual', 'measure'), default='usual',
@@ -217,9 +221,9 @@ def teacher_options(args=None):
 
 def check_cache(opt, method) -> None:
     """Raises UserError where --teacher_cache cannot serve this method or data set."""
-    if opt.dataset not in memory_dict:
+    if kind_of(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: a random crop of --dataset {opt.dataset} takes too many forms to keep; it '
-                        f'goes with {", ".join(memory_dict)}')
+                        f'goes with {", ".join(IN_MEMORY)}')
     if method.accepts_answers(ANSWERS):
         return
     why = 'sees several views of an image' if len(method.views) > 1 else \

@@ -1,7 +1,6 @@
 """Data sets by their name: get_dataloaders(opt, device) gives both loaders and what a net needs to know of the data."""
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -10,7 +9,7 @@ from helper.cli import readable_bytes
 from helper.device import free_memory
 from helper.errors import UserError, nearest
 
-from . import cifar, digits, folder, imagenet, memory
+from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
 from .fraction import chosen
 from .memory import MemoryLoader
@@ -22,11 +21,16 @@ memory_dict = {
     'cifar10': cifar.load_cifar10,
     'cifar100': cifar.load_cifar100,
     'digits': digits.load,
-    'folder': folder.load,
 }
-LARGE = ('imagenet', 'imagenette')      # read from disk while training
-DATASETS = (*memory_dict, *LARGE)
-MEASURED = 2000     # images of a folder that is read while training, for --normalise measure
+# name -> function of the options: (train source, test source, classes); a source has `labels` int64 (N,), read(i) that
+# gives image i as RGB, and subset(numbers). They are decoded into memory where they fit, else read while training.
+source_dict = {
+    'folder': folder.open_sources,
+    'hf': huggingface.open_sources,
+}
+LARGE = ('imagenet', 'imagenette')      # read while training
+IN_MEMORY = (*memory_dict, *source_dict)
+MEASURED = 2000     # images of those that are read while training, for --normalise measure
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Data:
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = memory.MEAN       # of the colours, of pixels from 0 to 1: with it and `std` both loaders
     std: tuple[float, ...] = memory.STD         # normalise images
+    images_in: str | None = None                # 'memory' or 'disk', where both are possible
 
     @property
     def n_train(self) -> int:
@@ -55,18 +60,26 @@ class Data:
         return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear'}
 
 
+def kind_of(dataset: str) -> str:
+    """The key of a data set in the dictionaries above: 'hf' for all of Hugging Face, else its name."""
+    return 'hf' if dataset.startswith(huggingface.PREFIX) else dataset
+
+
 def check_dataset(opt) -> None:
     """Raises UserError when no data set has the name opt.dataset, or the loader that is asked for cannot serve it."""
-    if opt.dataset not in DATASETS:
-        raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, DATASETS)}')
+    kind = kind_of(opt.dataset)
+    if kind not in (*IN_MEMORY, *LARGE) or opt.dataset == 'hf':
+        known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
+        raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
     fraction = f'--train_fraction {opt.train_fraction:g}'
     for flag, given, names in (('--use-lmdb', opt.use_lmdb, LARGE), (f'--dali {opt.dali}', opt.dali, LARGE),
-                               ('--skip_bad_images', opt.skip_bad_images, ('folder', *LARGE)),
-                               (fraction, opt.train_fraction < 1, memory_dict),
-                               ('--normalise measure', opt.normalise == 'measure', memory_dict)):
-        if given and opt.dataset not in names:
+                               ('--skip_bad_images', opt.skip_bad_images, (*source_dict, *LARGE)),
+                               (f'--images_in {opt.images_in}', opt.images_in != 'auto', source_dict),
+                               (fraction, opt.train_fraction < 1, IN_MEMORY),
+                               ('--normalise measure', opt.normalise == 'measure', IN_MEMORY)):
+        if given and kind not in names:
             raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
     if opt.dali and opt.aa:
         raise UserError(f'--aa {opt.aa}: DALI augments images itself; leave --dali {opt.dali} out')
@@ -88,9 +101,15 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
                         f'{len(views)}; leave --dali out')
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
-    if opt.dataset == 'folder' and (found := _too_large(opt, device)):
-        return _lazy_folder(opt, device, drop_last, views, *found)
-    (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+    images_in = None
+    if open_sources := source_dict.get(kind_of(opt.dataset)):
+        *sources, classes = open_sources(opt)
+        images_in = _where(opt, sources, device)
+        if images_in == 'disk':
+            return _read_while_training(opt, device, drop_last, views, *sources, classes)
+        (train_images, train_labels), (test_images, test_labels) = (folder.decode(source, opt) for source in sources)
+    else:
+        (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
     # Of all training images, so that a teacher and its students see the same, whatever part these train on.
     mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
     if opt.train_fraction < 1:
@@ -110,36 +129,36 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes), mean, std)
+                tuple(classes), mean, std, images_in)
 
 
-def _too_large(opt, device):
-    """What folder.scan finds where its images would take more than half of the free memory, else None."""
-    train, test, classes = folder.scan(Path(opt.data_dir), ('test', 'val'))
-    wanted = (len(train.labels) + len(test.labels)) * 3 * (opt.image_size + 2 * PAD) ** 2 * distributed.world_size()
-    free = free_memory(device)
+def _where(opt, sources, device):
+    """'memory' or 'disk', as --images_in says; on disk where all images would take over half of the free memory."""
+    if opt.images_in != 'auto':
+        return opt.images_in
+    images, processes = sum(len(source.labels) for source in sources), distributed.world_size()
+    wanted, free = images * 3 * (opt.image_size + 2 * PAD) ** 2 * processes, free_memory(device)
     if not any(distributed.gather(wanted > free / 2)):
-        return None
-    print(f'--dataset folder: the images would take {readable_bytes(wanted)} of {readable_bytes(free)} free, so they '
-          f'are read from disk while training')
-    return train, test, classes
+        return 'memory'
+    print(f'--dataset {opt.dataset}: the images would take {readable_bytes(wanted)} of {readable_bytes(free)} free, so '
+          f'they are read from disk while training')
+    return 'disk'
 
 
-def _lazy_folder(opt, device, drop_last, views, train, test, classes):
+def _read_while_training(opt, device, drop_last, views, train, test, classes):
     mean, std = memory.MEAN, memory.STD
     if opt.normalise == 'measure':
-        mean, std = measured(folder.decode(train.part(MEASURED), opt)[0])
+        n = len(train.labels)
+        mean, std = measured(folder.decode(train.subset(range(0, n, -(-n // MEASURED))), opt)[0])
     if opt.train_fraction < 1:
-        kept = chosen(train.labels, opt.train_fraction).tolist()
-        train = folder.Split([train.files[i] for i in kept], train.labels[kept])
+        train = train.subset(chosen(train.labels, opt.train_fraction).tolist())
     _check_batch_size(opt, len(train.labels))
     more = {'rank': distributed.rank(), 'world_size': distributed.world_size(),
             'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False)}
-    sources = imagenet.FolderSource(train), imagenet.FolderSource(test)
-    return Data(imagenet.WorkerLoader(sources[0], opt, device, train=True, drop_last=drop_last, views=views, **more),
-                imagenet.WorkerLoader(sources[1], opt, device, train=False, **more), len(classes), opt.image_size,
-                train.labels, lambda: imagenet.WorkerLoader(sources[0], opt, device, train=False, **more), test.labels,
-                tuple(classes), mean, std)
+    return Data(imagenet.WorkerLoader(train, opt, device, train=True, drop_last=drop_last, views=views, **more),
+                imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
+                train.labels, lambda: imagenet.WorkerLoader(train, opt, device, train=False, **more), test.labels,
+                tuple(classes), mean, std, 'disk')
 
 
 def _large(opt, device, drop_last, views):

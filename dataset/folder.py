@@ -1,6 +1,7 @@
 """Folders of images, SPLIT/CLASS/*: find the files, and decode small images once into memory."""
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,17 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', 
 
 @dataclass
 class Split:
-    """The files of one split and the class of each, int64 (N,)."""
+    """The files of one split and the class of each, int64 (N,). A source of images, as every data set's on disk is."""
 
     files: list[str]
     labels: torch.Tensor
 
-    def part(self, most: int) -> 'Split':
-        """At most so many of them, evenly spaced."""
-        kept = range(0, len(self.files), -(-len(self.files) // most))
+    def read(self, i: int) -> Image.Image:
+        """Image i as RGB. Raises UserError that names its file."""
+        return read_rgb(self.files[i])
+
+    def subset(self, kept: Sequence[int]) -> 'Split':
+        """Those images alone, in that order."""
         return Split([self.files[i] for i in kept], self.labels[list(kept)])
 
 
@@ -77,15 +81,9 @@ def _images_below(folder):
     return [os.path.join(where, name) for where, names in sorted(found) for name in names]
 
 
-def load(opt):
-    """((train images, labels), (test images, labels), classes): uint8 (N, 3, S, S), S = --image_size, and int64 (N,).
-
-    From {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*. An image of another size is scaled and
-    centre-cropped to a square. Raises UserError as scan does, and for an unreadable image, which --skip_bad_images
-    leaves out instead.
-    """
-    train, test, classes = scan(Path(opt.data_dir), ('test', 'val'))
-    return decode(train, opt), decode(test, opt), classes
+def open_sources(opt) -> tuple[Split, Split, list[str]]:
+    """(train, test, classes) of {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*. Raises as scan does."""
+    return scan(Path(opt.data_dir), ('test', 'val'))
 
 
 def squared(image: Image.Image, size: int) -> Image.Image:
@@ -93,15 +91,19 @@ def squared(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def decode(split, opt):
-    """(images uint8 (N, 3, S, S), labels) of a Split, by --num_workers threads: the decoders release Python's lock."""
-    size, files = opt.image_size, split.files
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    whole = torch.ones(len(files), dtype=torch.bool)
+def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images uint8 (N, 3, S, S), labels) of a source, S = --image_size: scaled and centre-cropped to a square.
+
+    By --num_workers threads: the decoders release Python's lock. Raises UserError for an unreadable image, which
+    --skip_bad_images leaves out instead.
+    """
+    size, n = opt.image_size, len(source.labels)
+    images = torch.empty(n, 3, size, size, dtype=torch.uint8)
+    whole = torch.ones(n, dtype=torch.bool)
 
     def read(i):
         try:
-            image = read_rgb(files[i])
+            image = source.read(i)
         except UserError:
             if not opt.skip_bad_images:
                 raise
@@ -110,8 +112,8 @@ def decode(split, opt):
         images[i] = torch.from_numpy(np.array(squared(image, size))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:
-        progress = tqdm(pool.map(read, range(len(files))), total=len(files), desc='reading images', unit='img',
-                        leave=False, disable=not sys.stderr.isatty())
+        progress = tqdm(pool.map(read, range(n)), total=n, desc='reading images', unit='img', leave=False,
+                        disable=not sys.stderr.isatty())
         try:
             for _ in progress:
                 pass
@@ -119,8 +121,8 @@ def decode(split, opt):
             pool.shutdown(cancel_futures=True)
             raise
     if whole.all():
-        return images, split.labels
-    print(f'{len(files) - int(whole.sum())} unreadable images left out')
+        return images, source.labels
+    print(f'{n - int(whole.sum())} unreadable images left out')
     if not whole.any():
-        raise UserError(f'--skip_bad_images: none of the {len(files)} images can be read')
-    return images[whole], split.labels[whole]
+        raise UserError(f'--skip_bad_images: none of the {n} images can be read')
+    return images[whole], source.labels[whole]

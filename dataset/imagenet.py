@@ -9,8 +9,7 @@ import torch
 from helper.errors import UserError
 
 from .augment import AutoAugment, Strong
-from .folder import Split, scan, squared
-from .image import read_rgb
+from .folder import scan, squared
 from .normalise import Normalise
 from .order import PAD, EpochOrder
 
@@ -22,25 +21,13 @@ SIZE = 224
 warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
-class FolderSource:
-    """The images of a split, by number, from their files."""
-
-    def __init__(self, split: Split):
-        self.files, self.labels = split.files, split.labels
-
-    def read(self, i: int):
-        """Image i as RGB. Raises UserError that names its file."""
-        return read_rgb(self.files[i])
-
-
 def open_sources(opt):
     """(train, val, classes) of opt.dataset: sources with `labels` (N,) and read(i) -> RGB image."""
     root = Path(opt.data_dir) / opt.dataset
     if opt.use_lmdb:
         from .lmdb_source import open_lmdb_sources
         return open_lmdb_sources(root)
-    train, val, classes = scan(root, ('val',))
-    return FolderSource(train), FolderSource(val), classes
+    return scan(root, ('val',))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from helper import distributed
 from helper.cli import readable_bytes
 from helper.errors import UserError, printable
-from helper.files import read_json, write_json
+from helper.files import folder_name, read_json, write_json
 
 from .answer_file import AnswerFile
 from .memory import FORMS, MemoryLoader
@@ -195,7 +195,7 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, teacher_checksum: int, dat
     with torch.no_grad():
         out = teacher.eval().outputs(torch.zeros(2, 3, data.image_size, data.image_size))
     widths = {kind: getattr(out, kind).shape[1] for kind in ANSWERS if kind == 'logits' or kind in needs}
-    stem = f'{opt.model_t}_{opt.dataset}_{teacher_checksum:08x}_{images_checksum:08x}'
+    stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
 
     def open_file(kind):
         return AnswerFile(folder / f'{stem}_{kind}.cache',

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dataset import memory_dict
+from dataset import IN_MEMORY, kind_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import get_method, make_distiller
 from helper.checkpoint import load_checkpoint
@@ -159,7 +159,8 @@ class _Plan:
         if is_own(teacher):
             arguments += ['--model_t', teacher]
         opt = self._parsed(student_options, arguments, what)
-        if self.table.teacher_cache and opt.dataset in memory_dict and get_method(row.method).accepts_answers(ANSWERS):
+        keeps = kind_of(opt.dataset) in IN_MEMORY and get_method(row.method).accepts_answers(ANSWERS)
+        if self.table.teacher_cache and keeps:
             arguments.append('--teacher_cache')
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)

@@ -116,10 +116,10 @@ def read_json(path: str | Path, what: str, largest: int = 1 << 28):
             raise UserError(f'{what}: no JSON that can be read ({reason(error)})') from error
 
 
-def folder_name(net: str) -> str:
-    """A net's name as a part of a folder's: of FILE.py:FUNCTION its last part alone."""
-    net = net.rpartition('/')[2] if '.py:' in net else net
-    return re.sub(r'[^\w.:,=+-]', '_', net)
+def folder_name(name: str) -> str:
+    """A net's or a data set's name as a part of a folder's: of FILE.py:FUNCTION its last part alone."""
+    name = name.rpartition('/')[2] if '.py:' in name else name
+    return re.sub(r'[^\w.:,=+-]', '_', name)
 
 
 def run_folder(*parts: str) -> Path:

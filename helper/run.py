@@ -19,7 +19,17 @@ from .files import Lock, folder_name, make_folder, run_folder, write_atomically
 from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
-from .state import LAST, PREVIOUS, STAGES, as_user_error, check_buffers, check_optimizer, load_optimizer, load_state
+from .state import (
+    IMAGES_IN,
+    LAST,
+    PREVIOUS,
+    STAGES,
+    as_user_error,
+    check_buffers,
+    check_optimizer,
+    load_optimizer,
+    load_state,
+)
 
 SAVE = 1        # in the place of a signal's number, and below all of them
 
@@ -42,14 +52,14 @@ class Place:
     def of_teacher(cls, opt):
         """Of a run of train_teacher.py with these options."""
         net = folder_name(opt.model)
-        name = f'{net}_{opt.dataset}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
+        name = f'{net}_{folder_name(opt.dataset)}_lr_{opt.learning_rate}_decay_{opt.weight_decay}_trial_{opt.trial}'
         return cls('models', 'tensorboard', name + _dali(opt), f'{net}_best.pth', seconds_per_unit=1)
 
     @classmethod
     def of_student(cls, opt):
         """Of a run of train_student.py with these options; opt.model_t names the teacher's net."""
         net = folder_name(opt.model_s)
-        name = (f'S:{net}_T:{folder_name(opt.model_t)}_{opt.dataset}_{opt.distill}'
+        name = (f'S:{net}_T:{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{opt.distill}'
                 f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}')
         return cls('student_model', 'student_tensorboards', name + _dali(opt), f'{net}_best.pth',
                    seconds_per_unit=3600)
@@ -191,9 +201,10 @@ class Run:
     def _compare(self, state, path):
         """Raises UserError that names what differs between this run and the saved one.
 
-        A state that was written before an option existed had that option's default.
+        A state that was written before an option existed had that option's default; an old one does not say where its
+        images were.
         """
-        saved = {**self.opt.flags.defaults, **state['identity']}
+        saved = {**self.opt.flags.defaults, IMAGES_IN: self.identity.get(IMAGES_IN), **state['identity']}
         differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
                   if saved.get(name) != value]
         if 'seed' not in self.opt.flags.filled_in and self.opt.seed != state['seed']:

@@ -13,15 +13,17 @@ from .meter import Meter
 from .records import Records
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
+IMAGES_IN = '--images_in'       # the two ways draw other random numbers
 STAGES = ('init', 'train')
 PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
          'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
 def fingerprint(data) -> dict:
-    """What a resumed run must find the same in its data: the counts, and a checksum of the labels."""
-    return {'training images': data.n_train, 'classes': data.num_classes,
-            'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes())}
+    """What a resumed run must find the same in its data: the counts, a checksum of the labels, where the images are."""
+    found = {'training images': data.n_train, 'classes': data.num_classes,
+             'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes())}
+    return {**found, IMAGES_IN: data.images_in} if data.images_in else found
 
 
 def weights_checksum(net: nn.Module) -> int:

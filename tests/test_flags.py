@@ -207,6 +207,7 @@ ELSEWHERE = {
     **dict.fromkeys(('model_ema', 'model_ema_warmup'), 'test_recipe.test_the_average_of_the_weights'),
     'drop_path': 'test_recipe.test_drop_path', 'aa': 'test_recipe.test_augmented_images',
     'balance_classes': 'test_recipe.test_losses', 'normalise': 'test_data.test_measured_colours',
+    'images_in': 'test_resume.test_images_in_memory_and_on_disk',
     'reprob': 'test_recipe.test_erased_images',
     'model_t': 'test_libraries.test_a_net_of_ones_own', 'stages': 'test_libraries.test_chosen_stages',
     'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',

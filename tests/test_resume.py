@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Hostile, assert_same, outcome, outcome_of, write_images
 
+import dataset
 import train_student
 import train_teacher
 from helper.checkpoint import load_checkpoint
@@ -99,6 +100,28 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
     call(train_student.main, *arguments, '--resume')
     call(train_student.main, '--path_t', teacher, *small, '--save_dir', tmp_path / 'whole')
     assert_same(outcome(tmp_path), outcome(tmp_path / 'whole'))
+
+
+def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd):
+    """The two ways draw other random numbers: a state that followed one is not continued by the other, unless told."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    plenty = dataset.free_memory
+    for first, free, words in (('disk', plenty, '--images_in disk, now memory'),
+                               ('memory', lambda device: 0, '--images_in memory, now disk')):
+        folder = ['-t', first, '--resume', 'auto']
+        call(train_teacher.main, *arguments, *folder, '--images_in', first)
+        monkeypatch.setattr(dataset, 'free_memory', free)
+        with pytest.raises(SystemExit) as caught:
+            call(train_teacher.main, *arguments, *folder, '--epochs', 2)
+        assert caught.value.code == 2 and words in capfd.readouterr().err
+        call(train_teacher.main, *arguments, *folder, '--epochs', 2, '--images_in', first)
+        call(train_teacher.main, *arguments, '--epochs', 2, '--images_in', first, '-t', 'whole')
+        parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, 'whole'))
+        assert_same(outcome_of(parts), outcome_of(whole))
+    state = load_checkpoint(str(parts / 'last.pth'), '')
+    del state['identity']['--images_in']        # as it was before the choice was kept
+    torch.save(state, parts / 'last.pth')
+    call(train_teacher.main, *arguments, *folder, '--epochs', 3)
 
 
 def test_into_another_folder(call, small, tmp_path, capfd):

@@ -1,0 +1,125 @@
+"""Image data sets of Hugging Face, from the hub or from disk: --dataset hf:NAME_OR_PATH[,KEY=VALUE...]."""
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from helper.errors import UserError, nearest, reason
+
+from .image import read_rgb
+
+PREFIX = 'hf:'
+KEYS = ('config', 'image', 'label', 'train', 'test')
+HELD_OUT = ('test', 'validation', 'valid', 'val')
+LABELS = ('label', 'labels', 'fine_label')      # which column it is, where several could be
+
+
+class HubSplit:
+    """The images of one split, by number, and the class of each, int64 (N,)."""
+
+    def __init__(self, rows, column: str, labels: torch.Tensor, name: str):
+        """rows: a datasets.Dataset with a `column` of images. name: for errors."""
+        import datasets
+        self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        self.column, self.labels, self.name = column, labels, name
+
+    def read(self, i: int) -> Image.Image:
+        """Image i as RGB. Raises UserError that names it."""
+        name = f'{self.name}, image {i}'
+        try:
+            image = self.rows[i][self.column]
+        except Exception as error:      # whatever a damaged file makes the library raise
+            raise UserError(f'{name}: cannot be read ({reason(error)})') from error
+        if not image or image['bytes'] is None and not image['path']:
+            raise UserError(f'{name}: its row is empty')
+        return read_rgb(image['path']) if image['bytes'] is None else read_rgb(name, io.BytesIO(image['bytes']))
+
+    def subset(self, kept: Sequence[int]) -> 'HubSplit':
+        """Those images alone, in that order."""
+        return HubSplit(self.rows.select(kept), self.column, self.labels[list(kept)], self.name)
+
+
+def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
+    """(train, test, classes) of opt.dataset. Raises UserError where it cannot be had, or has no images or classes."""
+    flag = f'--dataset {opt.dataset}'
+    name, given = _settings(opt.dataset, flag)
+    splits = _load(name, given.get('config'), flag)
+    for key in ('train', 'test'):
+        if (wanted := given.get(key, 'train')) not in splits:
+            raise UserError(f'{flag}: has no split {wanted}; it has {", ".join(splits)}; give {key}=SPLIT')
+    train_name = given.get('train', 'train')
+    image, label = _columns(splits[train_name].features, given, flag)
+    classes, numbers = _classes(splits[train_name], label, flag)
+
+    def source(split):
+        return HubSplit(splits[split], image, _labels(splits[split], label, numbers), f'hf:{name} {split}')
+    train = source(train_name)
+    held_out = [given['test']] if 'test' in given else [split for split in HELD_OUT if split in splits]
+    # The test set of a competition, as ImageNet's, has no labels: then it is the validation set.
+    test = next((found for found in map(source, held_out) if found.labels is not None), None)
+    if train.labels is None or test is None:
+        raise UserError(f'{flag}: needs a split to train on and one of {", ".join(HELD_OUT)}, each with labels of the '
+                        f'same classes in all rows; it has {", ".join(splits)}; give train=SPLIT or test=SPLIT')
+    return train, test, classes
+
+
+def _settings(text, flag):
+    name, *words = text.partition(':')[2].split(',')
+    given = {}
+    for word in words:
+        key, equals, value = word.partition('=')
+        if not equals or key not in KEYS or key in given:
+            raise UserError(f'{flag}: {word}: give {", ".join(KEYS)} as KEY=VALUE, each once; '
+                            f'{nearest(key, KEYS)}')
+        given[key] = value
+    if not name:
+        raise UserError(f'{flag}: give hf:NAME_OR_PATH, as hf:uoft-cs/cifar100')
+    return name, given
+
+
+def _load(name, config, flag):
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f'{flag}: needs the library datasets: pip install datasets') from error
+    try:
+        if os.path.exists(Path(name, 'dataset_dict.json')):
+            return datasets.load_from_disk(name)
+        return datasets.load_dataset(name, config)
+    except Exception as error:      # no network, no such data set, files of another kind, a script
+        raise UserError(f'{flag}: cannot be loaded: {reason(error)}') from error
+
+
+def _columns(features, given, flag):
+    """The names of the columns of images and labels."""
+    import datasets
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    usual = [name for name in LABELS if name in (classes or features)] or (classes if len(classes) == 1 else [])
+    image, label = given.get('image', *images[:1]), given.get('label', *usual[:1])
+    for key, found, known in (('image', image, images), ('label', label, [*features])):
+        if found not in known:
+            raise UserError(f'{flag}: {"it is not clear" if found is None else f"{found} is not"} the column of '
+                            f'{key}s; its columns are {", ".join(features)}; give {key}=COLUMN')
+    return image, label
+
+
+def _classes(rows, label, flag):
+    """(names of the classes, number of the class for what a row holds)."""
+    import datasets
+    feature = rows.features[label]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names), {i: i for i in range(feature.num_classes)}
+    if not isinstance(feature, datasets.Value) or not {type(value) for value in rows.unique(label)} <= {int, str}:
+        raise UserError(f'{flag}: {label} holds no names or numbers of classes; give label=COLUMN')
+    values = sorted(rows.unique(label))
+    return [str(value) for value in values], {value: i for i, value in enumerate(values)}
+
+
+def _labels(rows, label, numbers):
+    """The class of each row, int64 (N,); None where not every row has one, or there is no row."""
+    found = [numbers.get(value) for value in rows[label]] if label in rows.features else []
+    return torch.tensor(found, dtype=torch.int64) if found and None not in found else None
