@@ -47,6 +47,7 @@ class Data:
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = memory.MEAN       # of the colours, of pixels from 0 to 1: with it and `std` both loaders
     std: tuple[float, ...] = memory.STD         # normalise images
+    crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
 
     @property
@@ -129,7 +130,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes), mean, std, images_in)
+                tuple(classes), mean, std, images_in=images_in)
 
 
 def _where(opt, sources, device):
@@ -158,7 +159,7 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes):
     return Data(imagenet.WorkerLoader(train, opt, device, train=True, drop_last=drop_last, views=views, **more),
                 imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
                 train.labels, lambda: imagenet.WorkerLoader(train, opt, device, train=False, **more), test.labels,
-                tuple(classes), mean, std, 'disk')
+                tuple(classes), mean, std, images_in='disk')
 
 
 def _large(opt, device, drop_last, views):
@@ -173,7 +174,7 @@ def _large(opt, device, drop_last, views):
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
                 lambda: Loader(train, opt, device, train=False, **ranks), val.labels, tuple(classes), imagenet.MEAN,
-                imagenet.STD)
+                imagenet.STD, imagenet.CROP_PCT)
 
 
 def _check_batch_size(opt, n_train):

@@ -57,7 +57,7 @@ def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]
 def _scan_split(folder):
     try:
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        files = [_images_below(folder / name) for name in classes]
+        files = [images_below(folder / name) for name in classes]
     except OSError as error:
         raise UserError(f'--data_dir: {error.filename}: cannot be read ({error.strerror})') from error
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
@@ -68,7 +68,7 @@ def _scan_split(folder):
     return Split([file for found in files for file in found], labels), classes
 
 
-def _images_below(folder):
+def images_below(folder) -> list[str]:
     """The image files in a folder and the folders in it, in order. Links are followed, but to each folder once."""
     seen, found = set(), []
     for where, folders, names in os.walk(folder, followlinks=True):

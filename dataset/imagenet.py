@@ -16,6 +16,7 @@ from .order import PAD, EpochOrder
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SIZE = 224
+CROP_PCT = 0.875    # of 256 pixels
 
 # --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
@@ -47,7 +48,8 @@ class Pipeline:
         """RGB image -> uint8 (size, size, 3), with --aa in training."""
         from torchvision.transforms import v2
         if self.cropped:
-            steps = [v2.RandomResizedCrop(self.size)] if train else [v2.Resize(256), v2.CenterCrop(self.size)]
+            larger = round(self.size / CROP_PCT)
+            steps = [v2.RandomResizedCrop(self.size)] if train else [v2.Resize(larger), v2.CenterCrop(self.size)]
         else:
             steps = [self._square, *([v2.RandomCrop(self.size, padding=PAD)] if train else [])]
         if train:

@@ -107,13 +107,13 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
         raise UserError(f'{error}. For any two nets: {", ".join(names)}') from error
 
 
-def load_inference_net(path: str, data, flag: str) -> tuple[str, nn.Module]:
+def load_inference_net(path: str, data, flag: str, arch: str | None = None) -> tuple[str, nn.Module]:
     """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
 
-    Raises UserError that names `flag`.
+    arch: its net, where the user says it. Raises UserError that names `flag`.
     """
     checkpoint = load_checkpoint(path, flag)
-    name = teacher_name(path, checkpoint, flag)
+    name = arch or teacher_name(path, checkpoint, flag)
     method = checkpoint.pop('inference_net', None)
     if method is None:
         return name, load_net(path, checkpoint, name, data, flag)

@@ -19,6 +19,7 @@ class Adapter(Net):
     A subclass writes `run`, sets `available` and `chosen`, and then calls `measure`.
     """
 
+    settings = {}       # what the library's builder was given beside the number of classes
     available = []      # the stages there are to choose from, as the library names them
 
     def __init__(self, name: str, net: nn.Module):

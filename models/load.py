@@ -103,7 +103,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     if isinstance(classes, int) and classes != data.num_classes:
         raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
-    inputs = _inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else None
+    inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else None
     net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:')
     given = getattr(data, 'inputs', None)
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
@@ -112,7 +112,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     return net
 
 
-def _inputs(inputs, what):
+def as_inputs(inputs, what: str) -> dict:
     """'inputs' of an untrusted checkpoint, with all its parts. Raises UserError."""
     def colours(values, low):
         return isinstance(values, (list, tuple)) and len(values) == 3 and \

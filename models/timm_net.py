@@ -42,7 +42,9 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
         net = timm.create_model(name, num_classes=num_classes, **settings)
     except Exception as error:      # a builder can stumble over a setting in any way
         raise cannot_build('timm', full, num_classes, settings, flag, error) from error
-    return TimmNet(full, net, size, flag).for_images_of(image_size)
+    adapter = TimmNet(full, net, size, flag)
+    adapter.settings = settings
+    return adapter.for_images_of(image_size)
 
 
 def published_inputs(name: str, flag: str) -> dict:

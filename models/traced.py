@@ -49,6 +49,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
     except Exception as error:      # a builder can stumble over a setting in any way
         raise cannot_build('torchvision', full, num_classes, settings, flag, error) from error
     made = Traced(full, net, num_classes, fixed or image_size, flag, trace_size=fixed or LARGE_IMAGE)
+    made.settings = settings
     return made.for_images_of(image_size) if fixed else made
 
 

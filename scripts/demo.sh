@@ -1,8 +1,9 @@
 #!/bin/sh
-# From nothing to a comparison: a teacher, then a student alone, with KD and with SemCKD, on data that needs no download.
+# From nothing to a student to ship: a teacher, then a student alone, with KD and with SemCKD, their comparison, and the
+# files of the best of them, on data that needs no download.
 set -eu
 cd "$(dirname "$0")/.."
-REQUIREMENTS=requirements.txt
+REQUIREMENTS=requirements-export.txt
 . scripts/env.sh
 
 SAVE=save/demo
@@ -12,16 +13,18 @@ STUDENT="--epochs 6 --lr_decay_epochs 4,5"
 RUN=digits_lr_0.05_decay_0.0005_trial_0
 TEACHER=$SAVE/models/resnet20_$RUN/resnet20_best.pth
 
-echo; echo "1/4 the teacher, resnet20"
+echo; echo "1/5 the teacher, resnet20"
 python train_teacher.py --model resnet20 --epochs 8 --lr_decay_epochs 5,7 $COMMON
-echo; echo "2/4 the student alone, resnet8"
+echo; echo "2/5 the student alone, resnet8"
 python train_teacher.py --model resnet8 $STUDENT $COMMON
-echo; echo "3/4 the student with KD"
+echo; echo "3/5 the student with KD"
 python train_student.py --path-t "$TEACHER" --distill kd --model_s resnet8 $STUDENT $COMMON
-echo; echo "4/4 the student with SemCKD"
+echo; echo "4/5 the student with SemCKD"
 # The published beta, 400, is for a teacher of 240 epochs; the features of a young one are larger, and so is its loss.
 python train_student.py --path-t "$TEACHER" --distill semckd --model_s resnet8 -b 10 $STUDENT $COMMON
 
 echo
 python scripts/compare.py "$SAVE/models/resnet20_$RUN" "$SAVE/models/resnet8_$RUN" "$SAVE"/student_model/*_kd_* \
     "$SAVE"/student_model/*_semckd_* --figure "$SAVE/comparison.png"
+echo; echo "5/5 the student with KD as files for PyTorch and ONNX, in 32 and 8 bits"
+python scripts/export_student.py "$SAVE"/student_model/*_kd_* --out "$SAVE/export" --int8 --latency

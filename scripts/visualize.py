@@ -24,47 +24,15 @@ from distiller_zoo import load_inference_net  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
-from helper.files import read_json, write_json  # noqa: E402
+from helper.files import write_json  # noqa: E402
 from models.base import Net  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
-from options import teacher_options  # noqa: E402
 from results import figures, measure  # noqa: E402
+from results.given import Given, add_data_flags, data_options  # noqa: E402
 
-OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'batch_size', 'use_lmdb', 'skip_bad_images')
 ROWS, MOST_ROWS = 5, 50     # images of Grad-CAM that are drawn unasked, and at most
 FEWEST = 4                  # images that t-SNE and CKA need
 LONGEST = 40                # characters of a net's name
-
-
-@dataclass
-class Student:
-    """A checkpoint, and the options of its run as far as they are known."""
-
-    checkpoint: Path
-    parameters: dict
-
-    @classmethod
-    def find(cls, given: str) -> 'Student':
-        """That of a run's folder, or of a checkpoint. Raises UserError."""
-        checkpoint = Path(given)
-        if checkpoint.is_dir():
-            best = sorted(checkpoint.glob('*_best.pth'))
-            if len(best) != 1:
-                found = f'has {len(best)} files NAME_best.pth; give one of them' if best else \
-                    'holds no NAME_best.pth; give the folder of a run, or a checkpoint'
-                raise UserError(f'STUDENT {given}: {found}')
-            checkpoint = best[0]
-        elif not checkpoint.exists():
-            raise UserError(f'STUDENT {given}: no such file; give the folder of a run, or a checkpoint')
-        file, parameters = checkpoint.parent / 'parameters.json', {}
-        if file.exists():
-            parameters = read_json(file, f'STUDENT {given}: parameters.json')
-            if not isinstance(parameters, dict):
-                raise UserError(f'STUDENT {given}: parameters.json: not that of a run')
-        return cls(checkpoint, parameters)
-
-    def __str__(self):
-        return str(self.checkpoint)
 
 
 @dataclass(eq=False)
@@ -201,34 +169,15 @@ def options():
     add('--seed', type=number(int, low=0, high=2**32 - 1), default=0,
         help='of the choice of images and classes, and of t-SNE')
     add('--gpu_id', default='0', help='the GPU to compute on; cpu forces the CPU')
-    add = parser.add_argument_group('data', 'As in the train scripts. Not given: as the first run had it.').add_argument
-    add('--dataset', help='its test set')
-    add('--data_dir', type=path, help='the folder of the data')
-    add('--image_size', help='of --dataset folder')
-    add('--batch_size', help='images at a time')
-    add('--num_workers', help='threads or processes that decode image files; not given: one for each core')
-    add('--use-lmdb', action='store_true', default=None, help='read imagenet from train.lmdb and val.lmdb')
-    add('--skip_bad_images', action='store_true', default=None, help='count unreadable images and skip them')
+    add_data_flags(parser)
     opt = parser.parse_args()
-    students = [Student.find(given) for given in opt.students]
+    students = [Given.find(given, 'STUDENT') for given in opt.students]
     if opt.images and len(opt.images) > MOST_ROWS:
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
     check_alike(students, opt)
     opt.path_t = teacher_of(students) if opt.path_t is None else opt.path_t
-    opt.data = data_options(students, opt)
+    opt.data = data_options(next((s.parameters for s in students if s.parameters), {}), opt)
     return opt, students
-
-
-def data_options(students, opt):
-    """The options by which a train script would read the data of the first run, but for what is given here."""
-    known = next((student.parameters for student in students if student.parameters), {})
-    if opt.dataset not in (None, known.get('dataset')):
-        known = {}
-    given = {name: getattr(opt, name) for name in (*OF_THE_RUN, 'num_workers', 'seed')}
-    values = {**{name: known.get(name) for name in OF_THE_RUN},
-              **{name: value for name, value in given.items() if value is not None}}
-    return teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
-                            if value is not None and value is not False])
 
 
 def check_alike(students, opt):

@@ -1,0 +1,203 @@
+"""Export what a run deploys: checked files for PyTorch, torch.export and ONNX, with a model card.
+
+python scripts/export_student.py RUN_OR_CHECKPOINT --out DIR [--formats safetensors pt2 onnx] [--int8] [--fp16]
+python scripts/export_student.py RUN_OR_CHECKPOINT --out DIR --latency
+
+A run is its folder, whose best checkpoint is taken. Every file is loaded again by its own runtime in a process of its
+own and compared with the network in PyTorch on the whole test set; one that differs by too much is not written.
+"""
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import helper  # noqa: E402, F401, before torch: it sets how threads wait
+
+# isort: split
+import torch  # noqa: E402
+
+from dataset import get_dataloaders  # noqa: E402
+from helper.cli import Parser, number, path  # noqa: E402
+from helper.device import surroundings  # noqa: E402
+from helper.errors import UserError, printable, reason, run_main  # noqa: E402
+from helper.files import write_json  # noqa: E402
+from models.load import load_net, open_net  # noqa: E402
+from results import figures  # noqa: E402
+from results.given import Given, add_data_flags, data_options  # noqa: E402
+from shipping import card, check, cost  # noqa: E402
+from shipping.formats import FORMATS, Export  # noqa: E402
+from shipping.runtime import CONFIG  # noqa: E402
+from shipping.student import open_student  # noqa: E402
+
+USUAL = ('safetensors', 'pt2', 'onnx')
+CARD = ('MODEL_CARD.md', 'model_card.json')
+LATENCY = ('latency.json', 'latency.png', 'latency.svg')
+OURS = {CONFIG, *CARD, *LATENCY, *(form.file for form in FORMATS.values())}
+
+
+def options():
+    """(the options, the formats that are wanted, the run)."""
+    parser = Parser(description='Export what a run deploys, check it and describe it.')
+    add = parser.add_argument
+    add('run', type=path, metavar='RUN_OR_CHECKPOINT', help="a run's folder, or a checkpoint")
+    add('--out', type=path, required=True, help='the folder to write; it must be new, empty or an earlier export')
+    add('--formats', nargs='+', choices=USUAL, default=[*USUAL],
+        help='safetensors: weights and config.json; pt2: torch.export; onnx: ONNX')
+    add('--int8', action='store_true', help='ONNX in 8 bits too, with a scale for each channel')
+    add('--fp16', action='store_true', help='ONNX in 16 bits too')
+    add('--input', choices=('uint8', 'float'), default='uint8',
+        help='what the exported files take: images of 0 to 255, or of 0 to 1')
+    add('--calibration', type=number(int, low=1, high=10**6), default=512,
+        help='training images from which --int8 takes the ranges of values')
+    add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, where it is one of a file of yours')
+    add('--latency', action='store_true', help='measure memory and time of every format, beside the teacher')
+    add('--threads', type=number(int, low=1, high=1024), default=1, help='of --latency')
+    add('--path-t', type=path, help="the teacher's checkpoint; not given: that of the run, if it is there")
+    add_data_flags(parser)
+    opt = parser.parse_args()
+    formats = [*opt.formats, *(name for name in ('int8', 'fp16') if getattr(opt, name))]
+    for name in formats:
+        if missing := [library for library in FORMATS[name].needs if find_spec(library) is None]:
+            parser.error(f'{FORMATS[name].file}: needs {" and ".join(missing)}; '
+                         f'pip install -r requirements-export.txt')
+    out = Path(opt.out)
+    if out.exists() and not out.is_dir() or {file.name for file in out.glob('*')} - OURS:
+        parser.error(f'--out {opt.out}: holds other things than an export; give a new folder')
+    run = Given.find(opt.run, 'RUN_OR_CHECKPOINT')
+    if not run.parameters and opt.dataset is None:
+        parser.error(f'--dataset: {run} has no parameters.json beside it that says on which data it is tested; give '
+                     f'--dataset and --data_dir')
+    return opt, formats, run
+
+
+def calibration_images(data, student, dtype, wanted):
+    """A function that gives so many training images as small batches."""
+    def batches():
+        left, loader = wanted, data.in_order()
+        for images, *_ in loader:
+            for part in images[:left].split(8):
+                yield check.pixels(loader, part, dtype)
+            left -= len(images)
+            if left <= 0:
+                return
+    return batches
+
+
+def write_formats(export, names):
+    """({name: why it could not be written})."""
+    faults = {}
+    for name in names:
+        print(f'writing {FORMATS[name].file}', flush=True)
+        try:
+            FORMATS[name].write(export, export.folder / FORMATS[name].file)
+        except (UserError, OSError):
+            raise
+        except Exception as error:      # an exporter can stumble over a net in any way
+            if shutil.disk_usage(export.folder).free < 2**20:       # each says so in its own way
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            faults[name] = f'{type(error).__name__}: {reason(error)}'
+    return faults
+
+
+def open_teacher(opt, run, data):
+    """(its checkpoint, the net as it sees the loader's images, what is shipped of it), or None where there is none."""
+    file = opt.path_t or run.parameters.get('path_t')
+    if not isinstance(file, str) or not opt.path_t and not Path(file).exists():
+        return None
+    name, checkpoint = open_net(file, None if opt.path_t else run.parameters.get('model_t'))
+    return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name)
+
+
+def measure_cost(opt, export, formats, outcomes, teacher):
+    """Write the files of LATENCY into the export's folder. Returns (the rows, the teacher's first)."""
+    dtype = export.dtype
+    top1 = {name: outcomes.formats[name].top1 for name in formats}
+    with cost.exported(teacher, formats if teacher else [], dtype, export.calibration) as (of_teacher, written):
+        nets = {f'student {export.student.name}': (export, formats, top1)}
+        if teacher:
+            nets = {f'teacher {teacher.name}': (of_teacher, written, dict.fromkeys(
+                [name for name in written if FORMATS[name].agreement is None], outcomes.teacher.top1)), **nets}
+        rows = cost.measure(nets, opt.threads)
+    words = f'on {opt.threads} thread{"s"[:opt.threads > 1]}'
+    write_json(export.folder / LATENCY[0], {'machine': surroundings()['machine'], 'threads': opt.threads, 'rows': rows})
+    figures.save(cost.picture(rows, words), export.folder / 'latency')
+    return f'{words}, {surroundings()["machine"].partition(", threads")[0]}:\n{cost.show(rows)}', rows
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to write an export into, which takes the place of `out` when it is whole; what is there stays till then.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix='.export') as temporary:
+            folder = Path(temporary) / 'new'
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():
+                file.chmod(0o644)
+            if out.exists():
+                out.rename(Path(temporary) / 'old')
+            folder.rename(out)
+    except OSError as error:
+        raise UserError(f'--out {out}: cannot be written ({error.strerror or reason(error)}); what was there before is '
+                        f'whole') from error
+
+
+def summary(rows):
+    """What distilling is for, in one line: the student beside the teacher, both in the format that they have last."""
+    alike = [row['runtime'] for row in rows if row['net'].startswith('teacher') and row['top-1 %'] is not None]
+    alike = (alike or [rows[0]['runtime']])[-1]
+    return ' | '.join(f'{row["net"]}: {row["MB"]:.2f} MB, {row["p50 ms"]:.2f} ms an image, top-1 {row["top-1 %"]:.2f} %'
+                      for row in reversed(rows) if row['runtime'] == alike) + f' | {alike}'
+
+
+def main():
+    opt, wanted, run = options()
+    dtype = 'uint8' if opt.input == 'uint8' else 'float32'
+    data = get_dataloaders(data_options(run.parameters, opt), torch.device('cpu'))
+    student = open_student(str(run), data, 'RUN_OR_CHECKPOINT', opt.model)
+    if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
+        raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
+                        f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
+    teacher = open_teacher(opt, run, data)
+    out = Path(opt.out)
+    with new_folder(out) as folder:
+        export = Export(student, dtype, folder, calibration_images(data, student, dtype, opt.calibration))
+        faults = write_formats(export, wanted)
+        written = [name for name in wanted if name not in faults]
+        print(f'checking {len(written)} files on {len(data.test_labels)} test images, each by its own runtime',
+              flush=True)
+        outcomes = check.compare(student.net, folder, written, data.test_loader, dtype, teacher and teacher[0])
+        faults |= {name: fault for name in written if (fault := outcomes.formats[name].fault(FORMATS[name].agreement))}
+        for name in faults:
+            (folder / FORMATS[name].file).unlink(missing_ok=True)
+        good = [name for name in written if name not in faults]
+        if not good:
+            raise UserError('nothing is exported: ' + '; '.join(f'{FORMATS[n].file}: {faults[n]}' for n in faults))
+        text, rows = measure_cost(opt, export, good, outcomes, teacher and teacher[1]) if opt.latency else ('', [])
+        write_json(folder / CONFIG, export.config)
+        facts = card.describe(student, run.parameters, outcomes, folder, good, dtype)
+        write_json(folder / CARD[1], facts)
+        (folder / CARD[0]).write_text(card.as_markdown(facts, student.config, text), encoding='utf-8')
+    print(f'{student.name}: top-1 {outcomes.network.top1:.2f} in PyTorch')
+    for name in good:
+        found = outcomes.formats[name]
+        print(f'{printable(out / FORMATS[name].file)}: top-1 {found.top1:.2f}, the same first class for '
+              f'{found.agreement:.2f} %, logits differ by up to {found.difference:.1e}')
+    print(f'{printable(out / CARD[0])}: fill in {", ".join(card.TO_FILL_IN)}')
+    if rows:
+        print(f'\n{text}\n\n{summary(rows)}')
+    if faults:
+        raise UserError('not written: ' + '; '.join(f'{FORMATS[name].file}: {fault}' for name, fault in faults.items()))
+
+
+if __name__ == '__main__':
+    run_main(main)

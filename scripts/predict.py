@@ -1,0 +1,145 @@
+"""What an exported student sees in images: the most probable classes of each.
+
+python scripts/predict.py EXPORT IMAGE_OR_FOLDER [...] [--top 5] [--output FILE.csv]
+
+EXPORT is the folder that scripts/export_student.py wrote, or one of its files. Images are read as in training.
+"""
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import helper  # noqa: E402, F401, before torch: it sets how threads wait
+
+# isort: split
+import torch  # noqa: E402
+
+from dataset.folder import EXTENSIONS, images_below  # noqa: E402
+from dataset.image import read_rgb  # noqa: E402
+from dataset.imagenet import Pipeline  # noqa: E402
+from helper.cli import Parser, number, path, table  # noqa: E402
+from helper.errors import UserError, printable, run_main  # noqa: E402
+from helper.files import write_atomically  # noqa: E402
+from shipping.exported import Exported  # noqa: E402
+from shipping.process import Process  # noqa: E402
+
+
+def options():
+    parser = Parser(description='What an exported student sees in images.')
+    add = parser.add_argument
+    add('export', type=path, metavar='EXPORT', help='the folder of an export, or a file in it')
+    add('images', nargs='+', type=path, metavar='IMAGE_OR_FOLDER', help='images, and folders with images')
+    add('--top', type=number(int, low=1, high=10**5), default=5, help='classes of each image')
+    add('--format', choices=('text', 'csv', 'json'), help='not given: that of the name of --output, else text')
+    add('--output', type=path, metavar='FILE', help='write it there instead of to the terminal')
+    add('--batch_size', type=number(int, low=1, high=10**5), default=16, help='images at a time')
+    add('--threads', type=number(int, low=1, high=1024), help='that compute; not given: as the runtime likes')
+    add('--skip_bad_images', action='store_true', help='leave out what cannot be read, and say how many')
+    opt = parser.parse_args()
+    if opt.format is None:
+        ending = Path(opt.output or '').suffix[1:]
+        opt.format = ending if ending in ('csv', 'json') else 'text'
+    return opt
+
+
+def find_images(given):
+    """The files that are meant. Raises UserError for what is not there, and for folders without images."""
+    files = []
+    for name in given:
+        if os.path.isdir(name):
+            found = images_below(name)
+            if not found:
+                raise UserError(f'IMAGE_OR_FOLDER {name}: holds no image; images are {" ".join(EXTENSIONS)}')
+            files += found
+        elif os.path.exists(name):
+            files.append(name)
+        else:
+            raise UserError(f'IMAGE_OR_FOLDER {name}: no such file or folder')
+    return files
+
+
+def read(files, transform, skip):
+    """Yield (file, uint8 (S, S, 3))."""
+    bad = 0
+    for file in files:
+        try:
+            image = read_rgb(file)
+        except UserError:
+            if not skip:
+                raise
+            bad += 1
+            continue
+        yield file, transform(image)
+    if bad:
+        print(f'{bad} unreadable images skipped', file=sys.stderr)
+    if bad == len(files):
+        raise UserError(f'--skip_bad_images: none of the {bad} images can be read')
+
+
+def batches(images, size):
+    """Yield lists of `size` items, the last shorter."""
+    batch = []
+    for item in images:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def predict(exported, files, opt):
+    """Yield (file, [(class, probability), ...])."""
+    inputs, classes = exported.config['inputs'], exported.config['classes']
+    transform = Pipeline(inputs['size'], cropped=inputs['crop_pct'] < 1).transform(train=False)
+    with Process(exported.file, opt.threads) as process:
+        for batch in batches(read(files, transform, opt.skip_bad_images), opt.batch_size):
+            pixels = torch.stack([image for _, image in batch]).permute(0, 3, 1, 2).contiguous()
+            pixels = pixels if exported.config['dtype'] == 'uint8' else pixels / 255
+            logits = torch.from_numpy(process.ask(pixels.numpy())[0])
+            if logits.shape != (len(batch), len(classes)) or not logits.isfinite().all():
+                raise UserError(f'EXPORT {exported.file}: gives {tuple(logits.shape)} for {len(batch)} images and '
+                                f'{len(classes)} classes, or numbers that are not finite; export it again')
+            found = logits.softmax(1).topk(min(opt.top, len(classes)))
+            for (file, _), values, labels in zip(batch, found.values.tolist(), found.indices.tolist(), strict=True):
+                yield file, [(classes[label], value) for label, value in zip(labels, values, strict=True)]
+
+
+def as_text(found):
+    most = max(len(top) for _, top in found)
+    rows = [(printable(file), *(f'{printable(name)} {100 * value:.1f} %' for name, value in top))
+            for file, top in found]
+    return table(('image', *map(str, range(1, most + 1))), rows)
+
+
+def as_csv(found):
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(('image', 'rank', 'class', 'probability'))
+    for file, top in found:
+        writer.writerows((file, rank, name, f'{value:.6g}') for rank, (name, value) in enumerate(top, 1))
+    return out.getvalue().rstrip('\n')
+
+
+def as_json(found):
+    return json.dumps([{'image': file, 'classes': [{'class': name, 'probability': value} for name, value in top]}
+                       for file, top in found], indent=4)
+
+
+def main():
+    opt = options()
+    exported, files = Exported.find(opt.export, 'EXPORT'), find_images(opt.images)
+    print(f'{printable(exported.file)}: {printable(exported.config["architecture"])}, '
+          f'{len(exported.config["classes"])} classes', file=sys.stderr)
+    text = {'text': as_text, 'csv': as_csv, 'json': as_json}[opt.format]([*predict(exported, files, opt)])
+    if opt.output:
+        write_atomically(Path(opt.output), lambda file: file.write(f'{text}\n'.encode(errors='surrogateescape')))
+    else:
+        print(text)
+
+
+if __name__ == '__main__':
+    run_main(main)

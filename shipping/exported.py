@@ -1,0 +1,72 @@
+"""An export as its user meets it: whose it is, is not known, so all that it says is checked."""
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from dataset.imagenet import CROP_PCT
+from helper.errors import UserError
+from helper.files import read_json
+from models.find import WEIGHTS
+from models.load import as_inputs
+
+from .formats import FORMATS
+from .runtime import CONFIG
+
+
+@dataclass
+class Exported:
+    """A file of an export, and its configuration."""
+
+    file: Path
+    config: dict
+
+    @classmethod
+    def find(cls, given: str, flag: str) -> 'Exported':
+        """`given`: the folder, of which the first format is taken that can be run here, or a file in it.
+
+        Raises UserError that begins with `flag`.
+        """
+        path = Path(given)
+        folder = path if path.is_dir() else path.parent
+        known = {form.file: form for form in FORMATS.values()}
+        if path.is_dir():
+            there = [name for name in PREFERRED if (path / FORMATS[name].file).exists()]
+            if not there:
+                raise UserError(f'{flag} {given}: holds no export; give the --out of scripts/export_student.py')
+            path /= FORMATS[next((name for name in there if not missing(name)), there[0])].file
+        elif not path.exists():
+            raise UserError(f'{flag} {given}: no such file; give the folder of an export, or a file in it')
+        elif path.name not in known:
+            raise UserError(f'{flag} {given}: not a file of an export; they are {", ".join(known)}')
+        name = next(name for name, form in FORMATS.items() if form.file == path.name)
+        if libraries := missing(name):
+            raise UserError(f'{flag} {path}: needs {" and ".join(libraries)}; pip install {" ".join(libraries)}')
+        return cls(path, check_config(read_json(folder / CONFIG, f'{flag} {folder / CONFIG}'), f'{flag} {folder}'))
+
+
+PREFERRED = ('onnx', 'int8', 'fp16', 'pt2', 'safetensors')
+
+
+def missing(name: str) -> list[str]:
+    """The libraries that are not installed and without which a format cannot be run."""
+    needs = [library for library in FORMATS[name].needs if library not in ('onnx', 'onnxscript')]
+    return [library for library in needs if find_spec(library) is None]
+
+
+def check_config(config, what: str) -> dict:
+    """An untrusted config.json. Raises UserError that begins with `what` where it is not that of an export."""
+    config = config if isinstance(config, dict) else {}
+    classes, arguments = config.get('classes'), config.get('model_args')
+    inputs = config.get('inputs') if isinstance(config.get('inputs'), dict) else {}
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes) \
+            or config.get('num_classes') != len(classes) or config.get('dtype') not in ('uint8', 'float32') \
+            or not all(isinstance(config.get(key), str) for key in ('architecture', 'library', 'arch')) \
+            or not isinstance(config.get('inference_net'), str | None) or not isinstance(arguments, dict) \
+            or {*arguments} & {*WEIGHTS}:
+        raise UserError(f'{what}: its {CONFIG} is not that of an export: classes, dtype or the network are missing or '
+                        f'odd; export it again')
+    crop = inputs.get('crop_pct')
+    if not isinstance(crop, float) or not any(math.isclose(crop, usual) for usual in (1.0, CROP_PCT)):
+        raise UserError(f'{what}: its {CONFIG} has crop_pct {str(crop)[:20]}; it must be 1.0 or {CROP_PCT}')
+    return {**config, 'inputs': {**as_inputs(inputs, what), 'crop_pct': crop}}

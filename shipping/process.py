@@ -1,0 +1,56 @@
+"""A process of its own with one exported network, as its user will run it."""
+import contextlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from helper.errors import UserError, printable
+
+from . import runtime
+
+
+class Process:
+    """An exported file in a fresh process: ask(images) gives its logits. Raises UserError when the process fails."""
+
+    def __init__(self, file: Path, threads: int | None = None):
+        self.file, self.errors = file, tempfile.TemporaryFile()     # noqa: SIM115, until close()
+        arguments = [sys.executable, runtime.__file__, str(file), *([str(threads)] if threads else [])]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.peak = float('nan')        # bytes at its peak, after the last answer
+
+    def ask(self, images: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """(logits (N, classes), the seconds of each of `count` runs)."""
+        try:
+            runtime.send(self.process.stdin, np.array(count))
+            runtime.send(self.process.stdin, np.ascontiguousarray(images))
+            *seconds, self.peak = runtime.receive(self.process.stdout)
+            return runtime.receive(self.process.stdout), np.array(seconds)
+        except (OSError, ValueError, TypeError, EOFError) as error:     # TypeError: nothing came
+            raise UserError(f'{self.file.name}: its runtime cannot run it ({self._last_words()})') from error
+
+    def _last_words(self):
+        self.process.kill()
+        self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors='replace').strip().splitlines()
+        return printable(lines[-1])[:300] if lines else f'exit code {self.process.returncode}'
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,102 @@
+"""What a run's checkpoint deploys, with the normalisation in front, and the configuration that rebuilds it."""
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo import get_method, load_inference_net
+from helper.checkpoint import load_checkpoint
+from models.adapter import Adapter
+from models.find import build, is_own, library_of, settings
+from models.load import as_inputs
+
+OWN = 'this repository'     # whose code a net needs that is of no library
+
+
+class Shipped(nn.Module):
+    """`net` behind the normalisation of its images: (N, 3, S, S) -> logits (N, classes), float32.
+
+    forward(images): uint8 of 0 to 255, or floating point of 0 to 1.
+    """
+
+    def __init__(self, net: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.net = net
+        for name, values in (('mean', mean), ('std', std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.to(self.mean.dtype)
+        pixels = pixels / 255 if images.dtype == torch.uint8 else pixels
+        return self.net((pixels - self.mean) / self.std).float()
+
+
+@dataclass
+class Student:
+    """A network to ship: what it is called, what runs, what rebuilds it (see `config`), and the file it came from."""
+
+    name: str
+    net: Shipped
+    config: dict
+    checkpoint: str
+
+    @property
+    def size(self) -> int:
+        """The side of an image in pixels."""
+        return self.config['inputs']['size']
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.net.net.parameters())
+
+    def example(self, batch: int, dtype: str) -> Tensor:
+        """A batch of noise as images."""
+        pixels = torch.randint(0, 256, (batch, 3, self.size, self.size), dtype=torch.uint8,
+                               generator=torch.Generator().manual_seed(0))
+        return pixels if dtype == 'uint8' else pixels / 255
+
+
+def open_student(path: str, data, flag: str, arch: str | None = None) -> Student:
+    """The network that the checkpoint at `path` deploys. arch: its net, where the user says it.
+
+    data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. Raises UserError.
+    """
+    checkpoint = load_checkpoint(path, flag)
+    inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
+    classes = checkpoint.get('num_classes', data.num_classes)
+    facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
+    name, net = load_inference_net(path, facts, flag, arch)
+    names = checkpoint.get('classes')
+    if not (isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)):
+        names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]
+    method = checkpoint.get('inference_net')
+    net.eval().requires_grad_(False)
+    arch = net.name if isinstance(net, Adapter) else arch or checkpoint.get('arch') or name.partition(' by ')[0]
+    return Student(name, Shipped(net, inputs['mean'], inputs['std']),
+                   _config(arch, net, method, names, {**inputs, 'crop_pct': data.crop_pct}), path)
+
+
+def _config(arch, net, method, classes, inputs):
+    """What config.json says: of timm's layout, with what rebuilds the net here in 'arch' and 'inference_net'."""
+    # With 'inputs' its library's net takes images of another size, to which they are brought.
+    library = library_of(arch) if method is None and 'inputs' not in net._modules else None
+    return {
+        'architecture': settings(arch, 'arch')[0].partition('.')[0] if library else arch, 'num_classes': len(classes),
+        'model_args': net.settings if library else {}, 'library': library or OWN, 'arch': arch, 'inference_net': method,
+        'pretrained_cfg': {'input_size': [3, inputs['size'], inputs['size']], 'mean': inputs['mean'],
+                           'std': inputs['std'], 'interpolation': inputs['interpolation'],
+                           'crop_pct': inputs['crop_pct'], 'num_classes': len(classes), 'label_names': classes},
+        'classes': classes, 'inputs': inputs,
+    }
+
+
+def rebuild(config: dict, weights: dict) -> nn.Module:
+    """The network of a config.json with these weights. Raises whatever an untrusted one makes a builder raise."""
+    if is_own(config['arch']):
+        raise ValueError(f'its net is the function {config["arch"]} of a file: take one of the other formats')
+    net = build(config['arch'], config['num_classes'], config['inputs']['size'])
+    if config['inference_net']:
+        net = get_method(config['inference_net']).rebuild_inference_net(net, weights)
+    net.load_state_dict(weights)
+    return net.eval()
