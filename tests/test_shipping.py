@@ -1,0 +1,421 @@
+"""Exports of a student: what is written, by what it is checked, what reads it again."""
+import csv
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, Hostile
+from PIL import Image
+from torch import nn
+
+import scripts.export_student as export_student
+import scripts.predict as predict
+import train_student
+import train_teacher
+from dataset.folder import scan
+from helper.checkpoint import load_checkpoint
+from models import model_dict
+from models.find import build
+from shipping import card, check, cost
+from shipping import exported as exported_module
+from shipping.exported import check_config
+from shipping.formats import FORMATS, Export
+from shipping.process import Process
+from shipping.student import open_student
+
+pytest.importorskip('onnxruntime')
+INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.25, 0.3], 'size': 16, 'interpolation': 'bilinear'}
+FILES = [form.file for form in FORMATS.values()]
+
+
+@pytest.fixture(scope='module')
+def run(call, small, tmp_path_factory):
+    """The folder of a student that knows its four colours well; its teacher is beside it."""
+    save = tmp_path_factory.mktemp('run')
+    flags = [*small, '--save_dir', save, '--epochs', 25, '--learning_rate', 0.01]
+    call(train_teacher.main, '--model', 'resnet14', *flags)
+    teacher = next(save.glob('models/*/resnet14_best.pth'))
+    call(train_student.main, '--path_t', teacher, *flags)
+    return next(save.glob('student_model/*'))
+
+
+@pytest.fixture(scope='module')
+def export(call, run, tmp_path_factory):
+    """That student in all formats, with its cost."""
+    out = tmp_path_factory.mktemp('shipped') / 'export'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, 'ROUNDS', 2)
+        call(export_student.main, run, '--out', out, '--int8', '--fp16', '--latency', '--num_workers', 0)
+    return out
+
+
+@pytest.fixture(scope='module')
+def photographs(tree):
+    """(the files of the test images, their pixels (N, 3, 16, 16) uint8)."""
+    files = scan(tree, ('test',))[1].files
+    return files, np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
+
+
+def checkpoint_of(folder, net, arch, **more):
+    """A checkpoint of a net with random weights."""
+    folder.mkdir(exist_ok=True)
+    torch.save({'model': net.state_dict(), 'arch': arch, 'num_classes': 4, 'inputs': INPUTS, 'classes': [*CLASSES],
+                **more}, folder / 'net_best.pth')
+    return folder / 'net_best.pth'
+
+
+def opened(path, arch=None):
+    return open_student(str(path), SimpleNamespace(num_classes=4, classes=(), inputs=INPUTS, crop_pct=1.0), '', arch)
+
+
+def expected_logits(checkpoint, pixels):
+    """Of the network, by its own code and the formula of the loader."""
+    saved = load_checkpoint(str(checkpoint), '')
+    net = build(saved['arch'], 4, 16)
+    net.load_state_dict(saved['model'])
+    mean, std = (torch.tensor(saved['inputs'][key]).view(3, 1, 1) for key in ('mean', 'std'))
+    with torch.no_grad():
+        return net.eval()((torch.from_numpy(pixels) / 255 - mean) / std).numpy()
+
+
+def test_all_files(export, run, photographs):
+    assert {file.name for file in export.iterdir()} == {*FILES, 'config.json', 'MODEL_CARD.md', 'model_card.json',
+                                                        'latency.json', 'latency.png', 'latency.svg'}
+    assert not [*export.parent.glob('.*')]
+    config = json.loads((export / 'config.json').read_text())
+    assert config['classes'] == [*CLASSES] and config['dtype'] == 'uint8' and config['inputs']['size'] == 16
+    described = json.loads((export / 'model_card.json').read_text())
+    for name in ('config.json', *FILES):
+        content = (export / name).read_bytes()
+        assert described['files'][name]['sha256'] == hashlib.sha256(content).hexdigest()
+        assert described['files'][name]['bytes'] == len(content)
+    _, pixels = photographs
+    logits = expected_logits(run / 'resnet8_best.pth', pixels)
+    labels = scan(_data(run), ('test',))[1].labels.numpy()
+    top1 = 100 * float((logits.argmax(1) == labels).mean())
+    best = json.loads((run / 'test_best_metrics.json').read_text())['test_acc']
+    assert described['accuracy']['measured for this export']['top-1 %'] == pytest.approx(top1) == pytest.approx(best)
+    assert described['accuracy']['teacher']['top-1 %'] > 50
+    assert described['training']['method'] == 'kd' and described['training']['seed'] == 1
+    text = (export / 'MODEL_CARD.md').read_text()
+    assert all(name in text for name in FILES) and 'taught by resnet14 with `kd`' in text and '| licence |' in text
+
+
+def _data(run):
+    return Path(json.loads((run / 'parameters.json').read_text())['data_dir'])
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_each_format_is_the_network(export, run, photographs, name):
+    """By its own runtime, for one image and for several, as near as the card says."""
+    _, pixels = photographs
+    logits = expected_logits(run / 'resnet8_best.pth', pixels)
+    with Process(export / FORMATS[name].file, 1) as process:
+        found = np.concatenate([process.ask(part)[0] for part in (pixels[:1], pixels[1:])])
+        assert process.ask(pixels[:2], 3)[1].shape == (3,) and process.peak > 1e7
+    said = json.loads((export / 'model_card.json').read_text())['files'][FORMATS[name].file]
+    difference = np.abs(found - logits).max()
+    assert difference == pytest.approx(said['largest difference of logits'], rel=0.05, abs=2e-5)
+    assert (found.argmax(1) == logits.argmax(1)).mean() >= 0.97
+    exact = FORMATS[name].agreement is None
+    assert difference < 1e-4 if exact else 1e-6 < difference < 2
+
+
+def test_its_cost(export):
+    rows = json.loads((export / 'latency.json').read_text())['rows']
+    assert [row['net'].split()[0] for row in rows] == ['teacher'] * 5 + ['student'] * 5
+    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*cost.SIDES.values()]
+    for row in rows:
+        assert 0 < row['p50 ms'] <= row['p95 ms'] and row['images/s at 64'] > 0 and row['peak MB'] > 10
+    sizes = {row['runtime']: row['MB'] for row in rows[5:]}
+    assert sizes['ONNX int8'] < sizes['ONNX fp16'] < sizes['ONNX'] and rows[0]['parameters'] > rows[5]['parameters']
+
+
+def test_multiplications(tmp_path):
+    """Against the shapes of the layers."""
+    student, count = opened(checkpoint_of(tmp_path / 'net', build('resnet8', 4, 16), 'resnet8')), []
+
+    def see(layer, inputs, output):
+        count.append(output[0].numel() * layer.weight[0].numel())
+    for layer in student.net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(see)
+    assert cost.macs(student) == sum(count)
+
+
+@pytest.mark.parametrize('name', ['onnx', 'int8', 'safetensors'])
+def test_what_it_sees(call, export, run, photographs, tmp_path, capsys, name):
+    """predict.py gives the network's probabilities, as a table, CSV and JSON."""
+    files, pixels = photographs
+    logits = torch.from_numpy(expected_logits(run / 'resnet8_best.pth', pixels))
+    call(predict.main, export / FORMATS[name].file, *files, '--output', tmp_path / 'found.json', '--batch_size', 10)
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert [entry['image'] for entry in found] == files
+    near = 0.1 if name == 'int8' else 1e-5
+    for entry, probabilities in zip(found, logits.softmax(1).tolist(), strict=True):
+        assert len(entry['classes']) == 4
+        values = [place['probability'] for place in entry['classes']]
+        assert values == sorted(values, reverse=True)
+        for place in entry['classes']:
+            assert place['probability'] == pytest.approx(probabilities[CLASSES.index(place['class'])], abs=near)
+
+
+def test_of_a_folder_and_as_a_table(call, export, tree, photographs, capsys):
+    files, _ = photographs
+    call(predict.main, export, tree / 'test', '--top', 2, '--format', 'csv')
+    out, err = capsys.readouterr()
+    rows = [*csv.reader(io.StringIO(out))]
+    assert rows[0] == ['image', 'rank', 'class', 'probability'] and len(rows) == 1 + 2 * len(files)
+    assert [row[0] for row in rows[1::2]] == files and 'student.onnx' in err
+    call(predict.main, export, files[0], '--top', 1)
+    assert capsys.readouterr().out.splitlines()[2].startswith(f'{files[0]}  ant ')
+
+
+def fails(call, capsys, main, *arguments):
+    """The one line with which it ends."""
+    with pytest.raises(SystemExit) as caught:
+        call(main, *arguments)
+    err = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and err[-1].startswith('error: ')
+    assert not any(line.startswith(('Traceback', 'error: ')) for line in err[:-1])
+    return err[-1]
+
+
+def test_a_format_that_disagrees_is_not_written(call, run, tmp_path, monkeypatch, capsys):
+    plain = FORMATS['safetensors']
+
+    def write(export, file):
+        other = dataclasses.replace(export.student, net=opened(run / 'resnet8_best.pth').net)
+        next(iter(other.net.parameters())).data.mul_(1.01)
+        plain.write(dataclasses.replace(export, student=other), file)
+    monkeypatch.setitem(FORMATS, 'safetensors', dataclasses.replace(plain, write=write))
+    flags = [run, '--formats', 'safetensors', '--out']
+    line = fails(call, capsys, export_student.main, *flags, tmp_path / 'none')
+    assert 'nothing is exported: student.safetensors' in line and not [*tmp_path.iterdir()]
+    line = fails(call, capsys, export_student.main, *flags, tmp_path / 'out', '--int8')
+    assert 'not written: student.safetensors: its logits differ by up to ' in line and 'is allowed' in line
+    assert {file.name for file in (tmp_path / 'out').iterdir()} == {
+        'student_int8.onnx', 'config.json', 'MODEL_CARD.md', 'model_card.json'}
+
+
+def test_too_few_of_the_same_class():
+    outcome, logits = check.Outcome(), np.eye(4, dtype=np.float32)
+    outcome.add(logits[[0, 1, 2, 2]], logits, np.arange(4))
+    assert outcome.fault(75) == '' and outcome.fault(97) == \
+        'gives the same first class for 75.00 % of the test images; at least 97 % are wanted'
+    assert 'differ by up to 1; at most 0.0001 is allowed' in outcome.fault(None)
+    outcome = check.Outcome()
+    outcome.add(logits * np.nan, logits, np.arange(4))
+    assert 'inf' in outcome.fault(None)
+
+
+def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
+    """The second export takes the place of the first, whole."""
+    out = tmp_path / 'out'
+    out.mkdir()
+    shutil.copy(run / 'resnet8_best.pth', out / 'student_int8.onnx')      # of an earlier export
+    call(export_student.main, run, '--out', out, '--formats', 'onnx', '--input', 'float')
+    assert {file.name for file in out.iterdir()} == {'student.onnx', 'config.json', 'MODEL_CARD.md', 'model_card.json'}
+    with Process(out / 'student.onnx') as process:
+        found, _ = process.ask(photographs[1][:5].astype(np.float32) / 255)
+    assert np.abs(found - expected_logits(run / 'resnet8_best.pth', photographs[1][:5])).max() < 1e-4
+
+
+def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
+    """A folder with other things is refused; a disk that fills leaves the earlier export."""
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'thesis.tex').write_text('years')
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'full')
+    assert f'--out {tmp_path / "full"}: holds other things than an export' in line
+    assert (tmp_path / 'full' / 'thesis.tex').read_text() == 'years'
+    (tmp_path / 'earlier').mkdir()
+    (tmp_path / 'earlier' / 'student.onnx').write_text('an earlier one')
+
+    def full(export, file):
+        file.write_text('half of')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setitem(FORMATS, 'pt2', dataclasses.replace(FORMATS['pt2'], write=full))
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'earlier', '--formats', 'pt2')
+    assert 'No space left on device' in line and 'what was there before is whole' in line
+    assert [file.read_text() for file in (tmp_path / 'earlier').iterdir()] == ['an earlier one']
+    assert {path.name for path in tmp_path.iterdir()} == {'full', 'earlier'}
+
+
+@pytest.mark.parametrize('library', ['onnxruntime', 'onnx', 'safetensors'])
+def test_without_a_library(call, run, export, photographs, tmp_path, capsys, monkeypatch, library):
+    real = export_student.find_spec
+    for module in (export_student, exported_module):
+        monkeypatch.setattr(module, 'find_spec', lambda name: None if name == library else real(name))
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out')
+    assert f'needs {library}; pip install -r requirements-export.txt' in line
+    if library == 'onnxruntime':        # a folder: what can be run here is taken
+        line = fails(call, capsys, predict.main, export / 'student.onnx', photographs[0][0])
+        assert 'student.onnx: needs onnxruntime; pip install onnxruntime' in line
+        call(predict.main, export, photographs[0][0])
+        assert 'student.pt2' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('case', ['no run', 'no data', 'other data', 'diverged', 'hostile', 'no teacher'])
+def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
+    out, more, given = ['--out', tmp_path / 'out', '--formats', 'pt2'], [], tmp_path / 'net'
+    data = ['--dataset', 'folder', '--data_dir', tree, '--image_size', 16, '--batch_size', 16]
+    net = build('resnet8', 4, 16)
+    if case == 'no run':
+        words = 'no such file'
+    elif case == 'no data':
+        given, words = checkpoint_of(given, net, 'resnet8'), 'give --dataset and --data_dir'
+    elif case == 'other data':
+        given, words = run, 'has 10 classes and images of 32 pixels'
+        more = ['--dataset', 'digits']
+    elif case == 'diverged':
+        next(iter(net.parameters())).data.fill_(float('nan'))
+        given, more, words = checkpoint_of(given, net, 'resnet8'), data, 'not finite'
+    elif case == 'hostile':
+        given.mkdir()
+        torch.save(Hostile(tmp_path / 'mark'), given / 'net_best.pth')
+        given, more, words = given / 'net_best.pth', data, 'RUN_OR_CHECKPOINT'
+    else:
+        given, more, words = run, ['--path_t', tmp_path / 'no.pth'], '--path-t'
+    assert words in fails(call, capsys, export_student.main, given, *out, *more)
+    assert not (tmp_path / 'out').exists() and not (tmp_path / 'mark').exists()
+
+
+@pytest.mark.parametrize('name', ['onnx', 'pt2', 'safetensors'])
+def test_a_truncated_file(call, export, photographs, tmp_path, capsys, name):
+    shutil.copy(export / 'config.json', tmp_path)
+    content = (export / FORMATS[name].file).read_bytes()
+    (tmp_path / FORMATS[name].file).write_bytes(content[:len(content) // 2])
+    line = fails(call, capsys, predict.main, tmp_path, photographs[0][0])
+    assert f'{FORMATS[name].file}: its runtime cannot run it' in line
+
+
+@pytest.mark.parametrize('change', [
+    {'classes': ['ant']}, {'classes': 'abcd'}, {'num_classes': 5}, {'dtype': 'int8'}, {'model_args': {'pretrained': 1}},
+    {'model_args': {'checkpoint_path': 'x'}}, {'inference_net': 3}, {'inputs': {}}, {'arch': None}, 'inputs size',
+    'crop', 'no dictionary', 'no JSON'])
+def test_an_odd_configuration(call, export, photographs, tmp_path, capsys, change):
+    shutil.copytree(export, tmp_path / 'x')
+    file = tmp_path / 'x' / 'config.json'
+    config = json.loads(file.read_text())
+    if change == 'inputs size':
+        config['inputs']['size'] = 10**9
+    elif change == 'crop':
+        config['inputs']['crop_pct'] = 0.5
+    elif change == 'no dictionary':
+        config = [config]
+    elif change != 'no JSON':
+        config |= change
+    file.write_text('{' if change == 'no JSON' else json.dumps(config))
+    assert 'EXPORT' in fails(call, capsys, predict.main, tmp_path / 'x', photographs[0][0])
+
+
+def test_a_configuration_of_another_net(call, export, photographs, tmp_path, capsys):
+    """More classes than the file gives."""
+    shutil.copy(export / 'student.onnx', tmp_path)
+    config = json.loads((export / 'config.json').read_text())
+    config |= {'classes': [*CLASSES, 'emu'], 'num_classes': 5}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert 'gives (1, 4) for 1 images and 5 classes' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
+
+
+def test_images_that_are_none(call, export, photographs, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.png').write_text('no image')
+    for given, words in (('empty', 'holds no image'), ('nowhere', 'no such file or folder'),
+                         ('text.png', 'not a readable image')):
+        assert words in fails(call, capsys, predict.main, export, tmp_path / given)
+    assert 'holds no export' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
+    assert 'not a file of an export' in fails(call, capsys, predict.main, tmp_path / 'text.png', photographs[0][0])
+    line = fails(call, capsys, predict.main, export, tmp_path / 'text.png', '--skip_bad_images')
+    assert 'none of the 1 images can be read' in line
+    call(predict.main, export, tmp_path / 'text.png', photographs[0][0], '--skip_bad_images')
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3 and '1 unreadable images skipped' in err
+
+
+@pytest.mark.parametrize('arch', ['timm:vit_tiny_patch16_224,depth=2,patch_size=4', 'torchvision:mobilenet_v3_small'])
+def test_weights_without_this_repository(call, tree, tmp_path, monkeypatch, arch):
+    """The lines of the model card load them, with the library alone."""
+    pytest.importorskip('timm')
+    torch.manual_seed(0)
+    checkpoint = checkpoint_of(tmp_path / 'net', build(arch, 4, 16), arch)
+    out = tmp_path / 'out'
+    call(export_student.main, checkpoint, '--out', out, '--formats', 'safetensors', '--dataset', 'folder',
+         '--data_dir', tree, '--image_size', 16, '--batch_size', 16)
+    lines = card.three_lines(json.loads((out / 'config.json').read_text()))
+    assert lines in (out / 'MODEL_CARD.md').read_text() and 'shipping' not in lines
+    monkeypatch.chdir(out)
+    names = {}
+    exec(lines, names)
+    student = opened(checkpoint)
+    images = student.example(3, 'uint8')
+    mean, std = (torch.tensor(INPUTS[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    found = names['net'].eval()((images / 255 - mean) / std)
+    assert torch.allclose(found, student.net(images), atol=1e-5)
+
+
+def test_another_net_than_the_student(call, run, tmp_path, small):
+    """SimKD deploys the student's body, the projector and the teacher's classifier."""
+    teacher = next(run.parents[1].glob('models/*/resnet14_best.pth'))
+    call(train_student.main, '--path_t', teacher, '--distill', 'simkd', *small, '--save_dir', tmp_path)
+    out = tmp_path / 'out'
+    call(export_student.main, next(tmp_path.glob('student_model/*')), '--out', out, '--formats', 'safetensors', 'onnx')
+    config = json.loads((out / 'config.json').read_text())
+    assert config['inference_net'] == 'simkd' and check_config(config, '')
+    assert {'student.onnx', 'student.safetensors'} <= {file.name for file in out.iterdir()}
+
+
+def test_a_net_of_ones_own(call, tree, tmp_path, capsys):
+    file = tmp_path / 'mine.py'
+    file.write_text('from models import model_dict\n\n\ndef build(num_classes):\n'
+                    '    return model_dict["resnet8"](num_classes=num_classes)\n')
+    arch = f'{file}:build'
+    checkpoint = checkpoint_of(tmp_path / 'net', build(arch, 4, 16), arch)
+    flags = ['--out', tmp_path / 'out', '--dataset', 'folder', '--data_dir', tree, '--image_size', 16,
+             '--batch_size', 16, '--formats', 'pt2']
+    assert 'whose code is only run if you say so' in fails(call, capsys, export_student.main, checkpoint, *flags)
+    call(export_student.main, checkpoint, *flags, '--model', arch)
+    assert (tmp_path / 'out' / 'student.pt2').exists()
+
+
+FAMILIES = ['timm:resnet10t', 'timm:resnet18', 'timm:convnext_atto', 'timm:vit_tiny_patch16_224,depth=2',
+            'timm:efficientnet_b0', 'timm:mobilenetv3_small_050', 'timm:regnetx_002', 'timm:regnety_002',
+            'timm:mixer_s32_224,num_blocks=2', 'timm:deit_tiny_patch16_224,depth=2',
+            'timm:swin_tiny_patch4_window7_224,depths=(1,1,1,1)', 'timm:pvt_v2_b0', 'timm:ghostnet_050',
+            'timm:densenet121', 'timm:vgg11', 'timm:repvgg_a0', 'timm:mobileone_s0', 'timm:fastvit_t8',
+            'timm:efficientformerv2_s0', 'timm:mobilevit_xxs', 'timm:poolformer_s12', 'timm:edgenext_xx_small',
+            'timm:levit_128s', 'timm:eva02_tiny_patch14_224,depth=2', 'timm:hardcorenas_a', 'timm:dla46_c',
+            'torchvision:resnet18', 'torchvision:mobilenet_v2', 'torchvision:mobilenet_v3_small',
+            'torchvision:shufflenet_v2_x0_5', 'torchvision:squeezenet1_1', 'torchvision:mnasnet0_5',
+            'torchvision:regnet_y_400mf', 'torchvision:efficientnet_b0', 'torchvision:densenet121',
+            'torchvision:vgg11', 'torchvision:alexnet', 'torchvision:googlenet', 'torchvision:inception_v3',
+            'torchvision:convnext_tiny', 'torchvision:swin_t', 'torchvision:vit_b_32']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', [*model_dict, *FAMILIES])
+def test_every_net(tmp_path, arch):
+    """To torch.export and ONNX; each logit agrees to 1e-4 of the largest, for two sizes of the batch."""
+    size = 224 if ':' in arch or arch.endswith('imagenet') else 32
+    torch.manual_seed(0)
+    path = checkpoint_of(tmp_path / 'net', build(arch, 4, size), arch, inputs={**INPUTS, 'size': size})
+    student = opened(path)
+    export = Export(student, 'uint8', tmp_path, None)
+    images = student.example(3, 'uint8')
+    with torch.no_grad():
+        logits = student.net(images).numpy()
+    for name in ('pt2', 'onnx'):
+        file = tmp_path / FORMATS[name].file
+        FORMATS[name].write(export, file)
+        with Process(file) as process:
+            found = np.concatenate([process.ask(part.numpy())[0] for part in (images[:1], images[1:])])
+        assert np.abs(found - logits).max() <= 1e-4 * max(1e-3, np.abs(logits).max()), name
