@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
 from helper.cli import table
@@ -97,5 +98,8 @@ def picture(rows: list[dict], words: str) -> Figure:
             axes.plot(row['p50 ms'], row['top-1 %'], marks[row['runtime']], color=colours[row['net']],
                       label=f'{row["net"]}, {row["runtime"]}', alpha=0.8)
     axes.set(xlabel=f'median ms an image, {words}', ylabel='top-1 of the test set in %', xscale='log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter('')
     axes.legend(fontsize=7)
     return fig

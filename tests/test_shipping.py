@@ -136,6 +136,8 @@ def test_its_cost(export):
     assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*cost.SIDES.values()]
     for row in rows:
         assert 0 < row['p50 ms'] <= row['p95 ms'] and row['images/s at 64'] > 0 and row['peak MB'] > 10
+    picture = (export / 'latency.svg').read_text()
+    assert 'student resnet8, ONNX int8' in picture and '$' not in picture
     sizes = {row['runtime']: row['MB'] for row in rows[5:]}
     assert sizes['ONNX int8'] < sizes['ONNX fp16'] < sizes['ONNX'] and rows[0]['parameters'] > rows[5]['parameters']
 
