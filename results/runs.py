@@ -7,7 +7,7 @@ from statistics import mean
 
 from distiller_zoo import distiller_dict
 from helper.errors import UserError, printable, reason
-from helper.files import read_json
+from helper.files import folder_name, read_json
 from options import flags
 
 from .published import variant, way
@@ -84,7 +84,7 @@ def matrix(rows):
 
 def first_teacher(parameters: dict) -> str:
     """The teacher by which published tables name a run; where --path-t is an auxiliary one, the one that taught it."""
-    data = re.escape(parameters['dataset'])
+    data = re.escape(folder_name(parameters['dataset']))
     taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
     method = distiller_dict.get(parameters['distill'])
     return taught[1] if taught and method and method.auxiliary_teacher else parameters['model_t']
