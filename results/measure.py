@@ -114,13 +114,16 @@ def grad_cam(net: Net, images: Tensor, classes: Tensor | None = None) -> tuple[T
 
     Selvaraju et al., ICCV 2017, Grad-CAM, arXiv:1610.02391: the map before pooling, its channels weighted with the mean
     gradient of the class's logit, summed, without what is negative, enlarged to the image and divided by its largest
-    value. classes: (N,), else those that the net predicts.
+    value. classes: (N,), else those that the net predicts. Raises LookupError for a net whose logits do not come from
+    that map, as those of a transformer, which reads tokens.
     """
     with torch.enable_grad():
         out = net.outputs(images.detach().requires_grad_())
         features, logits = out.map, out.logits
         classes = logits.argmax(1) if classes is None else classes
-        gradient, = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
+        gradient, = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features, allow_unused=True)
+    if gradient is None:
+        raise LookupError('the logits do not come from the map before pooling')
     cam = F.relu((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1, keepdim=True))
     cam = F.interpolate(cam, images.shape[2:], mode='bilinear')[:, 0]
     return cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-12), logits.detach()

@@ -117,12 +117,18 @@ def draw_grad_cam(subject):
     labels = subject.data.test_labels[numbers]
     drawn, said = {}, {}
     for one in subject.with_stages(subject.everyone):
-        maps, logits = measure.grad_cam(one.net, images.to(subject.data.test_loader.device))
+        try:
+            maps, logits = measure.grad_cam(one.net, images.to(subject.data.test_loader.device))
+        except LookupError as error:
+            print(f'{one.name}: {error}, so it is not in gradcam')
+            continue
         probability, predicted = logits.softmax(1).cpu().max(1)
         words = [f'{subject.class_name(label)}, {sure:.0%}'
                  for label, sure in zip(predicted.tolist(), probability.tolist(), strict=True)]
         drawn[one.name] = maps.cpu().numpy(), words, (predicted == labels).tolist()
         said[one.name] = {'predicted': predicted.tolist(), 'probability': probability.tolist()}
+    if not drawn:
+        raise UserError('--only: gradcam can show none of these nets; leave it out')
     pixels = subject.data.test_loader.normalise.pixels(images.to(subject.data.test_loader.device)).cpu()
     figure = figures.grad_cam(pixels.numpy(), [f'image {n}' for n in numbers],
                               [subject.class_name(label) for label in labels.tolist()], drawn)

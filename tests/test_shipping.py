@@ -406,7 +406,7 @@ def test_a_net_of_ones_own(call, tree, tmp_path, capsys):
 
 FAMILIES = ['timm:resnet10t', 'timm:resnet18', 'timm:convnext_atto', 'timm:vit_tiny_patch16_224,depth=2',
             'timm:efficientnet_b0', 'timm:mobilenetv3_small_050', 'timm:regnetx_002', 'timm:regnety_002',
-            'timm:mixer_s32_224,num_blocks=2', 'timm:deit_tiny_patch16_224,depth=2',
+            'timm:mixer_s32_224', 'timm:deit_tiny_patch16_224,depth=2',
             'timm:swin_tiny_patch4_window7_224,depths=(1,1,1,1)', 'timm:pvt_v2_b0', 'timm:ghostnet_050',
             'timm:densenet121', 'timm:vgg11', 'timm:repvgg_a0', 'timm:mobileone_s0', 'timm:fastvit_t8',
             'timm:efficientformerv2_s0', 'timm:mobilevit_xxs', 'timm:poolformer_s12', 'timm:edgenext_xx_small',

@@ -18,6 +18,7 @@ from distiller_zoo import load_inference_net
 from helper.checkpoint import load_checkpoint
 from models import IMAGENET, model_dict
 from models.base import Net
+from models.find import build
 from results import figures, measure
 from scripts import visualize
 
@@ -158,6 +159,14 @@ def test_grad_cam():
     assert torch.allclose(measure.grad_cam(net, images, classes)[0], by_hand(classes), atol=1e-5)
     nn.init.zeros_(net.fc.weight)
     assert measure.grad_cam(net, images)[0].eq(0).all()         # it sees the class nowhere
+
+
+def test_grad_cam_of_tokens():
+    """A transformer's classifier reads tokens, not the map that is made of them."""
+    pytest.importorskip('timm')
+    net = build('timm:vit_tiny_patch16_224,depth=1,patch_size=4', 5, 16).eval().requires_grad_(False)
+    with pytest.raises(LookupError, match='the logits do not come from the map'):
+        measure.grad_cam(net, torch.randn(2, 3, 16, 16))
 
 
 @pytest.mark.parametrize('name', [*(name for name in model_dict if name not in IMAGENET), 'vgg11_imagenet',
