@@ -32,7 +32,7 @@ from results.given import Given, add_data_flags, data_options  # noqa: E402
 from shipping import card, check, cost  # noqa: E402
 from shipping.formats import FORMATS, Export  # noqa: E402
 from shipping.runtime import CONFIG  # noqa: E402
-from shipping.student import open_student, open_teacher  # noqa: E402
+from shipping.student import open_student  # noqa: E402
 
 USUAL = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', 'model_card.json')
@@ -58,7 +58,6 @@ def options():
     add('--latency', action='store_true', help='measure memory and time of every format, beside the teacher')
     add('--threads', type=number(int, low=1, high=1024), default=1, help='of --latency')
     add('--path-t', type=path, help="the teacher's checkpoint; not given: that of the run, if it is there")
-    add('--model_t', metavar='NET', help="the teacher's net, where --path-t does not say it")
     add_data_flags(parser)
     opt = parser.parse_args()
     formats = [*opt.formats, *(name for name in ('int8', 'fp16') if getattr(opt, name))]
@@ -105,18 +104,13 @@ def write_formats(export, names):
     return faults
 
 
-def find_teacher(opt, run, data):
+def open_teacher(opt, run, data):
     """(its checkpoint, the net as it sees the loader's images, what is shipped of it), or None where there is none."""
     file = opt.path_t or run.parameters.get('path_t')
-    if not isinstance(file, str):
+    if not isinstance(file, str) or not opt.path_t and not Path(file).exists():
         return None
-    if not opt.path_t and not Path(file).exists():
-        print(f'the teacher of the run is not at {printable(file)}, so there are no figures of it; --path-t says where '
-              f'it is')
-        return None
-    arch = opt.model_t or (None if opt.path_t else run.parameters.get('model_t'))
-    name, checkpoint = open_net(file, arch)
-    return load_net(file, checkpoint, name, data).eval(), open_teacher(file, data, '--path-t', arch)
+    name, checkpoint = open_net(file, None if opt.path_t else run.parameters.get('model_t'))
+    return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name)
 
 
 def measure_cost(opt, export, formats, outcomes, teacher):
@@ -173,7 +167,7 @@ def main():
     if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
-    teacher = find_teacher(opt, run, data)
+    teacher = open_teacher(opt, run, data)
     out = Path(opt.out)
     with new_folder(out) as folder:
         export = Export(student, dtype, folder, calibration_images(data, student, dtype, opt.calibration))

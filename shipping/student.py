@@ -9,7 +9,7 @@ from distiller_zoo import get_method, load_inference_net
 from helper.checkpoint import load_checkpoint
 from models.adapter import Adapter
 from models.find import build, is_own, library_of, settings
-from models.load import as_inputs, load_net, open_net
+from models.load import as_inputs
 
 OWN = 'this repository'     # whose code a net needs that is of no library
 
@@ -62,23 +62,11 @@ def open_student(path: str, data, flag: str, arch: str | None = None) -> Student
 
     data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. Raises UserError.
     """
-    return _student(path, load_checkpoint(path, flag), data, flag,
-                    lambda facts: load_inference_net(path, facts, flag, arch), arch)
-
-
-def open_teacher(path: str, data, flag: str, arch: str | None = None) -> Student:
-    """The same of a plain network of all that --path-t takes."""
-    name, checkpoint = open_net(path, arch, flag)
-    return _student(path, checkpoint, data, flag,
-                    lambda facts: (name, load_net(path, checkpoint, name, facts, flag)), name)
-
-
-def _student(path, checkpoint, data, flag, load, arch):
-    """load(facts) gives the name and the network for images that come as it wants them."""
+    checkpoint = load_checkpoint(path, flag)
     inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
-    classes = checkpoint.get('num_classes')
-    classes = classes if isinstance(classes, int) else data.num_classes
-    name, net = load(SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs))
+    classes = checkpoint.get('num_classes', data.num_classes)
+    facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
+    name, net = load_inference_net(path, facts, flag, arch)
     names = checkpoint.get('classes')
     if not (isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)):
         names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]

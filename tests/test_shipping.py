@@ -220,21 +220,6 @@ def test_too_few_of_the_same_class():
     assert 'inf' in outcome.fault(None)
 
 
-def test_its_teacher(call, run, export, tmp_path, capsys):
-    """From any file that a teacher may come from; without one there are no figures of it."""
-    moved = tmp_path / 'run'
-    shutil.copytree(run, moved)
-    parameters = json.loads((run / 'parameters.json').read_text())
-    (moved / 'parameters.json').write_text(json.dumps({**parameters, 'path_t': '/nowhere/resnet14_best.pth'}))
-    flags = [moved, '--out', tmp_path / 'out', '--formats', 'onnx']
-    call(export_student.main, *flags)
-    assert 'the teacher of the run is not at /nowhere/resnet14_best.pth' in capsys.readouterr().out
-    assert json.loads((tmp_path / 'out' / 'model_card.json').read_text())['accuracy']['teacher'] is None
-    call(export_student.main, *flags, '--path_t', export / 'student.safetensors', '--model_t', 'resnet8')
-    accuracy = json.loads((tmp_path / 'out' / 'model_card.json').read_text())['accuracy']
-    assert accuracy['teacher']['top-1 %'] == accuracy['measured for this export']['top-1 %']
-
-
 def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
     """The second export takes the place of the first, whole."""
     out = tmp_path / 'out'
