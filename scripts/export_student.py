@@ -26,6 +26,7 @@ from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
+from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from results import figures  # noqa: E402
 from results.given import Given, add_data_flags, data_options  # noqa: E402
@@ -109,7 +110,9 @@ def open_teacher(opt, run, data):
     file = opt.path_t or run.parameters.get('path_t')
     if not isinstance(file, str) or not opt.path_t and not Path(file).exists():
         return None
-    name, checkpoint = open_net(file, None if opt.path_t else run.parameters.get('model_t'))
+    said = run.parameters.get('model_t')        # not by the user: the code of a file it names is not run
+    said = said if not opt.path_t and isinstance(said, str) and not is_own(said) else None
+    name, checkpoint = open_net(file, said)
     return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name)
 
 

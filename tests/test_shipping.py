@@ -291,6 +291,22 @@ def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
     assert not (tmp_path / 'out').exists() and not (tmp_path / 'mark').exists()
 
 
+def copy_of(run, folder, **parameters):
+    """The run in another folder, with other parameters in its parameters.json."""
+    shutil.copytree(run, folder)
+    known = json.loads((folder / 'parameters.json').read_text())
+    (folder / 'parameters.json').write_text(json.dumps({**known, **parameters}))
+    return folder
+
+
+def test_a_run_names_a_file_of_code(call, run, tmp_path):
+    """As its teacher's net, in a parameters.json from a stranger: it is not run."""
+    (tmp_path / 'net.py').write_text(f'open({str(tmp_path / "mark")!r}, "w")\n')
+    other = copy_of(run, tmp_path / 'other', model_t=f'{tmp_path / "net.py"}:build')
+    call(export_student.main, other, '--out', tmp_path / 'out', '--formats', 'safetensors')
+    assert not (tmp_path / 'mark').exists()
+
+
 @pytest.mark.parametrize('name', ['onnx', 'pt2', 'safetensors'])
 def test_a_truncated_file(call, export, photographs, tmp_path, capsys, name):
     shutil.copy(export / 'config.json', tmp_path)
