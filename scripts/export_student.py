@@ -113,7 +113,7 @@ def open_teacher(opt, run, data):
     said = run.parameters.get('model_t')        # not by the user: the code of a file it names is not run
     said = said if not opt.path_t and isinstance(said, str) and not is_own(said) else None
     name, checkpoint = open_net(file, said)
-    return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name)
+    return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
 
 
 def measure_cost(opt, export, formats, outcomes, teacher):

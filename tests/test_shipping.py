@@ -307,6 +307,23 @@ def test_a_run_names_a_file_of_code(call, run, tmp_path):
     assert not (tmp_path / 'mark').exists()
 
 
+def test_a_teacher_of_a_library_s_files(call, run, tmp_path, monkeypatch):
+    """A folder with config.json and model.safetensors, as --path-t takes it in training."""
+    timm = pytest.importorskip('timm')
+    from safetensors.torch import save_file
+    monkeypatch.setattr(cost, 'ROUNDS', 2)
+    folder = tmp_path / 'teacher'
+    folder.mkdir()
+    save_file(timm.create_model('resnet10t', num_classes=4).state_dict(), folder / 'model.safetensors')
+    (folder / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet10t', 'num_classes': 4,
+        'pretrained_cfg': {**INPUTS, 'input_size': [3, 16, 16]}}))
+    other = copy_of(run, tmp_path / 'other', path_t=str(folder), model_t='timm:resnet10t')
+    call(export_student.main, other, '--out', tmp_path / 'out', '--formats', 'safetensors', '--latency')
+    rows = json.loads((tmp_path / 'out' / 'latency.json').read_text())['rows']
+    assert [row['net'] for row in rows] == ['teacher timm:resnet10t', 'student resnet8']
+
+
 @pytest.mark.parametrize('name', ['onnx', 'pt2', 'safetensors'])
 def test_a_truncated_file(call, export, photographs, tmp_path, capsys, name):
     shutil.copy(export / 'config.json', tmp_path)
