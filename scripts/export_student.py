@@ -26,6 +26,7 @@ from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
+from helper.state import weights_checksum  # noqa: E402
 from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from results import figures  # noqa: E402
@@ -58,7 +59,8 @@ def options():
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, where it is one of a file of yours')
     add('--latency', action='store_true', help='measure memory and time of every format, beside the teacher')
     add('--threads', type=number(int, low=1, high=1024), default=1, help='of --latency')
-    add('--path-t', type=path, help="the teacher's checkpoint; not given: that of the run, if it is there")
+    add('--path-t', type=path,
+        help="the teacher's checkpoint; not given: that of the run, if it is there and unchanged")
     add_data_flags(parser)
     opt = parser.parse_args()
     formats = [*opt.formats, *(name for name in ('int8', 'fp16') if getattr(opt, name))]
@@ -106,14 +108,28 @@ def write_formats(export, names):
 
 
 def open_teacher(opt, run, data):
-    """(its checkpoint, the net as it sees the loader's images, what is shipped of it), or None where there is none."""
-    file = opt.path_t or run.parameters.get('path_t')
-    if not isinstance(file, str) or not opt.path_t and not Path(file).exists():
-        return None
+    """(its checkpoint, the net as it sees the loader's images, what is shipped of it), or None where there is none.
+
+    Of the run's own teacher, a line says why it is left out. Raises UserError for one that --path-t names.
+    """
+    def load(file, said):
+        name, checkpoint = open_net(file, said)
+        return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
+
+    file, known = run.parameters.get('path_t'), run.parameters.get('teacher (checksum)')
+    if opt.path_t or not isinstance(file, str):
+        return load(opt.path_t, None) if opt.path_t else None
     said = run.parameters.get('model_t')        # not by the user: the code of a file it names is not run
-    said = said if not opt.path_t and isinstance(said, str) and not is_own(said) else None
-    name, checkpoint = open_net(file, said)
-    return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
+    try:
+        if not Path(file).exists():
+            raise UserError(f'--path-t {file}: no such file')
+        teacher = load(file, said if isinstance(said, str) and not is_own(said) else None)
+        if known not in (None, weights_checksum(teacher[0])):
+            raise UserError(f'--path-t {file}: no longer the net that taught {run}')
+    except UserError as error:
+        print(f'without the teacher: {printable(error)}; give it by --path-t')
+        return None
+    return teacher
 
 
 def measure_cost(opt, export, formats, outcomes, teacher):

@@ -307,6 +307,18 @@ def test_a_run_names_a_file_of_code(call, run, tmp_path):
     assert not (tmp_path / 'mark').exists()
 
 
+@pytest.mark.parametrize('parameters, words', [({'path_t': 'no.pth'}, 'no such file'),
+                                               ({'path_t': __file__}, 'not a PyTorch checkpoint'),
+                                               ({'teacher (checksum)': 5}, 'no longer the net that taught')])
+def test_a_teacher_that_has_gone(call, run, tmp_path, capsys, parameters, words):
+    """The student is exported without it; a line says so, and the card gives no accuracy of another net."""
+    other = copy_of(run, tmp_path / 'other', **parameters)
+    call(export_student.main, other, '--out', tmp_path / 'out', '--formats', 'safetensors')
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('without the teacher: '))
+    assert words in line and line.endswith('; give it by --path-t')
+    assert json.loads((tmp_path / 'out' / 'model_card.json').read_text())['accuracy']['teacher'] is None
+
+
 def test_a_teacher_of_a_library_s_files(call, run, tmp_path, monkeypatch):
     """A folder with config.json and model.safetensors, as --path-t takes it in training."""
     timm = pytest.importorskip('timm')
@@ -318,8 +330,8 @@ def test_a_teacher_of_a_library_s_files(call, run, tmp_path, monkeypatch):
     (folder / 'config.json').write_text(json.dumps({
         'architecture': 'resnet10t', 'num_classes': 4,
         'pretrained_cfg': {**INPUTS, 'input_size': [3, 16, 16]}}))
-    other = copy_of(run, tmp_path / 'other', path_t=str(folder), model_t='timm:resnet10t')
-    call(export_student.main, other, '--out', tmp_path / 'out', '--formats', 'safetensors', '--latency')
+    call(export_student.main, run, '--path-t', folder, '--out', tmp_path / 'out', '--formats', 'safetensors',
+         '--latency')
     rows = json.loads((tmp_path / 'out' / 'latency.json').read_text())['rows']
     assert [row['net'] for row in rows] == ['teacher timm:resnet10t', 'student resnet8']
 
