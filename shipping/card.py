@@ -54,7 +54,9 @@ def _metrics(file):
 def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     """MODEL_CARD.md. latency: a table, in plain text."""
     training, accuracy, images = card['training'], card['accuracy'], card['images']
-    taught = f', taught by {training["teacher"]} with `{training["method"]}`' if 'method' in training else ''
+    training = {name: printable(value) for name, value in training.items()}     # a file says it
+    taught = f', taught by {training["teacher"]} with `{training["method"]}`' if {'teacher', 'method'} <= {*training} \
+        else ''
     rows = [(name, f'{facts["bytes"] / 1e6:.2f}', *_figures(facts), f'`{facts["sha256"]}`')
             for name, facts in card['files'].items()]
     reached = [(name, f'{found["test_acc"]:.2f}') for name in ('best epoch', 'last epoch')

@@ -307,6 +307,15 @@ def test_a_run_names_a_file_of_code(call, run, tmp_path):
     assert not (tmp_path / 'mark').exists()
 
 
+@pytest.mark.parametrize('parameters', [{'model_t': None}, {'distill': 'kd\n# New'}, {'dataset': 'folder\n# New'}])
+def test_odd_parameters_of_a_run(run, export, parameters):
+    described = json.loads((export / 'model_card.json').read_text())
+    known = {**json.loads((run / 'parameters.json').read_text()), **parameters}
+    described['training'] = {name: known[key] for name, key in card.OF_THE_RUN.items() if known.get(key) is not None}
+    text = card.as_markdown(described, json.loads((export / 'config.json').read_text()))
+    assert '\n# New' not in text and text.startswith('# resnet8\n')
+
+
 @pytest.mark.parametrize('parameters, words', [({'path_t': 'no.pth'}, 'no such file'),
                                                ({'path_t': __file__}, 'not a PyTorch checkpoint'),
                                                ({'teacher (checksum)': 5}, 'no longer the net that taught')])
