@@ -54,16 +54,20 @@ def options():
     add('--fp16', action='store_true', help='ONNX in 16 bits too')
     add('--input', choices=('uint8', 'float'), default='uint8',
         help='what the exported files take: images of 0 to 255, or of 0 to 1')
-    add('--calibration', type=number(int, low=1, high=10**6), default=512,
-        help='training images from which --int8 takes the ranges of values')
+    add('--calibration', type=number(int, low=1, high=10**6),
+        help='training images from which --int8 takes the ranges of values; not given: 512')
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, where it is one of a file of yours')
     add('--latency', action='store_true', help='measure memory and time of every format, beside the teacher')
-    add('--threads', type=number(int, low=1, high=1024), default=1, help='of --latency')
+    add('--threads', type=number(int, low=1, high=1024), help='of --latency; not given: 1')
     add('--path-t', type=path,
         help="the teacher's checkpoint; not given: that of the run, if it is there and unchanged")
     add_data_flags(parser)
     opt = parser.parse_args()
-    formats = [*opt.formats, *(name for name in ('int8', 'fp16') if getattr(opt, name))]
+    for name, wanted, usual in (('calibration', 'int8', 512), ('threads', 'latency', 1)):
+        if getattr(opt, name) is not None and not getattr(opt, wanted):
+            parser.error(f'--{name} {getattr(opt, name)}: without --{wanted} it does nothing; add --{wanted}')
+        setattr(opt, name, getattr(opt, name) or usual)
+    formats = [*dict.fromkeys(opt.formats), *(name for name in ('int8', 'fp16') if getattr(opt, name))]
     for name in formats:
         if missing := [library for library in FORMATS[name].needs if find_spec(library) is None]:
             parser.error(f'{FORMATS[name].file}: needs {" and ".join(missing)}; '

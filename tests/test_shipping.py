@@ -266,6 +266,12 @@ def test_without_a_library(call, run, export, photographs, tmp_path, capsys, mon
         assert 'student.pt2' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('flag, wanted', [('calibration', 'int8'), ('threads', 'latency')])
+def test_a_flag_that_would_do_nothing(call, run, tmp_path, capsys, flag, wanted):
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', f'--{flag}', 2)
+    assert line == f'error: --{flag} 2: without --{wanted} it does nothing; add --{wanted}'
+
+
 @pytest.mark.parametrize('case', ['no run', 'no data', 'other data', 'diverged', 'hostile', 'no teacher'])
 def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
     out, more, given = ['--out', tmp_path / 'out', '--formats', 'pt2'], [], tmp_path / 'net'
