@@ -1,5 +1,6 @@
 """The formats of an exported network: how each is written, and how near to the network it must stay."""
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable
@@ -61,7 +62,9 @@ def _write_safetensors(export, file):
 
 
 def _write_pt2(export, file):
-    torch.export.save(torch.export.export(export.student.net, **export.example), file)
+    content = io.BytesIO()      # PyTorch's own writer ends the process where a disk is full
+    torch.export.save(torch.export.export(export.student.net, **export.example), content)
+    file.write_bytes(content.getbuffer())
 
 
 def _write_onnx(export, file, net=None):

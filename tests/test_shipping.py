@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -250,6 +252,17 @@ def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
     assert 'No space left on device' in line and 'what was there before is whole' in line
     assert [file.read_text() for file in (tmp_path / 'earlier').iterdir()] == ['an earlier one']
     assert {path.name for path in tmp_path.iterdir()} == {'full', 'earlier'}
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no limit of a file\'s size')
+@pytest.mark.parametrize('name', ['pt2', 'onnx'])
+def test_a_file_that_may_not_grow(run, tmp_path, name):
+    """Whatever a library does then: one line, and nothing is left."""
+    command = 'ulimit -f 100; exec "$0" "$@"'
+    done = subprocess.run(['bash', '-c', command, sys.executable, export_student.__file__, run, '--out', tmp_path / 'x',
+                           '--formats', name], capture_output=True, text=True)
+    assert done.returncode == 2 and [line[:7] for line in done.stderr.splitlines()] == ['error: '], done.stderr
+    assert 'what was there before is whole' in done.stderr and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize('library', ['onnxruntime', 'onnx', 'safetensors'])
