@@ -72,9 +72,15 @@ def options():
         if missing := [library for library in FORMATS[name].needs if find_spec(library) is None]:
             parser.error(f'{FORMATS[name].file}: needs {" and ".join(missing)}; '
                          f'pip install -r requirements-export.txt')
-    out = Path(opt.out)
-    if out.exists() and not out.is_dir() or {file.name for file in out.glob('*')} - OURS:
+    try:
+        out = Path(opt.out).resolve()       # where a link leads: the link stays
+        others = out.exists() and not out.is_dir() or {file.name for file in out.glob('*')} - OURS
+    except (OSError, RuntimeError) as error:        # RuntimeError: links in a ring
+        parser.error(f'--out {opt.out}: cannot be written ({reason(error)}); give a new folder')
+    if others:
         parser.error(f'--out {opt.out}: holds other things than an export; give a new folder')
+    if out == Path.cwd() or out.is_mount():
+        parser.error(f'--out {opt.out}: cannot be replaced by a new folder while it is in use; give a folder in it')
     run = Given.find(opt.run, 'RUN_OR_CHECKPOINT')
     if not run.parameters and opt.dataset is None:
         parser.error(f'--dataset: {run} has no parameters.json beside it that says on which data it is tested; give '
@@ -158,20 +164,26 @@ def new_folder(out):
 
     Raises UserError where it cannot be written.
     """
+    shown, out = out, out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix='.export') as temporary:
-            folder = Path(temporary) / 'new'
+            folder, old = (Path(temporary) / name for name in ('new', 'old'))
             folder.mkdir()
             yield folder
             for file in folder.iterdir():
                 file.chmod(0o644)
-            if out.exists():
-                out.rename(Path(temporary) / 'old')
-            folder.rename(out)
+            try:
+                if out.exists():
+                    out.rename(old)
+                folder.rename(out)
+            except BaseException:
+                with contextlib.suppress(OSError):      # there is none, or another export has taken the place
+                    old.rename(out)
+                raise
     except OSError as error:
-        raise UserError(f'--out {out}: cannot be written ({error.strerror or reason(error)}); what was there before is '
-                        f'whole') from error
+        raise UserError(f'--out {shown}: cannot be written ({error.strerror or reason(error)}); what was there before '
+                        f'is whole') from error
 
 
 def summary(rows):

@@ -25,6 +25,7 @@ import train_student
 import train_teacher
 from dataset.folder import scan
 from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
 from models import model_dict
 from models.find import build
 from shipping import card, check, cost
@@ -252,6 +253,34 @@ def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
     assert 'No space left on device' in line and 'what was there before is whole' in line
     assert [file.read_text() for file in (tmp_path / 'earlier').iterdir()] == ['an earlier one']
     assert {path.name for path in tmp_path.iterdir()} == {'full', 'earlier'}
+
+
+def test_odd_places(call, run, tmp_path, capsys, monkeypatch):
+    """A link stays one; what cannot be replaced is refused before anything is done."""
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to('disk')
+    flags = [run, '--formats', 'safetensors', '--out']
+    call(export_student.main, *flags, tmp_path / 'link')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'student.safetensors').exists()
+    monkeypatch.chdir(tmp_path / 'disk')
+    assert '--out .: cannot be replaced' in fails(call, capsys, export_student.main, *flags, '.')
+    assert 'cannot be written' in fails(call, capsys, export_student.main, *flags, tmp_path / ('x' * 300))
+
+
+def test_the_earlier_export_returns(tmp_path, monkeypatch):
+    """Where the new one cannot take its place, or Ctrl-C comes between."""
+    out, real = tmp_path / 'out', Path.rename
+    out.mkdir()
+    (out / 'student.onnx').write_text('an earlier one')
+    for error in (KeyboardInterrupt, OSError):
+        def rename(self, target, error=error):
+            if self.name == 'new':
+                raise error
+            return real(self, target)
+        monkeypatch.setattr(Path, 'rename', rename)
+        with pytest.raises((KeyboardInterrupt, UserError)), export_student.new_folder(out):
+            pass
+        assert [file.read_text() for file in out.iterdir()] == ['an earlier one'] and [*tmp_path.iterdir()] == [out]
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no limit of a file\'s size')
