@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -165,6 +166,9 @@ def new_folder(out):
     Raises UserError where it cannot be written.
     """
     shown, out = out, out.resolve()
+    signals = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in signals
+              if signal.getsignal(number) == signal.SIG_DFL}        # so that what is half-written is removed
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix='.export') as temporary:
@@ -184,6 +188,9 @@ def new_folder(out):
     except OSError as error:
         raise UserError(f'--out {shown}: cannot be written ({error.strerror or reason(error)}); what was there before '
                         f'is whole') from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(rows):

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -281,6 +283,16 @@ def test_the_earlier_export_returns(tmp_path, monkeypatch):
         with pytest.raises((KeyboardInterrupt, UserError)), export_student.new_folder(out):
             pass
         assert [file.read_text() for file in out.iterdir()] == ['an earlier one'] and [*tmp_path.iterdir()] == [out]
+
+
+def test_a_signal_leaves_nothing(tmp_path):
+    """As of a scheduler, whose time is up."""
+    with pytest.raises(SystemExit) as caught, export_student.new_folder(tmp_path / 'out') as folder:
+        (folder / 'student.onnx').write_text('half of')
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert caught.value.code == 143 and not [*tmp_path.iterdir()]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no limit of a file\'s size')
