@@ -7,7 +7,7 @@ from pathlib import Path
 from dataset.imagenet import CROP_PCT
 from helper.errors import UserError
 from helper.files import read_json
-from models.find import WEIGHTS
+from models.find import LIBRARIES, WEIGHTS
 from models.load import as_inputs
 
 from .formats import FORMATS
@@ -42,7 +42,10 @@ class Exported:
         name = next(name for name, form in FORMATS.items() if form.file == path.name)
         if libraries := missing(name):
             raise UserError(f'{flag} {path}: needs {" and ".join(libraries)}; pip install {" ".join(libraries)}')
-        return cls(path, check_config(read_json(folder / CONFIG, f'{flag} {folder / CONFIG}'), f'{flag} {folder}'))
+        config = check_config(read_json(folder / CONFIG, f'{flag} {folder / CONFIG}'), f'{flag} {folder}')
+        if name == 'safetensors' and config['library'] in LIBRARIES:    # which would fetch hf-hub:NAME from the network
+            LIBRARIES[config['library']].check(config['architecture'], f'{flag} {folder}: its {CONFIG} names')
+        return cls(path, config)
 
 
 PREFERRED = ('onnx', 'int8', 'fp16', 'pt2', 'safetensors')

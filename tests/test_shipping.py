@@ -434,6 +434,16 @@ def test_an_odd_configuration(call, export, photographs, tmp_path, capsys, chang
     assert 'EXPORT' in fails(call, capsys, predict.main, tmp_path / 'x', photographs[0][0])
 
 
+@pytest.mark.parametrize('library, net', [('timm', 'hf-hub:a/b'), ('timm', 'local-dir:/tmp'),
+                                          ('torchvision', 'fcn_resnet50')])
+def test_a_configuration_that_names_an_address(call, export, photographs, tmp_path, capsys, library, net):
+    """Or a net for which its library would fetch weights: nothing is opened or fetched."""
+    shutil.copy(export / 'student.safetensors', tmp_path)
+    config = json.loads((export / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'library': library, 'architecture': net}))
+    assert 'has no such net' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
+
+
 def test_a_configuration_of_another_net(call, export, photographs, tmp_path, capsys):
     """More classes than the file gives."""
     shutil.copy(export / 'student.onnx', tmp_path)
