@@ -42,6 +42,8 @@ def options():
     if opt.format is None:
         ending = Path(opt.output or '').suffix[1:]
         opt.format = ending if ending in ('csv', 'json') else 'text'
+    if opt.output and (os.path.isdir(opt.output) or not os.path.isdir(os.path.dirname(opt.output) or '.')):
+        parser.error(f'--output {opt.output}: give a file in a folder that exists')
     return opt
 
 

@@ -415,7 +415,8 @@ def test_a_truncated_file(call, export, photographs, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize('change', [
-    {'classes': ['ant']}, {'classes': 'abcd'}, {'num_classes': 5}, {'dtype': 'int8'}, {'model_args': {'pretrained': 1}},
+    {'classes': ['ant']}, {'classes': 'abcd'}, {'classes': ['\ud800', 'b', 'c', 'd']}, {'num_classes': 5},
+    {'dtype': 'int8'}, {'model_args': {'pretrained': 1}},
     {'model_args': {'checkpoint_path': 'x'}}, {'inference_net': 3}, {'inputs': {}}, {'arch': None}, 'inputs size',
     'crop', 'no dictionary', 'no JSON'])
 def test_an_odd_configuration(call, export, photographs, tmp_path, capsys, change):
@@ -459,6 +460,9 @@ def test_images_that_are_none(call, export, photographs, tmp_path, capsys):
     for given, words in (('empty', 'holds no image'), ('nowhere', 'no such file or folder'),
                          ('text.png', 'not a readable image')):
         assert words in fails(call, capsys, predict.main, export, tmp_path / given)
+    for place in (tmp_path, tmp_path / 'nowhere' / 'found.csv'):
+        line = fails(call, capsys, predict.main, export, photographs[0][0], '--output', place)
+        assert line == f'error: --output {place}: give a file in a folder that exists'
     assert 'holds no export' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
     assert 'not a file of an export' in fails(call, capsys, predict.main, tmp_path / 'text.png', photographs[0][0])
     line = fails(call, capsys, predict.main, export, tmp_path / 'text.png', '--skip_bad_images')
