@@ -108,11 +108,11 @@ def _columns(features, given, flag):
 
 
 def _classes(rows, label, flag):
-    """(names of the classes, number of the class for what a row holds)."""
+    """(names of the classes, number of the class for what a row holds, of a ClassLabel for its name)."""
     import datasets
     feature = rows.features[label]
     if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names), {i: i for i in range(feature.num_classes)}
+        return list(feature.names), {name: i for i, name in enumerate(feature.names)}
     if not isinstance(feature, datasets.Value) or not {type(value) for value in rows.unique(label)} <= {int, str}:
         raise UserError(f'{flag}: {label} holds no names or numbers of classes; give label=COLUMN')
     values = sorted(rows.unique(label))
@@ -121,5 +121,9 @@ def _classes(rows, label, flag):
 
 def _labels(rows, label, numbers):
     """The class of each row, int64 (N,); None where not every row has one, or there is no row."""
-    found = [numbers.get(value) for value in rows[label]] if label in rows.features else []
+    values = rows[label] if label in rows.features else []
+    names = getattr(rows.features.get(label), 'names', None)        # a split may count the same names in its own order
+    if names is not None:
+        values = [names[value] if value in range(len(names)) else None for value in values]
+    found = [numbers.get(value) for value in values]
     return torch.tensor(found, dtype=torch.int64) if found and None not in found else None

@@ -84,6 +84,15 @@ def test_the_column_of_the_classes(on_disk, label, classes):
     assert data.classes == tuple(classes) and data.labels.unique().tolist() == [*range(len(classes))]
 
 
+def test_splits_that_count_their_classes_differently(splits, tmp_path):
+    """The names decide, not the numbers."""
+    names = [*reversed(CLASSES)]
+    other = splits['test'].map(lambda row: {'label': 3 - row['label']}).cast_column('label', hf.ClassLabel(names=names))
+    hf.DatasetDict(train=splits['train'], test=other).save_to_disk(tmp_path)
+    data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path}'), CPU)
+    assert data.classes == tuple(CLASSES) and data.test_labels.tolist() == [*splits['test']['label']]
+
+
 def test_without_a_test_set_that_has_labels(splits, tmp_path):
     """The test set of a competition holds -1: the validation set takes its place."""
     blank = splits['test'].remove_columns('label').add_column('label', [-1] * len(splits['test']))
