@@ -57,7 +57,8 @@ def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
     def source(split):
         return HubSplit(splits[split], image, _labels(splits[split], label, numbers), f'hf:{name} {split}')
     train = source(train_name)
-    held_out = [given['test']] if 'test' in given else [split for split in HELD_OUT if split in splits]
+    others = [split for split in HELD_OUT if split in splits and split != train_name]
+    held_out = [given['test']] if 'test' in given else others
     # The test set of a competition, as ImageNet's, has no labels: then it is the validation set.
     test = next((found for found in map(source, held_out) if found.labels is not None), None)
     if train.labels is None or test is None:
@@ -85,10 +86,11 @@ def _load(name, config, flag):
         import datasets
     except ImportError as error:
         raise UserError(f'{flag}: needs the library datasets: pip install datasets') from error
+    saved = os.path.exists(Path(name, 'dataset_dict.json'))
+    if saved and config is not None:
+        raise UserError(f'{flag}: config={config}: a folder of save_to_disk has no configurations; leave it out')
     try:
-        if os.path.exists(Path(name, 'dataset_dict.json')):
-            return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, config)
+        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
     except Exception as error:      # no network, no such data set, files of another kind, a script
         raise UserError(f'{flag}: cannot be loaded: {reason(error)}') from error
 

@@ -113,6 +113,8 @@ def test_without_a_test_set_that_has_labels(splits, tmp_path):
     ('PLACE,train=nope', 'has no split nope; it has train, test; give train=SPLIT'),
     ('PLACE,test=nope', 'has no split nope'),
     ('PLACE/nope', 'cannot be loaded'),
+    ('PLACE,config=x', 'a folder of save_to_disk has no configurations'),
+    ('PLACE,train=test', 'give train=SPLIT or test=SPLIT'),
     ('PLACE/train', 'cannot be loaded'),
     ('a b', 'cannot be loaded'),
 ])
