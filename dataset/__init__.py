@@ -11,7 +11,7 @@ from helper.errors import UserError, nearest
 
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
-from .fraction import chosen
+from .fraction import chosen, part
 from .memory import MemoryLoader
 from .normalise import measured
 from .order import PAD
@@ -42,7 +42,8 @@ class Data:
     num_classes: int
     image_size: int         # pixels, of the square images as the net sees them
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
-    in_order: Callable[[], Iterable] | None = None      # gives a loader of the training images as they are, in order
+    # Gives a loader of the training images as they are, in order; of those numbers alone where it is given some.
+    in_order: Callable[..., Iterable] | None = None
     test_labels: torch.Tensor | None = None     # class of each test sample, int64 (n_test,), on the CPU
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = memory.MEAN       # of the colours, of pixels from 0 to 1: with it and `std` both loaders
@@ -126,8 +127,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     test_loader = MemoryLoader(test_images, test_labels, opt.batch_size, device, **ranks,
                                channels_last=opt.channels_last)
 
-    def in_order():
-        return MemoryLoader(train_images, train_labels, opt.batch_size, device, **ranks,
+    def in_order(kept=slice(None)):
+        return MemoryLoader(train_images[kept], train_labels[kept], opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
                 tuple(classes), mean, std, images_in=images_in)
@@ -158,8 +159,9 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes):
             'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False)}
     return Data(imagenet.WorkerLoader(train, opt, device, train=True, drop_last=drop_last, views=views, **more),
                 imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
-                train.labels, lambda: imagenet.WorkerLoader(train, opt, device, train=False, **more), test.labels,
-                tuple(classes), mean, std, images_in='disk')
+                train.labels,
+                lambda kept=None: imagenet.WorkerLoader(part(train, kept), opt, device, train=False, **more),
+                test.labels, tuple(classes), mean, std, images_in='disk')
 
 
 def _large(opt, device, drop_last, views):
@@ -173,8 +175,8 @@ def _large(opt, device, drop_last, views):
     several = {'views': views} if len(views) > 1 else {}        # none with DALI
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
-                lambda: Loader(train, opt, device, train=False, **ranks), val.labels, tuple(classes), imagenet.MEAN,
-                imagenet.STD, imagenet.CROP_PCT)
+                lambda kept=None: Loader(part(train, kept), opt, device, train=False, **ranks), val.labels,
+                tuple(classes), imagenet.MEAN, imagenet.STD, imagenet.CROP_PCT)
 
 
 def _check_batch_size(opt, n_train):

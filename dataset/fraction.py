@@ -1,4 +1,6 @@
 """A part of the training images, the same for every run: how distillation does with little data."""
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,3 +16,19 @@ def chosen(labels: torch.Tensor, fraction: float) -> torch.Tensor:
         members = random.permutation(np.flatnonzero(labels == label))
         kept.append(members[:max(1, round(len(members) * fraction))])
     return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+class Part:
+    """Some images of any source, by their numbers; a source itself."""
+
+    def __init__(self, source, kept: Sequence[int]):
+        self.source, self.kept, self.labels = source, kept, source.labels[list(kept)]
+
+    def read(self, i: int):
+        """Image i as RGB."""
+        return self.source.read(self.kept[i])
+
+
+def part(source, kept: Sequence[int] | None):
+    """Those images of a source alone; the source itself where kept is None."""
+    return source if kept is None else Part(source, kept)

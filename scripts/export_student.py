@@ -89,16 +89,15 @@ def options():
     return opt, formats, run
 
 
-def calibration_images(data, student, dtype, wanted):
-    """A function that gives so many training images as small batches."""
+def calibration_images(data, dtype, wanted):
+    """A function that gives so many training images as small batches: a folder has them by class, so from all over."""
+    n = min(wanted, data.n_train)
+
     def batches():
-        left, loader = wanted, data.in_order()
+        loader = data.in_order([i * data.n_train // n for i in range(n)])
         for images, *_ in loader:
-            for part in images[:left].split(8):
+            for part in images.split(8):
                 yield check.pixels(loader, part, dtype)
-            left -= len(images)
-            if left <= 0:
-                return
     return batches
 
 
@@ -212,7 +211,7 @@ def main():
     teacher = open_teacher(opt, run, data)
     out = Path(opt.out)
     with new_folder(out) as folder:
-        export = Export(student, dtype, folder, calibration_images(data, student, dtype, opt.calibration))
+        export = Export(student, dtype, folder, calibration_images(data, dtype, opt.calibration))
         faults = write_formats(export, wanted)
         written = [name for name in wanted if name not in faults]
         print(f'checking {len(written)} files on {len(data.test_labels)} test images, each by its own runtime',

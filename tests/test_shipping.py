@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Hostile
+from conftest import CLASSES, CPU, Hostile, data_options
 from PIL import Image
 from torch import nn
 
@@ -25,6 +25,7 @@ import scripts.export_student as export_student
 import scripts.predict as predict
 import train_student
 import train_teacher
+from dataset import get_dataloaders
 from dataset.folder import scan
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
@@ -235,6 +236,17 @@ def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
     with Process(out / 'student.onnx') as process:
         found, _ = process.ask(photographs[1][:5].astype(np.float32) / 255)
     assert np.abs(found - expected_logits(run / 'resnet8_best.pth', photographs[1][:5])).max() < 1e-4
+
+
+@pytest.mark.parametrize('images_in', ['memory', 'disk'])
+@pytest.mark.parametrize('wanted', [8, 10**6])
+def test_calibration_sees_all_classes(tree, images_in, wanted):
+    """Also of a folder, whose images are in the order of their classes."""
+    data = get_dataloaders(data_options(data_dir=str(tree), images_in=images_in, num_workers=0), CPU)
+    found = np.concatenate([*export_student.calibration_images(data, 'uint8', wanted)()])
+    files = scan(tree, ('test',))[0].files
+    kept = range(0, len(files), len(files) // 8 if wanted == 8 else 1)
+    assert np.array_equal(found, [np.asarray(Image.open(files[i])).transpose(2, 0, 1) for i in kept])
 
 
 def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
