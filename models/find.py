@@ -13,7 +13,7 @@ from .base import Net
 
 LIBRARIES = {'timm': timm_net, 'torchvision': traced}
 # Of a library's builder, but not of a net: they would load weights, which --path-t does.
-WEIGHTS = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'weights',
+NOT_SETTINGS = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'weights',
            'weights_backbone', 'num_classes', 'features_only')
 
 
@@ -34,7 +34,7 @@ def settings(name: str, flag: str) -> tuple[str, dict]:
     found = {}
     for word in words:
         key, equals, value = word.partition('=')
-        if not equals or not key.isidentifier() or key in WEIGHTS or key in found:
+        if not equals or not key.isidentifier() or key in NOT_SETTINGS or key in found:
             raise UserError(f'{flag} {name}: {word}: give settings of the net as KEY=VALUE, each once, as in '
                             f'timm:vit_tiny_patch16_224,depth=6,patch_size=4')
         try:

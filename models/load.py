@@ -12,7 +12,7 @@ from helper.files import read_json
 
 from . import model_names
 from .adapter import INTERPOLATIONS, Inputs
-from .find import LIBRARIES, build, check_name, is_own, library_of, settings
+from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
 
@@ -53,6 +53,7 @@ def _read_folder(folder, flag):
         raise UserError(f'{flag} {folder / CONFIG}: names no architecture of timm; give the file of safetensors, and '
                         f'--model_t for its net')
     given = config.get('model_args') if isinstance(config.get('model_args'), dict) else {}
+    given = {key: value for key, value in given.items() if key not in NOT_SETTINGS}
     found = config.get('pretrained_cfg') if isinstance(config.get('pretrained_cfg'), dict) else config
     size = found.get('input_size')
     inputs = {key: found.get(key) for key in ('mean', 'std', 'interpolation')}
@@ -80,8 +81,10 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
     """
     if isinstance(checkpoint.get('arch'), str):
         if is_own(checkpoint['arch']):
+            option = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model'}.get(flag)
+            more = f'add {option} {checkpoint["arch"]}' if option else 'that cannot be said here'
             raise UserError(f'{flag} {path}: a net of the file {checkpoint["arch"]}, whose code is only run if you say '
-                            f'so; add --model_t {checkpoint["arch"]}')
+                            f'so; {more}')
         return checkpoint['arch']
     folder = Path(path).resolve().parent.name
     match = re.match(r'S[:~](.+?)_T[:~]', folder) or re.match(r'(.+)_[^_]+_lr_', folder)

@@ -1,14 +1,16 @@
 """What a person gives a script: a run's folder or a checkpoint, and flags of the data where these say otherwise."""
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from helper.cli import Parser, path
 from helper.errors import UserError
 from helper.files import read_json
+from helper.state import LAST, PREVIOUS
 from options import teacher_options
 
-OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'images_in', 'normalise', 'batch_size', 'use_lmdb',
-              'skip_bad_images')
+OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'images_in', 'normalise', 'train_fraction', 'batch_size',
+              'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -22,15 +24,18 @@ class Given:
     def find(cls, given: str, what: str) -> 'Given':
         """That of a run's folder, or of a checkpoint. Raises UserError that begins with `what`."""
         checkpoint = Path(given)
-        if checkpoint.is_dir():
+        if os.path.isdir(given):
             best = sorted(checkpoint.glob('*_best.pth'))
             if len(best) != 1:
                 found = f'has {len(best)} files NAME_best.pth; give one of them' if best else \
                     'holds no NAME_best.pth; give the folder of a run, or a checkpoint'
                 raise UserError(f'{what} {given}: {found}')
             checkpoint = best[0]
-        elif not checkpoint.exists():
+        elif not os.path.exists(given):
             raise UserError(f'{what} {given}: no such file; give the folder of a run, or a checkpoint')
+        elif checkpoint.name in (LAST, PREVIOUS):
+            raise UserError(f'{what} {given}: is the state of a run, from which it goes on; give its folder, or the '
+                            f'NAME_best.pth in it')
         file, parameters = checkpoint.parent / 'parameters.json', {}
         if file.exists():
             parameters = read_json(file, f'{what} {given}: parameters.json')

@@ -40,7 +40,8 @@ from shipping.student import open_student  # noqa: E402
 USUAL = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', 'model_card.json')
 LATENCY = ('latency.json', 'latency.png', 'latency.svg')
-OURS = {CONFIG, *CARD, *LATENCY, *(form.file for form in FORMATS.values())}
+STUDENTS = {form.file for form in FORMATS.values()}
+OURS = {CONFIG, *CARD, *LATENCY, *STUDENTS}
 
 
 def options():
@@ -62,6 +63,7 @@ def options():
     add('--threads', type=number(int, low=1, high=1024), help='of --latency; not given: 1')
     add('--path-t', type=path,
         help="the teacher's checkpoint; not given: that of the run, if it is there and unchanged")
+    add('--model_t', metavar='NET', help="the teacher's net, where its file does not say it")
     add_data_flags(parser)
     opt = parser.parse_args()
     for name, wanted, usual in (('calibration', 'int8', 512), ('threads', 'latency', 1)):
@@ -75,7 +77,8 @@ def options():
                          f'pip install -r requirements-export.txt')
     try:
         out = Path(opt.out).resolve()       # where a link leads: the link stays
-        others = out.exists() and not out.is_dir() or {file.name for file in out.glob('*')} - OURS
+        found = {file.name for file in out.glob('*')}
+        others = out.exists() and not out.is_dir() or found - OURS or (found and not found & STUDENTS)
     except (OSError, RuntimeError) as error:        # RuntimeError: links in a ring
         parser.error(f'--out {opt.out}: cannot be written ({reason(error)}); give a new folder')
     if others:
@@ -123,7 +126,7 @@ def open_teacher(opt, run, data):
     Of the run's own teacher, a line says why it is left out. Raises UserError for one that --path-t names.
     """
     def load(file, said):
-        name, checkpoint = open_net(file, said)
+        name, checkpoint = open_net(file, opt.model_t or said)
         return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
 
     file, known = run.parameters.get('path_t'), run.parameters.get('teacher (checksum)')
@@ -226,6 +229,8 @@ def main():
         text, rows = measure_cost(opt, export, good, outcomes, teacher and teacher[1]) if opt.latency else ('', [])
         write_json(folder / CONFIG, export.config)
         facts = card.describe(student, run.parameters, outcomes, folder, good, dtype)
+        facts['measured on'] = printable(opt.dataset or run.parameters['dataset'])
+        facts['to be filled in'] |= card.filled_in(out / CARD[0])
         write_json(folder / CARD[1], facts)
         (folder / CARD[0]).write_text(card.as_markdown(facts, student.config, text), encoding='utf-8')
     print(f'{student.name}: top-1 {outcomes.network.top1:.2f} in PyTorch')

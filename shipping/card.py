@@ -12,6 +12,7 @@ from .runtime import CONFIG
 from .student import OWN, Student
 
 TO_FILL_IN = ('licence', 'licence of the training data', 'intended use', 'limitations', 'contact')
+LAST_PART = '## To be filled in'
 OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint": 'path_t',
               "teacher's checksum": 'teacher (checksum)', 'data': 'dataset', 'training images': 'training images',
               'part of the training images': 'train_fraction', 'epochs': 'epochs', 'seed': 'seed', 'trial': 'trial',
@@ -44,6 +45,16 @@ def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Pat
     }
 
 
+def filled_in(file: Path) -> dict:
+    """What somebody has written into the last table of an earlier MODEL_CARD.md: TO_FILL_IN -> words."""
+    try:
+        text = file.read_text(encoding='utf-8').partition(LAST_PART)[2]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    rows = [[cell.strip() for cell in line.strip().strip('|').split('|', 1)] for line in text.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] in TO_FILL_IN and row[1]}
+
+
 def _metrics(file):
     try:
         return read_json(file, str(file)) if file.exists() else None
@@ -61,8 +72,9 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
             for name, facts in card['files'].items()]
     reached = [(name, f'{found["test_acc"]:.2f}') for name in ('best epoch', 'last epoch')
                if isinstance(found := accuracy[name], dict) and isinstance(found.get('test_acc'), float)]
-    reached += [(name, f'{accuracy[name]["top-1 %"]:.2f}') for name in ('measured for this export', 'teacher')
-                if accuracy[name]]
+    seen = f'on the {accuracy["measured for this export"]["test images"]:,} test images of {card["measured on"]}'
+    reached += [(f'{name}, {seen}', f'{accuracy[name]["top-1 %"]:.2f}')
+                for name in ('measured for this export', 'teacher') if accuracy[name]]
     parts = [
         f'# {card["network"]}',
         f'{card["parameters"]:,} parameters, {len(card["classes"])} classes{taught}'
@@ -77,7 +89,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         f'```python\n{three_lines(config)}\n```',
         *(['## Cost', f'```\n{latency}\n```'] if latency else []),
         '## Training', _rows(('', ''), [(name, f'`{value}`') for name, value in training.items()]),
-        '## To be filled in', _rows(('', ''), [(name, '') for name in card['to be filled in']]),
+        LAST_PART, _rows(('', ''), [(name, words or '') for name, words in card['to be filled in'].items()]),
     ]
     return '\n\n'.join(parts) + '\n'
 

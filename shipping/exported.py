@@ -7,7 +7,7 @@ from pathlib import Path
 from dataset.imagenet import CROP_PCT
 from helper.errors import UserError
 from helper.files import read_json
-from models.find import LIBRARIES, WEIGHTS
+from models.find import LIBRARIES, NOT_SETTINGS
 from models.load import as_inputs
 
 from .formats import FORMATS
@@ -66,7 +66,7 @@ def check_config(config, what: str) -> dict:
             or config.get('num_classes') != len(classes) or config.get('dtype') not in ('uint8', 'float32') \
             or not all(isinstance(config.get(key), str) for key in ('architecture', 'library', 'arch')) \
             or not isinstance(config.get('inference_net'), str | None) or not isinstance(arguments, dict) \
-            or {*arguments} & {*WEIGHTS} or any('\ud800' <= c < '\udc80' for c in ''.join(classes)):
+            or {*arguments} & {*NOT_SETTINGS} or any('\ud800' <= c < '\udc80' for c in ''.join(classes)):
         raise UserError(f'{what}: its {CONFIG} is not that of an export: classes, dtype or the network are missing or '
                         f'odd; export it again')
     crop = inputs.get('crop_pct')

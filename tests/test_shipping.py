@@ -249,6 +249,27 @@ def test_calibration_sees_all_classes(tree, images_in, wanted):
     assert np.array_equal(found, [np.asarray(Image.open(files[i])).transpose(2, 0, 1) for i in kept])
 
 
+def test_what_was_filled_in_stays(call, run, tmp_path):
+    flags = [run, '--out', tmp_path / 'out', '--formats', 'safetensors']
+    call(export_student.main, *flags)
+    file = tmp_path / 'out' / 'MODEL_CARD.md'
+    text = file.read_text()
+    assert 'measured for this export, on the 24 test images of folder | ' in text
+    file.write_text(text.replace('| licence |  |', '| licence | MIT, as the data |'))
+    call(export_student.main, *flags)
+    assert '| licence | MIT, as the data |' in file.read_text() and '| contact |  |' in file.read_text()
+    filled = json.loads((tmp_path / 'out' / 'model_card.json').read_text())['to be filled in']
+    assert filled == {**dict.fromkeys(card.TO_FILL_IN), 'licence': 'MIT, as the data'}
+
+
+def test_its_teacher(call, run, export, tmp_path):
+    """From any file that a teacher may come from."""
+    call(export_student.main, run, '--out', tmp_path / 'out', '--formats', 'onnx', '--path_t',
+         export / 'student.safetensors', '--model_t', 'resnet8')
+    accuracy = json.loads((tmp_path / 'out' / 'model_card.json').read_text())['accuracy']
+    assert accuracy['teacher']['top-1 %'] == accuracy['measured for this export']['top-1 %']
+
+
 def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
     """A folder with other things is refused; a disk that fills leaves the earlier export."""
     (tmp_path / 'full').mkdir()
@@ -256,6 +277,8 @@ def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'full')
     assert f'--out {tmp_path / "full"}: holds other things than an export' in line
     assert (tmp_path / 'full' / 'thesis.tex').read_text() == 'years'
+    (tmp_path / 'full' / 'thesis.tex').rename(tmp_path / 'full' / 'config.json')        # of something else
+    assert 'holds other things' in fails(call, capsys, export_student.main, run, '--out', tmp_path / 'full')
     (tmp_path / 'earlier').mkdir()
     (tmp_path / 'earlier' / 'student.onnx').write_text('an earlier one')
 
@@ -338,13 +361,18 @@ def test_a_flag_that_would_do_nothing(call, run, tmp_path, capsys, flag, wanted)
     assert line == f'error: --{flag} 2: without --{wanted} it does nothing; add --{wanted}'
 
 
-@pytest.mark.parametrize('case', ['no run', 'no data', 'other data', 'diverged', 'hostile', 'no teacher'])
+@pytest.mark.parametrize('case', ['no run', 'no data', 'other data', 'diverged', 'hostile', 'no teacher',
+                                  'state', 'long name'])
 def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
     out, more, given = ['--out', tmp_path / 'out', '--formats', 'pt2'], [], tmp_path / 'net'
     data = ['--dataset', 'folder', '--data_dir', tree, '--image_size', 16, '--batch_size', 16]
     net = build('resnet8', 4, 16)
     if case == 'no run':
         words = 'no such file'
+    elif case == 'state':
+        given, words = run / 'last.pth', 'is the state of a run'
+    elif case == 'long name':
+        given, words = 'x' * 300, 'no such file'
     elif case == 'no data':
         given, words = checkpoint_of(given, net, 'resnet8'), 'give --dataset and --data_dir'
     elif case == 'other data':
