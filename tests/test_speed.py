@@ -254,7 +254,7 @@ def test_only_full_training_batches():
     assert used == [True, False, False, False] and 'outputs' not in net.__dict__
 
 
-def test_benchmark(call, tmp_path, capfd, monkeypatch):
+def test_benchmark(call, tmp_path, capfd):
     out = tmp_path / 'found.json'
     few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--num_workers', 0, '--gpu_id', 'cpu']
     call(benchmark, 'recipes', '--pair', 'resnet14,resnet8,attention', *few, '--json', out)
@@ -264,18 +264,23 @@ def test_benchmark(call, tmp_path, capfd, monkeypatch):
         assert row['images/s'] > 0 and row['peak MiB'] > 50 and 0 < row['of ceiling'] < 1.5
         assert set(row['seconds a step']) == {'loader', 'teacher', 'student', 'method', 'optimiser'}
     assert 'resnet14,resnet8,attention  fast' in capfd.readouterr().out
-    monkeypatch.setattr(scaling, 'measure', lambda opt, device: [scaling.measure_one(opt, 1, 1)])
-    call(benchmark, 'scaling', '--pair', 'resnet14,resnet8,attention', *few)
-    assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
-    monkeypatch.setattr(threads, 'SETTINGS', {'one thread': {'OMP_NUM_THREADS': '1'}})
-    call(benchmark, 'threads', '--pair', 'resnet14,resnet8,kd', *few)
-    assert 'resnet14,resnet8,kd         one thread' in capfd.readouterr().out
     call(benchmark, 'cache', '--pair', 'resnet14,resnet8,kd', *few)
     assert 'resnet14,resnet8,kd  filling' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
     call(benchmark, 'networks', '--nets', 'torchvision:shufflenet_v2_x0_5', '--image_size', 32, *few)
     assert 'torchvision:shufflenet_v2_x0_5  adapter' in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_benchmarks_of_processes(call, capfd, monkeypatch):
+    few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--gpu_id', 'cpu']
+    monkeypatch.setattr(scaling, 'measure', lambda opt, device: [scaling.measure_one(opt, 1, 1)])
+    call(benchmark, 'scaling', '--pair', 'resnet14,resnet8,attention', *few)
+    assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
+    monkeypatch.setattr(threads, 'SETTINGS', {'one thread': {'OMP_NUM_THREADS': '1'}})
+    call(benchmark, 'threads', '--pair', 'resnet14,resnet8,kd', *few)
+    assert 'resnet14,resnet8,kd         one thread' in capfd.readouterr().out
 
 
 def test_whole_processes(call, tmp_path, monkeypatch, capfd):
