@@ -168,6 +168,7 @@ def test_a_state_from_before_a_flag(run, tmp_path, whole):
     run(tmp_path, '--resume')
 
 
+@pytest.mark.slow
 def test_two_processes(run, tmp_path, whole):
     """Two train as one; that both hold the same weights, test_distributed shows for this method too."""
     run(tmp_path, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url',

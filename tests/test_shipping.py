@@ -82,7 +82,8 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     """For tests of what is around the processes."""
-    monkeypatch.setattr(check, 'Process', Here)
+    for module in (check, predict):
+        monkeypatch.setattr(module, 'Process', Here)
 
 
 @pytest.fixture(scope='module')
@@ -367,7 +368,8 @@ def test_a_signal_leaves_nothing(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no limit of a file\'s size')
-@pytest.mark.parametrize('name', ['pt2'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['safetensors', 'pt2', 'onnx'])
 def test_a_file_that_may_not_grow(run, tmp_path, name):
     """Whatever a library does then: one line, and nothing is left."""
     command = 'ulimit -f 100; exec "$0" "$@"'
@@ -377,6 +379,7 @@ def test_a_file_that_may_not_grow(run, tmp_path, name):
     assert 'what was there before is whole' in done.stderr and not [*tmp_path.iterdir()]
 
 
+@pytest.mark.usefixtures('here')
 @pytest.mark.parametrize('library', ['onnxruntime', 'onnx', 'safetensors'])
 def test_without_a_library(call, run, export, photographs, tmp_path, capsys, monkeypatch, library):
     real = export_student.find_spec

@@ -46,6 +46,7 @@ def read(folder):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no such signals')
+@pytest.mark.slow
 def test_a_run_that_is_interrupted(small, teacher, tmp_path):
     """Two parts of one run, which ends in the weights of a run that nobody interrupts and that reports nothing."""
     pytest.importorskip('wandb')
