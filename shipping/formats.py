@@ -55,9 +55,9 @@ class Format:
 
 
 def _write_safetensors(export, file):
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     net = export.student.net.net
-    save_file({name: value.contiguous().clone() for name, value in net.state_dict().items()}, file)
+    file.write_bytes(save({name: value.contiguous().clone() for name, value in net.state_dict().items()}))
     write_json(file.with_name(CONFIG), export.config)
 
 
