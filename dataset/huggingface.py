@@ -92,7 +92,8 @@ def _load(name, config, flag):
     try:
         return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
     except Exception as error:      # no network, no such data set, files of another kind, a script
-        raise UserError(f'{flag}: cannot be loaded: {reason(error)}') from error
+        raise UserError(f'{flag}: cannot be loaded ({reason(error)}); give a name of the hub, or a folder that '
+                        f'save_to_disk wrote or that holds parquet files or images') from error
 
 
 def _columns(features, given, flag):
