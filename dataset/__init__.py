@@ -22,8 +22,8 @@ memory_dict = {
     'cifar100': cifar.load_cifar100,
     'digits': digits.load,
 }
-# name -> function of the options: (train source, test source, classes); a source has `labels` int64 (N,), read(i) that
-# gives image i as RGB, and subset(numbers). They are decoded into memory where they fit, else read while training.
+# name -> function of the options: (train source, test source, classes); a source has `labels` int64 (N,) and read(i),
+# which gives image i as RGB. They are decoded into memory where they fit, else read while training.
 source_dict = {
     'folder': folder.open_sources,
     'hf': huggingface.open_sources,
@@ -151,9 +151,9 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes):
     mean, std = memory.MEAN, memory.STD
     if opt.normalise == 'measure':
         n = len(train.labels)
-        mean, std = measured(folder.decode(train.subset(range(0, n, -(-n // MEASURED))), opt)[0])
+        mean, std = measured(folder.decode(part(train, range(0, n, -(-n // MEASURED))), opt)[0])
     if opt.train_fraction < 1:
-        train = train.subset(chosen(train.labels, opt.train_fraction).tolist())
+        train = part(train, chosen(train.labels, opt.train_fraction).tolist())
     _check_batch_size(opt, len(train.labels))
     more = {'rank': distributed.rank(), 'world_size': distributed.world_size(),
             'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False)}

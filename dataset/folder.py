@@ -1,7 +1,6 @@
 """Folders of images, SPLIT/CLASS/*: find the files, and decode small images once into memory."""
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,6 @@ class Split:
     def read(self, i: int) -> Image.Image:
         """Image i as RGB. Raises UserError that names its file."""
         return read_rgb(self.files[i])
-
-    def subset(self, kept: Sequence[int]) -> 'Split':
-        """Those images alone, in that order."""
-        return Split([self.files[i] for i in kept], self.labels[list(kept)])
 
 
 def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]]:

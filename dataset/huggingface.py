@@ -1,7 +1,6 @@
 """Image data sets of Hugging Face, from the hub or from disk: --dataset hf:NAME_OR_PATH[,KEY=VALUE...]."""
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,20 +36,16 @@ class HubSplit:
             raise UserError(f'{name}: its row is empty')
         return read_rgb(image['path']) if image['bytes'] is None else read_rgb(name, io.BytesIO(image['bytes']))
 
-    def subset(self, kept: Sequence[int]) -> 'HubSplit':
-        """Those images alone, in that order."""
-        return HubSplit(self.rows.select(kept), self.column, self.labels[list(kept)], self.name)
-
 
 def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
     """(train, test, classes) of opt.dataset. Raises UserError where it cannot be had, or has no images or classes."""
     flag = f'--dataset {opt.dataset}'
     name, given = _settings(opt.dataset, flag)
     splits = _load(name, given.get('config'), flag)
-    for key in ('train', 'test'):
-        if (wanted := given.get(key, 'train')) not in splits:
-            raise UserError(f'{flag}: has no split {wanted}; it has {", ".join(splits)}; give {key}=SPLIT')
     train_name = given.get('train', 'train')
+    for key, split in (('train', train_name), ('test', given.get('test', train_name))):
+        if split not in splits:
+            raise UserError(f'{flag}: has no split {split}; it has {", ".join(splits)}; give {key}=SPLIT')
     image, label = _columns(splits[train_name].features, given, flag)
     classes, numbers = _classes(splits[train_name], label, flag)
 

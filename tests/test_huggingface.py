@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import CLASSES, CPU, data_options
 from PIL import Image
 
@@ -12,6 +11,7 @@ import dataset
 import train_student
 import train_teacher
 from dataset.folder import scan
+from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 
 hf = pytest.importorskip('datasets')
@@ -103,6 +103,9 @@ def test_without_a_test_set_that_has_labels(splits, tmp_path):
     data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path},train=validation,test=train',
                                                 batch_size=2), CPU)
     assert (data.n_train, len(data.test_labels)) == (5, len(splits['train']))
+    hf.DatasetDict(validation=splits['train'], test=splits['test']).save_to_disk(tmp_path / 'no train')
+    data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path / "no train"},train=validation'), CPU)
+    assert (data.n_train, len(data.test_labels)) == (len(splits['train']), len(splits['test']))
 
 
 @pytest.mark.parametrize('settings, words', [
@@ -154,7 +157,7 @@ def test_a_teacher_and_its_student(call, on_disk, tmp_path):
              '--seed', 1, '--num_workers', 2, '--save_dir', tmp_path]
     call(train_teacher.main, '--model', 'resnet14', *small)
     best = next(tmp_path.glob('models/resnet14_hf:*/resnet14_best.pth'))
-    assert torch.load(best)['classes'] == [*CLASSES]
+    assert load_checkpoint(str(best), '')['classes'] == [*CLASSES]
     call(train_student.main, '--path_t', best, '--teacher_cache', tmp_path / 'cache', *small)
     assert len([*tmp_path.glob('student_model/S:resnet8_T:resnet14_hf:*_kd_*/resnet8_best.pth')]) == 1
     assert len([*tmp_path.glob('cache/resnet14_hf:*_logits.cache')]) == 1
