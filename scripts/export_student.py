@@ -121,7 +121,7 @@ def write_formats(export, names):
 
 
 def open_teacher(opt, run, data):
-    """(its checkpoint, the net as it sees the loader's images, what is shipped of it), or None where there is none.
+    """(the net as it sees the loader's images, the same net as if it were shipped), or None where there is none.
 
     Of the run's own teacher, a line says why it is left out. Raises UserError for one that --path-t names.
     """
