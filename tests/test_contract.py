@@ -110,6 +110,7 @@ def test_it_trains_and_resumes_to_the_bit(run, tmp_path, whole):
     assert state['module']['images'] == 288         # prepared once, although it was resumed
 
 
+@pytest.mark.slow
 def test_adamw_resumes_to_the_bit(run, tmp_path):
     flags = ['--every_optimizer', 'adamw', '--epochs', '1', *RESUMABLE]
     run(tmp_path / 'whole', *flags)

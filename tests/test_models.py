@@ -60,7 +60,8 @@ def test_the_map_that_pooling_sees(name):
     assert (out.map.shape == out.feats[-2].shape and torch.equal(out.map, out.feats[-2])) == (name == 'resnet8')
 
 
-@pytest.mark.parametrize('name', [name for name in model_dict if name not in WIDER])
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'vgg13_imagenet'))
+                                  for name in model_dict if name not in WIDER])
 def test_model(name):
     """The rules and the round trip for any net; the reference numbers where there are some."""
     reference = REFERENCE.get(name)

@@ -283,6 +283,7 @@ def test_benchmarks_of_processes(call, capfd, monkeypatch):
     assert 'resnet14,resnet8,kd         one thread' in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_whole_processes(call, tmp_path, monkeypatch, capfd):
     """Both sides train a student on all images, with the flags given; the figures are those of the processes."""
     monkeypatch.setattr(whole, 'tempfile', SimpleNamespace(TemporaryDirectory=lambda: nullcontext(str(tmp_path))))

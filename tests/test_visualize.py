@@ -240,8 +240,8 @@ def test_figures_of_nets_without_a_number():
 def runs(tmp_path_factory, call):
     """The save folder of a resnet14 and three of its students on the digits, each trained for an epoch."""
     save = tmp_path_factory.mktemp('runs')
-    common = ['--dataset', 'digits', '--batch_size', 128, '--epochs', 1, '--gpu_id', 'cpu', '--seed', 1, '--save_dir',
-              save]
+    common = ['--dataset', 'digits', '--train_fraction', 0.3, '--batch_size', 128, '--epochs', 1, '--gpu_id', 'cpu',
+              '--seed', 1, '--save_dir', save]
     call(train_teacher.main, '--model', 'resnet14', *common)
     teacher = next(save.glob('models/resnet14_*/resnet14_best.pth'))
     call(train_teacher.main, '--model', 'resnet8', *common)
