@@ -14,7 +14,7 @@ from .base import Net
 LIBRARIES = {'timm': timm_net, 'torchvision': traced}
 # Of a library's builder, but not of a net: they would load weights, which --path-t does.
 NOT_SETTINGS = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'weights',
-           'weights_backbone', 'num_classes', 'features_only')
+                'weights_backbone', 'num_classes', 'features_only')
 
 
 def is_own(name: str) -> bool:

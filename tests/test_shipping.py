@@ -181,6 +181,21 @@ def test_its_cost(call, run, export, tmp_path, monkeypatch):
     assert sizes == sorted(sizes) and len({*sizes}) == 3
 
 
+@pytest.mark.slow
+def test_the_cost_of_all_formats(call, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, 'ROUNDS', 2)
+    out = tmp_path / 'out'
+    call(export_student.main, run, '--out', out, '--int8', '--fp16', '--latency', '--num_workers', 0)
+    rows = json.loads((out / 'latency.json').read_text())['rows']
+    assert [row['net'].split()[0] for row in rows] == ['teacher'] * 5 + ['student'] * 5
+    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*cost.SIDES.values()]
+    for row in rows:
+        assert 0 < row['p50 ms'] <= row['p95 ms'] and row['images/s at 64'] > 0 and row['peak MB'] > 10
+    assert 'student resnet8, ONNX int8' in (out / 'latency.svg').read_text()
+    sizes = {row['runtime']: row['MB'] for row in rows[5:]}
+    assert sizes['ONNX int8'] < sizes['ONNX fp16'] < sizes['ONNX'] and rows[0]['parameters'] > rows[5]['parameters']
+
+
 def test_multiplications(tmp_path):
     """Against the shapes of the layers."""
     student, count = opened(checkpoint_of(tmp_path / 'net', build('resnet8', 4, 16), 'resnet8')), []
