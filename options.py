@@ -131,6 +131,14 @@ def _common(description, trial_flags, trial):
     return parser
 
 
+def _parse(parser, args):
+    words = with_recipe(args)
+    opt = parser.parse_args(words)
+    opt.flags = parser.flags()
+    opt.flags.given = parser.given(words)
+    return opt
+
+
 def _finish(parser, opt, model, flag):
     check_dataset(opt)
     if opt.wandb is not None:
@@ -145,7 +153,6 @@ def _finish(parser, opt, model, flag):
     turn_on_fast(opt)
     if opt.deterministic and opt.seed is None:
         opt.seed = 12345
-    opt.flags = parser.flags()
     # Each process would fill these in with a value of its own; with several processes, that of process 0 counts.
     opt.flags.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
     opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
@@ -215,7 +222,7 @@ def flags(student: bool) -> Flags:
 def teacher_options(args=None):
     """The options of train_teacher.py."""
     parser = _teacher_parser()
-    opt = parser.parse_args(with_recipe(args))
+    opt = _parse(parser, args)
     return _finish(parser, opt, opt.model, '--model')
 
 
@@ -284,7 +291,7 @@ def with_recipe(args: list[str] | None) -> list[str]:
 def student_options(args=None, **parser):
     """The options of train_student.py. parser: of _student_parser, for a script that takes the same options."""
     parser = _student_parser(**parser)
-    opt = parser.parse_args(with_recipe(args))
+    opt = _parse(parser, args)
     method = get_method(opt.distill)
     method.fill_in(opt)
     method.check_options(opt)

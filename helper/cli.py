@@ -17,7 +17,8 @@ class Flags:
 
     defaults: dict          # option -> value when the flag is not given
     may_differ: set         # options that say how or where a run computes, not what: they may change with --resume
-    filled_in: list = field(default_factory=list)       # not given by the user, so drawn or counted by the program
+    filled_in: list = field(default_factory=list)   # not given by the user, so drawn or counted by the program
+    given: set = field(default_factory=set)         # options that the command line or its --recipe has
 
 
 def values(opt) -> dict:
@@ -64,6 +65,12 @@ class Parser(argparse.ArgumentParser):
         """The defaults, and which options may differ."""
         return Flags({a.dest: a.type(a.default) if a.type and isinstance(a.default, str) else a.default
                       for a in self._actions if argparse.SUPPRESS not in (a.default, a.dest)}, self.may_differ)
+
+    def given(self, args: list[str]) -> set[str]:
+        """The options whose flags are among the words `args`, also where the value is the default."""
+        not_given = object()        # in the place of the defaults
+        opt, _ = self.parse_known(args, argparse.Namespace(**dict.fromkeys(self.flags().defaults, not_given)))
+        return {name for name, value in vars(opt).items() if value is not not_given}
 
     def parse_args(self, args=None, namespace=None):
         opt, unknown = self.parse_known(args, namespace)

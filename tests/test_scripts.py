@@ -67,8 +67,16 @@ def test_defaults():
         'normalise': 'usual', 'images_in': 'auto'}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
+    assert opt.flags.given == {'path_t'}
     opt = teacher_options([])
     assert (opt.model, opt.save_freq, opt.trial, opt.learning_rate) == ('resnet110', 40, '0', 0.05)
+
+
+def test_which_flags_are_given(tmp_path):
+    (tmp_path / 'recipe.txt').write_text('--sched cosine --model_ema')
+    opt = student_options(['--path_t', 'x', '--kd_T=4.0', '-b', '0', '--no-channels_last', '--recipe',
+                           str(tmp_path / 'recipe.txt')])
+    assert opt.flags.given == {'path_t', 'kd_T', 'beta', 'channels_last', 'recipe', 'sched', 'model_ema'}
 
 
 def test_flags_take_both_spellings():
