@@ -18,7 +18,7 @@ from helper.errors import UserError, run_main
 from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
-from helper.records import show_evaluation
+from helper.records import show_evaluation, warn_of_one_class
 from helper.run import Place, Run
 from helper.state import fingerprint, weights_checksum
 from models.find import build, check_name
@@ -39,7 +39,8 @@ def train(opt, device):
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
     facts = {**fingerprint(data), 'teacher (checksum)': weights_checksum(teacher)}
     if opt.evaluate:
-        show_evaluation(opt.model_t, validate(data.test_loader, teacher.to(device, memory_format=memory_format(opt))))
+        teacher.to(device, memory_format=memory_format(opt))
+        show_evaluation(opt.model_t, validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}'))
         return
 
     # Build
@@ -76,11 +77,14 @@ def train(opt, device):
               f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, '
               f'{distributed.where(device)}')
         if not opt.skip_validation:
-            known = cache.accuracy if cache else None
-            accuracy = validate(data.test_loader, teacher, run)['test_acc'] if known is None else known
+            accuracy = cache.accuracy if cache else None
+            if accuracy is None:
+                test = validate(data.test_loader, teacher, run, f'--path-t {opt.path_t}')
+                accuracy = test['test_acc']
+                warn_of_one_class(f'the teacher {opt.model_t}', test)
+                if cache:
+                    cache.keep_accuracy(accuracy)
             print(f'teacher top-1: {accuracy:.2f}')
-            if cache and known is None:
-                cache.keep_accuracy(accuracy)
         if run.starts_anew:
             distiller.prepare(data)
 

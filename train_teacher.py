@@ -29,7 +29,8 @@ def train(opt, device):
     data = get_dataloaders(local, device, mixes(opt))
     if opt.evaluate:
         name, net = load_inference_net(opt.evaluate, data, '--evaluate')
-        show_evaluation(name, validate(data.test_loader, net.to(device, memory_format=memory_format(opt))))
+        net.to(device, memory_format=memory_format(opt))
+        show_evaluation(name, validate(data.test_loader, net, source=f'--evaluate {opt.evaluate}'))
         return
 
     # Build

@@ -1,17 +1,19 @@
 """One epoch of training, and validation."""
+import math
+
 import torch
 import torch.nn.functional as F
 
 from .device import Precision
 from .distributed import average_batchnorm, average_gradients
 from .errors import UserError
-from .meter import FiniteCheck, Meter, Progress
+from .meter import ClassCount, FiniteCheck, Meter, Progress
 
 
 class Unsaved:
     """In the place of a helper.run.Run where nothing is saved."""
 
-    advice = 'lower --learning_rate'
+    advice, epoch = 'lower --learning_rate', 1
 
     def begin_steps(self, meter, finite) -> int:
         return 0
@@ -59,9 +61,9 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
                 learner.after_step()
                 run.end_step(together)
         finite.flush()
-        finite.check_weights(module)
         precision.check()
-        average_batchnorm(module)
+        average_batchnorm(module)       # before the check, so that all processes end alike
+        finite.check_weights(module)
         averages = meter.averages()
     return {**averages, 'images_per_second': progress.images_per_second}
 
@@ -77,17 +79,32 @@ def _forward(module, *batch):
 
 
 @torch.inference_mode()
-def validate(loader, net, run=None) -> dict:
-    """{'test_loss', 'test_acc', 'test_acc_top5'} (percent) over every image once, each in one of the processes.
+def validate(loader, net, run=None, source: str = '') -> dict:
+    """{'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'} over every image
+    once, each in one of the processes.
 
     net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may end here when a signal has come.
+    source: the flag and the file of a net that this run does not train, for the error message. The last two count the
+    classes that the net predicts at least once, and those that have images.
+
+    Raises UserError, the same in every process, where the loss is not finite: NaN logits would count as a prediction.
     """
     net.eval()
     run = run or Unsaved()
-    meter = Meter()
+    meter, classes = Meter(), ClassCount()
     for images, target, _ in loader:
         logits = net(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)
+        classes.update(logits, target)
         run.stop_if_asked()
     averages = meter.averages()
-    return {'test_loss': averages['loss'], 'test_acc': averages['top1'], 'test_acc_top5': averages['top5']}
+    predicted, present = classes.counts()
+    if not averages:
+        raise UserError('no test image could be read, so there is no accuracy')
+    loss = averages['loss']
+    if not math.isfinite(loss):
+        raise UserError(f'{source}: its loss on the test images is {loss}, so it has no accuracy; give a checkpoint '
+                        f'of a run that did not diverge' if source else
+                        f'the run diverged in epoch {run.epoch}: the loss on the test images is {loss}; {run.advice}')
+    return {'test_loss': loss, 'test_acc': averages['top1'], 'test_acc_top5': averages['top5'],
+            'test_classes_predicted': predicted, 'test_classes': present}

@@ -72,6 +72,26 @@ class Meter:
         return {name: value / samples for name, value in zip(parts[0][0] if parts else [], sums, strict=True)}
 
 
+class ClassCount:
+    """How many classes a net predicts for the test images, over all processes. Nothing is read back until the end."""
+
+    def __init__(self):
+        self.seen = None        # (2, classes): which are predicted, which are there
+
+    def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """logits (N, classes), target (N,)."""
+        if self.seen is None:
+            self.seen = torch.zeros(2, logits.shape[1], dtype=torch.bool, device=logits.device)
+        self.seen[0].index_fill_(0, logits.argmax(1), True)
+        self.seen[1].index_fill_(0, target, True)
+
+    def counts(self) -> tuple[int, int]:
+        """(classes that are predicted at least once, classes with at least one image). All processes call this."""
+        parts = [part for part in distributed.gather(None if self.seen is None else self.seen.cpu())
+                 if part is not None]
+        return tuple(torch.stack(parts).any(0).sum(1).tolist()) if parts else (0, 0)
+
+
 def describe(averages: dict) -> str:
     """The averages for a person to read, without top-5."""
     words = [f'{name} {value:.4g}' for name, value in averages.items() if name not in ('top1', 'top5')]
@@ -116,11 +136,12 @@ class FiniteCheck:
             self.check(*seen)
 
     def check_weights(self, module: nn.Module) -> None:
-        """Before the weights are saved: a finite loss can still give an update that ruins them. Waits for the device.
+        """Before the weights are saved: a finite loss can still give an update, or running statistics, that ruin them.
 
-        Raises UserError.
+        Waits for the device. Raises UserError.
         """
-        if not all(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).tolist()):
+        weights = [value for value in module.state_dict().values() if value.is_floating_point()]
+        if not all(torch.stack([weight.isfinite().all() for weight in weights]).tolist()):
             raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
                             f'{self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
 

@@ -17,6 +17,8 @@ from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
 
+METRICS = ('test_loss', 'test_acc', 'test_acc_top5')
+
 
 class Records:
     """parameters.json, history.json, test_best_metrics.json, test_last_metrics.json, TensorBoard events and --wandb.
@@ -103,16 +105,17 @@ class Records:
 
         No file but TensorBoard's is written yet.
         """
-        scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **test, 'lr': rate}
+        metrics = {name: test[name] for name in METRICS}
+        scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
-        entry = {'epoch': epoch, **scalars, 'train': train, 'seconds': seconds}
+        entry = {'epoch': epoch, **scalars, **test, 'train': train, 'seconds': seconds}
         if taken := entry.keys() & pictures.keys():
             raise ValueError(f'pictures: {", ".join(taken)} is the name of something else in history.json')
         self.history.append({**entry, **pictures})
         self.ended += 1
         is_best = test['test_acc'] > self.best['test_acc']
         if is_best:
-            self.best = {**test, 'epoch': epoch}
+            self.best = {**metrics, 'epoch': epoch}
         if not is_main():
             return
         pixels = {tag: torch.tensor(matrix).repeat_interleave(32, 0).repeat_interleave(32, 1).clamp(0, 1)
@@ -133,7 +136,7 @@ class Records:
     @property
     def last(self) -> dict:
         """The metrics of the last epoch."""
-        return {name: self.history[-1].get(name) for name in ('test_loss', 'test_acc', 'test_acc_top5', 'epoch')}
+        return {name: self.history[-1].get(name) for name in (*METRICS, 'epoch')}
 
     def write(self, epoch: int) -> None:
         """Bring the JSON files up to `epoch`, the last one. The first call removes what an earlier run has left."""
@@ -153,6 +156,8 @@ class Records:
             self._write_parameters(**{'Total time': (time.time() - self.start) / self.unit})
             print(f'best top-1 {self.best["test_acc"]:.2f} at epoch {self.best["epoch"]}, last '
                   f'{self.last["test_acc"]:.2f}, saved in {self.folder}')
+            for epoch in sorted({self.best['epoch'], self.last['epoch']}):
+                warn_of_one_class(f'the network of epoch {epoch}', self.history[epoch - 1])
 
     def _write_parameters(self, **more):
         write_json(self.folder / 'parameters.json', {**self._parameters(), **more})
@@ -224,6 +229,19 @@ def _ignore_failed_writes(args):
         threading.__excepthook__(args)
 
 
+def predicts_one_class(test: dict) -> bool:
+    """Whether a net predicts one class for all test images, which have several. test: what validate returned, or an
+    epoch of history.json; of an older run, which does not say it, False."""
+    return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
+
+
+def warn_of_one_class(what: str, test: dict) -> None:
+    """Print a line where the net `what` predicts one class for all test images. test: as of predicts_one_class."""
+    if predicts_one_class(test):
+        print(f'{what} predicts one class for all test images: its top-1 is only the share of that class')
+
+
 def show_evaluation(name: str, test: dict) -> None:
     """Print what validate returned for the net `name`."""
     print(f'{name}: top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f}, loss {test["test_loss"]:.4f}')
+    warn_of_one_class(name, test)

@@ -67,7 +67,8 @@ def main():
     teacher.to(device, memory_format=memory_format(opt))
     try:
         if cache.accuracy is None:
-            cache.keep_accuracy(validate(data.test_loader, teacher)['test_acc'])
+            test = validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}')
+            cache.keep_accuracy(test['test_acc'])
         with compiled(teacher, opt, device):
             fill(cache, teacher, data.train_loader, opt.batch_size)
     finally:

@@ -12,7 +12,9 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import DistillKL, Vanilla, distiller_dict, get_method
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
+from helper.meter import FiniteCheck
 from helper.optim import adjust_learning_rate
+from helper.records import predicts_one_class, show_evaluation
 
 PAIRS = {'same family': ('resnet14', 'resnet8'), 'other family': ('wrn_16_1', 'ShuffleV1'),
          'extra stage': ('vgg8', 'resnet8'), '3 against 4 stages': ('resnet14', 'MobileNetV2')}
@@ -153,6 +155,44 @@ def test_validation_counts_every_image_once():
     assert got['test_acc'] == pytest.approx((logits.argmax(1) == target).float().mean().item() * 100)
     top5 = (logits.topk(5, 1).indices == target[:, None]).any(1).float().mean().item() * 100
     assert got['test_acc_top5'] == pytest.approx(top5) and not net.training
+    assert (got['test_classes_predicted'], got['test_classes']) == (len(logits.argmax(1).unique()), 10)
+
+
+def test_one_class_for_all_test_images(capsys):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    net[1].bias.data[3] = 1e3
+    images = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
+    share, alone = (validate(MemoryLoader(images, target, 16, CPU), net)
+                    for target in (torch.arange(20) % 4, torch.full((20,), 3)))
+    assert (share['test_acc'], share['test_classes_predicted'], share['test_classes']) == (25, 1, 4)
+    assert (alone['test_acc'], alone['test_classes_predicted'], alone['test_classes']) == (100, 1, 1)
+    show_evaluation('net', share)
+    assert capsys.readouterr().out.splitlines()[1] == \
+        'net predicts one class for all test images: its top-1 is only the share of that class'
+    show_evaluation('net', alone)
+    assert 'predicts' not in capsys.readouterr().out
+    assert not predicts_one_class({'test_acc': 25.0})       # of a run that did not count them
+
+
+def test_a_net_that_gives_nan_has_no_accuracy():
+    """topk takes NaN for the largest, so the first class would be its answer."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    net[1].bias.data[3] = float('nan')
+    loader = MemoryLoader(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), 4, CPU)
+    with pytest.raises(UserError, match='the run diverged in epoch 1: the loss on the test images is nan; lower --lea'):
+        validate(loader, net)
+    with pytest.raises(UserError, match='^--evaluate x.pth: its loss on the test images is nan, so it has no accuracy'):
+        validate(loader, net, source='--evaluate x.pth')
+
+
+def test_running_statistics_that_are_not_finite_are_not_saved():
+    """Finite losses and parameters do not say that the saved net is one."""
+    distiller, _, _ = build('kd')
+    check = FiniteCheck(2, torch.optim.SGD(distiller.parameters(), lr=0.1))
+    check.check_weights(distiller)
+    distiller.student.bn1.running_var[0] = float('inf')
+    with pytest.raises(UserError, match='no longer finite in epoch 2'):
+        check.check_weights(distiller)
 
 
 def test_a_diverged_run_stops():

@@ -174,6 +174,12 @@ def every_method(opt, device):
     found['validate'] = validate(held_out, make('kd', rank, world)[0].student)
     one = MemoryLoader(images[:1], target[:1], 8, device, rank=rank, world_size=world)
     found['one image'] = validate(one, make('kd', rank, world)[0].student)
+    net = make('kd', rank, world)[0].student
+    net.fc.bias.data.fill_(float('nan') if rank else 0)     # in one process alone
+    try:
+        validate(held_out, net)
+    except UserError as error:
+        found['not finite'] = distributed.gather(str(error))
     if rank == 0:
         Path(opt.out).write_text(json.dumps(found))
 
@@ -232,6 +238,8 @@ def test_validation_is_that_of_one_process(together):
     for name, n in (('validate', 45), ('one image', 1)):
         want = validate(MemoryLoader(images[:n], torch.arange(n) % 10, 8, CPU), net)
         assert together[name] == pytest.approx(want, rel=1e-6)
+    assert together['not finite'] == 2 * ['the run diverged in epoch 1: the loss on the test images is nan; lower '
+                                          '--learning_rate']
 
 
 def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):

@@ -195,6 +195,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, small, t
     assert caught.value.code == 2 and len(calls) == 2
     assert 'diverged in epoch 2, at step 2 (loss inf, ce ' in error and 'learning rate 0.05' in error
     assert before.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
+    # The same in the validation, whose net may give NaN although the training's loss is finite.
+    validate, to_nan = train_student.validate, torch.nn.Hardtanh(float('nan'), float('nan'))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *source: validate(
+        loader, net if source else torch.nn.Sequential(net, to_nan), run, *source))
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, *arguments, '--epochs', 2, '--resume')
+    error = capfd.readouterr().err
+    assert caught.value.code == 2 and 'diverged in epoch 2: the loss on the test images is nan; lower --learn' in error
+    assert f'the last good state is in {folder}' in error
+    assert before.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
 
 
 def test_weights_that_are_not_finite_are_not_saved(call, small, tmp_path, capfd):

@@ -92,7 +92,7 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and not list(tmp_path.glob('*/*/last.pth'))
-    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run: validate(loader, net))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *_: validate(loader, net))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and 'stopped after epoch 0' in capfd.readouterr().out
