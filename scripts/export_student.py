@@ -38,7 +38,7 @@ from shipping.runtime import CONFIG  # noqa: E402
 from shipping.student import open_student  # noqa: E402
 
 USUAL = ('safetensors', 'pt2', 'onnx')
-CARD = ('MODEL_CARD.md', 'model_card.json')
+CARD = ('MODEL_CARD.md', card.CARD)
 LATENCY = ('latency.json', 'latency.png', 'latency.svg')
 STUDENTS = {form.file for form in FORMATS.values()}
 OURS = {CONFIG, *CARD, *LATENCY, *STUDENTS}
@@ -234,6 +234,10 @@ def main():
         write_json(folder / CARD[1], facts)
         (folder / CARD[0]).write_text(card.as_markdown(facts, student.config, text), encoding='utf-8')
     print(f'{student.name}: top-1 {outcomes.network.top1:.2f} in PyTorch')
+    if facts['gives one class alone'] is not None:
+        print(f'warning: {student.name} gives the class {printable(facts["gives one class alone"])} to all '
+              f'{outcomes.network.seen} test images: it tells no classes apart, and "the same first class" below says '
+              f'nothing about the files')
     for name in good:
         found = outcomes.formats[name]
         print(f'{printable(out / FORMATS[name].file)}: top-1 {found.top1:.2f}, the same first class for '

@@ -11,6 +11,7 @@ from .formats import FORMATS
 from .runtime import CONFIG
 from .student import OWN, Student
 
+CARD = 'model_card.json'
 TO_FILL_IN = ('licence', 'licence of the training data', 'intended use', 'limitations', 'contact')
 LAST_PART = '## To be filled in'
 OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint": 'path_t',
@@ -39,6 +40,8 @@ def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Pat
                      'last epoch': _metrics(run / 'test_last_metrics.json'),
                      'measured for this export': outcomes.network.json(),
                      'teacher': outcomes.teacher.json() if outcomes.teacher else None},
+        'gives one class alone': None if (single := outcomes.network.single_class) is None
+        else student.config['classes'][single],
         'files': files,
         'exported by': {'command': here['command'], 'versions': here['versions']},
         'to be filled in': dict.fromkeys(TO_FILL_IN),
@@ -80,6 +83,8 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         f'{card["parameters"]:,} parameters, {len(card["classes"])} classes{taught}'
         + (f', on {training["data"]}.' if 'data' in training else '.'),
         '## Accuracy', _rows(('', 'top-1 of the test set in %'), reached),
+        *([f'**The network gives the class {printable(only)} to all test images: it tells no classes apart.**']
+          if (only := card['gives one class alone']) is not None else []),
         '## Files',
         'Each was loaded again by its own runtime in a process of its own, and compared with the network in PyTorch on '
         'the whole test set.',

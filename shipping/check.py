@@ -27,10 +27,14 @@ class Outcome:
     difference: float = 0.0             # the largest of any logit from the network's
     largest: float = 0.0                # the network's largest logit
     failed: str | None = None           # why its runtime could not run it
+    predicted: set[int] = field(default_factory=set)        # first classes given to any image
+    true: set[int] = field(default_factory=set)             # classes of the images
 
     def add(self, logits: np.ndarray, expected: np.ndarray, target: np.ndarray) -> None:
         """Count a batch."""
         self.seen += len(target)
+        self.predicted |= {*logits.argmax(1).tolist()}
+        self.true |= {*target.tolist()}
         self.right += int((logits.argmax(1) == target).sum())
         self.like += int((logits.argmax(1) == expected.argmax(1)).sum())
         difference = float(np.abs(logits - expected).max())
@@ -46,6 +50,11 @@ class Outcome:
     def agreement(self) -> float:
         """For how many images, in %, the first class is that of the network."""
         return 100 * self.like / self.seen
+
+    @property
+    def single_class(self) -> int | None:
+        """The class that every image is given, although the images are of several; else None."""
+        return min(self.predicted) if len(self.predicted) == 1 < len(self.true) else None
 
     def fault(self, agreement: float | None) -> str:
         """Why a file of a format with this `agreement` (see formats.Format) is not good enough; '' for a good one."""

@@ -1,15 +1,18 @@
-"""An export as its user meets it: whose it is, is not known, so all that it says is checked."""
+"""An untrusted export: its configuration and its files are checked before anything of it is run."""
+import hashlib
 import math
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from dataset.imagenet import CROP_PCT
 from helper.errors import UserError
-from helper.files import read_json
+from helper.files import open_regular, read_json
 from models.find import LIBRARIES, NOT_SETTINGS
 from models.load import as_inputs
 
+from .card import CARD
 from .formats import FORMATS
 from .runtime import CONFIG
 
@@ -43,6 +46,7 @@ class Exported:
         if libraries := missing(name):
             raise UserError(f'{flag} {path}: needs {" and ".join(libraries)}; pip install {" ".join(libraries)}')
         config = check_config(read_json(folder / CONFIG, f'{flag} {folder / CONFIG}'), f'{flag} {folder}')
+        check_checksums(folder, [path.name, CONFIG], flag)
         if name == 'safetensors' and config['library'] in LIBRARIES:    # which would fetch hf-hub:NAME from the network
             LIBRARIES[config['library']].check(config['architecture'], f'{flag} {folder}: its {CONFIG} names')
         return cls(path, config)
@@ -55,6 +59,28 @@ def missing(name: str) -> list[str]:
     """The libraries that are not installed and without which a format cannot be run."""
     needs = [library for library in FORMATS[name].needs if library not in ('onnx', 'onnxscript')]
     return [library for library in needs if find_spec(library) is None]
+
+
+def check_checksums(folder: Path, names: list[str], flag: str) -> None:
+    """Compare files of an export with their SHA-256 in its model card; print a line where there is no card.
+
+    Raises UserError that begins with `flag` for a file that has changed since the export.
+    """
+    card = folder / CARD
+    if not card.exists():
+        print(f'{folder}: has no {CARD}, so the SHA-256 of its files is not checked', file=sys.stderr)
+        return
+    content = read_json(card, f'{flag} {card}')
+    files = content.get('files') if isinstance(content, dict) else None
+    for name in names:
+        facts = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(facts, dict) or not isinstance(facts.get('sha256'), str):
+            raise UserError(f'{flag} {card}: has no SHA-256 of {name}; export it again')
+        with open_regular(folder / name, f'{flag} {folder / name}') as file:
+            found = hashlib.file_digest(file, 'sha256').hexdigest()
+        if found != facts['sha256']:
+            raise UserError(f'{flag} {folder / name}: damaged or changed since the export, its SHA-256 is not that of '
+                            f'{CARD}; copy or export it again')
 
 
 def check_config(config, what: str) -> dict:

@@ -29,14 +29,14 @@ class Process:
             *seconds, self.peak = runtime.receive(self.process.stdout)
             return runtime.receive(self.process.stdout), np.array(seconds)
         except (OSError, ValueError, TypeError, EOFError) as error:     # TypeError: nothing came
-            raise UserError(f'{self.file.name}: its runtime cannot run it ({self._last_words()})') from error
+            raise UserError(f'{self.file.name}: {self._last_words()}') from error
 
     def _last_words(self):
         self.process.kill()
         self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors='replace').strip().splitlines()
-        return printable(lines[-1])[:300] if lines else f'exit code {self.process.returncode}'
+        return printable(lines[-1])[:300] if lines else f'its process ended with exit code {self.process.returncode}'
 
     def close(self) -> None:
         """End the process."""

@@ -4,6 +4,7 @@ As a program it is a process with one such network: python shipping/runtime.py F
 count and a batch of images each, runs the batch so many times, and writes the seconds that each run took with the peak
 memory so far in bytes, then the logits.
 """
+import contextlib
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 CONFIG = 'config.json'
+KINDS = {'.onnx': 'an ONNX file', '.pt2': 'a file of torch.export',
+         '.safetensors': f'the weights of the net in {CONFIG}'}
 INPUT, OUTPUT = 'images', 'logits'
 
 
@@ -106,16 +109,31 @@ def receive(file) -> np.ndarray | None:
     return np.lib.format.read_array(io.BytesIO(file.read(int.from_bytes(count, 'little')))) if count else None
 
 
+@contextlib.contextmanager
+def _explained(fault: str):
+    """End the process with one line: `fault`, and the runtime's own words without the names of its exceptions."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:      # a runtime fails over a damaged file in any way
+        names = r'\[ONNXRuntimeError\] : \d+ : \w+ : |\w*(Error|Exception)(\(s\) in [\w ]+:| while|:) '
+        words = re.sub(names, '', ' '.join(str(error).split()))[:200]
+        sys.exit(f'{fault} ({words or "its runtime does not say why"})')
+
+
 def serve(file: str, threads: int | None = None) -> None:
     """Answer requests until there are no more."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)       # what a library prints must not get between the answers
-    run = open_export(file, threads)
+    with _explained(f'damaged, cut short, or not {KINDS[Path(file).suffix]}'):
+        run = open_export(file, threads)
     while (count := receive(requests)) is not None:
         images, seconds = receive(requests), []
         for _ in range(int(count)):
             start = time.perf_counter()
-            logits = run(images)
+            with _explained(f'cannot take {images.dtype} images of shape {images.shape}'):
+                logits = run(images)
             seconds.append(time.perf_counter() - start)
         send(answers, np.array([*seconds, peak_memory()]))
         send(answers, np.ascontiguousarray(logits, np.float32))

@@ -33,7 +33,7 @@ from models import model_dict
 from models.find import build
 from shipping import card, check, cost
 from shipping import exported as exported_module
-from shipping.exported import check_config
+from shipping.exported import Exported, check_config
 from shipping.formats import FORMATS, Export
 from shipping.process import Process
 from shipping.runtime import open_export
@@ -491,7 +491,51 @@ def test_a_truncated_file(call, export, photographs, tmp_path, capsys, name):
     content = (export / FORMATS[name].file).read_bytes()
     (tmp_path / FORMATS[name].file).write_bytes(content[:len(content) // 2])
     line = fails(call, capsys, predict.main, tmp_path, photographs[0][0])
-    assert f'{FORMATS[name].file}: its runtime cannot run it' in line
+    assert f'{FORMATS[name].file}: damaged, cut short, or not ' in line and 'Error' not in line
+
+
+@pytest.mark.parametrize('name', ['student.onnx', 'student.safetensors', 'config.json'])
+def test_a_changed_byte(call, export, photographs, tmp_path, capsys, name):
+    """The model card has the SHA-256 of each file. Without a card a line says that nothing was compared."""
+    shutil.copytree(export, tmp_path / 'x')
+    file = tmp_path / 'x' / name
+    content = bytearray(file.read_bytes())
+    if name == 'config.json':
+        content = content.replace(b'"cat"', b'"cow"')
+    else:
+        content[-5] ^= 1
+    file.write_bytes(content)
+    given = tmp_path / 'x' / ('student.onnx' if name == 'config.json' else name)
+    assert f'{name}: damaged or changed since the export' in fails(call, capsys, predict.main, given, photographs[0][0])
+    (tmp_path / 'x' / 'model_card.json').write_text('{"files": {}}')
+    assert 'has no SHA-256 of ' in fails(call, capsys, predict.main, given, photographs[0][0])
+    (tmp_path / 'x' / 'model_card.json').unlink()
+    with pytest.raises(UserError, match='no such'):
+        Exported.find(str(tmp_path / 'nowhere'), 'EXPORT')
+    Exported.find(str(given), 'EXPORT')
+    assert 'has no model_card.json, so the SHA-256' in capsys.readouterr().err
+
+
+def test_one_class_for_all_images():
+    outcome, logits = check.Outcome(), np.eye(4, dtype=np.float32)
+    outcome.add(logits[[2, 2]], logits[[2, 2]], np.array([1, 1]))
+    assert outcome.single_class is None         # all images are of one class
+    outcome.add(logits[[2]], logits[[2]], np.array([0]))
+    assert outcome.single_class == 2
+    outcome.add(logits[[1]], logits[[1]], np.array([2]))
+    assert outcome.single_class is None
+
+
+@pytest.mark.usefixtures('here')
+def test_a_network_of_one_class(call, run, tmp_path, capsys):
+    content = load_checkpoint(str(run / 'resnet8_best.pth'), '')
+    content['model']['fc.weight'].zero_()
+    content['model']['fc.bias'].copy_(torch.tensor([0., 0., 1., 0.]))
+    torch.save(content, tmp_path / 'net_best.pth')
+    shutil.copy(run / 'parameters.json', tmp_path)
+    call(export_student.main, tmp_path / 'net_best.pth', '--out', tmp_path / 'out', '--formats', 'safetensors')
+    assert 'gives the class cat to all 24 test images' in capsys.readouterr().out
+    assert 'gives the class cat to all test images' in (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
 
 
 @pytest.mark.parametrize('change', [
