@@ -123,6 +123,8 @@ def _common(description, trial_flags, trial):
         help='deterministic cuDNN, slower; the seed is 12345 unless --seed is given')
     add('--print-freq', may_differ=True, type=number(int, low=1, high=10**9), default=200,
         help='steps between two progress lines')
+    add('--estimate', may_differ=True, action='store_true',
+        help='time some steps, print what the run will take (hours, memory, disk), and stop; nothing is written')
     add('--wandb', may_differ=True, nargs='?', const='distillation', metavar='PROJECT',
         help='also report the run to Weights & Biases, in that project; alone: distillation')
     add('--save_dir', may_differ=True, type=path, default='./save', help='where runs are written')
@@ -141,6 +143,8 @@ def _parse(parser, args):
 
 def _finish(parser, opt, model, flag):
     check_dataset(opt)
+    if opt.estimate and opt.evaluate:
+        parser.error('--estimate: --evaluate trains nothing; leave one of the two out')
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)

@@ -9,12 +9,13 @@ from pathlib import Path
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
 from dataset.batch_augment import BatchAugment, mixes
-from dataset.teacher_cache import TaughtLoader, open_cache
+from dataset.teacher_cache import TaughtLoader, cache_bytes, open_cache
 from distiller_zoo import get_method, make_distiller
 from helper import distributed
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
+from helper.estimate import estimate
 from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
@@ -47,7 +48,7 @@ def train(opt, device):
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     distiller = make_distiller(student, teacher, local, data)
-    cache = open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
+    cache = None if opt.estimate else open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
         distiller.teacher_follows = False       # nothing will be asked
     else:
@@ -62,10 +63,17 @@ def train(opt, device):
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, local, data.num_classes, device)
     precision = Precision(opt.amp, device)
+    init_rate = opt.init_learning_rate or method.init_learning_rate or opt.learning_rate
 
     def checkpoint():
         return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs,
                 'classes': [*data.classes]}
+
+    if opt.estimate:
+        measured = None if opt.skip_validation else teacher
+        size = cache_bytes(opt, method.needs, teacher, data)
+        estimate(opt, distiller, data, precision, device, checkpoint, measured, init_rate, size)
+        return
 
     place = Place.of_student(opt)
     if place.best_path(opt).resolve() == Path(opt.path_t).resolve():
@@ -90,8 +98,7 @@ def train(opt, device):
 
         if distiller.initialising:
             module = distributed.wrap(distiller, device, unused=True)
-            rate = opt.init_learning_rate or method.init_learning_rate or opt.learning_rate
-            optimizer = distiller.make_optimizer(rate, opt)
+            optimizer = distiller.make_optimizer(init_rate, opt)
             for epoch in run.epochs(optimizer, opt.init_epochs, 'init'):
                 run.end_init_epoch(train_epoch(epoch, data.train_loader, module, optimizer, opt, run, precision))
             distiller.finish_init()

@@ -12,6 +12,7 @@ from helper import distributed
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import run_main
+from helper.estimate import estimate
 from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
@@ -49,6 +50,10 @@ def train(opt, device):
     def checkpoint():
         return {**vanilla.checkpoint(), 'optimizer': optimizer.state_dict(), 'arch': arch,
                 'num_classes': data.num_classes, 'inputs': data.inputs, 'classes': [*data.classes]}
+
+    if opt.estimate:
+        estimate(opt, vanilla, data, precision, device, checkpoint)
+        return
 
     # Train
     with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:

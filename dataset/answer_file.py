@@ -16,6 +16,16 @@ from helper.files import locked
 HEADER = 4096                       # bytes before the checksums
 
 
+def values_at(slots: int) -> int:
+    """Where the answers begin, after the header and a checksum of each, in whole blocks."""
+    return HEADER + -(-4 * slots // HEADER) * HEADER
+
+
+def file_bytes(slots: int, width: int) -> int:
+    """Of a file that is full."""
+    return values_at(slots) + slots * 4 * width
+
+
 class AnswerFile:
     """One kind of answer to `slots` slots, float32 (slots, width), in a file that processes share.
 
@@ -31,8 +41,7 @@ class AnswerFile:
         Raises UserError for a file that is damaged or holds something else, OSError for one that cannot be made.
         """
         self.path, self.slots, self.width = path, slots, width
-        self.values_at = HEADER + -(-4 * slots // HEADER) * HEADER
-        self.bytes = self.values_at + slots * 4 * width     # when full
+        self.values_at, self.bytes = values_at(slots), file_bytes(slots, width)
         self.header = json.dumps({'teacher cache': 1, 'slots': slots, 'width': width, **facts}).encode().ljust(HEADER)
         self.seed = zlib.crc32(self.header)
         self.writable = os.access(path, os.W_OK) or not os.path.exists(path)

@@ -21,7 +21,7 @@ from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.files import folder_name, read_json, write_json
 
-from .answer_file import AnswerFile
+from .answer_file import AnswerFile, file_bytes
 from .memory import FORMS, MemoryLoader
 
 ANSWERS = ('logits', 'embedding')   # the kinds that are kept, a file each
@@ -179,6 +179,24 @@ class TaughtLoader:
         return {kind: torch.cat([found[kind], kept[kind]])[order] for kind in found}
 
 
+@torch.no_grad()
+def _widths(opt, needs, teacher, data):
+    """kind of answer that is kept -> its numbers. Raises UserError where nothing can be kept."""
+    if not isinstance(data.train_loader, MemoryLoader):
+        raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
+                        f'would be many more; leave it out')
+    blank = torch.zeros(2, 3, data.image_size, data.image_size, device=next(teacher.parameters()).device)
+    out = teacher.eval().outputs(blank)
+    return {kind: getattr(out, kind).shape[1] for kind in ANSWERS if kind == 'logits' or kind in needs}
+
+
+def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
+    """Of the files that open_cache makes, when they are full; 0 without --teacher_cache. Raises UserError."""
+    if not opt.teacher_cache:
+        return 0
+    return sum(file_bytes(data.n_train * FORMS, width) for width in _widths(opt, needs, teacher, data).values())
+
+
 def open_cache(opt, needs: tuple, teacher: nn.Module, teacher_checksum: int, data, device: torch.device
                ) -> TeacherCache | None:
     """The cache of `teacher`, with this checksum of its weights, in the folder opt.teacher_cache; None without one.
@@ -188,13 +206,8 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, teacher_checksum: int, dat
     """
     if not opt.teacher_cache:
         return None
-    if not isinstance(data.train_loader, MemoryLoader):
-        raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
-                        f'would be many more; leave it out')
+    widths = _widths(opt, needs, teacher, data)
     folder, images_checksum, tests = Path(opt.teacher_cache), data.train_loader.checksum(), data.test_loader
-    with torch.no_grad():
-        out = teacher.eval().outputs(torch.zeros(2, 3, data.image_size, data.image_size))
-    widths = {kind: getattr(out, kind).shape[1] for kind in ANSWERS if kind == 'logits' or kind in needs}
     stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
 
     def open_file(kind):

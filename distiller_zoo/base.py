@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from helper.cli import MOST_EPOCHS, comma_list, number
-from helper.dot import DOT
 from helper.errors import UserError
+from helper.optim import DOT
 from models.base import Outputs
 
 from .criterion import distill_kl

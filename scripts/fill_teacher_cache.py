@@ -54,6 +54,8 @@ def main():
     opt = student_options(description=__doc__)
     if not opt.teacher_cache:
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
+    if opt.estimate:
+        raise UserError('--estimate: is of a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t)
     data = get_dataloaders(opt, device)

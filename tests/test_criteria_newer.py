@@ -15,7 +15,7 @@ import distiller_zoo as zoo
 from distiller_zoo.layers import ConvBN
 from distiller_zoo.simkd import project
 from distiller_zoo.wkdl import transport_cost, weight_factor
-from helper.dot import DOT
+from helper.optim import DOT
 
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_newer.json').read_text())
 TARGET = torch.arange(8) * 11 % 100

@@ -13,9 +13,9 @@ from distiller_zoo import distiller_dict, get_method, load_inference_net
 from distiller_zoo.wkdl import transport_cost
 from helper.checkpoint import save_checkpoint
 from helper.compile import compile_forward
-from helper.dot import DOT
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
+from helper.optim import DOT
 from models import model_dict
 
 # Of each family one net whose last map is not simply the last stage's output, and one where it is.

@@ -20,6 +20,7 @@ from helper import cli, records
 from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.estimate import _Timer
 from models import model_dict, model_names
 from options import student_options, teacher_options
 from results import published
@@ -64,7 +65,7 @@ def test_defaults():
         'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1,
         'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
         'model_ema_warmup': False, 'aa': None, 'reprob': 0.0, 'balance_classes': False,
-        'normalise': 'usual', 'images_in': 'auto'}
+        'normalise': 'usual', 'images_in': 'auto', 'estimate': False}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     assert opt.flags.given == {'path_t'}
@@ -92,8 +93,12 @@ def test_flags_take_both_spellings():
 
 
 def test_teacher_outputs(call, small, tmp_path, capfd):
-    call(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2, '--save_freq', 2,
-         '-t', 'x', '--print-freq', 2)
+    arguments = ['--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2, '--save_freq', 2, '-t', 'x',
+                 '--print-freq', 2]
+    call(train_teacher.main, *arguments, '--estimate')
+    estimate = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert not list(tmp_path.iterdir())
+    call(train_teacher.main, *arguments)
     folder = tmp_path / 'models' / 'resnet8_folder_lr_0.05_decay_0.0005_trial_x'
     assert sorted(p.name for p in folder.iterdir()) == [
         '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
@@ -110,8 +115,34 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
     assert [e['epoch'] for e in read(folder / 'history.json')] == [1, 2]
     out = capfd.readouterr().out
     assert 'epoch 1 [2/3]  loss ' in out and 'images/s' in out and 'best top-1' in out
+    files = [*folder.iterdir(), *(tmp_path / 'tensorboard' / folder.name).iterdir()]
+    assert estimate['disk_bytes'] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
+    assert estimate['teacher_cache_bytes'] == 0
+    assert estimate['hours'] * 3600 == pytest.approx(2 * estimate['seconds_per_epoch']) and estimate['epochs'] == 2
     assert scalar_tags(tmp_path / 'tensorboard' / folder.name) == (
         {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}, set())
+
+
+def test_an_estimate_of_two_stages_and_of_the_cache(call, small, teacher, tmp_path, capfd):
+    arguments = ['--path-t', teacher, '--save_dir', tmp_path, *small, '--estimate']
+    call(train_student.main, *arguments, '--distill', 'fsp', '--init_epochs', 1000)
+    *words, found = capfd.readouterr().out.splitlines()
+    found = json.loads(found)
+    assert found['hours'] * 3600 > 100 * found['seconds_per_epoch'] and 's before the first epoch' in words[-3]
+    call(train_student.main, *arguments, '--distill', 'pkt', '--teacher_cache', '--skip-validation')
+    *words, found = capfd.readouterr().out.splitlines()
+    slots = 162 * 48        # of each a checksum, in whole blocks after a header, and 4 logits or an embedding of 64
+    assert json.loads(found)['teacher_cache_bytes'] == 2 * (4096 + 8 * 4096) + slots * 4 * (4 + 64)
+    assert words[-1].endswith("MB, and 2.19 MB of the teacher's cache when it is full")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_steps_do_not_count_in_an_estimate():
+    timer = _Timer(torch.device('cpu'))
+    timer.marks = [(0, 10.0), (1, 20.0), (2, 21.0), (3, 22.0), (4, 22.5), (6, 23.5)]
+    assert timer.seconds_per_batch() == 0.5
+    timer.marks = timer.marks[:2]       # where there are no others
+    assert timer.seconds_per_batch() == 10
 
 
 def scalar_tags(folder):
