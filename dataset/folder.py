@@ -1,20 +1,24 @@
 """Folders of images, SPLIT/CLASS/*: find the files, and decode small images once into memory."""
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from helper.errors import UserError
+from helper.errors import UserError, printable
 
-from .image import read_rgb
+from .image import EXTENSIONS, read_rgb
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.tif', '.tiff', '.webp')
+SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # these, and names that begin with a dot, are passed over
+MOST_ENDINGS = 10       # that a line names
 
 
 @dataclass
@@ -50,11 +54,17 @@ def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]
 
 
 def _scan_split(folder):
+    """(Split, classes) of folder/CLASS/*. A line says how many files there are left out."""
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        files = [images_below(folder / name) for name in classes]
+        entries = sorted((entry for entry in os.scandir(folder) if not is_hidden(entry.name)), key=lambda e: e.name)
+        classes = [entry.name for entry in entries if entry.is_dir()]
+        files, others = zip(*(images_below(folder / name) for name in classes), strict=True) if classes else ((), ())
+        if len(classes) == 1:
+            _check_only_class(folder / classes[0])
     except OSError as error:
         raise UserError(f'--data_dir: {error.filename}: cannot be read ({error.strerror})') from error
+    say_left_out(f'--data_dir: {folder}', [file for found in others for file in found],
+                 beside=[entry.name for entry in entries if not entry.is_dir()])
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
         raise UserError(f'--data_dir: {folder}: ' + (f'no image in the class {", ".join(empty[:10])}' if empty else
@@ -63,17 +73,60 @@ def _scan_split(folder):
     return Split([file for found in files for file in found], labels), classes
 
 
-def images_below(folder) -> list[str]:
-    """The image files in a folder and the folders in it, in order. Links are followed, but to each folder once."""
+def _check_only_class(folder):
+    """Raises UserError where a class that is alone holds several folders with images: these look like the classes."""
+    inner = sorted(entry.name for entry in os.scandir(folder)
+                   if entry.is_dir() and not is_hidden(entry.name) and images_below(entry.path)[0])
+    if len(inner) > 1:
+        more = f' and {len(inner) - 5} more' if len(inner) > 5 else ''
+        raise UserError(f'--data_dir: {folder.parent}: holds one class alone, {folder.name}, with the folders '
+                        f'{", ".join(inner[:5])}{more} in it, which look like the classes; move them into '
+                        f'{folder.parent}')
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over: its name begins with a dot, or a system wrote it for itself."""
+    return name.startswith('.') or name in SYSTEM_FILES
+
+
+def images_below(folder) -> tuple[list[str], list[str]]:
+    """(image files, other files) in a folder and the folders in it, each in order, without the hidden ones.
+
+    Links are followed, but to each folder once. Raises OSError for a folder that cannot be read.
+    """
+    def fail(error):
+        raise error
+
     seen, found = set(), []
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(where)
+        folders[:] = [name for name in folders if not is_hidden(name)]
         if real in seen:        # a link has led back
             folders.clear()
             continue
         seen.add(real)
-        found.append((where, sorted(name for name in names if name.lower().endswith(EXTENSIONS))))
-    return [os.path.join(where, name) for where, names in sorted(found) for name in names]
+        found.append((where, sorted(name for name in names if not is_hidden(name))))
+    files = [os.path.join(where, name) for where, names in sorted(found) for name in names]
+    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    return images, [file for file in files if not file.lower().endswith(EXTENSIONS)]
+
+
+def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: TextIO | None = None) -> None:
+    """Print one line that counts the files below `place` that are not read, by their endings; none where all are read.
+
+    others: no images. beside: files that are in no folder of a class. to: not given: stdout.
+    """
+    counts = Counter(ending(file) for file in others)
+    counts += Counter(f'{ending(file)} beside the folders of the classes' for file in beside)
+    if counts:
+        kinds = [f'{n} {printable(kind)}' for kind, n in counts.most_common(MOST_ENDINGS)]
+        rest = f', and {len(counts) - len(kinds)} more endings' if len(counts) > len(kinds) else ''
+        print(f'{place}: {counts.total()} files left out: {", ".join(kinds)}{rest}', file=to)
+
+
+def ending(file: str) -> str:
+    """The ending of a file's name in small letters, or words that say it has none."""
+    return os.path.splitext(file)[1].lower() or 'without an ending'
 
 
 def open_sources(opt) -> tuple[Split, Split, list[str]]:

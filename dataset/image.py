@@ -1,9 +1,10 @@
-"""Read an image file as 8-bit RGB, whatever its colours and depth."""
+"""Read an image file as an upright 8-bit RGB image, whatever its format, its colours and its depth."""
+import functools
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from helper.errors import UserError, reason
 from helper.files import open_regular
@@ -11,21 +12,89 @@ from helper.files import open_regular
 # Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image.
 warnings.filterwarnings('ignore', module='PIL')
 
-# The formats that are opened, whatever a file's name says: for some others Pillow would start external programs.
-FORMATS = ('JPEG', 'PNG', 'GIF', 'PPM', 'BMP', 'TIFF', 'WEBP')
+# The formats that are opened, whatever a file's name says, and the endings of their names. Pillow's other formats stay
+# out: for some of them it would start external programs, others are hardly ever used for photographs.
+FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
+    'PNG': ('.png', '.apng'),
+    'GIF': ('.gif',),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm', '.pfm'),
+    'BMP': ('.bmp',),
+    'TIFF': ('.tif', '.tiff'),
+    'WEBP': ('.webp',),
+    'AVIF': ('.avif', '.avifs'),
+    'JPEG2000': ('.jp2', '.j2k', '.jpc', '.jpf', '.jpx', '.j2c'),
+    'QOI': ('.qoi',),
+    'SGI': ('.sgi', '.rgb', '.rgba', '.bw'),
+    'ICO': ('.ico',),
+    'PCX': ('.pcx',),
+    'TGA': ('.tga', '.icb', '.vda', '.vst'),    # the last, because these files begin with no mark of their own
+}
+EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
+
+# What brings an image with this EXIF orientation upright; 1 is upright.
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 
 
 def read_rgb(path: str | Path, file=None) -> Image.Image:
-    """The image at `path`, or in the open `file` of that name, as 8-bit RGB: greyscale, palette, CMYK and 16-bit too.
+    """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
 
-    Raises UserError that names it.
+    It is turned as its EXIF orientation says. Transparency is dropped: the colours below it count. 16-bit and 32-bit
+    values are scaled to 8 bits (see _eight_bits). Of several frames the first is read. Raises UserError that names it.
     """
     with file or open_regular(path, str(path)) as file:
         try:
-            with Image.open(file, formats=FORMATS) as image:
-                if image.mode.startswith('I'):      # 16-bit greyscale: convert() would clip it to white
-                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return image.convert('RGB')
+            with Image.open(file, formats=_formats()) as image:
+                image.load()        # before the EXIF block is read: Pillow turns a TIFF itself, here
+                turn = _turn(image)
+                image = _eight_bits(image).convert('RGB')
+                return image if turn is None else image.transpose(turn)
         except Exception as error:      # whatever a damaged file makes a decoder raise
             why = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else reason(error)
             raise UserError(f'{path}: not a readable image ({why})') from error
+
+
+@functools.cache
+def _formats():
+    """Those of FORMATS that this Pillow has; AVIF came with 11.2."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _turn(image):
+    """The operation that brings a loaded image upright; None where it is, or where its EXIF block is damaged."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:       # whatever a damaged block makes Pillow raise
+        return None
+
+
+def _eight_bits(image):
+    """The image itself, or where its values have more than 8 bits, which convert() would clip, an 8-bit image.
+
+    White is 65535 in 16 bits, as the formats say. Values of 32 bits say nowhere what white is: it is 255 where no value
+    is larger, otherwise 65535 for integers; for floats it is 1 where no value is larger, otherwise 255. Raises
+    ValueError for values outside these ranges, and for 16-bit images that would become black.
+    """
+    if image.mode[0] not in 'IF':
+        return image
+    values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
+    low, high, is_float = values.min(), values.max(), image.mode == 'F'
+    if not low >= 0 or not high <= (255 if is_float else 65535):        # so written, NaN is refused too
+        raise ValueError(f'its values are {low:g} to {high:g}; save it with 8 bits, or with values from 0 to '
+                         f'{"1 or 255" if is_float else "255 or 65535"}')
+    if is_float:
+        values = np.rint(values * (255 if high <= 1 else 1))
+    elif image.mode != 'I' or image.format in ('PNG', 'PPM'):       # 16 bits, or 12
+        shift = 4 if tags.get(BITS) == (12,) else 8
+        values = values >> shift
+        if high and not values.any():
+            raise ValueError(f'its largest value is {high} of {(256 << shift) - 1}, so it would become black; save it '
+                             f'with 8 bits')
+    elif high > 255:
+        values = values >> 8
+    values = values.astype(np.uint8)
+    return Image.fromarray(255 - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values)

@@ -17,8 +17,8 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 # isort: split
 import torch  # noqa: E402
 
-from dataset.folder import EXTENSIONS, images_below  # noqa: E402
-from dataset.image import read_rgb  # noqa: E402
+from dataset.folder import images_below, say_left_out  # noqa: E402
+from dataset.image import EXTENSIONS, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
@@ -52,7 +52,11 @@ def find_images(given):
     files = []
     for name in given:
         if os.path.isdir(name):
-            found = images_below(name)
+            try:
+                found, others = images_below(name)
+            except OSError as error:
+                raise UserError(f'IMAGE_OR_FOLDER {error.filename}: cannot be read ({error.strerror})') from error
+            say_left_out(f'IMAGE_OR_FOLDER {name}', others, to=sys.stderr)
             if not found:
                 raise UserError(f'IMAGE_OR_FOLDER {name}: holds no image; images are {" ".join(EXTENSIONS)}')
             files += found
