@@ -1,30 +1,6 @@
-"""AT: the student looks where the teacher looks."""
-import torch.nn.functional as F
-from torch import nn
-
+"""The method attention: its flags and published values, and the outputs that feed criteria/attention.py."""
 from .base import Distiller
-from .pool import match_size
-
-
-class Attention(nn.Module):
-    """Zagoruyko and Komodakis, ICLR 2017, Paying More Attention to Attention, arXiv:1612.03928.
-
-    A map's attention is the channels' mean of f^p, flattened and l2-normalised.
-    """
-
-    def __init__(self, p: int = 2):
-        super().__init__()
-        self.p = p
-
-    def forward(self, g_s: list, g_t: list):
-        """Lists of maps (N, C, H, W), paired in order -> list of scalars."""
-        return [self.pair(*match_size(f_s, f_t)) for f_s, f_t in zip(g_s, g_t, strict=False)]
-
-    def pair(self, f_s, f_t):
-        return (self.attention(f_s) - self.attention(f_t)).pow(2).mean()
-
-    def attention(self, f):
-        return F.normalize(f.pow(self.p).mean(1).flatten(1), dim=1)
+from .criteria.attention import Attention
 
 
 class ATDistiller(Distiller):

@@ -9,7 +9,7 @@ from helper.errors import UserError
 from helper.optim import DOT
 from models.base import Outputs
 
-from .criterion import distill_kl
+from .criteria.kd import distill_kl
 from .logits import transforms
 from .vanilla import Vanilla
 

@@ -8,7 +8,7 @@ from helper.cli import comma_list
 from helper.errors import UserError
 
 from .base import Distiller, published_delta
-from .criterion import distill_kl
+from .criteria.kd import distill_kl
 from .vanilla import Vanilla
 
 

@@ -1,34 +1,8 @@
-"""DIST: the student's probabilities correlate with the teacher's, within each image and within each class."""
-import torch.nn.functional as F
-from torch import nn
-
+"""The method dist: its flags and published values, and the outputs that feed criteria/dist.py."""
 from helper.cli import number
 
 from .base import Distiller
-
-
-def _correlation(a, b):
-    """Pearson's coefficient of each row: (N, M), (N, M) -> (N,)."""
-    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
-
-
-class DISTLoss(nn.Module):
-    """Huang et al., NeurIPS 2022, Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
-
-    beta weights the relations within an image, gamma those within a class, tau is the temperature.
-    """
-
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0):
-        super().__init__()
-        self.beta, self.gamma, self.tau = beta, gamma, tau
-
-    def forward(self, logits_s, logits_t):
-        """Logits (N, classes) -> scalar."""
-        p_s, p_t = (F.softmax(logits / self.tau, dim=1) for logits in (logits_s, logits_t))
-        inter = 1 - _correlation(p_s, p_t).mean()
-        intra = 1 - _correlation(p_s.t(), p_t.t()).mean()
-        return self.tau ** 2 * (self.beta * inter + self.gamma * intra)
+from .criteria.dist import DISTLoss
 
 
 class DISTDistiller(Distiller):

@@ -1,47 +1,9 @@
-"""FitNet: a regressor brings one layer of the student to the same layer of the teacher."""
-import torch.nn.functional as F
-from torch import nn
-
+"""The method hint: its flags and published values, and the outputs that feed criteria/hint.py."""
 from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
-
-
-class ConvReg(nn.Module):
-    """A convolution that brings a student's map to a teacher's size and channels, then BN and, unless told, ReLU.
-
-    s_shape, t_shape: (N, C, H, W). With s and t the sizes: s = 2t, 3x3 with stride 2; 2s = t, transposed 4x4 with
-    stride 2; s >= t, a kernel of 1 + s - t; else 3x3, and the teacher's map is pooled to the student's size.
-    """
-
-    def __init__(self, s_shape: tuple, t_shape: tuple, relu: bool = True):
-        super().__init__()
-        c_s, s, c_t, t = s_shape[1], s_shape[2], t_shape[1], t_shape[2]
-        if s == 2 * t:
-            self.conv = nn.Conv2d(c_s, c_t, 3, stride=2, padding=1)
-        elif 2 * s == t:
-            self.conv = nn.ConvTranspose2d(c_s, c_t, 4, stride=2, padding=1)
-        elif s >= t:
-            self.conv = nn.Conv2d(c_s, c_t, 1 + s - t)
-        else:
-            self.conv = nn.Conv2d(c_s, c_t, 3, padding=1)
-        self.bn = nn.BatchNorm2d(c_t)
-        self.relu = relu
-
-    def forward(self, f_s, f_t):
-        """Returns (the student's map as the teacher's, the teacher's map), of one shape."""
-        out = self.bn(self.conv(f_s))
-        if out.shape[-1] < f_t.shape[-1]:
-            f_t = F.adaptive_avg_pool2d(f_t, out.shape[-1])
-        return (F.relu(out) if self.relu else out), f_t
-
-
-class HintLoss(nn.Module):
-    """Mean squared error of two maps. Romero et al., ICLR 2015, FitNets, arXiv:1412.6550."""
-
-    def forward(self, f_s, f_t):
-        return F.mse_loss(f_s, f_t)
+from .criteria.hint import ConvReg, HintLoss
 
 
 class FitNetDistiller(Distiller):

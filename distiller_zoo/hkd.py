@@ -1,47 +1,11 @@
-"""HKD: the flow of information through a middle-sized teacher, layer by layer."""
+"""The method hkd: its flags and published values, and the outputs that feed criteria/hkd.py."""
 import re
 from pathlib import Path
-
-from torch import nn
 
 from helper.cli import number
 
 from .base import Distiller
-from .pairwise import cosine_kernel, row_probabilities, squared_distances
-
-
-def _jeffreys(p, q):
-    """Mean over all pairs of the symmetric divergence's terms."""
-    return ((p - q) * (p.log() - q.log())).mean()
-
-
-def _student_t_kernel(x, eps):
-    """(N, D) -> (N, N): 1 / (1 + distance)."""
-    return 1 / (1 + (squared_distances(x, eps=0.0) + eps).sqrt())
-
-
-class HKDLoss(nn.Module):
-    """Passalis et al., CVPR 2020, Heterogeneous Knowledge Distillation using Information Flow Modeling,
-    arXiv:2005.00727.
-
-    Layer i counts init_weight * decay^i.
-    """
-
-    eps = 1e-6
-
-    def __init__(self, init_weight: float = 100, decay: float = 0.7):
-        super().__init__()
-        self.init_weight, self.decay = init_weight, decay
-
-    def forward(self, f_s: list, f_t: list):
-        """Lists of features (N, ...), paired in order -> scalar: divergences of a cosine and a Student-t kernel."""
-        loss = 0.0
-        for i, (s, t) in enumerate(zip(f_s, f_t, strict=False)):
-            s, t = s.flatten(1), t.flatten(1)
-            for kernel in (cosine_kernel, _student_t_kernel):
-                p_s, p_t = (row_probabilities(kernel(x, self.eps)) for x in (s, t))
-                loss = loss + self.init_weight * self.decay ** i * _jeffreys(p_t, p_s)
-        return loss
+from .criteria.hkd import HKDLoss
 
 
 class HKDDistiller(Distiller):

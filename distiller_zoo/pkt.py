@@ -1,20 +1,6 @@
-"""PKT: the student keeps the teacher's probabilities of two samples being neighbours."""
-from torch import nn
-
+"""The method pkt: its flags and published values, and the outputs that feed criteria/pkt.py."""
 from .base import Distiller
-from .pairwise import cosine_kernel, row_probabilities
-
-
-class PKT(nn.Module):
-    """Passalis and Tefas, ECCV 2018, Learning Deep Representations with Probabilistic Knowledge Transfer,
-    arXiv:1803.10837."""
-
-    eps = 1e-7
-
-    def forward(self, f_s, f_t):
-        """(N, D_s) and (N, D_t) -> scalar: the mean over pairs of KL's terms between the rows of both kernels."""
-        p_s, p_t = (row_probabilities(cosine_kernel(f, self.eps)) for f in (f_s, f_t))
-        return (p_t * ((p_t + self.eps) / (p_s + self.eps)).log()).mean()
+from .criteria.pkt import PKT
 
 
 class PKTDistiller(Distiller):

@@ -1,47 +1,8 @@
-"""SKD: soft labels, and how far the similarities of the images of a batch are from the teacher's."""
-import torch
-import torch.nn.functional as F
-from torch import nn
-
+"""The method skd: its flags and published values, and the outputs that feed criteria/skd.py."""
 from helper.cli import number
 
 from .base import Distiller
-from .criterion import distill_kl
-from .mlld import confident_shares
-
-
-def gram_mahalanobis(logits_s, logits_t, tikhonov: float):
-    """Logits (N, classes) -> scalar: mean Mahalanobis length of the rows of the two Gram matrices' difference.
-
-    tikhonov is added to the diagonal of the covariance. The length of a row of zeros has no gradient.
-    """
-    s, t = (F.normalize(logits, dim=1) for logits in (logits_s, logits_t))
-    difference = (s @ s.t() - t @ t.t()) / logits_s.shape[1]
-    centred = difference - difference.mean(0)
-    covariance = centred.t() @ centred / (len(s) - 1) + tikhonov * torch.eye(len(s), dtype=s.dtype, device=s.device)
-    lower, _ = torch.linalg.cholesky_ex(covariance)     # cholesky would wait for a GPU
-    squares = torch.linalg.solve_triangular(lower, difference.t(), upper=False).pow(2).sum(0)
-    return (torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)).mean()
-
-
-class SKDLoss(nn.Module):
-    """Jung, CVPR 2026, the streamlined knowledge distillation of its published code.
-
-    The two terms are weighted by shares of images and classes of about one half, see mlld.confident_shares.
-    """
-
-    def __init__(self, temperature: float = 4.0, tikhonov: float = 0.1):
-        super().__init__()
-        self.temperature, self.tikhonov = temperature, tikhonov
-
-    def parts(self, logits_s, logits_t):
-        """Logits (N, classes) -> two scalars: soft labels, distance."""
-        images, classes = confident_shares(logits_t)
-        return (images * distill_kl(logits_s, logits_t, self.temperature),
-                classes * gram_mahalanobis(logits_s, logits_t, self.tikhonov))
-
-    def forward(self, logits_s, logits_t):
-        return sum(self.parts(logits_s, logits_t))
+from .criteria.skd import SKDLoss
 
 
 class SKDDistiller(Distiller):

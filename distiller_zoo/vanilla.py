@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from helper.optim import new_optimizer
 
-from .criterion import task_loss
+from .task_loss import task_loss
 
 
 class Vanilla(nn.Module):

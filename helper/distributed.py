@@ -112,7 +112,7 @@ def check_alike(facts: dict, advice: str) -> None:
 def code_checksum() -> int:
     """A checksum of the source files that a run executes."""
     root, crc = Path(__file__).resolve().parents[1], 0
-    for folder in ('.', 'dataset', 'distiller_zoo', 'helper', 'kernels', 'models'):
+    for folder in ('.', 'dataset', 'distiller_zoo', 'distiller_zoo/criteria', 'helper', 'kernels', 'models'):
         for file in sorted([*(root / folder).glob('*.py'), *(root / folder).glob('*.cpp')]):
             crc = zlib.crc32(file.read_bytes(), crc)
     return crc
@@ -172,16 +172,6 @@ def broadcast(make: Callable | None):
     if world_size() > 1:
         dist.broadcast_object_list(values, 0, group=_control)
     return values[0]
-
-
-def gather_rows(x: torch.Tensor) -> torch.Tensor:
-    """(N, ...) of every process, of one N -> (world * N, ...), in order of rank. No gradient flows back."""
-    if world_size() == 1:
-        return x
-    x = x.detach().contiguous()
-    rows = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather(list(rows.chunk(world_size())), x)
-    return rows
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import dataset
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict, load_inference_net
-from distiller_zoo.criterion import distill_kl
+from distiller_zoo.criteria.kd import distill_kl
 from distiller_zoo.logits import transforms
 from helper.checkpoint import load_checkpoint
 from helper.cli import number

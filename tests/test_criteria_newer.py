@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from fixtures.recipe import digest, tensor
 
 import distiller_zoo as zoo
-from distiller_zoo.layers import ConvBN
-from distiller_zoo.simkd import project
-from distiller_zoo.wkdl import transport_cost, weight_factor
+from distiller_zoo.criteria.layers import ConvBN
+from distiller_zoo.criteria.simkd import project
+from distiller_zoo.criteria.wkdl import transport_cost, weight_factor
 from helper.optim import DOT
 
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_newer.json').read_text())

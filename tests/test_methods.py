@@ -11,7 +11,7 @@ from conftest import build, options
 import distiller_zoo
 from dataset import Data
 from distiller_zoo import ContrastSampler, CRDLoss, RKDLoss, distiller_dict
-from distiller_zoo.kdsvd import _directions
+from distiller_zoo.criteria.kdsvd import _directions
 from helper.errors import UserError
 from helper.loops import train_epoch
 from models import model_dict

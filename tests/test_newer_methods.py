@@ -10,7 +10,7 @@ import distiller_zoo as zoo
 import train_student
 from dataset import Data
 from distiller_zoo import distiller_dict, get_method, load_inference_net
-from distiller_zoo.wkdl import transport_cost
+from distiller_zoo.criteria.wkdl import transport_cost
 from helper.checkpoint import save_checkpoint
 from helper.compile import compile_forward
 from helper.errors import UserError

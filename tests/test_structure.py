@@ -1,19 +1,26 @@
 """The rooms of the repository: who imports whom. No arrow leads back up, and there is no circle."""
 import ast
+import sys
 from graphlib import TopologicalSorter
 
 import pytest
 from conftest import ROOT
 
 # A room may import from those below it. Files of the top floor and what a person runs stand above all.
-FLOORS = (('kernels',), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',), ('results',),
-          ('grid', 'shipping'), ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
+FLOORS = (('kernels', 'distiller_zoo.criteria'), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',),
+          ('results',), ('grid', 'shipping'), ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module):
+    """helper.run -> helper, distiller_zoo.criteria.dkd -> distiller_zoo.criteria."""
+    parts = module.split('.')
+    return next(name for name in ('.'.join(parts[:2]), parts[0]) if name in HEIGHT)
 
 
 def modules():
     """name -> file, as helper.run."""
-    files = [*ROOT.glob('*.py'), *(file for room in HEIGHT for file in (ROOT / room).glob('*.py'))]
+    files = [*ROOT.glob('*.py'), *(file for room in HEIGHT for file in (ROOT / room).rglob('*.py'))]
     return {'.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): file for file in files}
 
 
@@ -38,7 +45,7 @@ def graph():
 def test_no_arrow_leads_up():
     for name, imported in graph().items():
         for other in imported:
-            here, there = name.partition('.')[0], other.partition('.')[0]
+            here, there = room_of(name), room_of(other)
             assert here == there or HEIGHT[there] < HEIGHT[here], f'{name} imports {other}'
 
 
@@ -47,6 +54,16 @@ def test_no_circle():
     arrows = {name: {other for other in imported if not name.startswith(f'{other}.')}
               for name, imported in graph().items()}
     list(TopologicalSorter(arrows).static_order())
+
+
+def test_the_criteria_need_torch_alone():
+    """Also where a project has a `models` or `helper` of its own."""
+    for name, file in modules().items():
+        if name == 'distiller_zoo' or room_of(name) == 'distiller_zoo.criteria':
+            for node in ast.walk(ast.parse(file.read_text())):
+                absolute = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+                    [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                assert {module.partition('.')[0] for module in absolute} <= {'torch', *sys.stdlib_module_names}, file
 
 
 def test_the_tests_share_by_conftest():

@@ -1,17 +1,7 @@
-"""The loss of the task, and the soft-label loss that every method adds to its own."""
+"""The loss of the task: the cross-entropy with the labels, and what its flags make of it."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def distill_kl(logit_s: Tensor, logit_t: Tensor, T) -> Tensor:
-    """Logits (N, classes) -> scalar: T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over the batch.
-
-    Hinton et al., 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
-    """
-    log_p_s = F.log_softmax(logit_s / T, dim=1)
-    p_t = F.softmax(logit_t / T, dim=1)
-    return F.kl_div(log_p_s, p_t, reduction='batchmean') * T ** 2
 
 
 def task_loss(opt=None, data=None) -> nn.Module:
@@ -54,14 +44,3 @@ def class_weights(labels: Tensor, num_classes: int) -> Tensor:
     counts = labels.bincount(minlength=num_classes)
     weights = len(labels) / (num_classes * counts.clamp(min=1).double())
     return torch.where(counts > 0, weights, 0.0).float()
-
-
-class DistillKL(nn.Module):
-    """distill_kl as a module, with a fixed temperature."""
-
-    def __init__(self, T: float):
-        super().__init__()
-        self.T = T
-
-    def forward(self, logit_s, logit_t):
-        return distill_kl(logit_s, logit_t, self.T)

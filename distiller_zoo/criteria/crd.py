@@ -1,0 +1,149 @@
+"""CRD: the student's embedding of an image is matched with the teacher's, among thousands of other images."""
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+def gather_rows(x):
+    """(N, ...) of every process that trains, of one N -> (processes * N, ...), in order of rank, without gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    x = x.detach().contiguous()
+    rows = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
+    dist.all_gather(list(rows.chunk(dist.get_world_size())), x)
+    return rows
+
+
+class Embed(nn.Module):
+    """Linear and l2 normalisation: (N, ...) -> (N, dim_out)."""
+
+    def __init__(self, dim_in: int, dim_out: int = 128):
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x):
+        return F.normalize(self.linear(x.flatten(1)), dim=1)
+
+
+class ContrastMemory(nn.Module):
+    """The last embeddings of every training sample, by the student (memory_v1) and by the teacher (memory_v2).
+
+    Z holds the normalisation constants of both sides; they are set by the first batch (-1 until then).
+    """
+
+    def __init__(self, feat_dim: int, n_data: int, temperature: float, momentum: float):
+        super().__init__()
+        self.temperature, self.momentum = temperature, momentum
+        bound = 1 / math.sqrt(feat_dim / 3)
+        for name in ('memory_v1', 'memory_v2'):
+            self.register_buffer(name, torch.empty(n_data, feat_dim).uniform_(-bound, bound))
+        self.register_buffer('Z', torch.full((2,), -1.0))
+
+    def forward(self, v1, v2, idx, contrast_idx):
+        """v1, v2 (N, D); idx (N,); contrast_idx (N, K+1), the positive first -> two (N, K+1) of exp(similarity) / Z."""
+        # One product with the whole memory, of which the wanted entries are then picked: gathering K+1 rows of D values
+        # a sample instead would move hundreds of times as many bytes.
+        out1, out2 = (torch.exp((v @ memory.t()).gather(1, contrast_idx) / self.temperature)
+                      for v, memory in ((v1, self.memory_v2.clone()), (v2, self.memory_v1.clone())))
+        with torch.no_grad():
+            # Several processes keep one memory: all take in the whole batch.
+            estimate = gather_rows(torch.stack([out1.mean(), out2.mean()])[None] * len(self.memory_v1)).mean(0)
+            self.Z.copy_(torch.where(self.Z < 0, estimate, self.Z))
+            z1, z2 = self.Z.clone()
+            v1, v2, idx = (gather_rows(x) for x in (v1, v2, idx))
+            for v, memory in ((v1, self.memory_v1), (v2, self.memory_v2)):
+                moved = memory[idx] * self.momentum + v * (1 - self.momentum)
+                memory.index_copy_(0, idx, F.normalize(moved, dim=1))
+        return out1 / z1, out2 / z2
+
+
+class ContrastLoss(nn.Module):
+    """Noise-contrastive estimation, the noise uniform over n_data samples."""
+
+    eps = 1e-7
+
+    def __init__(self, n_data: int):
+        super().__init__()
+        self.n_data = n_data
+
+    def forward(self, x):
+        """(N, K+1), the positive first -> scalar, a sample's mean."""
+        noise = (x.shape[1] - 1) / self.n_data
+        positive, negative = x[:, 0], x[:, 1:]
+        log_true = (positive / (positive + noise + self.eps)).log().sum()
+        log_false = (noise / (negative + noise + self.eps)).log().sum()
+        return -(log_true + log_false) / len(x)
+
+
+class CRDLoss(nn.Module):
+    """Tian et al., ICLR 2020, Contrastive Representation Distillation, arXiv:1910.10699.
+
+    opt: s_dim, t_dim (embedding widths of the nets), feat_dim, n_data (training samples), nce_t, nce_m.
+    """
+
+    def __init__(self, opt):
+        super().__init__()
+        self.embed_s = Embed(opt.s_dim, opt.feat_dim)
+        self.embed_t = Embed(opt.t_dim, opt.feat_dim)
+        self.contrast = ContrastMemory(opt.feat_dim, opt.n_data, opt.nce_t, opt.nce_m)
+        self.criterion = ContrastLoss(opt.n_data)
+
+    def forward(self, f_s, f_t, idx, contrast_idx):
+        """f_s (N, s_dim), f_t (N, t_dim), idx (N,), contrast_idx (N, K+1), the positive first -> scalar."""
+        out_s, out_t = self.contrast(self.embed_s(f_s), self.embed_t(f_t), idx, contrast_idx)
+        return self.criterion(out_s) + self.criterion(out_t)
+
+
+class ContrastSampler(nn.Module):
+    """Draws a positive and K negatives, samples of other classes, for every image of a batch, on the device.
+
+    labels: (n_data,). Within a row no negative repeats when the other classes have K samples; else they are drawn with
+    repetition. relax: the positive is any sample of the image's class instead of the image itself.
+    """
+
+    def __init__(self, labels: torch.Tensor, k: int, relax: bool = False):
+        super().__init__()
+        self.k, self.relax = k, relax
+        counts = torch.bincount(labels)
+        # Samples ordered by class; class c stands at starts[c] .. starts[c] + counts[c].
+        for name, value in (('labels', labels), ('counts', counts), ('starts', counts.cumsum(0) - counts),
+                            ('by_class', labels.argsort(stable=True))):
+            self.register_buffer(name, value, persistent=False)
+        self.largest = int(counts.max())
+        self.fewest_negatives = len(labels) - self.largest
+
+    @property
+    def repeats(self) -> bool:
+        return self.k > self.fewest_negatives
+
+    def forward(self, index, target):
+        """index, target (N,) -> (N, K+1), the positive first."""
+        positive = self._uniform(self.starts[target], self.counts[target], 1) if self.relax else index[:, None]
+        if self.repeats:
+            after = (self.starts + self.counts)[target]
+            negative = self._uniform(after, len(self.labels) - self.counts[target], self.k)
+        else:
+            negative = self._without_repetition(target)
+        return torch.cat([positive, negative], 1)
+
+    def _uniform(self, start, count, k):
+        """(N, k) samples out of the `count` that follow `start` in by_class, around its end."""
+        draw = (torch.rand(len(start), k, device=start.device, dtype=torch.float64) * count[:, None]).long()
+        return self.by_class[(start[:, None] + draw) % len(self.by_class)]
+
+    def _without_repetition(self, target):
+        """(N, K): a window of a random order of all samples for every row, without those of the row's class.
+
+        A window of a random order is a random subset; it is long enough for K to remain in any case.
+        """
+        n, k = len(self.labels), self.k
+        order = torch.randperm(n, device=target.device)
+        offset = torch.randint(n, (len(target), 1), device=target.device)
+        window = order[(offset + torch.arange(min(n, k + self.largest), device=target.device)) % n]
+        other = self.labels[window] != target[:, None]
+        place = other.cumsum(1)
+        place = torch.where(other & (place <= k), place - 1, k)         # what is not wanted goes to a spare column
+        return window.new_empty(len(target), k + 1).scatter_(1, place, window)[:, :k]

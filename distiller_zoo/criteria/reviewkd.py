@@ -1,0 +1,78 @@
+"""ReviewKD: deep layers of the student, fused into shallower ones, learn the teacher's layers."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import ConvBN
+
+
+class HCLLoss(nn.Module):
+    """The hierarchical context loss of Chen et al., CVPR 2021, Distilling Knowledge via Knowledge Review,
+    arXiv:2104.09044."""
+
+    levels = (4, 2, 1)
+
+    def forward(self, fused: list, feats_t: list):
+        """Lists of maps (N, C, H, W), equal shapes a pair -> scalar, the sum over the pairs.
+
+        For a pair, the mean squared error of the maps and of the maps average-pooled to the sizes below theirs, each
+        level half as much as the one before it, over the sum of these weights.
+        """
+        return sum(self.pair(f, g) for f, g in zip(fused, feats_t, strict=True))
+
+    def pair(self, f, g):
+        loss, weights = F.mse_loss(f, g), [1.0]
+        for size in (size for size in self.levels if size < f.shape[2]):
+            weights.append(weights[-1] / 2)
+            loss = loss + weights[-1] * F.mse_loss(*(F.adaptive_avg_pool2d(x, size) for x in (f, g)))
+        return loss / sum(weights)
+
+
+class ABF(nn.Module):
+    """Fuses a student's map with what comes from the level below it, by an attention over the two.
+
+    c_s, mid, c_t: channels of the student, of the middle, of the teacher. size_s, size_t: heights of both maps.
+    """
+
+    def __init__(self, c_s: int, mid: int, c_t: int, size_s: int, size_t: int, deepest: bool):
+        super().__init__()
+        self.size_s, self.size_t = size_s, size_t
+        self.reduce, self.out = ConvBN(c_s, mid), ConvBN(mid, c_t, 3)
+        for layer in (self.reduce, self.out):
+            nn.init.kaiming_uniform_(layer.conv.weight, a=1)
+        self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
+
+    def forward(self, x, residual):
+        """The student's map, the residual of the level below -> (the teacher's map as it should be, the residual)."""
+        x = self.reduce(x)
+        if self.attention is not None:
+            residual = _resized(residual, self.size_s)
+            weight = torch.sigmoid(self.attention(torch.cat([x, residual], 1)))
+            x = x * weight[:, :1] + residual * weight[:, 1:]
+        x = _resized(x, self.size_t)
+        return self.out(x), x
+
+
+def _resized(x, size):
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode='nearest')
+
+
+class ReviewStack(nn.Module):
+    """An ABF for each pair of levels, shallow to deep; the last is the embedding, a map of 1x1.
+
+    shapes_s, shapes_t: (C, H, W) of each level.
+    """
+
+    def __init__(self, shapes_s: list, shapes_t: list):
+        super().__init__()
+        mid = min(512, shapes_s[-1][0])
+        self.abfs = nn.ModuleList(ABF(s[0], mid, t[0], s[1], t[1], deepest=i == 0)
+                                  for i, (s, t) in enumerate(zip(shapes_s[::-1], shapes_t[::-1], strict=True)))
+
+    def forward(self, feats_s: list):
+        """Maps (N, C, H, W), shallow to deep -> the fused maps, of the teacher's shapes, in the same order."""
+        fused, residual = [], None
+        for abf, f in zip(self.abfs, feats_s[::-1], strict=True):
+            out, residual = abf(f, residual)
+            fused.insert(0, out)
+        return fused

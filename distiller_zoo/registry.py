@@ -1,0 +1,117 @@
+"""Every distillation method by its name: distiller_dict[name](student, teacher, opt, data)."""
+import torch
+from torch import nn
+
+from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.cli import comma_list
+from helper.errors import UserError, nearest, reason
+from models.load import load_net, new_net, teacher_name
+
+from .abound import ABDistiller
+from .attention import ATDistiller
+from .base import Distiller, PairError
+from .catkd import CATKDDistiller
+from .combined import combine
+from .correlation import CCDistiller
+from .crd import CRDDistiller
+from .ctkd import CTKDDistiller
+from .deit import DeiTDistiller
+from .dist import DISTDistiller
+from .dkd import DKDDistiller
+from .factor import FTDistiller
+from .fsp import FSPDistiller
+from .hint import FitNetDistiller
+from .hkd import HKDDistiller
+from .ickd import ICKDDistiller
+from .irg import IRGDistiller
+from .kd import KDDistiller
+from .kdsvd import KDSVDDistiller
+from .mlld import MLLDDistiller
+from .nkd import NKDDistiller
+from .nst import NSTDistiller
+from .ofa import OFAKDDistiller
+from .ofd import OFDDistiller
+from .pkt import PKTDistiller
+from .reviewkd import ReviewKDDistiller
+from .rkd import RKDDistiller
+from .rld import RLDDistiller
+from .sdd import SDDDistiller
+from .semckd import SemCKDDistiller
+from .similarity import SPDistiller
+from .simkd import SimKDDistiller
+from .skd import SKDDistiller
+from .srrl import SRRLDistiller
+from .ttm import TTMDistiller, WTTMDistiller
+from .vanilla import Vanilla  # noqa: F401, exported by the package
+from .vid import VIDDistiller
+from .wkdl import WKDLDistiller
+
+distiller_dict: dict[str, type[Distiller]] = {
+    'kd': KDDistiller, 'hint': FitNetDistiller, 'attention': ATDistiller, 'similarity': SPDistiller,
+    'correlation': CCDistiller, 'vid': VIDDistiller, 'rkd': RKDDistiller, 'pkt': PKTDistiller, 'irg': IRGDistiller,
+    'hkd': HKDDistiller, 'crd': CRDDistiller, 'semckd': SemCKDDistiller, 'nst': NSTDistiller, 'fsp': FSPDistiller,
+    'abound': ABDistiller, 'factor': FTDistiller, 'kdsvd': KDSVDDistiller, 'dkd': DKDDistiller,
+    'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
+    'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
+    'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
+    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
+}
+
+SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against
+
+
+def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
+    """The Distiller class of a method's name, or of several names with '+' between them.
+
+    Raises UserError that names `flag` for no method, and for methods that cannot be added.
+    """
+    names = name.split('+')
+    for part in names:
+        if part not in distiller_dict:
+            what = f', {part}' if part and len(names) > 1 else ''
+            raise UserError(f'{flag} {name}: no such method{what}; {nearest(part or name, distiller_dict)}')
+    if len(names) == 1:
+        return distiller_dict[name]
+    if len({*names}) < len(names):
+        raise UserError(f'{flag} {name}: names a method twice; give each once')
+    return combine({part: distiller_dict[part] for part in names}, flag)
+
+
+def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distiller:
+    """The method opt.distill for these nets, of which it sees the stages of --stages and --stages_t.
+
+    Raises UserError that names other methods where it cannot serve them.
+    """
+    for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
+        if stages is not None:
+            net.choose(stages, data.image_size, f'{flag} {comma_list(stages)}')
+    try:
+        return get_method(opt.distill)(student, teacher, opt, data)
+    except PairError as error:
+        names = [name for name, method in distiller_dict.items()
+                 if method.accepts_answers(('embedding',)) and not method.reads_teacher]
+        raise UserError(f'{error}. For any two nets: {", ".join(names)}') from error
+
+
+def load_inference_net(path: str, data, flag: str, arch: str | None = None) -> tuple[str, nn.Module]:
+    """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
+
+    arch: its net, where the user says it. Raises UserError that names `flag`.
+    """
+    checkpoint = load_checkpoint(path, flag)
+    name = arch or teacher_name(path, checkpoint, flag)
+    method = checkpoint.pop('inference_net', None)
+    if method is None:
+        return name, load_net(path, checkpoint, name, data, flag)
+    weights, what = weights_of(checkpoint), f'{flag} {path}: not the weights of {name} as --distill {method} deploys it'
+    rebuild = get_method(str(method), f'{flag} {path}: inference_net').rebuild_inference_net
+    student = new_net(path, checkpoint, name, data, flag)
+    try:
+        net = rebuild(student, weights)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # of an untrusted file
+        raise UserError(f'{what} ({reason(error)})') from error
+    load_weights(net, weights, what)
+    width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]
+    if width != data.num_classes:
+        raise UserError(f'{what} (it tells {width} classes apart, the data has {data.num_classes})')
+    return f'{name} by {method}', net
