@@ -421,6 +421,6 @@ def test_command_line(photographs, databases, call, tmp_path, capfd):
     assert f'teacher top-1: {accuracy:.2f}' in capfd.readouterr().out
     call(train_teacher.main, '--evaluate', student / 'shufflenet_v2_x0_5_best.pth', '--data_dir', photographs, *flags)
     call(train_student.main, '--evaluate', '--path-t', teacher, '--data_dir', photographs, *flags)
-    lines = capfd.readouterr().out.splitlines()
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith('shufflenet_v2_x0_5: ')]
     assert lines[-1].startswith(f'shufflenet_v2_x0_5: top-1 {accuracy:.2f}, top-5 100.00, loss ')
     assert len(list(tmp_path.glob('models/*'))) == 1        # evaluating writes nothing
