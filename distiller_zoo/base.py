@@ -13,6 +13,14 @@ from .criteria.kd import distill_kl
 from .logits import transforms
 from .vanilla import Vanilla
 
+IMAGENET = ('imagenet', 'imagenette')     # the data sets for which the methods have values and layers of ImageNet
+
+
+def is_imagenet(opt) -> bool:
+    """Whether the data are ImageNet or a part of it, in 224 pixels. The name alone of another data set, as that of
+    hf:NAME/tiny-imagenet with its 64 pixels, does not count."""
+    return opt.dataset in IMAGENET
+
 
 class PairError(UserError):
     """A method cannot serve these two nets."""
@@ -224,10 +232,9 @@ class Distiller(Vanilla):
     @classmethod
     def published_options(cls, opt) -> dict:
         """option -> value of a run that does not give it."""
-        imagenet = 'imagenet' in opt.dataset
         return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None,
                 'dot_delta': published_delta(opt), **cls.published,
-                **(cls.published_imagenet if imagenet else {}),
+                **(cls.published_imagenet if is_imagenet(opt) else {}),
                 **(cls.published_logit_stand if opt.logit_stand else {})}
 
     @classmethod
@@ -325,7 +332,7 @@ def _shapes(net, data, preact: bool = False) -> Outputs:
 
 def published_delta(opt) -> float | None:
     """--dot_delta of a run with --optimizer dot that does not give it; None of other runs, which have no use for it."""
-    return None if opt.optimizer != 'dot' else 0.09 if 'imagenet' in opt.dataset else 0.075
+    return None if opt.optimizer != 'dot' else 0.09 if is_imagenet(opt) else 0.075
 
 
 def _each(out: Outputs, change: Callable) -> Outputs:

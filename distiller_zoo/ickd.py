@@ -1,5 +1,5 @@
 """The method ickd: its flags and published values, and the outputs that feed criteria/ickd.py."""
-from .base import Distiller
+from .base import Distiller, is_imagenet
 from .criteria.ickd import ICKDLoss
 from .criteria.layers import ConvBN
 
@@ -15,7 +15,7 @@ class ICKDDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
-        self.connector = ConvBN(shapes_s.feats[-2][0], shapes_t.feats[-2][0], 3 if 'imagenet' in opt.dataset else 1)
+        self.connector = ConvBN(shapes_s.feats[-2][0], shapes_t.feats[-2][0], 3 if is_imagenet(opt) else 1)
         self.criterion = ICKDLoss()
 
     def method_loss(self, out_s, out_t, target, index):

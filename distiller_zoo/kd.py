@@ -1,5 +1,5 @@
 """KD: the student learns the teacher's softened logits."""
-from .base import Distiller
+from .base import Distiller, is_imagenet
 
 
 class KDDistiller(Distiller):
@@ -12,7 +12,7 @@ class KDDistiller(Distiller):
 
     @classmethod
     def published_options(cls, opt):
-        options, imagenet = super().published_options(opt), 'imagenet' in opt.dataset
+        options, imagenet = super().published_options(opt), is_imagenet(opt)
         if opt.logit_stand:
             return {**options, 'gamma': 1.0} if imagenet else options
         if opt.optimizer == 'dot':

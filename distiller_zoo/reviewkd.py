@@ -1,7 +1,7 @@
 """The method reviewkd: its flags and published values, and the outputs that feed criteria/reviewkd.py."""
 import torch.nn.functional as F
 
-from .base import Distiller
+from .base import Distiller, is_imagenet
 from .criteria.reviewkd import HCLLoss, ReviewStack
 
 
@@ -16,7 +16,7 @@ class ReviewKDDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
-        before_relu = 'imagenet' in opt.dataset
+        before_relu = is_imagenet(opt)
         self.activate = not before_relu and not self.student.activated      # the ReLU that the net applies later
         self.preact_s = before_relu or self.activate
         self.check_preact(opt, data, student=self.preact_s)

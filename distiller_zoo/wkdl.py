@@ -6,7 +6,7 @@ from helper import distributed
 from helper.cli import MOST_EPOCHS, number
 from helper.errors import UserError
 
-from .base import Distiller
+from .base import Distiller, is_imagenet
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 
@@ -32,7 +32,7 @@ class WKDLDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.full_weight, self.decay_from = opt.wkdl_weight, opt.wkdl_decay_from
-        self.by_features, self.of_logits = opt.wkdl_cost == 'cka', 'imagenet' in opt.dataset
+        self.by_features, self.of_logits = opt.wkdl_cost == 'cka', is_imagenet(opt)
         counts = torch.bincount(data.labels, minlength=data.num_classes)
         if self.by_features and not counts.min():
             raise UserError(f'--wkdl_cost cka: class {counts.argmin().item()}, counted from 0, has no training image; '

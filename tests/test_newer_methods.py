@@ -8,8 +8,9 @@ from conftest import CPU, build, first_view, options
 
 import distiller_zoo as zoo
 import train_student
-from dataset import Data
+from dataset import LARGE, Data
 from distiller_zoo import distiller_dict, get_method, load_inference_net
+from distiller_zoo.base import IMAGENET
 from distiller_zoo.criteria.wkdl import transport_cost
 from helper.checkpoint import save_checkpoint
 from helper.compile import compile_forward
@@ -34,8 +35,9 @@ def parse(*flags):
     ('dist', (1, 0, 2, 4, None)), ('dist --dataset imagenet', (1, 0, 2, 1, None)), ('nkd', (1, 0, 1, 3, None)),
     ('ttm', (1, 0, 45, 4, None)), ('wttm', (1, 0, 4, 4, None)), ('rld', (1, 0, 1, 4, 20)),
     ('rld --dataset imagenette', (1, 0, 1, 1, 1)), ('ickd', (1, 0, 2.5, 4, None)), ('reviewkd', (1, 0, 5, 4, 20)),
-    ('reviewkd --dataset imagenet', (1, 0, 1, 4, 1)), ('ofd', (1, 0, 0.001, 4, None)), ('srrl', (1, 1, 1, 4, None)),
-    ('ofa', (1, 0, 1, 1, None)), ('deit', (0.5, 0, 0.5, 4, None)),
+    ('reviewkd --dataset imagenet', (1, 0, 1, 4, 1)),
+    ('reviewkd --dataset hf:x/tiny-imagenet', (1, 0, 5, 4, 20)), ('ofd', (1, 0, 0.001, 4, None)),
+    ('srrl', (1, 1, 1, 4, None)), ('ofa', (1, 0, 1, 1, None)), ('deit', (0.5, 0, 0.5, 4, None)),
     ('simkd', (0, 0, 1, 4, None)), ('catkd', (1, 0, 15, 4, None)), ('catkd --dataset imagenet', (1, 0, 0.5, 4, None)),
     ('mlld', (0.1, 0, 0.9, 4, None)), ('mlld --logit_stand', (0.1, 0, 9, 2, None)), ('skd', (0.1, 0, 0.9, 4, None)),
     ('ctkd', (0.1, 0.9, 0, 4, None)), ('ctkd --ctkd_base dkd', (1, 0, 1, 4, 20)),
@@ -160,6 +162,13 @@ def test_nets_of_imagenet():
         distiller, loader, _ = build(method, 'ResNet18', 'ResNet18', size=64, dataset='imagenet')
         losses, _ = distiller(*next(iter(loader)))
         assert losses['method'].isfinite() and (distiller.preact_s, distiller.preact_t) == (True, True)
+
+
+def test_what_imagenet_is():
+    """Data of another name have the layers of CIFAR, though 'imagenet' is in their name."""
+    assert [*LARGE] == [*IMAGENET]
+    kernels = [build('ickd', dataset=name)[0].connector.conv.kernel_size for name in ('imagenet', 'hf:x/tiny-imagenet')]
+    assert kernels == [(3, 3), (1, 1)]
 
 
 def test_simkd_deploys_what_it_trained(tmp_path):
