@@ -63,7 +63,7 @@ def train(opt, device):
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, local, data.num_classes, device)
     precision = Precision(opt.amp, device)
-    init_rate = opt.init_learning_rate or method.init_learning_rate or opt.learning_rate
+    init_rate = opt.init_learning_rate or method.init_rate(opt)
 
     def checkpoint():
         return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs,

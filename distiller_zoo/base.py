@@ -48,7 +48,6 @@ class Distiller(Vanilla):
     pairwise = False        # compares the images of a batch, so a single one cannot be used
     float32 = False         # method_loss needs finer numbers than the 16 bits of --amp
     init_stage = False      # a first stage of --init_epochs minimises init_loss alone
-    init_learning_rate = None   # of the first stage, where it is not --learning_rate
     reads_teacher = False   # uses layers of the teacher itself, beside what ask_teacher gives
     auxiliary_teacher = False   # --path-t is itself distilled; published tables name the teacher that it learnt from
 
@@ -122,6 +121,11 @@ class Distiller(Vanilla):
     def init_loss(self, images: Tensor) -> Tensor:
         """What the first stage minimises, a scalar, for images (N, 3, H, W)."""
         raise NotImplementedError(f'{type(self).__name__} has no first stage')
+
+    @classmethod
+    def init_rate(cls, opt) -> float:
+        """The learning rate of the first stage where --init_learning_rate is not given."""
+        return opt.learning_rate
 
     def finish_init(self) -> None:
         """The first stage is over: from here on forward returns the losses of distillation."""

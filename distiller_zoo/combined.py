@@ -106,7 +106,7 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
         'own_buffers': tuple(f'parts.{key}.{name}' for key, method in methods.items() for name in method.own_buffers),
         'published_logit_stand': {key: value for method in classes for key, value in
                                   method.published_logit_stand.items()},
-        'init_learning_rate': next(filter(None, (method.init_learning_rate for method in classes)), None),
+        'init_rate': next((method.init_rate for method in classes if method.init_stage), Distiller.init_rate),
         **{name: any(getattr(method, name) for method in classes)
            for name in ('pairwise', 'drop_last', 'init_stage', 'scheduled_over_epochs', 'reads_teacher',
                         'needs_class')}})

@@ -16,7 +16,6 @@ class FTDistiller(Distiller):
     init_needs = ('feats',)
     published = {'beta': 200.0}
     init_stage = True
-    init_learning_rate = 0.01
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
@@ -28,6 +27,11 @@ class FTDistiller(Distiller):
         f_t = self.ask_teacher(images).feats[-2]
         _, reconstruction = self.paraphraser(f_t)
         return F.mse_loss(reconstruction, f_t)
+
+    @classmethod
+    def init_rate(cls, opt):
+        """0.01 for a ResNet or wide ResNet as student, as in RepDistiller, else --learning_rate."""
+        return 0.01 if opt.model_s.startswith(('resnet', 'wrn')) else opt.learning_rate
 
     def finish_init(self):
         super().finish_init()

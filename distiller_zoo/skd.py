@@ -7,7 +7,7 @@ from .criteria.skd import SKDLoss
 
 class SKDDistiller(Distiller):
     title = 'SKD'
-    paper = 'Jung, CVPR 2026'
+    paper = 'Jeong et al., CVPR 2026'
     uses = 'logits'
     published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
     published_imagenet = {'kd_T': 1.0}

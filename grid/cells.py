@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from distiller_zoo import get_method
-from results.published import published, relative_improvement, rows_of, variant, way
+from results.published import Improvement, Published, published, relative_improvement, rows_of, variant, way
+from results.runs import ACCURACY
 
 from .state import DONE, FAILED, Progress, Record, result
 from .steps import Step, expected
@@ -25,41 +26,42 @@ class Trial:
 
 @dataclass(eq=False)
 class Cell:
-    """A row's result for a pair. Accuracies are top-1 in percent, of the test set."""
+    """A row's result for a pair. Accuracies are top-1 in percent, of the test set; epoch: 'best' or 'last'."""
 
     row: Row
     pair: Pair
     trials: list[Trial]
-    published: tuple[float, float | None, str] | None       # top-1, standard deviation, source
+    published: Published | None
 
     @cached_property
     def runs(self) -> list[dict]:
         """Of the trials that are done."""
         return [trial.run for trial in self.trials if trial.run]
 
-    def figures(self, kind: str) -> list[float]:
-        """kind: 'top1', each trial's best epoch, or 'last', its last one."""
-        return [run[kind] for run in self.runs]
+    def accuracies(self, epoch: str) -> list[float]:
+        """Of each trial that is done."""
+        return [run[ACCURACY[epoch]] for run in self.runs]
 
-    def mean(self, kind: str = 'top1') -> float | None:
-        return mean(self.figures(kind)) if self.runs else None
+    def mean(self, epoch: str) -> float | None:
+        return mean(self.accuracies(epoch)) if self.runs else None
 
-    def deviation(self, kind: str = 'top1') -> float | None:
+    def deviation(self, epoch: str) -> float | None:
         """The standard deviation over the trials, of a sample."""
-        return stdev(self.figures(kind)) if len(self.runs) > 1 else None
+        return stdev(self.accuracies(epoch)) if len(self.runs) > 1 else None
 
-    @property
-    def difference(self) -> float | None:
-        """Ours less the published mean."""
-        return self.mean() - self.published[0] if self.runs and self.published else None
-
-    @property
-    def in_deviations(self) -> float | None:
-        """The difference in units of the deviation of one trial: of ours and theirs the root mean square."""
-        known = [d for d in (self.deviation(), self.published and self.published[1]) if d is not None]
-        if self.difference is None or not any(known):
+    def difference(self, epoch: str) -> float | None:
+        """Ours less the published mean; None where that is known to be of the other epoch."""
+        if not self.runs or not self.published or not self.published.compares_with(epoch):
             return None
-        return self.difference / mean(d * d for d in known) ** 0.5
+        return self.mean(epoch) - self.published.top1
+
+    def in_deviations(self, epoch: str) -> float | None:
+        """The difference in units of the deviation of one trial: of ours and theirs the root mean square."""
+        difference = self.difference(epoch)
+        known = [d for d in (self.deviation(epoch), self.published and self.published.deviation) if d is not None]
+        if difference is None or not any(known):
+            return None
+        return difference / mean(d * d for d in known) ** 0.5
 
     @property
     def missing(self) -> list[Trial]:
@@ -73,18 +75,31 @@ class Found:
     table: Table
     cells: dict[tuple[str, str], Cell]      # (row's label, pair)
     others: list[Trial]                     # teachers and auxiliary teachers
+    epoch: str = 'best'                     # whose accuracies the report shows, 'best' or 'last'
 
     def cell(self, row: Row, pair: Pair) -> Cell | None:
         """None where the table leaves it out."""
         return self.cells.get((row.label, str(pair)))
 
-    def teacher(self, pair: Pair) -> float | None:
-        """The accuracy of a pair's teacher, where it was trained here."""
-        return next((trial.run['top1'] for trial in self.others if trial.run and trial.run['model'] == pair.teacher
-                     and not trial.run['teacher']), None)
+    def trials(self) -> list[Trial]:
+        """Of all cells, and the teachers', each once."""
+        return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.others)]
 
-    def improvement(self) -> dict[str, tuple[float, int, float | None]]:
-        """row -> (average relative improvement of the headline over it in percent, over how many pairs, published)."""
+    def is_highest(self, cell: Cell, epoch: str) -> bool:
+        """Whether no other row has so high a mean for this pair, to the two digits that are shown."""
+        if not cell.runs:
+            return False
+        shown = [f'{other.mean(epoch):.2f}' for other in self.cells.values() if other.pair is cell.pair and other.runs]
+        own = f'{cell.mean(epoch):.2f}'
+        return own == max(shown, key=float) and shown.count(own) == 1
+
+    def teacher(self, pair: Pair, epoch: str) -> float | None:
+        """The accuracy of a pair's teacher, where it was trained here."""
+        return next((trial.run[ACCURACY[epoch]] for trial in self.others if trial.run
+                     and trial.run['model'] == pair.teacher and not trial.run['teacher']), None)
+
+    def improvement(self, epoch: str) -> dict[str, tuple[Improvement, float | None]]:
+        """row -> (average relative improvement of the headline over it, the published one in percent)."""
         table = self.table
         if table.headline is None:
             return {}
@@ -94,17 +109,17 @@ class Found:
             if cell.runs:
                 # Of several rows alone, the first one.
                 top1.setdefault(('' if alone else cell.pair.teacher, cell.pair.student, 'alone' if alone else label),
-                                cell.mean())
+                                cell.mean(epoch))
         found = relative_improvement(top1, table.headline)
         ours = next(row.method for row in table.rows if row.label == table.headline)
-        theirs = {row['over']: float(row['ari']) for row in rows_of('published_ari.csv') if row['of'] == ours} \
-            if table.published == get_method(ours).title else {}
+        theirs = {row['over']: float(row['ari']) for row in rows_of('published_ari.csv') if row['of'] == ours
+                  and row['epoch'] in (epoch, 'unknown')} if table.sources == (get_method(ours).title,) else {}
         by_label = {row.label: row.method for row in table.rows}
-        return {label: (percent, pairs, theirs.get(by_label[label])) for label, (percent, pairs) in found.items()}
+        return {label: (improvement, theirs.get(by_label[label])) for label, improvement in found.items()}
 
 
-def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progress]) -> Found:
-    """Read what there is of a table's runs."""
+def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progress], epoch: str | None = None) -> Found:
+    """Read what there is of a table's runs. epoch: 'best', 'last' or None, that of the published figures."""
     trials = {step: _trial(step, now[step], logs) for step in steps}
     cells = {}
     for pair in table.pairs:
@@ -112,7 +127,14 @@ def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progres
             own = [trial for step, trial in trials.items() if (row.label, str(pair)) in step.cells]
             if own:
                 cells[row.label, str(pair)] = Cell(row, pair, own, _published(table, own[0].step, pair))
-    return Found(table, cells, [trial for step, trial in trials.items() if not step.cells])
+    others = [trial for step, trial in trials.items() if not step.cells]
+    return Found(table, cells, others, epoch or _epoch_of_published(cells.values()))
+
+
+def _epoch_of_published(cells) -> str:
+    """'last' where all figures that say it are of the last epoch, else 'best'."""
+    known = {cell.published.epoch for cell in cells if cell.published} - {'unknown'}
+    return 'last' if known == {'last'} else 'best'
 
 
 def _trial(step, progress, logs):
@@ -124,6 +146,6 @@ def _trial(step, progress, logs):
 def _published(table, step, pair):
     opt = step.opt
     alone = not hasattr(opt, 'distill')
-    figures = published(opt.dataset, table.published) if table.published else {}
+    figures = published(opt.dataset, *table.sources) if table.sources else {}
     how = ALONE if alone else way(opt.distill, variant({**vars(opt)}, expected(opt)))
     return figures.get(('' if alone else pair.teacher, pair.student, how))

@@ -14,6 +14,11 @@ def colour(place: int) -> str:
     return matplotlib.colors.to_hex(matplotlib.colormaps['tab20'](place % 10 * 2 + place // 10 % 2))
 
 
+def _marker(epochs) -> str | None:
+    """A line of a single epoch cannot be seen without."""
+    return 'o' if len(epochs) == 1 else None
+
+
 @styled()
 def curves(cells: list[tuple[int, Cell]]) -> Figure:
     """Test accuracy by epoch, the mean of a cell's trials and their range. cells: (place of the row, cell).
@@ -27,7 +32,7 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
         numbers = range(1, len(by_epoch) + 1)
         # The space before the label, since matplotlib leaves out what begins with '_'.
         axis.plot(numbers, [mean(values) for values in by_epoch], color=colour(place), label=f' {cell.row.label}',
-                  linewidth=1.5, gid=f'row-{place}')
+                  linewidth=1.5, marker=_marker(by_epoch), gid=f'row-{place}')
         if len(cell.runs) > 1:
             axis.fill_between(numbers, [min(values) for values in by_epoch], [max(values) for values in by_epoch],
                               color=colour(place), alpha=0.15, linewidth=0, gid=f'range-{place}')
@@ -52,8 +57,8 @@ def learnt(name: str, cell: Cell) -> Figure:
     for s in range(stages_s):
         axis = fig.add_subplot(1, stages_s, s + 1, title=f'student stage {s + 1}', xlabel='epoch', ylim=(0, 1))
         for t in range(stages_t):
-            axis.plot(range(1, len(average) + 1), [matrix[s][t] for matrix in average],
-                      color=colour(t), label=f'teacher stage {t + 1}' if s == 0 else None)
+            axis.plot(range(1, len(average) + 1), [matrix[s][t] for matrix in average], color=colour(t),
+                      marker=_marker(average), label=f'teacher stage {t + 1}' if s == 0 else None)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
         axis.tick_params(labelleft=s == 0)

@@ -8,6 +8,7 @@ from helper.cli import table as aligned
 from .cells import Cell, Found
 
 PLUS_MINUS = r' $\pm$ '       # of LaTeX
+EPOCH = {'best': 'the best epoch, which is chosen on the test set', 'last': 'the last epoch'}
 
 
 def figure(mean: float | None, deviation: float | None, plus_minus: str = ' ± ') -> str:
@@ -17,29 +18,72 @@ def figure(mean: float | None, deviation: float | None, plus_minus: str = ' ± '
     return f'{mean:.2f}' + (f'{plus_minus}{deviation:.2f}' if deviation is not None else '')
 
 
+def signed(value: float, digits: int) -> str:
+    """'+0.12' or '-0.12'; what rounds to zero has no sign."""
+    text = f'{value:+.{digits}f}'
+    return text if float(text) else text[1:]
+
+
+def ours(cell: Cell, epoch: str, plus_minus: str = ' ± ') -> str:
+    """'75.27 ± 0.13', with '2 of 4' where trials are missing; nothing where all are."""
+    text = figure(cell.mean(epoch), cell.deviation(epoch), plus_minus)
+    return f'{text}, {len(cell.runs)} of {len(cell.trials)}' if cell.runs and cell.missing else text
+
+
+def theirs(cell: Cell, epoch: str) -> str:
+    """The published figure, which says so where it is of the other epoch than ours; nothing where there is none."""
+    if not cell.published:
+        return ''
+    other = '' if cell.published.compares_with(epoch) else f', {cell.published.epoch} epoch'
+    return figure(*cell.published[:2]) + other
+
+
 def plain(found: Found) -> str:
-    """For a terminal: the best epoch's accuracies, and in brackets the published ones."""
+    """For a terminal: the accuracies, and in brackets the published ones."""
     table = found.table
-    rows = [(row.label, *(_with_published(found.cell(row, pair)) for pair in table.pairs)) for row in table.rows]
-    return aligned(('top-1 %', *map(str, table.pairs)), rows, '<' + '>' * len(table.pairs))
+    rows = [(row.label, *(_with_published(found.cell(row, pair), found.epoch) for pair in table.pairs))
+            for row in table.rows]
+    return aligned((f'top-1 % ({found.epoch})', *map(str, table.pairs)), rows, '<' + '>' * len(table.pairs))
+
+
+def notes(found: Found, epoch: str) -> list[str]:
+    """What a reader must know of these figures, a sentence each."""
+    said = []
+    cells = [cell for cell in found.cells.values() if cell.published]
+    for kind, words in (('best', 'of the best epoch'), ('last', 'of the last epoch'),
+                        ('unknown', 'of an epoch that the source does not name')):
+        if names := dict.fromkeys(cell.published.source for cell in cells if cell.published.epoch == kind):
+            said.append(f'Published figures {words}: {"; ".join(names)}.')
+    for label, (improvement, _) in found.improvement(epoch).items():
+        if improvement.left_out:
+            pairs = ', '.join(f'{teacher} -> {student}' for teacher, student in improvement.left_out)
+            said.append(f'{found.table.headline} ARI over {label} leaves out {pairs}: {label} is not better there than '
+                        f'the student alone.')
+    if names := [trial.step.name for trial in found.trials() if trial.run and trial.run['one_class'][epoch]]:
+        said.append(f'One class for all test images, so that the accuracy is only the share of that class: '
+                    f'{", ".join(names)}.')
+    return said
 
 
 def markdown(found: Found) -> str:
-    """The best epoch's accuracies, the published ones below each pair's, and the improvement."""
-    table, gains = found.table, found.improvement()
+    """The accuracies, the published ones beside them, the improvement, and notes."""
+    table, epoch = found.table, found.epoch
+    gains = found.improvement(epoch)
     lines = [f'# {_plain(table.title)}', '',
-             'Test top-1 in percent of the best epoch (which is chosen on the test set), mean ± standard deviation of '
-             'the trials; in brackets the published figure.', '',
+             f'Test top-1 in percent of {EPOCH[epoch]}, mean ± standard deviation of the trials; in brackets the '
+             f'published figure.', '',
              '| | ' + ' | '.join(str(pair).replace('->', '→') for pair in table.pairs)
-             + (' | ARI |' if gains else ' |'),
+             + (f' | {_plain(table.headline)} ARI |' if gains else ' |'),
              '|---' * (len(table.pairs) + 1 + bool(gains)) + '|']
     for row in table.rows:
-        texts = [_with_published(found.cell(row, pair)) for pair in table.pairs]
-        gain = gains.get(row.label)
-        lines.append(f'| {_plain(row.label)} | ' + ' | '.join(texts) + (f' | {_gain(gain)} |' if gains else ' |'))
-    teachers = [figure(found.teacher(pair), None) for pair in table.pairs]
+        texts = [_with_published(found.cell(row, pair), epoch) for pair in table.pairs]
+        lines.append(f'| {_plain(row.label)} | ' + ' | '.join(texts)
+                     + (f' | {_gain(*gains.get(row.label, (None, None)))} |' if gains else ' |'))
+    teachers = [figure(found.teacher(pair, epoch), None) for pair in table.pairs]
     if any(teachers):
         lines.append('| Teacher | ' + ' | '.join(teachers) + (' | |' if gains else ' |'))
+    for note in notes(found, epoch):
+        lines += ['', _plain(note).replace('-&gt;', '→')]
     return '\n'.join(lines) + '\n'
 
 
@@ -48,51 +92,50 @@ def _plain(text):
     return html.escape(text, quote=False).replace('|', r'\|')
 
 
-def _with_published(cell: Cell | None) -> str:
+def _with_published(cell: Cell | None, epoch) -> str:
     if cell is None:
         return '–'
-    text = figure(cell.mean(), cell.deviation())
-    if cell.runs and cell.missing:
-        text += f', {len(cell.runs)} of {len(cell.trials)}'
-    return f'{text} ({figure(*cell.published[:2])})'.strip() if cell.published else text
+    return f'{ours(cell, epoch)} ({theirs(cell, epoch)})'.strip() if cell.published else ours(cell, epoch)
 
 
-def _gain(gain):
-    if gain is None:
+def _gain(improvement, published):
+    if improvement is None:
         return ''
-    percent, _, theirs = gain
-    return f'{percent:.2f}%' + (f' ({theirs:.2f}%)' if theirs is not None else '')
+    text = '–' if improvement.percent is None else f'{improvement.percent:.2f}%'
+    return text + (f' ({published:.2f}%)' if published is not None else '')
 
 
 def as_csv(found: Found) -> str:
-    """A line for each cell, all figures with all their digits."""
+    """A line for each cell, all figures with all their digits; the difference is that of `epoch`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(('row', 'method', 'teacher', 'student', 'trials', 'best', 'best_std', 'last', 'last_std',
-                     'published', 'published_std', 'source', 'difference', 'in_deviations'))
+                     'published', 'published_std', 'source', 'published_epoch', 'epoch', 'difference', 'in_deviations'))
     for cell in found.cells.values():
-        published = cell.published or (None, None, None)
         writer.writerow([cell.row.label, cell.row.method, cell.pair.teacher, cell.pair.student, len(cell.runs),
-                         cell.mean(), cell.deviation(), cell.mean('last'), cell.deviation('last'), *published,
-                         cell.difference, cell.in_deviations])
+                         *(value(epoch) for epoch in ('best', 'last') for value in (cell.mean, cell.deviation)),
+                         *(cell.published or (None,) * 4), found.epoch, cell.difference(found.epoch),
+                         cell.in_deviations(found.epoch)])
     return out.getvalue()
 
 
 def latex(found: Found) -> str:
-    """A tabular with booktabs; the best mean of each column is bold."""
-    table = found.table
-    highest = {str(pair): max((cell.mean() for cell in found.cells.values() if cell.pair is pair and cell.runs),
-                              default=None) for pair in table.pairs}
-    lines = [r'% needs \usepackage{booktabs}', r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',
+    """A tabular with booktabs; a mean that is higher than all others of its column is bold."""
+    table, epoch = found.table, found.epoch
+    lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {EPOCH[epoch]}',
+             r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',
              'Teacher' + ''.join(f' & {_escape(pair.teacher)}' for pair in table.pairs) + r' \\',
              'Student' + ''.join(f' & {_escape(pair.student)}' for pair in table.pairs) + r' \\', r'\midrule']
     for row in table.rows:
         texts = []
         for pair in table.pairs:
             cell = found.cell(row, pair)
-            text = figure(cell.mean(), cell.deviation(), PLUS_MINUS) if cell else '--'
-            texts.append(rf'\textbf{{{text}}}' if cell and cell.runs and cell.mean() == highest[str(pair)] else text)
+            text = ours(cell, epoch, PLUS_MINUS) if cell else '--'
+            texts.append(rf'\textbf{{{text}}}' if cell and found.is_highest(cell, epoch) else text)
         lines.append(' & '.join([_escape(row.label), *texts]) + r' \\')
+    teachers = [figure(found.teacher(pair, epoch), None) for pair in table.pairs]
+    if any(teachers):
+        lines += [r'\midrule', ' & '.join(['Teacher', *teachers]) + r' \\']
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}']) + '\n'
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from helper.errors import UserError
 from helper.files import open_regular, write_atomically
 from results.figures import svg
+from results.runs import ACCURACY
 
 from . import charts, formats
 from .cells import Cell, Found, Trial, collect
@@ -22,9 +23,12 @@ from .table_file import Table
 PAGE = Path(__file__).with_name('page.html')
 
 
-def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]) -> Found:
-    """Write report.html, .md, .csv and .tex into `save`, with what there is of the table."""
-    found = collect(table, steps, save / 'logs', now)
+def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress], epoch: str | None = None) -> Found:
+    """Write report.html, .md, .csv and .tex into `save`, with what there is of the table.
+
+    epoch: whose accuracies, 'best' or 'last'; None: that of the published figures.
+    """
+    found = collect(table, steps, save / 'logs', now, epoch)
     for name, text in (('report.html', _page(found, save, now)), ('report.md', formats.markdown(found)),
                        ('report.csv', formats.as_csv(found)), ('report.tex', formats.latex(found))):
         write_atomically(save / name, lambda file, text=text: file.write(text.encode()))
@@ -34,7 +38,7 @@ def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]
 def _page(found, save, now):
     table = found.table
     template = Environment(autoescape=True).from_string(PAGE.read_text())
-    gains = found.improvement()
+    gains = {epoch: found.improvement(epoch) for epoch in ACCURACY}
     rows, dialogs = [], []
     for place, row in enumerate(table.rows):
         cells = []
@@ -43,41 +47,47 @@ def _page(found, save, now):
             cells.append(_cell(cell, found, f'cell-{len(dialogs)}') if cell else None)
             if cell:
                 dialogs.append(_dialog(cell, f'cell-{len(dialogs)}', save))
-        percent, _, theirs = gains.get(row.label, (None, 0, None))
         rows.append({'label': row.label, 'place': place, 'colour': charts.colour(place), 'cells': cells,
-                     'gain_value': '' if percent is None else percent,
-                     'gain': '' if percent is None else f'{percent:.2f}',
-                     'gain_published': '' if theirs is None else f'{theirs:.2f}'})
+                     'gain': {epoch: _gain(gains[epoch].get(row.label)) for epoch in ACCURACY}})
     missing = [trial for cell in found.cells.values() for trial in cell.missing] + \
               [trial for trial in found.others if not trial.run]
     return template.render(
-        table=table, pairs=table.pairs, rows=rows, gains=bool(gains), dialogs=dialogs,
+        table=table, pairs=table.pairs, rows=rows, gains=any(gains.values()), dialogs=dialogs, epochs=[*ACCURACY],
+        chosen=found.epoch, notes={epoch: formats.notes(found, epoch) for epoch in ACCURACY},
         state=summary(table.name, now, 1).partition(', ready')[0], written=time.strftime('%Y-%m-%d %H:%M'),
-        teachers=[formats.figure(found.teacher(pair), None) for pair in table.pairs],
+        teachers=[{epoch: formats.figure(found.teacher(pair, epoch), None) for epoch in ACCURACY}
+                  for pair in table.pairs],
         failed=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state == FAILED],
         left=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state != FAILED],
         curves=_curves(found), learnt=_learnt(found), costs=_costs(found), figures=_figures(save),
-        machines=sorted({f'{trial.run["machine"]}; {trial.run["versions"]}' for trial in _trials(found) if trial.run}))
-
-
-def _trials(found: Found):
-    return dict.fromkeys([trial for cell in found.cells.values() for trial in cell.trials] + found.others)
+        machines=sorted({f'{trial.run["machine"]}; {trial.run["versions"]}' for trial in found.trials() if trial.run}))
 
 
 def _cell(cell: Cell, found: Found, name):
-    highest = max((other.mean() for other in found.cells.values() if other.pair is cell.pair and other.runs),
-                  default=None)
-    done, failed = len(cell.runs), [trial for trial in cell.trials if trial.progress.state == FAILED]
-    note = f'{done} of {len(cell.trials)} trials' if cell.missing and done else ''
-    difference = ''
-    if cell.difference is not None:
-        difference = f'{cell.difference:+.2f}' + (f', {cell.in_deviations:+.1f} σ' if cell.in_deviations else '')
-    return {'id': name, 'failed': bool(failed), 'note': note, 'difference': difference,
-            'highest': done and cell.mean() == highest, 'way': 'up' if difference.startswith('+') else 'down',
-            'published': formats.figure(*cell.published[:2]) if cell.published else '',
-            **{kind: {'mean': cell.mean(key) if done else '',
-                      'text': formats.figure(cell.mean(key), cell.deviation(key))}
-               for kind, key in (('best', 'top1'), ('last', 'last'))}}
+    done, failed = len(cell.runs), any(trial.progress.state == FAILED for trial in cell.trials)
+    return {'id': name, 'failed': failed,
+            'note': f'{done} of {len(cell.trials)} trials' if cell.missing and done else '',
+            'of': {epoch: {'mean': cell.mean(epoch) if done else '', 'highest': found.is_highest(cell, epoch),
+                           'text': formats.figure(cell.mean(epoch), cell.deviation(epoch)),
+                           'published': formats.theirs(cell, epoch), **_difference(cell, epoch)}
+                   for epoch in ACCURACY}}
+
+
+def _difference(cell: Cell, epoch):
+    difference, deviations = cell.difference(epoch), cell.in_deviations(epoch)
+    if difference is None:
+        return {'difference': '', 'way': ''}
+    text = formats.signed(difference, 2)
+    return {'difference': text + (f', {formats.signed(deviations, 1)} σ' if deviations is not None else ''),
+            'way': {'+': 'up', '-': 'down'}.get(text[0], '')}
+
+
+def _gain(gain):
+    improvement, published = gain or (None, None)
+    percent = improvement and improvement.percent
+    return {'value': '' if percent is None else percent,
+            'text': '' if not improvement else '–' if percent is None else f'{percent:.2f}',
+            'published': '' if published is None else f'{published:.2f}'}
 
 
 def _dialog(cell: Cell, name, save):

@@ -73,7 +73,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
     for pair in table.pairs:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
-                plan.add_cell(pair, row)
+                plan.add_cell(pair, table.row_for(row, pair))
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 

@@ -2,7 +2,7 @@
 import re
 import shlex
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distiller_zoo import get_method
@@ -49,16 +49,21 @@ class Table:
     options: list[str] = field(default_factory=list)            # of every run
     teacher_options: list[str] = field(default_factory=list)    # of the teachers' own training, after `options`
     student_options: list[str] = field(default_factory=list)    # of the students' runs, after `options`
-    published: str | None = None        # whose figures of docs/published.csv stand beside ours
+    sources: tuple[str, ...] = ()       # whose figures of docs/published.csv stand beside ours, the first that has one
     fetched: str | None = None          # where a teacher may already lie; '{teacher}' stands for its name
     auxiliary: Row | None = None        # how auxiliary teachers learn, for methods that need one: its label is the net
     teacher_cache: bool = False         # share the teachers' answers between the runs whose method allows it
     left_out: frozenset[tuple[str, str]] = frozenset()          # (row's label, pair) without a run
+    cells: dict[tuple[str, str], Row] = field(default_factory=dict)     # (row's label, pair) -> the row with more flags
 
     @property
     def name(self) -> str:
         """The file's name, and that of the table's folder in save/."""
         return self.path.stem
+
+    def row_for(self, row: Row, pair: Pair) -> Row:
+        """The row as this pair runs it, with the flags that [cells] adds."""
+        return self.cells.get((row.label, str(pair)), row)
 
     @property
     def headline(self) -> str | None:
@@ -76,7 +81,8 @@ KEYS = {
     'options': (False, str, '"--dataset cifar100 --epochs 240"'),
     'teacher_options': (False, str, '"--epochs 30"'),
     'student_options': (False, str, '"--epochs 60"'),
-    'published': (False, str, '"SemCKD"'),
+    'published': (False, (str, list), '"SemCKD", or ["RepDistiller", "DKD"]'),
+    'cells': (False, dict, '[cells] and below it lines as  "KD: vgg13 -> vgg8" = "--kd_T 2"'),
     'fetched': (False, str, '"save/models/{teacher}_vanilla/ckpt_epoch_240.pth"'),
     'auxiliary': (False, str, '"resnet8x4_double: pkt -b 30000"'),
     'teacher_cache': (False, bool, 'true'),
@@ -128,15 +134,28 @@ def read(path: Path) -> Table:
     seeds = content['seeds']
     if any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds) or len({*seeds}) < len(seeds):
         raise UserError(f'{path}: seeds: give different whole numbers from 0 to {2**32 - 1}, as {KEYS["seeds"][2]}')
-    if content.get('published') not in (None, *sources()):
-        raise UserError(f'{path}: published {content["published"]}: docs/published.csv has no figures of it; '
-                        f'{nearest(content["published"], sources())}')
+    published = content.get('published', [])
+    published = [published] if isinstance(published, str) else published
+    for source in published:
+        if source not in sources():
+            raise UserError(f'{path}: published {source}: docs/published.csv has no figures of it; '
+                            f'{nearest(str(source), sources())}')
     words = {key: _words(content[key], f'{path}: {key}')
              for key in ('options', 'teacher_options', 'student_options') if key in content}
-    left_out = frozenset(_left_out(text, rows, pairs, path) for text in content.get('left_out', []))
+    left_out = frozenset((row.label, str(pair)) for row, pair in
+                         (_cell(text, rows, pairs, path, 'left_out') for text in content.get('left_out', [])))
     if len(left_out) == len(rows) * len(pairs):
         raise UserError(f'{path}: left_out: names every cell of the table; leave one in')
-    return Table(path, content['title'], pairs, rows, seeds, published=content.get('published'),
+    cells = {}
+    for name, flags in content.get('cells', {}).items():
+        row, pair = _cell(name, rows, pairs, path, 'cells')
+        if not isinstance(flags, str) or row.method == ALONE:
+            raise UserError(f'{path}: cells: {name}: give flags of a method, as {KEYS["cells"][2]}')
+        if (row.label, str(pair)) in left_out:
+            raise UserError(f'{path}: cells: {name}: is left out; name it in one of the two keys')
+        more = _words(flags, f'{path}: cells: {name}')
+        cells[row.label, str(pair)] = replace(row, flags=(*row.flags, *more))
+    return Table(path, content['title'], pairs, rows, seeds, sources=tuple(published), cells=cells,
                  fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
                  auxiliary=_auxiliary(content['auxiliary'], path) if 'auxiliary' in content else None,
                  left_out=left_out, **words)
@@ -183,9 +202,11 @@ def _auxiliary(text, path):
     return _row(net, method, f'{path}: auxiliary')
 
 
-def _left_out(text, rows, pairs, path):
-    label, _, pair = str(text).rpartition(': ')
-    labels, names = [row.label for row in rows], [str(pair) for pair in pairs]
-    if label not in labels or pair not in names:
-        raise UserError(f'{path}: left_out: {text}: give a row and a pair of this table, as {KEYS["left_out"][2]}')
-    return label, pair
+def _cell(name, rows, pairs, path, key):
+    """The row and the pair that 'ROW: TEACHER -> STUDENT' names."""
+    label, _, words = str(name).rpartition(': ')
+    row = next((row for row in rows if row.label == label), None)
+    pair = next((pair for pair in pairs if str(pair) == words), None)
+    if not row or not pair:
+        raise UserError(f'{path}: {key}: {name}: give a row and a pair of this table, as {KEYS[key][2]}')
+    return row, pair

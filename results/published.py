@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from distiller_zoo import get_method
 from options import flags
@@ -11,14 +12,30 @@ from options import flags
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 
 
-def published(dataset: str, source: str | None = None) -> dict[tuple, tuple]:
-    """(teacher or '', student, way or 'alone') -> (top-1 in percent, its standard deviation or None, source)."""
+class Published(NamedTuple):
+    """A figure of docs/published.csv."""
+
+    top1: float                 # percent
+    deviation: float | None     # standard deviation of the trials
+    source: str
+    epoch: str                  # 'best', 'last', or 'unknown' where the source does not say it
+
+    def compares_with(self, epoch: str) -> bool:
+        """Whether it may stand beside our accuracy of the 'best' or the 'last' epoch."""
+        return self.epoch in (epoch, 'unknown')
+
+
+@functools.cache
+def published(dataset: str, *preferred: str) -> dict[tuple, Published]:
+    """(teacher or '', student, way or 'alone') -> the figure of the first of the preferred sources that has one; of all
+    sources, in the order of the file, where none is named."""
     figures = {}
-    for row in rows_of('published.csv'):
-        if row['dataset'] != dataset or source not in (None, row['source']):
-            continue
-        name = row['teacher'], row['student'], way(row['method'], options_of(row))
-        figures.setdefault(name, (float(row['top1']), float(row['std']) if row['std'] else None, row['source']))
+    for source in preferred or sources():
+        for row in rows_of('published.csv'):
+            if (row['source'], row['dataset']) == (source, dataset):
+                name = row['teacher'], row['student'], way(row['method'], options_of(row))
+                figures.setdefault(name, Published(float(row['top1']), float(row['std']) if row['std'] else None,
+                                                   source, row['epoch']))
     return figures
 
 
@@ -57,18 +74,32 @@ def rows_of(table: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, tuple[float, int]]:
-    """method -> (average relative improvement of the method `ours` over it in percent, over how many pairs of nets).
+class Improvement(NamedTuple):
+    """The average relative improvement over a method."""
 
-    (ours - method) / (method - student alone), the mean over all pairs for which `top1` has the three.
+    percent: float | None               # None where no pair of nets counts
+    pairs: int                          # so many pairs of nets count
+    left_out: list[tuple[str, str]]     # (teacher, student) where the method is not better than the student alone
+
+
+def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, Improvement]:
+    """method -> the average relative improvement of the method `ours` over it.
+
+    (ours - method) / (method - student alone), the mean over the pairs of nets for which `top1` has the three. A pair
+    where the method is not better than the student alone has no such quotient: it divides by zero, or its sign turns.
     Chen et al., AAAI 2021, arXiv 2012.03236.
     """
     found = {}
     for (teacher, student, method), other in top1.items():
         own, alone = top1.get((teacher, student, ours)), top1.get(('', student, 'alone'))
-        if method not in (ours, 'alone') and None not in (own, alone) and other != alone:
-            found.setdefault(method, []).append((own - other) / (other - alone) * 100)
-    return {method: (mean(values), len(values)) for method, values in found.items()}
+        if method not in (ours, 'alone') and None not in (own, alone):
+            ratios, left_out = found.setdefault(method, ([], []))
+            if other > alone:
+                ratios.append((own - other) / (other - alone) * 100)
+            else:
+                left_out.append((teacher, student))
+    return {method: Improvement(mean(ratios) if ratios else None, len(ratios), left_out)
+            for method, (ratios, left_out) in found.items()}
 
 
 def closed_gap(top1: dict[tuple, float], ours: str) -> tuple[float, int] | None:
@@ -81,4 +112,4 @@ def closed_gap(top1: dict[tuple, float], ours: str) -> tuple[float, int] | None:
              for (teacher, student, method), own in top1.items() if method == ours]
     pairs = [pair for pair in pairs if None not in pair]
     gap = sum(teacher - alone for _, alone, teacher in pairs)
-    return (sum(own - alone for own, alone, _ in pairs) / gap * 100, len(pairs)) if gap else None
+    return (sum(own - alone for own, alone, _ in pairs) / gap * 100, len(pairs)) if gap > 0 else None

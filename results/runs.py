@@ -8,10 +8,12 @@ from statistics import mean
 from distiller_zoo import distiller_dict
 from helper.errors import UserError, printable, reason
 from helper.files import folder_name, read_json
+from helper.records import predicts_one_class
 from options import flags
 
 from .published import variant, way
 
+ACCURACY = {'best': 'top1', 'last': 'last'}     # epoch -> what read_run calls its accuracy
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
@@ -44,6 +46,9 @@ def read_run(folder: str) -> dict:
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
             'last': finite(history[-1]['test_acc']),
+            'one_class': {'best': any(predicts_one_class(epoch) for epoch in history
+                                      if epoch.get('epoch') == best.get('epoch')),
+                          'last': predicts_one_class(history[-1])},
             'seconds': finite(parameters['Total time']) * (3600 if student else 1),
             'curve': [finite(epoch['test_acc']) for epoch in history],
             'pictures': pictures[-1], 'pictures_by_epoch': pictures,
@@ -52,6 +57,11 @@ def read_run(folder: str) -> dict:
         }
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def runs_below(folder: str) -> list[str]:
+    """The folders of runs in this one, or itself where it is one; links to folders are not followed."""
+    return sorted(inside for inside, _, files in os.walk(folder) if 'history.json' in files)
 
 
 def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
@@ -94,14 +104,20 @@ def trials(runs: list[dict]) -> list[list[dict]]:
     """The runs, those of one experiment together."""
     found = []
     for run in runs:
-        alike = [group for group in found if group[0]['experiment'] == run['experiment']
-                 and all(group[0]['facts'][name] == run['facts'][name]
-                         for name in group[0]['facts'].keys() & run['facts'].keys())]
-        if alike:
-            alike[0].append(run)
-        else:
+        group = next((group for group in found if all(alike(run, other) for other in group)), None)
+        if group is None:
             found.append([run])
+        else:
+            group.append(run)
     return found
+
+
+def alike(run: dict, other: dict) -> bool:
+    """Whether two runs are of one experiment: the same options, and the same facts (data, teacher, processes) as far as
+    both say them. An older run says fewer."""
+    shared = run['facts'].keys() & other['facts'].keys()
+    return run['experiment'] == other['experiment'] and all(run['facts'][name] == other['facts'][name]
+                                                            for name in shared)
 
 
 def labels(groups: list[list[dict]]) -> list[str]:

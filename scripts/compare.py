@@ -1,12 +1,13 @@
 """Compare finished runs: a table, and a figure of their accuracy curves and of what the methods learnt.
 
-python scripts/compare.py RUN_FOLDER [RUN_FOLDER ...] [--figure FILE.png] [--ari]
+python scripts/compare.py FOLDER [FOLDER ...] [--figure FILE.png] [--ari [--of METHOD] [--epoch best|last]]
 
-Runs that differ in nothing but --trial, --seed and where they ran are one row: mean and standard deviation. Rows that
-only other options tell apart name these. "top-1 %" is the best epoch's accuracy, chosen on the test set, which flatters
-every method; "last %" is that of the last epoch. The published figure stands beside ours (docs/published.csv): of
-CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables or of the method's own
-paper; of ImageNet that of the method's own paper.
+FOLDER is that of a run, or one with runs somewhere below it, as save/TABLE. Runs that differ in nothing but --trial,
+--seed and where they ran are one row: mean and standard deviation. Rows that only other options tell apart name these.
+"top-1 %" is the best epoch's accuracy, chosen on the test set, which flatters every method; "last %" is that of the
+last epoch. The published figure stands beside ours (docs/published.csv) with its source and, where the source names it,
+its epoch: of CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables or of the
+method's own paper; of ImageNet that of the method's own paper.
 """
 import sys
 from pathlib import Path
@@ -16,15 +17,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
 from helper.cli import Parser, path, show, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
-from results.published import closed_gap, published, relative_improvement, rows_of  # noqa: E402
-from results.runs import identity, labels, read_run, trials  # noqa: E402
+from results.published import Published, closed_gap, published, relative_improvement, rows_of  # noqa: E402
+from results.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
+FEWEST_CLASSES = 6      # for which the share of images whose class is among the first five says something
 
 
-def with_deviation(top1: float, deviation: float | None, width: int = 0) -> str:
-    """The two figures; without a deviation, as wide as with one of `width` characters."""
-    return f'{top1:.2f}' + (' ' * width if deviation is None else f' ± {deviation:.2f}')
+def with_deviation(accuracies: list[float], width: int = 0) -> str:
+    """Their mean and standard deviation; of one alone, as wide as with a deviation of `width` characters."""
+    spread = f' ± {stdev(accuracies):.2f}' if len(accuracies) > 1 else ' ' * width
+    return f'{mean(accuracies):.2f}{spread}'
+
+
+def as_published(figure: Published | None) -> str:
+    """'76.23 ± 0.04 (SemCKD)', '73.58 (RepDistiller, last epoch)'."""
+    if not figure:
+        return ''
+    spread = '' if figure.deviation is None else f' ± {figure.deviation:.2f}'
+    epoch = '' if figure.epoch == 'unknown' else f', {figure.epoch} epoch'
+    return f'{figure.top1:.2f}{spread} ({figure.source}{epoch})'
 
 
 def compare_table(groups: list[list[dict]]) -> str:
@@ -32,25 +44,26 @@ def compare_table(groups: list[list[dict]]) -> str:
     figures, rows = {group[0]['dataset']: published(group[0]['dataset']) for group in groups}, []
     width = len(' ± 0.00') if any(len(group) > 1 for group in groups) else 0
     for group, label in zip(groups, labels(groups), strict=True):
-        run, top1 = group[0], [run['top1'] for run in group]
-        figure = figures[run['dataset']].get(identity(run))
+        run = group[0]
+        best, last = ([run[key] for run in group] for key in ACCURACY.values())
+        few = run['facts'].get('classes') in range(FEWEST_CLASSES)
         rows.append((run['dataset'], run['model'], label, f'{run["parameters"]:,}', str(len(group)),
-                     with_deviation(mean(top1), stdev(top1) if len(top1) > 1 else None, width),
-                     f'{mean(run["last"] for run in group):.2f}',
-                     f'{with_deviation(*figure[:2])} ({figure[2]})' if figure else '',
-                     f'{mean(run["top5"] for run in group):.2f}', f'{mean(run["seconds"] for run in group):.0f}'))
+                     with_deviation(best, width), with_deviation(last, width),
+                     as_published(figures[run['dataset']].get(identity(run))),
+                     '' if few else f'{mean(run["top5"] for run in group):.2f}',
+                     f'{mean(run["seconds"] for run in group):.0f}'))
     heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'last %', 'published', 'top-5 %', 'seconds')
     silent = {0: len({row[0] for row in rows}) == 1, 4: all(row[4] == '1' for row in rows),
-              7: not any(row[7] for row in rows)}
+              7: not any(row[7] for row in rows), 8: not any(row[8] for row in rows)}
     kept = [i for i in range(len(heads)) if not silent.get(i)]
     head, *rows = ([row[i] for i in kept] for row in (heads, *rows))
     return table(head, rows, ''.join('<<<>>>>>>>'[i] for i in kept))
 
 
-def improvement_table(groups: list[list[dict]], ours: str) -> str:
+def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:
     """The improvement of the method `ours` over each other one in these experiments, and the published one.
 
-    Raises UserError where they have none.
+    epoch: of which accuracies, 'best' or 'last'. Raises UserError where they have none.
     """
     datasets, top1 = {group[0]['dataset'] for group in groups}, {}
     if len(datasets) > 1:
@@ -59,19 +72,22 @@ def improvement_table(groups: list[list[dict]], ours: str) -> str:
         name = identity(group[0])
         if name in top1:
             raise UserError(f'--ari: {name[1]}, {label}, and another with other options; give the runs of one of them')
-        top1[name] = mean(run['top1'] for run in group)
+        top1[name] = mean(run[ACCURACY[epoch]] for run in group)
     found = relative_improvement(top1, ours)
-    if not found:
+    if not any(improvement.pairs for improvement in found.values()):
         raise UserError(f'--ari: it needs runs of {ours} and of another method for the same pair of nets, and of the '
-                        'student alone (train_teacher.py --model STUDENT), which is not exactly as good as that method')
-    theirs = {row['over']: row['ari'] for row in rows_of('published_ari.csv') if row['of'] == ours} \
-        if datasets == {'cifar100'} else {}
-    rows = [(method, f'{percent:.2f}', str(pairs), theirs.get(method, ''))
-            for method, (percent, pairs) in found.items()]
+                        'student alone (train_teacher.py --model STUDENT), which is worse than that method')
+    theirs = {row['over']: row['ari'] for row in rows_of('published_ari.csv')
+              if row['of'] == ours and row['epoch'] in (epoch, 'unknown')} if datasets == {'cifar100'} else {}
+    rows = [(method, '' if improvement.percent is None else f'{improvement.percent:.2f}', str(improvement.pairs),
+             theirs.get(method, '')) for method, improvement in found.items()]
     gap = closed_gap(top1, ours)
     if gap:
         rows.append(('gap to the teacher closed', f'{gap[0]:.2f}', str(gap[1]), theirs.get('teacher', '')))
-    return table((f'{get_method(ours).title} over', 'ARI %', 'pairs', 'published'), rows, '<>>>')
+    left_out = [f'{method} is not better than the student alone, so this pair does not count: {teacher} -> {student}'
+                for method, improvement in found.items() for teacher, student in improvement.left_out]
+    heads = f'{get_method(ours).title} over', 'ARI %', 'pairs', 'published'
+    return '\n'.join([table(heads, rows, '<>>>'), *left_out])
 
 
 def figure(groups: list[list[dict]], path: Path) -> None:
@@ -83,7 +99,7 @@ def figure(groups: list[list[dict]], path: Path) -> None:
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']
               if len({str([len(row) for row in run['pictures'].get(picture, [])]) for run in group}) == 1]
-    fig, axes = plt.subplots(1, 1 + len(learnt), figsize=(6 + 4 * len(learnt), 4), squeeze=False,
+    fig, axes = plt.subplots(1, 1 + len(learnt), figsize=(6 + 4 * len(learnt), 4 + 0.2 * len(named)), squeeze=False,
                              layout='constrained')
     curves, *maps = axes[0]
     for name, group in named:
@@ -93,7 +109,7 @@ def figure(groups: list[list[dict]], path: Path) -> None:
         curves.fill_between(numbers, [min(values) for values in epochs], [max(values) for values in epochs], alpha=0.2)
     curves.set(xlabel='epoch', ylabel='test top-1 (%)', title='Accuracy')
     curves.xaxis.get_major_locator().set_params(integer=True)
-    curves.legend()
+    fig.legend(loc='outside lower left')        # below the curves, which it must not hide
     curves.grid(alpha=0.3)
     for axis, (title, matrices) in zip(maps, learnt, strict=True):
         average = [[mean(values) for values in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
@@ -115,19 +131,24 @@ def figure(groups: list[list[dict]], path: Path) -> None:
 
 def main():
     parser = Parser(description='Compare finished runs.')
-    parser.add_argument('runs', nargs='+', type=path, metavar='RUN', help='folder that a train script wrote')
+    parser.add_argument('runs', nargs='+', type=path, metavar='FOLDER',
+                        help='folder that a train script wrote, or one with such folders below it')
     parser.add_argument('--figure', type=path, help=f'where to write the picture, NAME{" or ".join(FORMATS)}')
     headline = rows_of('published_ari.csv')[0]['of']
     parser.add_argument('--ari', action='store_true', help='the average relative improvement over each method')
     parser.add_argument('--of', metavar='METHOD', help=f'the method whose improvement --ari shows; else {headline}')
+    parser.add_argument('--epoch', choices=ACCURACY, help='whose accuracies --ari compares; else those of the best')
     opt = parser.parse_args()
     get_method(opt.of or headline, '--of')
     if opt.of and not opt.ari:
         raise UserError(f'--of {opt.of}: says of which method --ari is; add --ari')
+    if opt.epoch and not opt.ari:
+        raise UserError(f'--epoch {opt.epoch}: says whose accuracies --ari compares; add --ari')
     if opt.figure and Path(opt.figure).suffix.lower() not in FORMATS:
         raise UserError(f'--figure {opt.figure}: give the name of a file that ends in {", ".join(FORMATS)}')
     runs, left_out = [], []
-    for folder in {Path(folder).resolve(): folder for folder in opt.runs}.values():      # each once
+    folders = [run for folder in opt.runs for run in runs_below(folder) or [folder]]
+    for folder in {Path(folder).resolve(): folder for folder in folders}.values():       # each once
         try:
             runs.append(read_run(folder))
         except UserError as error:      # a fetched teacher, an unfinished run
@@ -142,8 +163,13 @@ def main():
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
                   file=sys.stderr)
     show(compare_table(groups))
+    for group, label in zip(groups, labels(groups), strict=True):
+        for epoch in ACCURACY:
+            if number := sum(run['one_class'][epoch] for run in group):
+                print(f'{group[0]["model"]}, {label}: in the {epoch} epoch {number} of {len(group)} runs predict one '
+                      f'class for all test images; that accuracy is only the share of the class')
     if opt.ari:
-        show(f'\n{improvement_table(groups, opt.of or headline)}')
+        show(f'\n{improvement_table(groups, opt.of or headline, opt.epoch or "best")}')
     if opt.figure:
         figure(groups, Path(opt.figure))
         print(f'\nfigure: {opt.figure}')

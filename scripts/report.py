@@ -1,8 +1,10 @@
 """Write the report of a table with what there is of it, finished or not: HTML, Markdown, CSV and LaTeX.
 
-python scripts/report.py TABLE [--save_dir DIR] [--figures [ROW ...]] [flags that every run had]
+python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [ROW ...]] [flags that every run had]
 
---figures also draws what scripts/visualize.py draws, of each pair's first trials, and puts it into the report.
+TABLE is the name of a table, its file, or the folder that holds its runs, as save/NAME. --epoch says whose accuracies
+are shown; without it, those of the epoch that the published figures are of, else the best. --figures also draws what
+scripts/visualize.py draws, of each pair's first trials, and puts it into the report.
 """
 import os
 import subprocess
@@ -18,6 +20,7 @@ from grid.steps import known_flags, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
+from results.runs import ACCURACY  # noqa: E402
 
 
 def draw(pair, steps, labels, save):
@@ -36,12 +39,20 @@ def draw(pair, steps, labels, save):
 
 def main():
     parser = Parser(description='Write the report of a table with what there is of it.')
-    parser.add_argument('table', metavar='TABLE', help='the name of a file in scripts/tables, or the path of one')
+    parser.add_argument('table', metavar='TABLE', help='a file in scripts/tables by its name, the path of another, or '
+                                                       'the folder of its runs, save/NAME')
     parser.add_argument('--save_dir', type=path, help='where its runs are; else save/TABLE')
+    parser.add_argument('--epoch', choices=ACCURACY, help='whose accuracies are shown')
     parser.add_argument('--figures', nargs='*', metavar='ROW',
                         help='draw the figures of these rows, or of all where none is named')
     opt, more = known_flags(parser)
-    table = read(find(opt.table))
+    name = opt.table
+    if os.path.isdir(name):     # save/NAME, with the table NAME
+        if opt.save_dir:
+            raise UserError(f'TABLE {name}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
+        opt.save_dir, name = name, Path(name).resolve().name
+        name = f'{name}.toml' if os.path.isfile(f'{name}.toml') else name
+    table = read(find(name))
     save = Path(opt.save_dir or f'save/{table.name}')
     if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
@@ -55,7 +66,7 @@ def main():
                 raise UserError(f'--figures {label}: no such row in {table.path}; {nearest(label, labels)}')
         for pair in table.pairs:
             draw(pair, [step for step in steps if now[step].state == DONE], opt.figures or labels, save)
-    show(formats.plain(report.write(table, steps, save, now)))
+    show(formats.plain(report.write(table, steps, save, now, opt.epoch)))
     print(f'report: {save}/report.html')
 
 

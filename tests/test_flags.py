@@ -9,7 +9,7 @@ from conftest import build, write_images
 import dataset.folder
 import train_student
 import train_teacher
-from distiller_zoo import vanilla
+from distiller_zoo import get_method, vanilla
 from helper.checkpoint import load_checkpoint
 from helper.optim import adjust_learning_rate, new_optimizer, sgd
 from options import student_options, teacher_options
@@ -175,6 +175,16 @@ def test_of_the_first_stage(call, small, teacher, tmp_path, monkeypatch, capfd, 
     call(train_student.main, '--path-t', teacher, *small, '--distill', method, '--learning_rate', 0.02, *flags,
          '--init_epochs', 2, '-b', 1, '--save_dir', tmp_path)
     assert seen == rates and capfd.readouterr().out.count('first stage, epoch') == 2
+
+
+@pytest.mark.parametrize('student, rate', [('resnet8x4', 0.01), ('wrn_16_2', 0.01), ('vgg8', 0.05),
+                                           ('ShuffleV1', 0.01)])
+def test_of_the_first_stage_of_factor(student, rate):
+    """0.01 for ResNets, for others that of the student: as RepDistiller's tables were made. So in a sum of methods."""
+    for method in ('factor', 'crd+factor'):
+        opt = student_options(['--path-t', 'x', '--model_s', student, '--distill', method])
+        assert get_method(opt.distill).init_rate(opt) == rate
+    assert get_method('fsp').init_rate(opt) == opt.learning_rate
 
 
 def test_of_fast():

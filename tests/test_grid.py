@@ -59,9 +59,10 @@ FOLDERS = {     # of MINI's runs, from the folder of the table
 def write_table(path: Path, without=(), **changes) -> Path:
     """MINI with changes, as a TOML file."""
     content = {key: value for key, value in {**MINI, **changes}.items() if key not in without}
-    rows = content.pop('rows', {})
-    lines = [f'{key} = {json.dumps(value)}' for key, value in content.items()]
-    lines += ['[rows]', *(f'{json.dumps(label)} = {json.dumps(row)}' for label, row in rows.items())] if rows else []
+    parts = {key: content.pop(key) for key in ('rows', 'cells') if content.get(key)}
+    lines = [f'{key} = {json.dumps(value)}' for key, value in content.items() if key != 'rows']
+    for key, part in parts.items():
+        lines += [f'[{key}]', *(f'{json.dumps(name)} = {json.dumps(value)}' for name, value in part.items())]
     path.write_text('\n'.join(lines) + '\n')
     return path
 
@@ -328,8 +329,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'a pair that is a number': ({'pairs': [3]}, 'pairs: 3: give a teacher and a student, as "resnet32x4 -> vgg8"'),
     'two pairs': ({'pairs': ['resnet14 -> vgg8', 'resnet14  ->  vgg8']},
                   'pairs: resnet14 -> vgg8 is there twice; give each once'),
-    'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, fetched, left_out, options, pairs, published, '
-                          'rows, seeds, student_options, teacher_cache, teacher_options, title'),
+    'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, cells, fetched, left_out, options, pairs, '
+                          'published, rows, seeds, student_options, teacher_cache, teacher_options, title'),
     'near key': ({'pair': []}, 'pair: no such key; did you mean pairs? there are: auxiliary'),
     'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows] and below it lines as  '
                               'KD = "kd -r 1 -a 1 -b 0"'),
@@ -352,6 +353,15 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
                      'left_out: names every cell of the table; leave one in'),
     'published': ({'published': 'SemCKT'},
                   'published SemCKT: docs/published.csv has no figures of it; did you mean SemCKD? there are: '),
+    'several published': ({'published': ['SemCKD', 3]}, 'published 3: docs/published.csv has no figures of it; '),
+    'cells': ({'cells': {'KT: resnet14 -> resnet8': '-b 1'}},
+              'cells: KT: resnet14 -> resnet8: give a row and a pair of this table, as '),
+    'cells alone': ({'cells': {'Student: resnet14 -> resnet8': '--epochs 1'}},
+                    'cells: Student: resnet14 -> resnet8: give flags of a method, as '),
+    'flags in cells': ({'cells': {'KD: resnet14 -> resnet8': '--seed 3'}},
+                       'row KD, resnet14 -> resnet8: --seed: reproduce.py sets this flag itself; leave it out'),
+    'cells that are left out': ({'cells': {'KD: resnet14 -> resnet8': '-b 1'}, 'left_out': ['KD: resnet14 -> resnet8']},
+                                'cells: KD: resnet14 -> resnet8: is left out; name it in one of the two keys'),
     'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and how it learns, as '
                                              '"resnet8x4_double: pkt -b 30000"'),
     "the auxiliary's net": ({'auxiliary': 'resnet15: pkt'}, 'auxiliary: resnet15: pkt: resnet15: no such model; '),
@@ -689,15 +699,17 @@ def test_a_table(mini):
     alone, ours = figures['Student'][0], figures['SemCKD'][0]
     for place, (row, (best, deviation, last, deviation_of_last)) in enumerate(figures.items()):
         text, text_of_last = f'{best:.2f} ± {deviation:.2f}', f'{last:.2f} ± {deviation_of_last:.2f}'
-        found = re.search(rf'<tr data-row="{place}"><td data-value="{place}">{row}</td><td data-value="([\d.]+)" '
-                          rf'data-last="([\d.]+)".*?<b>(.*?)</b>.*?<b>(.*?)</b>', page, re.S)
+        found = re.search(rf'<tr data-row="{place}"><td data-value="{place}">{row}</td><td data-best="([\d.]+)" '
+                          rf'data-last="([\d.]+)".*?<b[^u>]*>(.*?)</b>.*?<b[^u>]*>(.*?)</b>', page, re.S)
         assert (float(found[1]), float(found[2]), *found.groups()[2:]) == (best, last, text, text_of_last)
-        gain = f'{(ours - best) / (best - alone) * 100:.2f}%' if best not in (ours, alone) else ''
+        gain = '' if best in (ours, alone) else f'{(ours - best) / (best - alone) * 100:.2f}%' if best > alone else '–'
         assert f'| {row} | {text} | {gain} |' in markdown
         plain = f'{best:.2f} $\\pm$ {deviation:.2f}'
-        assert f'{row} & ' + (rf'\textbf{{{plain}}}' if best == max(f[0] for f in figures.values()) else plain) in latex
+        higher_or_tied = [row for row, other in figures.items() if f'{other[0]:.2f}' >= f'{best:.2f}']
+        assert f'{row} & ' + (rf'\textbf{{{plain}}}' if higher_or_tied == [row] else plain) in latex
     teacher = json_of(save / FOLDERS['teacher'], 'test_best_metrics.json')['test_acc']
-    assert f'| Teacher | {teacher:.2f} |' in markdown and f'<td>Teacher</td><td>{teacher:.2f}</td>' in page
+    assert f'| Teacher | {teacher:.2f} |' in markdown
+    assert f'<td>Teacher</td><td><span class="of-best">{teacher:.2f}</span>' in page
 
 
 def test_the_logs_and_records(mini):

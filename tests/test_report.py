@@ -19,11 +19,12 @@ from conftest import ROOT
 
 from distiller_zoo import get_method
 from grid.cells import Cell, Found, Trial
-from grid.formats import figure, latex, markdown
+from grid.formats import as_csv, figure, latex, markdown, notes, signed
 from grid.table_file import Pair, Row, Table, read
 from helper.cli import values
 from helper.run import Place
 from options import student_options, teacher_options
+from results.published import Published
 from scripts import report, reproduce
 
 TABLE = 'semckd_cifar100'
@@ -102,23 +103,36 @@ def published():
                 for row in csv.DictReader(file) if (row['source'], row['dataset']) == ('SemCKD', 'cifar100')}
 
 
-def expected(figures, row, pair):
+def expected(figures, row, pair, epoch='best'):
     """What the report should say of a cell."""
     best, last = zip(*figures[row, pair], strict=True)
     teacher, _, student = pair.split()
     theirs, their_deviation = published()['' if row == 'Student' else teacher, student, ROWS[row]]
-    both = ((stdev(best) ** 2 + their_deviation ** 2) / 2) ** 0.5
+    ours = {'best': best, 'last': last}[epoch]
+    both = ((stdev(ours) ** 2 + their_deviation ** 2) / 2) ** 0.5
     return {'best': mean(best), 'best_std': stdev(best), 'last': mean(last), 'last_std': stdev(last),
-            'published': theirs, 'published_std': their_deviation, 'difference': mean(best) - theirs,
-            'in_deviations': (mean(best) - theirs) / both}
+            'published': theirs, 'published_std': their_deviation, 'difference': mean(ours) - theirs,
+            'in_deviations': (mean(ours) - theirs) / both}
 
 
-def improvement(figures):
-    """{row: SemCKD's average relative improvement over it in percent}."""
-    top1 = {key: mean(best for best, _ in trials) for key, trials in figures.items()}
-    pairs = {pair for _, pair in figures}
-    return {row: mean((top1['SemCKD', pair] - top1[row, pair]) / (top1[row, pair] - top1['Student', pair])
-                      for pair in pairs) * 100 for row in ROWS if row not in ('Student', 'SemCKD')}
+def improvement(figures, epoch='best'):
+    """{row: (SemCKD's average relative improvement over it in percent or None, the pairs that do not count)}."""
+    top1 = {key: mean(trial[epoch == 'last'] for trial in trials) for key, trials in figures.items()}
+    pairs, found = list(dict.fromkeys(pair for _, pair in figures)), {}
+    for row in ROWS:
+        if row not in ('Student', 'SemCKD'):
+            better = [pair for pair in pairs if top1[row, pair] > top1['Student', pair]]
+            ratios = [(top1['SemCKD', pair] - top1[row, pair]) / (top1[row, pair] - top1['Student', pair]) * 100
+                      for pair in better]
+            found[row] = mean(ratios) if ratios else None, [pair for pair in pairs if pair not in better]
+    return found
+
+
+def highest(figures, pair, epoch):
+    """The row whose mean is higher than all others', as it is shown."""
+    first, second = sorted(ROWS, key=lambda row: -expected(figures, row, pair)[epoch])[:2]
+    shown = [f'{expected(figures, row, pair)[epoch]:.2f}' for row in (first, second)]
+    return first if shown[0] != shown[1] else None
 
 
 class Cells(HTMLParser):
@@ -155,12 +169,19 @@ def test_csv(table, texts):
         assert {key: float(line[key]) for key in found} == pytest.approx(found, rel=1e-12)
 
 
+def page_cell(page, row, pair):
+    """The HTML of a cell of the table of accuracies."""
+    place = list(ROWS).index(row) * 7 + list(dict.fromkeys(str(pair) for pair in read(
+        ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs)).index(pair)
+    return re.search(rf'<button data-dialog="cell-{place}">(.*?)</button>', page, re.S)[1]
+
+
 def test_page(table, texts):
     _, figures, teachers = table
     reader = Cells()
     reader.feed(texts['html'])
     pairs = list(dict.fromkeys(pair for _, pair in figures))
-    gains = improvement(figures)
+    gains = {epoch: improvement(figures, epoch) for epoch in ('best', 'last')}
     with open(ROOT / 'docs' / 'published_ari.csv', newline='') as file:
         published_gains = {row['over']: float(row['ari']) for row in csv.DictReader(file) if row['of'] == 'semckd'}
     head, *rows, foot = reader.rows
@@ -170,20 +191,33 @@ def test_page(table, texts):
     for row, (_, *cells, gain) in zip(ROWS, rows, strict=True):
         for pair, (attributes, said) in zip(pairs, cells, strict=True):
             found = expected(figures, row, pair)
-            assert float(attributes['data-value']) == pytest.approx(found['best'], rel=1e-12)
+            assert float(attributes['data-best']) == pytest.approx(found['best'], rel=1e-12)
             assert float(attributes['data-last']) == pytest.approx(found['last'], rel=1e-12)
+            compared = []
+            for epoch in ('best', 'last'):
+                of = expected(figures, row, pair, epoch)
+                compared += [f'{of["published"]:.2f} ± {of["published_std"]:.2f}',
+                             f'{signed(of["difference"], 2)}, {signed(of["in_deviations"], 1)} σ']
             assert said == [f'{found["best"]:.2f} ± {found["best_std"]:.2f}',
-                            f'{found["last"]:.2f} ± {found["last_std"]:.2f}',
-                            f'{found["published"]:.2f} ± {found["published_std"]:.2f}',
-                            f'{found["difference"]:+.2f}, {found["in_deviations"]:+.1f} σ']
-            highest = max(ROWS, key=lambda other: expected(figures, other, pair)['best'])
-            assert (attributes.get('class') == 'best') == (row == highest)
-        if row in gains:
-            assert float(gain[0]['data-value']) == pytest.approx(gains[row], rel=1e-9)
-            assert gain[1] == [f'{gains[row]:.2f}', f'{published_gains[ROWS[row]]:.2f}']
+                            f'{found["last"]:.2f} ± {found["last_std"]:.2f}', *compared]
+            marked = re.findall('class="of-(best|last)"><b class="highest">', page_cell(texts['html'], row, pair))
+            assert marked == [epoch for epoch in ('best', 'last') if row == highest(figures, pair, epoch)]
+        if row in gains['best']:
+            values = [gains[epoch][row][0] for epoch in ('best', 'last')]
+            assert [float(gain[0][f'data-{epoch}'] or 'nan') for epoch in ('best', 'last')] == pytest.approx(
+                [float('nan') if value is None else value for value in values], rel=1e-9, nan_ok=True)
+            theirs = f'{published_gains[ROWS[row]]:.2f}'
+            assert gain[1] == sum([['–' if value is None else f'{value:.2f}', theirs] for value in values], [])
         else:
-            assert gain == ({'data-value': ''}, [])
-    assert [texts for _, texts in foot] == [['Teacher'], *([f'{teachers[pair.split()[0]]:.2f}'] for pair in pairs), []]
+            assert gain == ({'data-best': '', 'data-last': ''}, [])
+    assert [texts[0] for _, texts in foot[:-1]] == ['Teacher', *(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs)]
+    said = re.findall('<p class="soft of-(best|last)">(.*?)</p>', texts['html'])
+    assert [note for _, note in said if 'Published' in note] == [
+        'Published figures of an epoch that the source does not name: SemCKD.'] * 2
+    assert [(epoch, *re.search('over (.*?) leaves out (.*?):', note).groups()) for epoch, note in said if 'ARI' in note
+            ] == [(epoch, row, ', '.join(left_out).replace('>', '&gt;')) for epoch in ('best', 'last')
+                  for row, (_, left_out) in gains[epoch].items() if left_out]
+    assert '<body>' in texts['html'] and '<input type="radio" name="epoch" value="best" checked>' in texts['html']
     assert 'semckd_cifar100: 222 done, 0 running, 0 failed, 0 left. Written ' in texts['html']
     assert 'a &lt;fast&gt; machine; torch 9' in texts['html'] and '<fast>' not in texts['html']
     assert 'Failed and missing' not in texts['html']
@@ -243,32 +277,35 @@ def test_markdown(table, texts):
     pairs, gains = list(dict.fromkeys(pair for _, pair in figures)), improvement(figures)
     lines = texts['md'].splitlines()
     assert lines[0] == "# SemCKD's table, CIFAR-100"
-    assert lines[4:6] == ['| | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | ARI |', '|---' * 9 + '|']
+    assert lines[4:6] == ['| | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | SemCKD ARI |',
+                          '|---' * 9 + '|']
     for line, row in zip(lines[6:14], ROWS, strict=True):
         cells = [expected(figures, row, pair) for pair in pairs]
         said = [f'{c["best"]:.2f} ± {c["best_std"]:.2f} ({c["published"]:.2f} ± {c["published_std"]:.2f})'
                 for c in cells]
         gain = line.split(' | ')[-1]
         assert line == f'| {row} | ' + ' | '.join(said) + f' | {gain}'
-        assert gain.startswith(f'{gains[row]:.2f}% (' if row in gains else ' |')
+        percent = gains.get(row, (None,))[0]
+        assert gain.startswith(('–' if percent is None else f'{percent:.2f}%') + ' (' if row in gains else ' |')
     assert lines[14] == '| Teacher | ' + ' | '.join(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs) + ' | |'
 
 
 def test_latex(table, texts):
-    _, figures, _ = table
+    _, figures, teachers = table
     pairs = list(dict.fromkeys(pair for _, pair in figures))
     lines = texts['tex'].splitlines()
-    assert lines[:3] == [r'% needs \usepackage{booktabs}', r'\begin{tabular}{lccccccc}', r'\toprule']
+    assert lines[:3] == [r'% needs \usepackage{booktabs}; test top-1 in percent of the best epoch, which is chosen on '
+                         'the test set', r'\begin{tabular}{lccccccc}', r'\toprule']
     assert lines[3] == 'Teacher & ' + ' & '.join(pair.split()[0].replace('_', r'\_') for pair in pairs) + r' \\'
     for line, row in zip(lines[6:14], ROWS, strict=True):
         cells = []
         for pair in pairs:
             found = expected(figures, row, pair)
             text = f'{found["best"]:.2f} $\\pm$ {found["best_std"]:.2f}'
-            best = max(expected(figures, other, pair)['best'] for other in ROWS) == found['best']
-            cells.append(rf'\textbf{{{text}}}' if best else text)
+            cells.append(rf'\textbf{{{text}}}' if row == highest(figures, pair, 'best') else text)
         assert line == ' & '.join([row, *cells]) + r' \\'
-    assert lines[14:] == [r'\bottomrule', r'\end{tabular}']
+    assert lines[14:] == [r'\midrule', 'Teacher & ' + ' & '.join(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs)
+                          + r' \\', r'\bottomrule', r'\end{tabular}']
 
 
 def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
@@ -308,8 +345,9 @@ def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
     assert f'{mean(best):.2f} ± {stdev(best):.2f}, 2 of 4 (72.73 ± 0.15)' in text and '|  (72.91 ± 0.18) |' not in text
     # The pair without FitNet does not count in what SemCKD gains over it.
     others = {key: trials for key, trials in figures.items() if key[1] != pair}
-    gain = improvement(others)['FitNet']
+    gain, _ = improvement(others)['FitNet']
     assert re.search(rf'\| FitNet \|.*\| {re.escape(f"{gain:.2f}%")} \(71.92%\) \|', text)
+    assert rf'{mean(best):.2f} $\pm$ {stdev(best):.2f}, 2 of 4 &' in (save / 'report.tex').read_text()
 
 
 def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
@@ -334,35 +372,76 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     assert re.findall('<figcaption>(.*?)</figcaption>', Path('here/report.html').read_text()) == ['whole']
 
 
+def run_of(top1, last=None):
+    return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0}}
+
+
 def found_of(accuracies: dict, **settings) -> Found:
     """What a table of one pair has found. accuracies: row -> top-1 of its trials; 'Student' is alone."""
     pair = Pair('a', 'b')
     rows = [Row(label, 'alone' if label.startswith('Student') else 'kd') for label in accuracies]
     table = Table(Path('x.toml'), 'A | B <i>', [pair], rows, [1], **settings)
-    trials = {label: [Trial(SimpleNamespace(), None, None, {'top1': top1, 'last': top1}) for top1 in values]
+    trials = {label: [Trial(SimpleNamespace(name=label), None, None, run_of(top1)) for top1 in values]
               for label, values in accuracies.items()}
     return Found(table, {(row.label, 'a -> b'): Cell(row, pair, trials[row.label], None) for row in rows}, [])
 
 
 def test_improvement():
     found = found_of({'Student': [70.0, 72.0], 'Student long': [75.0], 'KD': [73.0], 'Same': [71.0], 'Ours': [75.0]})
-    assert found.improvement() == {'KD': (100.0, 1, None)}      # over the first row alone
-    assert found_of({'Student': [70.0]}).improvement() == {} and found_of({'KD': [70.0]}).improvement() == {}
-    left_out = found_of({'Student': [70.0], 'KD': [73.0], 'Ours': []})
-    assert left_out.improvement() == {}
+    # Over the first row alone. What is not better than it has no figure, and a note.
+    assert found.improvement('best') == {'KD': ((100.0, 1, []), None), 'Same': ((None, 0, [('a', 'b')]), None)}
+    assert notes(found, 'best') == ['Ours ARI over Same leaves out a -> b: Same is not better there than the student '
+                                    'alone.']
+    assert '| Same | 71.00 | – |\n' in markdown(found) and 'a → b: Same is not better' in markdown(found)
+    for accuracies in ({'Student': [70.0]}, {'KD': [70.0]}, {'Student': [70.0], 'KD': [73.0], 'Ours': []}):
+        assert found_of(accuracies).improvement('best') == {}
+
+
+def test_one_class():
+    found = found_of({'Student': [70.0], 'KD': [10.0, 71.0]})
+    assert notes(found, 'best') == []
+    assert notes(found, 'last') == ['One class for all test images, so that the accuracy is only the share of that '
+                                    'class: KD.'] and 'so that the accuracy' not in markdown(found)
 
 
 def test_in_deviations():
-    def cell(top1, published):
-        return Cell(Row('KD', 'kd'), Pair('a', 'b'), [Trial(None, None, None, {'top1': value}) for value in top1],
-                    published)
-    assert cell([70.0, 72.0], (70.0, None, 'x')).in_deviations == pytest.approx(1 / 2 ** 0.5)
-    assert cell([70.0, 72.0], (70.0, 1.0, 'x')).in_deviations == pytest.approx(1 / 1.5 ** 0.5)
-    assert cell([71.0], (70.0, 0.5, 'x')).in_deviations == 2.0
+    def of(top1, *published, epoch='best'):
+        trials = [Trial(None, None, None, run_of(value, value - 1)) for value in top1]
+        cell = Cell(Row('KD', 'kd'), Pair('a', 'b'), trials, Published(*published) if published else None)
+        return cell.difference(epoch), cell.in_deviations(epoch)
+    assert of([70.0, 72.0], 70.0, None, 'x', 'unknown')[1] == pytest.approx(1 / 2 ** 0.5)
+    assert of([70.0, 72.0], 70.0, 1.0, 'x', 'best')[1] == pytest.approx(1 / 1.5 ** 0.5)
+    assert of([71.0], 70.0, 0.5, 'x', 'unknown') == (1.0, 2.0)
     # Trials that are all equal have a deviation, of 0.
-    assert cell([71.0, 71.0], (70.0, 0.5, 'x')).in_deviations == pytest.approx(2 * 2 ** 0.5)
-    assert cell([71.0, 71.0], (70.0, None, 'x')).in_deviations is None and cell([], (70.0, 1.0, 'x')).difference is None
-    assert cell([71.0], None).difference is None and cell([71.0], None).deviation() is None
+    assert of([71.0, 71.0], 70.0, 0.5, 'x', 'unknown')[1] == pytest.approx(2 * 2 ** 0.5)
+    assert of([71.0, 71.0], 70.0, None, 'x', 'unknown') == (1.0, None)
+    assert of([], 70.0, 1.0, 'x', 'unknown') == of([71.0]) == (None, None)
+    # Only like is compared with like.
+    assert of([71.0], 70.0, 0.5, 'x', 'last') == (None, None) and of([71.0], 70.0, 0.5, 'x', 'best', epoch='last') == (
+        None, None)
+    assert of([71.0], 70.0, 0.5, 'x', 'last', epoch='last') == of([71.0], 70.0, 0.5, 'x', 'unknown', epoch='last') == (
+        0.0, 0.0)
+
+
+def test_one_epoch_decides_every_figure():
+    """Order, mark, difference and deviations are those of the epoch that is shown."""
+    found = found_of({'Student': [], 'KD': [], 'Ours': []})
+    for label, *trials in (('Student', (70.0, 69.0)), ('KD', (75.0, 71.0), (75.2, 71.4)), ('Ours', (74.0, 73.0))):
+        cell = found.cells[label, 'a -> b']
+        cell.trials = [Trial(SimpleNamespace(name=label), None, None, run_of(*trial)) for trial in trials]
+        cell.published = Published(71.0, 0.2, 'x', 'last')
+    for epoch, best, kd, gain, line in (
+            ('best', 'KD', '75.10 ± 0.14 (71.00 ± 0.20, last epoch)', (74 - 75.1) / 5.1, ['', '']),
+            ('last', 'Ours', '71.20 ± 0.28 (71.00 ± 0.20)', (73 - 71.2) / 2.2, [0.2, 0.2 / 0.06 ** 0.5])):
+        found.epoch = epoch
+        assert [label for label in ('Student', 'KD', 'Ours') if found.is_highest(found.cells[label, 'a -> b'], epoch)] \
+            == [best]
+        assert f'| KD | {kd} | {gain * 100:.2f}% |\n' in markdown(found) and f'of the {epoch} epoch' in markdown(found)
+        assert re.findall(r'(\w+) & \\textbf', latex(found)) == [best]
+        row = list(csv.DictReader(as_csv(found).splitlines()))[1]
+        assert [row['published_epoch'], row['epoch']] == ['last', epoch]
+        assert [row['difference'] and float(row['difference']), row['in_deviations'] and float(row['in_deviations'])] \
+            == pytest.approx(line)
 
 
 def test_escapes():
@@ -371,6 +450,9 @@ def test_escapes():
     assert '\n' r'50\% \$x\_1\$ \#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}  & \textbf{71.50} \\' '\n' \
         in latex(found)
     assert r'a|b \& <u> & 70.00 \\' in latex(found)
+    assert [signed(value, 2) for value in (0.126, -0.126, -0.004, 0.0)] == ['+0.13', '-0.13', '0.00', '0.00']
+    tied = found_of({'KD': [71.001], 'AT': [71.004], 'SP': [70.0]})
+    assert 'textbf' not in latex(tied) and 'KD & 71.00' in latex(tied)      # neither is better than the other
     assert figure(None, None) == '' and figure(71.005, None) == '71.00' and figure(1.0, 0.0) == '1.00 ± 0.00'
 
 
@@ -380,7 +462,7 @@ const names = () => [...document.querySelectorAll('#accuracy tbody tr')].map((ro
 window.addEventListener('error', (event) => pressed.push(event.message));
 const head = document.querySelectorAll('#accuracy thead button')[1];
 head.click(); pressed.push(names());
-document.querySelector('input[value=last]').click(); head.click(); pressed.push(names());
+document.querySelector('input[value=last]').click(); pressed.push(names()); head.click(); pressed.push(names());
 document.querySelectorAll('#accuracy thead button')[0].click(); pressed.push(names());
 document.querySelector('.row-choice[value="1"]').click();
 pressed.push([...document.querySelectorAll('tr[data-row="1"], [id="row-1"], [id="row-2"]')]
@@ -404,10 +486,10 @@ def test_in_a_browser(table, texts, tmp_path):
                               capture_output=True, text=True, timeout=300, check=True)
     assert 'CONSOLE' not in chromium.stderr
     pressed = json.loads(base64.b64decode(re.search(r'<pre id="pressed">([^<]+)</pre>', chromium.stdout)[1]))
-    asked, by_best, by_last, by_name, shown, opened, left_open = pressed
+    asked, by_best, from_high, from_low, by_name, shown, opened, left_open = pressed
     assert asked == []
     pair = read(ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs[0]
-    for order, kind in ((by_best, 0), (reversed(by_last), 1)):
+    for order, kind in ((by_best, 0), (from_high, 1), (reversed(from_low), 1)):
         assert [*order] == sorted(ROWS, key=lambda row: -mean(trial[kind] for trial in figures[row, str(pair)]))
     assert by_name == [*ROWS]
     assert set(shown) == {'none', 'inline'} and shown.count('inline') == 7       # KD is hidden, not FitNet's 7 curves

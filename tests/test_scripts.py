@@ -357,8 +357,8 @@ def test_compare_without_plus_minus(capsys, monkeypatch):
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
     """As read_run gives it."""
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
-            'facts': {}, 'last': top1 - 1, 'model': student, 'teacher': teacher,
-            'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
+            'facts': {}, 'last': top1 - 1, 'one_class': {'best': False, 'last': False}, 'model': student,
+            'teacher': teacher, 'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
             'seconds': 60.0}
 
 
@@ -373,9 +373,9 @@ def test_compare_trials_and_published():
             run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
     assert words(compare.compare_table(trials(runs))) == [
         'model trained parameters trials top-1 % last % published top-5 % seconds',
-        'resnet8x4 semckd 1,234 2 76.50 ± 0.71 75.50 76.23 ± 0.04 (SemCKD) 99.50 60',
+        'resnet8x4 semckd 1,234 2 76.50 ± 0.71 75.50 ± 0.71 76.23 ± 0.04 (SemCKD) 99.50 60',
         'resnet8x4 alone 1,234 1 72.00 71.00 73.09 ± 0.30 (SemCKD) 99.50 60',
-        'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller) 99.50 60',
+        'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller, last epoch) 99.50 60',
         'resnet14 alone 1,234 1 70.00 69.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
     assert words(compare.compare_table(trials(other))) == [
@@ -386,6 +386,7 @@ def test_compare_trials_and_published():
 
 
 @pytest.mark.parametrize('flags, found', [
+    ('hint -a 0', 'hint, alpha 0.0'), ('hint -a 0 --hint_layer 2', 'hint, alpha 0.0, hint_layer 2'), ('hint', 'hint'),
     ('kd', 'kd'), ('kd --logit_stand', 'kd, logit_stand True'), ('kd --optimizer dot', 'kd, optimizer dot'),
     ('rkd --optimizer dot', 'rkd'), ('ickd', 'ickd'), ('ickd -a 1', 'ickd, alpha 1.0'), ('ickd -b 2', 'ickd'),
     ('simkd', 'simkd'), ('simkd --simkd_factor 4', 'simkd, simkd_factor 4'), ('crd+wttm -b 0.8,4', 'crd+wttm'),
@@ -399,18 +400,22 @@ def test_relative_improvement():
     """The published column, from the published table: to what rounding the table to two digits leaves."""
     theirs = {row['over']: float(row['ari']) for row in published.rows_of('published_ari.csv')}
     gap_closed = theirs.pop('teacher')
-    top1 = {name: figure[0] for name, figure in published.published('cifar100', 'SemCKD').items()}
+    top1 = {name: figure.top1 for name, figure in published.published('cifar100', 'SemCKD').items()}
     found = published.relative_improvement(top1, 'semckd')
     assert found.keys() == theirs.keys()
-    for method, (percent, pairs) in found.items():
-        assert pairs == 7 and abs(percent - theirs[method]) < 0.25
+    for method, (percent, pairs, left_out) in found.items():
+        assert (pairs, left_out) == (7, []) and abs(percent - theirs[method]) < 0.25
     assert all(name in model_names() for key in published.published('cifar100') for name in key[:2] if name)
     for row in published.rows_of('published.csv'):        # every figure is of methods, nets and options that there are
         if row['method'] != 'alone':
             opt = student_options(['--path-t', 'x', '--distill', row['method'], '--dataset', row['dataset']])
             assert all(hasattr(opt, name) for name in published.options_of(row))
         assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
-    assert published.published('imagenet')['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD')
+    imagenet = published.published('imagenet')
+    assert imagenet['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD', 'best')
+    assert imagenet['ResNet34', 'ResNet18', 'ickd, alpha 1.0'].source == 'ICKD, pretrained student'
+    assert {row['epoch'] for row in published.rows_of('published.csv')} == {'best', 'last', 'unknown'}
+    assert {row['epoch'] for row in published.rows_of('published.csv') if row['source'] == 'RepDistiller'} == {'last'}
 
     # The teachers, which have the names of students in that table, are RepDistiller's.
     teachers = {'resnet32x4': 79.42, 'vgg13': 74.64, 'wrn_40_2': 75.61}
@@ -428,7 +433,7 @@ def test_relative_improvement():
     assert table[0].startswith('SemCKD over') and table[-1].split() == ['kd', '100.00', '1', '72.65']
     for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
                        ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
-                       ([*runs[1:], run_of('resnet8', 62.0)], 'not exactly as good')):
+                       ([*runs[1:], run_of('resnet8', 62.0)], 'which is worse than that method')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
             compare.improvement_table(trials(given), 'semckd')
 

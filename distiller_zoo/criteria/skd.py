@@ -22,7 +22,7 @@ def gram_mahalanobis(logits_s, logits_t, tikhonov: float):
 
 
 class SKDLoss(nn.Module):
-    """Jung, CVPR 2026, the streamlined knowledge distillation of its published code.
+    """Jeong et al., CVPR 2026, the streamlined knowledge distillation of its published code.
 
     The two terms are weighted by shares of images and classes of about one half, see mlld.confident_shares.
     """
