@@ -113,6 +113,8 @@ def _common(description, trial_flags, trial):
         help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
     add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',
         help="continue from a run's last.pth; auto: from that of the output folder, if there is one")
+    add('--overwrite', may_differ=True, action='store_true',
+        help='replace the run that the output folder holds; with --resume auto only where it is another run')
     add('--save_every', may_differ=True, type=number(float, low=0), default=0.0,
         help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
     add('--channels_last', may_differ=True, action=argparse.BooleanOptionalAction, default=True,
@@ -143,8 +145,9 @@ def _parse(parser, args):
 
 def _finish(parser, opt, model, flag):
     check_dataset(opt)
-    if opt.estimate and opt.evaluate:
-        parser.error('--estimate: --evaluate trains nothing; leave one of the two out')
+    for name in ('estimate', 'overwrite'):
+        if getattr(opt, name) and opt.evaluate:
+            parser.error(f'--{name}: --evaluate trains nothing; leave one of the two out')
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)

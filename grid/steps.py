@@ -30,7 +30,7 @@ COMMAND_LINE = 'the command line'     # in messages, of the flags for every run
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir', '--resume',
         '--gpu_id', '--teacher_cache', '--evaluate', '--estimate', '--list', '--multiprocessing-distributed',
-        '--dist-url', '-h', '--help')
+        '--dist-url', '--overwrite', '-h', '--help')
 SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
          'imagenette': (10, 224)}       # classes, pixels
 

@@ -15,7 +15,7 @@ from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .cli import comma_list, values
 from .device import Precision, random_state, restore_random_state
 from .errors import UserError, printable
-from .files import Lock, folder_name, make_folder, run_folder, write_atomically
+from .files import Lock, folder_name, make_folder, read_json, run_folder, write_atomically
 from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
@@ -36,6 +36,10 @@ SAVE = 1        # in the place of a signal's number, and below all of them
 
 class Interrupted(SystemExit):
     """A signal ended the run after its state was saved; the exit code is 128 + the signal."""
+
+
+class AnotherRun(UserError):
+    """--resume was given with options, or data, that are not those of the saved run."""
 
 
 @dataclass
@@ -109,15 +113,17 @@ class Run:
         self.saved_at = time.monotonic()
         distributed.check_alike(self.identity, 'all of them must read the same data and the same teacher')
         try:
-            if opt.resume and self._source().parent.resolve() == self.folder.resolve():
-                self._claim()       # wait for a run that still writes there
-            self.state = self.read()
+            if not opt.resume or self._is_own(self._source()):
+                self._claim()       # with --resume it waits for a run that still writes there
+            self.state = distributed.broadcast(self._read if distributed.is_main() else None) if opt.resume else None
             if self.state:
                 with as_user_error(f'--resume {opt.resume}'):
                     self._restore_module()
             self._claim()
-            moved = self.state is not None and Path(self.state['path']).parent.resolve() != self.folder.resolve()
+            moved = self.state is not None and not self._is_own(Path(self.state['path']))
             self.first = self.state is None     # last.pth of this run is not in the folder yet
+            if self.first or moved:
+                self._spare_earlier_run()
             if moved and distributed.is_main():
                 self._move()
             self.records.open(self.state['log'] if self.state else None, new=self.first or moved)
@@ -149,16 +155,8 @@ class Run:
 
     # Reading the state of --resume
 
-    def read(self) -> dict | None:
-        """What --resume finds, the same in every process; None where a run starts anew."""
-        if self.opt.resume is None:
-            if distributed.is_main() and os.path.exists(self.folder / LAST):
-                print(f'{self.folder} holds an earlier run, which this one replaces after its first epoch; '
-                      f'--resume auto would continue it')
-            return None
-        return distributed.broadcast(self._read if distributed.is_main() else None)
-
-    def _read(self):
+    def _read(self) -> dict | None:
+        """What --resume finds; None where a run starts anew."""
         path = self._source()
         before = path.with_name(PREVIOUS)
         if self.opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(before):
@@ -172,8 +170,13 @@ class Run:
             print(f'{printable(error)}: resuming from {PREVIOUS}, the state before it')
             path = before
             state = load_state(path, self.module, self.loader)
-        with as_user_error(f'--resume {self.opt.resume}'):
-            self._compare(state, path)
+        try:
+            with as_user_error(f'--resume {self.opt.resume}'):
+                self._compare(state, path)
+        except AnotherRun:
+            if self.opt.overwrite and self._is_own(path):
+                return None
+            raise
         print(f'resuming from {path}: {_where(state)}')
         return {**state, 'path': str(path)}
 
@@ -181,6 +184,9 @@ class Run:
         """The file of --resume."""
         path = self.folder if self.opt.resume == 'auto' else Path(self.opt.resume)
         return path / LAST if self.opt.resume == 'auto' or os.path.isdir(path) else path
+
+    def _is_own(self, path):
+        return path.parent.resolve() == self.folder.resolve()
 
     def _claim(self):
         """Make the folder, for this run alone; with --resume, once another run there has ended. All processes wait."""
@@ -198,30 +204,73 @@ class Run:
         make_folder(self.folder)
         return self.lock.take()
 
-    def _compare(self, state, path):
-        """Raises UserError that names what differs between this run and the saved one.
+    def _differences(self, saved: dict, seed) -> list[str]:
+        """What differs between this run and one with the identity and the seed `saved`, in words.
 
         A state that was written before an option existed had that option's default; an old one does not say where its
         images were.
         """
-        saved = {**self.opt.flags.defaults, IMAGES_IN: self.identity.get(IMAGES_IN), **state['identity']}
+        saved = {**self.opt.flags.defaults, IMAGES_IN: self.identity.get(IMAGES_IN), **saved}
         differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
                   if saved.get(name) != value]
-        if 'seed' not in self.opt.flags.filled_in and self.opt.seed != state['seed']:
-            differ.append(f'seed {state["seed"]}, now {self.opt.seed}')
+        if 'seed' not in self.opt.flags.filled_in and self.opt.seed != seed:
+            differ.append(f'seed {seed}, now {self.opt.seed}')
+        return differ
+
+    def _compare(self, state, path):
+        """Raises AnotherRun that names what differs between this run and the saved one."""
+        differ = self._differences(state['identity'], state['seed'])
         if len(state['random']) != distributed.world_size() and self.module.drop_last:
             differ.append(f'{len(state["random"])} processes, now {distributed.world_size()}, and weights whose shapes '
                           f'depend on the batch of a process')
+        anew = 'another --trial, for a run beside it' if self.opt.resume == 'auto' else \
+            'another --trial without --resume, for a run beside it'
         if differ:
-            raise UserError(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
-                            f'or leave --resume out')
+            raise AnotherRun(f'--resume {path}: another run, with {"; ".join(differ)}; give what it was started with, '
+                             f'or {anew}')
         epochs = state.get('epochs', self.opt.epochs)
         if (self.module.scheduled_over_epochs or self.opt.sched != 'step') and epochs != self.opt.epochs:
-            raise UserError(f'--epochs {self.opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot '
-                            f'be changed on the way; give --epochs {epochs}, or leave --resume out')
+            raise AnotherRun(f'--epochs {self.opt.epochs}: {path} follows a schedule over {epochs} epochs, which '
+                             f'cannot be changed on the way; give --epochs {epochs}, or {anew}')
         done = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
         if self.opt.epochs < done:
-            raise UserError(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}')
+            raise AnotherRun(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}, or '
+                             f'{anew}')
+
+    def _spare_earlier_run(self):
+        """Raises UserError, in all processes, where the folder holds a run of at least an epoch that this one would
+        replace, unless --overwrite is given."""
+        found = distributed.broadcast(self._earlier_run if distributed.is_main() else None)
+        if found and not self.opt.overwrite:
+            raise UserError(f'{self.folder} {"; ".join(found)}')
+        if found:
+            print(f'{self.folder} {found[0]}; --overwrite: this run replaces it after its first epoch')
+
+    def _earlier_run(self) -> tuple[str, str] | None:
+        """(what the folder holds, what can be done); None where no run there has come to the end of an epoch."""
+        there = {name for name in (LAST, PREVIOUS, 'history.json', 'test_best_metrics.json', self.place.best_file)
+                 if os.path.exists(self.folder / name)}
+        if not there:
+            return None
+        saved = seed = None
+        with contextlib.suppress(UserError):
+            state = load_checkpoint(str(self.folder / LAST), '')
+            is_first_stage = state.get('stage') == 'init' or not getattr(self.module, 'init_stage', False)
+            if is_first_stage and state.get('epoch') == 1 and there <= {LAST, PREVIOUS}:
+                print(f'{self.folder} holds a run that was stopped in its first epoch; this one replaces it')
+                return None
+            saved, seed = state.get('identity'), state.get('seed')
+        if not isinstance(saved, dict):
+            with contextlib.suppress(UserError, TypeError):     # damaged, or no dictionary
+                saved = {**read_json(self.folder / 'parameters.json', ''), 'amp': self.identity['amp']}
+                seed = saved.get('seed')
+        differ = self._differences(saved, seed) if isinstance(saved, dict) else ['options that cannot be read']
+        if differ:
+            return f'holds another run, with {"; ".join(differ)}', 'give another --trial, or --overwrite to replace it'
+        if there & {LAST, PREVIOUS}:
+            return 'holds this run already', \
+                '--resume auto continues it, another --trial repeats it beside it, --overwrite replaces it'
+        return f'holds this run, but not its {LAST}', 'give another --trial, or --overwrite to train it again'
 
     def _restore_module(self):
         """Load weights and buffers, and check the rest, which epochs() and begin_steps() load later."""
@@ -238,8 +287,6 @@ class Run:
 
     def _move(self):
         """The state comes from another folder: it is the last.pth of this one before anything else is written here."""
-        if os.path.exists(self.folder / LAST):
-            print(f'{self.folder} holds an earlier run, which this one replaces')
         save_checkpoint(self.folder / LAST, {name: value for name, value in self.state.items() if name != 'path'})
         (self.folder / PREVIOUS).unlink(missing_ok=True)
 

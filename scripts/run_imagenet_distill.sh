@@ -1,8 +1,8 @@
 #!/bin/sh
 # The command of every method of the SemCKD paper for ImageNet, ResNet34 -> ResNet18. Arguments go to each run. The
-# teacher is TEACHER, or torchvision's, which is downloaded when it is not there.
+# teacher is TEACHER, or torchvision's, which is downloaded when it is not there. After an interruption the same command
+# continues.
 #   sh scripts/run_imagenet_distill.sh --data_dir /data
-#   sh scripts/run_imagenet_distill.sh --resume auto        # the same again, after an interruption
 #   GPU=0,1 EPOCHS=10 LOADER=--use-lmdb sh scripts/run_imagenet_distill.sh --batch_size 128
 set -eu
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ distil() {      # METHOD BETA [FLAG ...]
         --batch_size 256 --epochs "$EPOCHS" --dataset imagenet --gpu_id "$GPU" --print-freq 100 \
         --multiprocessing-distributed --dist-url "${DIST_URL:-tcp://127.0.0.1:23333}" --num_workers 32 \
         --learning_rate 0.1 --lr_decay_epochs "$(decay 1),$(decay 2)" --weight_decay 1e-4 --save_dir "$SAVE" \
-        $LOADER "$@"
+        --resume auto $LOADER "$@"
 }
 
 distil kd         0    "$@"

@@ -47,7 +47,7 @@ def kill_at(moment, count):
         if left[0] == 1 and stat.S_ISREG(status.st_mode):
             os.ftruncate(handle, status.st_size // 2)
         return stat.S_ISREG(status.st_mode)
-    {'start': lambda: die_before(Run, 'read'),
+    {'start': lambda: die_before(Run, '_read'),
      'step': lambda: die_before(Run, 'end_step'),
      'write': lambda: die_before(os, 'fsync', half_written),
      'link': lambda: die_before(os, 'link'),
@@ -220,7 +220,7 @@ def test_another_run_s_previous_is_not_taken(call, small, tmp_path, capfd):
     """The state before the first of a run is none, whatever an earlier run has left."""
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
     call(train_teacher.main, *arguments, '--epochs', 3)
-    call(train_teacher.main, *arguments, '--epochs', 1)
+    call(train_teacher.main, *arguments, '--epochs', 1, '--overwrite')
     folder = next(tmp_path.glob('models/*'))
     assert (folder / 'last.pth').exists() and not (folder / 'previous.pth').exists()
 

@@ -115,8 +115,8 @@ def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd)
             call(train_teacher.main, *arguments, *folder, '--epochs', 2)
         assert caught.value.code == 2 and words in capfd.readouterr().err
         call(train_teacher.main, *arguments, *folder, '--epochs', 2, '--images_in', first)
-        call(train_teacher.main, *arguments, '--epochs', 2, '--images_in', first, '-t', 'whole')
-        parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, 'whole'))
+        call(train_teacher.main, *arguments, '--epochs', 2, '--images_in', first, '-t', f'{first}_whole')
+        parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, f'{first}_whole'))
         assert_same(outcome_of(parts), outcome_of(whole))
     state = load_checkpoint(str(parts / 'last.pth'), '')
     del state['identity']['--images_in']        # as it was before the choice was kept
@@ -194,10 +194,14 @@ def test_into_the_folder_of_another_run(call, small, tmp_path, capfd, monkeypatc
 
     def killed(*args):
         raise KeyboardInterrupt
+    before = (b / 'last.pth').read_bytes()
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', a)
+    assert f'{b} holds another run, with seed 2, now 1; give another --trial, or --over' in capfd.readouterr().err
+    assert (b / 'last.pth').read_bytes() == before
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Run, 'end_step', killed)
-        call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', a)
-    assert f'{b} holds an earlier run, which this one replaces' in capfd.readouterr().out
+        call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'b', '--resume', a, '--overwrite')
     assert_same(*(load_checkpoint(str(folder / 'last.pth'), '')['module'] for folder in (a, b)))
     for trial in 'ba':
         call(train_teacher.main, *arguments, '--epochs', 3, '--resume', '-t', trial)
@@ -390,23 +394,59 @@ def test_a_damaged_state_changes_no_file(call, small, teacher, tmp_path, capfd, 
         assert 'resuming from previous.pth' in capfd.readouterr().out
 
 
-def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path):
-    """After its first epoch: other checkpoints, TensorBoard's curves. A run that goes on elsewhere does so too."""
+def test_a_rerun_replaces_all_of_an_earlier_run(call, small, tmp_path, capfd):
+    """With --overwrite alone, and after its first epoch: other checkpoints, TensorBoard's curves. A run that goes on
+    elsewhere does so too."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
     call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 1)
     folder = next(tmp_path.glob('models/*'))
-    with pytest.raises(SystemExit):
-        call(train_teacher.main, *arguments, '--learning_rate', 0.05, '--momentum', 1e30)       # diverges at once
-    assert len(list(folder.glob('ckpt_epoch_*.pth'))) == 3
-    call(train_teacher.main, *arguments, '--epochs', 2, '--save_freq', 2)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    same = 'holds this run already; --resume auto continues it, another --trial repeats it beside it, --overwrite'
+    for more, words in (
+            (['--momentum', 0.8], 'holds another run, with momentum 0.9, now 0.8; give another --trial, or --ov'),
+            (['--momentum', 0.8, '--resume'], 'another run, with momentum 0.9, now 0.8; give what it was started with, '
+                                              'or another --trial, for a run beside it'),
+            (['--seed', 2], 'holds another run, with seed 1, now 2; give'), ([], same), (['--epochs', 5], same),
+            (['--momentum', 1e30, '--overwrite'], 'the loss diverged in epoch 1')):
+        with pytest.raises(SystemExit) as caught:
+            call(train_teacher.main, *arguments, *more)
+        error = capfd.readouterr().err
+        assert caught.value.code == 2 and words in error and error.count('\n') == 1
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    call(train_teacher.main, *arguments, '--epochs', 2, '--save_freq', 2, '--resume', '--momentum', 0.8, '--overwrite')
+    assert f'{folder} holds another run, with momentum 0.9, now 0.8; --overwrite: this' in capfd.readouterr().out
     assert [p.name for p in folder.glob('ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
     events = EventAccumulator(str(tmp_path / 'tensorboard' / folder.name))
     events.Reload()
     assert [e.step for e in events.Scalars('test_acc')] == [1, 2]
     call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 1, '-t', 'b')
-    call(train_teacher.main, *arguments, '--epochs', 3, '--save_freq', 2, '-t', 'b', '--resume', folder)
+    call(train_teacher.main, *arguments, '--momentum', 0.8, '--epochs', 3, '--save_freq', 2, '-t', 'b', '--resume',
+         folder, '--overwrite')
     assert [p.name for p in tmp_path.glob('models/*_b/ckpt_epoch_*.pth')] == ['ckpt_epoch_2.pth']
+
+
+def test_what_is_no_run_yet_and_what_has_lost_its_state(call, small, tmp_path, capfd):
+    """A run that was stopped in its first epoch can be replaced; one without its last.pth cannot."""
+    arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments)
+    folder = next(tmp_path.glob('models/*'))
+    (folder / 'last.pth').unlink()
+    (folder / 'previous.pth').unlink(missing_ok=True)
+    gone = 'holds this run, but not its last.pth; give another --trial, or --overwrite to train it again'
+    for more, words in (([], gone), (['--resume'], gone), (['--momentum', 0], 'with momentum 0.9, now 0.0; give')):
+        with pytest.raises(SystemExit):
+            call(train_teacher.main, *arguments, *more)
+        assert words in capfd.readouterr().err
+    for file in folder.glob('*.*'):
+        file.unlink()
+    call(train_teacher.main, *arguments)
+    state = load_checkpoint(str(folder / 'last.pth'), '')
+    for file in folder.glob('*.*'):
+        file.unlink()
+    torch.save({**state, 'epoch': 1, 'step': 2}, folder / 'last.pth')
+    call(train_teacher.main, *arguments, '--momentum', 0.5)
+    assert 'holds a run that was stopped in its first epoch; this one replaces it' in capfd.readouterr().out
 
 
 def test_an_epoch_that_is_trained_again_is_shown_once(call, small, tmp_path, monkeypatch):

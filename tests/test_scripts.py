@@ -65,7 +65,7 @@ def test_defaults():
         'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1,
         'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
         'model_ema_warmup': False, 'aa': None, 'reprob': 0.0, 'balance_classes': False,
-        'normalise': 'usual', 'images_in': 'auto', 'estimate': False}
+        'normalise': 'usual', 'images_in': 'auto', 'estimate': False, 'overwrite': False}
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     assert opt.flags.given == {'path_t'}
@@ -650,7 +650,7 @@ def test_a_failed_run_leaves_an_older_one_alone(call, small, teacher, tmp_path, 
     folder = next((tmp_path / 'student_model').iterdir())
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(SystemExit) as caught:
-        call(train_student.main, *arguments, '--learning_rate', '1e9')
+        call(train_student.main, *arguments, '--learning_rate', '1e9', '--overwrite')
     assert caught.value.code == 2 and 'the loss diverged in epoch 1' in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
