@@ -10,15 +10,28 @@ from pathlib import Path
 
 import torch
 
-from dataset import IN_MEMORY, check_dataset, kind_of
+from dataset import IN_MEMORY, check_dataset, kind_of, source_dict
+from dataset.augment import AutoAugment
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
-from helper.cli import MOST_EPOCHS, Flags, Parser, epoch_list, number, path, stage_list, table, values, weights
+from helper.cli import (
+    MOST_EPOCHS,
+    Flags,
+    Parser,
+    comma_list,
+    epoch_list,
+    number,
+    path,
+    stage_list,
+    table,
+    values,
+    weights,
+)
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
 from helper.errors import UserError, reason
-from helper.optim import check_recipe
+from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name
@@ -83,6 +96,7 @@ def _common(description, trial_flags, trial):
            help='first epochs, in which the rate grows from --warmup_lr')
     recipe('--warmup_lr', type=number(float, low=0), default=1e-5, help='the rate before the first of them')
     recipe('--min_lr', type=number(float, low=0), default=0.0, help='the rate at the end of cosine, tanh and poly')
+    recipe('--poly_power', type=number(float, above=0, high=100), default=0.9, help='the exponent of poly; 1: a line')
     recipe('--clip_grad', type=number(float, above=0), help='the largest norm of all gradients together')
     recipe('--grad_accum', type=number(int, low=1, high=10**6), default=1, help='batches whose gradients make one step')
     recipe('--smoothing', type=number(float, low=0, high=0.99), default=0.0, help='of the labels')
@@ -136,10 +150,12 @@ def _common(description, trial_flags, trial):
 
 
 def _parse(parser, args):
-    words = with_recipe(args)
+    typed = sys.argv[1:] if args is None else args
+    words = with_recipe(typed)
     opt = parser.parse_args(words)
     opt.flags = parser.flags()
     opt.flags.given = parser.given(words)
+    opt.flags.recipe = parser.given(words[:len(words) - len(typed)])
     return opt
 
 
@@ -151,12 +167,15 @@ def _finish(parser, opt, model, flag):
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
+    if opt.learning_rate is None:
+        opt.learning_rate = default_learning_rate(model)
     check_recipe(opt)
+    if opt.aa is not None:
+        AutoAugment(opt.aa, opt.image_size, (0.5, 0.5, 0.5))
+    check_effects(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
-    if opt.learning_rate is None:
-        opt.learning_rate = default_learning_rate(model)
     turn_on_fast(opt)
     if opt.deterministic and opt.seed is None:
         opt.seed = 12345
@@ -244,6 +263,33 @@ def check_cache(opt, method) -> None:
         "asks the teacher for more than logits and embedding"
     names = [name for name, other in distiller_dict.items() if other.accepts_answers(ANSWERS)]
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
+
+
+def check_effects(opt) -> None:
+    """Raises UserError that names a flag which is given and has no effect beside the others.
+
+    The default value of such a flag is accepted in a recipe, and on the command line to take back that of a recipe.
+    """
+    falls = opt.sched != 'step'
+    effects = {     # option -> the flag that it depends on, and whether the option has an effect
+        'image_size': ('--dataset folder or hf:', kind_of(opt.dataset) in source_dict),
+        'lr_decay_epochs': ('--sched step', not falls), 'lr_decay_rate': ('--sched step', not falls),
+        'min_lr': ('--sched cosine, tanh or poly', falls), 'poly_power': ('--sched poly', opt.sched == 'poly'),
+        'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),
+        'momentum': (f'an --opt that has one: --opt {opt.opt}', has_momentum(opt.opt)),
+        'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
+        'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
+        'dot_delta': ('--optimizer dot', getattr(opt, 'optimizer', '') == 'dot'),
+    }
+    for option in sorted(opt.flags.given & effects.keys()):
+        (needed, has_effect), value = effects[option], getattr(opt, option)
+        taken_back = option in opt.flags.recipe and value == opt.flags.defaults[option]
+        if not has_effect and not taken_back:
+            text = '' if value is True else f' {comma_list(value)}'
+            raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
+    for option in sorted(opt.flags.given & {'resume', 'save_every', 'wandb', 'teacher_cache', 'skip_validation'}):
+        if opt.evaluate:
+            raise UserError(f'--{option}: has no effect with --evaluate, which only measures; leave one of the two out')
 
 
 def check_method(opt, method) -> None:

@@ -1,9 +1,10 @@
 """The strong view of an image, for methods that train on two views of each, and --aa, for all of them."""
 import random
+import re
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from helper.errors import UserError, reason
@@ -33,6 +34,41 @@ class Strong:
         return cutout(image)
 
 
+# What --aa takes: a kind of policy, then words of a key and a number in these bounds, whole where the bounds are.
+STRENGTH_NOISE = {'mstd': (0.0, 1000.0)}
+POLICIES = {
+    'rand': {'m': (0, 100), 'n': (1, 10), 'p': (0.001, 1.0), 'mmax': (1, 100), 'inc': (0, 1), **STRENGTH_NOISE},
+    'augmix': {'m': (0, 100), 'w': (1, 10), 'd': (1, 10), 'a': (0.5, 100.0), 'b': (0, 1), **STRENGTH_NOISE},
+    **dict.fromkeys(('original', 'originalr', 'v0', 'v0r', '3a'), STRENGTH_NOISE)}
+OPERATIONS = ('tweights', 't3a', 't3aw')        # words of 'rand' alone: which operations it draws from
+
+
+def check_policy(policy: str) -> None:
+    """Raises UserError unless `policy` is one of timm's that works on every image, as rand-m9-mstd0.5-inc1."""
+    def refuse(why):
+        raise UserError(f'--aa {policy or repr(policy)}: {why}; give rand-m9-mstd0.5-inc1, original or '
+                        f'augmix-m3-w3')
+    kind, *words = policy.split('-')
+    if kind not in POLICIES:
+        refuse(f'timm has {", ".join(POLICIES)}')
+    keys = set()
+    for word in words:
+        match = re.fullmatch(r'([a-z]+)(\d{1,9}(?:\.\d{1,9})?)', word)
+        key = 't' if kind == 'rand' and word in OPERATIONS else match and match[1]
+        if key in keys:
+            refuse(f'{key} is there twice')
+        keys.add(key)
+        if key == 't':
+            continue
+        if key not in POLICIES[kind]:
+            refuse(f'{word or "an empty word"}: {kind} takes {", ".join(POLICIES[kind])}, each with a number'
+                   + (f', and {", ".join(OPERATIONS)}' if kind == 'rand' else ''))
+        low, high = POLICIES[kind][key]
+        whole = isinstance(low, int)
+        if (whole and '.' in match[2]) or not low <= float(match[2]) <= high:
+            refuse(f'{word}: {key} is a {"whole " if whole else ""}number from {low:g} to {high:g}')
+
+
 class AutoAugment:
     """--aa: timm's RandAugment, AutoAugment or AugMix, after the crop and the flip: an RGB image -> the same.
 
@@ -41,6 +77,7 @@ class AutoAugment:
     """
 
     def __init__(self, policy: str, size: int, mean: tuple):
+        check_policy(policy)
         from timm.data import auto_augment
         kind = policy.partition('-')[0]
         make = {'rand': auto_augment.rand_augment_transform, 'augmix': auto_augment.augment_and_mix_transform}
@@ -48,8 +85,12 @@ class AutoAugment:
         try:
             self.transform = make.get(kind, auto_augment.auto_augment_transform)(policy, settings)
         except (AssertionError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--aa {policy}: timm does not know it ({reason(error)}); give rand-m9-mstd0.5-inc1, '
-                            f'original or augmix-m3-w3') from error
+            raise UserError(f'--aa {policy}: this timm does not know it ({reason(error)}); give '
+                            f'rand-m9-mstd0.5-inc1, original or augmix-m3-w3') from error
+        operations = getattr(self.transform, 'ops', None) or [op for pair in self.transform.policy for op in pair]
+        for operation in operations:
+            if operation.name.startswith('Posterize'):
+                operation.aug_fn = posterize
 
     def __call__(self, image: Image.Image) -> Image.Image:
         before = random.getstate(), np.random.get_state()
@@ -66,6 +107,13 @@ class AutoAugment:
         """The same for uint8 (3, H, W)."""
         changed = self(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
         return torch.from_numpy(np.array(changed)).permute(2, 0, 1).to(image.device)
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """The image with the highest `bits` of each colour: black with none, which Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def cutout(image: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Flags:
     may_differ: set         # options that say how or where a run computes, not what: they may change with --resume
     filled_in: list = field(default_factory=list)   # not given by the user, so drawn or counted by the program
     given: set = field(default_factory=set)         # options that the command line or its --recipe has
+    recipe: set = field(default_factory=set)        # those that the --recipe has
 
 
 def values(opt) -> dict:
@@ -69,7 +70,14 @@ class Parser(argparse.ArgumentParser):
     def given(self, args: list[str]) -> set[str]:
         """The options whose flags are among the words `args`, also where the value is the default."""
         not_given = object()        # in the place of the defaults
-        opt, _ = self.parse_known(args, argparse.Namespace(**dict.fromkeys(self.flags().defaults, not_given)))
+        required = [action for action in self._actions if action.required]      # `args` may be a part of a command line
+        for action in required:
+            action.required = False
+        try:
+            opt, _ = self.parse_known(args, argparse.Namespace(**dict.fromkeys(self.flags().defaults, not_given)))
+        finally:
+            for action in required:
+                action.required = True
         return {name for name, value in vars(opt).items() if value is not not_given}
 
     def parse_args(self, args=None, namespace=None):

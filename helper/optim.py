@@ -68,6 +68,22 @@ def check_recipe(opt) -> None:
         raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
     if opt.warmup_epochs >= opt.epochs:
         raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
+    rate = f'--learning_rate {opt.learning_rate:g}'
+    if opt.warmup_epochs and opt.warmup_lr > opt.learning_rate:
+        raise UserError(f'--warmup_lr {opt.warmup_lr:g}: a warm-up begins below {rate}; give at most that')
+    if opt.sched != 'step' and opt.min_lr >= opt.learning_rate:
+        raise UserError(f'--min_lr {opt.min_lr:g}: the rate falls from {rate} to it; give less than that')
+    if opt.model_ema is not None and not 0 < opt.model_ema < 1:
+        what = 'the first weights' if opt.model_ema else 'the last weights'
+        raise UserError(f'--model_ema {opt.model_ema:g}: the average would be {what}; give a factor between 0 and 1')
+
+
+def has_momentum(name: str) -> bool:
+    """Whether the optimiser `name` of --opt reads --momentum."""
+    if name == 'sgd':
+        return True
+    from timm.optim import get_optimizer_info
+    return get_optimizer_info(name).has_momentum
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
@@ -82,7 +98,8 @@ def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
             group['lr'] = group.setdefault('initial_lr', group['lr'])
         scheduler, _ = create_scheduler_v2(
             optimizer, sched='multistep' if opt.sched == 'step' else opt.sched, num_epochs=opt.epochs,
-            decay_milestones=[e + 1 for e in opt.lr_decay_epochs], decay_rate=opt.lr_decay_rate, min_lr=opt.min_lr,
+            decay_milestones=[e + 1 for e in opt.lr_decay_epochs], min_lr=opt.min_lr,
+            decay_rate=opt.poly_power if opt.sched == 'poly' else opt.lr_decay_rate,     # timm's name for both
             warmup_epochs=opt.warmup_epochs, warmup_lr=opt.warmup_lr)
         scheduler.step(epoch - 1)
         return optimizer.param_groups[0]['lr']

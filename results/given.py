@@ -3,6 +3,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset import kind_of, source_dict
 from helper.cli import Parser, path
 from helper.errors import UserError
 from helper.files import read_json
@@ -67,5 +68,7 @@ def data_options(parameters: dict, opt):
     given = {name: getattr(opt, name, None) for name in (*OF_THE_RUN, 'num_workers', 'seed')}
     values = {**{name: parameters.get(name) for name in OF_THE_RUN},
               **{name: value for name, value in given.items() if value is not None}}
+    if given['image_size'] is None and kind_of(values['dataset'] or '') not in source_dict:
+        del values['image_size']        # the images of other data have one size
     return teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])

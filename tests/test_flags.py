@@ -210,7 +210,7 @@ ELSEWHERE = {
     'save_dir': 'test_scripts.test_teacher_outputs', 'trial': 'test_scripts.test_teacher_outputs',
     'model': 'test_scripts.test_teacher_outputs', 'model_s': 'test_scripts.test_student_outputs',
     'recipe': 'test_recipe.test_a_file_of_flags', 'opt': 'test_recipe.test_optimisers',
-    **dict.fromkeys(('sched', 'warmup_epochs', 'warmup_lr', 'min_lr'), 'test_recipe.test_rates'),
+    **dict.fromkeys(('sched', 'warmup_epochs', 'warmup_lr', 'min_lr', 'poly_power'), 'test_recipe.test_rates'),
     **dict.fromkeys(('clip_grad', 'grad_accum'), 'test_recipe.test_accumulated_gradients_and_their_norm'),
     **dict.fromkeys(('smoothing', 'bce_loss'), 'test_recipe.test_losses'),
     **dict.fromkeys(('mixup', 'cutmix'), 'test_recipe.test_the_same_mixed_images_for_teacher_and_student'),

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, ROOT, assert_same, build, data_options, free_port, outcome
+from PIL import Image
 from torch import nn
 
 import train_student
 import train_teacher
 from dataset import get_dataloaders
-from dataset.augment import AutoAugment
+from dataset.augment import AutoAugment, posterize
 from dataset.batch_augment import BatchAugment
 from dataset.memory import MEAN
 from distiller_zoo import Vanilla
@@ -40,11 +41,13 @@ def options(*flags):
 def test_rates(sched):
     """Those of timm's scheduler over 100 epochs, whatever epoch is asked for first."""
     from timm.scheduler import create_scheduler_v2
-    opt = options('--sched', sched, '--warmup_epochs', 5, '--epochs', 100, '--min_lr', 1e-4, '--warmup_lr', 1e-3,
-                  '--lr_decay_epochs', '40,70', '--lr_decay_rate', 0.2)
+    own = {'step': ['--lr_decay_epochs', '40,70', '--lr_decay_rate', 0.2],
+           'poly': ['--min_lr', 1e-4, '--poly_power', 1.5]}.get(sched, ['--min_lr', 1e-4])
+    opt = options('--sched', sched, '--warmup_epochs', 5, '--epochs', 100, '--warmup_lr', 1e-3, *own)
     first = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
     scheduler, _ = create_scheduler_v2(first, 'multistep' if sched == 'step' else sched, 100, warmup_epochs=5,
-                                       min_lr=1e-4, warmup_lr=1e-3, decay_milestones=[41, 71], decay_rate=0.2)
+                                       min_lr=1e-4, warmup_lr=1e-3, decay_milestones=[41, 71],
+                                       decay_rate=1.5 if sched == 'poly' else 0.2)
     expected = []
     for epoch in range(100):
         scheduler.step(epoch)
@@ -138,7 +141,6 @@ def test_augmented_images(tree):
     """timm's RandAugment after the crop and the flip: the same for the same seed, whatever has been drawn before."""
     import random
 
-    from PIL import Image
     from timm.data.auto_augment import rand_augment_transform
     policy = 'rand-m9-mstd0.5-inc1'
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
@@ -156,11 +158,27 @@ def test_augmented_images(tree):
     np.random.seed(seed)
     theirs = rand_augment_transform(policy, {'translate_const': 7, 'img_mean': tuple(round(255 * m) for m in MEAN)})
     assert (results[0] == results[1]).all() and (results[0] == np.array(theirs(image))).all()
+    for policy in ('v0', 'rand-m0', 'rand-m1', 'augmix-m3', 'rand-m100-mmax100-inc1-n10', 'rand-n10-tweights'):
+        augment = AutoAugment(policy, 8, MEAN)
+        small = image.resize((8, 8))
+        for _ in range(200):
+            assert augment(small).size == (8, 8)
+    policy = 'rand-m9-mstd0.5-inc1'
     loaders = [get_dataloaders(data_options(data_dir=str(tree), aa=aa), CPU).train_loader for aa in (None, policy)]
     plain, changed = (next(iter(loader)) for loader in loaders)
     assert changed[2].equal(plain[2]) and not changed[0].equal(plain[0])
     again = get_dataloaders(data_options(data_dir=str(tree), aa=policy), CPU).train_loader
     assert changed[0].equal(next(iter(again))[0])
+
+
+def test_posterised_images():
+    """With no bits an image is black, as Pillow before 13 has it; else Pillow's."""
+    pixels = np.random.default_rng(0).integers(1, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for bits in (-4, 0):
+        assert not np.array(posterize(image, bits)).any()
+    for bits in (1, 4, 8, 9):
+        assert (np.array(posterize(image, bits, fillcolor=0)) == pixels & (256 - 2 ** (8 - min(bits, 8)))).all()
 
 
 def test_the_average_of_the_weights():
@@ -258,7 +276,16 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--grad_accum', 2, '--optimizer', 'dot'], '--grad_accum 2: --optimizer dot computes its gradients'),
     (['--clip_grad', 2, '--optimizer', 'dot'], '--clip_grad 2.0: --optimizer dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
-    (['--aa', 'x-m9', '--teacher_cache'], '--aa x-m9: --teacher_cache has answers to crops'),
+    (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache has answers to crops'),
+    (['--aa', ''], "--aa '': timm has rand, augmix, original"), (['--aa', 'x-m9'], '--aa x-m9: timm has rand, augmix'),
+    (['--aa', 'rand-n100000'], '--aa rand-n100000: n100000: n is a whole number from 1 to 10; give rand-m9-mstd0.5'),
+    (['--aa', 'augmix-m3-a0'], '--aa augmix-m3-a0: a0: a is a number from 0.5 to 100'),
+    (['--aa', 'rand-m9-m5'], 'm is there twice'), (['--aa', 'rand-tfoo'], 'tfoo: rand takes m, n, p, mmax, inc, mstd'),
+    (['--aa', 'v0-m9'], '--aa v0-m9: m9: v0 takes mstd, each with a number'), (['--aa', 'rand--m9'], 'an empty word: '),
+    (['--min_lr', 0.05, '--sched', 'poly'], '--min_lr 0.05: the rate falls from --learning_rate 0.05 to it; give less'),
+    (['--warmup_lr', 1, '--warmup_epochs', 3], '--warmup_lr 1: a warm-up begins below --learning_rate 0.05'),
+    (['--model_ema', 1], '--model_ema 1: the average would be the first weights; give a factor between 0 and 1'),
+    (['--model_ema', 0], '--model_ema 0: the average would be the last weights'),
     (['--sched', 'linear'], "--sched: invalid choice: 'linear'"),
     (['--recipe', 'nowhere.txt'], '--recipe nowhere.txt: cannot be read'),
 ])
@@ -266,6 +293,43 @@ def test_bad_input(flags, words):
     with pytest.raises(UserError) as caught:
         options(*flags)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--model_ema_warmup'], '--model_ema_warmup: has no effect without --model_ema; leave it out'),
+    (['--warmup_lr', 1e-4], '--warmup_lr 0.0001: has no effect without --warmup_epochs'),
+    (['--min_lr', 1e-5], '--min_lr 1e-05: has no effect without --sched cosine, tanh or poly'),
+    (['--poly_power', 1, '--sched', 'cosine'], '--poly_power 1.0: has no effect without --sched poly'),
+    (['--lr_decay_epochs', '5,7', '--sched', 'cosine'], '--lr_decay_epochs 5,7: has no effect without --sched step'),
+    (['--lr_decay_rate', 0.2, '--sched', 'poly'], '--lr_decay_rate 0.2: has no effect without --sched step'),
+    (['--momentum', 0.8, '--opt', 'adamw'], '--momentum 0.8: has no effect without an --opt that has one: '),
+    (['--image_size', 16, '--dataset', 'digits'], '--image_size 16: has no effect without --dataset folder or hf:'),
+    (['--dot_delta', 0.05], '--dot_delta 0.05: has no effect without --optimizer dot'),
+    (['--dist-url', 'tcp://a:1'], '--dist_url tcp://a:1: has no effect without --multiprocessing-distributed'),
+    (['--evaluate', '--resume'], '--resume: has no effect with --evaluate, which only measures'),
+])
+def test_flags_without_effect(tmp_path, flags, words):
+    """A flag that is given and changes nothing is refused, of a recipe too, where it has another value than without."""
+    file = tmp_path / 'mine.txt'
+    file.write_text(' '.join(map(str, flags)))
+    assert options('--momentum', 0.8, '--opt', 'lars').momentum == 0.8
+    with pytest.raises(UserError) as caught:
+        options(*flags)
+    assert words in str(caught.value)
+    with pytest.raises(UserError) as of_recipe:
+        options('--recipe', file)
+    assert str(of_recipe.value) == str(caught.value)
+
+
+def test_a_recipe_s_flags_taken_back(tmp_path):
+    file = tmp_path / 'mine.txt'
+    with pytest.raises(UserError, match='--min_lr 0.0: has no effect'):
+        options('--min_lr', 0)
+    file.write_text('--sched cosine --min_lr 1e-5')
+    with pytest.raises(UserError, match='--min_lr 1e-05: has no effect'):
+        options('--recipe', file, '--sched', 'step')
+    assert options('--recipe', file, '--sched', 'step', '--min_lr', 0).sched == 'step'
+    assert options('--recipe', ROOT / 'recipes' / 'cifar_semckd.txt', '--sched', 'cosine').sched == 'cosine'
 
 
 def test_timm_is_not_installed(monkeypatch):

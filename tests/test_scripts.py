@@ -62,7 +62,8 @@ def test_defaults():
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
         'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
         'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd',
-        'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'clip_grad': None, 'grad_accum': 1,
+        'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'poly_power': 0.9,
+        'clip_grad': None, 'grad_accum': 1,
         'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
         'model_ema_warmup': False, 'aa': None, 'reprob': 0.0, 'balance_classes': False,
         'normalise': 'usual', 'images_in': 'auto', 'estimate': False, 'overwrite': False}
