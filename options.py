@@ -12,6 +12,7 @@ import torch
 
 from dataset import IN_MEMORY, check_dataset, kind_of, source_dict
 from dataset.augment import AutoAugment
+from dataset.image import MAX_PIXELS
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
@@ -34,6 +35,7 @@ from helper.errors import UserError, reason
 from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
+from models.adapter import FITS
 from models.find import check_name
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
@@ -68,7 +70,12 @@ def _common(description, trial_flags, trial):
     add('--skip_bad_images', action='store_true',
         help='count unreadable images and skip them, of folder, hf: and imagenet')
     add('--image_size', type=number(int, low=8, high=512), default=32,
-        help='pixels to which folder and hf: bring their images')
+        help='pixels to which folder and hf: bring their images, by --fit')
+    add('--fit', choices=FITS, default='crop',
+        help='how folder and hf: make oblong images square; crop: keep the centre, squash: scale both sides, pad: add '
+             'black')
+    add('--max_pixels', may_differ=True, type=number(int, low=1), default=MAX_PIXELS,
+        help='images with more pixels count as unreadable; of folder, hf: and imagenet')
     add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
         help='where images of folder and hf: are: decoded once, or read while training; auto: as they fit')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,

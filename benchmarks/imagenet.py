@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from dataset import get_dataloaders
+from dataset.image import MAX_PIXELS
 from helper.errors import UserError
 
 from .common import OnDevice, alternate, exhaust
@@ -31,7 +32,7 @@ def measure(opt, device):
     for name, flags in (('folder', {}), ('lmdb', {'use_lmdb': True}), ('dali cpu', {'dali': 'cpu'}),
                         ('dali gpu', {'dali': 'gpu'})):
         settings = SimpleNamespace(**{
-            'aa': None, 'normalise': 'usual',
+            'aa': None, 'normalise': 'usual', 'fit': 'crop', 'max_pixels': MAX_PIXELS,
             'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
             'num_workers': opt.num_workers, 'seed': 0, 'train_fraction': 1.0, 'use_lmdb': False, 'dali': None,
             'skip_bad_images': False, **flags})

@@ -12,6 +12,7 @@ from helper.errors import UserError, nearest
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
 from .fraction import chosen, part
+from .image import MAX_PIXELS, limit_pixels
 from .memory import MemoryLoader
 from .normalise import measured
 from .order import PAD
@@ -50,6 +51,7 @@ class Data:
     std: tuple[float, ...] = memory.STD         # normalise images
     crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
+    fit: str = 'crop'           # how oblong images become squares, of models.adapter.FITS
 
     @property
     def n_train(self) -> int:
@@ -59,7 +61,8 @@ class Data:
     @property
     def inputs(self) -> dict:
         """How a net that is trained on these data sees images; see models.adapter.Inputs."""
-        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear'}
+        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear',
+                'fit': self.fit}
 
 
 def kind_of(dataset: str) -> str:
@@ -79,6 +82,9 @@ def check_dataset(opt) -> None:
     for flag, given, names in (('--use-lmdb', opt.use_lmdb, LARGE), (f'--dali {opt.dali}', opt.dali, LARGE),
                                ('--skip_bad_images', opt.skip_bad_images, (*source_dict, *LARGE)),
                                (f'--images_in {opt.images_in}', opt.images_in != 'auto', source_dict),
+                               (f'--fit {opt.fit}', opt.fit != 'crop', source_dict),
+                               (f'--max_pixels {opt.max_pixels}', opt.max_pixels != MAX_PIXELS,
+                                (*source_dict, *LARGE)),
                                (fraction, opt.train_fraction < 1, IN_MEMORY),
                                ('--normalise measure', opt.normalise == 'measure', IN_MEMORY)):
         if given and kind not in names:
@@ -87,6 +93,8 @@ def check_dataset(opt) -> None:
         raise UserError(f'--aa {opt.aa}: DALI augments images itself; leave --dali {opt.dali} out')
     if opt.dali and opt.skip_bad_images:
         raise UserError(f'--skip_bad_images: DALI stops at an unreadable image; leave --dali {opt.dali} out')
+    if opt.dali and opt.max_pixels != MAX_PIXELS:
+        raise UserError(f'--max_pixels {opt.max_pixels}: DALI reads images of any size; leave --dali {opt.dali} out')
 
 
 def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',)) -> Data:
@@ -101,11 +109,14 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     if len(views) > 1 and opt.dali:
         raise UserError(f'--dali {opt.dali}: gives one view of an image, but --distill {opt.distill} trains on '
                         f'{len(views)}; leave --dali out')
+    limit_pixels(opt.max_pixels)
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
     images_in = None
     if open_sources := source_dict.get(kind_of(opt.dataset)):
         *sources, classes = open_sources(opt)
+        if opt.fit == 'crop' and distributed.is_main():
+            folder.say_what_is_cut(sources[0])
         images_in = _where(opt, sources, device)
         if images_in == 'disk':
             return _read_while_training(opt, device, drop_last, views, *sources, classes)
@@ -131,7 +142,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images[kept], train_labels[kept], opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes), mean, std, images_in=images_in)
+                tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop')
 
 
 def _where(opt, sources, device):
@@ -139,8 +150,9 @@ def _where(opt, sources, device):
     if opt.images_in != 'auto':
         return opt.images_in
     images, processes = sum(len(source.labels) for source in sources), distributed.world_size()
-    wanted, free = images * 3 * (opt.image_size + 2 * PAD) ** 2 * processes, free_memory(device)
-    if not any(distributed.gather(wanted > free / 2)):
+    wanted = images * 3 * (opt.image_size + 2 * PAD) ** 2 * processes
+    free = min(distributed.gather(free_memory(device)))     # where there is least
+    if wanted <= free / 2:
         return 'memory'
     print(f'--dataset {opt.dataset}: the images would take {readable_bytes(wanted)} of {readable_bytes(free)} free, so '
           f'they are read from disk while training')
@@ -156,12 +168,12 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes):
         train = part(train, chosen(train.labels, opt.train_fraction).tolist())
     _check_batch_size(opt, len(train.labels))
     more = {'rank': distributed.rank(), 'world_size': distributed.world_size(),
-            'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False)}
+            'pipeline': imagenet.Pipeline(opt.image_size, mean, std, cropped=False, fit=opt.fit)}
     return Data(imagenet.WorkerLoader(train, opt, device, train=True, drop_last=drop_last, views=views, **more),
                 imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
                 train.labels,
                 lambda kept=None: imagenet.WorkerLoader(part(train, kept), opt, device, train=False, **more),
-                test.labels, tuple(classes), mean, std, images_in='disk')
+                test.labels, tuple(classes), mean, std, images_in='disk', fit=opt.fit)
 
 
 def _large(opt, device, drop_last, views):

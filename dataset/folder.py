@@ -1,8 +1,9 @@
 """Folders of images, SPLIT/CLASS/*: find the files, and decode small images once into memory."""
+import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from helper.errors import UserError, printable
 from .image import EXTENSIONS, read_rgb
 
 SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # these, and names that begin with a dot, are passed over
-MOST_ENDINGS = 10       # that a line names
+MOST_ENDINGS, MOST_NAMED = 10, 5        # endings, and unreadable images, that a line names
+SAMPLE = 32     # training images whose shape is looked at
 
 
 @dataclass
@@ -116,17 +118,16 @@ def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: 
 
     others: no images. beside: files that are in no folder of a class. to: not given: stdout.
     """
-    counts = Counter(ending(file) for file in others)
-    counts += Counter(f'{ending(file)} beside the folders of the classes' for file in beside)
-    if counts:
-        kinds = [f'{n} {printable(kind)}' for kind, n in counts.most_common(MOST_ENDINGS)]
-        rest = f', and {len(counts) - len(kinds)} more endings' if len(counts) > len(kinds) else ''
-        print(f'{place}: {counts.total()} files left out: {", ".join(kinds)}{rest}', file=to)
+    if others or beside:
+        kinds = [*by_ending(others), *(f'{kind} beside the folders of the classes' for kind in by_ending(beside))]
+        print(f'{place}: {len(others) + len(beside)} files left out: {", ".join(kinds)}', file=to)
 
 
-def ending(file: str) -> str:
-    """The ending of a file's name in small letters, or words that say it has none."""
-    return os.path.splitext(file)[1].lower() or 'without an ending'
+def by_ending(files: Sequence[str]) -> list[str]:
+    """How many files there are of each ending, in words, as '2 .txt': the frequent ones first, the rare ones in one."""
+    counts = Counter(os.path.splitext(file)[1].lower() or 'without an ending' for file in files).most_common()
+    rest = sum(n for _, n in counts[MOST_ENDINGS:])
+    return [f'{n} {printable(kind)}' for kind, n in counts[:MOST_ENDINGS]] + [f'{rest} of other endings'] * (rest > 0)
 
 
 def open_sources(opt) -> tuple[Split, Split, list[str]]:
@@ -134,30 +135,53 @@ def open_sources(opt) -> tuple[Split, Split, list[str]]:
     return scan(Path(opt.data_dir), ('test', 'val'))
 
 
-def squared(image: Image.Image, size: int) -> Image.Image:
-    """An image scaled and centre-cropped to size x size pixels."""
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
+    """An image of size x size pixels. fit: what becomes of one that is oblong, of models.adapter.FITS.
+
+    crop: its centre square is scaled. squash: it is scaled to a square. pad: it is scaled until its longer side fits,
+    on a black ground.
+    """
+    if image.size == (size, size):
+        return image
+    if fit == 'squash':
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    return (ImageOps.pad if fit == 'pad' else ImageOps.fit)(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def say_what_is_cut(source) -> None:
+    """Print a line where --fit crop cuts images of this source; some of them are looked at."""
+    n, kept = len(source.labels), []
+    for i in range(0, n, -(-n // SAMPLE)):
+        with contextlib.suppress(UserError):
+            width, height = source.read(i).size
+            kept.append(min(width, height) / max(width, height))
+    oblong = [share for share in kept if share < 1]
+    if oblong:
+        print(f'--fit crop: the centre square of each image is used; of {len(kept)} training images looked at, '
+              f'{len(oblong)} are oblong and keep {min(oblong):.0%} to {max(oblong):.0%} of their pixels; --fit squash '
+              f'or --fit pad keep all')
 
 
 def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:
-    """(images uint8 (N, 3, S, S), labels) of a source, S = --image_size: scaled and centre-cropped to a square.
+    """(images uint8 (N, 3, S, S), labels) of a source, S = --image_size: scaled to a square by --fit.
 
     By --num_workers threads: the decoders release Python's lock. Raises UserError for an unreadable image, which
-    --skip_bad_images leaves out instead.
+    --skip_bad_images leaves out instead, with a line that names them.
     """
     size, n = opt.image_size, len(source.labels)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
-    whole = torch.ones(n, dtype=torch.bool)
+    whole, errors = torch.ones(n, dtype=torch.bool), []
 
     def read(i):
         try:
             image = source.read(i)
-        except UserError:
+        except UserError as error:
             if not opt.skip_bad_images:
                 raise
             whole[i] = False
+            errors.append(str(error))
             return
-        images[i] = torch.from_numpy(np.array(squared(image, size))).permute(2, 0, 1)
+        images[i] = torch.from_numpy(np.array(squared(image, size, opt.fit))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:
         progress = tqdm(pool.map(read, range(n)), total=n, desc='reading images', unit='img', leave=False,
@@ -170,7 +194,19 @@ def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:
             raise
     if whole.all():
         return images, source.labels
-    print(f'{n - int(whole.sum())} unreadable images left out')
-    if not whole.any():
-        raise UserError(f'--skip_bad_images: none of the {n} images can be read')
+    check_some_are_read(int(whole.sum()), errors)
+    say_unreadable(errors, 'left out')
     return images[whole], source.labels[whole]
+
+
+def check_some_are_read(images: int, errors: Collection[str]) -> None:
+    """Raises UserError where --skip_bad_images leaves no image of a set. errors: of the unreadable ones."""
+    if errors and not images:
+        raise UserError(f'--skip_bad_images: none of the {len(errors)} images can be read; the first is {min(errors)}')
+
+
+def say_unreadable(errors: Collection[str], done: str, to: TextIO | None = None) -> None:
+    """Print one line that counts and names unreadable images. done: what became of them. to: not given: stdout."""
+    named = '; '.join(sorted(errors)[:MOST_NAMED])
+    more = f'; and {len(errors) - MOST_NAMED} more' if len(errors) > MOST_NAMED else ''
+    print(f'{len(errors)} unreadable images {done}: {printable(named)}{more}', file=to)

@@ -1,6 +1,7 @@
 """Read an image file as an upright 8-bit RGB image, whatever its format, its colours and its depth."""
-import functools
+import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ FORMATS = {
 }
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS     # of an image that Pillow reads unless it is told otherwise
+
 # What brings an image with this EXIF orientation upright; 1 is upright.
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -39,29 +42,39 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 
 
-def read_rgb(path: str | Path, file=None) -> Image.Image:
+def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> Image.Image:
     """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
 
     It is turned as its EXIF orientation says. Transparency is dropped: the colours below it count. 16-bit and 32-bit
-    values are scaled to 8 bits (see _eight_bits). Of several frames the first is read. Raises UserError that names it.
+    values are scaled to 8 bits (see _eight_bits). Of several frames the first is read. Raises UserError that names it
+    where it cannot be read, is of none of these `formats`, or has more pixels than limit_pixels allows.
     """
     with file or open_regular(path, str(path)) as file:
         try:
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=_known(formats)) as image:
                 image.load()        # before the EXIF block is read: Pillow turns a TIFF itself, here
                 turn = _turn(image)
                 image = _eight_bits(image).convert('RGB')
                 return image if turn is None else image.transpose(turn)
+        except Image.DecompressionBombError as error:
+            pixels = re.search(r'\d+', str(error))[0]
+            raise UserError(f'{path}: has {pixels} pixels, and --max_pixels allows {2 * Image.MAX_IMAGE_PIXELS:.0f}; '
+                            f'give --max_pixels {pixels} if the file can be trusted') from error
         except Exception as error:      # whatever a damaged file makes a decoder raise
-            why = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else reason(error)
+            why = 'not JPEG, PNG or another format that is read' if isinstance(error, UnidentifiedImageError) else \
+                reason(error)
             raise UserError(f'{path}: not a readable image ({why})') from error
 
 
-@functools.cache
-def _formats():
-    """Those of FORMATS that this Pillow has; AVIF came with 11.2."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+def limit_pixels(most: int) -> None:
+    """From here on read_rgb refuses larger images in this process: a small file can hold one that fills the memory."""
+    Image.MAX_IMAGE_PIXELS = most / 2       # Pillow warns above it, and refuses images above twice as many
+
+
+def _known(formats):
+    """Those of the formats that this Pillow has; AVIF came with 11.2."""
+    Image.init()        # once
+    return [name for name in formats if name in Image.OPEN]
 
 
 def _turn(image):

@@ -1,4 +1,5 @@
 """Images that are read while training, decoded and augmented by worker processes: ImageNet, and large folders."""
+import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from helper import distributed
 from helper.errors import UserError
 
 from .augment import AutoAugment, Strong
-from .folder import scan, squared
+from .folder import check_some_are_read, say_unreadable, scan, squared
+from .image import limit_pixels
 from .normalise import Normalise
 from .order import PAD, EpochOrder
 
@@ -35,14 +38,15 @@ def open_sources(opt):
 class Pipeline:
     """How images of a data set are made: their size in pixels, and what normalises their colours.
 
-    cropped: torchvision's usual crops of ImageNet, of random size in training; else the whole image is scaled to a
-    square, in training with a crop of its zero-padded form, as dataset.memory does.
+    cropped: torchvision's usual crops of ImageNet, of random size in training; else the image is scaled to a square as
+    folder.squared does by `fit`, in training with a crop of its zero-padded form, as dataset.memory does.
     """
 
     size: int = SIZE
     mean: tuple = MEAN
     std: tuple = STD
     cropped: bool = True
+    fit: str = 'crop'
 
     def transform(self, train: bool, aa: str | None = None):
         """RGB image -> uint8 (size, size, 3), with --aa in training."""
@@ -57,7 +61,7 @@ class Pipeline:
         return v2.Compose([*steps, _pixels])
 
     def _square(self, image):
-        return squared(image, self.size)
+        return squared(image, self.size, self.fit)
 
 
 def _pixels(image):
@@ -65,7 +69,7 @@ def _pixels(image):
 
 
 class Images(torch.utils.data.Dataset):
-    """(image uint8 (S, S, 3), label, index, how many unreadable images were met before it).
+    """(image uint8 (S, S, 3), label, index, the errors of unreadable images that were met before it).
 
     With several views of an image in training, (views, S, S, 3), each with a crop and a flip of its own. Asked for
     by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
@@ -93,17 +97,19 @@ class Images(torch.utils.data.Dataset):
             return self._get(index)
 
     def _get(self, index):
-        for bad in range(len(self)):
+        errors = []
+        while len(errors) < len(self):
             try:
                 image = self._views(self.source.read(index))
-                return image, int(self.source.labels[index]), index, bad
+                return image, int(self.source.labels[index]), index, errors
             except UserError as error:
                 if not self.skip_bad:
                     return error
+                errors.append(str(error))
                 if not self.train:
-                    return None, 0, index, 1
+                    return None, 0, index, errors
                 index = (index + 1) % len(self)
-        return UserError(f'--skip_bad_images: none of the {len(self)} images can be read')
+        return UserError(f'--skip_bad_images: none of the {len(self)} images can be read; the first is {min(errors)}')
 
     def _views(self, image):
         views = [(self.transform if kind == 'weak' else self.strong_transform)(image) for kind in self.views]
@@ -114,16 +120,19 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """A list of Images' samples -> (images (B, S, S, 3) uint8, target (B,), index (B,), bad), or their error."""
+    """A list of Images' samples -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or their error.
+
+    The first three are None where no image can be read.
+    """
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    bad = sum(sample[3] for sample in samples)
+    errors = [error for sample in samples for error in sample[3]]
     whole = [sample for sample in samples if sample[0] is not None]
     if not whole:
-        return None, None, None, bad
+        return None, None, None, errors
     images, target, index, _ = zip(*whole, strict=True)
-    return torch.stack(images), torch.tensor(target), torch.tensor(index), bad
+    return torch.stack(images), torch.tensor(target), torch.tensor(index), errors
 
 
 class Batches:
@@ -152,7 +161,8 @@ class Batches:
 class WorkerLoader:
     """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
-    In training with several views, images are (views, B, 3, S, S).
+    In training with several views, images are (views, B, 3, S, S). Unreadable images that --skip_bad_images skips, in
+    all processes, are named in a line at the end of an epoch, each once.
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,
@@ -162,27 +172,41 @@ class WorkerLoader:
         self.order = self.batches.order
         self.loader = torch.utils.data.DataLoader(
             Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=self.batches,
-            collate_fn=collate,
+            collate_fn=collate, worker_init_fn=functools.partial(_begin_worker, opt.max_pixels),
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
         self.normalise = Normalise(pipeline.mean, pipeline.std, pipeline.size, device, opt.channels_last)
+        self.skip_bad, self.named = opt.skip_bad_images, set()      # errors that a line has named
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        bad = 0
+        errors, served = set(), 0
         for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
-            bad += batch[3]
+            errors.update(batch[3])
             if batch[0] is None:
                 continue
+            served += len(batch[1])
             images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
             if images.dim() == 4:
                 yield self.normalise(images), target, index
             else:
                 views = self.normalise(images.flatten(0, 1)).unflatten(0, images.shape[:2])
                 yield views.transpose(0, 1), target, index
-        if bad:
-            print(f'{bad} unreadable images skipped')
+        if self.skip_bad:
+            self._say_skipped(errors, served)
+
+    def _say_skipped(self, errors, served):
+        parts = distributed.gather((errors, served))
+        errors = set().union(*(part[0] for part in parts))
+        check_some_are_read(sum(part[1] for part in parts), errors)
+        if new := errors - self.named:
+            say_unreadable(new, 'skipped')
+        self.named |= new
+
+
+def _begin_worker(max_pixels, _):
+    limit_pixels(max_pixels)

@@ -1,12 +1,23 @@
 """ImageNet by NVIDIA DALI: the decoding and augmentation of --dali cpu on the CPU, of --dali gpu on the GPU."""
+import contextlib
+import itertools
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
 
 from helper.errors import UserError
 
+from .folder import by_ending
+from .image import FORMATS, read_rgb
 from .imagenet import MEAN, SIZE, STD
+
+# Those of image.FORMATS that DALI decodes to the same pixels. Of TIFF it does so only for some modes.
+DALI_FORMATS = ('JPEG', 'PNG', 'BMP', 'PPM', 'WEBP', 'JPEG2000')
+ENDINGS = tuple(ending for name in DALI_FORMATS for ending in FORMATS[name])
+SECONDS = 60        # at most, of looking for a file that cannot be read
 
 
 def _import_dali():
@@ -22,7 +33,9 @@ class DaliLoader:
     """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`.
 
     rank reads its part of `world_size`; every image is read once in an epoch, the last batch may be short. Training
-    images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch.
+    images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch. DALI turns
+    images as their EXIF orientation says, and drops transparency, as image.read_rgb does. Raises UserError for files
+    whose endings are not those of a format that DALI reads, and for an image that it cannot read.
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False,
@@ -31,17 +44,22 @@ class DaliLoader:
         on_gpu = opt.dali == 'gpu'
         if on_gpu and device.type != 'cuda':
             raise UserError('--dali gpu: decodes on a GPU, and this run has none; give --dali cpu')
+        if others := [file for file in source.files if not file.lower().endswith(ENDINGS)]:
+            raise UserError(f'--dali {opt.dali}: DALI does not read {", ".join(by_ending(others))}, as {others[0]}; '
+                            f'leave --dali out, or convert them to {" or ".join(DALI_FORMATS)}')
         self.labels = source.labels.to(device)
         self.batch_size, self.device, self.channels_last = opt.batch_size, device, opt.channels_last
         n = self.n_samples = len(source.labels)
-        own = n * (rank + 1) // world_size - n * rank // world_size
+        self.dali, self.threads = opt.dali, max(1, opt.num_workers)
+        self.files = source.files[n * rank // world_size:n * (rank + 1) // world_size]
+        own = len(self.files)
         # Every rank makes as many training steps as the one with the smallest part.
         whole, rest = divmod(n // world_size if train else own, opt.batch_size)
         self.joins = train and rest == 1 and whole > 0 and not drop_last     # the last batch and a lone image after it
         self.steps = whole + (rest > 0 and not drop_last and not self.joins)
         self.order = SimpleNamespace(generator=None, skip=0)    # DALI draws on its own: no epoch can be drawn again
 
-        @pipeline_def(batch_size=opt.batch_size, num_threads=max(1, opt.num_workers), seed=opt.seed,
+        @pipeline_def(batch_size=opt.batch_size, num_threads=self.threads, seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
         def pipeline():
             # The number of an image stands in its label's place: it gives both the label and the index.
@@ -65,19 +83,45 @@ class DaliLoader:
                 crop=(SIZE, SIZE), mirror=mirror, mean=[255 * m for m in MEAN], std=[255 * s for s in STD])
             return images, number
 
-        self.pipeline = pipeline()
-        self.pipeline.build()
-        self.iterator = iterator([self.pipeline], ['images', 'number'], reader_name='reader', auto_reset=True,
-                                 last_batch_policy=policy.PARTIAL)
+        with self._named_errors(first=0):       # the first batches are read here already
+            self.pipeline = pipeline()
+            self.pipeline.build()
+            self.iterator = iterator([self.pipeline], ['images', 'number'], reader_name='reader', auto_reset=True,
+                                     last_batch_policy=policy.PARTIAL)
 
-    def _batches(self):
-        """The batches of DALI's iterator. Its error becomes one line, may not name the file, and ends it."""
+    @contextlib.contextmanager
+    def _named_errors(self, first):
+        """Turn an error of DALI into a UserError that names the file, which is likely to come after `first` others."""
         try:
-            yield from self.iterator
+            yield
         except RuntimeError as error:
             said = re.split('C\\+\\+ context|Current pipeline', str(error).split('encountered:')[-1])[0]
-            raise UserError(f'--dali: DALI cannot read an image ({" ".join(said.split())}); without --dali the file is '
-                            f'named, and --skip_bad_images passes over it') from error
+            why = self._unreadable(first) or f'DALI cannot read an image ({" ".join(said.split())})'
+            raise UserError(f'--dali {self.dali}: {why}; mend the file or remove it, or leave --dali out and give '
+                            f'--skip_bad_images') from error
+
+    def _unreadable(self, first):
+        """Why one of this process's files cannot be read; None where none is found soon. Those from `first` on are
+        tried before the others."""
+        files, until = [*self.files[first:], *self.files[:first]], time.monotonic() + SECONDS
+        with ThreadPoolExecutor(self.threads) as pool:
+            for start in range(0, len(files), 64):
+                for fault in pool.map(_fault, files[start:start + 64]):
+                    if fault:
+                        return fault
+                if time.monotonic() > until:
+                    return None
+        return None
+
+    def _batches(self):
+        """The batches of DALI's iterator, which an error ends."""
+        batches = iter(self.iterator)
+        for done in itertools.count(0, self.batch_size):
+            with self._named_errors(done):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def __len__(self):
         return self.steps
@@ -97,3 +141,12 @@ class DaliLoader:
 
     def _finished(self, images, index):
         return images.permute(0, 3, 1, 2) if self.channels_last else images, self.labels[index], index
+
+
+def _fault(file):
+    """Why a file cannot be read; None where it can."""
+    try:
+        read_rgb(file, formats=DALI_FORMATS)
+    except UserError as error:
+        return str(error)
+    return None

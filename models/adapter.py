@@ -10,6 +10,7 @@ from helper.errors import UserError, reason
 from .base import Net, Outputs
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
+FITS = ('crop', 'squash', 'pad')        # how an oblong image becomes a square, see dataset.folder.squared
 MANY = 4        # stages of a net whose blocks all give maps of one size: this many of them, evenly spaced
 
 
@@ -117,6 +118,7 @@ class Inputs(nn.Module):
         self.register_buffer('scale', (std_g / std_w).float(), persistent=False)
         self.register_buffer('shift', ((mean_g - mean_w) / std_w).float(), persistent=False)
         self.size, self.mode = wanted['size'], wanted['interpolation']
+        given, wanted = ({key: value for key, value in inputs.items() if key != 'fit'} for inputs in (given, wanted))
         self.words = f'{given} -> {wanted}'
 
     def extra_repr(self):

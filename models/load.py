@@ -11,7 +11,7 @@ from helper.errors import UserError, reason
 from helper.files import read_json
 
 from . import model_names
-from .adapter import INTERPOLATIONS, Inputs
+from .adapter import FITS, INTERPOLATIONS, Inputs
 from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
@@ -112,6 +112,8 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
         seen = Inputs(given, inputs)
         net.inputs = nn.Sequential(seen, net.inputs) if hasattr(net, 'inputs') else seen
+    if inputs and given and 'fit' in checkpoint['inputs'] and inputs['fit'] != given['fit']:
+        print(f'{flag} {path}: was trained with --fit {inputs["fit"]}, but this run has --fit {given["fit"]}')
     return net
 
 
@@ -123,11 +125,12 @@ def as_inputs(inputs, what: str) -> dict:
     found = inputs if isinstance(inputs, dict) else {}
     size = found.get('size')
     if not colours(found.get('mean'), -math.inf) or not colours(found.get('std'), 0) or type(size) is not int \
-            or not 0 < size < 10**4 or found.get('interpolation') not in INTERPOLATIONS:
+            or not 0 < size < 10**4 or found.get('interpolation') not in INTERPOLATIONS \
+            or found.get('fit', FITS[0]) not in FITS:
         raise UserError(f'{what}: does not say how its net sees images: wanted are mean and std of three colours, size '
                         f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(found))}')
     return {'mean': [float(v) for v in found['mean']], 'std': [float(v) for v in found['std']], 'size': size,
-            'interpolation': found['interpolation']}
+            'interpolation': found['interpolation'], 'fit': found.get('fit', FITS[0])}
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:

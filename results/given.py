@@ -10,8 +10,8 @@ from helper.files import read_json
 from helper.state import LAST, PREVIOUS
 from options import teacher_options
 
-OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'images_in', 'normalise', 'train_fraction', 'batch_size',
-              'use_lmdb', 'skip_bad_images')
+OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'train_fraction',
+              'batch_size', 'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -54,6 +54,8 @@ def add_data_flags(parser: Parser) -> None:
     add('--dataset', help='its test set')
     add('--data_dir', type=path, help='the folder of the data')
     add('--image_size', help='of --dataset folder and hf:')
+    add('--fit', help='of --dataset folder and hf:')
+    add('--max_pixels', help='images with more pixels count as unreadable')
     add('--images_in', help='of --dataset folder and hf:')
     add('--batch_size', help='images at a time')
     add('--num_workers', help='threads or processes that decode image files; not given: one for each core')

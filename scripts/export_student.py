@@ -211,6 +211,8 @@ def main():
     if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
+    if student.config['inputs']['fit'] != data.fit:
+        raise UserError(f'--fit {data.fit}: {run} was trained with --fit {student.config["inputs"]["fit"]}; give that')
     teacher = open_teacher(opt, run, data)
     out = Path(opt.out)
     with new_folder(out) as folder:

@@ -17,8 +17,8 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 # isort: split
 import torch  # noqa: E402
 
-from dataset.folder import images_below, say_left_out  # noqa: E402
-from dataset.image import EXTENSIONS, read_rgb  # noqa: E402
+from dataset.folder import check_some_are_read, images_below, say_left_out, say_unreadable  # noqa: E402
+from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
@@ -37,7 +37,9 @@ def options():
     add('--output', type=path, metavar='FILE', help='write it there instead of to the terminal')
     add('--batch_size', type=number(int, low=1, high=10**5), default=16, help='images at a time')
     add('--threads', type=number(int, low=1, high=1024), help='that compute; not given: as the runtime likes')
-    add('--skip_bad_images', action='store_true', help='leave out what cannot be read, and say how many')
+    add('--skip_bad_images', action='store_true', help='leave out what cannot be read, and name it')
+    add('--max_pixels', type=number(int, low=1), default=MAX_PIXELS,
+        help='images with more pixels count as unreadable')
     opt = parser.parse_args()
     if opt.format is None:
         ending = Path(opt.output or '').suffix[1:]
@@ -69,20 +71,19 @@ def find_images(given):
 
 def read(files, transform, skip):
     """Yield (file, uint8 (S, S, 3))."""
-    bad = 0
+    errors = []
     for file in files:
         try:
             image = read_rgb(file)
-        except UserError:
+        except UserError as error:
             if not skip:
                 raise
-            bad += 1
+            errors.append(str(error))
             continue
         yield file, transform(image)
-    if bad:
-        print(f'{bad} unreadable images skipped', file=sys.stderr)
-    if bad == len(files):
-        raise UserError(f'--skip_bad_images: none of the {bad} images can be read')
+    check_some_are_read(len(files) - len(errors), errors)
+    if errors:
+        say_unreadable(errors, 'skipped', to=sys.stderr)
 
 
 def batches(images, size):
@@ -100,7 +101,7 @@ def batches(images, size):
 def predict(exported, files, opt):
     """Yield (file, [(class, probability), ...])."""
     inputs, classes = exported.config['inputs'], exported.config['classes']
-    transform = Pipeline(inputs['size'], cropped=inputs['crop_pct'] < 1).transform(train=False)
+    transform = Pipeline(inputs['size'], cropped=inputs['crop_pct'] < 1, fit=inputs['fit']).transform(train=False)
     with Process(exported.file, opt.threads) as process:
         for batch in batches(read(files, transform, opt.skip_bad_images), opt.batch_size):
             pixels = torch.stack([image for _, image in batch]).permute(0, 3, 1, 2).contiguous()
@@ -137,6 +138,7 @@ def as_json(found):
 
 def main():
     opt = options()
+    limit_pixels(opt.max_pixels)
     exported, files = Exported.find(opt.export, 'EXPORT'), find_images(opt.images)
     print(f'{printable(exported.file)}: {printable(exported.config["architecture"])}, '
           f'{len(exported.config["classes"])} classes', file=sys.stderr)

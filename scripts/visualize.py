@@ -190,7 +190,7 @@ def check_alike(students, opt):
     """Raises UserError for runs of different data."""
     first, *others = [student for student in students if student.parameters] or [None]
     for other in others:
-        for name in ('dataset', 'image_size', 'data_dir'):
+        for name in ('dataset', 'image_size', 'fit', 'data_dir'):
             here, there = (student.parameters.get(name) for student in (first, other))
             if here != there and (name == 'dataset' or first.parameters.get('dataset') == 'folder'
                                   and getattr(opt, name) is None):

@@ -90,8 +90,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         'the whole test set.',
         _rows(('file', 'MB', 'top-1 %', 'same first class %', 'largest difference of logits', 'SHA-256'), rows),
         '## Use', f'Images: {images["taken as"]}, {images["layout"]}; every file but the weights normalises them '
-        f'itself. Scale the shorter side to {round(images["size"] / images["crop_pct"])} pixels and take the centre.',
-        f'```python\n{three_lines(config)}\n```',
+        f'itself. {_square(images)}',        f'```python\n{three_lines(config)}\n```',
         *(['## Cost', f'```\n{latency}\n```'] if latency else []),
         '## Training', _rows(('', ''), [(name, f'`{value}`') for name, value in training.items()]),
         LAST_PART, _rows(('', ''), [(name, words or '') for name, words in card['to be filled in'].items()]),
@@ -102,6 +101,14 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
 def _figures(facts):
     return [f'{facts[name]:{form}}' if name in facts else '' for name, form in (
         ('top-1 %', '.2f'), ('same first class %', '.2f'), ('largest difference of logits', '.1e'))]
+
+
+def _square(images):
+    """How an image becomes a square of the net's size, in words."""
+    size, fit = images['size'], images['fit']
+    return f'Scale both sides to {size} pixels.' if fit == 'squash' else \
+        f'Scale the longer side to {size} pixels, and fill the square with black on both sides.' if fit == 'pad' else \
+        f'Scale the shorter side to {round(size / images["crop_pct"])} pixels and take the centre.'
 
 
 def _rows(head, rows):

@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # started in the bac
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import Data  # noqa: E402
+from dataset.image import MAX_PIXELS  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
@@ -85,8 +86,8 @@ def data_options(**changes):
     """The options that get_dataloaders reads."""
     return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
                               'train_fraction': 1.0, 'num_workers': 2, 'aa': None, 'normalise': 'usual',
-                              'images_in': 'auto', 'channels_last': True, 'use_lmdb': False, 'dali': None,
-                              'skip_bad_images': False, **changes})
+                              'images_in': 'auto', 'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
+                              'use_lmdb': False, 'dali': None, 'skip_bad_images': False, **changes})
 
 
 def outcome(save):

@@ -292,7 +292,10 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
         (tmp_path / file).write_bytes(b'no image')
     data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), skip_bad_images=True), CPU)
     assert torch.bincount(data.labels).tolist() == [8, 6, 8, 8] and data.test_loader.n_samples == 15
-    assert capsys.readouterr().out == '2 unreadable images left out\n1 unreadable images left out\n'
+    unread = [f'{tmp_path / file}: not a readable image (not JPEG, PNG or another format that is read)'
+              for file in ('train/bee/0.png', 'train/bee/5.png', 'val/dog/1.png')]
+    assert capsys.readouterr().out == (f'2 unreadable images left out: {unread[0]}; {unread[1]}\n'
+                                       f'1 unreadable images left out: {unread[2]}\n')
     images, target, index = next(iter(data.train_loader))
     assert torch.equal(target, data.labels[index])
     for file in (tmp_path / 'val').glob('*/*'):

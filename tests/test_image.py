@@ -1,15 +1,18 @@
 """How pictures are read: every mode and format, turned as their EXIF tag says, alike by every loader."""
+import argparse
 import io
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import data_options, write_images
+from conftest import CPU, data_options, write_images
 from PIL import Image, features
 
+import dataset
 from dataset.folder import Split, images_below, open_sources
-from dataset.image import EXTENSIONS, FORMATS, TURNS, read_rgb
+from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
+from dataset.imagenet import Pipeline
 from helper.errors import UserError
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
@@ -201,7 +204,7 @@ def test_files_that_are_left_out(tmp_path, capsys):
     for i in range(12):
         (train / 'bee' / f'x.e{i}').write_bytes(b'x')
     open_sources(data_options(data_dir=tmp_path))
-    assert 'and 6 more endings\n' in capsys.readouterr().out
+    assert ' 1 .e5, 5 of other endings, 1 .csv beside' in capsys.readouterr().out
 
 
 def test_a_class_that_holds_the_classes(tmp_path):
@@ -212,3 +215,96 @@ def test_a_class_that_holds_the_classes(tmp_path):
         open_sources(data_options(data_dir=tmp_path))
     one = Split(images_below(tmp_path / 'train' / 'images' / 'ant')[0], None)
     assert len(one.files) == 2
+
+
+@pytest.fixture(scope='module')
+def oblong(tmp_path_factory):
+    """A data folder of oblong pictures, each red, green and blue in three parts along its longer side."""
+    root = tmp_path_factory.mktemp('oblong')
+    for split in ('train', 'val'):
+        for name, side in (('tall', (24, 96)), ('wide', (96, 24))):
+            pixels = np.eye(3, dtype=np.uint8).repeat(32, 0)[None].repeat(24, 0) * 255
+            image = Image.fromarray(pixels if name == 'wide' else pixels.transpose(1, 0, 2))
+            (root / split / name).mkdir(parents=True)
+            for n in range(2):
+                image.save(root / split / name / f'{n}.png')
+            assert image.size == side
+    return root
+
+
+@pytest.mark.parametrize('fit, along, across', [('crop', 'ggg', 'ggg'), ('squash', 'rgb', 'ggg'),
+                                                ('pad', 'rgb', '0g0')])
+def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
+    """The colours of the first, middle and last pixel along the longer side and across it; from memory, from disk and
+    in predict.py alike."""
+    opt = data_options(data_dir=oblong, fit=fit, image_size=24, batch_size=4, num_workers=0)
+    memory, disk = (dataset.get_dataloaders(argparse.Namespace(**{**vars(opt), 'images_in': where}), CPU)
+                    for where in ('memory', 'disk'))
+    assert memory.inputs['fit'] == disk.inputs['fit'] == fit
+    (images, *_), (others, *_) = next(iter(memory.test_loader)), next(iter(disk.test_loader))
+    assert images.equal(others)
+    pixels = memory.test_loader.images
+    predicted = Pipeline(24, cropped=False, fit=fit).transform(train=False)
+    assert predicted(read_rgb(oblong / 'val' / 'wide' / '0.png')).equal(pixels[2])
+    names = {(255, 0, 0): 'r', (0, 255, 0): 'g', (0, 0, 255): 'b', (0, 0, 0): '0'}
+    assert [names[tuple(pixels[2, 12, x].tolist())] for x in (0, 12, 23)] == [*along]
+    assert [names[tuple(pixels[2, y, 12].tolist())] for y in (0, 12, 23)] == [*across]
+    assert pixels[0].transpose(0, 1).equal(pixels[2])
+    said = '--fit crop: the centre square of each image is used; of 4 training images looked at, 4 are oblong and ' \
+           'keep 25% to 25% of their pixels; --fit squash or --fit pad keep all\n'
+    assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'dataset': 'digits', 'fit': 'pad'}, '--fit pad: not for --dataset digits; it goes with folder, hf'),
+    ({'dataset': 'imagenet', 'fit': 'squash'}, '--fit squash: not for --dataset imagenet; it goes with folder, hf'),
+    ({'dataset': 'cifar10', 'max_pixels': 9}, '--max_pixels 9: not for --dataset cifar10; it goes with folder, hf, im'),
+    ({'dataset': 'imagenet', 'dali': 'cpu', 'max_pixels': 9}, '--max_pixels 9: DALI reads images of any size')])
+def test_flags_without_an_effect(changes, words):
+    with pytest.raises(UserError, match=words):
+        dataset.get_dataloaders(data_options(**changes), CPU)
+
+
+@pytest.mark.parametrize('changes', [{}, {'images_in': 'disk', 'num_workers': 0},
+                                     {'images_in': 'disk', 'num_workers': 1}])
+def test_max_pixels(oblong, changes):
+    """Images of that many pixels are read, larger ones named with the flag, by this process and by workers."""
+    opt = data_options(data_dir=oblong, max_pixels=96 * 24 - 1, batch_size=2, **changes)
+    try:
+        with pytest.raises(UserError, match='0.png: has 2304 pixels, and --max_pixels allows 2303; give --max_pixels '
+                                            '2304 if the file can be trusted'):
+            list(dataset.get_dataloaders(opt, CPU).train_loader)
+        opt.max_pixels += 1
+        assert len(list(dataset.get_dataloaders(opt, CPU).train_loader)) == 2
+    finally:
+        limit_pixels(MAX_PIXELS)
+
+
+@pytest.mark.parametrize('images_in', ['memory', 'disk'])
+def test_a_set_without_a_readable_image(tmp_path, images_in):
+    """One line, where the training images or the test images are all unreadable."""
+    for split in ('train', 'val'):
+        write_images(tmp_path / split, 2)
+    opt = data_options(data_dir=tmp_path, images_in=images_in, skip_bad_images=True, num_workers=0, batch_size=2)
+    for split in ('val', 'train'):
+        for file in (tmp_path / split).glob('*/*'):
+            file.write_bytes(b'')
+        with pytest.raises(UserError, match=f'--skip_bad_images: none of the 8 images can be read; the first is '
+                                            f'{tmp_path}/{split}/ant/0.png: not a readable image') as caught:
+            data = dataset.get_dataloaders(opt, CPU)
+            list(data.test_loader if split == 'val' else data.train_loader)
+        assert '\n' not in str(caught.value)
+
+
+def test_skipped_images_are_named_once(tmp_path, capsys):
+    for split in ('train', 'val'):
+        write_images(tmp_path / split, 4)
+    for n in range(2):
+        for name in ('ant', 'bee', 'cat'):
+            (tmp_path / 'val' / name / f'{n}.png').write_bytes(b'')
+    loader = dataset.get_dataloaders(data_options(data_dir=tmp_path, images_in='disk', skip_bad_images=True,
+                                                  num_workers=0), CPU).test_loader
+    assert [len(target) for _ in range(2) for _, target, _ in loader] == [10, 10]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f'6 unreadable images skipped: {tmp_path}/val/ant/0.png: not a read')
+    assert lines[0].endswith('; and 1 more') and lines[0].count('.png') == 5

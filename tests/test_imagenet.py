@@ -304,7 +304,7 @@ def test_what_dali_is_asked_for(photographs, monkeypatch):
                                                           (23, False, [24]), (23, True, [23])])
 def test_the_last_batch_of_dali(photographs, monkeypatch, batch_size, drop_last, sizes):
     FakeDali(monkeypatch, 24)
-    source = SimpleNamespace(files=[''] * 24, labels=torch.arange(24) * 2)
+    source = SimpleNamespace(files=['x.jpg'] * 24, labels=torch.arange(24) * 2)
     loader = imagenet_dali.DaliLoader(source, settings(photographs, dali='cpu', batch_size=batch_size), CPU, train=True,
                                       drop_last=drop_last)
     for _ in range(2):
@@ -348,11 +348,11 @@ def test_a_truncated_image_is_named(photographs, tmp_path, workers):
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_bad_images_can_be_passed_over(photographs, tmp_path, split, capsys):
-    root, _ = damaged(photographs, tmp_path, split)
+    root, file = damaged(photographs, tmp_path, split)
     data = dataset.get_dataloaders(settings(root, skip_bad_images=True), CPU)
     batches = list(data.train_loader if split == 'train' else data.test_loader)
     assert sum(len(b[1]) for b in batches) == (24 if split == 'train' else 11)
-    assert '1 unreadable images skipped' in capsys.readouterr().out
+    assert f'1 unreadable images skipped: {file}: not a readable image' in capsys.readouterr().out
     assert split == 'val' or len(batches[0][1]) == 10       # a training batch keeps its size
 
 
@@ -391,6 +391,34 @@ def test_dali_on_the_cpu(photographs):
         assert got[0].shape == want[0].shape and (got[0] - want[0]).abs().mean() < 0.2
     with pytest.raises(UserError, match='--dali gpu: decodes on a GPU'):
         dataset.get_dataloaders(settings(photographs, dali='gpu'), CPU)
+
+
+def test_dali_reads_images_as_the_other_loaders(tmp_path):
+    """Turned as their tag says, in each format that DALI takes; others are refused, and a broken file is named."""
+    pytest.importorskip('nvidia.dali')
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+    files = []
+    for split in ('train', 'val'):
+        for name in CLASSES[:2]:
+            (tmp_path / 'imagenet' / split / name).mkdir(parents=True)
+            for orientation in (1, 2, 6, 8):
+                exif = Image.Exif()
+                exif[0x112] = orientation
+                for ending in ('jpg', 'png', 'webp'):
+                    files.append(tmp_path / 'imagenet' / split / name / f'{orientation}.{ending}')
+                    mode = 'RGB' if orientation > 1 else 'LA' if ending == 'png' else 'L'
+                    Image.fromarray(pixels).convert(mode).save(files[-1], exif=exif)
+    opt = settings(tmp_path, dali='cpu', num_workers=1, batch_size=24)
+    (found, *_), = dataset.get_dataloaders(opt, CPU).test_loader
+    (wanted, *_), = dataset.get_dataloaders(settings(tmp_path, batch_size=24), CPU).test_loader
+    assert len({image.numpy().tobytes() for image in wanted}) > 8
+    assert ((found - wanted).abs().mean((1, 2, 3)) < 0.1).all()
+    files[-1].write_bytes(files[-1].read_bytes()[:99])
+    with pytest.raises(UserError, match=f'^--dali cpu: {files[-1]}: not a readable image .*; mend the file or remove'):
+        dataset.get_dataloaders(opt, CPU)
+    files[-1].rename(files[-1].with_name('x.gif'))
+    with pytest.raises(UserError, match='--dali cpu: DALI does not read 1 .gif, as .*x.gif; leave --dali out'):
+        dataset.get_dataloaders(opt, CPU)
 
 
 def test_dali_parts(photographs):
