@@ -126,7 +126,7 @@ def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progres
         for row in table.rows:
             own = [trial for step, trial in trials.items() if (row.label, str(pair)) in step.cells]
             if own:
-                cells[row.label, str(pair)] = Cell(row, pair, own, _published(table, own[0].step, pair))
+                cells[row.label, str(pair)] = Cell(row, pair, own, published_for(table, pair, own[0].step.opt))
     others = [trial for step, trial in trials.items() if not step.cells]
     return Found(table, cells, others, epoch or _epoch_of_published(cells.values()))
 
@@ -143,9 +143,10 @@ def _trial(step, progress, logs):
                  record.last_lines() if progress.state == FAILED else [])
 
 
-def _published(table, step, pair):
-    opt = step.opt
+def published_for(table: Table, pair: Pair, opt) -> Published | None:
+    """The figure that the table shows beside a run of this pair with these options."""
+    if not table.sources:
+        return None
     alone = not hasattr(opt, 'distill')
-    figures = published(opt.dataset, *table.sources) if table.sources else {}
     how = ALONE if alone else way(opt.distill, variant({**vars(opt)}, expected(opt)))
-    return figures.get(('' if alone else pair.teacher, pair.student, how))
+    return published(opt.dataset, *table.sources).get(('' if alone else pair.teacher, pair.student, how))

@@ -237,7 +237,7 @@ class _Plan:
                 known[asked] = known.get(asked) or compute(images, preact)
                 return known[asked]
             net.outputs = outputs
-        return self.blank[key]
+        return self.blank[key].requires_grad_()     # SimKD has frozen a part of it for another pair
 
 
 def pixels(opt) -> int:

@@ -4,6 +4,9 @@
 # run_cifar_vanilla.sh trained, or is trained first. Arguments go to each run, that of the teacher too.
 #   sh scripts/run_cifar_distill.sh --gpu_id 1 --trial 2
 #   MODEL_T=wrn_40_2 MODEL_S=wrn_16_2 METHODS="kd semckd" sh scripts/run_cifar_distill.sh
+# Each method has SemCKD's weights, or those of its own paper. RepDistiller's tables leave the soft labels out and give
+# FitNet another layer (-a 0 --hint_layer 2): scripts/tables/repdistiller_cifar100_same.toml, _across.toml. The weights
+# of the newer methods for other nets are in scripts/tables/newer_cifar100.toml.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh

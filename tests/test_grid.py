@@ -303,6 +303,16 @@ def test_odd_labels(tmp_path, call, capsys):
         assert [line['row'] for line in csv.DictReader(file)] == labels
 
 
+def test_flags_of_single_cells(tmp_path):
+    """They follow the row's, for one pair alone. SimKD, which freezes a part of the student, serves several pairs."""
+    table = read(write_table(tmp_path / 'x.toml', rows={'SimKD': 'simkd --simkd_factor 4'}, seeds=[1],
+                             pairs=['resnet14 -> resnet8', 'resnet20 -> resnet8'],
+                             cells={'SimKD: resnet20 -> resnet8': '-b 2 --simkd_factor 8'}))
+    steps = [step for step in steps_of(table, str(tmp_path / 'save'), []) if step.cells]
+    assert [(step.opt.beta, step.opt.simkd_factor, step.opt.trial) for step in steps] == [
+        (1.0, 4, '1_SimKD'), (2.0, 8, '1_SimKD')]
+
+
 # The file
 
 def one_line(capsys) -> str:

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 
 from distiller_zoo import get_method
-from grid.cells import Cell, Found, Trial
+from grid.cells import Cell, Found, Trial, _epoch_of_published, published_for
 from grid.formats import as_csv, figure, latex, markdown, notes, signed
 from grid.table_file import Pair, Row, Table, read
 from helper.cli import values
@@ -454,6 +454,46 @@ def test_escapes():
     tied = found_of({'KD': [71.001], 'AT': [71.004], 'SP': [70.0]})
     assert 'textbf' not in latex(tied) and 'KD & 71.00' in latex(tied)      # neither is better than the other
     assert figure(None, None) == '' and figure(71.005, None) == '71.00' and figure(1.0, 0.0) == '1.00 ± 0.00'
+
+
+def published_cells(name):
+    """(the table, {(row, pair): the figure beside it or None})."""
+    table, parsed, found = read(ROOT / 'scripts' / 'tables' / f'{name}.toml'), {}, {}
+    for pair in table.pairs:
+        for row in table.rows:
+            if (row.label, str(pair)) not in table.left_out:
+                own = table.row_for(row, pair)
+                if own not in parsed:
+                    parsed[own] = teacher_options([*table.options, *own.flags]) if own.method == 'alone' else \
+                        student_options(['--path-t', 'x', '--distill', own.method, *table.options, *own.flags])
+                found[row.label, pair] = published_for(table, pair, parsed[own])
+    return table, found
+
+
+@pytest.mark.parametrize('name, epoch', [('semckd_cifar100', 'unknown'), ('repdistiller_cifar100_same', 'last'),
+                                         ('repdistiller_cifar100_across', 'last')])
+def test_every_cell_of_a_published_table_has_its_figure(name, epoch):
+    table, found = published_cells(name)
+    assert len(found) == len(table.rows) * len(table.pairs) - len(table.left_out)
+    assert {(figure.source, figure.epoch) for figure in found.values()} == {(*table.sources, epoch)}
+    assert _epoch_of_published([SimpleNamespace(published=figure) for figure in found.values()]) == (
+        'last' if epoch == 'last' else 'best')
+
+
+def test_newer_methods():
+    """Every row parses and has a figure, and every figure of the newer sources for these nets is shown."""
+    table, found = published_cells('newer_cifar100')
+    assert {label for (label, _), figure in found.items() if figure} == {row.label for row in table.rows}
+    with open(ROOT / 'docs' / 'published.csv', newline='') as file:
+        lines = [row for row in csv.DictReader(file) if row['dataset'] == 'cifar100' and row['source'] in table.sources]
+    shown = {('' if label == 'Student' else pair.teacher, pair.student, f'{figure.top1:.2f}', *figure[2:])
+             for (label, pair), figure in found.items() if figure}
+    listed = {(row['teacher'], row['student'], row['top1'], row['source'], row['epoch']): row for row in lines}
+    assert shown <= {*listed}
+    nets = {(pair.teacher, pair.student) for pair in table.pairs}
+    newer = {key for key, row in listed.items() if key[:2] in nets and row['source'] not in ('RepDistiller', 'SemCKD')
+             and not row['options'].startswith('simkd_factor')}
+    assert len(newer) > 130 and newer <= shown
 
 
 PRESS = '''<script>
