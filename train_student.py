@@ -48,7 +48,7 @@ def train(opt, device):
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     distiller = make_distiller(student, teacher, local, data)
-    cache = None if opt.estimate else open_cache(opt, method.needs, teacher, facts['teacher (checksum)'], data, device)
+    cache = None if opt.estimate else open_cache(opt, method.needs, teacher, data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
         distiller.teacher_follows = False       # nothing will be asked
     else:
@@ -82,7 +82,7 @@ def train(opt, device):
     # Train
     with Run(opt, place, distiller, data.train_loader, facts, precision, checkpoint) as run:
         print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
-              f'{data.num_classes} classes, {data.n_train} training images, seed {opt.seed}, '
+              f'{data.num_classes} classes, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}')
         if not opt.skip_validation:
             accuracy = cache.accuracy if cache else None

@@ -58,7 +58,7 @@ def train(opt, device):
     # Train
     with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
-              f'{data.n_train} training images, seed {opt.seed}, {distributed.where(device)}')
+              f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(vanilla, device)
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)

@@ -43,7 +43,7 @@ class Side:
                                n_train=self.loader.n_samples)
         opt = SimpleNamespace(teacher_cache=str(self.folder / name), model_t=self.pair[0], dataset='random')
         with contextlib.redirect_stdout(io.StringIO()):
-            cache = open_cache(opt, self.distiller.needs, self.distiller.teacher, 0, data, self.device)
+            cache = open_cache(opt, self.distiller.needs, self.distiller.teacher, data, self.device)
         return TaughtLoader(self.loader, cache, self.distiller.ask_teacher)
 
     def round(self):

@@ -24,7 +24,6 @@ from distiller_zoo import get_method
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import number, table
 from helper.errors import UserError
-from helper.state import weights_checksum
 from models import model_dict, resolve
 from models.load import load_net
 from options import student_options
@@ -81,7 +80,7 @@ def write_cache(folder: Path, pair: str, opt, sums: dict) -> None:
     with patch.dict(cifar.MD5, sums):
         data, rng = get_dataloaders(options, device), np.random.default_rng(0)
     teacher = load_net(options.path_t, load_checkpoint(options.path_t, '--path-t'), options.model_t, data)
-    cache = open_cache(options, get_method(method).needs, teacher, weights_checksum(teacher), data, device)
+    cache = open_cache(options, get_method(method).needs, teacher, data, device)
     cache.keep_accuracy(1.0)
     for file in cache.files.values():
         for slots in np.array_split(np.arange(file.slots), 1 + file.slots // 10**5):

@@ -12,6 +12,7 @@ from helper.errors import UserError, nearest
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
 from .fraction import chosen, part
+from .identity import joint_checksum, tensor_checksum
 from .image import MAX_PIXELS, limit_pixels
 from .memory import MemoryLoader
 from .normalise import measured
@@ -52,6 +53,14 @@ class Data:
     crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
     fit: str = 'crop'           # how oblong images become squares, of models.adapter.FITS
+    held_out: str = ''          # the name of the split that is measured, where the data have several
+    checksum: int | None = None     # of all images of both loaders, also of those that --train_fraction leaves out
+
+    @property
+    def sizes(self) -> str:
+        """How many images there are, and where those are from that are measured."""
+        where = f' in {self.held_out}' if self.held_out else ''
+        return f'{self.n_train} training images, {len(self.test_labels)} test images{where}'
 
     @property
     def n_train(self) -> int:
@@ -112,17 +121,19 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     limit_pixels(opt.max_pixels)
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
-    images_in = None
+    images_in, held_out = None, ''
     if open_sources := source_dict.get(kind_of(opt.dataset)):
         *sources, classes = open_sources(opt)
         if opt.fit == 'crop' and distributed.is_main():
             folder.say_what_is_cut(sources[0])
+        held_out, checksum = sources[1].name, joint_checksum(*(source.checksum() for source in sources))
         images_in = _where(opt, sources, device)
         if images_in == 'disk':
-            return _read_while_training(opt, device, drop_last, views, *sources, classes)
+            return _read_while_training(opt, device, drop_last, views, *sources, classes, checksum)
         (train_images, train_labels), (test_images, test_labels) = (folder.decode(source, opt) for source in sources)
     else:
         (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+        checksum = joint_checksum(*map(tensor_checksum, (train_images, test_images)))
     # Of all training images, so that a teacher and its students see the same, whatever part these train on.
     mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
     if opt.train_fraction < 1:
@@ -142,7 +153,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         return MemoryLoader(train_images[kept], train_labels[kept], opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop')
+                tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop', held_out=held_out,
+                checksum=checksum)
 
 
 def _where(opt, sources, device):
@@ -159,7 +171,7 @@ def _where(opt, sources, device):
     return 'disk'
 
 
-def _read_while_training(opt, device, drop_last, views, train, test, classes):
+def _read_while_training(opt, device, drop_last, views, train, test, classes, checksum):
     mean, std = memory.MEAN, memory.STD
     if opt.normalise == 'measure':
         n = len(train.labels)
@@ -173,11 +185,12 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes):
                 imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
                 train.labels,
                 lambda kept=None: imagenet.WorkerLoader(part(train, kept), opt, device, train=False, **more),
-                test.labels, tuple(classes), mean, std, images_in='disk', fit=opt.fit)
+                test.labels, tuple(classes), mean, std, images_in='disk', fit=opt.fit, held_out=test.name,
+                checksum=checksum)
 
 
 def _large(opt, device, drop_last, views):
-    train, val, classes = imagenet.open_sources(opt)
+    train, test, classes = imagenet.open_sources(opt)
     _check_batch_size(opt, len(train.labels))
     if opt.dali:
         from .imagenet_dali import DaliLoader as Loader
@@ -186,9 +199,10 @@ def _large(opt, device, drop_last, views):
     ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     several = {'views': views} if len(views) > 1 else {}        # none with DALI
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
-                Loader(val, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
-                lambda kept=None: Loader(part(train, kept), opt, device, train=False, **ranks), val.labels,
-                tuple(classes), imagenet.MEAN, imagenet.STD, imagenet.CROP_PCT)
+                Loader(test, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
+                lambda kept=None: Loader(part(train, kept), opt, device, train=False, **ranks), test.labels,
+                tuple(classes), imagenet.MEAN, imagenet.STD, imagenet.CROP_PCT, held_out=test.name,
+                checksum=joint_checksum(train.checksum(), test.checksum()))
 
 
 def _check_batch_size(opt, n_train):

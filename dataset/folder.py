@@ -15,48 +15,98 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from helper.errors import UserError, printable
+from helper.files import open_regular
 
+from .identity import file_checksum
 from .image import EXTENSIONS, read_rgb
 
 SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # these, and names that begin with a dot, are passed over
+HELD_OUT = ('test', 'validation', 'valid', 'val')       # splits that are measured: the first that has classes
 MOST_ENDINGS, MOST_NAMED = 10, 5        # endings, and unreadable images, that a line names
 SAMPLE = 32     # training images whose shape is looked at
 
 
 @dataclass
 class Split:
-    """The files of one split and the class of each, int64 (N,). A source of images, as every data set's on disk is."""
+    """The files of one split and the class of each, int64 (N,). A source of images, as every data set's on disk is.
+
+    root: the folder from which the names of the files count. name: of the split.
+    """
 
     files: list[str]
     labels: torch.Tensor
+    root: Path = Path()
+    name: str = ''
+
+    @property
+    def names(self) -> list[str]:
+        """Each file's path below the root, with / between its parts."""
+        return [file.removeprefix(f'{self.root}{os.sep}').replace(os.sep, '/') for file in self.files]
 
     def read(self, i: int) -> Image.Image:
         """Image i as RGB. Raises UserError that names its file."""
         return read_rgb(self.files[i])
 
+    def checksum(self) -> int:
+        """See identity.file_checksum."""
+        parts = [self.files[i:i + 1000] for i in range(0, len(self.files), 1000)]
+        with ThreadPoolExecutor() as pool:      # on a network's disk a size takes a while
+            sizes = [size for part in pool.map(_sizes, parts) for size in part]
+        return file_checksum((f'{name} {size}' for name, size in zip(self.names, sizes, strict=True)),
+                             lambda i: _content(self.files[i]), len(self.files))
 
-def scan(root: Path, held_out: tuple[str, ...]) -> tuple[Split, Split, list[str]]:
-    """(train, test, classes) of root/train/CLASS/* and the first of root/held_out/CLASS/*.
 
-    Raises UserError for a folder that is missing, a class without images, and classes that differ between the two.
+def _sizes(files):
+    """Bytes of each; -1 of one that cannot be read, as a link that leads nowhere."""
+    def size(file):
+        try:
+            return os.path.getsize(file)
+        except OSError:
+            return -1
+    return [size(file) for file in files]
+
+
+def _content(file):
+    try:
+        with open_regular(file, file) as opened:
+            return opened.read()
+    except (UserError, OSError):
+        return b''
+
+
+def scan(root: Path) -> tuple[Split, Split, list[str]]:
+    """(train, test, classes) of root/train/CLASS/* and root/NAME/CLASS/*, NAME the first of HELD_OUT that has classes.
+
+    A class may have no test images, which is said in a line. Raises UserError for a folder that is missing, a class
+    without training images, and classes that differ between the two.
     """
-    wanted = f'{root}/train/CLASS/* and {root}/{" or ".join(held_out)}/CLASS/*'
+    names = ' or '.join(HELD_OUT)
+    wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
     if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
-    other = next((root / name for name in held_out if os.path.isdir(root / name)), None)
-    if not os.path.isdir(root / 'train') or other is None:
-        raise UserError(f'--data_dir: {root}: needs the folders train and {" or ".join(held_out)}; wanted are {wanted}')
-    train, classes = _scan_split(root / 'train')
-    test, test_classes = _scan_split(other)
+    held_out = [root / name for name in HELD_OUT if os.path.isdir(root / name)]
+    if not os.path.isdir(root / 'train') or not held_out:
+        raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}')
+    train, classes = _scan_split(root, 'train')
+    # The test set of a competition, as ImageNet's, has no folders of classes: then the next one is taken.
+    labelled = [folder for folder in held_out if any(os.path.isdir(folder / name) for name in classes)]
+    chosen = (labelled or held_out)[0]
+    if chosen != held_out[0]:
+        print(f'--data_dir: {held_out[0]}: has no folder of a class, so the test images are those of {chosen.name}')
+    test, test_classes = _scan_split(root, chosen.name, may_be_empty=True)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f'--data_dir: {root}: train and {other.name} must have the same classes; '
-                        f'only one of them has: {", ".join(odd[:10])}')
+        raise UserError(f'--data_dir: {root}: train and {chosen.name} must have the same classes; only one of them '
+                        f'has: {", ".join(odd[:10])}; a class without test images has an empty folder')
     return train, test, classes
 
 
-def _scan_split(folder):
-    """(Split, classes) of folder/CLASS/*. A line says how many files there are left out."""
+def _scan_split(root, name, may_be_empty=False):
+    """(Split, classes) of root/NAME/CLASS/*. A line says how many files there are left out.
+
+    may_be_empty: some classes may have no image, which a line says.
+    """
+    folder = root / name
     try:
         entries = sorted((entry for entry in os.scandir(folder) if not is_hidden(entry.name)), key=lambda e: e.name)
         classes = [entry.name for entry in entries if entry.is_dir()]
@@ -68,11 +118,15 @@ def _scan_split(folder):
     say_left_out(f'--data_dir: {folder}', [file for found in others for file in found],
                  beside=[entry.name for entry in entries if not entry.is_dir()])
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
-    if empty or not classes:
+    if not classes or (empty and not may_be_empty) or len(empty) == len(classes):
         raise UserError(f'--data_dir: {folder}: ' + (f'no image in the class {", ".join(empty[:10])}' if empty else
                         'no folder of a class') + f'; images are {" ".join(EXTENSIONS)}')
+    if empty:
+        more = f' and {len(empty) - 10} more' if len(empty) > 10 else ''
+        print(f'--data_dir: {folder}: no image in the class {", ".join(map(printable, empty[:10]))}{more}, so the '
+              f'accuracy says nothing of it')
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
-    return Split([file for found in files for file in found], labels), classes
+    return Split([file for found in files for file in found], labels, root, name), classes
 
 
 def _check_only_class(folder):
@@ -131,8 +185,8 @@ def by_ending(files: Sequence[str]) -> list[str]:
 
 
 def open_sources(opt) -> tuple[Split, Split, list[str]]:
-    """(train, test, classes) of {data_dir}/train/CLASS/* and {data_dir}/test or val/CLASS/*. Raises as scan does."""
-    return scan(Path(opt.data_dir), ('test', 'val'))
+    """(train, test, classes) of --data_dir, as scan finds them."""
+    return scan(Path(opt.data_dir))
 
 
 def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:

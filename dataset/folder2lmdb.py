@@ -1,6 +1,7 @@
 """Write a folder of images into train.lmdb and val.lmdb, the files' own bytes, for --use-lmdb.
 
-python dataset/folder2lmdb.py FOLDER OUT        FOLDER holds train/CLASS/* and val/CLASS/*; for training, OUT is
+python dataset/folder2lmdb.py FOLDER OUT        FOLDER holds train/CLASS/* and val/CLASS/* (or test, validation, valid,
+                                                which name the second file too); for training, OUT is
                                                 {data_dir}/imagenet or {data_dir}/imagenette
 """
 import argparse
@@ -30,7 +31,7 @@ def _read(file):
 def write_split(split, root: Path, classes: list[str], path: Path) -> None:
     """Write the files of `split` to `path`: under another name first, so that an older file stays whole until then."""
     lmdb = import_lmdb()
-    names = [os.path.relpath(file, root) for file in split.files]
+    names = split.names
     try:
         list_of_names = '\n'.join(names).encode()
         size = sum(map(os.path.getsize, split.files))
@@ -72,14 +73,14 @@ def main():
     parser.add_argument('out', type=path)
     opt = parser.parse_args()
     folder, out = Path(opt.folder), Path(opt.out)
-    train, val, classes = scan(folder, ('val',))
+    *splits, classes = scan(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{out}: cannot be made ({error.strerror}); give a folder that you may write') from error
-    for name, split in (('train', train), ('val', val)):
-        write_split(split, folder, classes, out / f'{name}.lmdb')
-        print(f'{out / name}.lmdb: {len(split.files)} images, {len(classes)} classes')
+    for split in splits:
+        write_split(split, folder, classes, out / f'{split.name}.lmdb')
+        print(f'{out / split.name}.lmdb: {len(split.files)} images, {len(classes)} classes')
 
 
 if __name__ == '__main__':

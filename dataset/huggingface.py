@@ -8,26 +8,38 @@ from PIL import Image
 
 from helper.errors import UserError, nearest, reason
 
+from .folder import HELD_OUT
+from .identity import file_checksum
 from .image import read_rgb
 
 PREFIX = 'hf:'
 KEYS = ('config', 'image', 'label', 'train', 'test')
-HELD_OUT = ('test', 'validation', 'valid', 'val')
 LABELS = ('label', 'labels', 'fine_label')      # which column it is, where several could be
 
 
 class HubSplit:
     """The images of one split, by number, and the class of each, int64 (N,)."""
 
-    def __init__(self, rows, column: str, labels: torch.Tensor, name: str):
-        """rows: a datasets.Dataset with a `column` of images. name: for errors."""
+    def __init__(self, rows, column: str, labels: torch.Tensor, source: str, name: str):
+        """rows: a datasets.Dataset with a `column` of images. source: of errors. name: of the split."""
         import datasets
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self.column, self.labels, self.name = column, labels, name
+        self.column, self.labels, self.source, self.name = column, labels, source, name
+
+    def checksum(self) -> int:
+        """See identity.file_checksum."""
+        return file_checksum((), self._content, len(self.labels))
+
+    def _content(self, i):
+        try:
+            image = self.rows[i][self.column]
+            return image['bytes'] or Path(image['path']).read_bytes()
+        except Exception:       # a damaged row, an empty one, a missing file
+            return b''
 
     def read(self, i: int) -> Image.Image:
         """Image i as RGB. Raises UserError that names it."""
-        name = f'{self.name}, image {i}'
+        name = f'{self.source} {self.name}, image {i}'
         try:
             image = self.rows[i][self.column]
         except Exception as error:      # whatever a damaged file makes the library raise
@@ -50,7 +62,7 @@ def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
     classes, numbers = _classes(splits[train_name], label, flag)
 
     def source(split):
-        return HubSplit(splits[split], image, _labels(splits[split], label, numbers), f'hf:{name} {split}')
+        return HubSplit(splits[split], image, _labels(splits[split], label, numbers), f'hf:{name}', split)
     train = source(train_name)
     others = [split for split in HELD_OUT if split in splits and split != train_name]
     held_out = [given['test']] if 'test' in given else others

@@ -26,12 +26,12 @@ warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 def open_sources(opt):
-    """(train, val, classes) of opt.dataset: sources with `labels` (N,) and read(i) -> RGB image."""
+    """(train, test, classes) of opt.dataset: sources with `labels` (N,) and read(i) -> RGB image."""
     root = Path(opt.data_dir) / opt.dataset
     if opt.use_lmdb:
         from .lmdb_source import open_lmdb_sources
         return open_lmdb_sources(root)
-    return scan(root, ('val',))
+    return scan(root)
 
 
 @dataclass(frozen=True)

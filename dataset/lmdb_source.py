@@ -9,6 +9,8 @@ import torch
 
 from helper.errors import UserError, reason
 
+from .folder import HELD_OUT
+from .identity import file_checksum
 from .image import read_rgb
 
 FORMAT = 'image files, version 1'
@@ -47,7 +49,7 @@ class LmdbSource:
     """
 
     def __init__(self, path: Path):
-        self.path, self.opened = str(path), None
+        self.path, self.name, self.opened = str(path), path.stem, None
         if not os.path.isfile(path):
             raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
         import_lmdb()
@@ -83,6 +85,33 @@ class LmdbSource:
     def __getstate__(self):
         return {**self.__dict__, 'opened': None}
 
+    @property
+    def names(self) -> list[str]:
+        """Each file's path below the folder that was converted, with / between its parts."""
+        with self._open().begin() as transaction:
+            return (transaction.get(KEYS) or b'').decode(errors='replace').split('\n')
+
+    def checksum(self) -> int:
+        """See identity.file_checksum; the same as of the files that were converted."""
+        records = [self._length(i) for i in range(len(self.labels))]
+        entries = (f'{name} {length - 6 - len(name.encode())}' for name, length in zip(self.names, records))  # noqa: B905
+        return file_checksum(entries, self._content, len(self.labels))
+
+    def _length(self, i):
+        """Bytes of a record, 0 of one that is missing or damaged."""
+        try:
+            with self._open().begin(buffers=True) as transaction:
+                return len(transaction.get(record_key(i)))
+        except Exception:
+            return 0
+
+    def _content(self, i):
+        try:
+            with self._open().begin() as transaction:
+                return unpack(transaction.get(record_key(i)))[2]
+        except Exception:
+            return b''
+
     def read(self, i: int):
         """Image i as RGB. Raises UserError that names it."""
         try:
@@ -95,8 +124,9 @@ class LmdbSource:
 
 
 def open_lmdb_sources(root: Path):
-    """(train, val, classes) of root/train.lmdb and root/val.lmdb."""
-    train, val = LmdbSource(root / 'train.lmdb'), LmdbSource(root / 'val.lmdb')
-    if train.classes != val.classes:
-        raise UserError(f'--use-lmdb: {root}: train.lmdb and val.lmdb were written from different classes')
-    return train, val, train.classes
+    """(train, test, classes) of root/train.lmdb and the first of HELD_OUT that has a file there."""
+    held_out = next((name for name in HELD_OUT if os.path.isfile(root / f'{name}.lmdb')), HELD_OUT[-1])
+    train, test = LmdbSource(root / 'train.lmdb'), LmdbSource(root / f'{held_out}.lmdb')
+    if train.classes != test.classes:
+        raise UserError(f'--use-lmdb: {root}: train.lmdb and {held_out}.lmdb were written from different classes')
+    return train, test, train.classes

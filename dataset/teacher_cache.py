@@ -20,6 +20,7 @@ from helper import distributed
 from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.files import folder_name, read_json, write_json
+from helper.state import weights_checksum
 
 from .answer_file import AnswerFile, file_bytes
 from .memory import FORMS, MemoryLoader
@@ -197,16 +198,20 @@ def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
     return sum(file_bytes(data.n_train * FORMS, width) for width in _widths(opt, needs, teacher, data).values())
 
 
-def open_cache(opt, needs: tuple, teacher: nn.Module, teacher_checksum: int, data, device: torch.device
-               ) -> TeacherCache | None:
-    """The cache of `teacher`, with this checksum of its weights, in the folder opt.teacher_cache; None without one.
+def outputs_checksum(teacher):
+    """Of all that decides what the teacher gives for an image: its weights, and how it sees the loader's images."""
+    return zlib.crc32(str(getattr(teacher, 'inputs', '')).encode(), weights_checksum(teacher))
+
+
+def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device) -> TeacherCache | None:
+    """The cache of `teacher` in the folder opt.teacher_cache; None without one.
 
     needs: the kinds that are kept beside the logits. Says what is there and what is to come. On a disk that has no room
     for it nothing more is kept. With several processes all call it. Raises UserError.
     """
     if not opt.teacher_cache:
         return None
-    widths = _widths(opt, needs, teacher, data)
+    widths, teacher_checksum = _widths(opt, needs, teacher, data), outputs_checksum(teacher)
     folder, images_checksum, tests = Path(opt.teacher_cache), data.train_loader.checksum(), data.test_loader
     stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
 

@@ -20,8 +20,8 @@ from .launch import STOP_SIGNALS
 from .meter import FiniteCheck, Meter
 from .records import Records
 from .state import (
-    IMAGES_IN,
     LAST,
+    NEWER,
     PREVIOUS,
     STAGES,
     as_user_error,
@@ -207,10 +207,10 @@ class Run:
     def _differences(self, saved: dict, seed) -> list[str]:
         """What differs between this run and one with the identity and the seed `saved`, in words.
 
-        A state that was written before an option existed had that option's default; an old one does not say where its
-        images were.
+        A state that was written before an option existed had that option's default; a fact that an old one does not
+        have is not compared.
         """
-        saved = {**self.opt.flags.defaults, IMAGES_IN: self.identity.get(IMAGES_IN), **saved}
+        saved = {**self.opt.flags.defaults, **{name: self.identity.get(name) for name in NEWER}, **saved}
         differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
                   if saved.get(name) != value]
         if 'seed' not in self.opt.flags.filled_in and self.opt.seed != seed:

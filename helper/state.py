@@ -14,21 +14,35 @@ from .records import Records
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
 IMAGES_IN = '--images_in'       # the two ways draw other random numbers
+IMAGES, CLASS_NAMES = 'images (checksum)', 'class names'
+NEWER = (IMAGES_IN, IMAGES, CLASS_NAMES)        # facts that the states of older versions do not have
+NAMED = 4       # classes that a fact names
 STAGES = ('init', 'train')
 PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
          'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
 def fingerprint(data) -> dict:
-    """What a resumed run must find the same in its data: the counts, a checksum of the labels, where the images are."""
+    """What a resumed run must find the same in its data: the counts, the class names, checksums, where the images are.
+
+    Also what tells in parameters.json and in the tables whether two runs have the same data.
+    """
     found = {'training images': data.n_train, 'classes': data.num_classes,
-             'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes())}
-    return {**found, IMAGES_IN: data.images_in} if data.images_in else found
+             'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
+             IMAGES: data.checksum, IMAGES_IN: data.images_in}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _class_names(classes):
+    """All of them if they are few, else the first and a checksum of all, as text; None where there are none."""
+    if len(classes) <= 2 * NAMED:
+        return ', '.join(classes) or None
+    return f'{", ".join(classes[:NAMED])}, ... ({len(classes)}, checksum {zlib.crc32(repr([*classes]).encode())})'
 
 
 def weights_checksum(net: nn.Module) -> int:
-    """A checksum of all parameters and buffers, and of how the net sees images where that differs from the loader."""
-    crc = zlib.crc32(str(net.inputs).encode()) if hasattr(net, 'inputs') else 0
+    """A checksum of all parameters and buffers."""
+    crc = 0
     for value in net.state_dict().values():
         crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)
     return crc

@@ -25,7 +25,6 @@ from helper.compile import compiled, keep_memory  # noqa: E402
 from helper.device import memory_format, select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.loops import validate  # noqa: E402
-from helper.state import weights_checksum  # noqa: E402
 from models.fold import fold_batchnorm  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from options import student_options  # noqa: E402
@@ -60,7 +59,7 @@ def main():
     opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t)
     data = get_dataloaders(opt, device)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
-    cache = open_cache(opt, method.needs, teacher, weights_checksum(teacher), data, device)
+    cache = open_cache(opt, method.needs, teacher, data, device)
     if not cache or not (cache.writable or cache.full):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: cannot be filled; give a folder with room')
     if device.type == 'cpu':

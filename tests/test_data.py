@@ -2,6 +2,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import dataset
-from dataset import cifar, digits
+from dataset import cifar, digits, identity
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
 from dataset.fraction import chosen
@@ -20,6 +21,7 @@ from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.state import IMAGES, fingerprint
 
 
 def test_augmentation_is_torchvisions():
@@ -254,7 +256,7 @@ def test_links(tmp_path):
     (tmp_path / 'train' / 'cat' / 'again').symlink_to('.')
     (tmp_path / 'train' / 'bee' / 'back').symlink_to('..' / Path('bee'))
     (tmp_path / 'train' / 'dog' / '9.png').symlink_to(tmp_path / 'elsewhere' / 'dog' / '0.png')
-    train, _, classes = scan(tmp_path, ('val',))
+    train, _, classes = scan(tmp_path)
     assert classes == [*CLASSES, 'eel'] and torch.bincount(train.labels).tolist() == [4, 4, 7, 5, 3]
     assert [Path(file).name for file in train.files[8:15]] == ['0.png', '1.png', '2.png', '3.png'] + [
         '0.png', '1.png', '2.png']
@@ -353,6 +355,59 @@ def test_bad_folder(tmp_path, kind):
     with pytest.raises(UserError) as caught:
         dataset.get_dataloaders(data_options(data_dir=str(root)), CPU)
     assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_which_split_is_measured(tmp_path, capsys):
+    """One rule for folder and imagenet: the first of test, validation, valid and val that has folders of classes."""
+    write_images(tmp_path / 'train', 2)
+    for name, images in (('val', 1), ('valid', 2), ('validation', 3)):
+        write_images(tmp_path / name, images)
+        train, test, _ = scan(tmp_path)
+        assert (train.name, test.name, len(test.files)) == ('train', name, 4 * images)
+    (tmp_path / 'test' / 'images').mkdir(parents=True)      # as that of a competition
+    assert scan(tmp_path)[1].name == 'validation'
+    assert 'test: has no folder of a class, so the test images are those of validation\n' in capsys.readouterr().out
+    for name in CLASSES:
+        (tmp_path / 'test' / name).mkdir()
+    (tmp_path / 'test' / 'images').rmdir()
+    with pytest.raises(UserError, match='no image in the class ant, bee, cat, dog'):
+        scan(tmp_path)
+    (tmp_path / 'train' / 'bee' / '0.png').rename(tmp_path / 'test' / 'bee' / '0.png')
+    assert scan(tmp_path)[1].labels.tolist() == [1]     # bee, as in train
+    assert 'test: no image in the class ant, cat, dog, so the accuracy says nothing of it' in capsys.readouterr().out
+    data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)
+    assert data.sizes == '7 training images, 1 test images in test' and len(data.classes) == 4
+
+
+def test_the_checksum_of_the_images(tree, tmp_path):
+    """It is that of the files, wherever they are and however they are read; another image or name changes it."""
+    copy = shutil.copytree(tree, tmp_path / 'copy')
+
+    def checksum(**changes):
+        return fingerprint(dataset.get_dataloaders(data_options(data_dir=str(copy), **changes), CPU))[IMAGES]
+    first = checksum()
+    for changes in ({'images_in': 'disk'}, {'train_fraction': 0.5}, {'image_size': 32}, {'num_workers': 0},
+                    {'data_dir': str(tree)}):
+        assert dataset.get_dataloaders(data_options(**{'data_dir': str(copy), **changes}), CPU).checksum == first
+    file = copy / 'test' / 'ant' / '0.png'
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b'?')       # of the same size
+    assert checksum() != first
+    file.write_bytes(content)
+    assert checksum() == first
+    file.rename(file.with_name('00.png'))
+    assert checksum() != first
+    assert dataset.get_dataloaders(data_options(dataset='digits'), CPU).checksum is not None
+
+
+def test_a_sample_of_many_files(monkeypatch, tree):
+    """Of a large split the content of some files counts, and the name and size of all."""
+    monkeypatch.setattr(identity, 'SAMPLE', 6)
+    train, read = scan(tree)[0], []
+    entries = [f'{name} 1' for name in train.names]
+    first = identity.file_checksum(entries, lambda i: read.append(i) or b'x', 48)
+    assert read == [*range(0, 48, 8)] and train.names[13] == 'train/bee/1.png'
+    assert identity.file_checksum([*entries[:-1], 'train/dog/9.png 2'], lambda i: b'x', 48) != first
 
 
 def test_batch_larger_than_the_data(tree):

@@ -57,7 +57,7 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
     if cache:
         data = SimpleNamespace(train_loader=plain, test_loader=plain, image_size=32, n_train=plain.n_samples)
         opt.teacher_cache = str(cache)
-        loader = TaughtLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, 0, data, device),
+        loader = TaughtLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, data, device),
                               distiller.ask_teacher)
         plain.gives_slots = True
     return [train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']

@@ -11,6 +11,7 @@ import dataset
 import train_student
 import train_teacher
 from dataset.folder import scan
+from dataset.identity import file_checksum, joint_checksum
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 
@@ -35,7 +36,7 @@ def rows(split, **columns):
 @pytest.fixture(scope='module')
 def splits(tree):
     """{'train', 'test'} of the tree, with the classes as ClassLabel, as numbers and as names, and another label."""
-    *found, classes = scan(tree, ('test', 'val'))
+    *found, classes = scan(tree)
     return hf.DatasetDict({name: rows(split, label=(hf.ClassLabel(names=classes), split.labels.tolist()),
                                       number=(hf.Value('int64'), (split.labels * 10).tolist()),
                                       word=(hf.Value('string'), [classes[label] for label in split.labels]),
@@ -63,7 +64,7 @@ def test_the_same_batches_as_of_a_folder(tree, splits, on_disk, tmp_path, stored
         for name, split in splits.items():
             split.to_parquet(tmp_path / f'{name}.parquet')
     if stored == 'files':       # the rows hold paths, not the images themselves
-        *found, classes = scan(tree, ('test', 'val'))
+        *found, classes = scan(tree)
         features = hf.Features({'img': hf.Image(), 'label': hf.ClassLabel(names=classes)})
         hf.DatasetDict({name: hf.Dataset.from_dict({'img': split.files, 'label': split.labels.tolist()}, features)
                         for name, split in zip(('train', 'test'), found, strict=True)}).save_to_disk(place)
@@ -71,7 +72,10 @@ def test_the_same_batches_as_of_a_folder(tree, splits, on_disk, tmp_path, stored
     expected, wanted = batches(data_options(data_dir=str(tree), **more))
     data, found = batches(data_options(dataset=f'hf:{place}', **more))
     assert (data.classes, data.num_classes, data.n_train) == (tuple(CLASSES), 4, 24) and data.inputs == expected.inputs
-    assert data.images_in == images_in
+    assert data.images_in == images_in and data.sizes == '24 training images, 24 test images in test'
+    train, test = (file_checksum((), lambda i, split=split: Path(split.files[i]).read_bytes(), len(split.files))
+                   for split in scan(tree)[:2])
+    assert data.checksum == joint_checksum(train, test)
     for one, two in zip(found, wanted, strict=True):
         assert all(a.equal(b) for a, b in zip(one, two, strict=True))
 

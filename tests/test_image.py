@@ -163,7 +163,7 @@ def test_every_loader_reads_alike(pictures, tmp_path, call):
     train, *_ = open_sources(data_options(data_dir=tmp_path))
     rows = hf.Dataset.from_dict({'image': [{'bytes': Path(file).read_bytes(), 'path': None} for file in train.files]},
                                 features=hf.Features({'image': hf.Image()}))
-    others = [HubSplit(rows, 'image', train.labels, 'hf').read, LmdbSource(tmp_path / 'train.lmdb').read,
+    others = [HubSplit(rows, 'image', train.labels, 'hf', 'train').read, LmdbSource(tmp_path / 'train.lmdb').read,
               [image for _, image in read(train.files, lambda image: image, skip=False)].__getitem__]
     assert len(train.files) > 60 and train.read(len(train.files) - 1).size == (4, 8)
     for i, file in enumerate(train.files):

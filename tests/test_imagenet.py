@@ -107,6 +107,12 @@ def test_lmdb_gives_the_same_batches(photographs, databases):
             assert torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
 
 
+def test_the_checksum_of_a_database_is_that_of_its_files(photographs, databases):
+    one, two = (dataset.get_dataloaders(settings(root, use_lmdb=lmdb), CPU)
+                for root, lmdb in ((photographs, False), (databases, True)))
+    assert one.checksum == two.checksum and one.sizes == two.sizes == '24 training images, 12 test images in val'
+
+
 def test_two_views(photographs, databases):
     """Of folder and LMDB, with workers and without: the first is that of a loader with one, the second is stronger."""
     views = {'views': ('weak', 'strong')}

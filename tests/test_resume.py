@@ -1,6 +1,7 @@
 """Interrupted runs: what --resume goes on from, and what it refuses."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,14 +283,24 @@ def test_other_options_are_refused(call, small, teacher, tmp_path, ended, capfd,
     assert caught.value.code == 2 and words in error and error.count('\n') == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_another_teacher_or_other_data_are_refused(call, small, teacher, tmp_path, ended, capfd):
-    state = load_checkpoint(str(teacher), '')
+def test_another_teacher_or_other_data_are_refused(call, small, teacher, tree, tmp_path, ended, capfd):
+    state, unnamed = load_checkpoint(str(teacher), ''), tmp_path / 'unnamed.pth'
+    del state['classes']
+    torch.save(state, unnamed)
     state['model']['fc.bias'] += 1
     torch.save(state, tmp_path / 'other.pth')
     write_images(tmp_path / 'data' / 'train', 13)
     write_images(tmp_path / 'data' / 'test', 2)
+    same_labels = shutil.copytree(tree, tmp_path / 'same labels')
+    shutil.copy(tree / 'train' / 'dog' / '0.png', same_labels / 'train' / 'ant' / '0.png')
+    renamed = shutil.copytree(tree, tmp_path / 'renamed')
+    for split in renamed.iterdir():
+        (split / 'dog').rename(split / 'doggy')
     for options, words in ((['--path-t', tmp_path / 'other.pth'], 'teacher (checksum)'),
-                           (['--data_dir', tmp_path / 'data'], 'training images 48, now 52')):
+                           (['--data_dir', tmp_path / 'data'], 'training images 48, now 52'),
+                           (['--data_dir', same_labels], 'another run, with images (checksum)'),
+                           (['--data_dir', renamed, '--path-t', unnamed],
+                            'class names ant, bee, cat, dog, now ant, bee, cat, doggy')):
         with pytest.raises(SystemExit):
             call(train_student.main, *student(teacher, small, tmp_path / 'save', 'semckd'), *options, '--resume', ended)
         assert words in capfd.readouterr().err and not (tmp_path / 'save').exists()

@@ -278,7 +278,7 @@ def test_compare(call, small, teacher, tmp_path, capfd):
     call(compare.main, students[0], f'{students[0]}/', students[0] / '..' / students[0].name)
     assert '±' not in capfd.readouterr().out
     parameters = read(students[0] / 'parameters.json')
-    for name in ('labels (checksum)', 'teacher (checksum)', 'processes', 'epochs', 'data_dir'):
+    for name in ('labels (checksum)', 'images (checksum)', 'teacher (checksum)', 'processes', 'epochs', 'data_dir'):
         (students[0] / 'parameters.json').write_text(json.dumps({**parameters, name: '7'}))
         call(compare.main, *students)
         out = capfd.readouterr().out

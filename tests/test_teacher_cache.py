@@ -179,7 +179,7 @@ def test_processes_share_a_file(tmp_path):
 def cached(tmp_path, distiller, loader, opt, method='kd'):
     data = SimpleNamespace(train_loader=loader, test_loader=loader, image_size=16, n_train=loader.n_samples)
     opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
-    return open_cache(opt, distiller_dict[method].needs, distiller.teacher, 1, data, CPU)
+    return open_cache(opt, distiller_dict[method].needs, distiller.teacher, data, CPU)
 
 
 def fill(cache, distiller, loader):
