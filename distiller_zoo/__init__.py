@@ -18,6 +18,7 @@ from .criteria.ickd import ICKDLoss
 from .criteria.irg import IRGLoss
 from .criteria.kd import DistillKL, distill_kl
 from .criteria.kdsvd import KDSVD
+from .criteria.layers import ConvBN
 from .criteria.logits import standardize_logits
 from .criteria.mlld import MLLDLoss
 from .criteria.nkd import NKDLoss
@@ -36,24 +37,28 @@ from .criteria.skd import SKDLoss, gram_mahalanobis
 from .criteria.srrl import SRRLLoss, SRRLTransfer
 from .criteria.ttm import TTMLoss, WTTMLoss
 from .criteria.vid import VIDLoss
-from .criteria.wkdl import WKDLogitLoss, cka_cost
+from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 __all__ = [
-    'ABF', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvReg', 'Correlation',
-    'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer', 'GlobalTemperature', 'HCLLoss',
-    'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed', 'NKDLoss',
-    'NSTLoss', 'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss',
-    'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator',
-    'VIDLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
+    'ABF', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvBN', 'ConvReg',
+    'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer', 'GlobalTemperature',
+    'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed',
+    'NKDLoss', 'NSTLoss', 'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss',
+    'SKDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss',
+    'Translator', 'VIDLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
     'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',
+    'transport_cost', 'weight_factor',
 ]
 
-IN_REPOSITORY = ('SOFT_LABELS', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',
-                 'make_distiller')
+IN_REPOSITORY = ('SOFT_LABELS', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net', 'make_distiller')
 
 
 def __getattr__(name: str):
     if name not in IN_REPOSITORY and not name.endswith('Distiller'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from . import registry
+    try:
+        from . import registry
+    except ImportError as error:
+        raise ImportError(f'distiller_zoo.{name} needs the whole repository: clone it and start Python in its folder; '
+                          f'anywhere else the package has the criteria alone ({error})') from error
     return getattr(registry, name)

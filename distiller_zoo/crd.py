@@ -1,6 +1,4 @@
 """The method crd: its flags and published values, and the outputs that feed criteria/crd.py."""
-from types import SimpleNamespace
-
 from helper.cli import number
 from helper.errors import UserError
 
@@ -33,9 +31,8 @@ class CRDDistiller(Distiller):
         if self.sampler.repeats:
             print(f'--nce_k {opt.nce_k}: the other classes have {self.sampler.fewest_negatives} samples; '
                   f'negatives are drawn with repetition')
-        self.criterion = CRDLoss(SimpleNamespace(
-            s_dim=shapes_s.embedding[0], t_dim=shapes_t.embedding[0], feat_dim=opt.feat_dim, n_data=data.n_train,
-            nce_t=opt.nce_t, nce_m=opt.nce_m))
+        self.criterion = CRDLoss(s_dim=shapes_s.embedding[0], t_dim=shapes_t.embedding[0], n_data=data.n_train,
+                                 feat_dim=opt.feat_dim, nce_t=opt.nce_t, nce_m=opt.nce_m)
 
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.embedding, out_t.embedding, index, self.sampler(index, target))

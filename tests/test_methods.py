@@ -176,15 +176,6 @@ def test_method_of_the_readme(monkeypatch):
     assert train['method'] > 0 and distiller.checkpoint()['distiller']
 
 
-def test_the_criterion_of_the_readme():
-    """The README's loop with SelfA and SemCKDLoss alone."""
-    readme = (Path(__file__).parents[1] / 'README.md').read_text()
-    source = next(block for block in re.findall(r'```python\n(.*?)```', readme, re.S) if 'SelfA' in block)
-    scope = {}
-    exec(source, scope)
-    assert scope['loss'] > 0 and all(f.grad.abs().sum() > 0 for f in scope['feats_s'])
-
-
 def test_published_betas():
     want = {'kd': 0, 'hint': 100, 'attention': 1000, 'similarity': 3000, 'correlation': 0.02, 'vid': 1, 'rkd': 1,
             'pkt': 30000, 'irg': 0.005, 'hkd': 1, 'crd': 0.8, 'semckd': 400, 'nst': 50, 'fsp': 50, 'abound': 1,

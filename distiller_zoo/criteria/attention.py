@@ -6,9 +6,10 @@ from .pool import match_size
 
 
 class Attention(nn.Module):
-    """Zagoruyko and Komodakis, ICLR 2017, Paying More Attention to Attention, arXiv:1612.03928.
+    """Mean squared difference of attention maps: the mean over the channels of f^p, flattened and l2-normalised.
 
-    A map's attention is the channels' mean of f^p, flattened and l2-normalised.
+    Zagoruyko and Komodakis, ICLR 2017, Paying More Attention to Attention, arXiv:1612.03928.
+    Published: weight 1000, p 2.
     """
 
     def __init__(self, p: int = 2):
@@ -16,7 +17,10 @@ class Attention(nn.Module):
         self.p = p
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of maps (N, C, H, W), paired in order -> list of scalars."""
+        """Lists of maps (N, C, H, W), paired in order -> list of scalars, one for each pair.
+
+        The larger map of a pair is average-pooled to the other's size; the end of the longer list is not used.
+        """
         return [self.pair(*match_size(f_s, f_t)) for f_s, f_t in zip(g_s, g_t, strict=False)]
 
     def pair(self, f_s, f_t):

@@ -11,9 +11,12 @@ def activation_maps(features, classifier: nn.Linear):
 
 
 class CATKDLoss(nn.Module):
-    """Guo et al., CVPR 2023, Class Attention Transfer Based Knowledge Distillation, arXiv:2304.12777.
+    """Mean squared error of the class activation maps, average-pooled to resolution x resolution.
 
-    The maps are average-pooled to resolution x resolution, and if normalize divided by their length.
+    normalize: each map is divided by its length first.
+    Guo et al., CVPR 2023, Class Attention Transfer Based Knowledge Distillation, arXiv:2304.12777.
+    Published: weight 15, resolution 2 for CIFAR-100; weight 0.5, resolution 4 for ImageNet. Each pair has a weight of
+    its own in the paper; docs/methods.md lists them.
     """
 
     def __init__(self, resolution: int = 2, normalize: bool = False):
@@ -21,7 +24,7 @@ class CATKDLoss(nn.Module):
         self.resolution, self.normalize = resolution, normalize
 
     def forward(self, cam_s, cam_t):
-        """(N, classes, H, W) of each net -> scalar."""
+        """What activation_maps returns for both nets, (N, classes, H, W) -> scalar."""
         s, t = (F.adaptive_avg_pool2d(cam, self.resolution).flatten(2) for cam in (cam_s, cam_t))
         if self.normalize:
             s, t = F.normalize(s, dim=2), F.normalize(t, dim=2)

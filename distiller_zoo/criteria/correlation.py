@@ -3,20 +3,34 @@ from torch import nn
 
 
 class LinearEmbed(nn.Module):
-    """(N, ...) -> (N, dim_out), one linear layer."""
+    """The trained part of CC, one for each net: a linear layer, (N, ...) -> (N, dim_out).
+
+    dim_in: values of one sample, once flattened.
+    """
 
     def __init__(self, dim_in: int = 1024, dim_out: int = 128):
         super().__init__()
         self.linear = nn.Linear(dim_in, dim_out)
 
     def forward(self, x):
+        """(N, ...) -> (N, dim_out)."""
         return self.linear(x.flatten(1))
 
 
 class Correlation(nn.Module):
-    """Peng et al., ICCV 2019, Correlation Congruence for Knowledge Distillation, arXiv:1904.01802."""
+    """How the student's errors on one sample go with those on the next sample of the batch.
+
+    Peng et al., ICCV 2019, Correlation Congruence for Knowledge Distillation, arXiv:1904.01802.
+    Published: weight 0.02.
+    """
 
     def forward(self, f_s, f_t):
-        """Two (N, D) -> scalar: products of the absolute differences of each sample and the next, summed over D."""
+        """Embeddings (N, D) of both nets, from a LinearEmbed each -> scalar.
+
+        The products of the absolute differences of each sample and the next, summed over D, their mean over the batch.
+        Raises ValueError for a batch of one sample.
+        """
+        if len(f_s) < 2:
+            raise ValueError('Correlation compares the samples of a batch: give at least two')
         difference = (f_s - f_t).abs()
         return (difference[:-1] * difference[1:]).sum(1).mean()

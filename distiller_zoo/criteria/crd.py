@@ -18,13 +18,14 @@ def gather_rows(x):
 
 
 class Embed(nn.Module):
-    """Linear and l2 normalisation: (N, ...) -> (N, dim_out)."""
+    """A linear layer and l2 normalisation, (N, ...) -> (N, dim_out)."""
 
     def __init__(self, dim_in: int, dim_out: int = 128):
         super().__init__()
         self.linear = nn.Linear(dim_in, dim_out)
 
     def forward(self, x):
+        """(N, ...) -> (N, dim_out), rows of length 1."""
         return F.normalize(self.linear(x.flatten(1)), dim=1)
 
 
@@ -79,29 +80,44 @@ class ContrastLoss(nn.Module):
 
 
 class CRDLoss(nn.Module):
-    """Tian et al., ICLR 2020, Contrastive Representation Distillation, arXiv:1910.10699.
+    """Noise-contrastive estimation: the embedding of an image against those of other images, by the other net.
 
-    opt: s_dim, t_dim (embedding widths of the nets), feat_dim, n_data (training samples), nce_t, nce_m.
+    It is trained, by its linear layers, and remembers the last embeddings of all samples. s_dim, t_dim: widths of the
+    nets' embeddings. n_data: number of training samples. feat_dim: width of what is compared. nce_t: temperature.
+    nce_m: momentum of the memories. opt: an object that has all six as attributes, instead of them.
+    Tian et al., ICLR 2020, Contrastive Representation Distillation, arXiv:1910.10699.
+    Published: weight 0.8, feat_dim 128, nce_t 0.07, nce_m 0.5.
     """
 
-    def __init__(self, opt):
+    def __init__(self, opt=None, *, s_dim: int = 0, t_dim: int = 0, n_data: int = 0, feat_dim: int = 128,
+                 nce_t: float = 0.07, nce_m: float = 0.5):
         super().__init__()
-        self.embed_s = Embed(opt.s_dim, opt.feat_dim)
-        self.embed_t = Embed(opt.t_dim, opt.feat_dim)
-        self.contrast = ContrastMemory(opt.feat_dim, opt.n_data, opt.nce_t, opt.nce_m)
-        self.criterion = ContrastLoss(opt.n_data)
+        if opt is not None:
+            s_dim, t_dim, n_data, feat_dim, nce_t, nce_m = (
+                getattr(opt, name) for name in ('s_dim', 't_dim', 'n_data', 'feat_dim', 'nce_t', 'nce_m'))
+        if min(s_dim, t_dim, n_data) < 1:
+            raise ValueError(f'CRDLoss: s_dim={s_dim}, t_dim={t_dim}, n_data={n_data}; give all three, at least 1')
+        self.embed_s, self.embed_t = Embed(s_dim, feat_dim), Embed(t_dim, feat_dim)
+        self.contrast = ContrastMemory(feat_dim, n_data, nce_t, nce_m)
+        self.criterion = ContrastLoss(n_data)
 
     def forward(self, f_s, f_t, idx, contrast_idx):
-        """f_s (N, s_dim), f_t (N, t_dim), idx (N,), contrast_idx (N, K+1), the positive first -> scalar."""
+        """f_s (N, s_dim), f_t (N, t_dim), idx (N,), contrast_idx (N, K+1), the positive first -> scalar.
+
+        idx: the samples' numbers, 0 to n_data - 1. contrast_idx: what ContrastSampler draws. Each call updates the
+        memories, once for each sample of the batch.
+        """
         out_s, out_t = self.contrast(self.embed_s(f_s), self.embed_t(f_t), idx, contrast_idx)
         return self.criterion(out_s) + self.criterion(out_t)
 
 
 class ContrastSampler(nn.Module):
-    """Draws a positive and K negatives, samples of other classes, for every image of a batch, on the device.
+    """Draws a positive and k negatives, samples of other classes, for every image of a batch, on the device.
 
-    labels: (n_data,). Within a row no negative repeats when the other classes have K samples; else they are drawn with
-    repetition. relax: the positive is any sample of the image's class instead of the image itself.
+    labels: (n_data,), the class of each training sample. relax: the positive is any sample of the image's class instead
+    of the image itself. Within a row no negative repeats when the other classes have k samples; else they are drawn
+    with repetition.
+    Published: k 16384.
     """
 
     def __init__(self, labels: torch.Tensor, k: int, relax: bool = False):
@@ -120,7 +136,7 @@ class ContrastSampler(nn.Module):
         return self.k > self.fewest_negatives
 
     def forward(self, index, target):
-        """index, target (N,) -> (N, K+1), the positive first."""
+        """index, the samples' numbers, and target, their classes, (N,) -> (N, k+1), the positive first."""
         positive = self._uniform(self.starts[target], self.counts[target], 1) if self.relax else index[:, None]
         if self.repeats:
             after = (self.starts + self.counts)[target]

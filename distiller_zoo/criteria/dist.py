@@ -10,9 +10,11 @@ def _correlation(a, b):
 
 
 class DISTLoss(nn.Module):
-    """Huang et al., NeurIPS 2022, Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
+    """One minus Pearson's correlation of the probabilities, within each image and within each class.
 
     beta weights the relations within an image, gamma those within a class, tau is the temperature.
+    Huang et al., NeurIPS 2022, Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
+    Published: weight 2, tau 4 for CIFAR-100; weight 2 and the defaults for ImageNet.
     """
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0):
@@ -20,7 +22,7 @@ class DISTLoss(nn.Module):
         self.beta, self.gamma, self.tau = beta, gamma, tau
 
     def forward(self, logits_s, logits_t):
-        """Logits (N, classes) -> scalar."""
+        """Logits (N, classes) of both nets -> scalar."""
         p_s, p_t = (F.softmax(logits / self.tau, dim=1) for logits in (logits_s, logits_t))
         inter = 1 - _correlation(p_s, p_t).mean()
         intra = 1 - _correlation(p_s.t(), p_t.t()).mean()

@@ -32,6 +32,9 @@ def dkd_rows(logit_s, logit_t, target, alpha: float, beta: float, temperature):
 def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature):
     """Logits (N, classes), target (N,) -> scalar: alpha * KL of true against other + beta * KL among the others.
 
+    Both are multiplied by temperature^2.
     Zhao et al., CVPR 2022, Decoupled Knowledge Distillation, arXiv:2203.08679.
+    Published: weight 1, alpha 1, beta 8, temperature 4 and a warm-up over 20 epochs for CIFAR-100; weight 1, alpha 1,
+    beta 0.5, temperature 1 for ImageNet.
     """
     return dkd_rows(logit_s, logit_t, target, alpha, beta, temperature).mean()

@@ -15,7 +15,10 @@ def _layers(conv, channels, bn=False):
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of the teacher's map, with k times its channels in the middle. t_shape: (N, C, H, W)."""
+    """The part of FT that a first stage trains, by its mean squared error: an autoencoder of the teacher's map.
+
+    t_shape: (N, C, H, W) of that map. k: channels of the factor, over those of the map.
+    """
 
     def __init__(self, t_shape: tuple, k: float = 0.5):
         super().__init__()
@@ -30,7 +33,10 @@ class Paraphraser(nn.Module):
 
 
 class Translator(nn.Module):
-    """Brings the student's map to the channels of the teacher's factor. s_shape, t_shape: (N, C, H, W)."""
+    """The trained part of FT: brings the student's map to the channels of the teacher's factor.
+
+    s_shape, t_shape: (N, C, H, W) of both maps. k: as the Paraphraser's.
+    """
 
     def __init__(self, s_shape: tuple, t_shape: tuple, k: float = 0.5):
         super().__init__()
@@ -38,15 +44,22 @@ class Translator(nn.Module):
         self.encoder = _layers(nn.Conv2d, (c, c, mid, mid), bn=True)
 
     def forward(self, f):
+        """(N, C_s, H, W) -> (N, k * C_t, H, W)."""
         return self.encoder(f)
 
 
 class FactorTransfer(nn.Module):
-    """Kim et al., NeurIPS 2018, Paraphrasing Complex Network: Network Compression via Factor Transfer,
-    arXiv:1802.04977."""
+    """Mean absolute difference of two factors' maps: the mean over the channels of f^2, flattened and l2-normalised.
+
+    Kim et al., NeurIPS 2018, Paraphrasing Complex Network: Network Compression via Factor Transfer, arXiv:1802.04977.
+    Published: weight 200.
+    """
 
     def forward(self, f_s, f_t):
-        """Two factors (N, C, H, W) -> scalar: mean absolute difference of the normalised maps of mean squares."""
+        """What Translator gives of the student, and Paraphraser of the teacher, (N, C, H, W) -> scalar.
+
+        The larger factor is average-pooled to the other's size.
+        """
         f_s, f_t = match_size(f_s, f_t)
         s, t = (F.normalize(f.pow(2).mean(1).flatten(1), dim=1) for f in (f_s, f_t))
         return (s - t).abs().mean()

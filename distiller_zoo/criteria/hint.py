@@ -4,7 +4,7 @@ from torch import nn
 
 
 class ConvReg(nn.Module):
-    """A convolution that brings a student's map to a teacher's size and channels, then BN and, unless told, ReLU.
+    """The trained part of FitNet: a convolution to the teacher's size and channels, then batch norm and, if relu, ReLU.
 
     s_shape, t_shape: (N, C, H, W). With s and t the sizes: s = 2t, 3x3 with stride 2; 2s = t, transposed 4x4 with
     stride 2; s >= t, a kernel of 1 + s - t; else 3x3, and the teacher's map is pooled to the student's size.
@@ -25,7 +25,7 @@ class ConvReg(nn.Module):
         self.relu = relu
 
     def forward(self, f_s, f_t):
-        """Returns (the student's map as the teacher's, the teacher's map), of one shape."""
+        """Maps (N, C, H, W) of both nets -> (the student's map, the teacher's map), of one shape."""
         out = self.bn(self.conv(f_s))
         if out.shape[-1] < f_t.shape[-1]:
             f_t = F.adaptive_avg_pool2d(f_t, out.shape[-1])
@@ -33,7 +33,12 @@ class ConvReg(nn.Module):
 
 
 class HintLoss(nn.Module):
-    """Mean squared error of two maps. Romero et al., ICLR 2015, FitNets, arXiv:1412.6550."""
+    """Mean squared error of two maps.
+
+    Romero et al., ICLR 2015, FitNets: Hints for Thin Deep Nets, arXiv:1412.6550.
+    Published: weight 100.
+    """
 
     def forward(self, f_s, f_t):
+        """What ConvReg returns: two maps (N, C, H, W) of one shape -> scalar."""
         return F.mse_loss(f_s, f_t)

@@ -13,17 +13,22 @@ def _edges(f):
 
 
 class IRGLoss(nn.Module):
-    """Liu et al., CVPR 2019, Knowledge Distillation via Instance Relationship Graph."""
+    """Differences of two graphs of the samples, and of how each changes from layer to layer.
+
+    w_graph weights the graph of the embeddings, w_transform its changes.
+    Liu et al., CVPR 2019, Knowledge Distillation via Instance Relationship Graph.
+    Published: weight 0.005, w_graph 1, w_transform 1.
+    """
 
     def __init__(self, w_graph: float = 1, w_transform: float = 1):
         super().__init__()
         self.w_graph, self.w_transform = w_graph, w_transform
 
     def forward(self, f_s, f_t, transform_s: list, transform_t: list, no_edge_transform: bool = False):
-        """Embeddings (N, D) and lists of feature maps -> scalar.
+        """Embeddings (N, D), and lists of feature maps, both of one even length, or empty -> scalar.
 
         The maps are taken two at a time: how the graph changes from the first to the second is compared. Vertices count
-        only where both nets' shapes agree.
+        only where both nets' shapes agree. no_edge_transform leaves the edges out of the changes.
         """
         with torch.no_grad():
             edges_t = _edges(f_t)

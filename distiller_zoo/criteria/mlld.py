@@ -15,9 +15,12 @@ def confident_shares(logits_t):
 
 
 class MLLDLoss(nn.Module):
-    """Jin, Wang and Lin, CVPR 2023, Multi-Level Logit Distillation; as its published code computes it.
+    """Soft labels at several temperatures, and differences of the relations between images and between classes.
 
-    standardize: the logits of the instance part are standardised (Sun et al., CVPR 2024, arXiv:2403.01427).
+    temperature: one of the five. standardize: the logits of the instance part are standardised (Sun et al., CVPR 2024,
+    arXiv:2403.01427).
+    Jin, Wang and Lin, CVPR 2023, Multi-Level Logit Distillation; as its published code computes it.
+    Published: weight 0.9, temperature 4 for CIFAR-100; weight 0.5, temperature 1 for ImageNet.
     """
 
     more_temperatures = (3, 5, 2, 6)
@@ -49,4 +52,5 @@ class MLLDLoss(nn.Module):
             sum(weak[T] for T in second)
 
     def forward(self, s_weak, t_weak, s_strong, t_strong):
+        """Logits (N, classes) of a weakly and of a strongly augmented view of each image, by both nets -> scalar."""
         return sum(self.parts(s_weak, t_weak, s_strong, t_strong))

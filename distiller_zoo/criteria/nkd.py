@@ -17,11 +17,12 @@ def without_true_class(logits, target):
 
 
 class NKDLoss(nn.Module):
-    """Yang et al., ICCV 2023, From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
-    Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
+    """Cross-entropy with the teacher's probabilities in two parts: the true class, and the others over their sum.
 
-    gamma weights the part of the other classes, which alone has the temperature. Both are cross-entropies: neither
-    reaches 0.
+    gamma weights the part of the other classes, which alone has the temperature. Neither part reaches 0.
+    Yang et al., ICCV 2023, From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
+    Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
+    Published: weight 1, gamma 3.5, temperature 3 for CIFAR-100; weight 1 and the defaults for ImageNet.
     """
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0):
@@ -29,7 +30,7 @@ class NKDLoss(nn.Module):
         self.gamma, self.temperature = gamma, temperature
 
     def forward(self, logits_s, logits_t, target):
-        """Logits (N, classes), target (N,) -> scalar."""
+        """Logits (N, classes) of both nets, target (N,) -> scalar."""
         others_s, others_t = (without_true_class(logits, target) / self.temperature for logits in (logits_s, logits_t))
         others = -(F.softmax(others_t, dim=1) * F.log_softmax(others_s, dim=1)).sum(1).mean()
         return true_class_loss(logits_s, logits_t, target) + self.gamma * self.temperature ** 2 * others

@@ -7,13 +7,17 @@ from .pool import match_size
 
 
 class NSTLoss(nn.Module):
-    """Huang and Wang, 2017, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219.
+    """Maximum mean discrepancy of the channels' l2-normalised activation maps, with a squared linear kernel.
 
-    Maximum mean discrepancy with a squared linear kernel between the channels' l2-normalised activation maps.
+    Huang and Wang, 2017, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219.
+    Published: weight 50.
     """
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of maps (N, C, H, W), paired in order -> list of scalars."""
+        """Lists of maps (N, C, H, W), paired in order -> list of scalars, one for each pair.
+
+        The larger map of a pair is average-pooled to the other's size; the end of the longer list is not used.
+        """
         return [self.pair(*match_size(f_s, f_t)) for f_s, f_t in zip(g_s, g_t, strict=False)]
 
     def pair(self, f_s, f_t):

@@ -8,8 +8,11 @@ from .layers import ConvBN
 
 
 class ExitHead(nn.Sequential):
-    """A stage's map (N, c, H, W) -> logits (N, classes): separable convolutions of stride 2 that double the channels
-    until the map has the size of the last stage, a 1x1 convolution to `width`, average pooling, a linear layer."""
+    """The trained part of OFA-KD, one for each stage: separable convolutions, pooling, a linear layer.
+
+    Convolutions of stride 2 double the channels c until the map has shrunk from `size` to last_size, the size of the
+    last stage; a 1x1 convolution gives `width` channels. (N, c, H, W) -> logits (N, num_classes).
+    """
 
     def __init__(self, c: int, size: int, last_size: int, width: int, num_classes: int):
         layers = []
@@ -24,8 +27,12 @@ class ExitHead(nn.Sequential):
 def ofa_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor, gamma: float, temperature: float = 1.0) -> Tensor:
     """- ((1 + p_t)^gamma - 1) log p_s for the true class, - p_t log p_s for each other; the mean over the batch.
 
-    With the cross-entropy, the true class has the paper's weight of (1 + p_t)^gamma: the surer the teacher is, the
-    more it counts. logits: (N, classes), target: (N,).
+    logits (N, classes), target (N,) -> scalar. With the cross-entropy, the true class has the paper's weight of
+    (1 + p_t)^gamma: the surer the teacher is, the more it counts. The losses of the student's own logits and of every
+    ExitHead are summed.
+    Hao et al., NeurIPS 2023, One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation,
+    arXiv:2310.19444.
+    Published: weight 1; gamma is chosen for each pair of nets, gamma 1.5 by default of --distill ofa.
     """
     p_t = F.softmax(logits_t / temperature, 1)
     true = torch.arange(p_t.shape[1], device=target.device) == target[:, None]      # one_hot would wait for the device

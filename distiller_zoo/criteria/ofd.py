@@ -21,9 +21,12 @@ def ofd_margin(bn: nn.BatchNorm2d) -> torch.Tensor:
 
 
 class OFDLoss(nn.Module):
-    """Heo et al., ICCV 2019, A Comprehensive Overhaul of Feature Distillation, arXiv:1904.01866.
+    """Squared distance of pre-activations, where the teacher's pass the ReLU or the student's are too large.
 
-    margins: (C,) of each stage. The last stage counts twice as much as the one before it, and so on.
+    margins: (C,) of each stage, what ofd_margin returns. The last stage counts twice as much as the one before it, and
+    so on.
+    Heo et al., ICCV 2019, A Comprehensive Overhaul of Feature Distillation, arXiv:1904.01866.
+    Published: weight 0.001 for CIFAR-100, weight 0.0001 for ImageNet.
     """
 
     def __init__(self, margins: list):
@@ -32,9 +35,10 @@ class OFDLoss(nn.Module):
             self.register_buffer(f'margin{i}', margin.view(1, -1, 1, 1))
 
     def forward(self, feats_s: list, feats_t: list):
-        """Lists of pre-activations (N, C, H, W), shallow to deep -> scalar.
+        """Lists of pre-activations (N, C, H, W), shallow to deep -> scalar, over N.
 
-        The teacher's are average-pooled to the student's size.
+        A trained ConvBN gives each of the student's maps the teacher's channels. The teacher's maps are average-pooled
+        to the student's size.
         """
         last = len(feats_s) - 1
         return sum(self.pair(f, g, getattr(self, f'margin{i}')) / 2 ** (last - i)

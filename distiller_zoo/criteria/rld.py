@@ -6,11 +6,13 @@ from .dkd import log_pair
 
 
 class RLDLoss(nn.Module):
-    """Sun et al., ICCV 2025, Knowledge Distillation with Refined Logits, arXiv:2408.07703.
+    """Soft labels of the classes that the teacher ranks below the true one, and its confidence.
 
     alpha weights the confidence, at alpha_temperature: the student's probability of the true class against the
-    teacher's largest, whichever class that is. beta weights the soft labels, at temperature, of the classes that the
-    teacher ranks below the true one.
+    teacher's largest, whichever class that is. beta weights the soft labels, at temperature.
+    Sun et al., ICCV 2025, Knowledge Distillation with Refined Logits, arXiv:2408.07703.
+    Published: weight 1, alpha 1, beta 8, temperature 4, alpha_temperature 1 and a warm-up over 20 epochs for CIFAR-100;
+    weight 1, alpha 1, beta 0.5, temperature 1, alpha_temperature 1 for ImageNet.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, alpha_temperature: float = 1.0):
@@ -19,8 +21,10 @@ class RLDLoss(nn.Module):
         self.temperature, self.alpha_temperature = temperature, alpha_temperature
 
     def forward(self, logits_s, logits_t, target):
-        """Logits (N, classes), target (N,) -> scalar. An image whose true class is the teacher's last adds no more than
-        its confidence."""
+        """Logits (N, classes) of both nets, target (N,) -> scalar.
+
+        An image whose true class is the teacher's last adds no more than its confidence.
+        """
         target = target[:, None]
         pairs = (log_pair(F.log_softmax(logits / self.alpha_temperature, dim=1), chosen)
                  for logits, chosen in ((logits_s, target), (logits_t, logits_t.argmax(1, keepdim=True))))

@@ -19,9 +19,12 @@ def regional_logits(features, classifier: nn.Linear, scales: list):
 
 
 class SDDLoss(nn.Module):
-    """Wei et al., CVPR 2024, Scale Decoupled Distillation, arXiv:2403.13512.
+    """Soft labels of regions of the image.
 
+    A region counts twice where the teacher is right in it and wrong on the whole image, or the other way round.
     base: 'kd', or 'dkd', which has alpha and beta.
+    Wei et al., CVPR 2024, Scale Decoupled Distillation, arXiv:2403.13512.
+    Published: weight 0.9, base kd, temperature 4.
     """
 
     def __init__(self, base: str = 'kd', temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0):
@@ -29,7 +32,7 @@ class SDDLoss(nn.Module):
         self.base, self.temperature, self.alpha, self.beta = base, temperature, alpha, beta
 
     def forward(self, logits_s, logits_t, target):
-        """Regional logits (N, classes, regions), the whole image first, target (N,) -> scalar."""
+        """What regional_logits returns for both nets, the whole image first, and target (N,) -> scalar."""
         n, _, regions = logits_s.shape
         right = logits_t.argmax(1) == target[:, None]
         weight = 1 + (right != right[:, :1]).to(logits_s.dtype)

@@ -13,6 +13,7 @@ class MLPEmbed(nn.Module):
         self.linear2 = nn.Linear(2 * dim_out, dim_out)
 
     def forward(self, x):
+        """(N, dim_in) -> (N, dim_out), rows of length 1."""
         return F.normalize(self.linear2(F.relu(self.linear1(x))), dim=1)
 
 
@@ -39,15 +40,16 @@ def _gram(feature):
 
 
 class SelfA(nn.Module):
-    """The attention of SemCKD and its regressors, for s_len student and t_len teacher layers.
+    """The trained part of SemCKD: an attention over the teacher's layers, and a regressor for each pair of layers.
 
-    input_channel is the batch size, the width of the Gram matrices that the MLPs read: every batch must have it.
-    s_n, s_t: the channels of the student's and the teacher's layers.
+    s_len, t_len: numbers of layers of the student and of the teacher; s_n, s_t: lists of their channels.
+    input_channel: the batch size. It is the width of the Gram matrices that the attention reads, so every batch must
+    have it: leave a short last batch out. factor: by how much narrower the queries and keys are.
     """
 
     def __init__(self, s_len: int, t_len: int, input_channel: int, s_n: list, s_t: list, factor: int = 4):
         super().__init__()
-        self.s_len, self.t_len = s_len, t_len
+        self.s_len, self.t_len, self.input_channel = s_len, t_len, input_channel
         width = max(1, input_channel // factor)
         for j in range(t_len):
             setattr(self, f'key_weight{j}', MLPEmbed(input_channel, width))
@@ -57,13 +59,19 @@ class SelfA(nn.Module):
                 setattr(self, f'regressor{i}{j}', Regressor(s_n[i], s_t[j]))
 
     def attention(self, feat_s: list, feat_t: list):
-        """(N, s_len, t_len): for every sample and student layer, a distribution over the teacher's layers."""
+        """(N, s_len, t_len): for every sample and student layer, a distribution over the teacher's layers.
+
+        Raises ValueError for a batch that has not input_channel samples.
+        """
+        if len(feat_s[0]) != self.input_channel:
+            raise ValueError(f'SelfA was made for batches of input_channel={self.input_channel} samples, but this one '
+                             f'has {len(feat_s[0])}; leave a short last batch out, by drop_last=True of a DataLoader')
         query = torch.stack([getattr(self, f'query_weight{i}')(_gram(f)) for i, f in enumerate(feat_s)], 1)
         key = torch.stack([getattr(self, f'key_weight{j}')(_gram(f)) for j, f in enumerate(feat_t)], 2)
         return F.softmax(query @ key, dim=-1)
 
     def forward(self, feat_s: list, feat_t: list):
-        """Feature maps (N, C, H, W) -> projected student maps [i][j], teacher maps [i][j], attention.
+        """Lists of maps (N, C, H, W) -> projected student maps [i][j], teacher maps [i][j], attention.
 
         Where the sizes of a pair differ, the larger map is average-pooled to the smaller; a map is pooled once for each
         size, whichever pairs ask for it.
@@ -90,7 +98,11 @@ class SelfA(nn.Module):
 
 
 class SemCKDLoss(nn.Module):
-    """Chen et al., AAAI 2021, Cross-Layer Distillation with Semantic Calibration, arXiv:2012.03236."""
+    """Mean squared error of every pair of a student and a teacher layer, weighted by SelfA's attention.
+
+    Chen et al., AAAI 2021, Cross-Layer Distillation with Semantic Calibration, arXiv:2012.03236.
+    Published: weight 400 for CIFAR-100, weight 50 for ImageNet.
+    """
 
     def forward(self, proj_s, target_t, weight):
         """What SelfA returns -> scalar: sum over pairs and samples of attention * MSE, over N * student layers."""

@@ -4,10 +4,14 @@ from torch import nn
 
 
 class Similarity(nn.Module):
-    """Tung and Mori, ICCV 2019, Similarity-Preserving Knowledge Distillation, arXiv:1907.09682."""
+    """Squared difference of the Gram matrices of the batch, each row l2-normalised.
+
+    Tung and Mori, ICCV 2019, Similarity-Preserving Knowledge Distillation, arXiv:1907.09682.
+    Published: weight 3000.
+    """
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of features (N, ...) -> list of scalars: squared difference of the Gram matrices over N^2."""
+        """Lists of features (N, ...), paired in order -> list of scalars, over N^2."""
         return [(self.gram(f_s) - self.gram(f_t)).pow(2).sum() / len(f_s) ** 2
                 for f_s, f_t in zip(g_s, g_t, strict=True)]
 

@@ -22,9 +22,11 @@ def gram_mahalanobis(logits_s, logits_t, tikhonov: float):
 
 
 class SKDLoss(nn.Module):
-    """Jeong et al., CVPR 2026, the streamlined knowledge distillation of its published code.
+    """Soft labels, and the Mahalanobis distance of the images' similarities, each times a share of about one half.
 
-    The two terms are weighted by shares of images and classes of about one half, see mlld.confident_shares.
+    The shares are those of mlld.confident_shares. tikhonov: added to the diagonal of the covariance.
+    Jeong et al., CVPR 2026, the streamlined knowledge distillation of its published code.
+    Published: weight 0.9, temperature 4, tikhonov 0.1 for CIFAR-100; weight 0.9, temperature 1 for ImageNet.
     """
 
     def __init__(self, temperature: float = 4.0, tikhonov: float = 0.1):
@@ -38,4 +40,5 @@ class SKDLoss(nn.Module):
                 classes * gram_mahalanobis(logits_s, logits_t, self.tikhonov))
 
     def forward(self, logits_s, logits_t):
+        """Logits (N, classes) of both nets -> scalar."""
         return sum(self.parts(logits_s, logits_t))

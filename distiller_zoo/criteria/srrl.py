@@ -6,20 +6,26 @@ from .layers import ConvBN
 
 
 class SRRLTransfer(nn.Module):
-    """Embedding (N, c_s) -> (N, c_t): 1x1 convolution, batch norm, ReLU."""
+    """The trained part of SRRL: 1x1 convolution, batch norm and ReLU on the embedding, (N, c_s) -> (N, c_t)."""
 
     def __init__(self, c_s: int, c_t: int):
         super().__init__()
         self.connector = ConvBN(c_s, c_t)
 
     def forward(self, f):
+        """(N, c_s) -> (N, c_t)."""
         return F.relu(self.connector(f[..., None, None])).flatten(1)
 
 
 class SRRLLoss(nn.Module):
-    """Yang et al., ICLR 2021, Knowledge Distillation via Softmax Regression Representation Learning."""
+    """Mean squared errors of the embeddings, and of the logits that the teacher's classifier reads from them.
+
+    Yang et al., ICLR 2021, Knowledge Distillation via Softmax Regression Representation Learning.
+    Published: weight 1.
+    """
 
     def forward(self, h, f_t, logits_st, logits_t):
-        """The student's embedding as the teacher's (N, C), the teacher's, the logits (N, classes) that the teacher's
-        classifier gives for both -> scalar."""
+        """What SRRLTransfer gives and the teacher's embedding, (N, C), and the logits (N, classes) that the teacher's
+        classifier reads from each -> scalar.
+        """
         return F.mse_loss(h, f_t) + F.mse_loss(logits_st, logits_t)

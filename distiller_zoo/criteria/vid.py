@@ -9,10 +9,12 @@ from .pool import match_size
 
 
 class VIDLoss(nn.Module):
-    """Ahn et al., CVPR 2019, Variational Information Distillation for Knowledge Transfer, arXiv:1904.05835.
+    """Negative log-likelihood of the teacher's map, of which a trained regressor predicts the mean from the student's.
 
-    A regressor gives the mean of a Gaussian over the teacher's map, log_scale its variance for each channel:
-    softplus(log_scale) + eps, at first init_pred_var.
+    num_input, num_target: channels of both maps; num_mid: between the regressor's convolutions, the authors'
+    num_target. The variance of each channel is trained too: softplus(log_scale) + eps, at first init_pred_var.
+    Ahn et al., CVPR 2019, Variational Information Distillation for Knowledge Transfer, arXiv:1904.05835.
+    Published: weight 1, init_pred_var 5; the losses of all pairs of layers are summed.
     """
 
     def __init__(self, num_input: int, num_mid: int, num_target: int, init_pred_var: float = 5.0, eps: float = 1e-5):
@@ -25,7 +27,10 @@ class VIDLoss(nn.Module):
         self.eps = eps
 
     def forward(self, f_s, f_t):
-        """Maps (N, num_input, H, W), (N, num_target, H', W') -> the mean negative log-likelihood, less a constant."""
+        """Maps (N, num_input, H, W), (N, num_target, H', W') -> scalar, the mean less a constant.
+
+        The larger map is average-pooled to the other's size.
+        """
         f_s, f_t = match_size(f_s, f_t)
         variance = (F.softplus(self.log_scale) + self.eps).view(1, -1, 1, 1)
         return ((self.regressor(f_s) - f_t).pow(2) / variance + variance.log()).mean() / 2

@@ -1,0 +1,187 @@
+"""The criteria in somebody else's project: what is installed, what docs/criteria.md promises, what is refused."""
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, build
+
+import distiller_zoo as zoo
+from distiller_zoo import distiller_dict
+from options import student_options
+
+README, PAGE = ((ROOT / name).read_text() for name in ('README.md', 'docs/criteria.md'))
+PYTHON_BLOCKS = [block for page in (README, PAGE) for block in re.findall(r'```python\n(.*?)```', page, re.S)
+                 if 'from distiller_zoo import' in block]
+# method -> argument of a function -> the distiller's attribute that it is given
+OF_FUNCTIONS = {'dkd': {'alpha': 'dkd_alpha', 'beta': 'dkd_beta', 'temperature': 'temperature'},
+                'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'}, 'wkdl': {'start': 'decay_from'},
+                'kd': {'T': 'temperature'}}
+
+
+def code(cell):
+    """The code in a cell of the table."""
+    return re.findall('`([^`]+)`', cell)
+
+
+def table():
+    """method -> (name -> arguments of each class and function, calls of the classes, CIFAR-100, ImageNet)."""
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in PAGE.splitlines()
+            if line.startswith('| `')]
+    return {method.strip('`'): (dict(span[:-1].split('(', 1) for span in code(made)), code(calls), cifar100, imagenet)
+            for method, made, calls, _, cifar100, imagenet in rows}
+
+
+TABLE = table()
+
+
+def published(cell):
+    """'1, 0, 1; `T=4, k=2`; warm-up 20' -> ([1, 0, 1], {'T': 4, 'k': 2}, 20)."""
+    weights, warm_up = cell.partition(';')[0].split(','), re.search(r'warm-up (\d+)', cell)
+    arguments = {keyword.arg: ast.literal_eval(keyword.value) for span in code(cell)
+                 for keyword in ast.parse(f'f({span})', mode='eval').body.keywords}
+    return [float(weight) for weight in weights], arguments, int(warm_up[1]) if warm_up else 1
+
+
+def arguments_of(function):
+    """'a, b=1', what a class, a function or a method is called with."""
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(function).parameters.values()
+                  if p.name not in ('self', 'args', 'kwargs')]
+    return str(inspect.Signature(parameters))[1:-1]
+
+
+def test_every_criterion_is_in_the_table():
+    assert {*TABLE} == {*distiller_dict} - {'deit', 'every_part'}
+    parts = {'ABF', 'MLPEmbed', 'Embed', 'gram_mahalanobis', 'standardize_logits'}      # of others
+    assert {name for made, *_ in TABLE.values() for name in made} == {*zoo.__all__} - parts
+
+
+@pytest.mark.parametrize('method', TABLE)
+def test_signatures_of_the_table(method):
+    made, calls, *_ = TABLE[method]
+    assert {name: arguments_of(getattr(zoo, name)) for name in made} == made
+    assert calls == [f'({arguments_of(getattr(zoo, name).forward)})' for name in made
+                     if inspect.isclass(getattr(zoo, name))]
+
+
+@pytest.mark.parametrize('method, dataset', [(method, dataset) for method, cells in TABLE.items() for dataset in (
+    ('cifar100',) if cells[-1] == '–' else ('cifar100', 'imagenet'))])
+def test_published_values_of_the_table(method, dataset, monkeypatch):
+    """A run without flags has these weights, and makes the classes with these arguments, or else their defaults."""
+    made, _, cifar100, imagenet = TABLE[method]
+    weights, named, warm_up = published(cifar100 if dataset == 'cifar100' else imagenet)
+    opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', 'resnet8', '--batch_size', '8',
+                           '--dataset', dataset])
+    assert [opt.gamma, opt.alpha, opt.beta] == weights and (opt.loss_warmup_epochs or 1) == warm_up
+    want, given = dict(named), {}
+    for cls in (getattr(zoo, name) for name in made if inspect.isclass(getattr(zoo, name))):
+        defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.default is not p.empty}
+        want = {**{name: value for name, value in defaults.items() if value}, **want}
+        record_arguments(monkeypatch, cls, given)
+    distiller, *_ = build(method, **{**vars(opt), 'model_t': 'resnet14'})
+    given |= {name: getattr(distiller, attribute) for name, attribute in OF_FUNCTIONS.get(method, {}).items()}
+    for name in want.keys() - {'correlation': {'dim_in'}, 'sdd': {'alpha', 'beta'}}.get(method, set()):     # sdd's dkd
+        assert given[name] == want[name], name
+
+
+def record_arguments(monkeypatch, cls, given):
+    """Write the arguments with which objects of a class are made into `given`."""
+    init, signature = cls.__init__, inspect.signature(cls)
+
+    def recording(self, *args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given.update(bound.arguments)
+        init(self, *args, **kwargs)
+    monkeypatch.setattr(cls, '__init__', recording)
+
+
+@pytest.mark.parametrize('method', TABLE)
+def test_docstrings_have_the_published_values(method):
+    made, _, *cells = TABLE[method]
+    classes = [getattr(zoo, name) for name in made]
+    text = ' '.join(' '.join(f'{cls.__doc__} {getattr(cls, "forward", cls).__doc__}' for cls in classes).split())
+    for cell in cells[:1 if cells[1] == '–' else 2]:
+        (_, alpha, beta), named, _ = published(cell)
+        for value in (f'weight {beta or alpha:g}', *(f'{name} {value:g}' for name, value in named.items())):
+            assert re.search(rf'\b{re.escape(value)}(?!\.?\d)', text), value
+
+
+def test_every_criterion_says_what_it_takes():
+    """Shapes in, shapes out; SelfA and the like return several."""
+    for name in zoo.__all__:
+        criterion = getattr(zoo, name)
+        text = criterion.forward.__doc__ if 'forward' in vars(criterion) else criterion.__doc__
+        assert text and ('->' in text or name in ('ofd_margin', 'reversal_strength', 'weight_factor')), name
+
+
+# A project that has packages of these names itself.
+FOREIGN = '''
+import sys
+import distiller_zoo
+import models, helper, dataset
+assert {module.OWN for module in (models, helper, dataset)} == {'theirs'} and 'options' not in sys.modules
+scope = {}
+for source in SOURCES:
+    exec(source, scope)
+    assert scope['loss'] > 0
+assert all(f.grad.abs().sum() > 0 for f in scope['feats_s'])
+try:
+    distiller_zoo.distiller_dict
+except ImportError as error:
+    print(error)
+'''
+
+
+INSTALLED = ['distiller_zoo/__init__.py', *(f'distiller_zoo/criteria/{file.name}' for file in
+                                            (ROOT / 'distiller_zoo' / 'criteria').glob('*.py'))]
+
+
+def test_pip_installs_the_criteria_alone(monkeypatch):
+    setuptools = pytest.importorskip('setuptools', '77')
+    monkeypatch.chdir(ROOT)
+    distribution = setuptools.Distribution({'script_name': 'setup.py'})
+    distribution.parse_config_files(['pyproject.toml'])
+    command = distribution.get_command_obj('build_py')
+    command.ensure_finalized()
+    assert {file for _, _, file in command.find_all_modules()} == {*INSTALLED}
+    assert distribution.metadata.name == 'distiller-zoo' and distribution.install_requires == ['torch>=2.11']
+
+
+def test_what_is_installed_works_beside_other_packages(tmp_path):
+    for file in INSTALLED:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    for name in ('models', 'helper', 'dataset'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text("OWN = 'theirs'")
+    (tmp_path / 'train.py').write_text(f'SOURCES = {PYTHON_BLOCKS!r}' + FOREIGN)
+    done = subprocess.run([sys.executable, 'train.py'], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith('distiller_zoo.distiller_dict needs the whole repository: clone it and start Python ')
+
+
+def test_batches_that_a_criterion_cannot_compare():
+    attention = zoo.SelfA(1, 1, 8, [4], [4])
+    with pytest.raises(ValueError, match='batches of input_channel=8 samples, but this one has 5; .* drop_last=True'):
+        attention([torch.ones(5, 4, 2, 2)], [torch.ones(5, 4, 2, 2)])
+    for criterion in (zoo.RKDLoss(), zoo.Correlation()):
+        with pytest.raises(ValueError, match='compares the samples of a batch: give at least two'):
+            criterion(torch.ones(1, 4), torch.ones(1, 4))
+
+
+def test_crd_by_arguments_and_by_an_options_object():
+    sizes = {'s_dim': 6, 't_dim': 8, 'n_data': 12, 'feat_dim': 4, 'nce_t': 0.1, 'nce_m': 0.4}
+    index, contrast = torch.arange(3), torch.arange(12).reshape(3, 4)
+    losses = []
+    for make in (lambda: zoo.CRDLoss(**sizes), lambda: zoo.CRDLoss(SimpleNamespace(**sizes))):
+        torch.manual_seed(0)
+        losses.append(make()(torch.ones(3, 6), torch.ones(3, 8), index, contrast))
+    assert losses[0] == losses[1]
+    assert zoo.CRDLoss(s_dim=6, t_dim=8, n_data=12).embed_s.linear.weight.shape == (128, 6)
+    with pytest.raises(ValueError, match='CRDLoss: s_dim=6, t_dim=8, n_data=0; give all three'):
+        zoo.CRDLoss(s_dim=6, t_dim=8)
