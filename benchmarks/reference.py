@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.checkpoint import load_weights
 from helper.cli import Parser, number, path
 from helper.device import select_device
 from helper.errors import run_main
 from helper.loops import train_epoch, validate
+from models.load import open_checkpoint
 
 from .common import build
 from .loader import per_image
@@ -45,7 +46,7 @@ def main():
     test_loader = per_image(*read(Path(opt.data_dir), 'test'), max(1, opt.batch_size // 2), opt.num_workers // 2,
                             device, train=False)
     distiller, _, options = build(opt.pair.split(','), opt, device, fast=False)
-    load_weights(distiller.teacher, weights_of(load_checkpoint(opt.path_t, '--path_t')), opt.path_t)
+    load_weights(distiller.teacher, open_checkpoint(opt.path_t, '--path_t')['model'], opt.path_t)
     options.print_freq = 100
     optimizer = distiller.make_optimizer(options.learning_rate, options)
     print(f'teacher top-1: {validate(test_loader, distiller.teacher)["test_acc"]:.2f}')

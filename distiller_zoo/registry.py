@@ -2,10 +2,9 @@
 import torch
 from torch import nn
 
-from helper.checkpoint import load_checkpoint, load_weights, weights_of
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
-from models.load import load_net, new_net, teacher_name
+from models.load import fill, load_net, new_net, open_checkpoint, teacher_name
 
 from .abound import ABDistiller
 from .attention import ATDistiller
@@ -93,25 +92,27 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
         raise UserError(f'{error}. For any two nets: {", ".join(names)}') from error
 
 
-def load_inference_net(path: str, data, flag: str, arch: str | None = None) -> tuple[str, nn.Module]:
+def load_inference_net(path: str, data, flag: str, arch: str | None = None,
+                       checkpoint: dict | None = None) -> tuple[str, nn.Module]:
     """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
 
-    arch: its net, where the user says it. Raises UserError that names `flag`.
+    arch: its net, where the user says it. checkpoint: as of models.load.open_checkpoint, where it is open already.
+    Raises UserError that names `flag`.
     """
-    checkpoint = load_checkpoint(path, flag)
+    checkpoint = {**(checkpoint or open_checkpoint(path, flag))}
     name = arch or teacher_name(path, checkpoint, flag)
     method = checkpoint.pop('inference_net', None)
     if method is None:
         return name, load_net(path, checkpoint, name, data, flag)
-    weights, what = weights_of(checkpoint), f'{flag} {path}: not the weights of {name} as --distill {method} deploys it'
+    fault = f'not the weights of {name} as --distill {method} deploys it'
     rebuild = get_method(str(method), f'{flag} {path}: inference_net').rebuild_inference_net
     student = new_net(path, checkpoint, name, data, flag)
     try:
-        net = rebuild(student, weights)
+        net = rebuild(student, checkpoint['model'])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # of an untrusted file
-        raise UserError(f'{what} ({reason(error)})') from error
-    load_weights(net, weights, what)
+        raise UserError(f'{flag} {path}: {fault} ({reason(error)})') from error
+    fill(net, checkpoint, f'{flag} {path}', fault)
     width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]
     if width != data.num_classes:
-        raise UserError(f'{what} (it tells {width} classes apart, the data has {data.num_classes})')
+        raise UserError(f'{flag} {path}: {fault} (it tells {width} classes apart, the data has {data.num_classes})')
     return f'{name} by {method}', net

@@ -3,11 +3,13 @@ import contextlib
 import sys
 from pathlib import Path
 
-from helper.checkpoint import load_checkpoint, load_weights, weights_of
+from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError, printable
 from helper.files import read_json
 from helper.state import LAST, weights_checksum
 from models.find import build
+from models.foreign import without_prefix
+from models.load import open_checkpoint
 from results.runs import read_run
 
 from .state import last_is_best
@@ -117,8 +119,8 @@ def _teacher(step):
     anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
     if path.is_file():
         try:
-            checkpoint = load_checkpoint(str(path), what)
-            return _checksum(step.opt, weights_of(checkpoint), checkpoint.get('num_classes'), f'{what} {path}')
+            checkpoint = open_checkpoint(str(path), what)
+            return _checksum(step.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{what} {path}')
         except UserError as error:
             advice = 'give another file' if maker is None else anew if lost else \
                 'delete it, and the same command makes it again'
@@ -147,5 +149,5 @@ def _checksum(opt, weights, classes, what):
     if not isinstance(classes, int) or not 0 < classes < 10**5:
         return UNKNOWN
     net = build(opt.model_t, classes, pixels(opt), what)
-    load_weights(net, weights, f'{what}: not the weights of {opt.model_t}')
+    load_weights(net, without_prefix(weights, net.state_dict())[0], f'{what}: not the weights of {opt.model_t}')
     return weights_checksum(net)

@@ -16,12 +16,11 @@ import torch
 from dataset import IN_MEMORY, kind_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import get_method, make_distiller
-from helper.checkpoint import load_checkpoint
 from helper.cli import Parser, values
 from helper.errors import UserError, nearest, printable
 from helper.run import Place
 from models.find import build, check_name, is_own
-from models.load import teacher_name
+from models.load import open_checkpoint, teacher_name
 from options import flags, student_options, teacher_options
 
 from .table_file import ALONE, Row, Table
@@ -204,7 +203,7 @@ class _Plan:
         """The net that a fetched checkpoint holds, as train_student.py will name it: `name`, or that resolved."""
         if path not in self.nets:
             what = f'{self.table.path}: teacher {name}'
-            found = teacher_name(str(path), load_checkpoint(str(path), what), f'{what}:')
+            found = teacher_name(str(path), open_checkpoint(str(path), what), f'{what}:')
             if check_name(found, size, f'{what}: {path}: holds') != check_name(name, size, what):
                 raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
             self.nets[path] = found

@@ -1,29 +1,45 @@
 """Checkpoints: saved whole, loaded as untrusted data."""
 import io
 import os
+import pickle
 import pickletools
-import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, printable
 from .files import open_regular, write_atomically
+
+FORMAT_VERSION = 1      # of the checkpoints that save_checkpoint writes
+BEFORE_VERSIONS = {'model', 'arch', 'num_classes', 'best_acc'}      # what they held before they had a version
+TRANSFORMED = {'model', 'arch', 'num_classes'}      # the same, of scripts/model_transform.py
 
 
 def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
-    """Write `state` to `path`; an older file there stays whole until the new one is, and then gets the name `keep`."""
+    """Write `state` with the format's version to `path`. An older file there stays whole until the new one is, and then
+    gets the name `keep`."""
+    state = {**state, 'format_version': FORMAT_VERSION}
     write_atomically(path, lambda file: torch.save(state, file), keep)
+
+
+def is_ours(state: dict) -> bool:
+    """Whether this project wrote a checkpoint. Only then does it say which net it holds and how that sees images:
+    others write 'arch' too, with other meanings."""
+    return isinstance(state.get('model'), dict) and (
+        type(state.get('format_version')) is int or state.keys() >= BEFORE_VERSIONS or state.keys() == TRANSFORMED)
 
 
 def load_checkpoint(path: str, flag: str) -> dict:
     """The dictionary in the untrusted file at `path`, on the CPU. `flag` is named in the errors.
 
-    Only tensors and plain values are read (weights_only): a pickle that would run code is refused by the name of what
-    it would call. Raises UserError for anything that is not a checkpoint, or would fill the memory or never end.
+    Only tensors and plain values are read. Of other objects beside the weights, as argparse.Namespace, nothing is run:
+    an _Inert stands in their place, and a line names them. Raises UserError for a file that holds only such objects or
+    would call the system, for anything that is not a checkpoint, or would fill the memory or never end.
     """
     if os.path.isdir(path):
         inside = sorted(p.name for p in Path(path).glob('*.pth') if p.name not in ('last.pth', 'previous.pth'))
@@ -32,14 +48,17 @@ def load_checkpoint(path: str, flag: str) -> dict:
     if not os.path.exists(path):
         raise UserError(f'{flag} {path}: no such file; give a checkpoint, NAME.pth')
     with open_regular(path, f'{flag} {path}') as file:
+        objects = []
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                state = torch.load(_checked(file), map_location='cpu', weights_only=True)
-            _check_values(state)
+                state = _read(_checked(file), objects)
+            has_tensors = _check_values(state)
+            system = [name for name in objects if name.partition('.')[0] in SYSTEM or name in SYSTEM]
+            if system or (objects and not has_tensors):
+                raise _OnlyObjects([*system, *objects][0])
         except Exception as error:      # anything that a damaged or hostile file makes the unpickler raise
-            named = re.search(r'GLOBAL ([\w.]+)', str(error))
-            called = named[1] if named else _called_by_pickle(file)
+            called = str(error) if isinstance(error, _OnlyObjects) else _called_by_pickle(file)
             if called:
                 raise UserError(f'{flag} {path}: refused, it holds code or objects beside tensors ({called}); '
                                 f'give a checkpoint as torch.save writes of a state_dict') from error
@@ -49,11 +68,77 @@ def load_checkpoint(path: str, flag: str) -> dict:
     if not isinstance(state, dict):
         raise UserError(f'{flag} {path}: holds a {type(state).__name__}; '
                         f'a checkpoint is a dictionary with "model" in it')
+    if objects:
+        names = [*dict.fromkeys('NumPy values' if name.startswith('numpy') else name for name in objects
+                                if not name.startswith('_codecs'))]         # of NumPy's values
+        more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+        print(f'{flag} {path}: objects beside the weights are left out: {printable(", ".join(names[:4]))}{more}')
     return state
 
 
 class _Refused(Exception):
     """What this module itself finds wrong in a file, in words for the user."""
+
+
+class _OnlyObjects(Exception):
+    """A file would call this."""
+
+
+# Modules and functions that no checkpoint needs. Nothing is ever called; a file that would call them is refused.
+SYSTEM = ('os', 'posix', 'nt', 'sys', 'subprocess', 'builtins.eval', 'builtins.exec', 'builtins.__import__')
+
+
+class _Inert:
+    """Stands for an object that is no tensor and no plain value: takes what an unpickler gives it and does nothing."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def _ignore(self, *_, **__):
+        pass
+
+    __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+def _read(file, objects):
+    """What torch reads from a file, with an _Inert for each object that is no tensor and no plain value.
+
+    The names of such objects are added to `objects`.
+    """
+    try:
+        return torch.load(file, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        file.seek(0)
+
+    class Unpickler(pickle.Unpickler):
+        """Finds nothing but dictionaries and tensors, whatever a file names. Its methods take no attributes."""
+
+        def find_class(self, module, name):
+            module = 'builtins' if module == '__builtin__' else module      # as protocol 2 names it
+            if plain := {'collections.OrderedDict': OrderedDict, 'builtins.set': set}.get(f'{module}.{name}'):
+                return plain
+            if module == 'torch._utils' and name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'):
+                return getattr(self, name)
+            full = f'{module}.{name}'
+            if full not in objects:
+                objects.append(full)
+            return type(full, (_Inert,), {})
+
+        def _rebuild_tensor(self, storage, offset, size, stride, *_):
+            return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
+
+        _rebuild_tensor_v2 = _rebuild_tensor
+
+        def _rebuild_parameter(self, data, *_):
+            return data
+
+    # weights_only=False lets torch take this unpickler, which is narrower than its own.
+    reader = SimpleNamespace(__name__='data', Unpickler=Unpickler,
+                             load=lambda file, **more: Unpickler(file, **more).load())
+    return torch.load(file, map_location='cpu', weights_only=False, pickle_module=reader)
 
 
 MOST_VALUES = 2 * 10**6     # in a checkpoint, without the tensors' elements; shared values count each time
@@ -76,12 +161,15 @@ def _checked(file):
         return copy
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
+        if any(record.filename.lower().endswith('constants.pkl') for record in records):     # by which torch knows it
+            raise _Refused('a TorchScript program; save the state_dict of its net')
         # torch stores its records as they are: compressed or overlapping, a small file could fill the memory.
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise _Refused('compressed records')
         if sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
             raise _Refused('overlapping records')
-        if len({record.filename.lower() for record in records}) < len(records):     # torch ignores the case
+        names = {record.filename.lower() for record in records}     # torch ignores the case
+        if len(names) < len(records):
             raise _Refused('two records of one name')
         copy = io.BytesIO()
         with zipfile.ZipFile(copy, 'w') as checked:
@@ -121,8 +209,11 @@ def _check_pickle(file):
 
 
 def _check_values(state):
-    """Refuse what no checkpoint holds: tensors that are not plain or larger than what is stored, endless nesting."""
-    waiting, reached = [(state, '', 0)], 0
+    """Refuse what no checkpoint holds: tensors that are not plain or larger than what is stored, endless nesting.
+
+    Returns whether there is a tensor.
+    """
+    waiting, reached, has_tensors = [(state, '', 0)], 0, False
     while waiting:
         value, name, depth = waiting.pop()
         reached += 1
@@ -133,11 +224,13 @@ def _check_values(state):
         elif isinstance(value, (list, tuple, set)):
             waiting += [(v, name, depth + 1) for v in value]
         elif isinstance(value, torch.Tensor):
+            has_tensors = True
             kind = 'nested' if value.is_nested else 'quantised' if value.is_quantized else value.layout
             if kind != torch.strided or value.device.type != 'cpu':
                 raise _Refused(f'{name} is a {kind} tensor on {value.device}')
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise _Refused(f'{name} claims a shape of {tuple(value.shape)}, which is more than the file holds')
+    return has_tensors
 
 
 def _called_by_pickle(file) -> str | None:
@@ -155,14 +248,6 @@ def _called_by_pickle(file) -> str | None:
     except Exception:       # not a pickle
         pass
     return None
-
-
-def weights_of(checkpoint: dict) -> dict:
-    """The state_dict in a checkpoint: under 'model' or 'state_dict', or the checkpoint itself; without 'module.'."""
-    state = checkpoint.get('model', checkpoint.get('state_dict', checkpoint))
-    if not isinstance(state, dict):
-        return {}
-    return {str(key).removeprefix('module.'): value for key, value in state.items()}
 
 
 def load_weights(net: nn.Module, weights: dict, what: str) -> None:

@@ -6,44 +6,73 @@ from pathlib import Path
 
 from torch import nn
 
-from helper.checkpoint import load_checkpoint, load_weights, weights_of
-from helper.errors import UserError, reason
+from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights
+from helper.errors import UserError, printable, reason
 from helper.files import read_json
 
-from . import model_names
+from . import model_dict, model_names
 from .adapter import FITS, INTERPOLATIONS, Inputs
 from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
+from .foreign import find_weights, without_common_prefix, without_prefix
+from .recognise import recognise
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
 
 
-def open_net(path: str, name: str | None = None, flag: str = '--path-t') -> tuple[str, dict]:
-    """(name of the net, its checkpoint) of what `path` names, untrusted:
+MOST_CLASSES = 10**6
 
-    a checkpoint NAME.pth; a file of safetensors, or a folder with one and a config.json, as timm writes; or a library's
+
+def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None) -> tuple[str, dict]:
+    """(name of the net, its checkpoint as of open_checkpoint) of what `path` names: a file or a folder, or a library's
     published weights, timm:NAME or torchvision:NAME, which that library downloads.
 
-    name: the net, where the user says it. The checkpoint has 'model', a state_dict, and as far as they are known
-    'num_classes' and 'inputs', how the net sees images (see adapter.Inputs). Raises UserError that names `flag`.
+    name: the net, where the user says it. Raises UserError that names `flag`.
     """
     if library := library_of(path):
-        if name:
-            raise UserError(f'--model_t {name}: {flag} {path} names the net already; leave one of the two out')
+        for option, given in (('--model_t', name), ('--checkpoint_key', key)):
+            if given:
+                raise UserError(f'{option} {given}: {flag} {path} names the net already; leave one of the two out')
         check_name(path, 0, flag)
         name, checkpoint = LIBRARIES[library].published(path.partition(':')[2], flag)
         return name, checkpoint
-    if os.path.isfile(os.path.join(path, CONFIG)):
-        checkpoint = _read_folder(Path(path), flag)
-    elif path.endswith('.safetensors'):
-        checkpoint = {'model': _read_safetensors(Path(path), flag)}
-    else:
-        checkpoint = load_checkpoint(path, flag)
+    checkpoint = open_checkpoint(path, flag, key)
     if name is None:
         return teacher_name(path, checkpoint, flag), checkpoint
     library = library_of(name)
     if library and 'inputs' not in checkpoint and 'arch' not in checkpoint:     # trained elsewhere: as its library does
         checkpoint = {**checkpoint, 'inputs': LIBRARIES[library].published_inputs(settings(name, flag)[0], flag)}
     return name, checkpoint
+
+
+def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -> dict:
+    """What an untrusted checkpoint NAME.pth, a file of safetensors, or a folder with one and timm's config.json holds.
+
+    'model' is a state_dict. A checkpoint that this project wrote, and timm's folder, also has 'arch', 'num_classes' and
+    'inputs', how the net sees images (see adapter.Inputs), as far as they are known, and what else was saved. A file
+    that others wrote has instead 'taken', words that say which weights are taken, and 'hint', its own name of the net.
+
+    key: --checkpoint_key, where in the file the weights are. Raises UserError that names `flag`.
+    """
+    what = f'{flag} {path}'
+    if os.path.isfile(os.path.join(path, CONFIG)):
+        checkpoint = _read_folder(Path(path), flag)
+    else:
+        is_safe = path.endswith('.safetensors')
+        checkpoint = _read_safetensors(Path(path), flag) if is_safe else load_checkpoint(path, flag)
+        if is_safe or not is_ours(checkpoint):
+            weights, taken = find_weights(checkpoint, what, key)
+            known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
+            return {**known, 'model': weights, 'taken': taken, 'hint': checkpoint.get('arch')}
+    if key is not None:
+        raise UserError(f'--checkpoint_key {key}: {what} has one set of weights; leave it out')
+    if checkpoint.get('format_version', 0) > FORMAT_VERSION:
+        raise UserError(f'{what}: was written by a later version of this project, in format '
+                        f'{checkpoint["format_version"]}; this one reads up to {FORMAT_VERSION}')
+    classes = checkpoint.get('num_classes')
+    if classes is not None and (type(classes) is not int or not 0 < classes <= MOST_CLASSES):
+        raise UserError(f'{what}: says that its net has {printable(repr(classes)[:50])} classes instead of a whole '
+                        f'number from 1 to {MOST_CLASSES:,}; the file is damaged')
+    return checkpoint
 
 
 def _read_folder(folder, flag):
@@ -75,13 +104,13 @@ def _read_safetensors(file, flag):
 
 
 def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
-    """The architecture of a checkpoint: what it says itself, else what its folder's name says.
+    """The architecture of a checkpoint as of open_checkpoint: what it says itself, else what its folder's name says.
 
     Folders: S:{student}_T:..., {model}_{dataset}_lr_..., or one that begins with a model's name up to '_' or its end.
     """
+    option = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model', 'FILE': '--model'}.get(flag)
     if isinstance(checkpoint.get('arch'), str):
         if is_own(checkpoint['arch']):
-            option = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model'}.get(flag)
             more = f'add {option} {checkpoint["arch"]}' if option else 'that cannot be said here'
             raise UserError(f'{flag} {path}: a net of the file {checkpoint["arch"]}, whose code is only run if you say '
                             f'so; {more}')
@@ -92,9 +121,31 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
         return match[1]
     names = [name for name in model_names() if folder == name or folder.startswith(f'{name}_')]
     if not names:
-        raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; '
-                        f'give --model_t, or let its name begin with one of: {", ".join(model_names())}')
+        advice = f'give {option or "--model_t"}, or let its name begin with one of: {", ".join(model_names())}'
+        if near := _proposals(checkpoint):
+            advice = f'give {option or "--model_t"}, perhaps {" or ".join(near)}'
+        raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; {advice}')
     return max(names, key=len)
+
+
+def _proposals(checkpoint):
+    """The nets that a checkpoint of others may hold: those of the name that it says, else of its keys and shapes."""
+    hint, names = checkpoint.get('hint'), []
+    if not isinstance(hint, str):
+        if not checkpoint.get('model'):
+            return []
+        try:
+            name, _ = recognise(without_common_prefix(checkpoint.get('model', {}))[0])
+        except UserError:
+            return []
+        names, hint = [name], name.lower()
+    for library in LIBRARIES:
+        try:
+            check_name(f'{library}:{hint}', 0, '')
+            names.append(f'{library}:{hint}')
+        except UserError:       # not of that library, or it is not installed
+            pass
+    return [*names, *(name for name in (hint,) if name in model_dict and name not in names)]
 
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
@@ -103,7 +154,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     Raises UserError if the checkpoint has other classes.
     """
     classes = checkpoint.get('num_classes')
-    if isinstance(classes, int) and classes != data.num_classes:
+    if classes is not None and classes != data.num_classes:
         raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
     inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else None
@@ -139,6 +190,22 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
         raise UserError(f'{flag} {path}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
                         f'plain {name}; give the checkpoint of a plain network')
     net = new_net(path, checkpoint, name, data, flag)
-    load_weights(net, weights_of(checkpoint),
-                 f'{flag} {path}: not the weights of {name} with {data.num_classes} classes')
+    fill(net, checkpoint, f'{flag} {path}', f'not the weights of {name} with {data.num_classes} classes')
     return net
+
+
+def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
+    """Load the weights of a checkpoint as of open_checkpoint. A line says which are taken where others wrote it.
+
+    Raises UserError that begins with `what`, and with `fault` where they do not fit.
+    """
+    weights, taken = checkpoint['model'], [checkpoint.get('taken')]
+    if 'taken' in checkpoint:
+        try:
+            weights, removed = without_prefix(weights, net.state_dict())
+        except ValueError as several:
+            raise UserError(f'{what}: holds several such nets; choose one by --checkpoint_key, of {several}') from None
+        taken.append(removed)
+    load_weights(net, weights, f'{what}: {fault}')
+    if any(taken):
+        print(f'{what}: {", ".join(filter(None, taken))}')

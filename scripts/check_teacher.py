@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.cli import Parser, number, path  # noqa: E402
 from helper.errors import run_main  # noqa: E402
-from models.load import load_net  # noqa: E402
+from models.load import load_net, open_checkpoint  # noqa: E402
 
 IMAGE_SIZE = 32     # ResNet50 and its like are meant in the form with the 3x3 stem
 
@@ -34,8 +33,10 @@ def main():
     parser.add_argument('file', type=path, metavar='FILE', help='checkpoint')
     parser.add_argument('model', metavar='MODEL', help='a name of models.model_dict')
     parser.add_argument('--num_classes', type=number(int, low=1), default=100, help='of the data it was trained on')
+    parser.add_argument('--checkpoint_key', metavar='KEY',
+                        help='where in FILE the weights are, as model_ema; not given: the average where there is one')
     opt = parser.parse_args()
-    checkpoint = load_checkpoint(opt.file, 'teacher')
+    checkpoint = open_checkpoint(opt.file, 'teacher', opt.checkpoint_key)
     net = load_net(opt.file, checkpoint, opt.model,
                    SimpleNamespace(num_classes=opt.num_classes, image_size=IMAGE_SIZE), 'teacher')
     params = sum(p.numel() for p in net.parameters())

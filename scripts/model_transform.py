@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of  # noqa: E402
+from helper.checkpoint import load_weights, save_checkpoint  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 from models import model_dict  # noqa: E402
+from models.foreign import without_common_prefix  # noqa: E402
+from models.load import open_checkpoint  # noqa: E402
 from models.recognise import recognise  # noqa: E402
 from models.traced import download  # noqa: E402
 
@@ -63,15 +65,22 @@ def main():
     parser.add_argument('files', nargs='*', type=path, metavar='IN OUT',
                         help='the file to transform, and where to write it')
     parser.add_argument('--torchvision', metavar='NAME', help="transform torchvision's own weights, as of resnet34")
+    parser.add_argument('--checkpoint_key', metavar='KEY',
+                        help='where in IN the weights are, as model_ema; not given: the average where there is one')
     opt = parser.parse_args()
     files = opt.files if opt.torchvision else opt.files[1:]
     if len(files) > 1 or not (opt.files or opt.torchvision):
         raise UserError('give a file IN, or --torchvision NAME, and no more than one OUT')
+    if opt.torchvision and opt.checkpoint_key:
+        raise UserError(f'--checkpoint_key {opt.checkpoint_key}: goes with a file IN, not with --torchvision')
     if opt.torchvision:
         what, weights = f'--torchvision {opt.torchvision}', torchvision_weights(opt.torchvision)
     else:
         what = f'IN {opt.files[0]}'
-        weights = weights_of(load_checkpoint(opt.files[0], 'IN'))
+        read = open_checkpoint(opt.files[0], 'IN', opt.checkpoint_key)
+        weights, removed = without_common_prefix(read['model'])
+        if taken := ', '.join(filter(None, (read.get('taken'), removed))):
+            print(f'{what}: {taken}')
     checkpoint = transform(weights, what)
     out = Path(files[0]) if files else default_path(checkpoint['arch'])
     try:

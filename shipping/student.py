@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import get_method, load_inference_net
-from helper.checkpoint import load_checkpoint
 from models.adapter import Adapter
 from models.find import build, is_own, library_of, settings
-from models.load import as_inputs, load_net
+from models.load import as_inputs, load_net, open_checkpoint
 
 OWN = 'this repository'     # whose code a net needs that is of no library
 
@@ -63,12 +62,12 @@ def open_student(path: str, data, flag: str, arch: str | None = None, plain: dic
     data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. plain: what
     models.load.open_net found at `path`, a net as it is, which may be no file of PyTorch. Raises UserError.
     """
-    checkpoint = plain or load_checkpoint(path, flag)
+    checkpoint = plain or open_checkpoint(path, flag)
     inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
     classes = checkpoint.get('num_classes') or data.num_classes
     facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
     name, net = (arch, load_net(path, plain, arch, facts, flag)) if plain else \
-        load_inference_net(path, facts, flag, arch)
+        load_inference_net(path, facts, flag, arch, checkpoint)
     names = checkpoint.get('classes')
     if not (isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)):
         names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]

@@ -1,20 +1,24 @@
 """Checkpoints: what is refused and how, what is recognised, and that nothing is lost."""
+import argparse
+import collections
 import os
 import pickle
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import Hostile
 
 from helper import checkpoint
-from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of
+from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from helper.errors import UserError
 from helper.files import write_json
 from models import model_dict
-from models.load import load_net, teacher_name
+from models.load import fill, load_net, open_checkpoint, open_net, teacher_name
 
 
 def test_hostile_files_are_refused_by_name(tmp_path):
@@ -164,8 +168,129 @@ def test_published_forms_load(tmp_path, zipped):
     torch.save({'epoch': 240, 'model': state, 'accuracy': torch.tensor(72.0)}, tmp_path / 'old.pth',
                _use_new_zipfile_serialization=zipped)
     copy = model_dict['resnet8'](num_classes=10)
-    load_weights(copy, weights_of(load_checkpoint(str(tmp_path / 'old.pth'), '--path-t')), 'old')
+    fill(copy, open_checkpoint(str(tmp_path / 'old.pth')), '--path-t old.pth', 'no')
     assert all(torch.equal(v, copy.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def foreign_forms(net, average):
+    """name -> (what somebody else's script saves of `net`, whose average is another net; what is said)."""
+    raw, mean = net.state_dict(), average.state_dict()
+    args = argparse.Namespace(model='resnet8', betas=(0.9, 0.99), out=Path('x'))
+
+    def named(prefix, state):
+        return {f'{prefix}{key}': value for key, value in state.items()}
+    objects = 'objects beside the weights are left out: argparse.Namespace'
+    return {
+        'plain': (mean, ''),
+        'ImageNet example': ({'epoch': 3, 'arch': 'resnet50', 'state_dict': named('module.', mean),
+                              'best_acc1': torch.tensor(7.)}, "prefix 'module.' removed"),
+        'timm': ({'epoch': 3, 'arch': 'resnet8', 'state_dict': raw, 'state_dict_ema': mean, 'args': args, 'version': 2,
+                  'metric': np.float64(7)}, "weights under 'state_dict_ema', the average of those under 'state_dict'"),
+        'DeiT': ({'model': raw, 'model_ema': mean, 'args': args}, objects),
+        'torchvision': ({'model': raw, 'model_ema': {'n_averaged': torch.tensor(3), **named('module.', mean)},
+                         'args': args}, "prefix 'module.' removed, 1 others left out (n_averaged)"),
+        'compiled, parallel': ({'network': named('module._orig_mod.model.', mean)},
+                               "weights under 'network', prefix 'module.model.' removed"),
+        'lightning': ({'state_dict': {**named('net.', mean), 'loss.weight': torch.ones(3)}, 'hyper': Dict(a=1),
+                       'callbacks': collections.defaultdict(list, x=[Path('x')])},
+                      "prefix 'net.' removed, 1 others left out (loss.weight)"),
+        'deep': ({'weights': {'params': {'module': named('backbone.', mean)}}},
+                 "weights under 'weights/params/module', prefix 'backbone.' removed"),
+    }
+
+
+class Dict(dict):
+    """As easydict's."""
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('form', foreign_forms(torch.nn.Module(), torch.nn.Module()))
+def test_checkpoints_of_other_scripts(tmp_path, capsys, form, zipped):
+    """The average's weights are taken, and a line says which; what the file says of its net counts for nothing."""
+    net, average = (model_dict['resnet8'](num_classes=10) for _ in range(2))
+    content, said = foreign_forms(net, average)[form]
+    torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
+    checkpoint = open_checkpoint(str(tmp_path / 'x.pth'))
+    assert not {'arch', 'num_classes', 'inputs', 'classes'} & checkpoint.keys()
+    loaded = load_net(str(tmp_path / 'x.pth'), checkpoint, 'resnet8', SimpleNamespace(num_classes=10, image_size=32))
+    assert all(torch.equal(value, average.state_dict()[key]) for key, value in loaded.state_dict().items())
+    out = capsys.readouterr().out
+    assert said in out and (out.count('\n') <= 2 if said else not out)
+
+
+def test_checkpoint_key(tmp_path, capsys):
+    net, other = (model_dict['resnet8'](num_classes=10).state_dict() for _ in range(2))
+    both = {**{f'student.{key}': value for key, value in net.items()},
+            **{f'teacher.{key}': value for key, value in other.items()}}
+    for content, key, words in (
+            ({'model': other, 'model_ema': net}, 'model_ema', ''), ({'model': net, 'model_ema': other}, 'model', ''),
+            ({'student': net, 'teacher': other}, 'student', 'holds several sets of weights; choose one by '
+             '--checkpoint_key, of student, teacher'),
+            ({'state_dict': both}, 'state_dict/student', 'holds several such nets; choose one by --checkpoint_key, of '
+             'student, teacher'),
+            ({'weights_of_mine': net}, 'weights_of_mine', 'no weights under a usual name; --checkpoint_key chooses one '
+             'of weights_of_mine')):
+        torch.save(content, tmp_path / 'x.pth')
+        data = SimpleNamespace(num_classes=10, image_size=32)
+        if words:
+            with pytest.raises(UserError, match=words):
+                load_net('x', open_checkpoint(str(tmp_path / 'x.pth')), 'resnet8', data)
+        loaded = load_net('x', open_checkpoint(str(tmp_path / 'x.pth'), key=key), 'resnet8', data).state_dict()
+        assert all(torch.equal(value, net[name]) for name, value in loaded.items())
+        assert f"weights under '{key}'" in capsys.readouterr().out or key == 'model'
+    with pytest.raises(UserError, match='--checkpoint_key weight: no weights are there; there are: weights_of_mine'):
+        open_checkpoint(str(tmp_path / 'x.pth'), key='weight')
+    save_checkpoint(tmp_path / 'x.pth', {'model': net, 'arch': 'resnet8', 'num_classes': 10})
+    with pytest.raises(UserError, match='--checkpoint_key model: --path-t .* has one set of weights; leave it out'):
+        open_checkpoint(str(tmp_path / 'x.pth'), key='model')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_nothing_of_a_file_runs(tmp_path, capsys, zipped):
+    """Whatever stands beside the weights: calls, states, attributes of what an unpickler finds."""
+    net = model_dict['resnet8'](num_classes=10).state_dict()
+    for beside in (Hostile(tmp_path / 'ran'), [{Hostile(tmp_path / 'ran'): 1}]):
+        torch.save({'model': net, 'x': beside}, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=r'refused, it holds code or objects beside tensors \(posix.system\)'):
+            load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
+    defaults = torch._utils._rebuild_tensor_v2.__defaults__
+    for name in ('torch._utils\n_rebuild_tensor_v2', 'collections\nOrderedDict') if zipped else ():
+        torch.save({'model': net, 'x': 'MARK', 'args': argparse.Namespace()}, tmp_path / 'x.pth')
+        content = records(tmp_path / 'x.pth')       # a function that is given attributes: BUILD of (None, {...})
+        state = pickle.dumps((None, {'__defaults__': (1,)}), 2)[2:-1]
+        content['x/data.pkl'] = content['x/data.pkl'].replace(b'X\4\0\0\0MARK', f'c{name}\n'.encode() + state + b'b')
+        write_records(tmp_path / 'x.pth', content)
+        with pytest.raises(UserError, match='not a PyTorch checkpoint'):
+            load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults and not (tmp_path / 'ran').exists()
+    torch.save({'model': torch.nn.Linear(1, 1), 'state': {0: torch.zeros(1)}}, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r"'model' is a torch.nn.modules.linear.Linear and holds no weights; save"):
+        open_checkpoint(str(tmp_path / 'x.pth'))
+    torch.save({'model': net}, tmp_path / 'x.pth')
+    write_records(tmp_path / 'x.pth', {**records(tmp_path / 'x.pth'), 'x/constants.pkl': b''})
+    with pytest.raises(UserError, match='damaged .a TorchScript program; save the state_dict of its net'):
+        load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
+
+
+def test_only_our_checkpoints_say_what_they_are(tmp_path):
+    """Also those that were written before they had a version; others' `arch` is at most proposed."""
+    state = model_dict['resnet8'](num_classes=10).state_dict()
+    said = {'model': state, 'arch': 'vgg8', 'num_classes': 7}
+    file = tmp_path / 'x.pth'
+    for content in ({**said, 'format_version': 1}, said, {**said, 'epoch': 3, 'best_acc': 9.0}):
+        torch.save(content, file)
+        name, checkpoint = open_net(str(file))
+        assert (name, checkpoint['num_classes'], 'hint' in checkpoint) == ('vgg8', 7, False)
+    for content, words in (
+            ({**said, 'epoch': 3, 'best_acc1': 9.0}, 'give --model_t, perhaps vgg8'),
+            ({'state_dict': state, 'arch': 'resnet18'}, 'perhaps timm:resnet18 or torchvision:resnet18'),
+            (state, 'give --model_t, perhaps resnet8'),
+            ({'format_version': 2, **said}, 'was written by a later version of this project, in format 2'),
+            ({**said, 'num_classes': 'ten'}, "says that its net has 'ten' classes instead of a whole number from 1 to"),
+            ({**said, 'num_classes': 10**9}, 'says that its net has 1000000000 classes instead of')):
+        torch.save(content, file)
+        with pytest.raises(UserError, match=f'--path-t {file}: .*{words}'):
+            open_net(str(file))
 
 
 def test_weights_that_do_not_fit_change_nothing():
@@ -215,6 +340,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     save_checkpoint(path, {'epoch': 1})
     with pytest.raises(Exception, match='(?i)pickle'):
         save_checkpoint(path, {'epoch': 2, 'bad': lambda: None})
-    assert load_checkpoint(str(path), '') == {'epoch': 1}
+    assert load_checkpoint(str(path), '') == {'epoch': 1, 'format_version': 1}
     write_json(tmp_path / 'a.json', {'x': 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'net.pth']      # no temporary file is left

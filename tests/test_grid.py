@@ -29,6 +29,7 @@ from grid.local import MOST_STARTS, Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
 from grid.steps import steps_of, waves
 from grid.table_file import TABLES, read
+from helper.checkpoint import save_checkpoint
 from helper.cli import values
 from helper.errors import UserError, nearest
 from helper.run import Place
@@ -238,7 +239,10 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
     for content, said in ((b'x', f' {file}: not a PyTorch checkpoint, or cut short'),
                           ('vgg8', f': {file}: holds a vgg8; let fetched name a checkpoint of resnet20'),
                           ('vgg\n', f': {file}: holds vgg\\n: no such model; ')):
-        file.write_bytes(content) if isinstance(content, bytes) else torch.save({'arch': content}, file)
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            save_checkpoint(file, {'model': {}, 'arch': content})
         with pytest.raises(SystemExit) as caught:
             call(reproduce.main, table, '--dry-run')
         assert caught.value.code == 2 and one_line(capsys).startswith(f'mini.toml: teacher resnet20{said}')
@@ -246,7 +250,7 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
 
 def test_a_fetched_teacher_may_say_what_its_name_means(tmp_path):
     """ResNet18 is ResNet18_cifar for small images."""
-    torch.save({'arch': 'ResNet18_cifar'}, tmp_path / 'ResNet18.pth')
+    save_checkpoint(tmp_path / 'ResNet18.pth', {'model': {}, 'arch': 'ResNet18_cifar'})
     table = read(write_table(tmp_path / 'mini.toml', pairs=['ResNet18 -> resnet8'], rows={'KD': 'kd'},
                              fetched=f'{tmp_path}/{{teacher}}.pth'))
     assert {step.opt.model_t for step in steps_of(table, 'save', [])} == {'ResNet18_cifar'}

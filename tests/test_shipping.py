@@ -96,8 +96,8 @@ def photographs(tree):
 def checkpoint_of(folder, net, arch, **more):
     """A checkpoint of a net with random weights."""
     folder.mkdir(exist_ok=True)
-    torch.save({'model': net.state_dict(), 'arch': arch, 'num_classes': 4, 'inputs': INPUTS, 'classes': [*CLASSES],
-                **more}, folder / 'net_best.pth')
+    torch.save({'format_version': 1, 'model': net.state_dict(), 'arch': arch, 'num_classes': 4, 'inputs': INPUTS,
+                'classes': [*CLASSES], **more}, folder / 'net_best.pth')
     return folder / 'net_best.pth'
 
 

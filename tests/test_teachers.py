@@ -286,9 +286,10 @@ def test_transform(call, resnet18, tmp_path, monkeypatch, capsys, form):
     torch.save(FORMS[form](resnet18.state_dict()), 'in.pth')
     call(model_transform.main, 'in.pth')
     out = Path('save/models/ResNet18_vanilla/resnet18_transformed.pth')
-    assert capsys.readouterr().out == f'ResNet18, 1000 classes: {out}\n' and names_in(out.parent) == [out.name]
+    said = "IN in.pth: prefix 'module.' removed\n" if form == 'parallel' else ''
+    assert capsys.readouterr().out == f'{said}ResNet18, 1000 classes: {out}\n' and names_in(out.parent) == [out.name]
     checkpoint = load_checkpoint(str(out), 'OUT')
-    assert set(checkpoint) == {'model', 'arch', 'num_classes'}
+    assert set(checkpoint) == {'model', 'arch', 'num_classes', 'format_version'}
     assert (checkpoint['arch'], checkpoint['num_classes']) == ('ResNet18', 1000)
     net = model_dict[checkpoint['arch']](num_classes=checkpoint['num_classes']).eval()
     load_weights(net, checkpoint['model'], 'OUT')
