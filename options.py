@@ -82,6 +82,8 @@ def _common(description, trial_flags, trial):
         help='train on this part of the images of each class, the same part in every run')
     add('--normalise', choices=('usual', 'measure'), default='usual',
         help='with which mean and deviation of the colours; measure: those of the training images')
+    add('--same_classes', action='store_true',
+        help='the class names in a checkpoint are others than those of the data, but mean the same in this order')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
     add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
         help='threads or processes that decode image files; not given: one for each core')
@@ -285,6 +287,7 @@ def check_effects(opt) -> None:
         'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),
         'momentum': (f'an --opt that has one: --opt {opt.opt}', has_momentum(opt.opt)),
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
+        'same_classes': ('--evaluate', 'path_t' in vars(opt) or opt.evaluate is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--optimizer dot', getattr(opt, 'optimizer', '') == 'dot'),
     }

@@ -21,7 +21,7 @@ from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
 from helper.records import show_evaluation, warn_of_one_class
 from helper.run import Place, Run
-from helper.state import fingerprint, weights_checksum
+from helper.state import fingerprint
 from models.find import build, check_name
 from models.fold import fold_batchnorm
 from models.load import load_net, open_net
@@ -38,7 +38,7 @@ def train(opt, device):
     method.check_batch_size(local.batch_size)
     data = get_dataloaders(local, device, method.drop_last or mixes(opt), method.views)
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
-    facts = {**fingerprint(data), 'teacher (checksum)': weights_checksum(teacher)}
+    facts = {**fingerprint(data), 'teacher (checksum)': teacher.checksum}
     if opt.evaluate:
         teacher.to(device, memory_format=memory_format(opt))
         show_evaluation(opt.model_t, validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}'))

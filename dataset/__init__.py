@@ -54,6 +54,7 @@ class Data:
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
     fit: str = 'crop'           # how oblong images become squares, of models.adapter.FITS
     held_out: str = ''          # the name of the split that is measured, where the data have several
+    same_classes: bool = False      # --same_classes: the names in a checkpoint are not compared with `classes`
     checksum: int | None = None     # of all images of both loaders, also of those that --train_fraction leaves out
 
     @property
@@ -112,6 +113,12 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     drop_last: a short last training batch is left out. views: how each view of a training image is made, of
     augment.VIEWS; with several, images are (views, B, 3, H, W). The test set comes whole, one view an image.
     """
+    data = _loaders(opt, device, drop_last, views)
+    data.same_classes = opt.same_classes
+    return data
+
+
+def _loaders(opt, device, drop_last, views):
     check_dataset(opt)
     if not views or not set(views) <= set(VIEWS):
         raise ValueError(f'views {views}: at least one, each of {", ".join(VIEWS)}')

@@ -199,8 +199,10 @@ def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
 
 
 def outputs_checksum(teacher):
-    """Of all that decides what the teacher gives for an image: its weights, and how it sees the loader's images."""
-    return zlib.crc32(str(getattr(teacher, 'inputs', '')).encode(), weights_checksum(teacher))
+    """Of all that decides what the teacher gives for an image: its weights, how it sees the loader's images, and how it
+    counts its classes."""
+    more = f'{getattr(teacher, "inputs", "")}{getattr(teacher, "class_order", "")}'
+    return zlib.crc32(more.encode(), weights_checksum(teacher))
 
 
 def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device) -> TeacherCache | None:

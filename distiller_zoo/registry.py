@@ -4,6 +4,7 @@ from torch import nn
 
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
+from models.classes import match_classes
 from models.load import fill, load_net, new_net, open_checkpoint, teacher_name
 
 from .abound import ABDistiller
@@ -96,8 +97,8 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
                        checkpoint: dict | None = None) -> tuple[str, nn.Module]:
     """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
 
-    arch: its net, where the user says it. checkpoint: as of models.load.open_checkpoint, where it is open already.
-    Raises UserError that names `flag`.
+    arch: its net, where the user says it. checkpoint: as of models.load.open_checkpoint, where it is open already. The
+    network counts its classes as the data do. Raises UserError that names `flag`.
     """
     checkpoint = {**(checkpoint or open_checkpoint(path, flag))}
     name = arch or teacher_name(path, checkpoint, flag)
@@ -115,4 +116,5 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
     width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]
     if width != data.num_classes:
         raise UserError(f'{flag} {path}: {fault} (it tells {width} classes apart, the data has {data.num_classes})')
+    match_classes(net, checkpoint.get('classes'), data, f'{flag} {path}')
     return f'{name} by {method}', net

@@ -9,9 +9,11 @@ from torch import nn
 from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
+from helper.state import weights_checksum
 
 from . import model_dict, model_names
 from .adapter import FITS, INTERPOLATIONS, Inputs
+from .classes import match_classes
 from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
 from .foreign import find_weights, without_common_prefix, without_prefix
 from .recognise import recognise
@@ -88,7 +90,7 @@ def _read_folder(folder, flag):
     inputs = {key: found.get(key) for key in ('mean', 'std', 'interpolation')}
     inputs['size'] = size[-1] if isinstance(size, list) and size else None
     return {'arch': ','.join([f'timm:{net}', *(f'{key}={value}' for key, value in given.items())]),
-            'num_classes': config.get('num_classes'), 'inputs': inputs,
+            'num_classes': config.get('num_classes'), 'inputs': inputs, 'classes': found.get('label_names'),
             'model': _read_safetensors(folder / WEIGHTS, flag)}
 
 
@@ -185,12 +187,17 @@ def as_inputs(inputs, what: str) -> dict:
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
-    """The net `name` for data.num_classes classes, filled from the checkpoint. Raises UserError if it does not fit."""
+    """The net `name` for data.num_classes classes, filled from the checkpoint. Raises UserError if it does not fit.
+
+    It counts its classes as the data do. Its `checksum` is that of the weights in the file, whatever their order there.
+    """
     if 'inference_net' in checkpoint:
         raise UserError(f'{flag} {path}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
                         f'plain {name}; give the checkpoint of a plain network')
     net = new_net(path, checkpoint, name, data, flag)
     fill(net, checkpoint, f'{flag} {path}', f'not the weights of {name} with {data.num_classes} classes')
+    net.checksum = weights_checksum(net)
+    match_classes(net, checkpoint.get('classes'), data, f'{flag} {path}')
     return net
 
 

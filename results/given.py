@@ -61,6 +61,7 @@ def add_data_flags(parser: Parser) -> None:
     add('--num_workers', help='threads or processes that decode image files; not given: one for each core')
     add('--use-lmdb', action='store_true', default=None, help='read imagenet from train.lmdb and val.lmdb')
     add('--skip_bad_images', action='store_true', default=None, help='count unreadable images and skip them')
+    add('--same_classes', action='store_true', help='the class names in a checkpoint mean the same in this order')
 
 
 def data_options(parameters: dict, opt):
@@ -72,5 +73,7 @@ def data_options(parameters: dict, opt):
               **{name: value for name, value in given.items() if value is not None}}
     if given['image_size'] is None and kind_of(values['dataset'] or '') not in source_dict:
         del values['image_size']        # the images of other data have one size
-    return teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
+    found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])
+    found.same_classes = opt.same_classes
+    return found

@@ -27,7 +27,7 @@ from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
-from helper.state import weights_checksum  # noqa: E402
+from models.classes import class_order  # noqa: E402
 from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from results import figures  # noqa: E402
@@ -137,7 +137,7 @@ def open_teacher(opt, run, data):
         if not Path(file).exists():
             raise UserError(f'--path-t {file}: no such file')
         teacher = load(file, said if isinstance(said, str) and not is_own(said) else None)
-        if known not in (None, weights_checksum(teacher[0])):
+        if known not in (None, teacher[0].checksum):
             raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:
         print(f'without the teacher: {printable(error)}; give it by --path-t')
@@ -213,6 +213,9 @@ def main():
                         f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
     if student.config['inputs']['fit'] != data.fit:
         raise UserError(f'--fit {data.fit}: {run} was trained with --fit {student.config["inputs"]["fit"]}; give that')
+    order = class_order(student.config['classes'], data, f'RUN_OR_CHECKPOINT {run}')
+    if order is not None:
+        print(f'{run}: has the classes of the data in another order; the exported files keep its order')
     teacher = open_teacher(opt, run, data)
     out = Path(opt.out)
     with new_folder(out) as folder:
@@ -221,7 +224,7 @@ def main():
         written = [name for name in wanted if name not in faults]
         print(f'checking {len(written)} files on {len(data.test_labels)} test images, each by its own runtime',
               flush=True)
-        outcomes = check.compare(student.net, folder, written, data.test_loader, dtype, teacher and teacher[0])
+        outcomes = check.compare(student.net, folder, written, data.test_loader, dtype, teacher and teacher[0], order)
         faults |= {name: fault for name in written if (fault := outcomes.formats[name].fault(FORMATS[name].agreement))}
         for name in faults:
             (folder / FORMATS[name].file).unlink(missing_ok=True)

@@ -82,23 +82,26 @@ class Outcomes:
     teacher: Outcome | None = None
 
 
-def compare(net: Shipped, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None) -> Outcomes:
+def compare(net: Shipped, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
+            order: list[int] | None = None) -> Outcomes:
     """Run the files of the formats `names` in `folder` on all images of the loader, (images, target, index).
 
-    dtype: of the images that the files take. teacher: a network that sees the loader's own images. The first image also
+    dtype: of the images that the files take. teacher: a network that sees the loader's own images, with the classes of
+    the data. order: for each class of the data its number in `net`, where it differs. The first image also
     goes alone, so that a file is seen to take batches of several sizes.
     """
     found = Outcomes(formats={name: Outcome() for name in names}, teacher=Outcome() if teacher else None)
     with contextlib.ExitStack() as stack:
         runtimes = {name: stack.enter_context(Process(folder / FORMATS[name].file)) for name in names}
         for images, target, _ in loader:
-            batch, target = pixels(loader, images, dtype), target.cpu().numpy()
+            batch, of_data = pixels(loader, images, dtype), target.cpu().numpy()
+            target = of_data if order is None else np.asarray(order)[of_data]
             if not found.network.seen:
                 _add(found, net, runtimes, batch[:1], target[:1], counted=False)
             _add(found, net, runtimes, batch, target)
             if teacher:
                 logits = _logits(teacher, images)
-                found.teacher.add(logits, logits, target)
+                found.teacher.add(logits, logits, of_data)
     return found
 
 
