@@ -1,4 +1,5 @@
 """Run the steps of a table on this machine, as many at once as --jobs says."""
+import os
 import signal
 import sys
 import time
@@ -11,11 +12,9 @@ from helper.compile import cores
 from helper.errors import UserError
 from helper.launch import STOP_SIGNALS
 
-from .state import DONE, FAILED, LEFT, RUNNING, WAITING, Progress, progress, summary
+from .state import DONE, FAILED, LEFT, MOST_STARTS, RUNNING, WAITING, Progress, Record, progress, summary
 from .steps import Step
 from .work import Work
-
-MOST_STARTS = 5     # of one step by one process
 
 
 class Places:
@@ -32,8 +31,9 @@ class Places:
                 raise UserError(f'--gpus {gpus_per_run}: ' + ('there is no GPU here' if gpu_id is None else
                                                               '--gpu_id is cpu') + '; leave it out')
             jobs = jobs or max(1, cores() // trial_parallel)
-            self.threads = max(1, cores() // (jobs * trial_parallel))
-            self.flags = [['--gpu_id', 'cpu', '--num_workers', str(self.threads)]] * jobs
+            share = max(1, cores() // (jobs * trial_parallel))
+            self.threads = threads_of(share)
+            self.flags = [['--gpu_id', 'cpu', '--num_workers', str(share)]] * jobs
             return
         if odd := [gpu for gpu in gpus if gpu not in found]:
             raise UserError(f'--gpu_id {gpu_id}: there is no GPU {odd[0]}; ' +
@@ -52,6 +52,11 @@ class Places:
         self.threads = None
         workers = max(1, cores() // (jobs * trial_parallel))
         self.flags = [[*gpu_flags(groups[job % len(groups)]), '--num_workers', str(workers)] for job in range(jobs)]
+
+
+def threads_of(share: int) -> str:
+    """OMP_NUM_THREADS of a run that computes on `share` cores: what the user has exported, else their number."""
+    return os.environ.get('OMP_NUM_THREADS') or str(share)
 
 
 def gpu_flags(gpus: list[str]) -> list[str]:
@@ -110,6 +115,9 @@ class Local:
             self.looked = time.monotonic()
             for step in before:
                 self.now[step] = progress(step, self.logs, running)
+                record = Record(self.logs, step)
+                if step not in running and record.deaths():
+                    self._print(f'{step.name}: {record.last_lines()[-1]} ({record.log})')
             for step, now in self.now.items():
                 if now.state == LEFT and step.after and self.now[step.after].state in (FAILED, WAITING):
                     now.state = WAITING
@@ -118,7 +126,7 @@ class Local:
         return {step for work in self.jobs.values() for step in work.processes}
 
     def _start(self):
-        """Fill the free places. A step that is killed from outside is started again, but not for ever."""
+        """Fill the free places. A step that a signal ends is started again, but at most MOST_STARTS times."""
         ready = [step for step, now in self.now.items() if now.state == LEFT and self.starts[step] < MOST_STARTS
                  and (step.after is None or self.now[step.after].state == DONE)]
         free = [place for place in range(len(self.places.flags)) if place not in self.jobs]
@@ -133,10 +141,14 @@ class Local:
         """One live line in a terminal; elsewhere a line whenever a step has ended."""
         text = summary(self.name, self.now, len(self.places.flags) * self.most)
         if sys.stdout.isatty():
-            print(f'\r\x1b[K{text}', end='', flush=True)
+            self._print(text, end='')
         elif (ended := Counter(now.state for now in self.now.values() if now.state in (DONE, FAILED))) != self.shown:
             self.shown = ended
-            print(text, flush=True)
+            self._print(text)
+
+    def _print(self, text, end='\n'):
+        """In a terminal the text takes the place of the live line."""
+        print('\r\x1b[K' * sys.stdout.isatty() + text, end=end, flush=True)
 
     def _on_signal(self, number, _):
         if self.signal:         # a second one: at once

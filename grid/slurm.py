@@ -18,7 +18,7 @@ from helper.errors import UserError, nearest, printable, reason
 from helper.files import read_json, write_json
 from helper.launch import STOP_SIGNALS
 
-from .local import gpu_flags, groups
+from .local import gpu_flags, groups, threads_of
 from .state import DONE, FAILED, LEFT, RUNNING, Progress, Record, progress, result, summary
 from .steps import ROOT, Step, waves
 from .work import Work
@@ -55,19 +55,22 @@ class Job:
     def __init__(self):
         self.work = None
 
-    def __call__(self, logs: Path, steps: list[Step], placement: list[str], threads: int | None) -> None:
-        """As Work. A step that has failed, or whose teacher is not finished, is left out."""
-        ready = [step for step in steps if not result(step) and not Record(logs, step).failed()
-                 and (step.after is None or result(step.after))]
-        self.work = Work(logs, ready, placement, threads)
+    def __call__(self, logs: Path, steps: list[Step], placement: list[str], threads: str | None) -> None:
+        """As Work, without what has failed or has no finished teacher. A step that dies is started again."""
+        stopped = False
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-        self.work.start()
-        while not self.work.ended():
-            time.sleep(0.2)
+        while not stopped and (ready := [step for step in steps if not result(step) and not Record(logs, step).failed()
+                                         and (step.after is None or result(step.after))]):
+            self.work = Work(logs, ready, placement, threads)
+            self.work.start()
+            while not self.work.ended():
+                time.sleep(0.2)
+            stopped = bool({128 + signal.SIGTERM, -signal.SIGTERM} & {*self.work.codes.values()})
+            steps = [step for step in ready if Record(logs, step).deaths()]
         # SIGTERM is Slurm's beginning of a cancellation, a requeue, or a pre-emption without another signal. A job that
         # returned now would be complete, and not be queued again.
         until = time.monotonic() + ENDING
-        while {128 + signal.SIGTERM, -signal.SIGTERM} & {*self.work.codes.values()} and time.monotonic() < until:
+        while stopped and time.monotonic() < until:
             time.sleep(0.2)
 
     def checkpoint(self, *arguments):
@@ -93,12 +96,13 @@ class Slurm:
         self.submitit, self.opt, self.name, self.save, self.logs = submitit, opt, name, save, save / 'logs'
         self.signals: list[int] = []        # that came
         self.more = dict(_key_and_value(text) for text in opt.sbatch)
+        self.cluster = _configured('ClusterName')
         self._check_partition()
         share = max(1, opt.cpus // opt.trial_parallel)
         gpus = 1 if opt.gpus is None else opt.gpus
         if gpus > 1 and opt.trial_parallel > 1:
             raise UserError(f'--trial_parallel {opt.trial_parallel}: trials share one GPU; leave it out, or --gpus')
-        self.gpus, self.threads = gpus, None if gpus else share
+        self.gpus, self.threads = gpus, None if gpus else threads_of(share)
         self.flags = [*(gpu_flags([str(i) for i in range(gpus)]) if gpus else ['--gpu_id', 'cpu']),
                       '--num_workers', str(share)]
 
@@ -144,8 +148,33 @@ class Slurm:
         known = {}
         with contextlib.suppress(UserError):
             known = read_json(registry, str(registry))
-        queue = _queue()
-        return {job: names for job, names in known.items() if job in queue} if isinstance(known, dict) else {}
+        known = known if isinstance(known, dict) else {}
+        queue, jobs = self._queue(), known.get('jobs')
+        if jobs and known.get('cluster') != self.cluster:
+            print(printable(f'{registry}: names jobs of the cluster {known.get("cluster")}; this is {self.cluster}, so '
+                            f'they are left alone'))
+            return {}
+        return {job: names for job, names in jobs.items() if job in queue} if isinstance(jobs, dict) else {}
+
+    def _queue(self) -> dict[str, str]:
+        """job -> why it waits, of this user's jobs of the table's name: 'JOB' or 'ARRAY_TASK'. Raises UserError.
+
+        Numbers alone do not tell the table's jobs: another cluster, or this one after a reset, gives them to others.
+        """
+        lines = _ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i|%r|%j').splitlines()
+        found = (line.split('|', 2) for line in lines)
+        return {job: why for job, why, name in found if name == self.name}
+
+    def _cancel(self, jobs, enough: Callable[[], bool]) -> None:
+        """Cancel jobs, until none is in the queue, or `enough`."""
+        left = sorted(jobs)
+        while left and not enough():
+            for part in range(0, len(left), 100):
+                with contextlib.suppress(UserError):    # some have ended meanwhile, or Slurm does not answer now
+                    _ask('scancel', *left[part:part + 100])
+            time.sleep(1)
+            with contextlib.suppress(UserError):
+                left = sorted({*jobs} & {*self._queue()})
 
     def _submit(self, waves, jobs):
         """Add to `jobs` an array for each wave, which begins when the jobs that it waits for have ended in some way.
@@ -153,7 +182,8 @@ class Slurm:
         Where one is not taken, cancels those before it and raises UserError.
         """
         job_of = {name: job for job, names in jobs.items() for name in names}
-        new, most, last = {}, _largest_array(), None
+        new, last = {}, None
+        most = max(1, int(_configured('MaxArraySize') or 1001))
         for wave in waves:
             parts = groups(wave, self.opt.trial_parallel)
             for some in (parts[i:i + most] for i in range(0, len(parts), most)):
@@ -167,9 +197,9 @@ class Slurm:
                     with _signals_held():
                         submitted = self._submit_array(some, sorted(first))
                         new |= {job: [step.name for step in part] for job, part in zip(submitted, some, strict=True)}
-                        write_json(self.save / 'slurm.json', jobs | new)
+                        write_json(self.save / 'slurm.json', {'cluster': self.cluster, 'jobs': jobs | new})
                 except (UserError, RuntimeError, OSError, ValueError) as error:
-                    _cancel(new, lambda: bool(self.signals))
+                    self._cancel(new, lambda: bool(self.signals))
                     raise UserError(f'--cluster slurm: the jobs were not taken ({_said(error)})') from error
                 last = submitted[0].partition('_')[0]
                 job_of |= {name: job for job, names in new.items() for name in names}
@@ -201,7 +231,7 @@ class Slurm:
             if self.signals:
                 self._leave(jobs)
             try:
-                queue, why = _queue(), ''       # asked before the files: a job that has left it has written all
+                queue, why = self._queue(), ''       # asked before the files: a job that has left it has written all
             except UserError:
                 queue, why = None, ', squeue does not answer'
             now = {step: now[step] if step in now and now[step].state == DONE else progress(step, self.logs)
@@ -237,7 +267,7 @@ class Slurm:
             print(f'\n{name}: ' + ('the jobs are cancelled, and their runs save' if cancel else
                                    'the jobs go on; the same command finds them again'), flush=True)
         if cancel:
-            _cancel(jobs, lambda: len(self.signals) > 1)
+            self._cancel(jobs, lambda: len(self.signals) > 1)
             print('stopped; the same command goes on', flush=True)
         sys.exit(128 + self.signals[0])
 
@@ -254,24 +284,6 @@ class Slurm:
                              *(f'    {printable(line)[:300]}' for line in lines[-SHOWN:])]))
         if left[SHOWN:]:
             print(f'and {len(left) - SHOWN} more')
-
-
-def _queue() -> dict[str, str]:
-    """job -> why it waits, of this user's jobs that are in the queue: 'JOB' or 'ARRAY_TASK'. Raises UserError."""
-    lines = _ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i %r').splitlines()
-    return dict(line.split(maxsplit=1) for line in lines)
-
-
-def _cancel(jobs, enough: Callable[[], bool] = lambda: False) -> None:
-    """Cancel jobs, until none is in the queue, or `enough`."""
-    left = sorted(jobs)
-    while left and not enough():
-        for part in range(0, len(left), 100):
-            with contextlib.suppress(UserError):        # some have ended meanwhile, or Slurm does not answer now
-                _ask('scancel', *left[part:part + 100])
-        time.sleep(1)
-        with contextlib.suppress(UserError):
-            left = sorted({*jobs} & {*_queue()})
 
 
 @contextlib.contextmanager
@@ -302,9 +314,10 @@ def _minutes(limit: str) -> float:
     return days * 1440 + hours * 60 + minutes + seconds / 60
 
 
-def _largest_array() -> int:
-    found = re.search(r'MaxArraySize\s*=\s*(\d+)', _ask('scontrol', 'show', 'config'))
-    return max(1, int(found[1])) if found else 1001
+def _configured(name: str) -> str | None:
+    """A value of Slurm's configuration; None where it does not say."""
+    match = re.search(rf'^{name}\s*=\s*(\S+)', _ask('scontrol', 'show', 'config'), re.M)
+    return match[1] if match else None
 
 
 def _said(error) -> str:

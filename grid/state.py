@@ -1,6 +1,7 @@
 """How far each step of a table is, read from files alone: from another terminal, and after any interruption."""
 import contextlib
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from statistics import mean
 
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
+from helper.launch import STOP_SIGNALS
 from helper.state import LAST
 from results.runs import read_run
 
@@ -18,6 +20,7 @@ DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'wit
 HEARTBEAT = 5           # seconds between two signs of life of a worker
 SILENT = 60             # seconds after which a worker that gave none has ended
 LAST_LINES = 5
+MOST_STARTS = 5         # of a step that dies or ends without a result, before it counts as failed
 MOST_SECONDS = 10**9     # that a table may take, where its runs' files are not odd
 
 
@@ -40,16 +43,40 @@ class Record:
     def begin(self, command: str) -> None:
         write_json(self.path, {'state': 'running', 'command': command, 'options': expected(self.step.opt),
                                'host': socket.gethostname(), 'slurm': os.environ.get('SLURM_JOB_ID'),
-                               'began': time.time()})
+                               'began': time.time(), 'deaths': self.deaths()})
 
     def beat(self) -> None:
         """A sign of life."""
         with contextlib.suppress(OSError):
             os.utime(self.path)
 
-    def end(self, code: int) -> None:
-        """code: as subprocess gives it, negative for a signal."""
-        write_json(self.path, {**self.read(), 'state': 'ended', 'code': code, 'ended': time.time()})
+    def end(self, code: int, asked: bool = False) -> None:
+        """code: as subprocess gives it, negative for a signal. asked: this process told it to end.
+
+        A run that died cannot say so itself: its log gets the line.
+        """
+        why, deaths = '' if asked else self._death(code), 0
+        if why:
+            deaths = self.deaths() + 1
+            with contextlib.suppress(OSError), open(self.log, 'a') as log:
+                log.write(f'{why}, start {deaths} of {MOST_STARTS}\n')
+        write_json(self.path, {**self.read(), 'state': 'ended', 'code': code, 'ended': time.time(), 'deaths': deaths})
+
+    def _death(self, code):
+        """How it ended, where no error of its own and no stop signal ended it; else ''."""
+        number = _signal_of(code)
+        if number in STOP_SIGNALS or (code > 0 and number is None) or (code == 0 and result(self.step)):
+            return ''
+        if code == 0:
+            return 'ended without a result'
+        name = number.name if number else f'signal {-code}'
+        return f'ended by {name}' + (' (out of memory?)' if number == signal.SIGKILL else '')
+
+    def deaths(self) -> int:
+        """How often in a row it died or ended without a result, with the options that it has now."""
+        said = self.read()
+        deaths = said.get('deaths') if said.get('options') == expected(self.step.opt) else 0
+        return deaths if isinstance(deaths, int) else 0
 
     def forget(self) -> None:
         """Try it again."""
@@ -70,13 +97,15 @@ class Record:
             return False
 
     def failed(self) -> bool:
-        """Whether it ended by a failure of its own; a signal is none, so an interrupted step is only left.
+        """Whether it ended by an error, or died MOST_STARTS times. A step that a stop signal ended is only left.
 
-        Nor is a failure with other options, which the table no longer has.
+        A failure with other options, which the table no longer has, does not count.
         """
         said = self.read()
         code = said.get('code')
-        return isinstance(code, int) and 0 < code < 128 and said.get('options') == expected(self.step.opt)
+        if not isinstance(code, int) or said.get('options') != expected(self.step.opt):
+            return False
+        return (code > 0 and _signal_of(code) is None) or self.deaths() >= MOST_STARTS
 
     def last_lines(self) -> list[str]:
         """The end of its log."""
@@ -85,6 +114,13 @@ class Record:
         except OSError:
             return []
         return [printable(line.rstrip('\r').rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
+
+
+def _signal_of(code: int) -> signal.Signals | None:
+    """The signal that ended a process. code: the signal's negative number, or 128 + its number, as of a shell."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code if code < 0 else code - 128)
+    return None
 
 
 def result(step: Step) -> dict | None:

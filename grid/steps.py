@@ -283,9 +283,9 @@ def expected(opt) -> dict:
     return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
 
 
-def shell(words: list[str], threads: int | None = None) -> str:
-    """A command line that a person can paste. threads: of the CPU."""
-    return (f'OMP_NUM_THREADS={threads} ' if threads else '') + shlex.join(words)
+def shell(words: list[str], threads: str | None = None) -> str:
+    """A command line that a person can paste. threads: OMP_NUM_THREADS."""
+    return (f'OMP_NUM_THREADS={shlex.quote(threads)} ' if threads else '') + shlex.join(words)
 
 
 def waves(steps: list[Step]) -> list[list[Step]]:

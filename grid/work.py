@@ -20,16 +20,17 @@ GRACE = 300         # seconds that a run has to finish its step and save
 class Work:
     """Steps that run at the same time: one, or several trials that share a GPU."""
 
-    def __init__(self, logs: Path, steps: list, placement: list[str], threads: int | None):
-        """placement: flags of every step that say where it computes. threads: of the CPU, for each step."""
+    def __init__(self, logs: Path, steps: list, placement: list[str], threads: str | None):
+        """placement: flags of every step that say where it computes. threads: OMP_NUM_THREADS of each step."""
         self.logs, self.steps, self.placement, self.threads = logs, steps, placement, threads
         self.processes: dict = {}           # step -> process, of those that have not ended
         self.codes: dict = {}               # step -> exit code, of the others
         self.beaten = 0.0
+        self.asked = False                  # whether this process told them to end
 
     def start(self) -> None:
         """Start them; each writes to the end of its log."""
-        environment = {**os.environ, **({'OMP_NUM_THREADS': str(self.threads)} if self.threads else {})}
+        environment = {**os.environ, **({'OMP_NUM_THREADS': self.threads} if self.threads else {})}
         for step in self.steps:
             record = Record(self.logs, step)
             record.begin(shell(step.command(self.placement), self.threads))
@@ -51,7 +52,7 @@ class Work:
             code = _exit_code(process.pid)
             if code is not None:
                 self.codes[step] = process.returncode = code
-                Record(self.logs, step).end(code)
+                Record(self.logs, step).end(code, self.asked)
                 self.processes.pop(step, None)
             elif beat:
                 Record(self.logs, step).beat()
@@ -66,12 +67,14 @@ class Work:
         self.kill()
 
     def signal(self, number: int) -> None:
+        self.asked = True
         for process in list(self.processes.values()):
             with contextlib.suppress(OSError):
                 os.kill(process.pid, number)
 
     def kill(self) -> None:
         """End what has not ended, with all that it has started."""
+        self.asked = True
         for process in list(self.processes.values()):
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)

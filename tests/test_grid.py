@@ -25,7 +25,7 @@ from conftest import ROOT, assert_same, outcome_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import distiller_dict
 from grid import local, slurm
-from grid.local import MOST_STARTS, Places, groups
+from grid.local import Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
 from grid.steps import steps_of, waves
 from grid.table_file import TABLES, read
@@ -583,20 +583,24 @@ def test_a_folder_that_cannot_be_used(call, tmp_path, monkeypatch, capsys, save,
 def places(monkeypatch, gpus, cores=8, gpu_id=None, jobs=None, gpus_per_run=None, trial_parallel=1):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
     monkeypatch.setattr(local, 'cores', lambda: cores)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     return Places(gpu_id, jobs, gpus_per_run, trial_parallel)
 
 
 def test_places_on_a_cpu(monkeypatch):
     found = places(monkeypatch, 0)
-    assert (found.threads, found.flags) == (1, [['--gpu_id', 'cpu', '--num_workers', '1']] * 8)
+    assert (found.threads, found.flags) == ('1', [['--gpu_id', 'cpu', '--num_workers', '1']] * 8)
     found = places(monkeypatch, 0, jobs=2)
-    assert (found.threads, found.flags) == (4, [['--gpu_id', 'cpu', '--num_workers', '4']] * 2)
+    assert (found.threads, found.flags) == ('4', [['--gpu_id', 'cpu', '--num_workers', '4']] * 2)
     found = places(monkeypatch, 0, jobs=2, trial_parallel=2)
-    assert (found.threads, len(found.flags)) == (2, 2)
+    assert (found.threads, len(found.flags)) == ('2', 2)
     found = places(monkeypatch, 0, trial_parallel=3)
-    assert (found.threads, len(found.flags)) == (1, 2)
+    assert (found.threads, len(found.flags)) == ('1', 2)
     found = places(monkeypatch, 0, jobs=100)
-    assert (found.threads, len(found.flags)) == (1, 100)
+    assert (found.threads, len(found.flags)) == ('1', 100)
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')      # exported by the user
+    found = Places('cpu', 2, None, 1)
+    assert (found.threads, found.flags[0]) == ('3', ['--gpu_id', 'cpu', '--num_workers', '4'])
     for given in ({'gpu_id': 'cpu'}, {'gpus_per_run': 0}):
         assert places(monkeypatch, 4, **given).flags == [['--gpu_id', 'cpu', '--num_workers', '1']] * 8
 
@@ -1075,6 +1079,7 @@ def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
     steps, logs = steps_of(table, 'save', []), Path('save/logs')
     logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(local, 'cores', lambda: cores)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     now = local.Local('mini', logs, steps, Places('cpu', jobs, None, trial_parallel), trial_parallel).run()
     return {step.name: (now[step].state, Record(logs, step).read()) for step in steps}
 
@@ -1104,14 +1109,23 @@ def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, mos
                                                                             for t in (1, 2, 3))
 
 
-@pytest.mark.parametrize('end', ['kill -9 $$', 'kill -TERM $$', 'exit 143', 'exit 0'])
-def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, end):
-    """A signal from outside is no failure of the step, nor is an end without a result."""
+@pytest.mark.parametrize('end, why', [
+    ('kill -9 $$', 'ended by SIGKILL (out of memory?)'), ('kill -SEGV $$', 'ended by SIGSEGV'),
+    ('exit 137', 'ended by SIGKILL (out of memory?)'), ('exit 0', 'ended without a result'),
+    ('kill -TERM $$', None), ('exit 143', None)])
+def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, capsys, end, why):
+    """A run that always dies has failed, and its log says how. A stop signal from outside is no failure."""
+    for module in ('grid.local', 'grid.state'):
+        monkeypatch.setattr(f'{module}.MOST_STARTS', 2)
     pretend(f'echo here; {end}')
     found = run(read(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
                 monkeypatch=monkeypatch)
-    assert {name: state for name, (state, _) in found.items()} == {'resnet8-Student-1': 'left'}
-    assert Path('save/logs/resnet8-Student-1.log').read_text() == 'here\n' * MOST_STARTS
+    assert {name: end for name, (end, _) in found.items()} == {'resnet8-Student-1': 'failed' if why else 'left'}
+    log = Path('save/logs/resnet8-Student-1.log')
+    lines = [f'{why}, start {start} of 2' for start in (1, 2)] if why else []
+    assert log.read_text() == (f'here\n{lines[0]}\nhere\n{lines[1]}\n' if why else 'here\nhere\n')
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith('mini: ')]
+    assert said == [f'resnet8-Student-1: {line} ({log})' for line in lines]
 
 
 def test_a_second_ctrl_c(pretend, tmp_path):

@@ -77,7 +77,7 @@ class Command:
         """The job of a step, once it is submitted."""
         def found():
             with contextlib.suppress(OSError):
-                jobs = json.loads((self.save / 'slurm.json').read_text())
+                jobs = json.loads((self.save / 'slurm.json').read_text())['jobs']
                 return next((job for job, names in jobs.items() if step in names), None)
         return wait_for_slurm(found)
 

@@ -1,4 +1,5 @@
 """--cluster slurm without a Slurm: what it refuses, what it says to sbatch, and what a job does."""
+import json
 import re
 import signal
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grid import slurm
-from grid.state import Record
+from grid.state import MOST_STARTS, Record
 from grid.steps import Step
 from options import teacher_options
 from scripts import reproduce
@@ -28,7 +29,7 @@ PROGRAMS = {
     'sinfo': 'echo "low* 1:00:00 2"; echo "low* 1:00:00 4"; echo "high 2-00:00:00 8"',
     'squeue': 'cat queue',
     'scancel': 'echo "$@" >> cancelled; : > queue',
-    'scontrol': 'echo "MaxArraySize = 1001"',
+    'scontrol': 'echo "ClusterName             = alpha"; echo "MaxArraySize = 1001"',
     'sbatch': 'echo x >> submitted; echo "Submitted batch job $(wc -l < submitted)"',
     'srun': '',
 }
@@ -118,7 +119,7 @@ def test_limits_of_a_qos(run):
 def test_second_array_refused(run, programs):
     """The first is cancelled."""
     programs('sbatch', '[ ! -f submitted ] || { echo "sbatch: error: Too many" >&2; exit 1; }\n'
-                       'echo "1_0 Priority" > queue; touch submitted; echo "Submitted batch job 1"')
+                       'echo "1_0|Priority|mini" > queue; touch submitted; echo "Submitted batch job 1"')
     assert_refused(run(), 'the jobs were not taken (Too many)')
     assert Path('cancelled').read_text() == '1_0 1_1 1_2 1_3\n'
 
@@ -160,11 +161,30 @@ def test_jobs_of_before(run, programs):
     Path('save/slurm.json').write_text('[')
     run()
     assert scripts().keys() == {'1', '2'}
-    Path('queue').write_text('1_0 None\n1_2 Resources\n2_1 Dependency\n9 None\n')
+    Path('queue').write_text('1_0|None|mini\n1_2|Resources|mini\n2_1|Dependency|mini\n1_1|None|other\n9|None|mini\n')
     run()
     assert {number: (script['array'], script.get('dependency')) for number, script in scripts().items()} == {
         '1': ('0-3%4', None), '2': ('0-2%3', 'afterany:1_0'),
         '3': ('0-1%2', None), '4': ('0-1%2', 'afterany:1_0')}
+
+
+@pytest.mark.parametrize('queue, cluster, said', [
+    ('1_0|None|other', 'alpha', ''),
+    ('1_0|None|mini', 'beta', 'save/slurm.json: names jobs of the cluster beta; this is alpha, so they are left alone'),
+])
+def test_a_foreign_job_of_the_same_number(run, programs, queue, cluster, said):
+    """It is neither waited for nor cancelled, and the table's run is submitted."""
+    programs('squeue', 'cat queue; : > queue')
+    Path('save').mkdir()
+    Path('save/slurm.json').write_text(json.dumps({'cluster': cluster, 'jobs': {'1_0': ['teacher-resnet14']}}))
+    Path('queue').write_text(f'{queue}\n')
+    _, output, _ = run()
+    assert scripts()['1']['array'] == '0-3%4' and not Path('cancelled').exists()
+    assert [line for line in output.splitlines() if 'slurm.json' in line] == ([said] if said else [])
+    names = ['teacher-resnet14', *(f'resnet8-Student-{trial}' for trial in (1, 2, 3))]
+    assert json.loads(Path('save/slurm.json').read_text()) == {'cluster': 'alpha', 'jobs': {
+        **{f'1_{i}': [name] for i, name in enumerate(names)},
+        **{f'2_{i}': [f'resnet14-resnet8-KD-{i + 1}'] for i in range(3)}}}
 
 
 def test_squeue_fails_for_a_while(run, programs):
@@ -172,7 +192,7 @@ def test_squeue_fails_for_a_while(run, programs):
 case $(wc -l < looks) in
     1) ;;
     2) exit 1 ;;
-    3) echo "1_0 Resources" ;;
+    3) echo "1_0|Resources|mini" ;;
 esac""")
     code, output, _ = run()
     assert code == 1
@@ -195,19 +215,30 @@ class TestJob:
         return step
 
     @pytest.mark.parametrize('program, waits', [
-        ('', False), ('sys.exit(1)', False), ('os.kill(os.getpid(), signal.SIGKILL)', False),
+        ('sys.exit(1)', False), ('os.kill(os.getpid(), signal.SIGSEGV)', False),
         ('sys.exit(143)', True), ('os.kill(os.getpid(), signal.SIGTERM)', True)])
     def test_end(self, tmp_path, monkeypatch, step, program, waits):
         """A job whose runs were told to end waits for Slurm, which else would take it for complete."""
         monkeypatch.setattr(slurm, 'ENDING', 3)
         began = time.monotonic()
-        slurm.Job()(tmp_path / 'logs', [step(program)], [], 1)
+        slurm.Job()(tmp_path / 'logs', [step(program)], [], '1')
         assert (time.monotonic() - began > 3) == waits
+
+    def test_a_run_that_always_dies(self, tmp_path, step):
+        """It is started again in the same job, and then has failed."""
+        died = step('os.kill(os.getpid(), signal.SIGKILL)')
+        for _ in range(2):
+            slurm.Job()(tmp_path / 'logs', [died], [], '1')
+        lines = [f'ended by SIGKILL (out of memory?), start {start} of {MOST_STARTS}'
+                 for start in range(1, MOST_STARTS + 1)]
+        assert (tmp_path / 'logs/a.log').read_text().splitlines() == [
+            line for said in lines for line in ('began', said)]
+        assert Record(tmp_path / 'logs', died).failed()
 
     def test_ports(self, tmp_path, step):
         """Runs of several processes on one machine meet at different ports."""
         steps = [step('print(sys.argv[-2:])', 'a'), step('print(sys.argv[-2:])', 'b')]
-        slurm.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], 1)
+        slurm.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
         ports = {int(re.search(r"--dist-url', 'tcp://127.0.0.1:(\d+)'", (tmp_path / f'logs/{name}.log').read_text())[1])
                  for name in 'ab'}
         assert len(ports) == 2
@@ -216,7 +247,7 @@ class TestJob:
         """What has failed, and what has no teacher."""
         failed = step('sys.exit(1)')
         for _ in range(2):
-            slurm.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], 1)
+            slurm.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], '1')
         assert (tmp_path / 'logs/a.log').read_text() == 'began\n'
         assert not (tmp_path / 'logs/b.log').exists()
 
@@ -231,7 +262,7 @@ class TestJob:
 
         saves = 'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nprint("ready", flush=True)\ntime.sleep(60)'
         job, again = slurm.Job(), []
-        arguments = tmp_path / 'logs', [step(saves), step(saves, 'b')], [], 1
+        arguments = tmp_path / 'logs', [step(saves), step(saves, 'b')], [], '1'
         before = signal.signal(signal.SIGALRM, handler)
         try:
             signal.setitimer(signal.ITIMER_REAL, 2)
