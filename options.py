@@ -36,7 +36,7 @@ from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.adapter import FITS
-from models.find import check_name
+from models.find import check_name, check_without_weights
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
 
@@ -176,6 +176,7 @@ def _finish(parser, opt, model, flag):
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
+    check_without_weights(model, flag)
     if opt.learning_rate is None:
         opt.learning_rate = default_learning_rate(model)
     check_recipe(opt)
@@ -363,6 +364,8 @@ def student_options(args=None, **parser):
         raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '
                         f'{", ".join(names)}')
     opt = _finish(parser, opt, opt.model_s, '--model_s')
+    if opt.model_t is not None:
+        check_without_weights(opt.model_t, '--model_t')
     check_method(opt, method)
     if opt.teacher_cache:
         check_cache(opt, method)

@@ -75,8 +75,8 @@ class Vanilla(nn.Module):
         return type(self).backward is not Vanilla.backward
 
     def after_step(self) -> None:
-        """Called after each step of the optimiser: --model_ema follows the student."""
-        if self.average is not None:
+        """Called after each step of the optimiser: --model_ema follows the student, after a first stage."""
+        if self.average is not None and not self.initialising:
             self.steps = 1 + (int(self.averaged_steps) if self.steps is None else self.steps)
             self.averaged_steps.fill_(self.steps)
             self.average.update(self.student, self.steps)

@@ -113,11 +113,21 @@ def check_buffers(parts: list[dict], own: dict) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load what a checkpoint keeps for each parameter, whichever optimiser it is.
+    """Load the state of a checkpoint into an optimiser of any kind that has not made a step yet.
 
-    Rates and other settings are those of the options; momentum and the like come from the file.
+    Rates and other settings are those of the options. Momentum and the like come from the file, and so do the entries
+    of the groups that a step changes, as the count of steps of lamb and adan. Raises what an untrusted state causes.
     """
-    optimizer.load_state_dict({'state': saved['state'], 'param_groups': optimizer.state_dict()['param_groups']})
+    own, stepped = optimizer.state_dict(), _after_a_step(optimizer)
+    groups = []
+    for group, after, kept in zip(own['param_groups'], stepped['param_groups'], saved['param_groups'], strict=True):
+        counted = [name for name in after if name not in group or after[name] != group[name]]
+        for name in counted if saved['state'] else ():
+            if type(kept.get(name)) is not type(after[name]) or not 0 <= kept[name] < 2**53:
+                raise ValueError(f'{name} of a group of parameters')
+        groups.append({**group, **{name: kept[name] for name in counted if name in kept}})
+    more = {name: saved[name] for name in own if name not in ('state', 'param_groups')}       # as kron's random numbers
+    optimizer.load_state_dict({**more, 'state': saved['state'], 'param_groups': groups})
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
@@ -125,7 +135,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
 
     Shapes are compared before anything is tried: a fused kernel does not look at them and would read beyond a tensor.
     """
-    fresh, usual = optimizer.state_dict()['state'], _after_a_step(optimizer)
+    fresh, usual = optimizer.state_dict()['state'], _after_a_step(optimizer)['state']
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     for number in {**fresh, **saved['state']}:
         kept, shape = saved['state'].get(number, {}), parameters[number].shape
@@ -133,20 +143,24 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             raise ValueError(f'{missing.pop()} of parameter {number} is missing')
         for name, value in kept.items():
             like = usual.get(number, {}).get(name)
-            shapes = [like.shape] if isinstance(like, torch.Tensor) else [(), shape]
-            if isinstance(value, torch.Tensor) and (
-                    value.layout != torch.strided or value.shape not in shapes or not value.isfinite().all()):
-                raise ValueError(f'{name} of parameter {number} is {value.dtype} {tuple(value.shape)}')
+            if isinstance(like, list) and (not isinstance(value, list) or len(value) != len(like)):
+                raise ValueError(f'{name} of parameter {number}')
+            pairs = zip(value, like, strict=True) if isinstance(like, list) else [(value, like)]
+            for part, like_part in pairs:
+                shapes = [like_part.shape] if isinstance(like_part, torch.Tensor) else [(), shape]
+                if isinstance(part, torch.Tensor) and (
+                        part.layout != torch.strided or part.shape not in shapes or not part.isfinite().all()):
+                    raise ValueError(f'{name} of parameter {number} is {part.dtype} {tuple(part.shape)}')
     load_optimizer(optimizer, saved)
     _after_a_step(optimizer)
 
 
 def _after_a_step(optimizer):
-    """The state that a step with gradients of zero leaves, made on copies; or whatever the step raises."""
+    """The state_dict that a step with gradients of zero leaves, made on copies; or whatever the step raises."""
     trial = copy.deepcopy(optimizer)
     for step in (getattr(trial, 'step_kd', None), trial.step):      # of an optimiser with two gradients, both
         for p in (p for group in trial.param_groups for p in group['params']):
             p.grad = torch.zeros_like(p)
         if step:
             step()
-    return trial.state_dict()['state']
+    return trial.state_dict()

@@ -60,6 +60,14 @@ def check_name(name: str, image_size: int, flag: str) -> str:
     return resolve(name, image_size, flag)
 
 
+def check_without_weights(name: str, flag: str) -> None:
+    """Raises UserError where the name of a net that is built, and gets new weights, names published weights."""
+    weights = settings(name, flag)[0].partition('.')[2] if library_of(name) else ''
+    if weights:
+        raise UserError(f'{flag} {name}: {weights} names published weights, which a net by its name does not get; '
+                        f'leave it out, or give {name} as --path-t')
+
+
 DROP_PATH = {'timm': 'drop_path_rate', 'torchvision': 'stochastic_depth_prob'}
 
 

@@ -1,5 +1,6 @@
 """The parts of today's recipes against timm's own objects, fed the same numbers."""
 import copy
+import io
 import json
 import signal
 import types
@@ -23,6 +24,7 @@ from helper.errors import UserError
 from helper.loops import train_epoch
 from helper.optim import adjust_learning_rate, new_optimizer
 from helper.run import Run
+from helper.state import check_optimizer, load_optimizer
 from models.find import build as build_net
 from options import student_options, teacher_options
 
@@ -77,6 +79,46 @@ def test_optimisers(name):
             module(images, torch.arange(4))[0]['loss'].backward()
             optimizer.step()
     assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+def test_every_optimiser_resumes(monkeypatch):
+    """Each that --opt takes here goes on from its saved state to the bit, with the rate of the options."""
+    from timm.optim import list_optimizers
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)       # kron compiles a step for each shape
+    optimisers = {*list_optimizers()} - {'adahessian'}
+    resumed = set()
+    for name in sorted(optimisers):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), *([nn.Conv2d(2, 2, 2)] if 'muon' in name else []))
+        opt = options('--opt', name, '--weight_decay', 0.1)
+        try:
+            optimizer = new_optimizer(net, 0.01, opt)
+        except UserError:       # those of libraries that need a GPU
+            continue
+        for seed in range(2):
+            _step(net, optimizer, seed)
+        file = io.BytesIO()
+        torch.save([net.state_dict(), optimizer.state_dict(), torch.get_rng_state()], file)
+        file.seek(0)
+        weights, saved, random_numbers = torch.load(file, weights_only=True)
+        _step(net, optimizer, 2)
+        other = copy.deepcopy(net)
+        other.load_state_dict(weights)
+        check_optimizer(new_optimizer(other, 0.01, opt), saved)
+        again = new_optimizer(other, 0.01, opt)
+        load_optimizer(again, saved)
+        torch.set_rng_state(random_numbers)
+        _step(other, again, 2)
+        assert_same(dict(other.state_dict()), dict(net.state_dict()))
+        resumed.add(name)
+    assert {'sgd', 'adamw', 'lamb', 'adan', 'kron', 'muon', 'adafactorbv'} <= resumed and len(resumed) > 70
+
+
+def _step(net, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in net.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    optimizer.step()
 
 
 def test_losses():
@@ -203,6 +245,18 @@ def test_the_average_of_the_weights():
     assert_same(dict(net.state_dict()), dict(reference.module.state_dict()))
     assert_same(dict(distiller.checkpoint()['model']), dict(net.state_dict()))
     assert all(p not in {*net.parameters()} for group in optimizer.param_groups for p in group['params'])
+
+
+def test_the_average_begins_after_a_first_stage():
+    """Its first step takes the student as it is, and its warm-up counts from there."""
+    distiller, loader, opt = build('fsp', model_ema=0.9, model_ema_warmup=True)
+    first = distiller.average.module.conv1.weight.clone()
+    for stage in (1, 2):
+        train_epoch(1, loader, distiller, distiller.make_optimizer(0.05, opt), opt)
+        if stage == 1:
+            assert distiller.average.module.conv1.weight.equal(first) and distiller.averaged_steps == 0
+            distiller.finish_init()
+    assert distiller.averaged_steps == 3 and not distiller.average.module.conv1.weight.equal(first)
 
 
 def test_accumulated_gradients_and_their_norm():

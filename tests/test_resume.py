@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import train_teacher
 from helper.checkpoint import load_checkpoint
 from helper.files import Lock
 from helper.run import Run
-from helper.state import check_optimizer
+from helper.state import check_optimizer, load_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +47,8 @@ def student(teacher, small, save, method):
 
 
 @pytest.mark.parametrize('method, stops', [
-    ('kd', (2, 4)), ('semckd', (1, 5)), ('vid', (3, 2)), ('crd', (2, 2, 4)), ('factor', (2, 5, 3)), ('abound', (6, 1)),
+    ('kd', (2, 4)), ('semckd', (1, 5)), ('vid', (3, 2)), ('crd', (2, 2, 4)), ('abound', (6, 1)),
+    pytest.param('factor --opt lamb', (2, 5, 3), marks=pytest.mark.skipif(find_spec('timm') is None, reason='timm')),
     ('ctkd', (2, 3)), ('simkd', (4, )), ('wkdl', (1, 4)), ('rkd+crd --optimizer dot', (1, 4)),
     ('semckd --compile', (1, 5)), ('abound --compile', (6, 1))])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(call, small, teacher, tmp_path, interrupt, method, stops):
@@ -523,6 +525,31 @@ def test_a_damaged_state_of_another_optimizer(fused, change, words):
     change(saved['state'][0])
     with pytest.raises((ValueError, KeyError, TypeError), match=words):
         check_optimizer(torch.optim.AdamW(net.parameters(), lr=0.1, fused=fused), saved)
+
+
+@pytest.mark.parametrize('step, words', [(None, 'step of a group'), (-3, 'step of a group'), ('2', 'step of a group')])
+def test_a_damaged_count_of_steps(step, words):
+    """Of an optimiser that counts in its groups."""
+    optim = pytest.importorskip('timm.optim')
+    net = torch.nn.Linear(3, 2)
+    saved, groups = _stepped(optim.Lamb(net.parameters()), 3).state_dict(), []
+    assert [group['step'] for group in saved['param_groups']] == [3]
+    other = optim.Lamb(net.parameters(), lr=0.5)
+    load_optimizer(other, saved)
+    assert (other.param_groups[0]['step'], other.param_groups[0]['lr']) == (3, 0.5)
+    for group in saved['param_groups']:
+        groups.append({name: value for name, value in {**group, 'step': step}.items() if value is not None})
+    with pytest.raises(ValueError, match=words):
+        check_optimizer(optim.Lamb(net.parameters()), {**saved, 'param_groups': groups})
+
+
+def _stepped(optimizer, steps):
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for p in group['params']:
+                p.grad = torch.ones_like(p)
+        optimizer.step()
+    return optimizer
 
 
 def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
