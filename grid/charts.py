@@ -4,7 +4,7 @@ from statistics import mean
 import matplotlib
 from matplotlib.figure import Figure
 
-from results.figures import styled
+from results.figures import styled, whole_numbers
 
 from .cells import Cell
 
@@ -36,7 +36,7 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
         if len(cell.runs) > 1:
             axis.fill_between(numbers, [min(values) for values in by_epoch], [max(values) for values in by_epoch],
                               color=colour(place), alpha=0.15, linewidth=0, gid=f'range-{place}')
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axis.xaxis)
     axis.grid(alpha=0.25)
     fig.legend(loc='outside right upper', fontsize='small')
     return fig
@@ -59,7 +59,7 @@ def learnt(name: str, cell: Cell) -> Figure:
         for t in range(stages_t):
             axis.plot(range(1, len(average) + 1), [matrix[s][t] for matrix in average], color=colour(t),
                       marker=_marker(average), label=f'teacher stage {t + 1}' if s == 0 else None)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axis.xaxis)
         axis.grid(alpha=0.25)
         axis.tick_params(labelleft=s == 0)
     fig.legend(loc='outside right upper', fontsize='small')

@@ -2,12 +2,14 @@
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from helper.files import write_atomically
@@ -17,6 +19,8 @@ from .measure import Calibration
 INK = '#010203'     # of text, axes and ticks: what an SVG shows in the colour of the page that it is in
 WRONG, BLUE, GREY = '#d62728', '#1f77b4', '#7f7f7f'
 COLUMNS = 4         # panels beside each other
+NAMED_CLASSES = 25  # so many can be named along an axis
+INCHES = 0.075      # that a character takes
 STYLE = {
     'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
     'axes.facecolor': 'none', 'font.size': 9, 'axes.titlesize': 'medium', 'legend.frameon': False,
@@ -70,10 +74,21 @@ def grid(count: int) -> tuple[int, int]:
 
 
 def panels(names: Sequence[str], width: float, height: float, beside: float) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each name, which becomes its title, and room to the right of all of them; in inches."""
+    """A figure with a panel for each name, which becomes its title, and room beside all of them; in inches."""
     rows, columns = grid(len(names))
     fig = Figure((width * columns + beside, height * rows), layout='constrained')
-    return fig, [fig.add_subplot(rows, columns, number, title=name) for number, name in enumerate(names, start=1)]
+    return fig, [fig.add_subplot(rows, columns, number, title=wrap(name, width))
+                 for number, name in enumerate(names, start=1)]
+
+
+def wrap(text: str, inches: float) -> str:
+    """The text in lines that are at most so long."""
+    return '\n'.join(textwrap.fill(line, max(8, int(inches / INCHES))) for line in text.split('\n'))
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers alone, also where the axis has a single one."""
+    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 @styled()
@@ -94,19 +109,26 @@ def tsne(points: dict[str, np.ndarray], labels: np.ndarray, classes: Sequence[st
 
 
 @styled()
-def correlations(differences: dict[str, np.ndarray]) -> Figure:
+def correlations(differences: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
     """How a student's correlations between the logits of classes differ from the teacher's, on one scale for all.
 
-    differences: name -> (classes, classes).
+    differences: name -> (classes, classes). classes: their names, which stand at the axes of up to NAMED_CLASSES.
     """
     highest = max(np.nanmax(difference, initial=0) for difference in differences.values())
-    fig, axes = panels([f'{name}\nmean {difference.mean():.3f}' for name, difference in differences.items()], 2.7, 3.2,
-                       beside=0.9)
-    for axis, difference in zip(axes, differences.values(), strict=True):
+    named = len(classes) <= NAMED_CLASSES
+    room, size = (0.8 * INCHES * max(map(len, classes)), max(2.3, 0.15 * len(classes))) if named else (0, 2.3)
+    fig, axes = panels([f'{name}\nmean {difference.mean():.3f}' for name, difference in differences.items()],
+                       size + 0.4, size + 0.9 + room, beside=0.9 + room)
+    columns = grid(len(axes))[1]
+    for place, (axis, difference) in enumerate(zip(axes, differences.values(), strict=True)):
         image = axis.imshow(difference, vmin=0, vmax=highest or 1, cmap='magma', interpolation='none')
-        for side in (axis.xaxis, axis.yaxis):
-            side.get_major_locator().set_params(integer=True)
-        axis.set(xlabel='class', ylabel='class')
+        if named:
+            axis.set_xticks(range(len(classes)), classes, rotation=90, size=8)
+            axis.set_yticks(range(len(classes)), classes if place % columns == 0 else [], size=8)
+        else:
+            whole_numbers(axis.xaxis)
+            whole_numbers(axis.yaxis)
+            axis.set(xlabel='class', ylabel='class')
     fig.colorbar(image, ax=axes, shrink=0.8, label='|difference of correlation|')
     return fig
 
@@ -143,19 +165,24 @@ def grad_cam(images: np.ndarray, names: Sequence[str], true: Sequence[str],
     images: uint8 (N, H, W, 3). names, true: of each image its name and its class. nets: name -> (maps (N, H, W) from 0
     to 1, what stands above each, whether the prediction is right).
     """
-    fig = Figure((1.55 * (1 + len(nets)), 1.75 * len(images) + 0.25), layout='constrained')
-    axes = fig.subplots(len(images), 1 + len(nets), squeeze=False)
+    width = 1.75
+    true, words = [wrap(text, width) for text in true], {net: [wrap(text, width) for text in of[1]]
+                                                         for net, of in nets.items()}
+    lines = [max(text.count('\n') for text in row) for row in zip(true, *words.values(), strict=True)]
+    heights = [width + 0.13 * more for more in lines]
+    fig = Figure((width * (1 + len(nets)), sum(heights) + 0.5), layout='constrained')
+    axes = fig.subplots(len(images), 1 + len(nets), squeeze=False, height_ratios=heights)
     for row, image, name, label in zip(axes[:, 0], images, names, true, strict=True):
         row.imshow(image, interpolation='none')
         row.set_title(label, size=8)
         row.set_ylabel(name)
     axes[-1, 0].set_xlabel('true class')
-    for column, (net, (maps, words, right)) in zip(axes.T[1:], nets.items(), strict=True):
-        for axis, image, cam, text, is_right in zip(column, images, maps, words, right, strict=True):
+    for column, (net, (maps, _, right)) in zip(axes.T[1:], nets.items(), strict=True):
+        for axis, image, cam, text, is_right in zip(column, images, maps, words[net], right, strict=True):
             heat = matplotlib.colormaps['jet'](cam)[..., :3]
             axis.imshow(0.5 * image / 255 + 0.5 * heat, interpolation='none')
             axis.set_title(text, size=8, color=INK if is_right else WRONG)
-        column[-1].set_xlabel(net)
+        column[-1].set_xlabel(wrap(net, width))
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return fig
@@ -177,7 +204,7 @@ def calibration(nets: dict[str, Calibration]) -> Figure:
         upper.bar(left[some], (confidence - accuracy)[some], bottom=accuracy[some], facecolor='none', edgecolor=WRONG,
                   hatch='/////', linewidth=0.5, label='gap to the confidence', **bar)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle='--')
-        upper.set(title=f'{name}\nECE {found.ece * 100:.1f} %', xlim=(0, 1), ylim=(0, 1))
+        upper.set(title=wrap(f'{name}\nECE {found.ece * 100:.1f} %', 2.3), xlim=(0, 1), ylim=(0, 1))
         lower.bar(left, count, color=GREY, edgecolor='white', linewidth=0.5, **bar)
         lower.set(xlabel='confidence', xticks=np.linspace(0, 1, 6), yscale='log', ylim=(0.5, 2 * count.max()))
         lower.yaxis.set_major_formatter('{x:g}')

@@ -10,6 +10,7 @@ its epoch: of CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else
 method's own paper; of ImageNet that of the method's own paper.
 """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -60,6 +61,15 @@ def compare_table(groups: list[list[dict]]) -> str:
     return table(head, rows, ''.join('<<<>>>>>>>'[i] for i in kept))
 
 
+def notes(groups: list[list[dict]]) -> Iterator[str]:
+    """A line for each experiment with a net that predicts one class for all test images."""
+    for group, label in zip(groups, labels(groups), strict=True):
+        for epoch in ACCURACY:
+            if number := sum(run['one_class'][epoch] for run in group):
+                yield (f'{group[0]["model"]}, {label}: in the {epoch} epoch {number} of {len(group)} runs predict one '
+                       f'class for all test images; that accuracy is only the share of the class')
+
+
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:
     """The improvement of the method `ours` over each other one in these experiments, and the published one.
 
@@ -95,6 +105,8 @@ def figure(groups: list[list[dict]], path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
+    from results.figures import whole_numbers, wrap
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']
@@ -108,7 +120,7 @@ def figure(groups: list[list[dict]], path: Path) -> None:
         curves.plot(numbers, [mean(values) for values in epochs], marker='o', markersize=3, label=name)
         curves.fill_between(numbers, [min(values) for values in epochs], [max(values) for values in epochs], alpha=0.2)
     curves.set(xlabel='epoch', ylabel='test top-1 (%)', title='Accuracy')
-    curves.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(curves.xaxis)
     fig.legend(loc='outside lower left')        # below the curves, which it must not hide
     curves.grid(alpha=0.3)
     for axis, (title, matrices) in zip(maps, learnt, strict=True):
@@ -117,7 +129,7 @@ def figure(groups: list[list[dict]], path: Path) -> None:
         for i, row in enumerate(average):
             for j, value in enumerate(row):
                 axis.text(j, i, f'{value:.2f}', ha='center', va='center', color='white' if value < 0.6 else 'black')
-        axis.set(xlabel='teacher stage', ylabel='student stage', title=title,
+        axis.set(xlabel='teacher stage', ylabel='student stage', title=wrap(title, 3.5),
                  xticks=range(len(average[0])), yticks=range(len(average)))
         axis.set_xticklabels(range(1, len(average[0]) + 1))
         axis.set_yticklabels(range(1, len(average) + 1))
@@ -163,11 +175,8 @@ def main():
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
                   file=sys.stderr)
     show(compare_table(groups))
-    for group, label in zip(groups, labels(groups), strict=True):
-        for epoch in ACCURACY:
-            if number := sum(run['one_class'][epoch] for run in group):
-                print(f'{group[0]["model"]}, {label}: in the {epoch} epoch {number} of {len(group)} runs predict one '
-                      f'class for all test images; that accuracy is only the share of the class')
+    for note in notes(groups):
+        print(note)
     if opt.ari:
         show(f'\n{improvement_table(groups, opt.of or headline, opt.epoch or "best")}')
     if opt.figure:

@@ -32,7 +32,7 @@ from results.given import Given, add_data_flags, data_options  # noqa: E402
 
 ROWS, MOST_ROWS = 5, 50     # images of Grad-CAM that are drawn unasked, and at most
 FEWEST = 4                  # images that t-SNE and CKA need
-LONGEST = 40                # characters of a net's name
+LONGEST = 40                # characters of a net's name, and of a class's
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class Subject:
 
     def class_name(self, label: int) -> str:
         name = printable(self.data.classes[label])
-        return name if len(name) <= 16 else f'{name[:15]}…'
+        return name if len(name) <= LONGEST else f'{name[:LONGEST - 1]}…'
 
 
 def draw_tsne(subject):
@@ -98,8 +98,10 @@ def draw_tsne(subject):
 
 def draw_correlations(subject):
     found = {one.name: measure.correlation_difference(one.logits, subject.teacher.logits) for one in subject.students}
-    return figures.correlations({name: difference.numpy() for name, difference in found.items()}), {
-        'images': len(subject.target), 'mean difference': {name: d.mean().item() for name, d in found.items()}}
+    classes = [subject.class_name(label) for label in range(subject.data.num_classes)]
+    return figures.correlations({name: difference.numpy() for name, difference in found.items()}, classes), {
+        'images': len(subject.target), 'classes': classes,
+        'mean difference': {name: d.mean().item() for name, d in found.items()}}
 
 
 def draw_cka(subject):

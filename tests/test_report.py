@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT
 
 from distiller_zoo import get_method
+from grid import charts
 from grid.cells import Cell, Found, Trial, _epoch_of_published, published_for
 from grid.formats import as_csv, figure, latex, markdown, notes, signed
 from grid.table_file import Pair, Row, Table, read
@@ -247,6 +248,18 @@ def test_curves_and_what_was_learnt(table, texts):
                          {f'{kind}-{place}' for kind in ('row', 'range') for place in range(8)})
 
 
+def test_a_single_epoch_is_seen():
+    """A line of one point needs a marker, and its axis one whole number."""
+    found = found_of({'Student': [70.0], 'KD': [73.0]})
+    for cell in found.cells.values():
+        cell.runs[0].update(curve=[cell.runs[0]['top1']], pictures={'attention': [[0.5, 0.5]]},
+                            pictures_by_epoch=[{'attention': [[0.5, 0.5]]}])
+    curves = charts.curves([*enumerate(found.cells.values())])
+    for chart in (curves, charts.learnt('attention', found.cells['KD', 'a -> b'])):
+        assert [line.get_marker() for line in chart.axes[0].lines] == ['o', 'o']
+        assert [tick for tick in chart.axes[0].get_xticks() if 0.9 < tick < 1.1] == [1]
+
+
 def test_dialogs_and_costs(table, texts):
     folder, figures, _ = table
     page = texts['html']
@@ -364,6 +377,17 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
                                                                    'report.tex']
     assert 'digits: 0 done, 0 running, 0 failed, 43 left. Written' in Path('here/report.html').read_text()
     assert '| KD |  |  |\n' in Path('here/report.md').read_text()
+    # The folder of the runs says which table it is; a folder of another name, what would work.
+    shutil.copytree('here', 'save/digits')
+    call(report.main, 'save/digits', '--epoch', 'last')
+    assert capsys.readouterr().out.endswith('report: save/digits/report.html\n')
+    assert 'of the last epoch' in Path('save/digits/report.md').read_text()
+    assert '<body class="last">' in Path('save/digits/report.html').read_text()
+    for arguments, words in ((['here'], 'TABLE here: no such table'), (['save/digits', '--save_dir', 'here'],
+                             'TABLE save/digits: is a folder, and so is --save_dir here; give one of the two')):
+        with pytest.raises(SystemExit):
+            call(report.main, *arguments)
+        assert capsys.readouterr().err.startswith(f'error: {words}')
     # A figure that cannot be read is left out.
     Path('here/figures/folder.svg').mkdir(parents=True)
     Path('here/figures/dangling.svg').symlink_to('nowhere')

@@ -387,6 +387,29 @@ def test_compare_trials_and_published():
     assert words(compare.compare_table(trials(runs + other)))[0].startswith('data model ')
 
 
+def test_compare_says_what_an_accuracy_is_not():
+    """A net of one class is named; of at most five classes the first five say nothing; a deviation stands at both."""
+    runs = [run_of('resnet8', 50.0, dataset='folder'), run_of('resnet8', 40.0, dataset='folder')]
+    for run in runs:
+        run['facts'] = {'classes': 5}
+    assert words(compare.compare_table(trials(runs))) == [
+        'model trained parameters trials top-1 % last % seconds', 'resnet8 alone 1,234 2 45.00 ± 7.07 44.00 ± 7.07 60']
+    assert list(compare.notes(trials(runs))) == []
+    runs[0]['one_class'] = {'best': False, 'last': True}
+    assert list(compare.notes(trials(runs))) == [
+        'resnet8, alone: in the last epoch 1 of 2 runs predict one class for all test images; that accuracy is only '
+        'the share of the class']
+
+
+def test_trials_of_other_data_are_not_averaged():
+    """Nor where a run that does not say its data stands between them."""
+    runs = [run_of('resnet8', top1, dataset='folder') for top1 in (50.0, 51.0, 52.0)]
+    for run, facts in zip(runs, ({}, {'images (checksum)': 1}, {'images (checksum)': 2}), strict=True):
+        run['facts'] = facts
+    assert [len(group) for group in trials(runs)] == [2, 1]
+    assert 'images (checksum) 2' in compare.compare_table(trials(runs))
+
+
 @pytest.mark.parametrize('flags, found', [
     ('hint -a 0', 'hint, alpha 0.0'), ('hint -a 0 --hint_layer 2', 'hint, alpha 0.0, hint_layer 2'), ('hint', 'hint'),
     ('kd', 'kd'), ('kd --logit_stand', 'kd, logit_stand True'), ('kd --optimizer dot', 'kd, optimizer dot'),
@@ -686,6 +709,13 @@ def test_compare_leaves_out_what_is_no_run(call, teacher, tmp_path, capsys):
     call(compare.main, teacher.parent, tmp_path)
     done = capsys.readouterr()
     assert 'resnet14' in done.out and f'left out: {tmp_path}' in done.err
+    # Runs below a folder are found, each once.
+    shutil.copytree(teacher.parent, tmp_path / 'models' / 'a')
+    shutil.copytree(teacher.parent, tmp_path / 'models' / 'b')
+    (tmp_path / 'link').symlink_to(tmp_path / 'models')
+    call(compare.main, tmp_path, tmp_path / 'models' / 'a')
+    assert ' 2 ' in capsys.readouterr().out.splitlines()[2]
+    shutil.rmtree(tmp_path / 'models')
     with pytest.raises(SystemExit):
         call(compare.main, tmp_path)
     with pytest.raises(SystemExit) as caught:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, Hostile, data_options
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
@@ -208,7 +210,7 @@ def test_read_test_set():
 def test_svg(tmp_path):
     """Text is text, ink is the page's, nothing says when or by which version it was drawn, and it fits into a page."""
     def draw():
-        return figures.correlations({'a <b> $x$ & ü': np.eye(3)})
+        return figures.correlations({'a <b> $x$ & ü': np.eye(3)}, ['cat', 'a dog', '<bird>'])
     figures.save(draw(), tmp_path / 'with.dot')
     figures.save(draw(), tmp_path / 'again')
     for suffix in ('png', 'svg'):
@@ -219,6 +221,7 @@ def test_svg(tmp_path):
     root = ElementTree.fromstring(text)
     words = ''.join(root.itertext())
     assert 'a <b> $x$ & ü' in words and 'mean 0.333' in words and '|difference of correlation|' in words
+    assert words.count('a dog') == words.count('<bird>') == 2      # at both axes
     assert 'T00:' not in text and 'dc:date' not in text
     png = Image.open(tmp_path / 'again.png')
     assert png.convert('RGB').getpixel((0, 0)) == (255, 255, 255) and not png.info.get('Software')
@@ -232,8 +235,29 @@ def test_grid(count, wanted):
 def test_figures_of_nets_without_a_number():
     """A logit that never changes, a dead stage."""
     nothing = np.full((4, 4), np.nan)
-    for figure in (figures.correlations({'a': nothing}), figures.cka({'a': nothing}, 't')):
+    for figure in (figures.correlations({'a': nothing}, 'wxyz'), figures.cka({'a': nothing}, 't')):
         assert 'nan' in figures.svg(figure)
+
+
+def test_long_names_are_wrapped():
+    """Those of nets and of classes are whole, lie within the figure, and no caption overlaps another."""
+    name, net = 'black-crowned night heron, juvenile', 'a net with a name of forty characters 123'
+    maps = np.zeros((2, 8, 8)), [f'{name}, 39%'] * 2, [True, False]
+    cam = figures.grad_cam(np.zeros((2, 8, 8, 3), 'uint8'), ['image 0', 'image 1'], [name, 'cat'],
+                           {net: maps, 'x': maps})
+    matrices = figures.correlations({net: np.eye(40), 'x': np.eye(40)}, [name] * 40)     # too many to be named
+    dots = figures.tsne({net: np.zeros((4, 2)), 'x': np.zeros((4, 2))}, np.array([0, 0, 1, 1]), [name, 'cat'])
+    for figure in (cam, matrices, dots):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        canvas.draw()       # the layout has come to rest
+        shown = [text for text in figure.findobj(Text) if len(text.get_text()) > 4]     # without the ticks' numbers
+        words = [text.get_text().replace('\n', ' ') for text in shown]
+        assert any(text.startswith(net) for text in words) and (name in words) == (figure is not matrices)
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in shown]
+        assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+        titles = [axis.title.get_window_extent(canvas.get_renderer()) for axis in figure.axes]
+        assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
 
 
 @pytest.fixture(scope='module')
@@ -277,7 +301,8 @@ def test_from_the_command_line(call, runs, tmp_path, capsys):
         assert rows[name][0] == f'{net["top-1 %"]:.2f}' and rows[name][-1] == f'{net["NLL"]:.4f}'
         assert sum(net['bins']['count']) == 360
     assert nets['resnet14 (teacher)']['KL'] is None and 0 < nets['resnet8 kd']['KL'] < 20
-    assert sorted(read(out / 'correlations.json')['mean difference']) == names[1:]
+    found = read(out / 'correlations.json')
+    assert sorted(found['mean difference']) == names[1:] and found['classes'] == [*'0123456789']
     found = read(out / 'cka.json')
     assert found['images'] == 60 and sorted(found['cka']) == names[1:3]
     assert np.shape(found['cka']['resnet8 kd']) == (5, 5)
