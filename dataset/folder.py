@@ -211,9 +211,10 @@ def say_what_is_cut(source) -> None:
             kept.append(min(width, height) / max(width, height))
     oblong = [share for share in kept if share < 1]
     if oblong:
+        least, most = f'{min(oblong):.0%}', f'{max(oblong):.0%}'
         print(f'--fit crop: the centre square of each image is used; of {len(kept)} training images looked at, '
-              f'{len(oblong)} are oblong and keep {min(oblong):.0%} to {max(oblong):.0%} of their pixels; --fit squash '
-              f'or --fit pad keep all')
+              f'{len(oblong)} are oblong and keep {least if least == most else f"{least} to {most}"} of their pixels; '
+              f'--fit squash or --fit pad keep all')
 
 
 def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:

@@ -170,7 +170,7 @@ def _spawn(train, opt):
         select_device(entry, quiet=True)
     distributed.check_batch_size(opt, len(entries))
     _check_url(opt.dist_url)
-    resource_tracker.ensure_running()       # which would let Ctrl-C through again
+    _start_resource_tracker()
     _hold_ctrl_c(True)      # until this process forwards signals, and the others can take them
     started = torch.multiprocessing.start_processes(_child, (train, opt), len(entries), join=False).processes
     forwarded = []
@@ -187,6 +187,19 @@ def _spawn(train, opt):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _start_resource_tracker():
+    """Now, because later it would let Ctrl-C through again; and without its warnings.
+
+    It removes the semaphores of a process that ends at once, as _one_of_several does, and would warn of each time.
+    """
+    before = os.environ.get('PYTHONWARNINGS')
+    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (before, 'ignore:resource_tracker')))
+    resource_tracker.ensure_running()
+    del os.environ['PYTHONWARNINGS']
+    if before is not None:
+        os.environ['PYTHONWARNINGS'] = before
 
 
 def _hold_ctrl_c(hold):

@@ -13,6 +13,7 @@ import dataset
 from dataset.folder import Split, images_below, open_sources
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
+from helper import distributed
 from helper.errors import UserError
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
@@ -251,7 +252,7 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     assert [names[tuple(pixels[2, y, 12].tolist())] for y in (0, 12, 23)] == [*across]
     assert pixels[0].transpose(0, 1).equal(pixels[2])
     said = '--fit crop: the centre square of each image is used; of 4 training images looked at, 4 are oblong and ' \
-           'keep 25% to 25% of their pixels; --fit squash or --fit pad keep all\n'
+           'keep 25% of their pixels; --fit squash or --fit pad keep all\n'
     assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
 
 
@@ -265,17 +266,21 @@ def test_flags_without_an_effect(changes, words):
         dataset.get_dataloaders(data_options(**changes), CPU)
 
 
-@pytest.mark.parametrize('changes', [{}, {'images_in': 'disk', 'num_workers': 0},
-                                     {'images_in': 'disk', 'num_workers': 1}])
-def test_max_pixels(oblong, changes):
-    """Images of that many pixels are read, larger ones named with the flag, by this process and by workers."""
-    opt = data_options(data_dir=oblong, max_pixels=96 * 24 - 1, batch_size=2, **changes)
+@pytest.mark.parametrize('images_in', ['memory', 'disk'])
+def test_max_pixels(oblong, images_in):
+    """Images of that many pixels are read, larger ones named with the flag, by this process and by a new worker."""
+    opt = data_options(data_dir=oblong, max_pixels=96 * 24 - 1, batch_size=2, images_in=images_in, num_workers=0)
     try:
         with pytest.raises(UserError, match='0.png: has 2304 pixels, and --max_pixels allows 2303; give --max_pixels '
                                             '2304 if the file can be trusted'):
             list(dataset.get_dataloaders(opt, CPU).train_loader)
         opt.max_pixels += 1
-        assert len(list(dataset.get_dataloaders(opt, CPU).train_loader)) == 2
+        loader = dataset.get_dataloaders(opt, CPU).train_loader
+        assert len(list(loader)) == 2
+        if images_in == 'disk':
+            limit_pixels(9)
+            loader.loader.worker_init_fn(0)
+            assert len(list(loader)) == 2
     finally:
         limit_pixels(MAX_PIXELS)
 
@@ -296,7 +301,8 @@ def test_a_set_without_a_readable_image(tmp_path, images_in):
         assert '\n' not in str(caught.value)
 
 
-def test_skipped_images_are_named_once(tmp_path, capsys):
+def test_skipped_images_are_named_once(tmp_path, capsys, monkeypatch):
+    """At the end of an epoch, with those of the other processes."""
     for split in ('train', 'val'):
         write_images(tmp_path / split, 4)
     for n in range(2):
@@ -308,3 +314,6 @@ def test_skipped_images_are_named_once(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'6 unreadable images skipped: {tmp_path}/val/ant/0.png: not a read')
     assert lines[0].endswith('; and 1 more') and lines[0].count('.png') == 5
+    monkeypatch.setattr(distributed, 'gather', lambda value: [value, ({'one of process 1'}, 8)])
+    list(loader)
+    assert capsys.readouterr().out == '1 unreadable images skipped: one of process 1\n'
