@@ -13,6 +13,7 @@ import torch
 from dataset import IN_MEMORY, check_dataset, kind_of, source_dict
 from dataset.augment import AutoAugment
 from dataset.image import MAX_PIXELS
+from dataset.split import shares
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
@@ -82,6 +83,8 @@ def _common(description, trial_flags, trial):
         help='train on this part of the images of each class, the same part in every run')
     add('--normalise', choices=('usual', 'measure'), default='usual',
         help='with which mean and deviation of the colours; measure: those of the training images')
+    add('--split', type=shares, metavar='TRAIN,[VAL,]TEST',
+        help='divide the images of folder or hf: that have no test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
         help='the class names in a checkpoint are others than those of the data, but mean the same in this order')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')

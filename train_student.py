@@ -80,7 +80,7 @@ def train(opt, device):
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 
     # Train
-    with Run(opt, place, distiller, data.train_loader, facts, precision, checkpoint) as run:
+    with Run(opt, place, distiller, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}')

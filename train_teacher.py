@@ -56,7 +56,8 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, Place.of_teacher(opt), vanilla, data.train_loader, fingerprint(data), precision, checkpoint) as run:
+    place, facts = Place.of_teacher(opt), fingerprint(data)
+    with Run(opt, place, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(vanilla, device)

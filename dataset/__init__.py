@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from helper import distributed
-from helper.cli import readable_bytes
+from helper.cli import comma_list, readable_bytes
 from helper.device import free_memory
-from helper.errors import UserError, nearest
+from helper.errors import UserError, nearest, printable
 
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
@@ -17,6 +17,7 @@ from .image import MAX_PIXELS, limit_pixels
 from .memory import MemoryLoader
 from .normalise import measured
 from .order import PAD
+from .split import divide
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, H, W)
 memory_dict = {
@@ -24,12 +25,10 @@ memory_dict = {
     'cifar100': cifar.load_cifar100,
     'digits': digits.load,
 }
-# name -> function of the options: (train source, test source, classes); a source has `labels` int64 (N,) and read(i),
-# which gives image i as RGB. They are decoded into memory where they fit, else read while training.
-source_dict = {
-    'folder': folder.open_sources,
-    'hf': huggingface.open_sources,
-}
+# name -> module with open_sources(opt): (train source, test source, classes), and for --split open_whole(opt): (source,
+# classes). A source has `labels` int64 (N,), `names`, checksum(), and read(i), which gives image i as RGB. They are
+# decoded into memory where they fit, else read while training.
+source_dict = {'folder': folder, 'hf': huggingface}
 LARGE = ('imagenet', 'imagenette')      # read while training
 IN_MEMORY = (*memory_dict, *source_dict)
 MEASURED = 2000     # images of those that are read while training, for --normalise measure
@@ -54,6 +53,7 @@ class Data:
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
     fit: str = 'crop'           # how oblong images become squares, of models.adapter.FITS
     held_out: str = ''          # the name of the split that is measured, where the data have several
+    split: dict | None = None       # --split: name of a split -> names of its images
     same_classes: bool = False      # --same_classes: the names in a checkpoint are not compared with `classes`
     checksum: int | None = None     # of all images of both loaders, also of those that --train_fraction leaves out
 
@@ -95,6 +95,7 @@ def check_dataset(opt) -> None:
                                (f'--fit {opt.fit}', opt.fit != 'crop', source_dict),
                                (f'--max_pixels {opt.max_pixels}', opt.max_pixels != MAX_PIXELS,
                                 (*source_dict, *LARGE)),
+                               (f'--split {comma_list(opt.split)}', opt.split, source_dict),
                                (fraction, opt.train_fraction < 1, IN_MEMORY),
                                ('--normalise measure', opt.normalise == 'measure', IN_MEMORY)):
         if given and kind not in names:
@@ -128,19 +129,18 @@ def _loaders(opt, device, drop_last, views):
     limit_pixels(opt.max_pixels)
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
-    images_in, held_out = None, ''
-    if open_sources := source_dict.get(kind_of(opt.dataset)):
-        *sources, classes = open_sources(opt)
+    images_in = None
+    if source := source_dict.get(kind_of(opt.dataset)):
+        *sources, classes, facts = _open(source, opt)
         if opt.fit == 'crop' and distributed.is_main():
             folder.say_what_is_cut(sources[0])
-        held_out, checksum = sources[1].name, joint_checksum(*(source.checksum() for source in sources))
         images_in = _where(opt, sources, device)
         if images_in == 'disk':
-            return _read_while_training(opt, device, drop_last, views, *sources, classes, checksum)
+            return _read_while_training(opt, device, drop_last, views, *sources, classes, facts)
         (train_images, train_labels), (test_images, test_labels) = (folder.decode(source, opt) for source in sources)
     else:
         (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
-        checksum = joint_checksum(*map(tensor_checksum, (train_images, test_images)))
+        facts = {'checksum': joint_checksum(*map(tensor_checksum, (train_images, test_images)))}
     # Of all training images, so that a teacher and its students see the same, whatever part these train on.
     mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
     if opt.train_fraction < 1:
@@ -160,8 +160,26 @@ def _loaders(opt, device, drop_last, views):
         return MemoryLoader(train_images[kept], train_labels[kept], opt.batch_size, device, **ranks,
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
-                tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop', held_out=held_out,
-                checksum=checksum)
+                tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop', **facts)
+
+
+def _open(source, opt):
+    """(train source, test source, classes, facts) of a module with open_sources. facts: of Data, what else is known."""
+    if not opt.split:
+        train, test, classes = source.open_sources(opt)
+        checksum = joint_checksum(train.checksum(), test.checksum())
+        return train, test, classes, {'held_out': test.name, 'checksum': checksum}
+    whole, classes = source.open_whole(opt)
+    numbers, names = divide(whole.labels, whole.names, opt.split), whole.names
+    held_out = f'--split {comma_list(opt.split)}'
+    if lone := {*range(len(classes))} - {*whole.labels[numbers['test']].tolist()}:
+        print(f'{held_out}: {len(lone)} classes have one image alone, which trains, so the accuracy says nothing of '
+              f'them: {", ".join(printable(classes[i]) for i in sorted(lone)[:10])}')
+    if 'val' in numbers:
+        held_out += f', {len(numbers["val"])} validation images, which are not used'
+    return part(whole, numbers['train']), part(whole, numbers['test']), classes, {
+        'held_out': held_out, 'checksum': whole.checksum(),
+        'split': {name: [names[i] for i in kept] for name, kept in numbers.items()}}
 
 
 def _where(opt, sources, device):
@@ -178,7 +196,7 @@ def _where(opt, sources, device):
     return 'disk'
 
 
-def _read_while_training(opt, device, drop_last, views, train, test, classes, checksum):
+def _read_while_training(opt, device, drop_last, views, train, test, classes, facts):
     mean, std = memory.MEAN, memory.STD
     if opt.normalise == 'measure':
         n = len(train.labels)
@@ -192,12 +210,11 @@ def _read_while_training(opt, device, drop_last, views, train, test, classes, ch
                 imagenet.WorkerLoader(test, opt, device, train=False, **more), len(classes), opt.image_size,
                 train.labels,
                 lambda kept=None: imagenet.WorkerLoader(part(train, kept), opt, device, train=False, **more),
-                test.labels, tuple(classes), mean, std, images_in='disk', fit=opt.fit, held_out=test.name,
-                checksum=checksum)
+                test.labels, tuple(classes), mean, std, images_in='disk', fit=opt.fit, **facts)
 
 
 def _large(opt, device, drop_last, views):
-    train, test, classes = imagenet.open_sources(opt)
+    train, test, classes, facts = _open(imagenet, opt)
     _check_batch_size(opt, len(train.labels))
     if opt.dali:
         from .imagenet_dali import DaliLoader as Loader
@@ -208,8 +225,7 @@ def _large(opt, device, drop_last, views):
     return Data(Loader(train, opt, device, train=True, drop_last=drop_last, **ranks, **several),
                 Loader(test, opt, device, train=False, **ranks), len(classes), imagenet.SIZE, train.labels,
                 lambda kept=None: Loader(part(train, kept), opt, device, train=False, **ranks), test.labels,
-                tuple(classes), imagenet.MEAN, imagenet.STD, imagenet.CROP_PCT, held_out=test.name,
-                checksum=joint_checksum(train.checksum(), test.checksum()))
+                tuple(classes), imagenet.MEAN, imagenet.STD, imagenet.CROP_PCT, **facts)
 
 
 def _check_batch_size(opt, n_train):

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from helper.cli import comma_list
 from helper.errors import UserError, printable
-from helper.files import open_regular
 
-from .identity import file_checksum
+from .identity import file_checksum, file_content, file_sizes
 from .image import EXTENSIONS, read_rgb
 
 SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # these, and names that begin with a dot, are passed over
@@ -49,29 +49,8 @@ class Split:
 
     def checksum(self) -> int:
         """See identity.file_checksum."""
-        parts = [self.files[i:i + 1000] for i in range(0, len(self.files), 1000)]
-        with ThreadPoolExecutor() as pool:      # on a network's disk a size takes a while
-            sizes = [size for part in pool.map(_sizes, parts) for size in part]
-        return file_checksum((f'{name} {size}' for name, size in zip(self.names, sizes, strict=True)),
-                             lambda i: _content(self.files[i]), len(self.files))
-
-
-def _sizes(files):
-    """Bytes of each; -1 of one that cannot be read, as a link that leads nowhere."""
-    def size(file):
-        try:
-            return os.path.getsize(file)
-        except OSError:
-            return -1
-    return [size(file) for file in files]
-
-
-def _content(file):
-    try:
-        with open_regular(file, file) as opened:
-            return opened.read()
-    except (UserError, OSError):
-        return b''
+        entries = (f'{name} {size}' for name, size in zip(self.names, file_sizes(self.files), strict=True))
+        return file_checksum(entries, lambda i: file_content(self.files[i]), len(self.files))
 
 
 def scan(root: Path) -> tuple[Split, Split, list[str]]:
@@ -86,7 +65,8 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
         raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
     held_out = [root / name for name in HELD_OUT if os.path.isdir(root / name)]
     if not os.path.isdir(root / 'train') or not held_out:
-        raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}')
+        raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}; '
+                        f'--split 0.8,0.2 divides images that are in one of them, or in {root}/CLASS/*')
     train, classes = _scan_split(root, 'train')
     # The test set of a competition, as ImageNet's, has no folders of classes: then the next one is taken.
     labelled = [folder for folder in held_out if any(os.path.isdir(folder / name) for name in classes)]
@@ -101,8 +81,8 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
     return train, test, classes
 
 
-def _scan_split(root, name, may_be_empty=False):
-    """(Split, classes) of root/NAME/CLASS/*. A line says how many files there are left out.
+def _scan_split(root, name='', may_be_empty=False):
+    """(Split, classes) of root/NAME/CLASS/*, or without a name of root/CLASS/*. A line counts the files left out.
 
     may_be_empty: some classes may have no image, which a line says.
     """
@@ -187,6 +167,21 @@ def by_ending(files: Sequence[str]) -> list[str]:
 def open_sources(opt) -> tuple[Split, Split, list[str]]:
     """(train, test, classes) of --data_dir, as scan finds them."""
     return scan(Path(opt.data_dir))
+
+
+def open_whole(opt) -> tuple[Split, list[str]]:
+    """(source, classes) of {data_dir}/CLASS/*, or of {data_dir}/train/CLASS/* where there is nothing else, for --split.
+
+    Raises UserError as scan does, and for a folder that has a test set.
+    """
+    root, flag = Path(opt.data_dir), f'--split {comma_list(opt.split)}'
+    if not os.path.isdir(root):
+        raise UserError(f'--data_dir: {root}: no such folder; wanted is {root}/CLASS/*')
+    held_out = [name for name in HELD_OUT if os.path.isdir(root / name)]
+    if os.path.isdir(root / 'train') and held_out:
+        raise UserError(f'{flag}: {root} has the splits train and {", ".join(held_out)} already; leave it out')
+    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]
+    return _scan_split(root / 'train' if folders == ['train'] else root)
 
 
 def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:

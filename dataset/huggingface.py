@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 
 from .folder import HELD_OUT
@@ -25,6 +26,11 @@ class HubSplit:
         import datasets
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column, self.labels, self.source, self.name = column, labels, source, name
+
+    @property
+    def names(self) -> list[str]:
+        """The numbers of the rows: images have no names of their own."""
+        return [str(i) for i in range(len(self.labels))]
 
     def checksum(self) -> int:
         """See identity.file_checksum."""
@@ -51,27 +57,51 @@ class HubSplit:
 
 def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
     """(train, test, classes) of opt.dataset. Raises UserError where it cannot be had, or has no images or classes."""
-    flag = f'--dataset {opt.dataset}'
-    name, given = _settings(opt.dataset, flag)
-    splits = _load(name, given.get('config'), flag)
-    train_name = given.get('train', 'train')
-    for key, split in (('train', train_name), ('test', given.get('test', train_name))):
-        if split not in splits:
-            raise UserError(f'{flag}: has no split {split}; it has {", ".join(splits)}; give {key}=SPLIT')
-    image, label = _columns(splits[train_name].features, given, flag)
-    classes, numbers = _classes(splits[train_name], label, flag)
-
-    def source(split):
-        return HubSplit(splits[split], image, _labels(splits[split], label, numbers), f'hf:{name}', split)
-    train = source(train_name)
-    others = [split for split in HELD_OUT if split in splits and split != train_name]
-    held_out = [given['test']] if 'test' in given else others
-    # The test set of a competition, as ImageNet's, has no labels: then it is the validation set.
-    test = next((found for found in map(source, held_out) if found.labels is not None), None)
+    flag, found = f'--dataset {opt.dataset}', _Splits(opt)
+    train, test = found.source(found.train), found.test()
     if train.labels is None or test is None:
         raise UserError(f'{flag}: needs a split to train on and one of {", ".join(HELD_OUT)}, each with labels of the '
-                        f'same classes in all rows; it has {", ".join(splits)}; give train=SPLIT or test=SPLIT')
-    return train, test, classes
+                        f'same classes in all rows; it has {", ".join(found.splits)}; give train=SPLIT or test=SPLIT, '
+                        f'or --split 0.8,0.2 to divide the training images')
+    return train, test, found.classes
+
+
+def open_whole(opt) -> tuple[HubSplit, list[str]]:
+    """(source, classes) of the only split of opt.dataset that has labels, for --split. Raises UserError."""
+    found = _Splits(opt)
+    train, test = found.source(found.train), found.test()
+    if test is not None:
+        raise UserError(f'--split {comma_list(opt.split)}: --dataset {opt.dataset} has the splits {found.train} and '
+                        f'{test.name} already; leave it out')
+    if train.labels is None:
+        raise UserError(f'--dataset {opt.dataset}: {found.train} has no label of the same classes in each row; give '
+                        f'train=SPLIT or label=COLUMN')
+    return train, found.classes
+
+
+class _Splits:
+    """The splits of opt.dataset, the name of that to train on, and the classes. Raises UserError."""
+
+    def __init__(self, opt):
+        flag = f'--dataset {opt.dataset}'
+        self.name, self.given = _settings(opt.dataset, flag)
+        self.splits = _load(self.name, self.given.get('config'), flag)
+        self.train = self.given.get('train', 'train')
+        for key, split in (('train', self.train), ('test', self.given.get('test', self.train))):
+            if split not in self.splits:
+                raise UserError(f'{flag}: has no split {split}; it has {", ".join(self.splits)}; give {key}=SPLIT')
+        self.image, self.label = _columns(self.splits[self.train].features, self.given, flag)
+        self.classes, self.numbers = _classes(self.splits[self.train], self.label, flag)
+
+    def source(self, split):
+        rows = self.splits[split]
+        return HubSplit(rows, self.image, _labels(rows, self.label, self.numbers), f'hf:{self.name}', split)
+
+    def test(self):
+        """That which is measured; None where none has labels, as the test set of a competition."""
+        others = [split for split in HELD_OUT if split in self.splits and split != self.train]
+        held_out = [self.given['test']] if 'test' in self.given else others
+        return next((found for found in map(self.source, held_out) if found.labels is not None), None)
 
 
 def _settings(text, flag):

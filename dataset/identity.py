@@ -1,8 +1,13 @@
 """Checksums of images, by which a run knows whether its data are those of another run."""
+import os
 import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from helper.errors import UserError
+from helper.files import open_regular
 
 SAMPLE = 1000       # files of a split whose content counts, evenly spaced
 
@@ -27,3 +32,29 @@ def file_checksum(entries: Iterable[str], content: Callable[[int], bytes], n: in
 def joint_checksum(train: int, test: int) -> int:
     """CRC-32 of a data set, from those of its training and its test images."""
     return zlib.crc32(f'{train} {test}'.encode())
+
+
+def file_sizes(files: list[str]) -> list[int]:
+    """Bytes of each file; -1 of one that cannot be read, as a link that leads nowhere."""
+    def sizes(part):
+        return [_size(file) for file in part]
+
+    parts = [files[i:i + 1000] for i in range(0, len(files), 1000)]
+    with ThreadPoolExecutor() as pool:      # on a network's disk a size takes a while
+        return [size for found in pool.map(sizes, parts) for size in found]
+
+
+def _size(file):
+    try:
+        return os.path.getsize(file)
+    except OSError:
+        return -1
+
+
+def file_content(file: str) -> bytes:
+    """All bytes of a file, none of one that cannot be read."""
+    try:
+        with open_regular(file, file) as opened:
+            return opened.read()
+    except (UserError, OSError):
+        return b''

@@ -17,6 +17,7 @@ from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
 
+SPLIT = 'split.json'
 METRICS = ('test_loss', 'test_acc', 'test_acc_top5')
 
 
@@ -26,9 +27,11 @@ class Records:
     Also keeps the best accuracy. With several processes only the first one writes.
     """
 
-    def __init__(self, opt, folder: Path, events: Path, facts: dict, seconds_per_unit: float):
+    def __init__(self, opt, folder: Path, events: Path, facts: dict, seconds_per_unit: float,
+                 split: dict | None = None):
         """folder: of the JSON files. events: of TensorBoard. facts: added to the options in parameters.json.
-        seconds_per_unit: the unit of 'Total time' there."""
+        seconds_per_unit: the unit of 'Total time' there. split: the images of each split of --split."""
+        self.split = split
         self.opt, self.folder, self.events, self.facts, self.unit = opt, folder, events, facts, seconds_per_unit
         self.history: list[dict] = []
         self.best: dict = {'test_acc': -1.0}
@@ -53,12 +56,13 @@ class Records:
         self.earlier = [file for file in self.folder.glob('ckpt_epoch_*.pth')
                         if (number := re.search(r'_(\d+)\.pth$', file.name)) and int(number[1]) > done]
         self.earlier += self.events.glob('events.out.tfevents.*') if new else []
+        self.earlier += [self.folder / SPLIT] if new and not self.split else []
         threading.excepthook = _ignore_failed_writes
         # Events that an interrupted run wrote after its last state are hidden, not shown twice.
         with self._events():
             self.writer = SummaryWriter(str(self.events), purge_step=len(self.history) + 1 if state else None)
         if self.history:
-            self._write_parameters()
+            self._write_facts()
             write_json(self.folder / 'history.json', self.history)
 
     def close(self) -> None:
@@ -143,7 +147,7 @@ class Records:
         while self.earlier:
             self.earlier.pop().unlink(missing_ok=True)
         if epoch == 1:
-            self._write_parameters()
+            self._write_facts()
         write_json(self.folder / 'history.json', self.history)
         write_json(self.folder / 'test_last_metrics.json', self.last)
 
@@ -158,6 +162,11 @@ class Records:
                   f'{self.last["test_acc"]:.2f}, saved in {self.folder}')
             for epoch in sorted({self.best['epoch'], self.last['epoch']}):
                 warn_of_one_class(f'the network of epoch {epoch}', self.history[epoch - 1])
+
+    def _write_facts(self):
+        self._write_parameters()
+        if self.split:
+            write_json(self.folder / SPLIT, self.split)
 
     def _write_parameters(self, **more):
         write_json(self.folder / 'parameters.json', {**self._parameters(), **more})

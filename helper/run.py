@@ -90,11 +90,12 @@ class Run:
     """
 
     def __init__(self, opt, place: Place, module: nn.Module, loader, facts: dict, precision: Precision,
-                 checkpoint: Callable):
+                 checkpoint: Callable, split: dict | None = None):
         """Claims the folder and reads the state of --resume into `module`, a distiller_zoo.Vanilla before DDP.
 
         facts: what a resumed run must find the same, beside the options. checkpoint() returns what the checkpoints hold
-        beside epoch and best_acc. Raises UserError; nothing is written before everything is checked.
+        beside epoch and best_acc. split: the images of each split of --split, for split.json. Raises UserError; nothing
+        is written before everything is checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
@@ -104,7 +105,7 @@ class Run:
         self.folder = place.folder(opt)
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
         self.records = Records(opt, self.folder, run_folder(opt.save_dir, place.events, place.name),
-                               {'Total params': self.parameters, **facts}, place.seconds_per_unit)
+                               {'Total params': self.parameters, **facts}, place.seconds_per_unit, split)
         self.lock = Lock(self.folder)
         fixed = {name: value for name, value in values(opt).items() if name not in opt.flags.may_differ}
         self.identity = {**fixed, **facts, 'amp': str(precision.dtype)}

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset import kind_of, source_dict
-from helper.cli import Parser, path
+from helper.cli import Parser, comma_list, path
 from helper.errors import UserError
 from helper.files import read_json
 from helper.state import LAST, PREVIOUS
 from options import teacher_options
 
-OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'train_fraction',
-              'batch_size', 'use_lmdb', 'skip_bad_images')
+OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
+              'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -57,6 +57,7 @@ def add_data_flags(parser: Parser) -> None:
     add('--fit', help='of --dataset folder and hf:')
     add('--max_pixels', help='images with more pixels count as unreadable')
     add('--images_in', help='of --dataset folder and hf:')
+    add('--split', help='of --dataset folder and hf:, the shares of training, validation and test images')
     add('--batch_size', help='images at a time')
     add('--num_workers', help='threads or processes that decode image files; not given: one for each core')
     add('--use-lmdb', action='store_true', default=None, help='read imagenet from train.lmdb and val.lmdb')
@@ -73,6 +74,7 @@ def data_options(parameters: dict, opt):
               **{name: value for name, value in given.items() if value is not None}}
     if given['image_size'] is None and kind_of(values['dataset'] or '') not in source_dict:
         del values['image_size']        # the images of other data have one size
+    values['split'] = comma_list(values['split']) if values['split'] else None
     found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])
     found.same_classes = opt.same_classes

@@ -1,9 +1,12 @@
 """The in-memory loader against torchvision's per-image pipeline, and the sources of images."""
+import argparse
 import hashlib
+import json
 import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +22,11 @@ from dataset.folder import scan
 from dataset.fraction import chosen
 from dataset.image import read_rgb
 from dataset.memory import MEAN, STD, MemoryLoader
+from dataset.split import divide, shares
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.state import IMAGES, fingerprint
+from results import given
 
 
 def test_augmentation_is_torchvisions():
@@ -377,6 +382,75 @@ def test_which_split_is_measured(tmp_path, capsys):
     assert 'test: no image in the class ant, cat, dog, so the accuracy says nothing of it' in capsys.readouterr().out
     data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)
     assert data.sizes == '7 training images, 1 test images in test' and len(data.classes) == 4
+
+
+def test_shares():
+    assert shares('0.8,0.2') == [0.8, 0.2] and shares('0.8,0.1,0.1') == [0.8, 0.1, 0.1]
+    for text in ('0.8', '0.8,0.3', '1,0', '0.5,-0.5,1', 'a,b', '', '0.25,0.25,0.25,0.25'):
+        with pytest.raises(argparse.ArgumentTypeError, match='give the shares of training and test images'):
+            shares(text)
+
+
+def test_divide():
+    """Stratified, by the names alone: another image changes little, the order nothing."""
+    labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2 + [3])
+    names = [f'{label}/{i}.png' for i, label in enumerate(labels.tolist())]
+    found = divide(labels, names, [0.8, 0.1, 0.1])
+    counts = {part: torch.bincount(labels[numbers], minlength=4).tolist() for part, numbers in found.items()}
+    assert counts == {'train': [80, 8, 1, 1], 'val': [10, 1, 0, 0], 'test': [10, 1, 1, 0]}
+    assert sorted(sum(found.values(), [])) == [*range(113)] and all(n == sorted(n) for n in found.values())
+    assert [names[i] for i in found['test'][-2:]] == ['1/100.png', '2/111.png']        # the same in every version
+    order = torch.randperm(113, generator=torch.Generator().manual_seed(0)).tolist()
+    again = divide(labels[order], [names[i] for i in order], [0.8, 0.1, 0.1])
+    assert {part: {order[i] for i in numbers} for part, numbers in again.items()} == \
+        {part: {*numbers} for part, numbers in found.items()}
+    two = divide(torch.cat([labels, labels[:1]]), [*names, '0/new.png'], [0.9, 0.1])
+    assert {*two} == {'train', 'test'} and len({*two['test']} ^ {*found['test']}) <= 2
+
+
+@pytest.mark.parametrize('images_in', ['memory', 'disk'])
+def test_a_folder_without_splits(tmp_path, images_in, capsys):
+    write_images(tmp_path / 'images', 10)
+    opt = data_options(data_dir=str(tmp_path / 'images'), images_in=images_in, split=[0.6, 0.2, 0.2], num_workers=0)
+    data = dataset.get_dataloaders(opt, CPU)
+    assert data.sizes == '24 training images, 8 test images in --split 0.6,0.2,0.2, 8 validation images, which are ' \
+                         'not used'
+    assert {part: len(names) for part, names in data.split.items()} == {'train': 24, 'val': 8, 'test': 8}
+    assert torch.bincount(data.labels).tolist() == [6] * 4 and torch.bincount(data.test_labels).tolist() == [2] * 4
+    first = read_rgb(tmp_path / 'images' / data.split['test'][0])       # 'ant/3.png'
+    wanted = transforms.functional.normalize(transforms.functional.to_tensor(first), MEAN, STD)
+    assert torch.equal(next(iter(data.test_loader))[0][0], wanted)
+    (tmp_path / 'images').rename(tmp_path / 'train')        # the training images of a data set without others
+    opt.data_dir = str(tmp_path)
+    assert dataset.get_dataloaders(opt, CPU).split == data.split
+    with pytest.raises(UserError, match='needs the folders train and .*; --split 0.8,0.2 divides images'):
+        dataset.get_dataloaders(data_options(data_dir=str(tmp_path)), CPU)
+    write_images(tmp_path / 'val', 1)
+    with pytest.raises(UserError, match='--split 0.6,0.2,0.2: .* has the splits train and val already; leave it out'):
+        dataset.get_dataloaders(opt, CPU)
+    with pytest.raises(UserError, match='--split 0.6,0.2,0.2: not for --dataset digits; it goes with folder, hf'):
+        dataset.get_dataloaders(data_options(dataset='digits', split=[0.6, 0.2, 0.2]), CPU)
+
+
+def test_a_run_keeps_its_split(call, tmp_path, capfd):
+    """The lists lie beside the run, and its checkpoint is measured on its own test images."""
+    import train_teacher
+    write_images(tmp_path / 'images', 6)
+    flags = ['--dataset', 'folder', '--data_dir', tmp_path / 'images', '--image_size', 16, '--split', '0.5,0.5',
+             '--gpu_id', 'cpu', '--batch_size', 4]
+    call(train_teacher.main, '--model', 'resnet8', *flags, '--epochs', 1, '--save_dir', tmp_path / 'save')
+    assert '12 training images, 12 test images in --split 0.5,0.5, seed' in capfd.readouterr().out
+    run = next((tmp_path / 'save' / 'models').iterdir())
+    split = json.loads((run / 'split.json').read_text())
+    assert sorted(split['train'] + split['test']) == sorted(f'{name}/{i}.png' for name in CLASSES for i in range(6))
+    parameters = json.loads((run / 'parameters.json').read_text())
+    opt = given.data_options(parameters, SimpleNamespace(dataset=None, same_classes=False))
+    again = dataset.get_dataloaders(opt, CPU)
+    assert parameters['split'] == [0.5, 0.5] and again.split == split
+    with pytest.raises(SystemExit):
+        call(train_teacher.main, '--model', 'resnet8', *flags, '--split', '0.6,0.4', '--epochs', 2, '--resume', run,
+             '--save_dir', tmp_path / 'save')
+    assert 'split [0.5, 0.5], now [0.6, 0.4]' in capfd.readouterr().err
 
 
 def test_the_checksum_of_the_images(tree, tmp_path):

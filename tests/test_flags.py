@@ -219,6 +219,8 @@ ELSEWHERE = {
     'balance_classes': 'test_recipe.test_losses', 'normalise': 'test_data.test_measured_colours',
     'images_in': 'test_resume.test_images_in_memory_and_on_disk', 'max_pixels': 'test_image.test_max_pixels',
     'fit': 'test_image.test_how_oblong_images_become_square',
+    'split': 'test_data.test_a_run_keeps_its_split',
+    'same_classes': 'test_classes.test_the_scripts_compare_the_names',
     'reprob': 'test_recipe.test_erased_images',
     'model_t': 'test_libraries.test_a_net_of_ones_own', 'stages': 'test_libraries.test_chosen_stages',
     'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, CPU, data_options
 from PIL import Image
 
@@ -110,6 +111,22 @@ def test_without_a_test_set_that_has_labels(splits, tmp_path):
     hf.DatasetDict(validation=splits['train'], test=splits['test']).save_to_disk(tmp_path / 'no train')
     data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path / "no train"},train=validation'), CPU)
     assert (data.n_train, len(data.test_labels)) == (len(splits['train']), len(splits['test']))
+
+
+def test_a_set_with_train_alone(splits, tmp_path):
+    hf.DatasetDict(train=splits['train']).save_to_disk(tmp_path)
+    opt = data_options(dataset=f'hf:{tmp_path}', split=[0.75, 0.25])
+    data = dataset.get_dataloaders(opt, CPU)
+    assert (data.n_train, len(data.test_labels)) == (36, 12) and torch.bincount(data.test_labels).tolist() == [3] * 4
+    assert data.labels.tolist() == [splits['train'][int(row)]['label'] for row in data.split['train']]
+    disk = dataset.get_dataloaders(data_options(**{**vars(opt), 'images_in': 'disk', 'num_workers': 0}), CPU)
+    for one, two in zip(data.test_loader, disk.test_loader, strict=True):
+        assert all(a.equal(b) for a, b in zip(one, two, strict=True))
+    with pytest.raises(UserError, match='give train=SPLIT or test=SPLIT, or --split 0.8,0.2'):
+        dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path}'), CPU)
+    splits.save_to_disk(tmp_path / 'both')
+    with pytest.raises(UserError, match='--split 0.75,0.25: .* has the splits train and test already; leave it out'):
+        dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path / "both"}', split=[0.75, 0.25]), CPU)
 
 
 @pytest.mark.parametrize('settings, words', [
