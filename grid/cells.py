@@ -1,4 +1,5 @@
 """What a table has found so far: a cell for each row and pair, with its trials and the published figure."""
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -6,7 +7,7 @@ from statistics import mean, stdev
 
 from distiller_zoo import get_method
 from results.published import Improvement, Published, published, relative_improvement, rows_of, variant, way
-from results.runs import ACCURACY
+from results.runs import ACCURACY, same_data
 
 from .state import DONE, FAILED, Progress, Record, result
 from .steps import Step, expected
@@ -35,8 +36,9 @@ class Cell:
 
     @cached_property
     def runs(self) -> list[dict]:
-        """Of the trials that are done."""
-        return [trial.run for trial in self.trials if trial.run]
+        """Of the trials that are done; none where their data differ, since their mean would say nothing."""
+        runs = [trial.run for trial in self.trials if trial.run]
+        return runs if all(same_data(*pair) for pair in itertools.combinations(runs, 2)) else []
 
     def accuracies(self, epoch: str) -> list[float]:
         """Of each trial that is done."""
@@ -84,6 +86,16 @@ class Found:
     def trials(self) -> list[Trial]:
         """Of all cells, and the teachers', each once."""
         return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.others)]
+
+    def other_data(self) -> list[Trial]:
+        """Those whose data differ from those of another run with the same options for the data."""
+        found, first = [], {}
+        done = [trial for trial in self.trials() if trial.run]
+        for trial in sorted(done, key=lambda trial: -len(trial.run['facts'])):      # the first one says the most
+            options = tuple(trial.run['experiment'].get(name) for name in ('dataset', 'data_dir', 'train_fraction'))
+            if not same_data(first.setdefault(options, trial.run), trial.run):
+                found.append(trial)
+        return found
 
     def is_highest(self, cell: Cell, epoch: str) -> bool:
         """Whether no other row has so high a mean for this pair, to the two digits that are shown."""

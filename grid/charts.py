@@ -25,7 +25,7 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
 
     Every line has the id 'row-PLACE', so that the page can show and hide it.
     """
-    fig = Figure((7, 4), layout='constrained')
+    fig = Figure((7, max(4, 0.19 * len(cells))), layout='constrained')      # as high as the legend
     axis = fig.add_subplot(xlabel='epoch', ylabel='test top-1 (%)')
     for place, cell in cells:
         by_epoch = list(zip(*(run['curve'] for run in cell.runs), strict=False))      # as many epochs as all have

@@ -9,11 +9,13 @@ from distiller_zoo import distiller_dict
 from helper.errors import UserError, printable, reason
 from helper.files import folder_name, read_json
 from helper.records import predicts_one_class
+from helper.state import CLASS_NAMES, IMAGES
 from options import flags
 
 from .published import variant, way
 
 ACCURACY = {'best': 'top1', 'last': 'last'}     # epoch -> what read_run calls its accuracy
+DATA = ('training images', 'classes', 'labels (checksum)', CLASS_NAMES, IMAGES)       # facts of a run's data
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
@@ -115,9 +117,17 @@ def trials(runs: list[dict]) -> list[list[dict]]:
 def alike(run: dict, other: dict) -> bool:
     """Whether two runs are of one experiment: the same options, and the same facts (data, teacher, processes) as far as
     both say them. An older run says fewer."""
-    shared = run['facts'].keys() & other['facts'].keys()
-    return run['experiment'] == other['experiment'] and all(run['facts'][name] == other['facts'][name]
-                                                            for name in shared)
+    return run['experiment'] == other['experiment'] and _agree(run, other, run['facts'])
+
+
+def same_data(run: dict, other: dict) -> bool:
+    """Whether two runs were trained on the same images, labels and class names, as far as both say them."""
+    return _agree(run, other, DATA)
+
+
+def _agree(run, other, facts):
+    return all(run['facts'][name] == other['facts'][name] for name in facts
+               if name in run['facts'] and name in other['facts'])
 
 
 def labels(groups: list[list[dict]]) -> list[str]:

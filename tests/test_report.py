@@ -397,7 +397,8 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 
 def run_of(top1, last=None):
-    return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0}}
+    return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
+            'experiment': {'dataset': 'folder'}, 'facts': {}}
 
 
 def found_of(accuracies: dict, **settings) -> Found:
@@ -419,6 +420,20 @@ def test_improvement():
     assert '| Same | 71.00 | – |\n' in markdown(found) and 'a → b: Same is not better' in markdown(found)
     for accuracies in ({'Student': [70.0]}, {'KD': [70.0]}, {'Student': [70.0], 'KD': [73.0], 'Ours': []}):
         assert found_of(accuracies).improvement('best') == {}
+
+
+def test_trials_of_other_data():
+    """They are not averaged, and are named."""
+    found = found_of({'Student': [70.0, 71.0], 'KD': [73.0, 74.0]})
+    for place, run in enumerate(run for cell in found.cells.values() for run in cell.runs):
+        run['facts'] = {'classes': 4, **({} if place == 0 else {'images (checksum)': place // 3})}
+    for cell in found.cells.values():
+        del cell.runs       # it was kept
+    student, kd = found.cells.values()
+    assert (student.mean('best'), kd.mean('best')) == (70.5, None)
+    assert [trial.run['top1'] for trial in found.other_data()] == [74.0]
+    assert notes(found, 'best') == ['Trained on other images, labels or class names than the other runs: KD. A cell '
+                                    'with both has no mean.'] and '| KD |  |\n' in markdown(found)
 
 
 def test_one_class():

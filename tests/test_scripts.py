@@ -275,6 +275,15 @@ def test_compare(call, small, teacher, tmp_path, capfd):
     assert row.startswith('resnet8 ') and f' 2 {sum(found) / 2:.2f} ± {abs(found[0] - found[1]) / 2 ** 0.5:.2f} ' in row
     assert out.splitlines()[-1].endswith('figure.png') and (tmp_path / 'new' / 'figure.png').stat().st_size > 5000
 
+    for student, predicted in zip(students, (1, 2), strict=True):
+        history = read(student / 'history.json')
+        history[-1] |= {'test_classes_predicted': predicted}
+        (student / 'history.json').write_text(json.dumps(history))
+    call(compare.main, *students)
+    out = capfd.readouterr().out
+    assert 'resnet8, semckd, taught by resnet14: in the last epoch 1 of 2 runs predict one class for all' in out
+    assert 'top-5' not in out       # of four classes
+
     # Not trials of one experiment: the same run twice, other data, more processes.
     call(compare.main, students[0], f'{students[0]}/', students[0] / '..' / students[0].name)
     assert '±' not in capfd.readouterr().out
