@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import sys
-from pathlib import Path
 
 import torch
 
@@ -33,6 +32,7 @@ from helper.cli import (
 from helper.compile import cores, turn_on_fast
 from helper.device import KINDS
 from helper.errors import UserError, reason
+from helper.files import read_text
 from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
@@ -173,9 +173,6 @@ def _parse(parser, args):
 
 def _finish(parser, opt, model, flag):
     check_dataset(opt)
-    for name in ('estimate', 'overwrite'):
-        if getattr(opt, name) and opt.evaluate:
-            parser.error(f'--{name}: --evaluate trains nothing; leave one of the two out')
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
@@ -301,7 +298,8 @@ def check_effects(opt) -> None:
         if not has_effect and not taken_back:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
-    for option in sorted(opt.flags.given & {'resume', 'save_every', 'wandb', 'teacher_cache', 'skip_validation'}):
+    for option in sorted(opt.flags.given & {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache',
+                                            'skip_validation', 'estimate'}):
         if opt.evaluate:
             raise UserError(f'--{option}: has no effect with --evaluate, which only measures; leave one of the two out')
 
@@ -340,19 +338,46 @@ def with_recipe(args: list[str] | None) -> list[str]:
     The file has flags as a command line has them, on any number of lines; # begins a comment. Raises UserError.
     """
     args = sys.argv[1:] if args is None else args
-    for i, word in enumerate(args):
-        name, equals, value = word.partition('=')
-        if name == '--recipe' and (equals or i + 1 < len(args)):
-            file = value if equals else args[i + 1]
-            try:
-                words = shlex.split(Path(file).read_text(), comments=True)
-            except (OSError, ValueError) as error:
-                raise UserError(f'--recipe {file}: cannot be read ({reason(error)}); give a file of flags, as those of '
-                                f'recipes/') from error
-            if any(word.partition('=')[0] == '--recipe' for word in words):
-                raise UserError(f'--recipe {file}: names a recipe itself; a recipe has flags of the training alone')
-            return [*words, *args]
-    return args
+    files = [word.partition('=')[2] or following for word, following in zip(args, [*args[1:], ''], strict=False)
+             if word.partition('=')[0] == '--recipe']
+    if len(files) > 1:
+        raise UserError(f'--recipe {files[1]}: --recipe {files[0]} is given too, and one file is read; put the flags '
+                        f'of both into one, or give the others here')
+    if not files or not files[0]:
+        return args
+    what = f'--recipe {files[0]}'
+    try:
+        words = shlex.split(read_text(files[0], what), comments=True)
+    except ValueError as error:
+        raise UserError(f'{what}: {reason(error)}; give a file of flags, as those of recipes/') from error
+    if any(word.partition('=')[0] == '--recipe' for word in words):
+        raise UserError(f'{what}: names a recipe itself; a recipe has flags of the training alone')
+    return [*words, *args]
+
+
+def _flags_of(method) -> set[str]:
+    """The options that a method adds."""
+    found = set()
+    method.add_arguments(lambda *names, **_: found.add(names[-1].lstrip('-').replace('-', '_')))
+    return found
+
+
+def check_flags_of_methods(opt, method) -> None:
+    """Raises UserError for a given flag that this method has no use for, because it is another method's."""
+    flags = {name: _flags_of(other) for name, other in distiller_dict.items()}
+    staged = {name for name, other in distiller_dict.items() if other.init_stage}
+    parts = getattr(method, 'methods', None) or {opt.distill: method}
+    for option in sorted(opt.flags.given):
+        users = staged if option in ('init_epochs', 'init_learning_rate') else \
+            [name for name, its in flags.items() if option in its]
+        if users and not {*users} & {*parts}:
+            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} has no use for it; it goes '
+                            f'with {", ".join(users)}')
+    # FSP's published weight has no effect either: its own loss is that of the first stage alone.
+    weighs = len(parts) > 1 or method.has_own_loss(opt) or method.published.get('beta')
+    if 'beta' in opt.flags.given and opt.beta and not weighs:
+        raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own that this could weigh; the '
+                        f'weight of the soft labels is -a, images a step are --batch_size; give -b 0, or leave it out')
 
 
 def student_options(args=None, **parser):
@@ -362,6 +387,7 @@ def student_options(args=None, **parser):
     method = get_method(opt.distill)
     method.fill_in(opt)
     method.check_options(opt)
+    check_flags_of_methods(opt, method)
     if opt.logit_stand and not method.published_logit_stand:
         names = [name for name, other in distiller_dict.items() if other.published_logit_stand]
         raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '

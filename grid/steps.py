@@ -16,8 +16,8 @@ import torch
 from dataset import IN_MEMORY, kind_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import get_method, make_distiller
-from helper.cli import Parser, values
-from helper.errors import UserError, nearest, printable
+from helper.cli import Parser, nearest_flag, values
+from helper.errors import UserError, printable
 from helper.run import Place
 from models.find import build, check_name, is_own
 from models.load import open_checkpoint, teacher_name
@@ -259,7 +259,7 @@ def known_flags(parser: Parser) -> tuple[Namespace, list[str]]:
     for flag in (word.partition('=')[0] for word in more if word.startswith('--')):
         name = flag[2:].replace('-', '_')
         if not {name, name.removeprefix('no_')} & known:
-            parser.error(f'{flag}: no such flag; {nearest(flag, (f"--{other}" for other in known))}')
+            parser.error(f'{flag}: no such flag; {nearest_flag(flag, (f"--{other}" for other in known))}')
     return opt, more
 
 

@@ -1,14 +1,42 @@
 """The terminal: a parser that answers a mistake in one line, converters of flags, and tables."""
 import argparse
+import contextlib
 import functools
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
+
+# What timm, torchvision, PyTorch's ImageNet example, RepDistiller and mdistiller call a flag -> what it is called here,
+# for the error that there is no such flag.
+USUAL_NAMES = {usual: ours.split() for ours, names in {
+    'learning_rate': 'lr base_lr', 'weight_decay': 'wd', 'batch_size': 'bs batch', 'num_workers': 'workers j nw',
+    'model_s model': 'arch net network student model model_name backbone path_s', 'model_t': 'teacher arch_t',
+    'path_t': 'teacher_path teacher_ckpt teacher_checkpoint path_teacher teacher_resume teacher_weights',
+    'gpu_id': 'gpu gpus device devices cuda', 'data_dir': 'data dataset_dir data_path data_root root data_folder',
+    'kd_T': 't temperature temp tau kd_temperature', 'distill': 'method kd_method distiller kd',
+    'gamma': 'ce_weight ce_loss_weight cls_weight', 'alpha': 'kd_weight kd_loss_weight',
+    'beta': 'feat_weight feature_weight method_weight',
+    'wandb': 'log_wandb wandb_project wandb_name use_wandb', 'trial': 'experiment exp_name name tag run_name',
+    'save_dir': 'output output_dir out out_dir save_folder save_path log_dir', 'print_freq': 'log_interval p',
+    'resume': 'start_epoch checkpoint auto_resume', 'save_freq': 'checkpoint_hist save_interval',
+    'lr_decay_epochs': 'milestones lr_steps lr_step_size decay_milestones decay_epochs schedule',
+    'lr_decay_rate': 'lr_gamma decay_rate lr_decay step_gamma', 'sched': 'scheduler lr_scheduler lr_policy',
+    'opt': 'optim', 'clip_grad': 'clip clip_grad_norm max_norm grad_clip', 'smoothing': 'label_smoothing ls',
+    'mixup': 'mixup_alpha', 'cutmix': 'cutmix_alpha', 'aa': 'auto_augment randaugment ra',
+    'reprob': 'random_erase random_erasing', 'warmup_epochs': 'lr_warmup_epochs warmup',
+    'model_ema': 'model_ema_decay ema', 'warmup_lr': 'lr_warmup_init', 'min_lr': 'lr_min eta_min',
+    'drop_path': 'drop_path_rate', 'bce_loss': 'bce',
+    'grad_accum': 'grad_accum_steps accumulation_steps accum_iter', 'amp': 'fp16 native_amp half amp_dtype bf16',
+    'compile': 'torchcompile', 'sync_bn': 'dist_bn syncbn', 'evaluate': 'eval test_only e validate',
+    'image_size': 'img_size input_size resolution imgsz', 'recipe': 'config cfg c', 'stages': 'layers',
+    'multiprocessing_distributed': 'world_size distributed ddp local_rank', 'train_fraction': 'subset fraction',
+}.items() for usual in names.split()}
 
 
 @dataclass
@@ -82,10 +110,33 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         opt, unknown = self.parse_known(args, namespace)
+        if unknown and re.match(r'-[^\d.]', unknown[0]):
+            flag = unknown[0].partition('=')[0]
+            self.error(f'{unknown[0]}: no such flag; {nearest_flag(flag, self._option_string_actions)}')
         if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
-            self.error(f'{unknown[0]}: no such flag; {nearest(unknown[0].partition("=")[0], flags)}')
+            self.error(f'{unknown[0]}: belongs to no flag; {self._what_takes(sys.argv[1:] if args is None else args)}')
         return opt
+
+    def _what_takes(self, args):
+        """What the first flag with more words behind it than it takes does take, for an error message."""
+        flags = {flag.replace('-', '_'): action for flag, action in self._option_string_actions.items()}
+        behind = []         # (flag's action, words), in order
+        for word in args:
+            name, equals, value = word.partition('=')
+            if action := flags.get(name.replace('-', '_')):
+                behind.append((action, [value] if equals else []))
+            elif behind:
+                behind[-1][1].append(word)
+        for action, words in behind:
+            flag = next(name for name in action.option_strings if len(action.option_strings) == 1 or name[:2] == '--')
+            if action.nargs == 0 and words:
+                return f'{flag} takes no value'
+            if action.nargs in (None, '?') and len(words) > 1:
+                with contextlib.suppress(argparse.ArgumentTypeError):
+                    if action.type not in (None, path) and action.type(','.join(words)):
+                        return f'its values stand with commas: {flag} {",".join(words)}'
+                return f'{flag} takes one value: {action.help}'
+        return 'a flag begins with --'
 
     def parse_known(self, args=None, namespace=None):
         """(the options, the words that no flag of this parser takes)."""
@@ -100,6 +151,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(message.removeprefix('argument '))
+
+
+def nearest_flag(flag: str, flags: Iterable[str]) -> str:
+    """What `flags` have instead of a flag that is not among them, for an error message."""
+    flags = {known.lstrip('-').replace('-', '_'): known for known in flags if known.startswith('--')}
+    usual = flag.lstrip('-').replace('-', '_').lower()
+    ours = [flags[name] for name in USUAL_NAMES.get(usual, ()) if name in flags]
+    return f'here it is {ours[0]}' if ours else nearest(flag, flags.values())
 
 
 @functools.cache        # so that two flags with the same bounds have the same converter

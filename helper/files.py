@@ -98,6 +98,21 @@ def open_regular(path: str | Path, what: str):
     return os.fdopen(handle, 'rb')
 
 
+def read_text(path: str | Path, what: str, largest: int = 1 << 20) -> str:
+    """The text of an untrusted file, UTF-8 with or without a byte-order mark.
+
+    `what` begins the message of the UserError that is raised for anything else, and for more than `largest` bytes.
+    """
+    with open_regular(path, what) as file:
+        try:
+            content = file.read(largest + 1)
+            if len(content) > largest:
+                raise ValueError(f'more than {largest} bytes')
+            return content.decode('utf-8-sig')
+        except (OSError, ValueError) as error:
+            raise UserError(f'{what}: no text that can be read ({reason(error)})') from error
+
+
 def read_json(path: str | Path, what: str, largest: int = 1 << 28):
     """The value in an untrusted JSON file; numbers that JSON does not have are refused.
 

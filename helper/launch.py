@@ -22,7 +22,9 @@ from . import distributed
 from .device import select_device
 from .errors import UserError, last_words
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP')
+# What people, terminals and schedulers send before they end a process: Slurm and Kubernetes SIGTERM, submitit SIGUSR2,
+# Grid Engine SIGUSR1, SIGUSR2 and SIGXCPU. Those that are ignored when this process starts stay ignored.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGUSR2', 'SIGHUP', 'SIGXCPU')
                      if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN)
 
 

@@ -27,6 +27,7 @@ from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
+from helper.launch import STOP_SIGNALS  # noqa: E402
 from models.classes import class_order  # noqa: E402
 from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
@@ -168,8 +169,7 @@ def new_folder(out):
     Raises UserError where it cannot be written.
     """
     shown, out = out, out.resolve()
-    signals = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in signals
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in STOP_SIGNALS
               if signal.getsignal(number) == signal.SIG_DFL}        # so that what is half-written is removed
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

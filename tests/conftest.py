@@ -77,6 +77,13 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 
 
+def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
+    """The flags of a method, or of a sum of them, that make its run short."""
+    names = {*way.split()[0].split('+')}
+    return [*(['--nce_k', str(negatives)] if 'crd' in names else []),
+            *(['--init_epochs', str(init_epochs)] if any(get_method(name).init_stage for name in names) else [])]
+
+
 def first_view(images):
     """(N, 3, H, W) of a batch that may have several views."""
     return images if images.dim() == 4 else images[0]

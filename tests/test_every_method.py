@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from conftest import CPU, assert_same, build, outcome
+from conftest import CPU, assert_same, build, few, outcome
 
 import train_student
 import train_teacher
@@ -43,7 +43,7 @@ def test_two_epochs_on_digits(call, tmp_path_factory, tmp_path, way, teacher, st
         teacher, student = ('resnet20', 'resnet8') if teacher == 'resnet14' else ('resnet14', 'resnet8')
     gentle = ['-b', 1] if way in ('semckd', 'pkt', 'attention', 'similarity', 'nst', 'hint', 'fsp', 'factor') else []
     call(train_student.main, '--path-t', digits(call, tmp_path_factory, teacher), '--model_s', student, '--dataset',
-         'digits', '--epochs', 2, '--init_epochs', 1, '--batch_size', 32, '--gpu_id', 'cpu', '--seed', 1, '--save_dir',
+         'digits', '--epochs', 2, *few(way), '--batch_size', 32, '--gpu_id', 'cpu', '--seed', 1, '--save_dir',
          tmp_path, '--learning_rate', 0.05 if way in ('simkd', 'ctkd') else 0.005, *gentle, '--distill', *way.split())
     history = json.loads(next(tmp_path.glob('student_model/*/history.json')).read_text())
     first, last = (epoch['train'] for epoch in history)
@@ -55,7 +55,7 @@ def test_two_epochs_on_digits(call, tmp_path_factory, tmp_path, way, teacher, st
 def test_resumed_to_the_bit(call, small, teacher, tmp_path, monkeypatch, way):
     """Stopped within the first epoch, at its end, and within the second."""
     def run(save, *flags):
-        call(train_student.main, '--path_t', teacher, '--nce_k', 10, '--init_epochs', 1, *small, '--epochs', 2,
+        call(train_student.main, '--path_t', teacher, *few(way), *small, '--epochs', 2,
              '--learning_rate', 0.001, '--save_dir', save, '--distill', *way.split(), *flags)
     run(tmp_path / 'whole')
     original = Run.end_step
@@ -81,7 +81,7 @@ def test_the_compiled_step(way):
     """Six steps, of which DOT makes the first uncompiled; in the first stage too where there is one."""
     found = []
     for compiled in (False, True):
-        opt = student_options(['--path-t', 'x', '--batch_size', '8', '--nce_k', '10', '--distill', *way.split()])
+        opt = student_options(['--path-t', 'x', '--batch_size', '8', *few(way), '--distill', *way.split()])
         distiller, loader, opt = build(**{**vars(opt), 'method': opt.distill})
         if compiled:
             compile_forward(distiller, 8, CPU)

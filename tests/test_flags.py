@@ -16,7 +16,8 @@ from options import student_options, teacher_options
 
 
 def parsed(*flags):
-    return student_options(['--path-t', 'x', '--batch_size', '8', '--nce_k', '10', '--seed', '1', *flags])
+    crd = ['--nce_k', '10'] if 'crd' in flags else []
+    return student_options(['--path-t', 'x', '--batch_size', '8', *crd, '--seed', '1', *flags])
 
 
 def losses(*flags):

@@ -279,7 +279,7 @@ def test_a_student_of_two_pairs_with_different_flags(tmp_path):
 
 def test_a_net_that_teaches_itself(tmp_path):
     """Every method is given two nets when a pair is checked, also where both have one name."""
-    rows = {name: f'{name} -b 1' for name in distiller_dict}
+    rows = {name: name if name in ('kd', 'ctkd') else f'{name} -b 1' for name in distiller_dict}
     table = read(write_table(tmp_path / 'mini.toml', pairs=['resnet8 -> resnet8'], rows=rows, seeds=[1]))
     assert len(steps_of(table, 'save', [])) == 1 + 1 + len(distiller_dict)
 
@@ -413,7 +413,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         'S:resnet8_T:resnet14_digits_kd_r:1.0_a:1.0_b:0.0_1_A_b, as row A b, resnet14 -> resnet8 with other flags; '
         'give the row another name'),
     'one log for two runs': (
-        {'rows': {'A b': 'kd -b 2', 'A:b': 'kd -b 3'}},
+        {'rows': {'A b': 'rkd -b 2', 'A:b': 'rkd -b 3'}},
         'row A:b, resnet14 -> resnet8: its log would be that of row A b, resnet14 -> resnet8; give the row another '
         'name'),
     'one student of two pairs': (
@@ -488,7 +488,7 @@ def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
     (['--seed', '3'], 'the command line: --seed: reproduce.py sets this flag itself; leave it out'),
     (['-t3'], 'the command line: -t3: reproduce.py sets this flag itself; leave it out'),
     (['--epochs', '0'], 'the command line: --epochs: 0: give a whole number'),
-    (['more'], 'the command line: more: no such flag; '),
+    (['more'], 'the command line: more: belongs to no flag; '),
     (['--jobs', '0'], '--jobs: 0: give a whole number'),
     (['--gpus', '2'], '--gpus 2: there is no GPU here; leave it out'),
     (['--gpus', '2', '--gpu_id', 'cpu'], '--gpus 2: --gpu_id is cpu; leave it out'),

@@ -2,6 +2,7 @@
 import copy
 import io
 import json
+import os
 import signal
 import types
 from pathlib import Path
@@ -400,6 +401,17 @@ def test_a_file_of_flags(tmp_path):
     file.write_text('# my recipe\n--epochs 7 --opt adamw   # and so on\n--lr_decay_epochs 3,5\n')
     opt = teacher_options(['--recipe', str(file), '--epochs', '9'])
     assert (opt.epochs, opt.opt, opt.lr_decay_epochs) == (9, 'adamw', [3, 5])
+    with pytest.raises(UserError, match=f'--recipe b: --recipe {file} is given too, and one file is read'):
+        options(f'--recipe={file}', '--recipe', 'b')
+    file.write_text('\ufeff--epochs 3', encoding='utf-8')       # as some editors begin a file
+    assert options('--recipe', file).epochs == 3
+    os.mkfifo(tmp_path / 'pipe')
+    for name, words in (('/dev/zero', 'is no file'), (tmp_path / 'pipe', 'is no file'),
+                        (tmp_path / 'large', 'more than 1048576 bytes'), (tmp_path / 'latin', 'no text that can be')):
+        (tmp_path / 'large').write_bytes(b' ' * (2**20 + 1))
+        (tmp_path / 'latin').write_bytes(b'--trial \xe9')
+        with pytest.raises(UserError, match=f'--recipe {name}: .*{words}'):
+            options('--recipe', name)
     file.write_text('--recipe other.txt')
     with pytest.raises(UserError, match='names a recipe itself'):
         options(f'--recipe={file}')

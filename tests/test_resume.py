@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Hostile, assert_same, outcome, outcome_of, write_images
+from conftest import Hostile, assert_same, few, outcome, outcome_of, write_images
 
 import dataset
 import train_student
@@ -41,9 +41,9 @@ def interrupt(monkeypatch):
 
 
 def student(teacher, small, save, method):
-    weights = ','.join(['0.5'] * len(method.split('+')))
-    return ['--path_t', teacher, '--distill', *method.split(), '-b', weights, '--nce_k', 10, '--init_epochs', 2, *small,
-            '--epochs', 3, '--learning_rate', 0.02, '--save_dir', save]
+    weights = '0' if method in ('kd', 'ctkd') else ','.join(['0.5'] * len(method.split('+')))
+    return ['--path_t', teacher, '--distill', *method.split(), '-b', weights, *few(method, 2), *small, '--epochs', 3,
+             '--learning_rate', 0.02, '--save_dir', save]
 
 
 @pytest.mark.parametrize('method, stops', [
@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(call, small, teacher, tmp_pa
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_teacher_and_its_signals(call, small, tmp_path, interrupt, capfd, number):
     arguments = ['--model', 'resnet8', *small, '--epochs', 3, '--save_freq', 2]
     call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'whole')
