@@ -51,7 +51,8 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
 
     'model' is a state_dict. A checkpoint that this project wrote, and timm's folder, also has 'arch', 'num_classes' and
     'inputs', how the net sees images (see adapter.Inputs), as far as they are known, and what else was saved. A file
-    that others wrote has instead 'taken', words that say which weights are taken, and 'hint', its own name of the net.
+    that others wrote has instead 'taken', words that say which weights are taken, and 'their_arch', its own name of the
+    net.
 
     key: --checkpoint_key, where in the file the weights are. Raises UserError that names `flag`.
     """
@@ -64,7 +65,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
         if is_safe or not is_ours(checkpoint):
             weights, taken = find_weights(checkpoint, what, key)
             known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
-            return {**known, 'model': weights, 'taken': taken, 'hint': checkpoint.get('arch')}
+            return {**known, 'model': weights, 'taken': taken, 'their_arch': checkpoint.get('arch')}
     if key is not None:
         raise UserError(f'--checkpoint_key {key}: {what} has one set of weights; leave it out')
     if checkpoint.get('format_version', 0) > FORMAT_VERSION:
@@ -132,7 +133,7 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
 
 def _proposals(checkpoint):
     """The nets that a checkpoint of others may hold: those of the name that it says, else of its keys and shapes."""
-    hint, names = checkpoint.get('hint'), []
+    hint, names = checkpoint.get('their_arch'), []
     if not isinstance(hint, str):
         if not checkpoint.get('model'):
             return []

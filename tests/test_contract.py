@@ -322,7 +322,8 @@ def test_names(method):
 
 def test_no_method_name_elsewhere():
     """A method lives in its own file: the rest of the code does not know any by name."""
-    names = '|'.join(name for name in distiller_dict if name != 'every_part')
+    # A user's method may be called as a field of Outputs.
+    names = '|'.join(name for name in distiller_dict if name not in ('every_part', *Outputs._fields))
     folders = ('dataset', 'helper', 'kernels', 'models', 'benchmarks', 'scripts', '.')
     for file in (file for folder in folders for file in (ROOT / folder).glob('*.py')):
         for place, line in enumerate(file.read_text().splitlines(), start=1):

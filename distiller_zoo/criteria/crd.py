@@ -82,9 +82,10 @@ class ContrastLoss(nn.Module):
 class CRDLoss(nn.Module):
     """Noise-contrastive estimation: the embedding of an image against those of other images, by the other net.
 
-    It is trained, by its linear layers, and remembers the last embeddings of all samples. s_dim, t_dim: widths of the
-    nets' embeddings. n_data: number of training samples. feat_dim: width of what is compared. nce_t: temperature.
-    nce_m: momentum of the memories. opt: an object that has all six as attributes, instead of them.
+    Its two linear layers are trained. Two memories keep the last embedding of every training sample.
+    s_dim, t_dim: widths of the nets' embeddings. n_data: number of training samples. feat_dim: width of the compared
+    embeddings. nce_t: temperature. nce_m: momentum of the memories. opt: an object that has all six as attributes,
+    instead of them. Raises ValueError without s_dim, t_dim and n_data.
     Tian et al., ICLR 2020, Contrastive Representation Distillation, arXiv:1910.10699.
     Published: weight 0.8, feat_dim 128, nce_t 0.07, nce_m 0.5.
     """
