@@ -20,6 +20,7 @@ from helper.cli import (
     MOST_EPOCHS,
     Flags,
     Parser,
+    colours,
     comma_list,
     epoch_list,
     number,
@@ -36,9 +37,11 @@ from helper.files import read_text
 from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
-from models.adapter import FITS
+from models.adapter import FITS, INTERPOLATIONS
 from models.find import check_name, check_without_weights
+from models.load import open_net
 
+LARGEST = 512       # of --image_size
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
 
 
@@ -70,8 +73,9 @@ def _common(description, trial_flags, trial):
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true',
         help='count unreadable images and skip them, of folder, hf: and imagenet')
-    add('--image_size', type=number(int, low=8, high=512), default=32,
-        help='pixels to which folder and hf: bring their images, by --fit')
+    add('--image_size', type=number(int, low=8, high=LARGEST), default=32,
+        help="pixels to which folder and hf: bring their images, by --fit; not given: those of the teacher's "
+             "checkpoint, or of that of --evaluate, else 32")
     add('--fit', choices=FITS, default='crop',
         help='how folder and hf: make oblong images square; crop: keep the centre, squash: scale both sides, pad: add '
              'black')
@@ -124,6 +128,9 @@ def _common(description, trial_flags, trial):
            help='weight the cross-entropy so that each class counts alike, however many images it has')
     recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
            help='how often the last block of a net of timm or torchvision is left out in training')
+    add('--checkpoint_key', metavar='KEY',
+        help='where a checkpoint that others wrote has its weights, as model_ema, or A/B for B in A; not given: the '
+             'average where there is one, else the weights under a usual name')
     add('--gpu_id', may_differ=True, default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',
         help='one process for each entry of --gpu_id, which share batch_size and num_workers')
@@ -224,6 +231,12 @@ def _parser_with(methods, description):
     add('--path-t', may_differ=True, type=path, required=True,
         help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME")
     add('--model_t', help="the teacher's net, as --model_s names nets, where the checkpoint does not say it")
+    add('--mean_t', type=colours(low=0), metavar='R,G,B',
+        help='how a teacher from elsewhere was trained to see images: the mean of the colours, of pixels from 0 to 1; '
+             'these four take precedence over its library')
+    add('--std_t', type=colours(above=0), metavar='R,G,B', help='the same: the standard deviation of the colours')
+    add('--size_t', type=number(int, low=8, high=4096), help='the same: the side of an image in pixels')
+    add('--interpolation_t', choices=INTERPOLATIONS, help='the same: how an image of another size is resized')
     add('--model_s', default='resnet8', help=f'the student: {NETS}')
     add('--stages', type=stage_list, help="the stages of the student that the method sees, from 0, as 2,5,8,11; not "
         'given: all, or four of the blocks of a transformer')
@@ -253,6 +266,30 @@ def _parser_with(methods, description):
 def flags(student: bool) -> Flags:
     """The defaults of train_student.py or train_teacher.py, and which of their options may differ between trials."""
     return (_student_parser() if student else _teacher_parser()).flags()
+
+
+def take_image_size(opt, checkpoint: dict, what: str) -> None:
+    """Set opt.image_size to that of a checkpoint as of models.load.open_net, where --image_size is not given and the
+    images of the data have no size of their own. what: begins the line that says so."""
+    inputs = checkpoint.get('inputs')
+    size = inputs.get('size') if isinstance(inputs, dict) else None
+    if 'image_size' in opt.flags.given or kind_of(opt.dataset) not in source_dict or type(size) is not int:
+        return
+    if size != opt.image_size:
+        if not 8 <= size <= LARGEST:
+            raise UserError(f'{what}: its net sees images of {size} pixels; give --image_size, from 8 to {LARGEST}')
+        print(f'{what}: its net sees images of {size} pixels, so --image_size is {size}')
+        opt.image_size = size
+
+
+def open_teacher(opt) -> dict:
+    """The teacher's checkpoint of these options, as of models.load.open_net. Sets opt.model_t, and opt.image_size where
+    it follows the teacher."""
+    given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
+             if (value := getattr(opt, f'{name}_t')) is not None}
+    opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
+    take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
+    return checkpoint
 
 
 def teacher_options(args=None):
@@ -287,6 +324,7 @@ def check_effects(opt) -> None:
         'min_lr': ('--sched cosine, tanh or poly', falls), 'poly_power': ('--sched poly', opt.sched == 'poly'),
         'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),
         'momentum': (f'an --opt that has one: --opt {opt.opt}', has_momentum(opt.opt)),
+        'checkpoint_key': ('--evaluate', 'path_t' in opt or bool(opt.evaluate)),
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'same_classes': ('--evaluate', 'path_t' in vars(opt) or opt.evaluate is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),

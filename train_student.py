@@ -24,16 +24,15 @@ from helper.run import Place, Run
 from helper.state import fingerprint
 from models.find import build, check_name
 from models.fold import fold_batchnorm
-from models.load import load_net, open_net
-from options import student_options
+from models.load import load_net, warn_of_size
+from options import open_teacher, student_options
 
 
 def train(opt, device):
     """What every process does. opt has the batch of all processes, `local` that of this one."""
+    checkpoint_t = open_teacher(opt)
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
-    opt.model_t, checkpoint_t = open_net(opt.path_t, opt.model_t)
-    local.model_t = opt.model_t
     seed_everything(opt.seed, opt.deterministic)
     method.check_batch_size(local.batch_size)
     data = get_dataloaders(local, device, method.drop_last or mixes(opt), method.views)
@@ -47,6 +46,7 @@ def train(opt, device):
     # Build
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
+    warn_of_size(arch, data.image_size, '--model_s')
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_cache(opt, method.needs, teacher, data, device)
     if cache and cache.full and not method.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
@@ -82,7 +82,7 @@ def train(opt, device):
     # Train
     with Run(opt, place, distiller, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
-              f'{data.num_classes} classes, {data.sizes}, seed {opt.seed}, '
+              f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}')
         if not opt.skip_validation:
             accuracy = cache.accuracy if cache else None

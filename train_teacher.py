@@ -20,16 +20,20 @@ from helper.records import show_evaluation
 from helper.run import Place, Run
 from helper.state import fingerprint
 from models.find import build, check_name
-from options import teacher_options
+from models.load import open_checkpoint, warn_of_size
+from options import take_image_size, teacher_options
 
 
 def train(opt, device):
     """What every process does. opt has the batch of all processes, `local` that of this one."""
+    if opt.evaluate:
+        checkpoint = open_checkpoint(opt.evaluate, '--evaluate', opt.checkpoint_key)
+        take_image_size(opt, checkpoint, f'--evaluate {opt.evaluate}')
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, mixes(opt))
     if opt.evaluate:
-        name, net = load_inference_net(opt.evaluate, data, '--evaluate')
+        name, net = load_inference_net(opt.evaluate, data, '--evaluate', checkpoint=checkpoint)
         net.to(device, memory_format=memory_format(opt))
         show_evaluation(name, validate(data.test_loader, net, source=f'--evaluate {opt.evaluate}'))
         return
@@ -37,6 +41,7 @@ def train(opt, device):
     # Build
     arch = check_name(opt.model, data.image_size, '--model')
     vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model', opt.drop_path), opt, data)
+    warn_of_size(arch, data.image_size, '--model')
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dataset import IN_MEMORY, kind_of
+from dataset import IN_MEMORY, kind_of, source_dict
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import get_method, make_distiller
 from helper.cli import Parser, nearest_flag, values
@@ -21,7 +21,7 @@ from helper.errors import UserError, printable
 from helper.run import Place
 from models.find import build, check_name, is_own
 from models.load import open_checkpoint, teacher_name
-from options import flags, student_options, teacher_options
+from options import LARGEST, flags, student_options, teacher_options
 
 from .table_file import ALONE, Row, Table
 
@@ -85,6 +85,7 @@ class _Plan:
         self.teachers: dict[str, tuple[Path, Step | None]] = {}
         self.auxiliaries: dict[str, Step] = {}  # by their teacher
         self.nets: dict[Path, str] = {}         # of fetched checkpoints
+        self.fetched: dict[Path, dict] = {}     # what these say of their net
         self.blank = {}
         for key in ('options', 'teacher_options', 'student_options'):
             _check_words(getattr(table, key), f'{table.path}: {key}')
@@ -161,6 +162,8 @@ class _Plan:
         keeps = kind_of(opt.dataset) in IN_MEMORY and get_method(row.method).accepts_answers(ANSWERS)
         if self.table.teacher_cache and keeps:
             arguments.append('--teacher_cache')
+        if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # as the run will take it
+            opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
 
@@ -199,11 +202,24 @@ class _Plan:
     def _named(self, name):
         return next((step for step in self.steps.values() if step.name == name), None)
 
+    def _fetched(self, path, name):
+        """What open_checkpoint found in a fetched file, without the weights."""
+        if path not in self.fetched:
+            found = open_checkpoint(str(path), f'{self.table.path}: teacher {name}')
+            self.fetched[path] = {key: value for key, value in found.items() if key in ('arch', 'inputs')}
+        return self.fetched[path]
+
+    def _size_of(self, path, name):
+        """The pixels of a fetched checkpoint's images; None where it does not say them."""
+        inputs = self._fetched(path, name).get('inputs')
+        size = inputs.get('size') if isinstance(inputs, dict) else None
+        return size if type(size) is int and 0 < size <= LARGEST else None
+
     def _net_of(self, path, name, size):
         """The net that a fetched checkpoint holds, as train_student.py will name it: `name`, or that resolved."""
         if path not in self.nets:
             what = f'{self.table.path}: teacher {name}'
-            found = teacher_name(str(path), open_checkpoint(str(path), what), f'{what}:')
+            found = teacher_name(str(path), self._fetched(path, name), f'{what}:')
             if check_name(found, size, f'{what}: {path}: holds') != check_name(name, size, what):
                 raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
             self.nets[path] = found

@@ -201,6 +201,18 @@ def weights(text):
     return values if len(values) > 1 else values[0]
 
 
+def colours(low: float | None = None, above: float | None = None) -> Callable:
+    """A converter for argparse: '0.485,0.456,0.406' -> a list of three numbers of at most 1, one a colour."""
+    def convert(text):
+        try:
+            red, green, blue = (number(float, low, above, high=1)(word) for word in text.split(','))
+        except (argparse.ArgumentTypeError, ValueError):
+            raise argparse.ArgumentTypeError(f'{text[:80]}: give three numbers of 0 to 1 with commas, for pixels of 0 '
+                                             f'to 1, as 0.485,0.456,0.406') from None
+        return [red, green, blue]
+    return convert
+
+
 def comma_list(value) -> str:
     """What `weights` reads: [45.0, 0.8] -> '45.0,0.8'; a single value as it is."""
     return ','.join(map(str, value)) if isinstance(value, list) else str(value)

@@ -11,7 +11,7 @@ from helper.errors import UserError, printable, reason
 from helper.files import read_json
 from helper.state import weights_checksum
 
-from . import model_dict, model_names
+from . import IMAGENET, model_dict, model_names
 from .adapter import FITS, INTERPOLATIONS, Inputs
 from .classes import match_classes
 from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
@@ -22,14 +22,34 @@ CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm
 
 
 MOST_CLASSES = 10**6
+CIFAR_SIZE, IMAGENET_SIZE = 32, 224     # pixels for which the nets of model_dict were made
 
 
-def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None) -> tuple[str, dict]:
+def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,
+             inputs: dict | None = None) -> tuple[str, dict]:
     """(name of the net, its checkpoint as of open_checkpoint) of what `path` names: a file or a folder, or a library's
     published weights, timm:NAME or torchvision:NAME, which that library downloads.
 
-    name: the net, where the user says it. Raises UserError that names `flag`.
+    name: the net, where the user says it. inputs: how the net sees images, as far as the user says it by --mean_t,
+    --std_t, --size_t and --interpolation_t. Raises UserError that names `flag`.
     """
+    name, checkpoint = _open(path, name, flag, key)
+    known, what = checkpoint.get('inputs'), f'{flag} {path}'
+    if not inputs:
+        return name, checkpoint
+    if is_ours(checkpoint) and known is not None:
+        known = as_inputs(known, what)
+        for key, value in inputs.items():
+            if known[key] != value:
+                raise UserError(f'--{key}_t {value}: {what} says itself that its net sees images with {key} '
+                                f'{known[key]}; leave it out')
+        return name, checkpoint
+    if known is None and ('mean' in inputs) != ('std' in inputs):
+        raise UserError(f'--mean_t and --std_t: {what} says neither; give both, or none')
+    return name, {**checkpoint, 'inputs': {**(known or {}), **inputs}}
+
+
+def _open(path, name, flag, key):
     if library := library_of(path):
         for option, given in (('--model_t', name), ('--checkpoint_key', key)):
             if given:
@@ -160,12 +180,14 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     if classes is not None and classes != data.num_classes:
         raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
-    inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else None
+    inputs, given = checkpoint.get('inputs'), getattr(data, 'inputs', None)
+    if inputs is not None:      # of which a person may give a part, for a checkpoint that others wrote
+        inputs = as_inputs({**given, **inputs} if 'taken' in checkpoint and given else inputs, f'{flag} {path}')
     net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:')
-    given = getattr(data, 'inputs', None)
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
         seen = Inputs(given, inputs)
         net.inputs = nn.Sequential(seen, net.inputs) if hasattr(net, 'inputs') else seen
+        print(f'{flag} {path}: images are converted to what its net has learnt from: {_words(inputs)}')
     if inputs and given and 'fit' in checkpoint['inputs'] and inputs['fit'] != given['fit']:
         print(f'{flag} {path}: was trained with --fit {inputs["fit"]}, but this run has --fit {given["fit"]}')
     return net
@@ -185,6 +207,25 @@ def as_inputs(inputs, what: str) -> dict:
                         f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(found))}')
     return {'mean': [float(v) for v in found['mean']], 'std': [float(v) for v in found['std']], 'size': size,
             'interpolation': found['interpolation'], 'fit': found.get('fit', FITS[0])}
+
+
+def _words(inputs):
+    mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
+    return f'{inputs["size"]} pixels ({inputs["interpolation"]}), mean {mean}, std {std}'
+
+
+def warn_of_size(name: str, size: int, flag: str) -> None:
+    """Print a line where the net `name` was made for images of less than half or more than twice this size."""
+    plain, given = settings(name, flag) if library_of(name) else (name, {})
+    if is_own(name) or {'img_size', 'image_size', 'patch_size'} & given.keys():     # whose size a person has chosen
+        return
+    try:
+        usual = LIBRARIES[library_of(name)].published_inputs(plain, flag)['size'] if library_of(name) else \
+            IMAGENET_SIZE if name in IMAGENET else CIFAR_SIZE
+    except (UserError, AttributeError, ValueError):       # a net without published weights
+        return
+    if not usual <= 2 * size <= 4 * usual:
+        print(f'{flag} {name}: is made for images of {usual} pixels, these have {size}')
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
@@ -215,5 +256,10 @@ def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
             raise UserError(f'{what}: holds several such nets; choose one by --checkpoint_key, of {several}') from None
         taken.append(removed)
     load_weights(net, weights, f'{what}: {fault}')
+    odd = [name for name, value in net.state_dict().items() if value.isnan().any()]
+    if odd:
+        more = f', and {len(odd) - 1} more' if len(odd) > 1 else ''
+        raise UserError(f'{what}: {odd[0]} has NaN among its values{more}; give a checkpoint of a run that did not '
+                        f'diverge')
     if any(taken):
         print(f'{what}: {", ".join(filter(None, taken))}')

@@ -8,7 +8,8 @@ from helper.cli import Parser, comma_list, path
 from helper.errors import UserError
 from helper.files import read_json
 from helper.state import LAST, PREVIOUS
-from options import teacher_options
+from models.load import open_checkpoint
+from options import take_image_size, teacher_options
 
 OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
               'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
@@ -65,8 +66,12 @@ def add_data_flags(parser: Parser) -> None:
     add('--same_classes', action='store_true', help='the class names in a checkpoint mean the same in this order')
 
 
-def data_options(parameters: dict, opt):
-    """The options by which a train script would read the data of a run, but for what opt has of add_data_flags."""
+def data_options(run: Given, opt):
+    """The options by which a train script would read the data of a run, but for what opt has of add_data_flags.
+
+    Where neither says how large the images are, the checkpoint does.
+    """
+    parameters = run.parameters
     if opt.dataset not in (None, parameters.get('dataset')):
         parameters = {}
     given = {name: getattr(opt, name, None) for name in (*OF_THE_RUN, 'num_workers', 'seed')}
@@ -78,4 +83,6 @@ def data_options(parameters: dict, opt):
     found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])
     found.same_classes = opt.same_classes
+    if 'image_size' not in found.flags.given and kind_of(found.dataset) in source_dict:
+        take_image_size(found, open_checkpoint(str(run), 'checkpoint'), f'checkpoint {run}')
     return found

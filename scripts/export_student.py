@@ -206,7 +206,7 @@ def summary(rows):
 def main():
     opt, wanted, run = options()
     dtype = 'uint8' if opt.input == 'uint8' else 'float32'
-    data = get_dataloaders(data_options(run.parameters, opt), torch.device('cpu'))
+    data = get_dataloaders(data_options(run, opt), torch.device('cpu'))
     student = open_student(str(run), data, 'RUN_OR_CHECKPOINT', opt.model)
     if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '

@@ -26,8 +26,8 @@ from helper.device import memory_format, select_device  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.loops import validate  # noqa: E402
 from models.fold import fold_batchnorm  # noqa: E402
-from models.load import load_net, open_net  # noqa: E402
-from options import student_options  # noqa: E402
+from models.load import load_net  # noqa: E402
+from options import open_teacher, student_options  # noqa: E402
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def main():
     if opt.estimate:
         raise UserError('--estimate: is of a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
-    opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t)
+    checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.needs, teacher, data, device)

@@ -184,7 +184,7 @@ def options():
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
     check_alike(students, opt)
     opt.path_t = teacher_of(students) if opt.path_t is None else opt.path_t
-    opt.data = data_options(next((s.parameters for s in students if s.parameters), {}), opt)
+    opt.data = data_options(next((student for student in students if student.parameters), students[0]), opt)
     return opt, students
 
 

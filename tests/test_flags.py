@@ -223,6 +223,8 @@ ELSEWHERE = {
     'split': 'test_data.test_a_run_keeps_its_split',
     'same_classes': 'test_classes.test_the_scripts_compare_the_names',
     'reprob': 'test_recipe.test_erased_images',
+    'checkpoint_key': 'test_checkpoint.test_checkpoint_key',
+    **dict.fromkeys(('mean_t', 'std_t', 'size_t', 'interpolation_t'), 'test_teachers.test_how_a_teacher_sees_images'),
     'model_t': 'test_libraries.test_a_net_of_ones_own', 'stages': 'test_libraries.test_chosen_stages',
     'stages_t': 'test_libraries.test_chosen_stages', 'path_t': 'test_scripts.test_student_outputs',
     'skip_validation': 'test_scripts.test_two_passes',

@@ -1,4 +1,5 @@
 """Published teachers: fetched, checked, recognised and transformed. The server is a thread of this process."""
+import json
 import os
 import random
 import shutil
@@ -8,15 +9,20 @@ import threading
 import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Hostile
 
-from helper.checkpoint import load_checkpoint, load_weights
+import train_student
+import train_teacher
+from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from helper.errors import UserError
 from models import model_dict
+from models.load import load_net, open_checkpoint
 from models.recognise import recognise
+from options import open_teacher, student_options
 from scripts import check_teacher, model_transform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -354,3 +360,71 @@ def test_torchvision_weights(call, tmp_path, monkeypatch, capsys):
     checkpoint = load_checkpoint(str(out), 'OUT')
     assert (checkpoint['arch'], checkpoint['num_classes']) == ('shufflenet_v2_x0_5', 1000)
     assert all(torch.equal(value, checkpoint['model'][key]) for key, value in state.items())
+
+
+def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
+    """A file from elsewhere: as its library says, as the flags say; the images have its size unless it is given."""
+    timm = pytest.importorskip('timm')
+    file = tmp_path / 'x.pth'
+    torch.save({'state_dict': timm.create_model('resnet10t', num_classes=4).state_dict(), 'arch': 'resnet10t'}, file)
+    flags = ['--path-t', str(file), '--model_t', 'timm:resnet10t', '--dataset', 'folder']
+    tree = small[small.index('--data_dir') + 1]
+
+    def seen(*more):
+        opt = student_options([*flags, '--data_dir', str(tree), *more])
+        checkpoint = open_teacher(opt)
+        inputs = {'mean': [.5] * 3, 'std': [.25] * 3, 'size': opt.image_size, 'interpolation': 'bilinear',
+                  'fit': 'crop'}
+        net = load_net(str(file), checkpoint, opt.model_t, SimpleNamespace(num_classes=4, image_size=opt.image_size,
+                                                                          inputs=inputs, classes=()))
+        return net.inputs, opt.image_size
+    inputs, size = seen()
+    assert (inputs.size, inputs.mode, size) == (176, 'bicubic', 176)
+    torch.testing.assert_close(inputs.scale.flatten(), .25 / torch.tensor([.229, .224, .225]))
+    out = capsys.readouterr().out
+    assert 'its net sees images of 176 pixels, so --image_size is 176\n' in out
+    assert 'from: 176 pixels (bicubic), mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225\n' in out
+    inputs, size = seen('--mean_t', '0,0,0', '--std_t', '1,1,0.5', '--size_t', '40', '--interpolation_t', 'nearest',
+                        '--image_size', '24')
+    assert (inputs.size, inputs.mode, size) == (40, 'nearest', 24)
+    torch.testing.assert_close(inputs.scale.flatten(), torch.tensor([.25, .25, .5]))
+    torch.testing.assert_close(inputs.shift.flatten(), torch.tensor([.5, .5, 1.]))
+    flags[3] = 'resnet14'       # of which no library says anything
+    torch.save(model_dict['resnet14'](num_classes=4).state_dict(), file)
+    with pytest.raises(UserError, match='--mean_t and --std_t: .* says neither; give both, or none'):
+        seen('--mean_t', '0,0,0')
+    assert seen('--mean_t', '0,0,0', '--std_t', '1,1,1')[0].size == 32
+    save_checkpoint(file, {'model': model_dict['resnet14'](num_classes=4).state_dict(), 'arch': 'resnet14',
+                           'num_classes': 4, 'inputs': {'mean': [.4] * 3, 'std': [.2] * 3, 'size': 48,
+                                                        'interpolation': 'bilinear'}})
+    with pytest.raises(UserError, match='--size_t 40: .* says itself that its net sees images with size 48; leave it'):
+        seen('--size_t', '40')
+    assert seen('--size_t', '48')[1] == 48
+    with pytest.raises(UserError, match='--mean_t: 123,116,104: give three numbers of 0 to 1'):
+        seen('--mean_t', '123,116,104')
+
+
+def test_the_size_of_images(call, small, tmp_path, capsys):
+    """A student has its teacher's, an evaluation that of its checkpoint; parameters.json has the one that was used."""
+    data = [*small[:4], *small[6:], '--save_dir', tmp_path]
+    call(train_teacher.main, '--model', 'resnet8', *data, '--image_size', 24)
+    teacher, = tmp_path.glob('models/*/resnet8_best.pth')
+    call(train_student.main, '--path-t', teacher, '--model_s', 'timm:resnet10t', *data)
+    student, = tmp_path.glob('student_model/*/*_best.pth')
+    assert json.loads((student.parent / 'parameters.json').read_text())['image_size'] == 24
+    assert load_checkpoint(str(student), '')['inputs']['size'] == 24
+    out = capsys.readouterr().out
+    assert f'--path-t {teacher}: its net sees images of 24 pixels, so --image_size is 24\n' in out
+    assert ' 4 classes, 24 pixels, 48 training images' in out
+    assert '--model_s timm:resnet10t: is made for images of 176 pixels, these have 24\n' in out
+    call(train_teacher.main, '--evaluate', teacher, *data)
+    assert 'so --image_size is 24\n' in capsys.readouterr().out
+
+
+def test_a_teacher_that_diverged(tmp_path):
+    weights = model_dict['resnet8'](num_classes=4).state_dict()
+    weights['layer1.0.bn1.running_var'][3] = float('nan')
+    save_checkpoint(tmp_path / 'x.pth', {'model': weights, 'arch': 'resnet8', 'num_classes': 4})
+    checkpoint = open_checkpoint(str(tmp_path / 'x.pth'))
+    with pytest.raises(UserError, match='layer1.0.bn1.running_var has NaN among its values; give a checkpoint of a'):
+        load_net('x', checkpoint, 'resnet8', SimpleNamespace(num_classes=4, image_size=32))
