@@ -9,7 +9,7 @@ from PIL import Image
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 
-from .folder import HELD_OUT
+from .folder import HELD_OUT, images_below
 from .identity import file_checksum
 from .image import read_rgb
 
@@ -86,6 +86,7 @@ class _Splits:
         flag = f'--dataset {opt.dataset}'
         self.name, self.given = _settings(opt.dataset, flag)
         self.splits = _load(self.name, self.given.get('config'), flag)
+        _say_left_out(self.name, self.splits, flag)
         self.train = self.given.get('train', 'train')
         for key, split in (('train', self.train), ('test', self.given.get('test', self.train))):
             if split not in self.splits:
@@ -131,6 +132,13 @@ def _load(name, config, flag):
     except Exception as error:      # no network, no such data set, files of another kind, a script
         raise UserError(f'{flag}: cannot be loaded ({reason(error)}); give a name of the hub, or a folder that '
                         f'save_to_disk wrote or that holds parquet files or images') from error
+
+
+def _say_left_out(name, splits, flag):
+    """Print a line where `name` is a folder of image files of which the library knows only some by their endings."""
+    files, rows = len(images_below(name)[0]) if os.path.isdir(name) else 0, sum(map(len, splits.values()))
+    if files > rows:
+        print(f'{flag}: the library datasets reads {rows} of {files} image files there; --dataset folder reads all')
 
 
 def _columns(features, given, flag):

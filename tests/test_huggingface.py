@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, CPU, data_options
+from conftest import CLASSES, CPU, data_options, write_images
 from PIL import Image
 
 import dataset
@@ -164,6 +164,16 @@ def test_damaged_images(splits, tmp_path, images_in):
     opt.skip_bad_images = True
     data = dataset.get_dataloaders(opt, CPU)
     assert sum(len(target) for _, target, _ in data.test_loader) == 6
+
+
+def test_files_that_the_library_leaves_out(tmp_path, capsys):
+    for split in ('train', 'test'):
+        write_images(tmp_path / split, 2)
+        (tmp_path / split / 'ant' / '0.png').rename(tmp_path / split / 'ant' / '0.qoi')
+    data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path}', batch_size=2), CPU)
+    assert data.n_train == 7 and len(data.test_labels) == 7
+    assert capsys.readouterr().out == (f'--dataset hf:{tmp_path}: the library datasets reads 14 of 16 image files '
+                                       f'there; --dataset folder reads all\n')
 
 
 def png(i):
