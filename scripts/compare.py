@@ -64,10 +64,11 @@ def compare_table(groups: list[list[dict]]) -> str:
 def notes(groups: list[list[dict]]) -> Iterator[str]:
     """A line for each experiment with a net that predicts one class for all test images."""
     for group, label in zip(groups, labels(groups), strict=True):
-        for epoch in ACCURACY:
-            if number := sum(run['one_class'][epoch] for run in group):
-                yield (f'{group[0]["model"]}, {label}: in the {epoch} epoch {number} of {len(group)} runs predict one '
-                       f'class for all test images; that accuracy is only the share of the class')
+        counts = {epoch: sum(run['one_class'][epoch] for run in group) for epoch in ACCURACY}
+        if any(counts.values()):
+            said = ', '.join(f'{number} in the {epoch} epoch' for epoch, number in counts.items())
+            yield (f'{group[0]["model"]}, {label}: of {len(group)} runs {said} predict one class for all test images; '
+                   f'such an accuracy is only the share of that class')
 
 
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:

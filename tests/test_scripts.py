@@ -312,7 +312,7 @@ def test_compare(call, small, teacher, tmp_path, capfd):
         (student / 'history.json').write_text(json.dumps(history))
     call(compare.main, *students)
     out = capfd.readouterr().out
-    assert 'resnet8, semckd, taught by resnet14: in the last epoch 1 of 2 runs predict one class for all' in out
+    assert 'resnet8, semckd, taught by resnet14: of 2 runs ' in out and ', 1 in the last epoch predict one class' in out
     assert 'top-5' not in out       # of four classes
 
     # Not trials of one experiment: the same run twice, other data, more processes.
@@ -437,8 +437,8 @@ def test_compare_says_what_an_accuracy_is_not():
     assert list(compare.notes(trials(runs))) == []
     runs[0]['one_class'] = {'best': False, 'last': True}
     assert list(compare.notes(trials(runs))) == [
-        'resnet8, alone: in the last epoch 1 of 2 runs predict one class for all test images; that accuracy is only '
-        'the share of the class']
+        'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all test images; '
+        'such an accuracy is only the share of that class']
 
 
 def test_trials_of_other_data_are_not_averaged():
