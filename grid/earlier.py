@@ -5,17 +5,20 @@ from pathlib import Path
 
 from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError, printable
-from helper.files import read_json
-from helper.state import LAST, weights_checksum
+from helper.files import read_json, write_json
+from helper.state import CLASS_NAMES, IMAGES, LAST, PREVIOUS, weights_checksum
 from models.find import build
 from models.foreign import without_prefix
 from models.load import open_checkpoint
 from results.runs import read_run
 
-from .state import last_is_best
+from .state import last_is_best, result
 from .steps import SIZES, Step, expected, pixels
+from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
+DATA = 'training images', 'classes', 'labels (checksum)', CLASS_NAMES, IMAGES      # facts in parameters.json
+OWNER = 'table.json'    # in the folder of a table: its name
 UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
 
 
@@ -23,13 +26,18 @@ class _Lost(UserError):
     """A file is damaged or gone; what else there is can be reported."""
 
 
-def check(steps: list[Step], reading: bool = False) -> None:
-    """Raises UserError where a folder holds a run with other options than the table's, or of another teacher, and where
-    a file is damaged. reading: nothing is to be started, so what is damaged or gone is only printed."""
+def check(table: Table, steps: list[Step], reading: bool = False) -> None:
+    """Raises UserError where the folder is another table's, where a run there has other options than the table's, other
+    data or another teacher, and where a file is damaged. reading: nothing is to be started, so what is damaged or gone
+    is only printed."""
     try:
+        _check_owner(table, Path(steps[0].opt.save_dir))
         for step in steps:
             with _said(reading):
                 _check_options(step)
+            with _said(reading):
+                _check_last(step)
+        check_data(steps)
         with _said(reading):
             _check_teachers(steps, reading)
     except OSError as error:
@@ -46,6 +54,48 @@ def _said(reading):
         if not reading:
             raise
         print(printable(error), file=sys.stderr)
+
+
+def _check_owner(table, save):
+    owner = table.name
+    with contextlib.suppress(UserError):        # of an older version, or damaged: claim() writes it
+        found = read_json(save / OWNER, '')
+        owner = found.get('table') if isinstance(found, dict) else owner
+    if owner != table.name:
+        raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one would '
+                        f'replace; give each table a folder of its own, as save/{table.name}')
+
+
+def claim(table: Table, save: Path) -> None:
+    """Note in the folder whose it is."""
+    write_json(save / OWNER, {'table': table.name})
+
+
+def _check_last(step):
+    """A run that has not ended can be continued, or has not begun."""
+    there = [name for name in ('history.json', 'test_best_metrics.json', step.checkpoint.name)
+             if (step.folder / name).exists()]
+    if there and not any((step.folder / name).exists() for name in (LAST, PREVIOUS)) and not result(step):
+        raise _Lost(f'{step.what}: {step.folder}: the run there cannot go on without its {LAST}, which is lost; move '
+                    f'the folder away, and the same command trains it again')
+
+
+def check_data(steps: list[Step]) -> None:
+    """Raises UserError unless all runs that are there, also the teachers', have the same data."""
+    runs = {}       # (--dataset, --data_dir) -> the first run on it, and its facts
+    for step in steps:
+        found = {}
+        with contextlib.suppress(UserError):        # a damaged one; said by _check_options
+            found = _parameters(step) or {}
+        facts = {name: found[name] for name in DATA if name in found}
+        first, known = runs.setdefault((step.opt.dataset, step.opt.data_dir), (step, {}))
+        differ = [f'{name} {facts[name]} and {known[name]}' for name in DATA
+                  if name in facts and name in known and known[name] != facts[name]]
+        if differ:
+            raise UserError(f'{step.what}: {step.folder} holds a run on other data than {first.folder} ({differ[0]}); '
+                            f'the data have changed in between: move the runs on the other data away, or give another '
+                            f'--save_dir')
+        runs[step.opt.dataset, step.opt.data_dir] = first if known else step, {**facts, **known}
 
 
 def _check_options(step):

@@ -22,6 +22,7 @@ class Places:
 
     def __init__(self, gpu_id: str | None, jobs: int | None, gpus_per_run: int | None, trial_parallel: int):
         """gpu_id: 'cpu', or GPUs with commas; None: all that there are. Raises UserError."""
+        self.gpus = 0       # of each run
         found = [str(i) for i in range(torch.cuda.device_count())]
         gpus = found or ['cpu'] if gpu_id is None else gpu_id.split(',')
         if gpus_per_run == 0 and gpu_id is None:
@@ -49,7 +50,7 @@ class Places:
         if not groups:
             raise UserError(f'--gpus {gpus_per_run}: --gpu_id {",".join(gpus)} names {len(gpus)}')
         jobs = jobs or len(groups)
-        self.threads = None
+        self.gpus, self.threads = gpus_per_run, None
         workers = max(1, cores() // (jobs * trial_parallel))
         self.flags = [[*gpu_flags(groups[job % len(groups)]), '--num_workers', str(workers)] for job in range(jobs)]
 

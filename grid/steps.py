@@ -13,23 +13,29 @@ from types import SimpleNamespace
 
 import torch
 
-from dataset import IN_MEMORY, kind_of, source_dict
-from dataset.teacher_cache import ANSWERS
+from dataset import kind_of, source_dict
 from distiller_zoo import get_method, make_distiller
 from helper.cli import Parser, nearest_flag, values
+from helper.distributed import check_batch_size
 from helper.errors import UserError, printable
+from helper.files import folder_name
 from helper.run import Place
 from models.find import build, check_name, is_own
 from models.load import open_checkpoint, teacher_name
-from options import LARGEST, flags, student_options, teacher_options
+from options import LARGEST, flags, student_options, teacher_options, with_recipe
 
 from .table_file import ALONE, Row, Table
 
 COMMAND_LINE = 'the command line'     # in messages, of the flags for every run
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir', '--resume',
-        '--gpu_id', '--teacher_cache', '--evaluate', '--estimate', '--list', '--multiprocessing-distributed',
-        '--dist-url', '--overwrite', '-h', '--help')
+REFUSED = {     # flag of the train scripts -> why a table's runs may not have it
+    **dict.fromkeys(('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir',
+                     '--resume', '--gpu_id', '--multiprocessing-distributed', '--dist-url'),
+                    'reproduce.py sets this flag itself'),
+    **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
+    '--teacher_cache': 'give the table  teacher_cache = true',
+    '--overwrite': 'a table replaces no run; move its folder away instead',
+}
 SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
          'imagenette': (10, 224)}       # classes, pixels
 
@@ -73,6 +79,8 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
                 plan.add_cell(pair, table.row_for(row, pair))
+    if plan.no_cache and not any(getattr(step.opt, 'teacher_cache', None) for step in plan.steps.values()):
+        raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({plan.no_cache}); leave it out')
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
@@ -87,6 +95,7 @@ class _Plan:
         self.nets: dict[Path, str] = {}         # of fetched checkpoints
         self.fetched: dict[Path, dict] = {}     # what these say of their net
         self.blank = {}
+        self.no_cache = ''                      # why a run has none although the table says teacher_cache
         for key in ('options', 'teacher_options', 'student_options'):
             _check_words(getattr(table, key), f'{table.path}: {key}')
         _check_words(more, COMMAND_LINE)
@@ -105,10 +114,10 @@ class _Plan:
 
     def _alone(self, pair, row, trial, seed, what):
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        name = f'{pair.student}-{_slug(row.label)}-{trial}'
+        name = f'{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
         same = self._named(name)
         if same and all(of != str(pair) for _, of in same.cells):       # by the flags of another pair
-            name = f'{pair.teacher}-{name}'
+            name = f'{folder_name(pair.teacher)}-{name}'
         return self._teacher_step(pair.student, words, f'{trial}{_suffix(row)}', seed, name, what)
 
     def _distilled(self, pair, row, trial, seed, what):
@@ -116,10 +125,11 @@ class _Plan:
         suffix = _suffix(row)
         if get_method(row.method).auxiliary_teacher and self.table.auxiliary:
             after = self._auxiliary(pair.teacher)
-            source, suffix = after.checkpoint, f'{suffix}_{pair.teacher}'
+            source, suffix = after.checkpoint, f'{suffix}_{folder_name(pair.teacher)}'
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
+        name = f'{folder_name(pair.teacher)}-{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
         step = self._student_step(pair.student, row, words, source, after, pair.teacher, f'{trial}{suffix}', seed,
-                                  f'{pair.teacher}-{pair.student}-{_slug(row.label)}-{trial}', what)
+                                  name, what)
         if trial == 1:
             self._check_pair(step, what)
         return step
@@ -132,7 +142,7 @@ class _Plan:
                 self.teachers[name] = fetched, None
             else:
                 words = [*self.table.options, *self.table.teacher_options]
-                step = self._teacher_step(name, words, '0', self.table.seeds[0], f'teacher-{name}',
+                step = self._teacher_step(name, words, '0', self.table.seeds[0], f'teacher-{folder_name(name)}',
                                           f'{self.table.path}: teacher {name}')
                 self.teachers[name] = step.checkpoint, step
         return self.teachers[name]
@@ -142,8 +152,9 @@ class _Plan:
             row = self.table.auxiliary
             what = f'{self.table.path}: auxiliary teacher {row.label}, taught by {teacher}'
             words = [*self.table.options, *self.table.student_options, *row.flags]
+            name = f'auxiliary-{folder_name(teacher)}-{folder_name(row.label)}'
             step = self._student_step(row.label, row, words, *self._teacher(teacher), teacher, 'auxiliary',
-                                      self.table.seeds[0], f'auxiliary-{teacher}-{row.label}', what)
+                                      self.table.seeds[0], name, what)
             self._check_pair(step, what)
             self.auxiliaries[teacher] = step
         return self.auxiliaries[teacher]
@@ -159,9 +170,12 @@ class _Plan:
         if is_own(teacher):
             arguments += ['--model_t', teacher]
         opt = self._parsed(student_options, arguments, what)
-        keeps = kind_of(opt.dataset) in IN_MEMORY and get_method(row.method).accepts_answers(ANSWERS)
-        if self.table.teacher_cache and keeps:
-            arguments.append('--teacher_cache')
+        if self.table.teacher_cache:
+            try:
+                opt = student_options([*arguments, '--teacher_cache'])
+                arguments.append('--teacher_cache')
+            except UserError as error:      # not with this method, or with flags as --mixup
+                self.no_cache = f'{what}: {error}'
         if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # as the run will take it
             opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
@@ -170,6 +184,7 @@ class _Plan:
     def _parsed(self, options, arguments, what):
         """The options. Where they are right without the flags of the command line, these are at fault."""
         try:
+            _check_words(with_recipe(arguments)[:-len(arguments)], '--recipe')
             return options(arguments)
         except (UserError, ValueError) as error:
             if self.more:
@@ -285,12 +300,23 @@ def _slug(label):
 
 
 def _check_words(words, what):
-    """Raises UserError for a flag that the table sets itself."""
-    ours = {flag.replace('_', '-') for flag in OURS}
+    """Raises UserError for a flag that the runs of a table may not have."""
+    refused = {flag.replace('_', '-'): why for flag, why in REFUSED.items()}
     for word in words:
         name = word.split('=')[0].replace('_', '-') if word.startswith('--') else word[:2]
-        if name in ours:
-            raise UserError(f'{what}: {word}: reproduce.py sets this flag itself; leave it out')
+        if name in refused:
+            raise UserError(f'{what}: {word}: {refused[name]}; leave it out')
+
+
+def check_batches(steps: list[Step], processes: int) -> None:
+    """Raises UserError unless so many processes can share the batch of each run."""
+    for step in steps:
+        try:
+            check_batch_size(step.opt, processes)
+            if hasattr(step.opt, 'distill'):
+                get_method(step.opt.distill).check_batch_size(step.opt.batch_size // processes)
+        except UserError as error:
+            raise UserError(f'{step.what}: {error}') from error
 
 
 def expected(opt) -> dict:

@@ -57,7 +57,7 @@ def main():
     if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
     steps = steps_of(table, str(save), more)
-    check(steps, reading=True)
+    check(table, steps, reading=True)
     now = {step: progress(step, save / 'logs') for step in steps}
     if opt.figures is not None:
         labels = [row.label for row in table.rows]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid import formats, report, slurm  # noqa: E402
-from grid.earlier import check  # noqa: E402
+from grid.earlier import check, check_data, claim  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
 from grid.state import DONE, Record, failures, progress, summary  # noqa: E402
-from grid.steps import known_flags, shell, steps_of  # noqa: E402
+from grid.steps import check_batches, known_flags, shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
@@ -51,9 +51,10 @@ def main():
     table = read(find(opt.table))
     save = opt.save_dir or f'save/{table.name}'
     steps, logs = steps_of(table, save, more), Path(save) / 'logs'
-    check(steps, reading=opt.status)
+    check(table, steps, reading=opt.status)
     cluster = slurm.Slurm(opt, table.name, Path(save)) if opt.cluster == 'slurm' else None
     places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus, opt.trial_parallel)
+    check_batches(steps, (cluster or places).gpus or 1)
     if opt.dry_run:
         print_commands(table, steps, *((cluster.flags, None) if cluster else (places.flags[0], places.threads)))
         return
@@ -68,6 +69,7 @@ def main():
     lock = Lock(Path(save), shared=True)      # with report.py
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
+    claim(table, Path(save))
     if opt.retry:
         for step in steps:
             if Record(logs, step).failed():
@@ -76,6 +78,7 @@ def main():
     print(failures(now, logs), end='')
     show(formats.plain(report.write(table, steps, Path(save), now)))
     print(f'report: {save}/report.html')
+    check_data(steps)
     if any(p.state != DONE for p in now.values()):
         print('not all is done; the same command goes on, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)

@@ -208,6 +208,14 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
         'kd', 'hkd', 'pkt'} & {name for name, method in distiller_dict.items() if method.accepts_answers(ANSWERS)}
 
 
+def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
+    """It has none; the other rows have."""
+    rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --aa rand-m9', 'AT': 'attention'}
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
+    assert {step.cells[0][0]: ('--teacher_cache' in step.arguments, bool(step.opt.teacher_cache))
+            for step in steps if step.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
+
+
 def test_from_the_repository_the_commands_are_short(call, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     call(reproduce.main, 'digits', '--dry-run', '--jobs', 1, '--gpu_id', 'cpu', '--num_workers', 7)
@@ -325,6 +333,7 @@ def one_line(capsys) -> str:
     return err.removeprefix('error: ').removesuffix('\n')
 
 
+TEXT = 'TEXT '      # what follows is that of a file of options
 BAD = {     # changes of MINI, or the text of the file -> the message, after the file's name
     'method': ({'rows': {'A': 'kt'}}, f'row A kt: no such method; {nearest("kt", distiller_dict)}'),
     'sum': ({'rows': {'A': 'kd+kd'}}, 'row A kd+kd: names a method twice; give each once'),
@@ -397,10 +406,24 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'options': ({'options': '--dataset digitz'}, 'row Student, resnet14 -> resnet8: --dataset digitz: '),
     'of teachers': ({'teacher_options': '--epochs 0'}, 'teacher resnet14: --epochs: 0: give a whole number'),
     **{f'{flag} in {place}': (change, f'{where}: {flag}: reproduce.py sets this flag itself; leave it out')
-       for flag in ('--seed', '--save_dir', '--gpu_id', '--trial', '-t', '--path-t', '--resume', '-h', '-t5')
+       for flag in ('--seed', '--save_dir', '--gpu_id', '--trial', '-t', '--path-t', '--resume', '-t5')
        for place, change, where in (
            ('options', {'options': f'--dataset digits {flag} 3'}, 'options'),
            ('a row', {'rows': {'A': f'kd {flag} 3'}}, 'row A, resnet14 -> resnet8'))},
+    **{f'{words} in a file of options': (
+        {'student_options': f'--recipe {TEXT}{words}'},
+        f'row Student, resnet14 -> resnet8: --recipe: {words.split()[0]}: {why}; leave it out')
+       for words, why in (('--evaluate x', 'a run with this flag trains nothing'),
+                          ('--list', 'a run with this flag trains nothing'),
+                          ('--resume', 'reproduce.py sets this flag itself'))},
+    '--help': ({'options': '-h'}, 'options: -h: a run with this flag trains nothing; leave it out'),
+    '--teacher-cache': ({'rows': {'A': 'kd --teacher-cache'}}, 'row A, resnet14 -> resnet8: --teacher-cache: give the '
+                                                               'table  teacher_cache = true; leave it out'),
+    '--overwrite': ({'options': '--overwrite'}, 'options: --overwrite: a table replaces no run; move its folder away '
+                                                'instead; leave it out'),
+    'a cache that no run can have': (
+        {'student_options': '--mixup 0.2', 'rows': {'Student': 'alone', 'KD': 'kd', 'AT': 'attention'}},
+        'teacher_cache: no run of the table can have it (mini.toml: row AT, resnet14 -> resnet8: '),
     '--gpu-id=0': ({'pairs': ['resnet14 -> resnet8 --gpu-id=0']},
                    'row Student, resnet14 -> resnet8: --gpu-id=0: reproduce.py sets this flag itself; leave it out'),
     'one run in two rows': ({'rows': {'A': 'kd -r 1 -b 0', 'B': 'kd -b 0.0 -r 1'}},
@@ -443,7 +466,11 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
 @pytest.mark.parametrize('given, said', BAD.values(), ids=BAD)
 def test_bad_table(call, tmp_path, monkeypatch, capsys, given, said):
     monkeypatch.chdir(tmp_path)
+    files = ['mini.toml']
     if isinstance(given, dict):
+        if TEXT in given.get('student_options', ''):
+            Path('flags.txt').write_text(given['student_options'].partition(TEXT)[2])
+            given, files = {'student_options': '--recipe flags.txt'}, ['flags.txt', 'mini.toml']
         write_table(Path('mini.toml'), **given)
     else:
         Path('mini.toml').write_bytes(given if isinstance(given, bytes) else given.encode())
@@ -452,7 +479,7 @@ def test_bad_table(call, tmp_path, monkeypatch, capsys, given, said):
     assert caught.value.code == 2
     message = one_line(capsys)
     assert message.startswith(f'mini.toml: {said}') and len(message) <= 3000
-    assert [path.name for path in tmp_path.iterdir()] == ['mini.toml']
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_a_table_with_a_byte_order_mark(tmp_path):
@@ -634,6 +661,16 @@ def test_the_commands_of_runs_on_several_gpus(call, tmp_path, monkeypatch, capsy
     assert len(lines) == 10
     assert {(opt.gpu_id, opt.multiprocessing_distributed) for _, opt in
             (parsed(shlex.split(line)[1:]) for line in lines)} == {('0,1', True)}
+
+
+def test_a_batch_that_the_gpus_of_a_run_cannot_share(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    for rows, said in (({'KD': 'kd --batch_size 33'}, 'KD, resnet14 -> resnet8: --batch_size 33: cannot be divided'),
+                       ({'RKD': 'rkd --batch_size 2'}, 'RKD, resnet14 -> resnet8: --batch_size 1: RKD compares the')):
+        with pytest.raises(SystemExit) as caught:
+            call(reproduce.main, write_table(Path('mini.toml'), rows=rows), '--dry-run', '--gpus', 2)
+        assert caught.value.code == 2 and one_line(capsys).startswith(f'mini.toml: row {said}')
 
 
 def test_trials_that_share_a_gpu(tmp_path):
@@ -837,6 +874,87 @@ def pretend_runs(save: Path) -> dict:
     torch.save({'module': {f'student.{key}': value for key, value in net.state_dict().items()},
                 'identity': {'classes': 10}}, steps['teacher-resnet14'].folder / 'last.pth')
     return steps
+
+
+def refused(call, capsys, *arguments, mains=(reproduce.main,)) -> str:
+    """What all of these scripts say of a table that they refuse."""
+    messages = set()
+    for main in mains:
+        with pytest.raises(SystemExit) as caught:
+            call(main, *arguments)
+        assert caught.value.code == 2
+        messages.add(one_line(capsys))
+    message, = messages
+    return message
+
+
+def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):
+    """They are not put into one table: a teacher and its student, or two trials of a cell."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    steps = pretend_runs(Path('save'))
+    teacher, kd = (steps[name].folder for name in ('teacher-resnet14', 'resnet14-resnet8-KD-1'))
+
+    def set_facts(folder, **facts):
+        (folder / 'parameters.json').write_text(json.dumps({**json_of(folder, 'parameters.json'), **facts}))
+    set_facts(teacher, **{'training images': 5, 'images (checksum)': 7})
+    for facts, said in (({'images (checksum)': 8}, 'images (checksum) 8 and 7'),
+                        ({'training images': 6}, 'training images 6 and 5')):
+        set_facts(kd, **{'training images': 5, 'images (checksum)': 7, **facts})
+        assert refused(call, capsys, 'mini.toml', '--save_dir', 'save', mains=(reproduce.main, report.main)) == (
+            f'mini.toml: row KD, resnet14 -> resnet8: {kd} holds a run on other data than {teacher} ({said}); the data '
+            f'have changed in between: move the runs on the other data away, or give another --save_dir')
+    set_facts(kd, **{'training images': 5, 'images (checksum)': 7})
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
+    assert capsys.readouterr().err == ''
+
+    def run(self):      # and where they change while the table runs
+        set_facts(kd, **{'images (checksum)': 9})
+        return self.now
+    monkeypatch.setattr(local.Local, 'run', run)
+    with pytest.raises(SystemExit) as caught:
+        call(reproduce.main, 'mini.toml', '--save_dir', 'save')
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and 'report: save/report.html' in out and '(images (checksum) 9 and 7)' in err
+
+
+def test_two_tables_in_one_folder(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ('mini.toml', 'other.toml'):
+        write_table(Path(name))
+    monkeypatch.setattr(local.Local, 'run', lambda self: self.now)
+    with pytest.raises(SystemExit):
+        call(reproduce.main, 'mini.toml', '--save_dir', 'save')
+    capsys.readouterr()
+    before = contents(tmp_path)
+    assert refused(call, capsys, 'other.toml', '--save_dir', 'save', mains=(reproduce.main, report.main)) == (
+        '--save_dir save: is the folder of the table mini, whose report and logs this one would replace; give each '
+        'table a folder of its own, as save/other')
+    assert contents(tmp_path) == before
+    call(report.main, 'mini.toml', '--save_dir', 'save')
+
+
+def test_a_run_that_can_neither_go_on_nor_begin(call, tmp_path, monkeypatch, capsys):
+    """train_student.py replaces no run; so it is said before anything starts."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    kd = pretend_runs(Path('save'))['resnet14-resnet8-KD-1']
+    (kd.folder / 'history.json').write_text('[')
+    assert refused(call, capsys, 'mini.toml', '--save_dir', 'save') == (
+        f'mini.toml: row KD, resnet14 -> resnet8: {kd.folder}: the run there cannot go on without its last.pth, which '
+        f'is lost; move the folder away, and the same command trains it again')
+
+
+def test_a_student_that_sees_the_images_otherwise_than_its_teacher(call, tmp_path, monkeypatch, capsys):
+    """The teacher is known by its weights."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'), student_options='--normalise measure')
+    teacher = pretend_runs(Path('save'))['teacher-resnet14'].checkpoint
+    torch.save({**torch.load(teacher, weights_only=True), 'inputs': {'mean': [0.5] * 3, 'std': [0.2] * 3, 'size': 32,
+                                                                   'interpolation': 'bilinear'}}, teacher)
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
+    out, err = capsys.readouterr()
+    assert out.startswith('mini: 2 done, 0 running, 0 failed, 8 left') and err == ''
 
 
 @pytest.mark.parametrize('fault, said, shown', [
