@@ -20,19 +20,28 @@ def class_order(names, data, what: str) -> list[int] | None:
             or names == wanted or getattr(data, 'same_classes', False):
         return None
     if sorted(names) != sorted(wanted) or len({*names}) < len(names):
-        raise UserError(f'{what}: its classes are {_some(names, wanted)}, those of the data are '
-                        f'{_some(wanted, names)}; give data with the same class names, or --same_classes if the names '
-                        f'mean the same in this order')
+        raise UserError(f'{what}: {_difference(names, wanted)}')
     numbers = {name: i for i, name in enumerate(names)}
     return [numbers[name] for name in wanted]
 
 
-def _some(names, others):
-    """Names that are not among the others, or the first that differ in their place, as text."""
-    shown = [name for name in names if name not in {*others}] or \
-        [name for name, other in zip(names, others, strict=False) if name != other] or names
-    more = f' and {len(shown) - MOST_NAMED} more' if len(shown) > MOST_NAMED else ''
-    return ', '.join(map(printable, shown[:MOST_NAMED])) + more
+def _difference(names, wanted):
+    here, there = {*names}, {*wanted}
+    said = 'its classes are in another order than those of the data, and some have the same name'
+    if here != there:
+        only = [_some([name for name in names if name not in there]), _some([n for n in wanted if n not in here])]
+        said = f'its class names are not those of the data: only the checkpoint has {only[0] or "none"}, only the ' \
+               f'data have {only[1] or "none"}'
+    pairs = [f'{i}: {name} is {other}' for i, (name, other) in enumerate(zip(names, wanted, strict=False))
+             if name != other]
+    return f'{said}; give data with the same class names, or --same_classes if the classes mean the same in their ' \
+           f'order ({_some(pairs)})'
+
+
+def _some(names):
+    """The first of some names, as text."""
+    more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
+    return ', '.join(map(printable, names[:MOST_NAMED])) + more
 
 
 def match_classes(net: nn.Module, names, data, what: str) -> None:
