@@ -100,7 +100,7 @@ def draw_correlations(subject):
     found = {one.name: measure.correlation_difference(one.logits, subject.teacher.logits) for one in subject.students}
     classes = [subject.class_name(label) for label in range(subject.data.num_classes)]
     return figures.correlations({name: difference.numpy() for name, difference in found.items()}, classes), {
-        'images': len(subject.target), 'classes': classes,
+        'images': len(subject.target), 'classes': [printable(name) for name in subject.data.classes],
         'mean difference': {name: d.mean().item() for name, d in found.items()}}
 
 
