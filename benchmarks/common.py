@@ -52,8 +52,9 @@ def build(pair, opt, device, fast=True, compiled=False):
     """(distiller, optimiser, options) of (teacher, student, method)."""
     teacher, student, method = pair
     torch.manual_seed(0)
-    options = student_options(['--path-t', '-', '--distill', method, '--model_s', student, '-b', '1',
-                               '--batch_size', str(opt.batch_size), '--print-freq', str(10**9)])
+    gentle = ['-b', '1'] if get_method(method).published.get('beta') else []
+    options = student_options(['--path-t', '-', '--distill', method, '--model_s', student, *gentle, '--batch_size',
+                               str(opt.batch_size), '--print-freq', str(10**9)])
     options.model_t = teacher
     data = Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES)
     teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher, student))

@@ -222,8 +222,8 @@ class Run:
         """Raises AnotherRun that names what differs between this run and the saved one."""
         differ = self._differences(state['identity'], state['seed'])
         if len(state['random']) != distributed.world_size() and self.module.drop_last:
-            differ.append(f'{len(state["random"])} processes, now {distributed.world_size()}, and weights whose shapes '
-                          f'depend on the batch of a process')
+            differ.append(f'{_processes(len(state["random"]))}, now {distributed.world_size()}, and weights whose '
+                          f'shapes depend on the batch of a process')
         anew = 'another --trial, for a run beside it' if self.opt.resume == 'auto' else \
             'another --trial without --resume, for a run beside it'
         if differ:
@@ -283,7 +283,7 @@ class Run:
         load_weights(self.module, state['module'], f'--resume {self.opt.resume}: does not fit this run')
         self.opt.seed = state['seed']
         if distributed.world_size() != len(state['random']):
-            print(f'saved by {len(state["random"])} processes, resumed by {distributed.world_size()}: '
+            print(f'saved by {_processes(len(state["random"]))}, resumed by {distributed.world_size()}: '
                   f'the random numbers of the methods are drawn anew')
 
     def _move(self):
@@ -435,7 +435,7 @@ class Run:
     def advice(self) -> str:
         """What the user can do when the loss diverges."""
         flags = '--init_learning_rate' if self.stage == 'init' else \
-            '--learning_rate or --beta' if hasattr(self.opt, 'beta') else '--learning_rate'
+            '--learning_rate or --beta' if getattr(self.opt, 'beta', 0) else '--learning_rate'
         return f'lower {flags}' + ('' if self.first else f'; the last good state is in {self.folder / LAST}')
 
     def stop_if_asked(self) -> None:
@@ -491,6 +491,10 @@ class Run:
 
 def _dali(opt):
     return f'_dali:{opt.dali}' if opt.dali else ''
+
+
+def _processes(count):
+    return '1 process' if count == 1 else f'{count} processes'
 
 
 def _where(state):

@@ -30,6 +30,7 @@ from helper.errors import UserError
 from helper.files import Lock
 from helper.launch import first_host, launch
 from helper.loops import train_epoch, validate
+from helper.meter import Progress
 from helper.run import Run
 from models import model_dict
 from options import student_options
@@ -351,6 +352,17 @@ def test_stopped_processes_keep_their_code(small, tmp_path):
         process.terminate()
     assert [process.communicate()[1] for process in started] == ['', '']
     assert [process.returncode for process in started] == 2 * [128 + signal.SIGUSR1]
+
+
+def test_progress_counts_the_images_of_all_processes(monkeypatch):
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    images = torch.zeros(36, 3, 4, 4, dtype=torch.uint8)
+    loader = MemoryLoader(images, torch.arange(36) % 10, 8, CPU, train=True, rank=0, world_size=2)
+    with Progress('epoch 1', loader, 10) as progress:
+        for _, target, _ in loader:
+            progress.step(len(target), None)
+        time.sleep(0.01)
+    assert progress.images == 36 and 0 < progress.images_per_second < 3600
 
 
 def test_first_host():

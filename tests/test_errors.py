@@ -149,10 +149,12 @@ def test_divergence_says_what_to_lower(call, small, teacher, tmp_path, capfd, mo
     from distiller_zoo import distiller_dict
     first_stages = [name for name, cls in distiller_dict.items() if cls.init_stage]
     for method, flags, words in [
-            *((name, ['--init_learning_rate', 1e30], 'lower --init_learning_rate\n') for name in first_stages),
-            ('kd', ['--learning_rate', 1e30], 'lower --learning_rate or --beta\n')]:
+            *((name, ['--init_epochs', 3, '--init_learning_rate', 1e30], 'lower --init_learning_rate\n')
+              for name in first_stages),
+            ('rkd', ['--learning_rate', 1e30], 'lower --learning_rate or --beta\n'),
+            ('kd', ['--learning_rate', 1e30], 'lower --learning_rate\n')]:
         with pytest.raises(SystemExit):
-            call(train_student.main, '--path_t', teacher, *small, '--distill', method, '--init_epochs', 3, *flags,
+            call(train_student.main, '--path_t', teacher, *small, '--distill', method, *flags,
                  '--save_dir', tmp_path)
         assert capfd.readouterr().err.endswith(words)
     call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', tmp_path)
