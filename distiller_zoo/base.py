@@ -30,8 +30,9 @@ class Distiller(Vanilla):
     """student + frozen teacher + a method's trainable part; its forward returns the losses of one training step.
 
     A method is a subclass in a file of its own, named by its title and "Distiller". It sets what is documented here and
-    in Vanilla, builds its criterion and trainable part in `build`, and returns its loss from `method_loss`. Nothing
-    else in the repository needs to know of it but its line in distiller_dict.
+    in Vanilla, builds its criterion and trainable part in `build`, and returns its loss from `method_loss`. The
+    criterion may be in the same file; those in criteria/ can be installed without the rest. Nothing else in the
+    repository needs to know of a method but its line in distiller_dict, in registry.py.
 
     total loss = gamma * cross-entropy + alpha * T^2 * KL(teacher || student) + beta * method_loss
     """
