@@ -37,7 +37,6 @@ def train(opt, device):
     method.check_batch_size(local.batch_size)
     data = get_dataloaders(local, device, method.drop_last or mixes(opt), method.views)
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
-    facts = {**fingerprint(data), 'teacher (checksum)': teacher.checksum}
     if opt.evaluate:
         teacher.to(device, memory_format=memory_format(opt))
         show_evaluation(opt.model_t, validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}'))
@@ -46,6 +45,7 @@ def train(opt, device):
     # Build
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
+    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum}
     warn_of_size(arch, data.image_size, '--model_s')
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_cache(opt, method.needs, teacher, data, device)

@@ -40,8 +40,10 @@ def train(opt, device):
 
     # Build
     arch = check_name(opt.model, data.image_size, '--model')
-    vanilla = Vanilla(build(arch, data.num_classes, data.image_size, '--model', opt.drop_path), opt, data)
+    net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
+    place, facts = Place.of_teacher(opt), fingerprint(data, net=net)
+    vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
@@ -61,7 +63,6 @@ def train(opt, device):
         return
 
     # Train
-    place, facts = Place.of_teacher(opt), fingerprint(data)
     with Run(opt, place, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')

@@ -199,9 +199,9 @@ def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
 
 
 def outputs_checksum(teacher):
-    """Of all that decides what the teacher gives for an image: its weights, how it sees the loader's images, and how it
-    counts its classes."""
-    more = f'{getattr(teacher, "inputs", "")}{getattr(teacher, "class_order", "")}'
+    """Of all that decides what the teacher gives for an image: its weights, how it sees the loader's images, how it
+    counts its classes, and the code of a net of a user's file."""
+    more = ''.join(str(getattr(teacher, name, '')) for name in ('inputs', 'class_order', 'code_checksum'))
     return zlib.crc32(more.encode(), weights_checksum(teacher))
 
 

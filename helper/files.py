@@ -132,8 +132,12 @@ def read_json(path: str | Path, what: str, largest: int = 1 << 28):
 
 
 def folder_name(name: str) -> str:
-    """A net's or a data set's name as a part of a folder's: of FILE.py:FUNCTION its last part alone."""
-    name = name.rpartition('/')[2] if '.py:' in name else name
+    """A net's or a data set's name as a part of a folder's. Of a net nets/mine.py:build it is nets-mine.py:build."""
+    file, is_file, function = name.rpartition('.py:')
+    if is_file:
+        folder = Path(file).parent
+        name = f'{Path(file).name}{is_file}{function}'
+        name = name if folder == Path() else f'{folder.resolve().name}-{name}'
     return re.sub(r'[^\w.:,=+-]', '_', name)
 
 

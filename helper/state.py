@@ -22,14 +22,16 @@ PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int,
          'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
-def fingerprint(data) -> dict:
+def fingerprint(data, **nets) -> dict:
     """What a resumed run must find the same in its data: the counts, the class names, checksums, where the images are.
 
-    Also what tells in parameters.json and in the tables whether two runs have the same data.
+    nets: those of the run, by what they are in it; the code of a net of a user's file must be the same too.
+    parameters.json and the tables tell by the result whether two runs have the same data.
     """
     found = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
-             IMAGES: data.checksum, IMAGES_IN: data.images_in}
+             IMAGES: data.checksum, IMAGES_IN: data.images_in,
+             **{f'code of the {which} (checksum)': getattr(net, 'code_checksum', None) for which, net in nets.items()}}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -17,41 +17,49 @@ MANY = 4        # stages of a net whose blocks all give maps of one size: this m
 class Adapter(Net):
     """`net`, with stages, map, embedding and logits as base.Net promises. Its state_dict has the library's own keys.
 
-    A subclass writes `run`, sets `available` and `chosen`, and then calls `measure`.
+    A subclass writes `run` and sets `available` and `chosen`. `measure` comes before any use.
     """
 
     settings = {}       # what the library's builder was given beside the number of classes
     available = []      # the stages there are to choose from, as the library names them
+    channels = 3        # of the images that `net` takes, 3 or 1
 
-    def __init__(self, name: str, net: nn.Module):
+    def __init__(self, name: str, net: nn.Module, image_size: int):
         super().__init__()
-        self.name, self.net = name, net
+        self.name, self.net, self.image_size = name, net, image_size
         self.version = getattr(net, '_version', None)       # of the library's state_dict, which a trace does not have
         self.register_state_dict_post_hook(_library_keys)
         self.register_load_state_dict_pre_hook(_own_keys)
 
     def run(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """images -> ([the stem's output, one map a chosen stage], the last map, the embedding, the logits).
+        """(N, channels, H, W) -> ([the stem's output, one map a chosen stage], last map, embedding, logits).
 
         Maps are (N, C, H, W). The embedding is what the classifier reads. Where the library does not give the output of
         a stem, the first stage's stands in its place too.
         """
         raise NotImplementedError(type(self).__name__)
 
-    def measure(self, image_size: int, flag: str) -> None:
-        """See what the net gives for images of this size. Raises UserError where it cannot take them."""
-        was_training = self.training
-        images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    def measure(self, what: str) -> Tensor:
+        """See what the net gives for two images of noise of its size. Returns their logits.
+
+        Raises UserError that begins with `what` where it cannot take them.
+        """
+        was_training, size = self.training, self.image_size
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         try:
-            with torch.no_grad():
-                _, last, embedding, _ = self.eval().run(images)
+            with torch.enable_grad():
+                _, last, embedding, logits = self.eval().run(self.see(images))
+            self.widths = last.shape[1], embedding.shape[1]
+            self.head_norm = _norm_between(self.net, last.detach().mean((2, 3)), embedding.detach())
         except Exception as error:      # a net can stumble over a size in any way
-            raise UserError(f'{flag} {self.name}: cannot be used with images of {image_size} pixels '
+            raise UserError(f'{what}: cannot be used with images of {size} pixels '
                             f'({reason(error)}); give larger ones, other settings or another net') from error
-        self.image_size = image_size
         self.train(was_training)
-        self.widths = last.shape[1], embedding.shape[1]
-        self.head_norm = _norm_between(self.net, last.mean((2, 3)), embedding)
+        return logits
+
+    def see(self, x):
+        x = super().see(x)
+        return to_grey(x) if self.channels == 1 else x
 
     def for_images_of(self, size: int) -> 'Adapter':
         """This net, which takes images of one size alone; those of another are resized before it."""
@@ -102,6 +110,12 @@ class Adapter(Net):
     def _no_preact(self, preact):
         if preact:
             raise NotImplementedError(f'{self.name} does not give its stages before their ReLU')
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 1, H, W), with the weights by which Pillow makes grey of red, green and blue."""
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 class Inputs(nn.Module):
@@ -165,7 +179,7 @@ def is_stem(name: str) -> bool:
 def _norm_between(net, pooled, embedding):
     """The name of the LayerNorm that makes the embedding of the pooled map; '' where they are equal, None where neither
     is so."""
-    if pooled.shape != embedding.shape:
+    if pooled.shape != embedding.shape or not embedding.isfinite().all():
         return None
 
     def same(x):

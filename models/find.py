@@ -1,14 +1,19 @@
 """Networks by name: ours, timm:NAME, torchvision:NAME, and a function of a file of one's own, FILE.py:FUNCTION."""
 import ast
+import contextlib
 import importlib.util
 import re
+import sys
+import zlib
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from helper.errors import UserError, reason
 
 from . import model_dict, resolve, timm_net, traced
+from .adapter import Adapter
 from .base import Net
 
 LIBRARIES = {'timm': timm_net, 'torchvision': traced}
@@ -71,34 +76,173 @@ def check_without_weights(name: str, flag: str) -> None:
 DROP_PATH = {'timm': 'drop_path_rate', 'torchvision': 'stochastic_depth_prob'}
 
 
-def build(name: str, num_classes: int, image_size: int, flag: str = 'model', drop_path: float = 0.0) -> Net:
+def build(name: str, num_classes: int, image_size: int, flag: str = 'model', drop_path: float = 0.0,
+          trains: bool = True) -> Net:
     """The net `name` with new weights, for num_classes classes and images of image_size pixels.
 
     drop_path: how often a block of a library's net is left out in training, of the last one; less of those before it.
-    Raises UserError that begins with `flag` where it cannot be had.
+    trains: whether it is to learn; a teacher is not. Raises UserError that begins with `flag` where it cannot be had,
+    or where what it gives for two images is not what it is wanted for.
     """
     name = check_name(name, image_size, flag)
-    if library := library_of(name):
+    library = library_of(name)
+    if drop_path and not library:
+        raise UserError(f'--drop_path {drop_path:g}: {name} has no paths to drop; it goes with nets of timm and '
+                        f'torchvision')
+    if not library and not is_own(name):
+        return model_dict[name](num_classes=num_classes)        # which the tests hold
+    if library:
         plain, given = settings(name, flag)
         if drop_path:
             given.setdefault(DROP_PATH[library], drop_path)
-        return LIBRARIES[library].build(name, plain, given, num_classes, image_size, flag)
-    if drop_path:
-        raise UserError(f'--drop_path {drop_path:g}: {name} has no paths to drop; it goes with nets of timm and '
-                        f'torchvision')
-    return _own(name, num_classes, image_size, flag) if is_own(name) else model_dict[name](num_classes=num_classes)
+        net = LIBRARIES[library].build(name, plain, given, num_classes, image_size, flag)
+    else:
+        net = _own(name, num_classes, image_size, flag, trains)
+    _check_logits(net, num_classes, image_size, f'{flag} {name}', trains)
+    if isinstance(net, Adapter) and net.channels == 1:
+        print(f'{flag} {name}: takes one channel, so it sees the images in grey')
+    return net
 
 
-def _own(name, num_classes, image_size, flag):
-    path, _, function = name.rpartition(':')
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
+def _check_weights(net, what, trains):
+    """Raises UserError unless there are weights, in float32, that can be trained where the net is to learn."""
+    parameters = [*net.parameters()]
+    if not parameters:
+        raise UserError(f'{what}: has no parameters, so there is nothing to train')
+    if odd := {str(p.dtype).removeprefix('torch.') for p in parameters} - {'float32'}:
+        raise UserError(f'{what}: its weights are {", ".join(sorted(odd))}; let them be float32')
+    if trains and not any(p.requires_grad for p in parameters):
+        raise UserError(f'{what}: all of its parameters are frozen (requires_grad=False); let those that are to learn '
+                        f'require gradients')
+
+
+def _check_logits(net, num_classes, image_size, what, trains):
+    """Raises UserError unless the logits of a new net are of the right shape and kind, and can be trained."""
+    def refuse(fault):
+        raise UserError(f'{what}: {fault}')
+
+    logits = _first_logits(net, image_size, what)
+    if not isinstance(logits, Tensor):
+        refuse(f'gives a {type(logits).__name__} instead of logits (N, {num_classes})')
+    if logits.dim() != 2:
+        refuse(f'gives logits {("N", *logits.shape[1:])}, one for each position of a map or more; let it pool them to '
+               f'(N, {num_classes})')
+    if logits.shape != (2, num_classes):
+        refuse(f'gives {logits.shape[1]} logits for {num_classes} classes; let its last layer have num_classes outputs')
+    if logits.dtype != torch.float32:
+        refuse(f'gives logits of {str(logits.dtype).removeprefix("torch.")}; let them be float32')
+    if trains and not logits.requires_grad:
+        refuse('its logits have no gradient, so nothing would learn; is there a torch.no_grad or a detach in it?')
+    if trains and not logits.isfinite().all():
+        refuse('its logits are not finite with new weights; how are they initialised?')
+
+
+def _first_logits(net, image_size, what):
+    if isinstance(net, Adapter):
+        return net.measure(what)
+    was_training = net.training
     try:
-        spec.loader.exec_module(module)
-        net = getattr(module, function)(num_classes=num_classes)
-    except Exception as error:      # anything can go wrong in a user's file
-        raise UserError(f'{flag} {name}: {function}(num_classes={num_classes}) fails with {type(error).__name__} '
+        with torch.enable_grad():
+            out = net.eval().outputs(torch.randn(2, 3, image_size, image_size))
+    except Exception as error:      # of a user's code
+        raise UserError(f'{what}: fails for images of {image_size} pixels with {type(error).__name__} '
                         f'({reason(error)}); --debug shows where') from error
+    net.train(was_training)
+    return out.logits
+
+
+def _own(name, num_classes, image_size, flag, trains):
+    path, _, function = name.rpartition(':')
+    before = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        with _importing(Path(path)) as module:
+            net = getattr(module, function)(num_classes=num_classes)
+    except (Exception, SystemExit) as error:      # anything can go wrong in a user's file
+        what = f'calls sys.exit({error.code!r})' if isinstance(error, SystemExit) else \
+            f'fails with {type(error).__name__} ({reason(error)})'
+        raise UserError(f'{flag} {name}: {function}(num_classes={num_classes}) {what}; --debug shows where') from error
+    finally:
+        changed = (torch.is_grad_enabled(), torch.get_default_dtype()) != before
+        torch.set_grad_enabled(before[0])
+        torch.set_default_dtype(before[1])
+    if changed:
+        raise UserError(f'{flag} {name}: switches gradients, or the default dtype, for the whole program; leave that '
+                        f'out, or put it into a with block')
     if not isinstance(net, nn.Module):
         raise UserError(f'{flag} {name}: returns a {type(net).__name__}; let it return a torch.nn.Module')
-    return net if isinstance(net, Net) else traced.Traced(name, net, num_classes, image_size, flag, image_size)
+    _check_weights(net, f'{flag} {name}', trains)
+    if not isinstance(net, Net):
+        net = traced.Traced(name, net, num_classes, image_size, flag, image_size)
+    net.code_checksum = _code_checksum(Path(path))
+    return net
+
+
+_own_files: dict[str, tuple[bytes, object]] = {}        # file -> its source, and the module that was made of it
+
+
+@contextlib.contextmanager
+def _importing(file):
+    """The module of a user's file, in sys.modules and with the modules beside it to be found, as Python imports them.
+
+    Its folder comes first among those of modules within the context, and last after it, so that no module there takes
+    the place of ours or of a library.
+    """
+    file = file.resolve()
+    folder, source, name = str(file.parent), file.read_bytes(), file.stem
+    _forget_others(file.parent)
+    if _is_taken(name, file):
+        name = f'{name}_{zlib.crc32(folder.encode()):08x}'
+    sys.path.insert(0, folder)
+    try:
+        known, module = _own_files.get(str(file), (None, None))
+        if known != source or sys.modules.get(name) is not module:
+            spec = importlib.util.spec_from_file_location(name, file)
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+            _own_files[str(file)] = source, module
+        yield module
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _is_taken(name, file):
+    """Whether `name` is that of a module which is not of `file`."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:      # of a module without a spec
+        return True
+    return spec is not None and spec.origin != str(file)
+
+
+def _forget_others(folder):
+    """Of the modules beside other files, forget those that are in `folder` under the same name too."""
+    others = {Path(file).parent for file in _own_files} - {folder}
+    for name, module in [*sys.modules.items()]:
+        found, top = getattr(module, '__file__', None), name.partition('.')[0]
+        if found and any(Path(found).is_relative_to(other) for other in others) and \
+                ((folder / f'{top}.py').is_file() or (folder / top).is_dir()):
+            del sys.modules[name]
+
+
+def _code_checksum(file):
+    """A checksum of the code of a user's file and of the modules beside it that it imports, without its comments."""
+    folder, waiting, crc = file.resolve().parent, [file.resolve()], 0
+    for file in waiting:        # which grows
+        tree = ast.parse(file.read_bytes())
+        crc = zlib.crc32(ast.dump(tree).encode(), crc)
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            base = getattr(node, 'module', None)
+            for alias in node.names:
+                name = '.'.join(filter(None, (base, alias.name)))
+                found = [folder / f'{part.replace(".", "/")}{end}' for part in filter(None, (base, name))
+                         for end in ('.py', '/__init__.py')]
+                waiting += [path for path in found if path not in waiting and path.is_file()]
+    return crc

@@ -183,7 +183,8 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     inputs, given = checkpoint.get('inputs'), getattr(data, 'inputs', None)
     if inputs is not None:      # of which a person may give a part, for a checkpoint that others wrote
         inputs = as_inputs({**given, **inputs} if 'taken' in checkpoint and given else inputs, f'{flag} {path}')
-    net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:')
+    net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:',
+                trains=False)
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
         seen = Inputs(given, inputs)
         net.inputs = nn.Sequential(seen, net.inputs) if hasattr(net, 'inputs') else seen

@@ -38,12 +38,19 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
     size = checked_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
     if timm.get_pretrained_cfg(name).fixed_input_size:
         settings = {**settings, 'img_size': size}
+    if settings.get('global_pool', 'avg') in ('', None):
+        raise UserError(f'{flag} {full}: gives logits for each position of its map, as nothing pools it; leave '
+                        f'global_pool out')
+    channels = settings.get('in_chans', 3)
+    if channels not in (1, 3):
+        raise UserError(f'{flag} {full}: in_chans={channels}: images have three colours; give 3, or 1 for a net that '
+                        f'sees them in grey')
     try:
         net = timm.create_model(name, num_classes=num_classes, **settings)
     except Exception as error:      # a builder can stumble over a setting in any way
         raise cannot_build('timm', full, num_classes, settings, flag, error) from error
     adapter = TimmNet(full, net, size, flag)
-    adapter.settings = settings
+    adapter.settings, adapter.channels = settings, channels
     return adapter.for_images_of(image_size)
 
 
@@ -73,7 +80,7 @@ class TimmNet(Adapter):
     maps of one size, as a ViT's, four of them."""
 
     def __init__(self, name: str, net: nn.Module, image_size: int, flag: str):
-        super().__init__(name, net)
+        super().__init__(name, net, image_size)
         info = getattr(net, 'feature_info', None)
         info = getattr(info, 'info', info)
         if not info or not hasattr(net, 'forward_intermediates'):
@@ -84,7 +91,6 @@ class TimmNet(Adapter):
         self.chosen = evenly_spaced(len(info)) if alike else [*range(len(self.available))]
         self.nhwc = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
         self.linear = isinstance(net.get_classifier(), nn.Linear)
-        self.measure(image_size, flag)
 
     def run(self, x):
         indices = [0, *(1 + i for i in self.chosen)] if self.has_stem else self.chosen

@@ -3,11 +3,13 @@ import contextlib
 import http.client
 import math
 import pickle
+import random
 import re
 import sys
 import warnings
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -101,14 +103,22 @@ class Traced(Adapter):
 
     def __init__(self, name: str, net: nn.Module, num_classes: int, image_size: int, flag: str,
                  trace_size: int = LARGE_IMAGE):
-        super().__init__(name, net)
+        super().__init__(name, net, image_size)
+        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+        self.channels = 1 if first is not None and first.in_channels == 1 else 3
+        before, fault = _python_state(net), None
         try:
             self._trace(num_classes, trace_size)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError,
                 fx.proxy.TraceError) as error:
-            raise UserError(f'{flag} {name}: its stages cannot be found ({reason(error)}); '
-                            f'make it a models.base.Net, which names them') from error
-        self.measure(image_size, flag)
+            fault = error
+        if _python_state(net) != before:
+            raise UserError(f'{flag} {name}: its forward pass draws random numbers, or keeps a count, in Python, which '
+                            f'the trace of its stages would freeze; use a module for it, as nn.Dropout or '
+                            f'torchvision.ops.StochasticDepth, or return a models.base.Net, which is not traced')
+        if fault:
+            raise UserError(f'{flag} {name}: its stages cannot be found ({reason(fault)}); '
+                            f'make it a models.base.Net, which names them') from fault
 
     def _trace(self, num_classes, size):
         from torchvision import ops
@@ -117,11 +127,14 @@ class Traced(Adapter):
         parts = [kind for kind in vars(ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
         tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=parts)
         graph = tracer.trace(self.net.eval())
-        shapes = _Shapes(fx.GraphModule(self.net, graph)).of(torch.zeros(2, 3, size, size))
+        with torch.random.fork_rng(devices=[]):
+            shapes = _Shapes(fx.GraphModule(self.net, graph)).of(torch.zeros(2, self.channels, size, size))
         names = tracer.node_to_qualname
         self.classifier = [path for path, m in self.net.named_modules()
                            if isinstance(m, nn.Linear) and m.out_features == num_classes][-1:]
         output = next(node for node in graph.nodes if node.op == 'output').args[0]
+        if not isinstance(output, fx.Node):
+            raise ValueError(f'its forward pass returns a {type(output).__name__} instead of the logits alone')
         if self.classifier:
             reads = next(n for n in graph.nodes if n.op == 'call_module' and n.target == self.classifier[0]).args[0]
         else:
@@ -158,6 +171,25 @@ class Traced(Adapter):
         if not self.classifier:
             raise NotImplementedError(f'{self.name} has another classifier than one linear layer')
         return self.net.get_submodule(self.classifier[0])
+
+
+def _python_state(net):
+    """What a forward pass of `net` that a trace follows may not change: random numbers, and plain attributes."""
+    states = [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
+    usual = vars(nn.Module())
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, random.Random):
+                value = value.getstate()
+            elif isinstance(value, np.random.Generator):
+                value = value.bit_generator.state
+            elif isinstance(value, torch.Generator):
+                value = value.get_state().tolist()
+            elif not isinstance(value, (int, float, str, list, tuple)):
+                continue
+            if name not in usual:
+                states.append((path, name, repr(value)))
+    return states
 
 
 class _Block:

@@ -80,8 +80,9 @@ def open_student(path: str, data, flag: str, arch: str | None = None, plain: dic
 
 def _config(arch, net, method, classes, inputs):
     """What config.json says: of timm's layout, with what rebuilds the net here in 'arch' and 'inference_net'."""
-    # With 'inputs' its library's net takes images of another size, to which they are brought.
-    library = library_of(arch) if method is None and 'inputs' not in net._modules else None
+    # Otherwise its library's net takes other images than those of this one: of another size, or grey.
+    is_plain = method is None and 'inputs' not in net._modules and getattr(net, 'channels', 3) == 3
+    library = library_of(arch) if is_plain else None
     return {
         'architecture': settings(arch, 'arch')[0].partition('.')[0] if library else arch, 'num_classes': len(classes),
         'model_args': net.settings if library else {}, 'library': library or OWN, 'arch': arch, 'inference_net': method,
@@ -96,7 +97,7 @@ def rebuild(config: dict, weights: dict) -> nn.Module:
     """The network of a config.json with these weights. Raises whatever an untrusted one makes a builder raise."""
     if is_own(config['arch']):
         raise ValueError(f'its net is the function {config["arch"]} of a file: take one of the other formats')
-    net = build(config['arch'], config['num_classes'], config['inputs']['size'])
+    net = build(config['arch'], config['num_classes'], config['inputs']['size'], trains=False)
     if config['inference_net']:
         net = get_method(config['inference_net']).rebuild_inference_net(net, weights)
     net.load_state_dict(weights)

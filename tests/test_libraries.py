@@ -2,6 +2,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, assert_same, outcome
@@ -17,10 +18,11 @@ from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_dist
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
+from helper.files import folder_name
 from helper.optim import new_optimizer
 from helper.state import weights_checksum
 from models import find, model_dict
-from models.adapter import Inputs, evenly_spaced, tokens_to_map
+from models.adapter import Inputs, evenly_spaced, to_grey, tokens_to_map
 from models.find import build
 from models.load import load_net, open_net
 from options import student_options
@@ -319,16 +321,178 @@ def test_a_net_of_ones_own(call, small, tmp_path, capsys):
     file = tmp_path / 'my_net.py'
     file.write_text(OWN)
     call(train_teacher.main, '--model', f'{file}:build', *small, '--save_dir', tmp_path)
-    made, = tmp_path.glob('models/my_net.py:build_*/my_net.py:build_best.pth')
+    own = f'{tmp_path.name}-my_net.py:build'
+    made, = tmp_path.glob(f'models/{own}_*/{own}_best.pth')
     flags = ['--path-t', made, '--model_s', f'{file}:build', '--distill', 'semckd', *small, '--save_dir', tmp_path]
     with pytest.raises(SystemExit):
         call(train_student.main, *flags)
     assert f'whose code is only run if you say so; add --model_t {file}:build' in capsys.readouterr().err
     call(train_student.main, *flags, '--model_t', f'{file}:build')
-    assert [*tmp_path.glob('student_model/S:my_net.py:build_T:my_net.py:build_*')]
+    assert [*tmp_path.glob(f'student_model/S:{own}_T:{own}_*')]
+    file.write_text(OWN.replace('ReLU', 'Sigmoid'))
+    with pytest.raises(SystemExit):
+        call(train_student.main, *flags, '--model_t', f'{file}:build', '--resume')
+    assert 'another run, with code of the teacher (checksum) ' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         call(train_teacher.main, '--model', f'{file}:broken', *small, '--save_dir', tmp_path)
     assert 'broken(num_classes=4) fails with ZeroDivisionError' in capsys.readouterr().err
+
+
+OF_ITS_FOLDER = '''
+import dataclasses
+import pickle
+from torch import nn
+from layers import act, WIDTH
+
+@dataclasses.dataclass
+class Settings:
+    width: "int" = WIDTH
+
+def build(num_classes):
+    w = pickle.loads(pickle.dumps(Settings())).width
+    return nn.Sequential(nn.Conv2d(3, w, 3), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(w, num_classes))
+'''
+
+
+def test_modules_beside_a_net(tmp_path):
+    """Imported as Python imports them, of each file's own folder; their code is a part of what a cache is of."""
+    checksums = []
+    for folder, kind in (('a', 'ReLU'), ('b', 'Sigmoid'), ('a', 'ReLU')):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / 'net.py').write_text(OF_ITS_FOLDER)
+        layers = f'from torch.nn import {kind} as act  # {len(checksums)}\nWIDTH = 8'
+        (tmp_path / folder / 'layers.py').write_text(layers)
+        net = build(f'{tmp_path / folder / "net.py"}:build', 10, 16)
+        assert str(getattr(torch.nn, kind)()) in str(net)
+        for p in net.parameters():
+            nn.init.constant_(p, 0.1)
+        checksums.append((net.code_checksum, outputs_checksum(net)))
+    assert checksums[0] == checksums[2] and checksums[0][0] != checksums[1][0] and checksums[0][1] != checksums[1][1]
+    names = [folder_name(f'{tmp_path / folder / "net.py"}:build') for folder in 'ab']
+    assert names == ['a-net.py:build', 'b-net.py:build'] and folder_name('net.py:build') == 'net.py:build'
+    assert folder_name('timm:resnet18,in_chans=1') == 'timm:resnet18,in_chans=1'
+
+
+FAULTY = '''
+import random, sys
+import numpy as np, torch
+from torch import nn
+from models.base import Net
+
+class Plain(nn.Module):
+    def __init__(self, num_classes, change=lambda net, x: x):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.more = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, num_classes)
+        self.change = change
+        self.generator, self.calls = np.random.default_rng(0), 0
+
+    def forward(self, x):
+        return self.change(self, self.head(self.more(self.conv(x).relu()).relu().mean((2, 3))))
+
+class Own(Net):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(9, num_classes)
+
+    def stages(self, x, preact=False):
+        return [self.conv(x)] * 2, self.conv(x)
+
+    def get_classifier(self):
+        return self.head
+
+def with_parameters(net, change):
+    for p in net.parameters():
+        change(p)
+    return net
+
+def counted(net, x):
+    net.calls += 1
+    return x * net.calls
+
+fine = Plain
+five = lambda num_classes: Plain(5)
+thousand = lambda num_classes: Plain(1000)
+positions = lambda num_classes: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, num_classes, 3))
+double = lambda num_classes: Plain(num_classes).double()
+double_logits = lambda num_classes: Plain(num_classes, lambda net, x: x.double())
+frozen = lambda num_classes: Plain(num_classes).requires_grad_(False)
+detached = lambda num_classes: Plain(num_classes, lambda net, x: x.detach())
+not_finite = lambda num_classes: with_parameters(Plain(num_classes), lambda p: nn.init.constant_(p, float('nan')))
+several = lambda num_classes: Plain(num_classes, lambda net, x: (x, x))
+empty = lambda num_classes: nn.Flatten()
+python_random = lambda num_classes: Plain(num_classes, lambda net, x: x if random.random() < 0.5 else 2 * x)
+numpy_random = lambda num_classes: Plain(num_classes, lambda net, x: x if np.random.rand() < 0.5 else 2 * x)
+torch_random = lambda num_classes: Plain(num_classes, lambda net, x: x if torch.rand(()) < 0.5 else 2 * x)
+private_random = lambda num_classes: Plain(num_classes, lambda net, x: x * net.generator.random())
+counts = lambda num_classes: Plain(num_classes, counted)
+noise = lambda num_classes: Plain(num_classes, lambda net, x: nn.functional.dropout(x + torch.randn_like(x)))
+leaves = lambda num_classes: sys.exit()
+
+def globally(num_classes):
+    torch.set_grad_enabled(False)
+    return Plain(num_classes)
+
+def in_double(num_classes):
+    torch.set_default_dtype(torch.float64)
+    return Plain(num_classes)
+'''
+FAULTS = {
+    'five': 'gives 5 logits for 10 classes; let its last layer have num_classes outputs',
+    'thousand': 'gives 1000 logits for 10 classes',
+    'positions': "gives logits ('N', 10, 12, 12), one for each position",
+    'double': 'its weights are float64; let them be float32', 'double_logits': 'gives logits of float64',
+    'frozen': 'all of its parameters are frozen', 'detached': 'its logits have no gradient',
+    'not_finite': 'its logits are not finite with new weights',
+    'several': 'returns a tuple instead of the logits alone',
+    'empty': 'has no parameters, so there is nothing to train',
+    'Own': 'fails for images of 16 pixels with RuntimeError',
+    **dict.fromkeys(('python_random', 'numpy_random', 'torch_random', 'private_random', 'counts'),
+                    'draws random numbers, or keeps a count, in Python, which the trace of its stages would freeze'),
+    'leaves': 'leaves(num_classes=10) calls sys.exit(None)',
+    'globally': 'switches gradients, or the default dtype, for the whole program', 'in_double': 'switches gradients'}
+
+
+def test_nets_that_do_not_fit(tmp_path):
+    """Said when the net is built, each in one line; as a teacher a net needs no gradients."""
+    file = tmp_path / 'faulty.py'
+    file.write_text(FAULTY)
+    for function, words in FAULTS.items():
+        with pytest.raises(UserError) as caught:
+            build(f'{file}:{function}', 10, 16, '--model_s')
+        assert str(caught.value).startswith(f'--model_s {file}:{function}: ') and words in str(caught.value), caught
+        assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    for function in ('fine', 'noise'):
+        assert build(f'{file}:{function}', 10, 16)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    for function in ('frozen', 'detached', 'not_finite'):
+        build(f'{file}:{function}', 10, 16, trains=False)
+    file.write_text('import sys\nsys.exit()')
+    with pytest.raises(UserError, match='calls sys.exit'):
+        build(f'{file}:fine', 10, 16)
+    for name, words in (('timm:resnet10t,global_pool=', 'gives logits for each position'),
+                        ('timm:resnet10t,in_chans=4', 'in_chans=4: images have three colours; give 3, or 1')):
+        with pytest.raises(UserError, match=words):
+            build(name, 10, 64)
+
+
+def test_a_net_of_one_channel(tmp_path, capsys):
+    """It sees red, green and blue as Pillow makes grey of them, of timm as of a file."""
+    from PIL import Image
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    grey = torch.stack([torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert('L')))
+                        for image in pixels])[:, None].float()
+    assert (to_grey(pixels.float()) - grey).abs().max() < 1
+    file = tmp_path / 'grey.py'
+    file.write_text(OWN.replace('Conv2d(3,', 'Conv2d(1,'))
+    for name in ('timm:resnet10t,in_chans=1', f'{file}:build'):
+        net = build(name, 10, 32, '--model').eval()
+        assert f'--model {name}: takes one channel, so it sees the images in grey' in capsys.readouterr().out
+        x = torch.randn(2, 3, 32, 32)
+        out = net.outputs(x)
+        torch.testing.assert_close(net(x), out.logits)
+        torch.testing.assert_close(net.run(to_grey(x))[3], out.logits)
+        assert net.forward_features(x).equal(out.map)
 
 
 @pytest.mark.parametrize('student', [VIT, 'torchvision:shufflenet_v2_x0_5', 'resnet8'])
