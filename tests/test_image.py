@@ -15,6 +15,9 @@ from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, 
 from dataset.imagenet import Pipeline
 from helper import distributed
 from helper.errors import UserError
+from models.adapter import FITS
+from models.load import as_inputs, new_net
+from shipping.card import _square
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 COLOURS = np.stack([GREY, GREY[::-1], GREY.T], 2)
@@ -254,6 +257,21 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     said = '--fit crop: the centre square of each image is used; of 4 training images looked at, 4 are oblong and ' \
            'keep 25% of their pixels; --fit squash or --fit pad keep all\n'
     assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
+
+
+def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
+    """One of another run is named; an export follows it, and its card says it in words."""
+    inputs = {'mean': [0.5] * 3, 'std': [0.2] * 3, 'size': 16, 'interpolation': 'bilinear'}
+    assert as_inputs(inputs, '')['fit'] == 'crop' and as_inputs({**inputs, 'fit': 'pad'}, '')['fit'] == 'pad'
+    with pytest.raises(UserError, match='FILE: does not say how its net sees images'):
+        as_inputs({**inputs, 'fit': 'stretch'}, 'FILE')
+    data = argparse.Namespace(num_classes=4, image_size=16, inputs={**inputs, 'fit': 'crop'})
+    for fit in ('crop', 'squash'):
+        new_net('FILE', {'inputs': {**inputs, 'fit': fit}}, 'resnet8', data)
+    assert capsys.readouterr().out == '--path-t FILE: was trained with --fit squash, but this run has --fit crop\n'
+    sizes = {'size': 16, 'crop_pct': 1.0}
+    assert [_square({**sizes, 'fit': fit}).split(' pixels')[0] for fit in FITS] == [
+        'Scale the shorter side to 16', 'Scale both sides to 16', 'Scale the longer side to 16']
 
 
 @pytest.mark.parametrize('changes, words', [
