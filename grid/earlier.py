@@ -17,7 +17,8 @@ from .steps import SIZES, Step, expected, pixels
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
-DATA = 'training images', 'classes', 'labels (checksum)', CLASS_NAMES, IMAGES      # facts in parameters.json
+OF_A_PART = 'training images', 'labels (checksum)'      # facts in parameters.json that --train_fraction changes
+DATA = 'classes', *OF_A_PART, CLASS_NAMES, IMAGES       # and all that tell whether two runs have the same data
 OWNER = 'table.json'    # in the folder of a table: its name
 UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
 
@@ -87,10 +88,11 @@ def check_data(steps: list[Step]) -> None:
         found = {}
         with contextlib.suppress(UserError):        # a damaged one; said by _check_options
             found = _parameters(step) or {}
-        facts = {name: found[name] for name in DATA if name in found}
+        facts = {(name, step.opt.train_fraction if name in OF_A_PART else 1): found[name] for name in DATA
+                 if name in found}
         first, known = runs.setdefault((step.opt.dataset, step.opt.data_dir), (step, {}))
-        differ = [f'{name} {facts[name]} and {known[name]}' for name in DATA
-                  if name in facts and name in known and known[name] != facts[name]]
+        differ = [f'{key[0]} {value} and {known[key]}' for key, value in facts.items()
+                  if known.get(key, value) != value]
         if differ:
             raise UserError(f'{step.what}: {step.folder} holds a run on other data than {first.folder} ({differ[0]}); '
                             f'the data have changed in between: move the runs on the other data away, or give another '

@@ -25,6 +25,7 @@ from conftest import ROOT, assert_same, outcome_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import distiller_dict
 from grid import local, slurm
+from grid.earlier import check_data
 from grid.local import Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
 from grid.steps import steps_of, waves
@@ -886,6 +887,21 @@ def refused(call, capsys, *arguments, mains=(reproduce.main,)) -> str:
         messages.add(one_line(capsys))
     message, = messages
     return message
+
+
+def test_runs_on_a_part_of_the_same_data(tmp_path, monkeypatch):
+    """A row with --train_fraction has other training images than its teacher, of the same data."""
+    monkeypatch.chdir(tmp_path)
+    write_table(Path('mini.toml'))
+    found = pretend_runs(Path('save'))
+    steps = [found['teacher-resnet14'], found['resnet14-resnet8-KD-1']]
+    for number, step in enumerate(steps):
+        (step.folder / 'parameters.json').write_text(json.dumps({'training images': number, 'images (checksum)': 7}))
+    steps[1].opt.train_fraction = 0.5
+    check_data(steps)
+    (steps[1].folder / 'parameters.json').write_text(json.dumps({'images (checksum)': 8}))
+    with pytest.raises(UserError, match=r'holds a run on other data than .* \(images \(checksum\) 8 and 7\)'):
+        check_data(steps)
 
 
 def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ import train_teacher
 from helper.checkpoint import load_checkpoint
 from helper.files import Lock
 from helper.run import Run
-from helper.state import check_optimizer, load_optimizer
+from helper.state import NEWER, check_optimizer, load_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,7 +122,8 @@ def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd)
         parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, f'{first}_whole'))
         assert_same(outcome_of(parts), outcome_of(whole))
     state = load_checkpoint(str(parts / 'last.pth'), '')
-    del state['identity']['--images_in']        # as it was before the choice was kept
+    for name in NEWER:      # as it was before these were kept
+        del state['identity'][name]
     torch.save(state, parts / 'last.pth')
     call(train_teacher.main, *arguments, *folder, '--epochs', 3)
 
