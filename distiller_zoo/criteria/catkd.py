@@ -5,7 +5,9 @@ from torch import nn
 
 
 def activation_maps(features, classifier: nn.Linear):
-    """The map before pooling (N, C, H, W) -> class activation maps (N, classes, H, W), without the classifier's bias.
+    """The map before pooling (N, C, H, W) -> class activation maps (N, classes, H, W), for CATKDLoss.
+
+    The classifier's bias is left out.
     """
     return torch.einsum('nchw,kc->nkhw', features, classifier.weight)
 

@@ -17,7 +17,7 @@ def _layers(conv, channels, bn=False):
 class Paraphraser(nn.Module):
     """The part of FT that a first stage trains, by its mean squared error: an autoencoder of the teacher's map.
 
-    t_shape: (N, C, H, W) of that map. k: channels of the factor, over those of the map.
+    t_shape: (N, C, H, W) of that map. k: channels of the factor divided by those of the map.
     """
 
     def __init__(self, t_shape: tuple, k: float = 0.5):

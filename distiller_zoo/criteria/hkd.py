@@ -17,7 +17,7 @@ def _student_t_kernel(x, eps):
 class HKDLoss(nn.Module):
     """Divergences of the samples' similarities, by a cosine and by a Student-t kernel, layer by layer.
 
-    Layer i counts init_weight * decay^i. The teacher of the paper is itself distilled, with pkt, and of a size between.
+    Layer i counts init_weight * decay^i. The paper's teacher is an auxiliary net, of a size between, taught with PKT.
     Passalis et al., CVPR 2020, Heterogeneous Knowledge Distillation using Information Flow Modeling, arXiv:2005.00727.
     Published: weight 1, init_weight 100, decay 0.7.
     """

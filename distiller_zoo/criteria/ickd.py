@@ -12,7 +12,7 @@ class ICKDLoss(nn.Module):
     """
 
     def forward(self, f_s, f_t):
-        """Maps (N, C, H, W) and (N, C, H', W') -> scalar, over C * N.
+        """Maps (N, C, H, W) and (N, C, H', W') -> scalar, divided by C * N.
 
         A trained ConvBN gives the student's map the teacher's channels, for ImageNet with kernel 3.
         """

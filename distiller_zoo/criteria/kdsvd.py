@@ -40,7 +40,7 @@ def _directions(f, k):
 
 
 class KDSVD(nn.Module):
-    """Squared difference of how the main directions of the features turn from layer to layer.
+    """Squared difference of how the main directions of the features change from layer to layer.
 
     Lee et al., ECCV 2018, Self-supervised Knowledge Distillation Using Singular Value Decomposition, arXiv:1807.06819.
     Published: weight 1.

@@ -35,7 +35,7 @@ class OFDLoss(nn.Module):
             self.register_buffer(f'margin{i}', margin.view(1, -1, 1, 1))
 
     def forward(self, feats_s: list, feats_t: list):
-        """Lists of pre-activations (N, C, H, W), shallow to deep -> scalar, over N.
+        """Lists of pre-activations (N, C, H, W), shallow to deep -> scalar, divided by N.
 
         A trained ConvBN gives each of the student's maps the teacher's channels. The teacher's maps are average-pooled
         to the student's size.

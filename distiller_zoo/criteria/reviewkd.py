@@ -18,7 +18,7 @@ class HCLLoss(nn.Module):
     def forward(self, fused: list, feats_t: list):
         """What ReviewStack returns, and the teacher's maps, lists of equal shapes (N, C, H, W) -> scalar, summed.
 
-        Each level counts half as much as the one before it, over the sum of these weights.
+        Each level counts half as much as the one before it; the weights sum to 1.
         """
         return sum(self.pair(f, g) for f, g in zip(fused, feats_t, strict=True))
 
@@ -45,7 +45,7 @@ class ABF(nn.Module):
         self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
 
     def forward(self, x, residual):
-        """The student's map, the residual of the level below -> (the teacher's map as it should be, the residual)."""
+        """The student's map, the residual of the level below -> (the map for the teacher's, the residual)."""
         x = self.reduce(x)
         if self.attention is not None:
             residual = _resized(residual, self.size_s)

@@ -9,8 +9,9 @@ FINEST = 4      # cells a side
 
 
 def regional_logits(features, classifier: nn.Linear, scales: list):
-    """The map before pooling (N, C, H, W) -> logits (N, classes, regions), the classifier's on averages of regions.
+    """The map before pooling (N, C, H, W) -> logits (N, classes, regions), for SDDLoss.
 
+    They are what the classifier gives for the average of each region.
     scales: of 1, 2, 4, how many cells a side; the regions come scale by scale, row by row.
     """
     cells = F.adaptive_avg_pool2d(features, FINEST)

@@ -44,7 +44,7 @@ class SelfA(nn.Module):
 
     s_len, t_len: numbers of layers of the student and of the teacher; s_n, s_t: lists of their channels.
     input_channel: the batch size. It is the width of the Gram matrices that the attention reads, so every batch must
-    have it: leave a short last batch out. factor: by how much narrower the queries and keys are.
+    have it: leave a short last batch out. Queries and keys have input_channel / factor values.
     """
 
     def __init__(self, s_len: int, t_len: int, input_channel: int, s_n: list, s_t: list, factor: int = 4):
@@ -105,7 +105,7 @@ class SemCKDLoss(nn.Module):
     """
 
     def forward(self, proj_s, target_t, weight):
-        """What SelfA returns -> scalar: sum over pairs and samples of attention * MSE, over N * student layers."""
+        """What SelfA returns -> scalar: sum over pairs and samples of attention * MSE, divided by N * s_len."""
         n, s_len, t_len = weight.shape
         error = [F.mse_loss(proj_s[i][j], target_t[i][j], reduction='none').mean((1, 2, 3))
                  for i in range(s_len) for j in range(t_len)]

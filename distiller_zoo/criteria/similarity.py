@@ -11,7 +11,7 @@ class Similarity(nn.Module):
     """
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of features (N, ...), paired in order -> list of scalars, over N^2."""
+        """Lists of features (N, ...), paired in order -> list of scalars, divided by N^2."""
         return [(self.gram(f_s) - self.gram(f_t)).pow(2).sum() / len(f_s) ** 2
                 for f_s, f_t in zip(g_s, g_t, strict=True)]
 

@@ -30,7 +30,7 @@ class TTMLoss(nn.Module):
 class WTTMLoss(TTMLoss):
     """TTMLoss with a weight for each image, the sum of the teacher's powers: it is larger where the teacher is unsure.
 
-    Published: weight 4, exponent 0.2.
+    Of the same paper. Published: weight 4, exponent 0.2.
     """
 
     def forward(self, logits_s, logits_t):
