@@ -258,10 +258,13 @@ def test_a_run_with_dali_is_named_by_it(call, small, teacher, tmp_path, monkeypa
     script = sys.modules[main.__module__]
 
     def loaders(opt, *args):
-        return dataset.get_dataloaders(SimpleNamespace(**{**vars(opt), 'dataset': 'folder', 'dali': None}), *args)
+        return dataset.get_dataloaders(SimpleNamespace(**{**vars(opt), 'dataset': 'folder', 'dali': None,
+                                                          'image_size': 16}), *args)
     monkeypatch.setattr(script, 'get_dataloaders', loaders)
     flags = ['--path-t', teacher] if main == train_student.main else ['--model', 'resnet8']
-    call(main, *flags, *small, '--save_dir', tmp_path, '--dataset', 'imagenet', '--dali', 'cpu')
+    place = small.index('--image_size')         # not of imagenet
+    call(main, *flags, *small[:place], *small[place + 2:], '--save_dir', tmp_path, '--dataset', 'imagenet', '--dali',
+         'cpu')
     folder = next(tmp_path.glob('*/*/last.pth')).parent
     assert folder.name.endswith('_1_dali:cpu' if main == train_student.main else '_trial_0_dali:cpu')
     assert read(folder / 'parameters.json')['dali'] == 'cpu'

@@ -389,7 +389,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'gpu': (['{run}', '--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
     'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
-                  '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: what it gives is not finite'),
+                  '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN'),
     'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: what it gives is not'),
     'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot be written'),
 }
@@ -410,6 +410,7 @@ def test_bad_input_is_one_line(call, small_run, teacher, tree, tmp_path, capsys,
     checkpoint = load_checkpoint(str(small_run / 'resnet8_best.pth'), '')
     checkpoint['model']['fc.bias'].fill_(float('nan'))
     torch.save(checkpoint, tmp_path / 'nan.pth')
+    checkpoint['model']['fc.bias'].zero_()
     checkpoint['model']['conv1.weight'].fill_(float('inf'))
     torch.save(checkpoint, tmp_path / 'inf' / 'resnet8_best.pth')
     places = {'run': small_run, 'teacher': teacher, 'tmp': tmp_path, 'tree': tree}
