@@ -444,7 +444,7 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
     split = json.loads((run / 'split.json').read_text())
     assert sorted(split['train'] + split['test']) == sorted(f'{name}/{i}.png' for name in CLASSES for i in range(6))
     parameters = json.loads((run / 'parameters.json').read_text())
-    opt = given.data_options(parameters, SimpleNamespace(dataset=None, same_classes=False))
+    opt = given.data_options(given.Given.find(run, 'RUN'), SimpleNamespace(dataset=None, same_classes=False))
     again = dataset.get_dataloaders(opt, CPU)
     assert parameters['split'] == [0.5, 0.5] and again.split == split
     with pytest.raises(SystemExit):
