@@ -194,7 +194,12 @@ def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
         return image
     if fit == 'squash':
         return image.resize((size, size), Image.Resampling.BILINEAR)
-    return (ImageOps.pad if fit == 'pad' else ImageOps.fit)(image, (size, size), Image.Resampling.BILINEAR)
+    if fit == 'pad':
+        inner = [max(1, round(side * size / max(image.size))) for side in image.size]
+        square = Image.new('RGB', (size, size))
+        square.paste(image.resize(inner, Image.Resampling.BILINEAR), [(size - side) // 2 for side in inner])
+        return square
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def say_what_is_cut(source) -> None:

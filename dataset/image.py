@@ -45,16 +45,17 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> Image.Image:
     """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
 
-    It is turned as its EXIF orientation says. Transparency is dropped: the colours below it count. 16-bit and 32-bit
-    values are scaled to 8 bits (see _eight_bits). Of several frames the first is read. Raises UserError that names it
-    where it cannot be read, is of none of these `formats`, or has more pixels than limit_pixels allows.
+    It is turned as its EXIF orientation says. Transparency is dropped: the colours below it count (but see
+    _without_alpha). 16-bit and 32-bit values are scaled to 8 bits (see _eight_bits). Of several frames the first is
+    read. Raises UserError that names the image where it cannot be read, is of none of these `formats`, or has more
+    pixels than limit_pixels allows.
     """
     with file or open_regular(path, str(path)) as file:
         try:
             with Image.open(file, formats=_known(formats)) as image:
                 image.load()        # before the EXIF block is read: Pillow turns a TIFF itself, here
                 turn = _turn(image)
-                image = _eight_bits(image).convert('RGB')
+                image = _without_alpha(_eight_bits(image))
                 return image if turn is None else image.transpose(turn)
         except Image.DecompressionBombError as error:
             pixels = re.search(r'\d+', str(error))[0]
@@ -83,6 +84,20 @@ def _turn(image):
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:       # whatever a damaged block makes Pillow raise
         return None
+
+
+def _without_alpha(image):
+    """The image as RGB, without its transparency.
+
+    A drawing in one colour would become blank: it is put on a white ground, or on a black one where it is light.
+    """
+    if image.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
+        drawing = image.convert('RGBA')
+        *colours, alpha = drawing.getextrema()      # (least, largest) of each
+        if all(least == largest for least, largest in colours) and alpha[0] < alpha[1]:
+            ground = 255 if sum(least for least, _ in colours) < 3 * 128 else 0
+            image = Image.alpha_composite(Image.new('RGBA', image.size, (ground, ground, ground, 255)), drawing)
+    return image.convert('RGB')
 
 
 def _eight_bits(image):

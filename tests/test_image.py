@@ -10,7 +10,7 @@ from conftest import CPU, data_options, write_images
 from PIL import Image, features
 
 import dataset
-from dataset.folder import Split, images_below, open_sources
+from dataset.folder import Split, images_below, open_sources, squared
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
 from helper import distributed
@@ -111,6 +111,20 @@ def test_every_mode_of_every_format(pictures):
         off = np.abs(np.asarray(image).astype(int) - pixels).max()
         lossy = name.endswith(('jpg', 'avif', 'jp2')) or name.startswith(('CMYK', 'YCbCr', 'LAB', 'HSV'))
         assert image.mode == 'RGB' and off <= (20 if 'LAB' in name else 8 if lossy else 0), f'{name}: {off}'
+
+
+@pytest.mark.parametrize('kind, mode', [('PNG', 'LA'), ('PNG', 'RGBA'), ('PNG', 'P'), ('WEBP', 'RGBA'), ('TIFF', 'LA')])
+@pytest.mark.parametrize('colour', [0, 255])
+def test_a_drawing_in_one_colour_on_a_transparent_ground(kind, mode, colour):
+    """It does not become blank: black is put on white, white on black."""
+    if mode == 'P':
+        image, settings = Image.fromarray(GREY, 'P'), {'transparency': bytes(range(256))}
+        image.putpalette([colour] * 768)
+    else:
+        parts = Image.new('L', (8, 8), colour), Image.fromarray(GREY)
+        image, settings = Image.merge('LA', parts).convert(mode), {}
+    found = np.asarray(read_rgb('x', io.BytesIO(saved(image, kind, **settings))))
+    assert np.abs(found.astype(int) - (GREY if colour else 255 - GREY)[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize('image, words', [
@@ -257,6 +271,13 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     said = '--fit crop: the centre square of each image is used; of 4 training images looked at, 4 are oblong and ' \
            'keep 25% of their pixels; --fit squash or --fit pad keep all\n'
     assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
+
+
+@pytest.mark.parametrize('fit', FITS)
+@pytest.mark.parametrize('size', [(1000, 1), (1, 1000), (1, 1)])
+def test_a_line_of_pixels_becomes_a_square(fit, size):
+    square = squared(Image.new('RGB', size, (9, 9, 9)), 16, fit)
+    assert square.size == (16, 16) and square.getpixel((7, 7)) == (9, 9, 9)
 
 
 def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
