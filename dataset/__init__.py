@@ -7,7 +7,7 @@ import torch
 from helper import distributed
 from helper.cli import comma_list, readable_bytes
 from helper.device import free_memory
-from helper.errors import UserError, nearest, printable
+from helper.errors import UserError, nearest, printable, reason
 
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
@@ -83,7 +83,7 @@ def kind_of(dataset: str) -> str:
 def check_dataset(opt) -> None:
     """Raises UserError when no data set has the name opt.dataset, or the loader that is asked for cannot serve it."""
     kind = kind_of(opt.dataset)
-    if kind not in (*IN_MEMORY, *LARGE) or opt.dataset == 'hf':
+    if kind not in (*memory_dict, *source_dict, *LARGE) or opt.dataset == 'hf':
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
@@ -139,7 +139,7 @@ def _loaders(opt, device, drop_last, views):
             return _read_while_training(opt, device, drop_last, views, *sources, classes, facts)
         (train_images, train_labels), (test_images, test_labels) = (folder.decode(source, opt) for source in sources)
     else:
-        (train_images, train_labels), (test_images, test_labels), classes = memory_dict[opt.dataset](opt)
+        (train_images, train_labels), (test_images, test_labels), classes = _load(opt)
         facts = {'checksum': joint_checksum(*map(tensor_checksum, (train_images, test_images)))}
     # Of all training images, so that a teacher and its students see the same, whatever part these train on.
     mean, std = measured(train_images) if opt.normalise == 'measure' else (memory.MEAN, memory.STD)
@@ -161,6 +161,22 @@ def _loaders(opt, device, drop_last, views):
                             channels_last=opt.channels_last)
     return Data(train_loader, test_loader, len(classes), train_images.shape[-1], train_labels, in_order, test_labels,
                 tuple(classes), mean, std, images_in=images_in, fit=opt.fit if images_in else 'crop', **facts)
+
+
+def _load(opt):
+    """What the function of opt.dataset returns, checked. Raises UserError that names the data set."""
+    what = f'--dataset {opt.dataset}: its function in memory_dict'
+    try:
+        loaded = memory_dict[opt.dataset](opt)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:      # of a user's code
+        raise UserError(f'{what} fails with {type(error).__name__} ({reason(error)}); --debug shows where') from error
+    if fault := memory.fault_of(loaded):
+        raise UserError(f'{what} returns {fault}; wanted are (train images, labels), (test images, labels), classes: '
+                        f'images uint8 (N, 3, S, S) and labels int64 (N,) as torch tensors on the CPU, classes a list '
+                        f'of their names')
+    return loaded
 
 
 def _open(source, opt):

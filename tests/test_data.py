@@ -251,6 +251,39 @@ def bad_tree(tmp_path, kind):
     return tmp_path, str(damaged)
 
 
+IMAGES_OF_TEN, LABELS_OF_TEN = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10) % 2
+PART = IMAGES_OF_TEN, LABELS_OF_TEN
+NAMES = ['a', 'b']
+
+
+@pytest.mark.parametrize('loaded, words', [
+    ((PART, PART), 'a tuple of 2 (tuple) instead of three values'), (None, 'a NoneType instead of three values'),
+    ((PART, PART, 2), 'the number 2 as classes'), ((PART, PART, []), 'a list of 0 (nothing) as classes'),
+    ((PART, PART, [0, 1]), 'a list of 2 (int) as classes'), ((PART, PART, ['a', 'a']), 'a name of a class twice'),
+    ((PART, IMAGES_OF_TEN, NAMES), 'a tensor of uint8 on cpu instead of (test images, labels)'),
+    (((IMAGES_OF_TEN.numpy(), LABELS_OF_TEN), PART, NAMES), 'train images that are a numpy.ndarray; wanted are '),
+    (((IMAGES_OF_TEN / 255, LABELS_OF_TEN), PART, NAMES), 'train images that are a tensor of float32 on cpu'),
+    ((PART, (IMAGES_OF_TEN, LABELS_OF_TEN.int()), NAMES), 'test labels that are a tensor of int32 on cpu'),
+    ((PART, (IMAGES_OF_TEN.movedim(1, 3), LABELS_OF_TEN), NAMES), 'test images of shape (10, 8, 8, 3)'),
+    ((PART, (IMAGES_OF_TEN[:, :, 1:], LABELS_OF_TEN), NAMES), 'test images of shape (10, 3, 7, 8)'),
+    ((PART, (IMAGES_OF_TEN[:0], LABELS_OF_TEN[:0]), NAMES), 'test images of shape (0, 3, 8, 8)'),
+    ((PART, (IMAGES_OF_TEN, LABELS_OF_TEN[1:]), NAMES), 'test labels of shape (9,) for 10 images'),
+    ((PART, (IMAGES_OF_TEN, LABELS_OF_TEN + 1), NAMES), 'test labels from 1 to 2 for 2 classes, which count from 0'),
+    ((PART, (IMAGES_OF_TEN[:, :, :4, :4], LABELS_OF_TEN), NAMES), 'train images of 8 and test images of 4 pixels')])
+def test_a_data_set_of_ones_own(monkeypatch, loaded, words):
+    """What its function returns is checked once, and named with the data set."""
+    monkeypatch.setitem(dataset.memory_dict, 'mine', lambda opt: loaded)
+    opt = data_options(dataset='mine', batch_size=4)
+    with pytest.raises(UserError) as caught:
+        dataset.get_dataloaders(opt, CPU)
+    assert f'--dataset mine: its function in memory_dict returns {words}' in str(caught.value)
+    monkeypatch.setitem(dataset.memory_dict, 'mine', lambda opt: 1 / 0)
+    with pytest.raises(UserError, match='--dataset mine: its function in memory_dict fails with ZeroDivisionError'):
+        dataset.get_dataloaders(opt, CPU)
+    monkeypatch.setitem(dataset.memory_dict, 'mine', lambda opt: (PART, list(PART), tuple(NAMES)))
+    assert dataset.get_dataloaders(opt, CPU).classes == ('a', 'b')
+
+
 def test_links(tmp_path):
     """A class folder or an image may be a link; one that leads back is not followed round and round."""
     write_images(tmp_path / 'elsewhere', 3)
