@@ -6,6 +6,7 @@ import os
 import random
 import re
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
         here = max(1, int(text)) if text.isdecimal() else world
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     device = select_device(gpu_id)
-    address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if url == 'env://' else url
+    began = time.monotonic()
     try:
         with _without_cpp_messages():
             dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url, rank=rank,
@@ -62,14 +63,28 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
             _control = dist.group.WORLD if device.type == 'cpu' else dist.new_group(
                 backend='gloo', timeout=timedelta(seconds=opt.dist_timeout))
     except (dist.DistError, RuntimeError, OSError, ValueError) as error:
-        reason = ' '.join(str(error).split())
-        in_use = re.search('EADDRINUSE|address already in use', reason)
-        name = 'MASTER_ADDR and MASTER_PORT' if url == 'env://' else '--dist-url'
-        raise UserError(f'{name} {address}: ' + (
-            'the port is in use; give another one' if in_use else
-            f'the {world} processes did not meet within {opt.dist_timeout} s ({reason[:150]}); is the address that of '
-            f'process 0, open to all, and does every process start? --dist-timeout SECONDS waits longer')) from error
+        where = f'MASTER_ADDR and MASTER_PORT {os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' \
+            if url == 'env://' else f'--dist-url {url}'
+        raise UserError(f'{where}: {_why_not_met(str(error), world, time.monotonic() - began, opt.dist_timeout)}'
+                        ) from error
     return device
+
+
+def _why_not_met(error: str, world: int, seconds: float, timeout: int) -> str:
+    """What a user can do after torch has raised `error` because the processes could not connect, for `seconds`."""
+    reason = ' '.join(error.split())
+    if re.search('EADDRINUSE|address already in use', reason):
+        return 'the port is in use; give another one'
+    is_late = seconds > 0.9 * timeout
+    when = f'within {timeout} s' if is_late else f'and gave up after {seconds:.0f} s'
+    if match := re.search(r'remote=\[?([^\],\s]+)', reason):       # process 0 was found, and another one was not
+        text = f'the {world} processes did not meet {when}: one of them cannot be reached at {match[1]}'
+        if match[1].startswith(('127.', '::1', '::ffff:127.')):
+            text += ', which every machine has for itself; its host name stands for that address in /etc/hosts'
+        return f'{text}; set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME for GPUs, to the network interface that the ' \
+               f'machines share, as eth0 of `ip addr`, for all processes'
+    return f'the {world} processes did not meet {when} ({reason[:150]}); is the address that of process 0, open to ' \
+           f'all, and does every process start?' + ' --dist-timeout SECONDS waits longer' * is_late
 
 
 @contextlib.contextmanager

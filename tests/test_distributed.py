@@ -410,6 +410,27 @@ def test_url_in_use(call, small, tmp_path, capfd):
     assert caught.value.code == 2 and error.count('\n') == 1 and f'--dist-url {url}: cannot be used (Address' in error
 
 
+@pytest.mark.parametrize('error, seconds, said', [
+    ('Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused, '
+     'remote=[127.0.1.1]:4014$1', 1.3,
+     'the 2 processes did not meet and gave up after 1 s: one of them cannot be reached at 127.0.1.1, which every '
+     'machine has for itself; its host name stands for that address in /etc/hosts; set GLOO_SOCKET_IFNAME, and '
+     'NCCL_SOCKET_IFNAME for GPUs, to the network interface that the machines share, as eth0 of `ip addr`, for all '
+     'processes'),
+    ('timed out connecting: No route to host, remote=[10.0.0.7]:4014$1', 60.2,
+     'the 2 processes did not meet within 60 s: one of them cannot be reached at 10.0.0.7; set GLOO_SOCKET_IFNAME'),
+    ('The client socket has timed out', 60.2,
+     'the 2 processes did not meet within 60 s (The client socket has timed out); is the address that of process 0, '
+     'open to all, and does every process start? --dist-timeout SECONDS waits longer'),
+    ('Name or service not known', 0.2,
+     'the 2 processes did not meet and gave up after 0 s (Name or service not known); is the address that of process '
+     '0, open to all, and does every process start?')])
+def test_why_processes_did_not_meet(error, seconds, said):
+    """The seconds are those that have passed, and more of them are advised only where these were used up."""
+    assert distributed._why_not_met(error, 2, seconds, 60).startswith(said)
+    assert ('--dist-timeout' in said) == ('--dist-timeout' in distributed._why_not_met(error, 2, seconds, 60))
+
+
 def test_the_others_do_not_come(small, tmp_path):
     """The wait for processes that never start is bounded, and ends in one line."""
     command = [sys.executable, ROOT / 'train_teacher.py', '--dist-timeout', '2', '--save_dir', tmp_path,
