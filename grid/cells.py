@@ -66,6 +66,11 @@ class Cell:
         return difference / mean(d * d for d in known) ** 0.5
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether its trials have different data."""
+        return not self.runs and any(trial.run for trial in self.trials)
+
+    @property
     def missing(self) -> list[Trial]:
         return [trial for trial in self.trials if not trial.run]
 
@@ -86,16 +91,6 @@ class Found:
     def trials(self) -> list[Trial]:
         """Of all cells, and the teachers', each once."""
         return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.others)]
-
-    def other_data(self) -> list[Trial]:
-        """Those whose data differ from those of another run with the same options for the data."""
-        found, first = [], {}
-        done = [trial for trial in self.trials() if trial.run]
-        for trial in sorted(done, key=lambda trial: -len(trial.run['facts'])):      # the first one says the most
-            options = tuple(trial.run['experiment'].get(name) for name in ('dataset', 'data_dir', 'train_fraction'))
-            if not same_data(first.setdefault(options, trial.run), trial.run):
-                found.append(trial)
-        return found
 
     def is_highest(self, cell: Cell, epoch: str) -> bool:
         """Whether no other row has so high a mean for this pair, to the two digits that are shown."""

@@ -6,19 +6,18 @@ from pathlib import Path
 from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
-from helper.state import CLASS_NAMES, IMAGES, LAST, PREVIOUS, weights_checksum
+from helper.state import LAST, PREVIOUS, weights_checksum
 from models.find import build
 from models.foreign import without_prefix
 from models.load import open_checkpoint
-from results.runs import read_run
+from results.runs import DATA, read_run
 
 from .state import last_is_best, result
 from .steps import SIZES, Step, expected, pixels
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
-OF_A_PART = 'training images', 'labels (checksum)'      # facts in parameters.json that --train_fraction changes
-DATA = 'classes', *OF_A_PART, CLASS_NAMES, IMAGES       # and all that tell whether two runs have the same data
+OF_A_PART = 'training images', 'labels (checksum)'      # facts of the data that --train_fraction changes
 OWNER = 'table.json'    # in the folder of a table: its name
 UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
 
@@ -58,13 +57,19 @@ def _said(reading):
 
 
 def _check_owner(table, save):
-    owner = table.name
-    with contextlib.suppress(UserError):        # of an older version, or damaged: claim() writes it
-        found = read_json(save / OWNER, '')
-        owner = found.get('table') if isinstance(found, dict) else owner
-    if owner != table.name:
+    owner = owner_of(save)
+    if owner not in (None, table.name):
         raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one would '
                         f'replace; give each table a folder of its own, as save/{table.name}')
+
+
+def owner_of(save: Path) -> str | None:
+    """The name of the table whose folder it is; None where that is not noted: claim() writes it."""
+    with contextlib.suppress(UserError):        # of an older version, or damaged
+        found = read_json(save / OWNER, '')
+        owner = found.get('table') if isinstance(found, dict) else None
+        return owner if isinstance(owner, str) else None
+    return None
 
 
 def claim(table: Table, save: Path) -> None:

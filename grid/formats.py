@@ -59,9 +59,8 @@ def notes(found: Found, epoch: str) -> list[str]:
             pairs = ', '.join(f'{teacher} -> {student}' for teacher, student in improvement.left_out)
             said.append(f'{found.table.headline} ARI over {label} leaves out {pairs}: {label} is not better there than '
                         f'the student alone.')
-    if names := [trial.step.name for trial in found.other_data()]:
-        said.append(f'Trained on other images, labels or class names than the other runs: {", ".join(names)}. A cell '
-                    f'with both has no mean.')
+    if names := [f'{cell.row.label}, {cell.pair}' for cell in found.cells.values() if cell.is_mixed]:
+        said.append(f'No mean, since the trials have different data: {"; ".join(names)}.')
     if names := [trial.step.name for trial in found.trials() if trial.run and trial.run['one_class'][epoch]]:
         said.append(f'One class for all test images, so that the accuracy is only the share of that class: '
                     f'{", ".join(names)}.')

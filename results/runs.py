@@ -15,7 +15,7 @@ from options import flags
 from .published import variant, way
 
 ACCURACY = {'best': 'top1', 'last': 'last'}     # epoch -> what read_run calls its accuracy
-DATA = ('training images', 'classes', 'labels (checksum)', CLASS_NAMES, IMAGES)       # facts of a run's data
+DATA = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)       # facts of a run's data
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
 from grid import formats, report  # noqa: E402
-from grid.earlier import check  # noqa: E402
+from grid.earlier import check, owner_of  # noqa: E402
 from grid.state import DONE, progress  # noqa: E402
 from grid.steps import known_flags, steps_of  # noqa: E402
-from grid.table_file import find, read  # noqa: E402
+from grid.table_file import TABLES, find, read  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 from results.runs import ACCURACY  # noqa: E402
@@ -47,10 +47,10 @@ def main():
                         help='draw the figures of these rows, or of all where none is named')
     opt, more = known_flags(parser)
     name = opt.table
-    if os.path.isdir(name):     # save/NAME, with the table NAME
+    if os.path.isdir(name) and not (TABLES / f'{name}.toml').is_file():
         if opt.save_dir:
             raise UserError(f'TABLE {name}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
-        opt.save_dir, name = name, Path(name).resolve().name
+        opt.save_dir, name = name, owner_of(Path(name)) or Path(name).resolve().name
         name = f'{name}.toml' if os.path.isfile(f'{name}.toml') else name
     table = read(find(name))
     save = Path(opt.save_dir or f'save/{table.name}')

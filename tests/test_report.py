@@ -377,12 +377,16 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
                                                                    'report.tex']
     assert 'digits: 0 done, 0 running, 0 failed, 43 left. Written' in Path('here/report.html').read_text()
     assert '| KD |  |  |\n' in Path('here/report.md').read_text()
-    # The folder of the runs says which table it is; a folder of another name, what would work.
+    # The folder of the runs says which table it is, by a note in it or by its name; another one, what would work.
     shutil.copytree('here', 'save/digits')
     call(report.main, 'save/digits', '--epoch', 'last')
     assert capsys.readouterr().out.endswith('report: save/digits/report.html\n')
     assert 'of the last epoch' in Path('save/digits/report.md').read_text()
     assert '<body class="last">' in Path('save/digits/report.html').read_text()
+    Path('here/table.json').write_text('{"table": "digits"}')
+    call(report.main, 'here')
+    assert capsys.readouterr().out.endswith('report: here/report.html\n')
+    Path('here/table.json').unlink()
     for arguments, words in ((['here'], 'TABLE here: no such table'), (['save/digits', '--save_dir', 'here'],
                              'TABLE save/digits: is a folder, and so is --save_dir here; give one of the two')):
         with pytest.raises(SystemExit):
@@ -398,7 +402,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 def run_of(top1, last=None):
     return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
-            'experiment': {'dataset': 'folder'}, 'facts': {}}
+            'facts': {}}
 
 
 def found_of(accuracies: dict, **settings) -> Found:
@@ -431,9 +435,8 @@ def test_trials_of_other_data():
         del cell.runs       # it was kept
     student, kd = found.cells.values()
     assert (student.mean('best'), kd.mean('best')) == (70.5, None)
-    assert [trial.run['top1'] for trial in found.other_data()] == [74.0]
-    assert notes(found, 'best') == ['Trained on other images, labels or class names than the other runs: KD. A cell '
-                                    'with both has no mean.'] and '| KD |  |\n' in markdown(found)
+    assert notes(found, 'best') == ['No mean, since the trials have different data: KD, a -> b.']
+    assert '| KD |  |\n' in markdown(found)
 
 
 def test_one_class():
