@@ -1,4 +1,5 @@
 """Read an image file as an upright 8-bit RGB image, whatever its format, its colours and its depth."""
+import logging
 import re
 import warnings
 from collections.abc import Iterable
@@ -10,8 +11,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from helper.errors import UserError, reason
 from helper.files import open_regular
 
-# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image.
+# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image. What it logs of a damaged
+# file is followed by an exception.
 warnings.filterwarnings('ignore', module='PIL')
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 # The formats that are opened, whatever a file's name says, and the endings of their names. Pillow's other formats stay
 # out: for some of them it would start external programs, others are hardly ever used for photographs.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import CPU, assert_same, free_port, options, outcome
 
+import helper.launch
 import train_student
 import train_teacher
 from dataset import Data
@@ -363,6 +364,19 @@ def test_progress_counts_the_images_of_all_processes(monkeypatch):
             progress.step(len(target), None)
         time.sleep(0.01)
     assert progress.images == 36 and 0 < progress.images_per_second < 3600
+
+
+def test_processes_that_end_at_once_leave_no_warnings(monkeypatch):
+    """Python's process that removes their semaphores is told so; the others do not see the setting."""
+    seen = []
+    monkeypatch.setattr(helper.launch.resource_tracker, 'ensure_running',
+                        lambda: seen.append(os.environ['PYTHONWARNINGS']))
+    monkeypatch.setenv('PYTHONWARNINGS', 'error')
+    helper.launch._start_resource_tracker()
+    assert seen == ['error,ignore:resource_tracker'] and os.environ['PYTHONWARNINGS'] == 'error'
+    monkeypatch.delenv('PYTHONWARNINGS')
+    helper.launch._start_resource_tracker()
+    assert seen[1] == 'ignore:resource_tracker' and 'PYTHONWARNINGS' not in os.environ
 
 
 def test_first_host():
