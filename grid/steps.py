@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from dataset import kind_of, source_dict
 from distiller_zoo import get_method, make_distiller
 from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
-from helper.errors import UserError, printable
+from helper.errors import UserError, nearest, printable
 from helper.files import folder_name
 from helper.run import Place
 from models.find import build, check_name, is_own
@@ -82,6 +82,36 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
     if plan.no_cache and not any(getattr(step.opt, 'teacher_cache', None) for step in plan.steps.values()):
         raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({plan.no_cache}); leave it out')
     return sorted(plan.steps.values(), key=lambda step: step.trial)
+
+
+def cut(table: Table, steps: list[Step], rows: str | None, pairs: str | None, seeds: str | None
+        ) -> tuple[Table, list[Step]]:
+    """The table and its steps without the rows, pairs and seeds that are not named, but with the teachers of the rest.
+
+    Each argument has names with commas between them, or is None: all. A run keeps its folder and its trial's number.
+    Raises UserError for a name that the table does not have.
+    """
+    rows = _named(rows, {row.label: row for row in table.rows}, '--rows', table)
+    pairs = _named(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)
+    seeds = _named(seeds, {str(seed): seed for seed in table.seeds}, '--seeds', table)
+    cells = {(row.label, str(pair)) for row in rows for pair in pairs} - table.left_out
+    if not cells:
+        raise UserError(f'--rows and --pairs: {table.path} leaves out these cells; name others')
+    kept = {step for step in steps if cells & {*step.cells} and step.opt.seed in seeds}
+    while before := {step.after for step in kept if step.after} - kept:
+        kept |= before
+    return replace(table, rows=rows, pairs=pairs, seeds=seeds), [step for step in steps if step in kept]
+
+
+def _named(text, known, flag, table):
+    """The values of `known`, name -> value, that `text` names, in the order of the table."""
+    if text is None:
+        return [*known.values()]
+    names = [' '.join(name.replace('->', ' -> ').split()) for name in text.split(',')]
+    for name in names:
+        if name not in known:
+            raise UserError(f'{flag} {name}: {table.path} has no such one; {nearest(name, known)}')
+    return [value for name, value in known.items() if name in names]
 
 
 class _Plan:

@@ -113,8 +113,8 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     measured first. init_rate: the rate of a first stage. cache_bytes: of the teacher's cache when it is full.
 
     Returns {'hours', 'epochs', 'seconds_per_epoch', 'seconds_of_validation', 'images_per_second', 'memory_bytes' (of
-    one process; None where it is not known), 'disk_bytes', 'teacher_cache_bytes'}; the last line that is printed is
-    that as JSON.
+    one process; None where it is not known), 'disk_bytes', 'teacher_cache_bytes', 'classes'}; the last line that is
+    printed is that as JSON.
     """
     steps, before = len(data.train_loader), 0.0
     if teacher is not None:
@@ -141,7 +141,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
         'hours': (before + opt.epochs * epoch) / 3600, 'epochs': opt.epochs, 'seconds_per_epoch': epoch,
         'seconds_of_validation': validation, 'images_per_second': data.n_train / (steps * step),
         'memory_bytes': _peak_bytes(device), 'disk_bytes': (1 + kept) * best + 2 * state + LOG_BYTES * opt.epochs,
-        'teacher_cache_bytes': cache_bytes}
+        'teacher_cache_bytes': cache_bytes, 'classes': data.num_classes}
     _show(found, before, device)
     return found
 

@@ -1,6 +1,7 @@
 """Run a table of teacher-student pairs and methods to its end, and report it beside the published one.
 
-python scripts/reproduce.py TABLE [--dry-run] [--status] [--jobs N] [--cluster slurm] [flags of every run]
+python scripts/reproduce.py TABLE [--dry-run [--estimate]] [--status] [--rows ROW,...] [--pairs PAIR,...]
+    [--seeds SEED,...] [--jobs N] [--cluster slurm] [flags of every run]
 
 TABLE is a file of scripts/tables/, by its name, or the path of one of your own. Whatever interrupts it, the same
 command goes on: runs that are finished are not done again, others continue from their last.pth. Flags that this script
@@ -12,9 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid import formats, report, slurm  # noqa: E402
 from grid.earlier import check, check_data, claim  # noqa: E402
+from grid.estimate import estimate  # noqa: E402
 from grid.local import Local, Places  # noqa: E402
 from grid.state import DONE, Record, failures, progress, summary  # noqa: E402
-from grid.steps import check_batches, known_flags, shell, steps_of  # noqa: E402
+from grid.steps import check_batches, cut, known_flags, shell, steps_of  # noqa: E402
 from grid.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
@@ -28,6 +30,11 @@ def options():
     add('table', metavar='TABLE', help='the name of a file in scripts/tables, or the path of one')
     add('--save_dir', type=path, help='where its runs, logs and report are written; else save/TABLE')
     add('--dry-run', action='store_true', help='print the command of every run, and stop')
+    add('--estimate', action='store_true',
+        help='with --dry-run: time some steps of one run of each row and pair that is left, and print the hours')
+    add('--rows', type=path, metavar='ROW,...', help='run these rows alone, with their teachers; else all')
+    add('--pairs', type=path, metavar='PAIR,...', help="the same for pairs, as 'vgg13 -> vgg8'")
+    add('--seeds', type=path, metavar='SEED,...', help='the same for seeds, each of which is a trial')
     add('--status', action='store_true', help='print how far the table is, and stop')
     add('--retry', action='store_true', help='try again what has failed')
     add('--cluster', choices=('local', 'slurm'), default='local', help='run here, or as array jobs of Slurm')
@@ -43,6 +50,9 @@ def options():
     given = [name for name in ('partition', 'cpus', 'time', 'sbatch') if getattr(opt, name) != parser.get_default(name)]
     if given and opt.cluster != 'slurm':
         parser.error(f'--{given[0]}: is of jobs of Slurm; give --cluster slurm too, or leave it out')
+    if opt.estimate and (not opt.dry_run or opt.cluster == 'slurm'):
+        parser.error('--estimate: times runs on this machine; ' + ('leave out --cluster slurm' if opt.dry_run else
+                                                                   'give --dry-run too'))
     return opt, more
 
 
@@ -50,13 +60,18 @@ def main():
     opt, more = options()
     table = read(find(opt.table))
     save = opt.save_dir or f'save/{table.name}'
-    steps, logs = steps_of(table, save, more), Path(save) / 'logs'
+    table, steps = cut(table, steps_of(table, save, more), opt.rows, opt.pairs, opt.seeds)
+    logs = Path(save) / 'logs'
     check(table, steps, reading=opt.status)
     cluster = slurm.Slurm(opt, table.name, Path(save)) if opt.cluster == 'slurm' else None
     places = None if cluster else Places(opt.gpu_id, opt.jobs, opt.gpus, opt.trial_parallel)
     check_batches(steps, (cluster or places).gpus or 1)
     if opt.dry_run:
         print_commands(table, steps, *((cluster.flags, None) if cluster else (places.flags[0], places.threads)))
+        if opt.estimate:
+            print()
+            estimate({step: progress(step, logs) for step in steps}, places.flags[0], places.threads,
+                     len(places.flags) * opt.trial_parallel)
         return
     if opt.status:
         now = {step: progress(step, logs) for step in steps}

@@ -28,7 +28,7 @@ from grid import local, slurm
 from grid.earlier import check_data
 from grid.local import Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
-from grid.steps import steps_of, waves
+from grid.steps import cut, steps_of, waves
 from grid.table_file import TABLES, read
 from helper.checkpoint import save_checkpoint
 from helper.cli import values
@@ -215,6 +215,79 @@ def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
     steps = steps_of(read(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
     assert {step.cells[0][0]: ('--teacher_cache' in step.arguments, bool(step.opt.teacher_cache))
             for step in steps if step.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
+
+
+def test_two_nets_of_one_name_in_different_files(tmp_path):
+    """Their runs have folders of their own."""
+    for part in 'ab':
+        (tmp_path / part).mkdir()
+        (tmp_path / part / 'net.py').write_text('from models import model_dict\n\n\ndef small(num_classes):\n'
+                                                '    return model_dict["resnet8"](num_classes=num_classes)\n')
+    pairs = [f'resnet14 -> {tmp_path}/{part}/net.py:small' for part in 'ab']
+    steps = steps_of(read(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[1])), 'save', [])
+    assert len({step.folder for step in steps}) == len({step.name for step in steps}) == len(steps) == 2 + 2 * 4
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """(a table of two pairs, its steps)."""
+    pairs = ['resnet14 -> resnet8', 'resnet20 -> resnet8']
+    table = read(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[7, 5, 9], left_out=[f'KD: {pairs[1]}']))
+    return table, steps_of(table, 'save', [])
+
+
+@pytest.mark.parametrize('rows, pairs, seeds, names', [
+    ('KD', 'resnet14->resnet8', '7', ['teacher-resnet14', 'resnet14-resnet8-KD-1']),
+    ('HKD', 'resnet20 -> resnet8', '9,5', ['teacher-resnet20', 'auxiliary-resnet20-resnet14', 'resnet20-resnet8-HKD-2',
+                                           'resnet20-resnet8-HKD-3']),
+    ('KD, Student', None, '5', ['teacher-resnet14', 'resnet8-Student-2', 'resnet14-resnet8-KD-2']),
+    (None, None, None, None)])
+def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
+    """A run keeps its folder, and its trial is counted in the whole table."""
+    table, steps = whole
+    part, kept = cut(table, steps, rows, pairs, seeds)
+    assert [step.name for step in kept] == (names or [step.name for step in steps])
+    assert {*kept} <= {*steps}
+    assert [row.label for row in part.rows] == {'KD': ['KD'], 'HKD': ['HKD'], 'KD, Student': ['Student', 'KD'],
+                                                None: [*MINI['rows']]}[rows]
+    assert part.seeds == {'7': [7], '9,5': [5, 9], '5': [5], None: [7, 5, 9]}[seeds]
+
+
+@pytest.mark.parametrize('rows, pairs, seeds, said', [
+    ('KT', None, None, '--rows KT: {} has no such one; there are: HKD, KD, SemCKD, Student'),
+    (None, 'resnet8', None, '--pairs resnet8: {} has no such one; there are: resnet14 -> resnet8, resnet20 -> resnet8'),
+    (None, None, '1', '--seeds 1: {} has no such one; there are: 5, 7, 9'),
+    ('KD', 'resnet20 -> resnet8', None, '--rows and --pairs: {} leaves out these cells; name others')])
+def test_a_part_that_a_table_does_not_have(whole, rows, pairs, seeds, said):
+    with pytest.raises(UserError, match=f'^{re.escape(said.format(whole[0].path))}'):
+        cut(*whole, rows, pairs, seeds)
+
+
+def test_the_estimate_of_a_table(call, pretend, tmp_path, capsys):
+    """One run of each row and pair is timed, with a net in the place of a teacher that is not trained yet."""
+    pretend('echo "$@" >> commands; hours=2; for last; do :; done\n'
+            'case "$*" in *--path-t*) [ -e "$last" ] || exit 1; hours=0.5 ;; esac\n'
+            'echo "{\\"hours\\": $hours, \\"classes\\": 10}"')
+    write_table(Path('mini.toml'), rows={'Student': 'alone', 'KD': 'kd'}, seeds=[1, 2, 3])
+    steps = pretend_runs(Path('save'))
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--dry-run', '--estimate', '--jobs', 3, '--gpu_id', 'cpu')
+    assert capsys.readouterr().out.rpartition('\n\n')[2].splitlines() == [
+        'row Student, resnet14 -> resnet8: 2.0 h a run, 3 left: 6.0 h',
+        'row KD, resnet14 -> resnet8: 30.0 min a run, 2 left: 1.0 h',      # the teacher and a trial are done
+        'estimate: 7.0 h for one run after the other; 3 at the same time: about 2.3 h']
+    shutil.rmtree(steps['teacher-resnet14'].folder)
+    shutil.rmtree(steps['resnet14-resnet8-KD-1'].folder)
+    call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--dry-run', '--estimate', '--jobs', 3, '--gpu_id', 'cpu')
+    assert capsys.readouterr().out.rpartition('\n\n')[2].startswith('teacher resnet14: 2.0 h a run, 1 left: 2.0 h\n')
+    taught, = [line.split() for line in Path('commands').read_text().splitlines() if 'train_student' in line][1:]
+    assert '--estimate' in taught and taught[-1].endswith('/teacher.pth') and not Path(taught[-1]).exists()
+    assert not steps['teacher-resnet14'].folder.exists() and not Path('save/logs').exists()
+    for flags, said in ((['--estimate'], 'give --dry-run too'), (['--estimate', '--dry-run', '--cluster', 'slurm'],
+                                                                'leave out --cluster slurm')):
+        assert refused(call, capsys, 'mini.toml', *flags) == f'--estimate: times runs on this machine; {said}'
+    pretend('echo "error: no images" >&2; exit 2')
+    assert refused(call, capsys, 'mini.toml', '--dry-run', '--estimate') == (
+        'mini.toml: teacher resnet14: --estimate: no images')
 
 
 def test_from_the_repository_the_commands_are_short(call, monkeypatch, capsys):
