@@ -76,7 +76,7 @@ def train(opt, device):
         return
 
     place = Place.of_student(opt)
-    if place.best_path(opt).resolve() == Path(opt.path_t).resolve():
+    if place.folder(opt).resolve() == Path(opt.path_t).resolve().parent:
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 
     # Train

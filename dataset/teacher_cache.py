@@ -32,13 +32,14 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class TeacherCache:
     """The answers of one teacher to the training images of one data set, of the kinds that a method asks for."""
 
-    def __init__(self, files: dict[str, AnswerFile], device: torch.device, accuracy_file: Path, test_checksum: int):
+    def __init__(self, files: dict[str, AnswerFile], device: torch.device, accuracy_file: Path, checksums: dict):
         """files: by kind. device: where answers are wanted; a GPU keeps a copy in its memory if it fits.
 
-        accuracy_file: JSON with the teacher's accuracy on the test images of this checksum, if it was measured before.
+        accuracy_file: JSON with the teacher's accuracy, if it was measured before. checksums: what it must hold, of the
+        teacher and of the test images.
         """
         self.files, self.device = files, device
-        self.accuracy_file, self.test_checksum = accuracy_file, test_checksum
+        self.accuracy_file, self.checksums = accuracy_file, checksums
         self.accuracy = distributed.broadcast(self._known_accuracy if distributed.is_main() else None)
         self.writable = all(file.writable for file in files.values())       # whether new answers are kept
         self.copy, self.unwritten = None, []
@@ -117,16 +118,20 @@ class TeacherCache:
             return None
         try:
             found = read_json(self.accuracy_file, str(self.accuracy_file))
-            accuracy = found['test_acc'] if found['test set (checksum)'] == self.test_checksum else None
+            differ = [name for name, value in self.checksums.items() if found.get(name) != value]
+            if differ:
+                print(f'{printable(self.accuracy_file)}: is of another {" and ".join(differ)}; the teacher is measured '
+                      f'anew')
+            accuracy = None if differ else found['test_acc']
             return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 100 else None
-        except (UserError, TypeError, KeyError):
+        except (UserError, TypeError, KeyError, AttributeError):
             return None
 
     def keep_accuracy(self, accuracy: float) -> None:
         """The teacher's top-1 on the test images, for later runs, if it can be written."""
         if distributed.is_main() and self.writable:
             with contextlib.suppress(UserError):
-                write_json(self.accuracy_file, {'test set (checksum)': self.test_checksum, 'test_acc': accuracy})
+                write_json(self.accuracy_file, {**self.checksums, 'test_acc': accuracy})
 
     def __str__(self):
         """The files, how far they are filled, and their size when full."""
@@ -232,8 +237,9 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     if not all(distributed.gather(files is not None)):
         print(f'--teacher_cache {printable(folder)}: the disk is full, so no answers are kept')
         return None
-    test_checksum = zlib.crc32(tests.target.cpu().numpy(), tests.checksum())
-    cache = TeacherCache(files, device, folder / f'{stem}.json', test_checksum)
+    checksums = {'test set (checksum)': zlib.crc32(tests.target.cpu().numpy(), tests.checksum()),
+                 'teacher (checksum)': teacher_checksum}
+    cache = TeacherCache(files, device, folder / f'{stem}.json', checksums)
     full = cache.full
     to_come, free = sum(file.to_come() for file in files.values()), shutil.disk_usage(folder).free
     cache.writable &= full or to_come < free

@@ -189,6 +189,7 @@ def _teacher(step):
         module, identity = (state.get(name) if isinstance(state.get(name), dict) else {}
                             for name in ('module', 'identity'))
         weights = {name[8:]: value for name, value in module.items() if name.startswith('student.')}
+        weights = state.get('model', weights)       # which older ones do not have
         return _checksum(step.opt, weights, identity.get('classes'), what)
     return None
 

@@ -42,7 +42,8 @@ def load_checkpoint(path: str, flag: str) -> dict:
     would call the system, for anything that is not a checkpoint, or would fill the memory or never end.
     """
     if os.path.isdir(path):
-        inside = sorted(p.name for p in Path(path).glob('*.pth') if p.name not in ('last.pth', 'previous.pth'))
+        inside = sorted((p.name for p in Path(path).glob('*.pth') if p.name != 'previous.pth'),
+                        key=lambda name: (name == 'last.pth', name))
         raise UserError(f'{flag} {path}: is a folder; give the checkpoint file'
                         + (f' in it, one of {", ".join(inside)}' if inside else ', NAME.pth'))
     if not os.path.exists(path):

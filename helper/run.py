@@ -479,6 +479,7 @@ class Run:
         generator = self.loader.order.generator
         now = generator.get_state() if generator is not None else None
         state = {
+            **self.checkpoint(),        # the network of this step; these weights are in the file once
             'identity': self.identity, 'seed': self.opt.seed, 'stage': self.stage, **self.saved,
             'epochs': self.opt.epochs, 'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
             'scaler': self.precision.scaler.state_dict(), 'random': random, 'loader': self.plan if step else now,

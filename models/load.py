@@ -82,6 +82,8 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     else:
         is_safe = path.endswith('.safetensors')
         checkpoint = _read_safetensors(Path(path), flag) if is_safe else load_checkpoint(path, flag)
+        if not is_safe and {'identity', 'module', 'stage'} <= checkpoint.keys():
+            checkpoint = _of_state(checkpoint, what)
         if is_safe or not is_ours(checkpoint):
             weights, taken = find_weights(checkpoint, what, key)
             known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
@@ -96,6 +98,22 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
         raise UserError(f'{what}: says that its net has {printable(repr(classes)[:50])} classes instead of a whole '
                         f'number from 1 to {MOST_CLASSES:,}; the file is damaged')
     return checkpoint
+
+
+def _of_state(state, what):
+    """The checkpoint in a last.pth, from which a run is resumed. Raises UserError."""
+    if not is_ours(state):
+        raise UserError(f'{what}: is the state of a run of an earlier version, from which --resume continues; give the '
+                        f'NAME_best.pth beside it')
+    if state['stage'] != 'train':
+        raise UserError(f'{what}: is the state of a run in its first stage, whose network has not learnt the classes '
+                        f'yet; train on with --resume auto')
+    epoch, step = state.get('epoch'), state.get('step')
+    if type(epoch) is not int or type(step) is not int:
+        raise UserError(f'{what}: is no whole last.pth; train on with --resume auto')
+    print(f'{what}: is taken as after {f"step {step} of epoch {epoch}" if step else f"epoch {epoch - 1}"}')
+    names = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'inference_net', 'format_version')
+    return {**{name: state[name] for name in names if name in state}, 'epoch': epoch if step else epoch - 1}
 
 
 def _read_folder(folder, flag):

@@ -1,13 +1,14 @@
 """What a person gives a script: a run's folder or a checkpoint, and flags of the data where these say otherwise."""
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataset import kind_of, source_dict
 from helper.cli import Parser, comma_list, path
-from helper.errors import UserError
+from helper.errors import UserError, printable
 from helper.files import read_json
-from helper.state import LAST, PREVIOUS
+from helper.state import LAST
 from models.load import open_checkpoint
 from options import take_image_size, teacher_options
 
@@ -19,8 +20,10 @@ OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_
 class Given:
     """A checkpoint, and what its run's parameters.json says, as far as there is one."""
 
+    flag: str
     checkpoint: Path
     parameters: dict
+    trusted: bool = True        # whether the files beside it are of the same run
 
     @classmethod
     def find(cls, given: str, what: str) -> 'Given':
@@ -29,24 +32,61 @@ class Given:
         if os.path.isdir(given):
             best = sorted(checkpoint.glob('*_best.pth'))
             if len(best) != 1:
+                last = checkpoint / LAST
                 found = f'has {len(best)} files NAME_best.pth; give one of them' if best else \
+                    f'holds no NAME_best.pth yet; give {last}, the last epoch' if last.is_file() else \
                     'holds no NAME_best.pth; give the folder of a run, or a checkpoint'
                 raise UserError(f'{what} {given}: {found}')
             checkpoint = best[0]
         elif not os.path.exists(given):
             raise UserError(f'{what} {given}: no such file; give the folder of a run, or a checkpoint')
-        elif checkpoint.name in (LAST, PREVIOUS):
-            raise UserError(f'{what} {given}: is the state of a run, from which it goes on; give its folder, or the '
-                            f'NAME_best.pth in it')
         file, parameters = checkpoint.parent / 'parameters.json', {}
         if file.exists():
             parameters = read_json(file, f'{what} {given}: parameters.json')
             if not isinstance(parameters, dict):
                 raise UserError(f'{what} {given}: parameters.json: not that of a run')
-        return cls(checkpoint, parameters)
+        return cls(what, checkpoint, parameters)
 
     def __str__(self):
         return str(self.checkpoint)
+
+    @functools.cached_property
+    def state(self) -> dict:
+        """The checkpoint, as of models.load.open_checkpoint. Raises UserError."""
+        return open_checkpoint(str(self), self.flag)
+
+    def compare_metrics(self) -> None:
+        """Set `trusted`: whether the metrics beside the checkpoint have its epoch and accuracy. Else a line says so."""
+        kinds = {LAST: ('test_last_metrics.json', {'epoch': 'epoch'})}
+        if self.checkpoint.name.endswith('_best.pth'):
+            kinds = {self.checkpoint.name: ('test_best_metrics.json', {'epoch': 'epoch', 'best_acc': 'test_acc'})}
+        name, pairs = kinds.get(self.checkpoint.name, (None, {}))
+        if name is None or not (file := self.checkpoint.with_name(name)).exists():
+            return
+        try:
+            found = read_json(file, str(file))
+            found = found if isinstance(found, dict) else {}
+        except UserError:
+            found = {}
+        differ = [f'{there} {printable(found.get(there))}, not {self.state.get(here)}' for here, there in pairs.items()
+                  if found.get(there) != self.state.get(here)]
+        if differ:
+            print(f'{self}: {name} beside it is of another checkpoint ({"; ".join(differ)}), so what the files there '
+                  f'say of it is left out')
+            self.trusted = False
+
+    @property
+    def facts(self) -> dict:
+        """The parameters, where they are those of this checkpoint."""
+        return self.parameters if self.trusted else {}
+
+
+def as_opened(parameters: dict) -> dict:
+    """How a run opened its teacher: arguments of models.load.open_net."""
+    key = parameters.get('checkpoint_key')
+    given = {name: parameters.get(f'{name}_t') for name in ('mean', 'std', 'size', 'interpolation')}
+    return {'key': key if isinstance(key, str) else None,
+            'inputs': {name: value for name, value in given.items() if value is not None}}
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -84,5 +124,5 @@ def data_options(run: Given, opt):
                             if value is not None and value is not False])
     found.same_classes = opt.same_classes
     if 'image_size' not in found.flags.given and kind_of(found.dataset) in source_dict:
-        take_image_size(found, open_checkpoint(str(run), 'checkpoint'), f'checkpoint {run}')
+        take_image_size(found, run.state, f'{run.flag} {run}')
     return found

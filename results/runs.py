@@ -37,7 +37,7 @@ def read_run(folder: str) -> dict:
         pictures = [{printable(name): matrix(value) for name, value in epoch.items()
                      if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
         rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
-        return {
+        found = {
             'experiment': options, 'facts': facts,
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
@@ -57,6 +57,11 @@ def read_run(folder: str) -> dict:
             'images_per_second': mean(rates) if rates else None,
             **{name: printable(parameters.get(name, '')) for name in SURROUNDINGS},
         }
+        same_epoch = [epoch['test_acc'] for epoch in history if epoch.get('epoch') == best.get('epoch')]
+        if same_epoch and same_epoch != [best['test_acc']]:
+            raise UserError(f'{folder}: test_best_metrics.json says top-1 {best["test_acc"]} of epoch {best["epoch"]}, '
+                            f'but history.json {same_epoch[0]}; --resume auto writes both anew')
+        return found
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
 

@@ -32,7 +32,7 @@ from models.classes import class_order  # noqa: E402
 from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from results import figures  # noqa: E402
-from results.given import Given, add_data_flags, data_options  # noqa: E402
+from results.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
 from shipping import card, check, cost  # noqa: E402
 from shipping.formats import FORMATS, Export  # noqa: E402
 from shipping.runtime import CONFIG  # noqa: E402
@@ -126,18 +126,19 @@ def open_teacher(opt, run, data):
 
     Of the run's own teacher, a line says why it is left out. Raises UserError for one that --path-t names.
     """
-    def load(file, said):
-        name, checkpoint = open_net(file, opt.model_t or said)
+    def load(file, said, **as_given):
+        name, checkpoint = open_net(file, opt.model_t or said, **as_given)
         return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
 
-    file, known = run.parameters.get('path_t'), run.parameters.get('teacher (checksum)')
+    file, known = run.facts.get('path_t'), run.facts.get('teacher (checksum)')
     if opt.path_t or not isinstance(file, str):
         return load(opt.path_t, None) if opt.path_t else None
     said = run.parameters.get('model_t')        # not by the user: the code of a file it names is not run
     try:
         if not Path(file).exists():
             raise UserError(f'--path-t {file}: no such file')
-        teacher = load(file, said if isinstance(said, str) and not is_own(said) else None)
+        named = said if isinstance(said, str) and not is_own(said) else None
+        teacher = load(file, named, **as_opened(run.parameters))
         if known not in (None, teacher[0].checksum):
             raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:
@@ -207,7 +208,8 @@ def main():
     opt, wanted, run = options()
     dtype = 'uint8' if opt.input == 'uint8' else 'float32'
     data = get_dataloaders(data_options(run, opt), torch.device('cpu'))
-    student = open_student(str(run), data, 'RUN_OR_CHECKPOINT', opt.model)
+    student = open_student(str(run), data, 'RUN_OR_CHECKPOINT', opt.model, run.state)
+    run.compare_metrics()
     if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
@@ -233,7 +235,7 @@ def main():
             raise UserError('nothing is exported: ' + '; '.join(f'{FORMATS[n].file}: {faults[n]}' for n in faults))
         text, rows = measure_cost(opt, export, good, outcomes, teacher and teacher[1]) if opt.latency else ('', [])
         write_json(folder / CONFIG, export.config)
-        facts = card.describe(student, run.parameters, outcomes, folder, good, dtype)
+        facts = card.describe(student, run.facts, outcomes, folder, good, dtype, run.trusted)
         facts['measured on'] = printable(opt.dataset or run.parameters['dataset'])
         facts['to be filled in'] |= card.filled_in(out / CARD[0])
         write_json(folder / CARD[1], facts)

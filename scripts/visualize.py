@@ -26,9 +26,10 @@ from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
 from models.base import Net  # noqa: E402
+from models.find import is_own, library_of  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 from results import figures, measure  # noqa: E402
-from results.given import Given, add_data_flags, data_options  # noqa: E402
+from results.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
 
 ROWS, MOST_ROWS = 5, 50     # images of Grad-CAM that are drawn unasked, and at most
 FEWEST = 4                  # images that t-SNE and CKA need
@@ -183,7 +184,9 @@ def options():
     if opt.images and len(opt.images) > MOST_ROWS:
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
     check_alike(students, opt)
-    opt.path_t = teacher_of(students) if opt.path_t is None else opt.path_t
+    for student in students:
+        student.compare_metrics()
+    opt.path_t, opt.teacher = teacher_of(students) if opt.path_t is None else (opt.path_t, {})
     opt.data = data_options(next((student for student in students if student.parameters), students[0]), opt)
     return opt, students
 
@@ -201,30 +204,33 @@ def check_alike(students, opt):
 
 
 def teacher_of(students):
-    """The teacher's checkpoint of these runs. Raises UserError where they have none, or several."""
-    taught = {}     # checksum -> path
+    """(the teacher's checkpoint of these runs, how they opened it). Raises UserError for none and for several."""
+    taught, opened = {}, {}     # checksum -> path, path -> arguments of open_net
     for student in students:
-        file = student.parameters.get('path_t')
+        file, said = student.facts.get('path_t'), student.facts.get('model_t')
         if isinstance(file, str):
-            taught.setdefault(str(student.parameters.get('teacher (checksum)', file)), file)
+            taught.setdefault(str(student.facts.get('teacher (checksum)', file)), file)
+            named = isinstance(said, str) and not is_own(said) and not library_of(file)
+            opened[file] = {'name': said if named else None, **as_opened(student.facts)}
     if len(taught) != 1:
         what = f'these students learnt from several teachers, {", ".join(taught.values())}; give the one to compare ' \
                f'with' if taught else "none of these students says who taught it; give a teacher's checkpoint"
         raise UserError(f'--path-t: {what}')
-    return next(iter(taught.values()))
+    file, = taught.values()
+    return file, opened[file]
 
 
 def load(opt, students, data, device):
     """(teacher, students) as Shown, on the device. The teacher itself is not among the students."""
-    name, state = open_net(opt.path_t)
+    name, state = open_net(opt.path_t, **opt.teacher)
     shown = [Shown(f'{name} (teacher)', '--path-t', opt.path_t, load_net(opt.path_t, state, name, data))]
     found = {student.checkpoint.resolve(): student for student in students}
     found.pop(Path(opt.path_t).resolve(), None)
     if not found:
         raise UserError(f'STUDENT {students[0]}: is the teacher; give a student of it')
     for student in found.values():
-        arch, net = load_inference_net(str(student), data, 'STUDENT')
-        name = label(arch, student.parameters, {one.name for one in shown})
+        arch, net = load_inference_net(str(student), data, 'STUDENT', checkpoint=student.state)
+        name = label(arch, student.facts, {one.name for one in shown})
         shown.append(Shown(name, 'STUDENT', str(student), net))
     for one in shown:
         one.net.to(device).eval().requires_grad_(False)

@@ -21,8 +21,9 @@ OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint":
 
 
 def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Path, formats: list[str],
-             dtype: str) -> dict:
-    """What model_card.json says. parameters: of the run, as far as they are known."""
+             dtype: str, trusted: bool = True) -> dict:
+    """What model_card.json says. parameters: of the run, as far as they are known. trusted: whether the metrics beside
+    the checkpoint are its own."""
     run = Path(student.checkpoint).parent
     here = surroundings()
     files = {CONFIG: {}, **{FORMATS[name].file: {'format': FORMATS[name].words, **outcomes.formats[name].json()}
@@ -36,8 +37,8 @@ def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Pat
                    'layout': f'(batch, 3, {student.size}, {student.size}), RGB'},
         'training': {name: parameters[key] for name, key in OF_THE_RUN.items() if parameters.get(key) is not None},
         'checkpoint': student.checkpoint,
-        'accuracy': {'best epoch': _metrics(run / 'test_best_metrics.json'),
-                     'last epoch': _metrics(run / 'test_last_metrics.json'),
+        'accuracy': {'best epoch': _metrics(run / 'test_best_metrics.json') if trusted else None,
+                     'last epoch': _metrics(run / 'test_last_metrics.json') if trusted else None,
                      'measured for this export': outcomes.network.json(),
                      'teacher': outcomes.teacher.json() if outcomes.teacher else None},
         'gives one class alone': None if (single := outcomes.network.single_class) is None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distiller_zoo import get_method, load_inference_net
 from models.adapter import Adapter
 from models.find import build, is_own, library_of, settings
-from models.load import as_inputs, load_net, open_checkpoint
+from models.load import as_inputs, open_checkpoint
 
 OWN = 'this repository'     # whose code a net needs that is of no library
 
@@ -56,18 +56,18 @@ class Student:
         return pixels if dtype == 'uint8' else pixels / 255
 
 
-def open_student(path: str, data, flag: str, arch: str | None = None, plain: dict | None = None) -> Student:
+def open_student(path: str, data, flag: str, arch: str | None = None,
+                 checkpoint: dict | None = None) -> Student:
     """The network that the checkpoint at `path` deploys. arch: its net, where the user says it.
 
-    data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. plain: what
-    models.load.open_net found at `path`, a net as it is, which may be no file of PyTorch. Raises UserError.
+    data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. checkpoint: what
+    models.load.open_checkpoint or open_net found at `path`, where it is open already. Raises UserError.
     """
-    checkpoint = plain or open_checkpoint(path, flag)
+    checkpoint = checkpoint or open_checkpoint(path, flag)
     inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
     classes = checkpoint.get('num_classes') or data.num_classes
     facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
-    name, net = (arch, load_net(path, plain, arch, facts, flag)) if plain else \
-        load_inference_net(path, facts, flag, arch, checkpoint)
+    name, net = load_inference_net(path, facts, flag, arch, checkpoint)
     names = checkpoint.get('classes')
     if not (isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)):
         names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]

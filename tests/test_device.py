@@ -92,7 +92,7 @@ def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
     file = AnswerFile(tmp_path / 'logits.cache', {}, 40, 5)
     file.write(np.arange(20), np.ones((20, 5), np.float32))
-    cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', 0)
+    cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', {})
     cache.writable = False
     assert (cache.copy is not None) == near
     asked = []

@@ -336,6 +336,8 @@ def test_compare(call, small, teacher, tmp_path, capfd):
 @pytest.mark.parametrize('file, change, words', [
     ('parameters.json', lambda p: [p], 'not those of a run'), ('parameters.json', lambda p: {**p, 'dataset': None}, ''),
     ('test_best_metrics.json', lambda p: {**p, 'test_acc': None}, 'not those of a run'),
+    ('test_best_metrics.json', lambda p: {**p, 'test_acc': 1.5},
+     'says top-1 1.5 of epoch 1, but history.json '),
     ('test_best_metrics.json', lambda p: {**p, 'test_acc_top5': 'x'}, 'not those of a run'),
     ('test_best_metrics.json', lambda p: {**p, 'test_acc': float('nan')}, 'a number is NaN'),
     ('test_best_metrics.json', lambda p: {**p, 'test_acc': float('inf')}, 'a number is Infinity'),

@@ -425,7 +425,9 @@ def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
     if case == 'no run':
         words = 'no such file'
     elif case == 'state':
-        given, words = run / 'last.pth', 'is the state of a run'
+        given, words = tmp_path / 'last.pth', 'is the state of a run of an earlier version'
+        torch.save({'module': {}, 'identity': {}, 'stage': 'train'}, given)
+        more = data
     elif case == 'long name':
         given, words = 'x' * 300, 'no such file'
     elif case == 'no data':
@@ -435,7 +437,7 @@ def test_what_cannot_be_exported(call, run, tree, tmp_path, capsys, case):
         more = ['--dataset', 'digits']
     elif case == 'diverged':
         next(iter(net.parameters())).data.fill_(float('nan'))
-        given, more, words = checkpoint_of(given, net, 'resnet8'), data, 'not finite'
+        given, more, words = checkpoint_of(given, net, 'resnet8'), data, 'has NaN among its values'
     elif case == 'hostile':
         given.mkdir()
         torch.save(Hostile(tmp_path / 'mark'), given / 'net_best.pth')
@@ -533,8 +535,14 @@ def test_a_network_of_one_class(call, run, tmp_path, capsys):
     content['model']['fc.bias'].copy_(torch.tensor([0., 0., 1., 0.]))
     torch.save(content, tmp_path / 'net_best.pth')
     shutil.copy(run / 'parameters.json', tmp_path)
+    metrics = json.loads((run / 'test_best_metrics.json').read_text())
+    (tmp_path / 'test_best_metrics.json').write_text(json.dumps({**metrics, 'epoch': 7}))       # of another checkpoint
     call(export_student.main, tmp_path / 'net_best.pth', '--out', tmp_path / 'out', '--formats', 'safetensors')
-    assert 'gives the class cat to all 24 test images' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'gives the class cat to all 24 test images' in out
+    assert 'net_best.pth: test_best_metrics.json beside it is of another checkpoint (epoch 7, not ' in out
+    described = json.loads((tmp_path / 'out' / 'model_card.json').read_text())
+    assert described['accuracy']['best epoch'] is None and not described['training']
     assert 'gives the class cat to all test images' in (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
 
 

@@ -386,7 +386,7 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
 
 def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
     one, two = answer_file(tmp_path, 2), answer_file(tmp_path, 2, name='other.cache')
-    cache = TeacherCache({'logits': one, 'embedding': two}, CPU, tmp_path / 'a.json', 0)
+    cache = TeacherCache({'logits': one, 'embedding': two}, CPU, tmp_path / 'a.json', {})
     one.write(*some(0, 1))
     assert not cache.full and not cache.has(np.array([0, 1])).any()
     two.write(*some(0, 1))

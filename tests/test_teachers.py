@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -428,3 +429,28 @@ def test_a_teacher_that_diverged(tmp_path):
     checkpoint = open_checkpoint(str(tmp_path / 'x.pth'))
     with pytest.raises(UserError, match='layer1.0.bn1.running_var has NaN among its values; give a checkpoint of a'):
         load_net('x', checkpoint, 'resnet8', SimpleNamespace(num_classes=4, image_size=32))
+
+
+@pytest.mark.parametrize('method', [['kd', '--model_ema', '0.5'], ['simkd']])
+def test_the_last_epoch_as_a_checkpoint(call, small, teacher, tmp_path, capsys, method):
+    """last.pth is what the run has measured: the average of the weights, or the net that the method deploys."""
+    call(train_student.main, '--path-t', teacher.parent / 'last.pth', '--model_s', 'resnet8', *small, '--save_dir',
+         tmp_path, '--distill', *method)
+    assert f'--path-t {teacher.parent}/last.pth: is taken as after epoch 1\n' in capsys.readouterr().out
+    best, = tmp_path.glob('student_model/*/*_best.pth')
+    last = best.with_name('last.pth')
+    for path in (best, last):
+        call(train_teacher.main, '--evaluate', path, *small[:8], '--gpu_id', 'cpu')
+    out = capsys.readouterr().out
+    assert f'--evaluate {last}: is taken as after epoch 1\n' in out
+    first, second = re.findall(r'^resnet8.*: top-1 .*', out, re.M)
+    assert first == second
+    assert ('by simkd' in first) == (method == ['simkd'])
+    assert last.stat().st_size < 6 * best.stat().st_size       # the weights are in it once
+    state = load_checkpoint(str(last), '')
+    for changed, words in (({'stage': 'init'}, 'in its first stage, whose network has not learnt the classes yet'),
+                           ({'model': None}, 'is the state of a run of an earlier version'),
+                           ({'step': 'x'}, 'is no whole last.pth')):
+        torch.save({**state, **changed}, tmp_path / 'x.pth')
+        with pytest.raises(UserError, match=words):
+            open_checkpoint(str(tmp_path / 'x.pth'))

@@ -389,7 +389,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'gpu': (['{run}', '--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
     'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
-                  '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN'),
+                  '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN among'),
     'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: what it gives is not'),
     'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot be written'),
 }
