@@ -101,20 +101,17 @@ def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') 
     return '\n'.join([table(heads, rows, '<>>>'), *left_out])
 
 
-def figure(groups: list[list[dict]], path: Path) -> None:
+def figure(groups: list[list[dict]]):
     """Test accuracy by epoch, and the matrices that methods learnt: of each experiment the mean of all trials."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     from results.figures import whole_numbers, wrap
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']
               if len({str([len(row) for row in run['pictures'].get(picture, [])]) for run in group}) == 1]
-    fig, axes = plt.subplots(1, 1 + len(learnt), figsize=(6 + 4 * len(learnt), 4 + 0.2 * len(named)), squeeze=False,
-                             layout='constrained')
-    curves, *maps = axes[0]
+    fig = Figure((6 + 4 * len(learnt), 4 + 0.2 * len(named)), layout='constrained')
+    curves, *maps = fig.subplots(1, 1 + len(learnt), squeeze=False)[0]
     for name, group in named:
         epochs = list(zip(*(run['curve'] for run in group)))        # noqa: B905, as many as all have
         numbers = range(1, len(epochs) + 1)
@@ -135,6 +132,11 @@ def figure(groups: list[list[dict]], path: Path) -> None:
         axis.set_xticklabels(range(1, len(average[0]) + 1))
         axis.set_yticklabels(range(1, len(average) + 1))
         fig.colorbar(image, ax=axis, shrink=0.8)
+    return fig
+
+
+def save(fig, path: Path) -> None:
+    """Write the figure in the format that the file's name says."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=120)
@@ -181,7 +183,7 @@ def main():
     if opt.ari:
         show(f'\n{improvement_table(groups, opt.of or headline, opt.epoch or "best")}')
     if opt.figure:
-        figure(groups, Path(opt.figure))
+        save(figure(groups), Path(opt.figure))
         print(f'\nfigure: {opt.figure}')
 
 

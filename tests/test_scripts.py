@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import few, options, write_images
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import train_student
 import train_teacher
@@ -444,6 +445,17 @@ def test_compare_says_what_an_accuracy_is_not():
     assert list(compare.notes(trials(runs))) == [
         'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all test images; '
         'such an accuracy is only the share of that class']
+
+
+def test_the_legend_hides_no_curve():
+    """It stands below the curves, with a line for each experiment, and the picture grows with it."""
+    runs = [{**run_of('resnet8', 50.0, 't', f'method {i}'), 'curve': [50.0 - i], 'pictures': {}} for i in range(20)]
+    fig = compare.figure(trials(runs))
+    FigureCanvasAgg(fig).draw()
+    (legend,), (axis,) = fig.legends, fig.axes
+    assert len(legend.get_texts()) == 20 and axis.get_legend() is None
+    box = axis.get_window_extent()
+    assert legend.get_window_extent().y1 < box.y0 and box.height > 250
 
 
 def test_trials_of_other_data_are_not_averaged():
