@@ -31,7 +31,7 @@ from helper.cli import (
     weights,
 )
 from helper.compile import cores, turn_on_fast
-from helper.device import KINDS
+from helper.device import KINDS, MPS
 from helper.errors import UserError, reason
 from helper.files import read_text
 from helper.optim import check_recipe, has_momentum
@@ -131,7 +131,8 @@ def _common(description, trial_flags, trial):
     add('--checkpoint_key', metavar='KEY',
         help='where a checkpoint that others wrote has its weights, as model_ema, or A/B for B in A; not given: the '
              'average where there is one, else the weights under a usual name')
-    add('--gpu_id', may_differ=True, default='0', help='the GPU to train on, or a list with commas; cpu forces the CPU')
+    add('--gpu_id', may_differ=True, default='0',
+        help='the GPU to train on, or a list with commas; cpu forces the CPU, mps is the GPU of a Mac')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',
         help='one process for each entry of --gpu_id, which share batch_size and num_workers')
     add('--dist-url', may_differ=True, default='tcp://127.0.0.1:23451', help='where these processes meet')
@@ -193,6 +194,8 @@ def _finish(parser, opt, model, flag):
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
+    if opt.gpu_id == MPS:
+        check_mps(opt)
     turn_on_fast(opt)
     if opt.deterministic and opt.seed is None:
         opt.seed = 12345
@@ -310,6 +313,15 @@ def check_cache(opt, method) -> None:
         "asks the teacher for more than logits and embedding"
     names = [name for name, other in distiller_dict.items() if other.accepts_answers(ANSWERS)]
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
+
+
+def check_mps(opt) -> None:
+    """Raises UserError for what Apple's GPUs cannot do; leaves the memory layout to them."""
+    for option in ('compile', 'fast', 'multiprocessing_distributed', 'sync_bn'):
+        if getattr(opt, option):
+            raise UserError(f'--{option}: not with --gpu_id mps; leave one of the two out')
+    if 'channels_last' not in opt.flags.given:
+        opt.channels_last = False
 
 
 def check_effects(opt) -> None:

@@ -11,14 +11,25 @@ import torch
 
 from .errors import UserError
 
+MPS = 'mps'     # Metal Performance Shaders, PyTorch's name of Apple's GPUs
 KINDS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}     # the values of --amp
 
 
 def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
-    """The device of --gpu_id: 'cpu', or a GPU's number; a machine without CUDA falls back to the CPU with one line."""
+    """The device of --gpu_id: 'cpu', 'mps', the GPU of a Mac, or the number of a GPU.
+
+    For a number a machine without CUDA falls back to the CPU with one line.
+    """
     if gpu_id == 'cpu':
         return torch.device('cpu')
     words = gpu_id.split(',')
+    if MPS in words:
+        if len(words) > 1:
+            raise UserError(f'--gpu_id {gpu_id}: the GPU of a Mac trains in one process alone; give --gpu_id mps')
+        if not torch.backends.mps.is_available():
+            raise UserError('--gpu_id mps: PyTorch finds no GPU of Apple on this machine; give the number of a GPU, as '
+                            '0, or cpu')
+        return torch.device(MPS)
     if len(words) > 1 and set(words) == {'cpu'}:
         raise UserError(f'--gpu_id {gpu_id}: one process trains on one device; add --multiprocessing-distributed')
     try:
@@ -26,7 +37,7 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
     except ValueError:
         ids = [-1]
     if min(ids) < 0:
-        raise UserError(f'--gpu_id {gpu_id}: give a GPU\'s number, as 0, or cpu')
+        raise UserError(f'--gpu_id {gpu_id}: give the number of a GPU, as 0, mps or cpu')
     if not torch.cuda.is_available():
         if not quiet:
             print('no CUDA device here: training on the CPU')
@@ -41,6 +52,11 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
               f'for each')
     torch.cuda.set_device(ids[0])
     return torch.device('cuda', ids[0])
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The floating point of the most bits that a device has: Apple's GPUs have 32."""
+    return torch.float32 if device.type == MPS else torch.float64
 
 
 def memory_format(opt) -> torch.memory_format:
@@ -90,7 +106,8 @@ def random_state() -> dict:
     kind, keys, *rest = np.random.get_state()
     return {'python': random.getstate(), 'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
             'torch': torch.get_rng_state(),
-            'cuda': torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None}
+            'cuda': torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            **({MPS: torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {})}
 
 
 def restore_random_state(state: dict) -> None:
@@ -102,6 +119,8 @@ def restore_random_state(state: dict) -> None:
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state['cuda'])
+    if MPS in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state[MPS])
 
 
 class Precision:
@@ -112,10 +131,12 @@ class Precision:
     def __init__(self, kind: str | None, device: torch.device):
         """kind: the value of --amp: None, 'auto', 'bfloat16' or 'float16'. auto is bfloat16 where the GPU has it."""
         self.device = device
-        if kind == 'auto' and device.type == 'cpu':
-            print('--amp: 16 bits are not faster on a CPU: computing in float32; --amp bfloat16 asks for them all the '
-                  'same')
+        if kind == 'auto' and device.type in ('cpu', MPS):
+            what = 'are not faster on a CPU' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
+            print(f'--amp: 16 bits {what}: computing in float32; --amp bfloat16 asks for them all the same')
             kind = None
+        elif kind == 'float16' and device.type == MPS:
+            raise UserError('--amp float16: not on a GPU of Apple; give --amp bfloat16, or leave it out')
         elif kind == 'auto':
             kind = 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'
         self.dtype = KINDS.get(kind)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .cli import values
-from .device import select_device
+from .device import MPS, select_device
 from .errors import UserError
 
 _control = None         # the gloo group in which CPU values are exchanged
@@ -54,6 +54,8 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
         here = max(1, int(text)) if text.isdecimal() else world
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     device = select_device(gpu_id)
+    if device.type == MPS:
+        raise UserError('--gpu_id mps: the GPU of a Mac trains in one process alone; start one, or give cpu')
     began = time.monotonic()
     try:
         with _without_cpp_messages():

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import distributed
+from .device import finest
 from .errors import UserError
 
 tqdm.set_lock(threading.RLock())    # the default lock is shared between processes; one that is killed leaves it locked
@@ -34,7 +35,7 @@ class Meter:
         if logits is not None:
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             values |= {'top1': hits[:, 0].sum() * 100, 'top5': hits.sum() * 100}
-        names, values = list(values), torch.stack([value.double() for value in values.values()])
+        names, values = list(values), torch.stack([value.to(finest(value.device)) for value in values.values()])
         if self.sums is None:
             self.names = names
             self.sums = torch.zeros_like(values)
@@ -56,7 +57,7 @@ class Meter:
             names, sums, samples = list(state['names']), state['sums'], state['samples']
             if not isinstance(samples, int) or samples < 0 or sums.shape != (len(names),) or not sums.isfinite().all():
                 raise ValueError('meter')
-            sums = sums.to(device, torch.float64)
+            sums = sums.to(device, finest(device))
             self.sums = sums.clone() if self.sums is None else self.sums + sums
             self.names, self.samples = names, self.samples + samples
 
@@ -111,7 +112,7 @@ class FiniteCheck:
     def add(self, step: int, terms: dict) -> None:
         """terms: name -> scalar tensor, 'loss' among them. Raises UserError for this step or for an earlier one."""
         names, values = list(terms), torch.stack([t.detach().float() for t in terms.values()])
-        if values.device.type == 'cpu':
+        if values.device.type != 'cuda':        # the events below are CUDA's
             self.check(step, names, values)
             return
         copy = values.to('cpu', non_blocking=True)

@@ -358,7 +358,7 @@ def test_a_part_of_the_training_images():
         assert torch.equal(data.train_loader.padded, whole.train_loader.padded[rows])
         assert torch.cat([index for _, _, index in data.train_loader]).max() < data.n_train
     assert chosen(torch.tensor([0, 0, 1]), 0.01).tolist() in ([0, 2], [1, 2])       # of each class at least one
-    with pytest.raises(UserError, match='--train_fraction 0.5: not for --dataset imagenet; it goes with cifar10'):
+    with pytest.raises(UserError, match='--train_fraction 0.5: not for --dataset imagenet; it goes with .*digits'):
         dataset.check_dataset(data_options(dataset='imagenet', train_fraction=0.5))
 
 

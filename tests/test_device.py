@@ -16,7 +16,10 @@ from dataset.imagenet import WorkerLoader, collate, open_sources
 from dataset.memory import MemoryLoader
 from dataset.teacher_cache import TaughtLoader, TeacherCache
 from distiller_zoo import distiller_dict
+from helper.device import Precision, select_device
+from helper.errors import UserError
 from helper.meter import Meter
+from options import teacher_options
 
 CUDA = torch.device('cuda', 0)
 
@@ -106,6 +109,25 @@ def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
         logits = loader.answers(images, np.array(slots))['logits']
         assert logits.device == CUDA and logits.shape == (16, 5) and logits.dtype == torch.float32
     assert asked == [16, 4 if near else 8]      # near, the second batch's answers are there for the third
+
+
+def test_the_gpu_of_a_mac(fake, monkeypatch):
+    """Chosen by its name; sums are of 32 bits there, and what it cannot do is refused."""
+    flags = ['--gpu_id', 'mps']
+    with pytest.raises(UserError, match='--gpu_id mps: PyTorch finds no GPU of Apple on this machine; give the number'):
+        select_device('mps')
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    device = select_device('mps')
+    assert device.type == 'mps' and not teacher_options(flags).channels_last
+    meter = Meter()
+    meter.update({'loss': torch.zeros((), device=device)}, None, torch.zeros(4, dtype=torch.int64, device=device))
+    assert meter.sums.device.type == 'mps' and meter.sums.dtype == torch.float32
+    assert Precision('auto', device).dtype is None
+    for refused, words in ((lambda: select_device('mps,mps'), 'in one process alone'),
+                           (lambda: teacher_options([*flags, '--fast']), '--fast: not with --gpu_id mps'),
+                           (lambda: Precision('float16', device), '--amp float16: not on a GPU of Apple')):
+        with pytest.raises(UserError, match=words):
+            refused()
 
 
 def test_batches_from_workers(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from conftest import CPU, assert_same, build, free_port, outcome
 
 import train_student
+from dataset import IN_MEMORY
 from dataset.answer_file import AnswerFile
 from dataset.memory import FORMS
 from dataset.teacher_cache import ANSWERS, TaughtLoader, TeacherCache, open_cache
@@ -365,7 +366,7 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
     (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; it goes with'),
     (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint asks the teacher for more'),
     (['--dataset', 'imagenet'], '--teacher_cache: a random crop of --dataset imagenet takes too many forms to keep; it '
-                                'goes with cifar10, cifar100, digits, folder')])
+                                f'goes with {", ".join(IN_MEMORY)}')])
 def test_refused(flags, words):
     with pytest.raises(UserError) as caught:
         train_student.student_options(['--path-t', 'x', '--teacher_cache', *flags])

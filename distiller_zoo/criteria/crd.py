@@ -148,7 +148,9 @@ class ContrastSampler(nn.Module):
 
     def _uniform(self, start, count, k):
         """(N, k) samples out of the `count` that follow `start` in by_class, around its end."""
-        draw = (torch.rand(len(start), k, device=start.device, dtype=torch.float64) * count[:, None]).long()
+        finest = torch.float32 if start.device.type == 'mps' else torch.float64     # Apple's GPUs have no float64
+        draw = (torch.rand(len(start), k, device=start.device, dtype=finest) * count[:, None]).long()
+        draw = draw.minimum(count[:, None] - 1)     # float32 may round up
         return self.by_class[(start[:, None] + draw) % len(self.by_class)]
 
     def _without_repetition(self, target):
