@@ -9,7 +9,7 @@ from helper.files import read_json, write_json
 from helper.state import LAST, PREVIOUS, weights_checksum
 from models.find import build
 from models.foreign import without_prefix
-from models.load import open_checkpoint
+from results.given import Given
 from results.runs import DATA, read_run
 
 from .state import last_is_best, result
@@ -176,7 +176,10 @@ def _teacher(step):
     anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
     if path.is_file():
         try:
-            checkpoint = open_checkpoint(str(path), what)
+            given = Given(what, path, {})
+            checkpoint = given.state
+            if maker and result(maker) and (words := given.other_metrics()):
+                raise UserError(f'{what} {path}: {words}')
             return _checksum(step.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{what} {path}')
         except UserError as error:
             advice = 'give another file' if maker is None else anew if lost else \

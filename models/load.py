@@ -21,7 +21,7 @@ from .recognise import recognise
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
 
 
-MOST_CLASSES = 10**6
+MOST_CLASSES = 10**5
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224     # pixels for which the nets of model_dict were made
 
 
@@ -149,7 +149,9 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
 
     Folders: S:{student}_T:..., {model}_{dataset}_lr_..., or one that begins with a model's name up to '_' or its end.
     """
-    option = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model', 'FILE': '--model'}.get(flag)
+    option = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model'}.get(flag)
+    asked = 'it as --path-t of train_student.py --evaluate, with --model_t' if flag == '--evaluate' else \
+        option or '--model_t'
     if isinstance(checkpoint.get('arch'), str):
         if is_own(checkpoint['arch']):
             more = f'add {option} {checkpoint["arch"]}' if option else 'that cannot be said here'
@@ -162,9 +164,9 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
         return match[1]
     names = [name for name in model_names() if folder == name or folder.startswith(f'{name}_')]
     if not names:
-        advice = f'give {option or "--model_t"}, or let its name begin with one of: {", ".join(model_names())}'
+        advice = f'give {asked}, or let its name begin with one of: {", ".join(model_names())}'
         if near := _proposals(checkpoint):
-            advice = f'give {option or "--model_t"}, perhaps {" or ".join(near)}'
+            advice = f'give {asked}, perhaps {" or ".join(near)}'
         raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; {advice}')
     return max(names, key=len)
 
@@ -273,7 +275,10 @@ def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
             weights, removed = without_prefix(weights, net.state_dict())
         except ValueError as several:
             raise UserError(f'{what}: holds several such nets; choose one by --checkpoint_key, of {several}') from None
-        taken.append(removed)
+        # Of googlenet and inception_v3, which are built without the classifiers in their middle.
+        aux = [key for key in weights if re.match('aux|Aux', key) and key not in net.state_dict()]
+        weights = {key: value for key, value in weights.items() if key not in aux}
+        taken += [removed, f'{len(aux)} weights of auxiliary classifiers left out' if aux else '']
     load_weights(net, weights, f'{what}: {fault}')
     odd = [name for name, value in net.state_dict().items() if value.isnan().any()]
     if odd:

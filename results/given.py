@@ -57,23 +57,27 @@ class Given:
 
     def compare_metrics(self) -> None:
         """Set `trusted`: whether the metrics beside the checkpoint have its epoch and accuracy. Else a line says so."""
+        if words := self.other_metrics():
+            print(f'{self}: {words}, so what the files there say of it is left out')
+            self.trusted = False
+
+    def other_metrics(self) -> str:
+        """Words that say how the metrics beside the checkpoint differ from it; '' where they do not."""
         kinds = {LAST: ('test_last_metrics.json', {'epoch': 'epoch'})}
         if self.checkpoint.name.endswith('_best.pth'):
             kinds = {self.checkpoint.name: ('test_best_metrics.json', {'epoch': 'epoch', 'best_acc': 'test_acc'})}
         name, pairs = kinds.get(self.checkpoint.name, (None, {}))
         if name is None or not (file := self.checkpoint.with_name(name)).exists():
-            return
+            return ''
         try:
             found = read_json(file, str(file))
             found = found if isinstance(found, dict) else {}
         except UserError:
             found = {}
-        differ = [f'{there} {printable(found.get(there))}, not {self.state.get(here)}' for here, there in pairs.items()
-                  if found.get(there) != self.state.get(here)]
-        if differ:
-            print(f'{self}: {name} beside it is of another checkpoint ({"; ".join(differ)}), so what the files there '
-                  f'say of it is left out')
-            self.trusted = False
+        known = {there: self.state[here] for here, there in pairs.items() if here in self.state}
+        differ = [f'{printable(f"{name} {found.get(name)}")[:50]}, not {printable(value)[:50]}'
+                  for name, value in known.items() if found.get(name) != value]
+        return f'{file.name} beside it is of another checkpoint ({"; ".join(differ)})' if differ else ''
 
     @property
     def facts(self) -> dict:

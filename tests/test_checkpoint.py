@@ -49,7 +49,7 @@ def test_damaged_and_wrong_files(tmp_path, teacher):
         load_checkpoint(str(tmp_path / 'list.pth'), '--path-t')
     with pytest.raises(UserError, match='no such file'):
         load_checkpoint(str(tmp_path / 'none.pth'), '--path-t')
-    with pytest.raises(UserError, match='is a folder; give the checkpoint file in it, one of resnet14_best.pth'):
+    with pytest.raises(UserError, match='folder; give the checkpoint file in it, one of resnet14_best.pth, last.pth'):
         load_checkpoint(str(teacher.parent), '--path-t')
 
 
@@ -194,6 +194,8 @@ def foreign_forms(net, average):
         'lightning': ({'state_dict': {**named('net.', mean), 'loss.weight': torch.ones(3)}, 'hyper': Dict(a=1),
                        'callbacks': collections.defaultdict(list, x=[Path('x')])},
                       "prefix 'net.' removed, 1 others left out (loss.weight)"),
+        'auxiliary': ({'state_dict': {**mean, 'AuxLogits.fc.weight': torch.ones(1)}},
+                      '1 weights of auxiliary classifiers left out'),
         'deep': ({'weights': {'params': {'module': named('backbone.', mean)}}},
                  "weights under 'weights/params/module', prefix 'backbone.' removed"),
     }

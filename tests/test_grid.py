@@ -30,7 +30,7 @@ from grid.local import Places, groups
 from grid.state import SILENT, Record, progress, seconds_left, summary
 from grid.steps import cut, steps_of, waves
 from grid.table_file import TABLES, read
-from helper.checkpoint import save_checkpoint
+from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import values
 from helper.errors import UserError, nearest
 from helper.run import Place
@@ -1058,9 +1058,11 @@ def test_a_student_that_sees_the_images_otherwise_than_its_teacher(call, tmp_pat
      '2 done, '),
     ('another net', 'teacher resnet14: {teacher}: not the weights of resnet14: '
                     'conv1.weight (16, 3, 3, 3) is missing, and ', '2 done, '),
+    ('of another epoch', 'teacher resnet14: {teacher}: test_best_metrics.json beside it is of another checkpoint '
+                         '(epoch 2, not 1); delete it, and the same command makes it again', '2 done, '),
     ('lost', 'teacher resnet14: {teacher}: the weights of its best epoch are lost; move {folder} away, with those of '
              'its students, and the same command trains them again', '1 done, '),
-], ids=['moved', 'replaced', 'trained anew', 'damaged', 'another net', 'lost'])
+], ids=['moved', 'replaced', 'trained anew', 'damaged', 'another net', 'of another epoch', 'lost'])
 def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, fault, said, shown):
     """It is said before anything starts, and the other students are not taken for this teacher's."""
     monkeypatch.chdir(tmp_path)
@@ -1081,6 +1083,9 @@ def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, 
                         'identity': {'classes': 10}}, teacher.folder / 'last.pth')
     elif fault == 'damaged':
         teacher.checkpoint.write_bytes(b'junk')
+    elif fault == 'of another epoch':
+        checkpoint = load_checkpoint(str(teacher.checkpoint), '')
+        save_checkpoint(teacher.checkpoint, {**checkpoint, 'epoch': 1, 'best_acc': 6.0})
     elif fault == 'another net':
         torch.save({'model': {'x': torch.zeros(1)}}, teacher.checkpoint)
     else:
