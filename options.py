@@ -415,7 +415,7 @@ def _flags_of(method) -> set[str]:
 def check_flags_of_methods(opt, method) -> None:
     """Raises UserError for a given flag that this method has no use for, because it is another method's."""
     flags = {name: _flags_of(other) for name, other in distiller_dict.items()}
-    staged = {name for name, other in distiller_dict.items() if other.init_stage}
+    staged = [name for name, other in distiller_dict.items() if other.init_stage]
     parts = getattr(method, 'methods', None) or {opt.distill: method}
     for option in sorted(opt.flags.given):
         users = staged if option in ('init_epochs', 'init_learning_rate') else \
