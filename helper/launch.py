@@ -4,11 +4,13 @@ Ways to start them: --multiprocessing-distributed (one process for each entry of
 """
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import active_children, resource_tracker
@@ -157,7 +159,11 @@ def _one_of_several(rank):
     for worker in active_children():
         worker.terminate()
     # At once, without Python's own end: a thread of the group that still runs then can abort the process, and the ends
-    # of a broken group can wait for each other.
+    # of a broken group can wait for each other. So temporary folders, as wandb's that timm imports, are removed here.
+    for found in gc.get_objects():
+        if type(found) is tempfile.TemporaryDirectory:
+            with contextlib.suppress(OSError):
+                found.cleanup()
     os._exit(code)
 
 

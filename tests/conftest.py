@@ -2,10 +2,12 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +41,14 @@ def pytest_configure(config):
     """One thread a process: the tests run in one for each core, and start others."""
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
+    # What libraries leave in the temporary folder, as wandb in a process that is killed, goes with the session. pytest
+    # keeps its own folders where they are.
+    os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', tempfile.gettempdir())
+    os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp(prefix='tests-')
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -81,11 +81,14 @@ def test_a_run_that_is_interrupted(small, teacher, tmp_path):
 
 
 def test_one_of_two_processes_reports(small, tmp_path):
+    """And both remove the temporary folders that wandb makes when it is imported."""
     pytest.importorskip('wandb')
+    (tmp_path / 'temporary').mkdir()
     run = train('train_teacher.py', '--model', 'resnet8', *small, '--save_dir', tmp_path, '--wandb',
                 '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu', '--dist-url', f'tcp://127.0.0.1:{free_port()}',
-                WANDB_MODE='offline')
+                WANDB_MODE='offline', TMPDIR=str(tmp_path / 'temporary'))
     assert run.communicate()[1] == '' and run.returncode == 0
+    assert not [*(tmp_path / 'temporary').glob('tmp*')]
     (description, logged), = map(read, tmp_path.glob('wandb/offline-run-*'))
     assert description.project == 'distillation' and len(logged) == 1
 
