@@ -135,10 +135,10 @@ def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progres
             if own:
                 cells[row.label, str(pair)] = Cell(row, pair, own, published_for(table, pair, own[0].step.opt))
     others = [trial for step, trial in trials.items() if not step.cells]
-    return Found(table, cells, others, epoch or _epoch_of_published(cells.values()))
+    return Found(table, cells, others, epoch or epoch_of_published(cells.values()))
 
 
-def _epoch_of_published(cells) -> str:
+def epoch_of_published(cells) -> str:
     """'last' where all figures that say it are of the last epoch, else 'best'."""
     known = {cell.published.epoch for cell in cells if cell.published} - {'unknown'}
     return 'last' if known == {'last'} else 'best'

@@ -48,6 +48,8 @@ def main():
     opt, more = known_flags(parser)
     name = opt.table
     if os.path.isdir(name) and not (TABLES / f'{name}.toml').is_file():
+        if os.path.isfile(Path(name) / 'history.json'):
+            raise UserError(f'TABLE {name}: is the folder of a run, not of a table; scripts/compare.py shows runs')
         if opt.save_dir:
             raise UserError(f'TABLE {name}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
         opt.save_dir, name = name, owner_of(Path(name)) or Path(name).resolve().name

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from distiller_zoo import get_method
 from grid import charts
-from grid.cells import Cell, Found, Trial, _epoch_of_published, published_for
+from grid.cells import Cell, Found, Trial, epoch_of_published, published_for
 from grid.formats import as_csv, figure, latex, markdown, notes, signed
 from grid.table_file import Pair, Row, Table, read
 from helper.cli import values
@@ -387,8 +387,12 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     Path('here/table.json').unlink()
-    for arguments, words in ((['here'], 'TABLE here: no such table'), (['save/digits', '--save_dir', 'here'],
-                             'TABLE save/digits: is a folder, and so is --save_dir here; give one of the two')):
+    Path('run').mkdir()
+    Path('run/history.json').touch()
+    for arguments, words in (
+            (['here'], 'TABLE here: no such table'), (['run'], 'TABLE run: is the folder of a run'),
+            (['save/digits', '--save_dir', 'here'],
+             'TABLE save/digits: is a folder, and so is --save_dir here; give one of the two')):
         with pytest.raises(SystemExit):
             call(report.main, *arguments)
         assert capsys.readouterr().err.startswith(f'error: {words}')
@@ -518,7 +522,7 @@ def test_every_cell_of_a_published_table_has_its_figure(name, epoch):
     table, found = published_cells(name)
     assert len(found) == len(table.rows) * len(table.pairs) - len(table.left_out)
     assert {(figure.source, figure.epoch) for figure in found.values()} == {(*table.sources, epoch)}
-    assert _epoch_of_published([SimpleNamespace(published=figure) for figure in found.values()]) == (
+    assert epoch_of_published([SimpleNamespace(published=figure) for figure in found.values()]) == (
         'last' if epoch == 'last' else 'best')
 
 
