@@ -31,6 +31,7 @@ memory_dict = {
 source_dict = {'folder': folder, 'hf': huggingface}
 LARGE = ('imagenet', 'imagenette')      # read while training
 IN_MEMORY = (*memory_dict, *source_dict)
+MOST_NAMED = 10     # classes that a line names
 MEASURED = 2000     # images of those that are read while training, for --normalise measure
 
 
@@ -116,6 +117,13 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     """
     data = _loaders(opt, device, drop_last, views)
     data.same_classes = opt.same_classes
+    for labels, what, so in ((data.labels, 'training', 'no net can learn it'),
+                             (data.test_labels, 'test', 'the accuracy says nothing of it')):
+        counts = torch.bincount(labels, minlength=data.num_classes)
+        empty = [printable(name) for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
+        if empty:
+            more = f' and {len(empty) - MOST_NAMED} more' if len(empty) > MOST_NAMED else ''
+            print(f'--dataset {opt.dataset}: no {what} image of the class {", ".join(empty[:MOST_NAMED])}{more}: {so}')
     return data
 
 
@@ -188,9 +196,6 @@ def _open(source, opt):
     whole, classes = source.open_whole(opt)
     numbers, names = divide(whole.labels, whole.names, opt.split), whole.names
     held_out = f'--split {comma_list(opt.split)}'
-    if lone := {*range(len(classes))} - {*whole.labels[numbers['test']].tolist()}:
-        print(f'{held_out}: {len(lone)} classes have one image alone, which trains, so the accuracy says nothing of '
-              f'them: {", ".join(printable(classes[i]) for i in sorted(lone)[:10])}')
     if 'val' in numbers:
         held_out += f', {len(numbers["val"])} validation images, which are not used'
     return part(whole, numbers['train']), part(whole, numbers['test']), classes, {

@@ -56,7 +56,7 @@ class Split:
 def scan(root: Path) -> tuple[Split, Split, list[str]]:
     """(train, test, classes) of root/train/CLASS/* and root/NAME/CLASS/*, NAME the first of HELD_OUT that has classes.
 
-    A class may have no test images, which is said in a line. Raises UserError for a folder that is missing, a class
+    A class may have no test images. Raises UserError for a folder that is missing, a class
     without training images, and classes that differ between the two.
     """
     names = ' or '.join(HELD_OUT)
@@ -84,7 +84,7 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
 def _scan_split(root, name='', may_be_empty=False):
     """(Split, classes) of root/NAME/CLASS/*, or without a name of root/CLASS/*. A line counts the files left out.
 
-    may_be_empty: some classes may have no image, which a line says.
+    may_be_empty: some classes may have no image.
     """
     folder = root / name
     try:
@@ -101,10 +101,6 @@ def _scan_split(root, name='', may_be_empty=False):
     if not classes or (empty and not may_be_empty) or len(empty) == len(classes):
         raise UserError(f'--data_dir: {folder}: ' + (f'no image in the class {", ".join(empty[:10])}' if empty else
                         'no folder of a class') + f'; images are {" ".join(EXTENSIONS)}')
-    if empty:
-        more = f' and {len(empty) - 10} more' if len(empty) > 10 else ''
-        print(f'--data_dir: {folder}: no image in the class {", ".join(map(printable, empty[:10]))}{more}, so the '
-              f'accuracy says nothing of it')
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
     return Split([file for found in files for file in found], labels, root, name), classes
 
