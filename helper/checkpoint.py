@@ -196,7 +196,10 @@ def _check_pickle(file):
         if opcode.name == 'MARK':
             marks.append(len(stack))
         elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
-            memo[len(memo) if argument is None else argument] = stack[-1]
+            place = len(memo) if argument is None else argument
+            if place > MOST_VALUES:     # an unpickler in C makes room for all places before it
+                raise _Refused('a place in memory without end')
+            memo[place] = stack[-1]
         elif 'GET' in opcode.name:
             stack.append(memo[argument])
         else:
