@@ -56,7 +56,7 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
     with file or open_regular(path, str(path)) as file:
         try:
             with Image.open(file, formats=_known(formats)) as image:
-                image.load()        # before the EXIF block is read: Pillow turns a TIFF itself, here
+                image.load()        # before the EXIF block is read, which PNG may have at its end
                 turn = _turn(image)
                 image = _without_alpha(_eight_bits(image))
                 return image if turn is None else image.transpose(turn)
@@ -83,6 +83,8 @@ def _known(formats):
 
 def _turn(image):
     """The operation that brings a loaded image upright; None where it is, or where its EXIF block is damaged."""
+    if image.format == 'TIFF':      # Pillow has turned it
+        return None
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:       # whatever a damaged block makes Pillow raise

@@ -48,7 +48,9 @@ def picture(mode):
 def saved(image, kind, **settings):
     file = io.BytesIO()
     settings = {**{'JPEG': {'quality': 100, 'subsampling': 0}, 'AVIF': {'quality': 100, 'subsampling': '4:4:4'},
-                   'WEBP': {'lossless': True, 'exact': True}}.get(kind, {}), **settings}
+                   'WEBP': {'lossless': True, 'exact': True}, 'ICO': {'sizes': [image.size]}}.get(kind, {}), **settings}
+    if kind == 'TIFF' and image.mode == 'YCbCr':        # before version 13 Pillow cannot read it uncompressed
+        settings['compression'] = 'tiff_lzw'
     image.save(file, kind, **settings)
     return file.getvalue()
 
