@@ -23,7 +23,7 @@ class _Enough(Exception):
     """The timed part of an epoch is over."""
 
 
-class _Timer(Unsaved):
+class Timer(Unsaved):
     """In the place of a Run: times steps of training, or batches of a validation, and ends the epoch by _Enough."""
 
     def __init__(self, device: torch.device, most: int | None = None):
@@ -58,7 +58,7 @@ class _Timer(Unsaved):
 
 
 def _step_seconds(module, data, opt, precision, device, rate):
-    optimizer, timer = module.make_optimizer(rate, opt), _Timer(device)
+    optimizer, timer = module.make_optimizer(rate, opt), Timer(device)
     wrapped = distributed.wrap(module, device, unused=module.initialising)
     with contextlib.suppress(_Enough):
         train_epoch(1, data.train_loader, wrapped, optimizer, opt, timer, precision)
@@ -69,7 +69,7 @@ def _step_seconds(module, data, opt, precision, device, rate):
 
 def _validation_seconds(net, loader, device):
     # Each process stops at the same batch, before the first exchange: their numbers of batches can differ.
-    timer = _Timer(device, min(distributed.gather(min(BATCHES, len(loader)))))
+    timer = Timer(device, min(distributed.gather(min(BATCHES, len(loader)))))
     with contextlib.suppress(_Enough):
         validate(loader, net, timer)
     return timer.seconds_per_batch() * len(loader)
@@ -148,8 +148,8 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
 
 def _show(found, before, device):
     hours, kind = found['hours'], 'GPU memory' if device.type == 'cuda' else 'memory'
-    time = f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'
-    print(f'estimate, time: {time}, {found["epochs"]} epochs of {found["seconds_per_epoch"]:.1f} s, of which '
+    long = f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'
+    print(f'estimate, time: {long}, {found["epochs"]} epochs of {found["seconds_per_epoch"]:.1f} s, of which '
           f'{found["seconds_of_validation"]:.1f} s are the validation; {found["images_per_second"]:.0f} images/s'
           + (f'; {before:.0f} s before the first epoch' if before >= 1 else ''))
     if found['memory_bytes']:

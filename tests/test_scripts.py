@@ -21,7 +21,7 @@ from helper import cli, records
 from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-from helper.estimate import _Timer
+from helper.estimate import Timer
 from models import model_dict, model_names
 from options import student_options, teacher_options
 from results import published
@@ -171,7 +171,7 @@ def test_an_estimate_of_two_stages_and_of_the_cache(call, small, teacher, tmp_pa
 
 
 def test_the_first_steps_do_not_count_in_an_estimate():
-    timer = _Timer(torch.device('cpu'))
+    timer = Timer(torch.device('cpu'))
     timer.marks = [(0, 10.0), (1, 20.0), (2, 21.0), (3, 22.0), (4, 22.5), (6, 23.5)]
     assert timer.seconds_per_batch() == 0.5
     timer.marks = timer.marks[:2]       # where there are no others
