@@ -82,6 +82,7 @@ def test_optimisers(name):
     assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
+@pytest.mark.filterwarnings('ignore:It is highly recommended')       # opt_einsum, for kron
 def test_every_optimiser_resumes(monkeypatch):
     """Each that --opt takes here goes on from its saved state to the bit, with the rate of the options."""
     from timm.optim import list_optimizers
@@ -324,7 +325,8 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--balance_classes', '--bce_loss'], '--balance_classes: weights the cross-entropy, but --bce_loss has none'),
     (['--normalise', 'measure', '--dataset', 'imagenet'], '--normalise measure: not for --dataset imagenet'),
     (['--warmup_epochs', 240], '--warmup_epochs 240: --epochs 240 must be more'),
-    (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with kd, '),
+    (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with '),
+    (['--mixup', 1, '--distill', 'dkd'], ' hint, '), (['--mixup', 1, '--distill', 'dkd'], ' similarity, '),
     (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),
     (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
     (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache has answers to crops and flips alone'),
