@@ -79,8 +79,9 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
                 plan.add_cell(pair, table.row_for(row, pair))
-    if plan.no_cache and not any(getattr(step.opt, 'teacher_cache', None) for step in plan.steps.values()):
-        raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({plan.no_cache}); leave it out')
+    if plan.not_cached and not plan.cached:
+        *_, why = plan.not_cached.values()
+        raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({why}); leave it out')
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
@@ -125,7 +126,9 @@ class _Plan:
         self.nets: dict[Path, str] = {}         # of fetched checkpoints
         self.fetched: dict[Path, dict] = {}     # what these say of their net
         self.blank = {}
-        self.no_cache = ''                      # why a run has none although the table says teacher_cache
+        # With teacher_cache: the `what`s of steps that have one, and why others have none.
+        self.cached: set[str] = set()
+        self.not_cached: dict[str, str] = {}
         for key in ('options', 'teacher_options', 'student_options'):
             _check_words(getattr(table, key), f'{table.path}: {key}')
         _check_words(more, COMMAND_LINE)
@@ -199,13 +202,16 @@ class _Plan:
                      '--trial', trial, '--seed', str(seed), *self._last()]
         if is_own(teacher):
             arguments += ['--model_t', teacher]
+        if what in self.cached:
+            arguments.append('--teacher_cache')
         opt = self._parsed(student_options, arguments, what)
-        if self.table.teacher_cache:
+        if self.table.teacher_cache and what not in self.cached and what not in self.not_cached:
             try:
                 opt = student_options([*arguments, '--teacher_cache'])
                 arguments.append('--teacher_cache')
+                self.cached.add(what)
             except UserError as error:      # not with this method, or with flags as --mixup
-                self.no_cache = f'{what}: {error}'
+                self.not_cached[what] = f'{what}: {error}'
         if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # as the run will take it
             opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))

@@ -213,7 +213,7 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
 
 def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
     """It has none; the other rows have."""
-    rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --aa rand-m9', 'AT': 'attention'}
+    rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --reprob 0.2', 'AT': 'attention'}
     steps = steps_of(read(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
     assert {step.cells[0][0]: ('--teacher_cache' in step.arguments, bool(step.opt.teacher_cache))
             for step in steps if step.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
@@ -933,20 +933,24 @@ def test_damaged_parameters(call, copy, capsys, content, said):
         assert err == message + '\n' and ('mini: 9 done, 0 running' in out or 'report: my save:1' in out)
 
 
+def finished(step, **facts) -> None:
+    """What a run of two epochs leaves, but for its checkpoints."""
+    step.folder.mkdir(parents=True)
+    curve = [{'epoch': 1, 'test_acc': 5.0, 'seconds': 1.0}, {'epoch': 2, 'test_acc': 6.0, 'seconds': 1.0}]
+    for file, content in (
+            ('parameters', {**values(step.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
+            ('history', curve), ('test_best_metrics', {'test_acc': 6.0, 'test_acc_top5': 9.0, 'epoch': 2})):
+        (step.folder / f'{file}.json').write_text(json.dumps(content))
+
+
 def pretend_runs(save: Path) -> dict:
     """A table in `save` whose teacher and KD-1 are finished, of nets that have not learnt: {name: step}."""
     steps = {step.name: step for step in steps_of(read(Path('mini.toml')), str(save), [])}
     net = model_dict['resnet14'](num_classes=10)
     learnt_from = {'teacher (checksum)': weights_checksum(net), 'model_t': 'resnet14'}
     for name, facts in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
-        step = steps[name]
-        step.folder.mkdir(parents=True)
-        curve = [{'epoch': 1, 'test_acc': 5.0, 'seconds': 1.0}, {'epoch': 2, 'test_acc': 6.0, 'seconds': 1.0}]
-        for file, content in (
-                ('parameters', {**values(step.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
-                ('history', curve), ('test_best_metrics', {'test_acc': 6.0, 'test_acc_top5': 9.0, 'epoch': 2})):
-            (step.folder / f'{file}.json').write_text(json.dumps(content))
-        torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, step.checkpoint)
+        finished(steps[name], **facts)
+        torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, steps[name].checkpoint)
     torch.save({'module': {f'student.{key}': value for key, value in net.state_dict().items()},
                 'identity': {'classes': 10}}, steps['teacher-resnet14'].folder / 'last.pth')
     return steps
@@ -1121,14 +1125,18 @@ def test_a_teacher_that_its_last_state_brings_back(call, tmp_path, monkeypatch, 
     assert caught.value.code == 1 and err.startswith('not all is done; ') and out.endswith('report: save/report.html\n')
 
 
-def test_failures(call, mini, pretend, tmp_path, capsys):
+def test_failures(call, pretend, tmp_path, capsys):
     """A step that fails is said, with its last lines; the rest goes on. It is tried again when told, or mended."""
     Path('fetched').mkdir()
-    shutil.copy(mini / 'my save:1' / FOLDERS['teacher'] / 'resnet14_best.pth', 'fetched/resnet14.pth')
+    torch.save({'model': model_dict['resnet14'](num_classes=10).state_dict(), 'arch': 'resnet14', 'num_classes': 10},
+               'fetched/resnet14.pth')
     changes = {'seeds': [1], 'fetched': 'fetched/{teacher}.pth', 'teacher_cache': False,
                'pairs': ['resnet14 -> resnet8', 'resnet20 -> resnet8'], 'teacher_options': '--learning_rate 1e30',
                'rows': {'Student': 'alone', 'Wild': 'similarity -b 1e38'}}
     arguments = [write_table(Path('mini.toml'), **changes), '--save_dir', 'save']
+    steps = {step.name: step for step in steps_of(read(arguments[0]), 'save', [])}
+    finished(steps['resnet8-Student-1'])
+    pretend('for i in 1 2 3 4 5 6; do echo "line $i of $0"; done; echo "error: the loss diverged" >&2; exit 1')
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments)
     out, err = capsys.readouterr()
@@ -1213,12 +1221,14 @@ def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
     arguments = [write_table(tmp_path / 'mini.toml', seeds=[1],
                              rows={row: MINI['rows'][row] for row in ('KD', 'SemCKD')}), '--save_dir', save]
     kd, semckd = (save / FOLDERS[row].format(1) for row in ('KD', 'SemCKD'))
+    shutil.copytree(mini / 'my save:1' / FOLDERS['teacher'], save / FOLDERS['teacher'])
 
     # From another terminal: how far it is, and no second one. Then Ctrl-C, in the middle of a student's second epoch.
     process = start(tmp_path, *arguments)
     wait_for(lambda: runs_of(save))
     call(reproduce.main, *arguments, '--status')
-    assert re.fullmatch(r'mini: 0 done, 1 running, 0 failed, 2 left\n', capsys.readouterr().out)
+    assert re.fullmatch(r'mini: 1 done, (1 running, 0 failed, 1|2 running, 0 failed, 0) left\n',
+                        capsys.readouterr().out)
     before = contents(save)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments, '--retry')
