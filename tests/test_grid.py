@@ -918,10 +918,13 @@ def test_a_table_that_has_changed(call, mini, tmp_path, monkeypatch, capsys, cha
 
 @pytest.mark.parametrize('content, said', [
     ('{"epochs": 2, "se', 'no JSON that can be read ('), ('[]', 'holds no options; '), ('{}', 'holds no options; ')])
-def test_damaged_parameters(call, copy, capsys, content, said):
+def test_damaged_parameters(call, tmp_path, monkeypatch, capsys, content, said):
     """Nothing is started; how far the table is, and its report, can be seen."""
-    (copy / FOLDERS['KD'].format(1) / 'parameters.json').write_text(content)
-    arguments = ['mini.toml', '--save_dir', copy.name]
+    monkeypatch.chdir(tmp_path)
+    arguments = [write_table(Path('mini.toml')), '--save_dir', 'my save:1']
+    kd = pretend_runs(Path('my save:1'))['resnet14-resnet8-KD-1'].folder
+    (kd / 'parameters.json').write_text(content)
+    (kd / 'last.pth').touch()
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments)
     message = one_line(capsys)
@@ -930,7 +933,7 @@ def test_damaged_parameters(call, copy, capsys, content, said):
     for main, flags in ((reproduce.main, ['--status']), (report.main, [])):
         call(main, *arguments, *flags)
         out, err = capsys.readouterr()
-        assert err == message + '\n' and ('mini: 9 done, 0 running' in out or 'report: my save:1' in out)
+        assert err == message + '\n' and ('mini: 1 done, 0 running' in out or 'report: my save:1' in out)
 
 
 def finished(step, **facts) -> None:
