@@ -88,11 +88,11 @@ def test_every_optimiser_resumes(monkeypatch):
     from timm.optim import list_optimizers
     monkeypatch.setattr(torch, 'compile', lambda function, **_: function)       # kron compiles a step for each shape
     optimisers = {*list_optimizers()} - {'adahessian'}
-    resumed = set()
+    opt, resumed = options('--weight_decay', 0.1), set()
     for name in sorted(optimisers):
+        opt.opt = name
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), *([nn.Conv2d(2, 2, 2)] if 'muon' in name else []))
-        opt = options('--opt', name, '--weight_decay', 0.1)
         try:
             optimizer = new_optimizer(net, 0.01, opt)
         except UserError:       # those of libraries that need a GPU
