@@ -177,6 +177,7 @@ def _own(name, num_classes, image_size, flag, trains):
     return net
 
 
+ROOT = Path(__file__).resolve().parents[1]       # of our own modules
 _own_files: dict[str, tuple[bytes, object]] = {}        # file -> its source, and the module that was made of it
 
 
@@ -221,12 +222,14 @@ def _is_taken(name, file):
 
 
 def _forget_others(folder):
-    """Of the modules beside other files, forget those that are in `folder` under the same name too."""
+    """Of the modules directly beside other files, forget those that are in `folder` under the same name too."""
     others = {Path(file).parent for file in _own_files} - {folder}
     for name, module in [*sys.modules.items()]:
         found, top = getattr(module, '__file__', None), name.partition('.')[0]
-        if found and any(Path(found).is_relative_to(other) for other in others) and \
-                ((folder / f'{top}.py').is_file() or (folder / top).is_dir()):
+        ours = found and Path(found).is_relative_to(ROOT) and Path(found).parent != ROOT
+        beside = found and any(Path(found) == other / f'{top}.py' or Path(found).is_relative_to(other / top)
+                               for other in others)
+        if beside and not ours and ((folder / f'{top}.py').is_file() or (folder / top).is_dir()):
             del sys.modules[name]
 
 
