@@ -542,7 +542,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is fil
     'decay': (['--lr_decay_epochs', 'a,b'], '--lr_decay_epochs: a,b: give epochs as whole numbers'),
     'batch': (['--batch_size', '4000'], '--batch_size 4000: folder has 48 training images'),
     'data': (['--data_dir', 'nowhere'], '--data_dir: nowhere: no such folder'),
-    'gpu': (['--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
+    'gpu': (['--gpu_id', 'first'], '--gpu_id first: give the number of a GPU, as 0, mps or cpu'),
     'output': (['--save_dir', '{teacher}'], '--save_dir {teacher}: cannot write'),
     'trial': (['--trial', '../x'], '--trial ../x: the trial is a part of a folder name'),
     'hint layer': (['--distill', 'hint', '--hint_layer', '4'], '--hint_layer 4: resnet8 has feature layers 0..3'),

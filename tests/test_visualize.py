@@ -386,7 +386,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'samples': (['{run}', '--samples', '3'], '--samples: 3: give a whole number of at least 4'),
     'many classes': (['{run}', '--classes', '21'], '--classes: 21: give a whole number of at least 1 and of'),
     'flag': (['{run}', '--sample', '9'], '--sample: no such flag; did you mean --samples'),
-    'gpu': (['{run}', '--gpu_id', 'first'], "--gpu_id first: give a GPU's number, as 0, or cpu"),
+    'gpu': (['{run}', '--gpu_id', 'first'], '--gpu_id first: give the number of a GPU, as 0, mps or cpu'),
     'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
                   '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN among'),
