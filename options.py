@@ -72,15 +72,15 @@ def _common(description, trial_flags, trial):
     add('--use-lmdb', may_differ=True, action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true',
-        help='count unreadable images and skip them, of folder, hf: and imagenet')
+        help='skip unreadable images of folder, hf: and imagenet, and count them')
     add('--image_size', type=number(int, low=8, high=LARGEST), default=32,
-        help="pixels to which folder and hf: bring their images, by --fit; not given: those of the teacher's "
-             "checkpoint, or of that of --evaluate, else 32")
+        help='side in pixels to which folder and hf: scale their images; not given: that of the checkpoint of --path-t '
+             'or --evaluate, else 32')
     add('--fit', choices=FITS, default='crop',
         help='how folder and hf: make oblong images square; crop: keep the centre, squash: scale both sides, pad: add '
              'black')
     add('--max_pixels', may_differ=True, type=number(int, low=1), default=MAX_PIXELS,
-        help='images with more pixels count as unreadable; of folder, hf: and imagenet')
+        help='images of folder, hf: and imagenet with more pixels count as unreadable')
     add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
         help='where images of folder and hf: are: decoded once, or read while training; auto: as they fit')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
@@ -88,9 +88,9 @@ def _common(description, trial_flags, trial):
     add('--normalise', choices=('usual', 'measure'), default='usual',
         help='with which mean and deviation of the colours; measure: those of the training images')
     add('--split', type=shares, metavar='TRAIN,[VAL,]TEST',
-        help='divide the images of folder or hf: that have no test set by these shares, the same way in every run')
+        help='divide folder or hf: data without a test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
-        help='the class names in a checkpoint are others than those of the data, but mean the same in this order')
+        help='accept a checkpoint whose class names differ from those of the data: they mean the same in this order')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64, help='images a step')
     add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
         help='threads or processes that decode image files; not given: one for each core')
@@ -129,8 +129,8 @@ def _common(description, trial_flags, trial):
     recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
            help='how often the last block of a net of timm or torchvision is left out in training')
     add('--checkpoint_key', metavar='KEY',
-        help='where a checkpoint that others wrote has its weights, as model_ema, or A/B for B in A; not given: the '
-             'average where there is one, else the weights under a usual name')
+        help='the key of the weights in a checkpoint from elsewhere, as model_ema, or A/B for B in A; not given: the '
+             'average of the weights if there is one, else a usual key')
     add('--gpu_id', may_differ=True, default='0',
         help='the GPU to train on, or a list with commas; cpu forces the CPU, mps is the GPU of a Mac')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',
@@ -146,9 +146,9 @@ def _common(description, trial_flags, trial):
     add('--fast', may_differ=True, action='store_true',
         help='what makes a run faster and keeps its accuracy: --compile, --amp, TF32')
     add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',
-        help="continue from a run's last.pth; auto: from that of the output folder, if there is one")
+        help="continue from a run's last.pth; auto: from the one in the output folder, if there is one")
     add('--overwrite', may_differ=True, action='store_true',
-        help='replace the run that the output folder holds; with --resume auto only where it is another run')
+        help='replace the run in the output folder; with --resume auto only if its options, data or teacher differ')
     add('--save_every', may_differ=True, type=number(float, low=0), default=0.0,
         help='minutes after which last.pth is also written within an epoch; 0: at the end of epochs alone')
     add('--channels_last', may_differ=True, action=argparse.BooleanOptionalAction, default=True,
@@ -160,7 +160,7 @@ def _common(description, trial_flags, trial):
     add('--print-freq', may_differ=True, type=number(int, low=1, high=10**9), default=200,
         help='steps between two progress lines')
     add('--estimate', may_differ=True, action='store_true',
-        help='time some steps, print what the run will take (hours, memory, disk), and stop; nothing is written')
+        help='time some steps, print the hours, memory and disk space of the run, and stop; nothing is written')
     add('--wandb', may_differ=True, nargs='?', const='distillation', metavar='PROJECT',
         help='also report the run to Weights & Biases, in that project; alone: distillation')
     add('--save_dir', may_differ=True, type=path, default='./save', help='where runs are written')
@@ -199,7 +199,7 @@ def _finish(parser, opt, model, flag):
     turn_on_fast(opt)
     if opt.deterministic and opt.seed is None:
         opt.seed = 12345
-    # Each process would fill these in with a value of its own; with several processes, that of process 0 counts.
+    # Each process would fill in its own value; with several processes, the value of process 0 counts.
     opt.flags.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
     opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
     opt.num_workers = cores() if opt.num_workers is None else opt.num_workers
@@ -235,11 +235,11 @@ def _parser_with(methods, description):
         help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME")
     add('--model_t', help="the teacher's net, as --model_s names nets, where the checkpoint does not say it")
     add('--mean_t', type=colours(low=0), metavar='R,G,B',
-        help='how a teacher from elsewhere was trained to see images: the mean of the colours, of pixels from 0 to 1; '
-             'these four take precedence over its library')
+        help="preprocessing of a teacher from elsewhere, instead of its library's: the mean of the colours, of pixels "
+             'from 0 to 1')
     add('--std_t', type=colours(above=0), metavar='R,G,B', help='the same: the standard deviation of the colours')
     add('--size_t', type=number(int, low=8, high=4096), help='the same: the side of an image in pixels')
-    add('--interpolation_t', choices=INTERPOLATIONS, help='the same: how an image of another size is resized')
+    add('--interpolation_t', choices=INTERPOLATIONS, help='the same: how images of another size are resized')
     add('--model_s', default='resnet8', help=f'the student: {NETS}')
     add('--stages', type=stage_list, help="the stages of the student that the method sees, from 0, as 2,5,8,11; not "
         'given: all, or four of the blocks of a transformer')
@@ -256,8 +256,8 @@ def _parser_with(methods, description):
     for name, method in methods:
         method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
-        help="keep the teacher's answers to all forms of the training images there, for all runs with that teacher; "
-             "auto: teacher_cache in --save_dir")
+        help="keep the teacher's outputs for all variants of the training images there, for all runs with that "
+             "teacher; auto: teacher_cache in --save_dir")
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
     add('--evaluate', may_differ=True, action='store_true',
@@ -272,22 +272,21 @@ def flags(student: bool) -> Flags:
 
 
 def take_image_size(opt, checkpoint: dict, what: str) -> None:
-    """Set opt.image_size to that of a checkpoint as of models.load.open_net, where --image_size is not given and the
-    images of the data have no size of their own. what: begins the line that says so."""
+    """Set opt.image_size to the size in a checkpoint of models.load.open_net, unless --image_size is given or the data
+    have a fixed size. what: the beginning of the printed line."""
     inputs = checkpoint.get('inputs')
     size = inputs.get('size') if isinstance(inputs, dict) else None
     if 'image_size' in opt.flags.given or kind_of(opt.dataset) not in source_dict or type(size) is not int:
         return
     if size != opt.image_size:
         if not 8 <= size <= LARGEST:
-            raise UserError(f'{what}: its net sees images of {size} pixels; give --image_size, from 8 to {LARGEST}')
-        print(f'{what}: its net sees images of {size} pixels, so --image_size is {size}')
+            raise UserError(f'{what}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
+        print(f'{what}: its net takes images of {size} pixels, so --image_size is {size}')
         opt.image_size = size
 
 
 def open_teacher(opt) -> dict:
-    """The teacher's checkpoint of these options, as of models.load.open_net. Sets opt.model_t, and opt.image_size where
-    it follows the teacher."""
+    """The teacher's checkpoint, see models.load.open_net. Sets opt.model_t, and see take_image_size."""
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
@@ -316,7 +315,7 @@ def check_cache(opt, method) -> None:
 
 
 def check_mps(opt) -> None:
-    """Raises UserError for what Apple's GPUs cannot do; leaves the memory layout to them."""
+    """Raises UserError for flags that Apple's GPUs do not support; turns channels_last off unless it is given."""
     for option in ('compile', 'fast', 'multiprocessing_distributed', 'sync_bn'):
         if getattr(opt, option):
             raise UserError(f'--{option}: not with --gpu_id mps; leave one of the two out')
@@ -325,9 +324,9 @@ def check_mps(opt) -> None:
 
 
 def check_effects(opt) -> None:
-    """Raises UserError that names a flag which is given and has no effect beside the others.
+    """Raises UserError that names a given flag without effect.
 
-    The default value of such a flag is accepted in a recipe, and on the command line to take back that of a recipe.
+    A flag that the recipe gives may have its default value: on the command line this undoes the recipe's.
     """
     falls = opt.sched != 'step'
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
@@ -391,8 +390,8 @@ def with_recipe(args: list[str] | None) -> list[str]:
     files = [word.partition('=')[2] or following for word, following in zip(args, [*args[1:], ''], strict=False)
              if word.partition('=')[0] == '--recipe']
     if len(files) > 1:
-        raise UserError(f'--recipe {files[1]}: --recipe {files[0]} is given too, and one file is read; put the flags '
-                        f'of both into one, or give the others here')
+        raise UserError(f'--recipe {files[1]}: --recipe {files[0]} is given too, but only one file is read; put all '
+                        f'flags into one file, or give some on the command line')
     if not files or not files[0]:
         return args
     what = f'--recipe {files[0]}'
@@ -406,14 +405,14 @@ def with_recipe(args: list[str] | None) -> list[str]:
 
 
 def _flags_of(method) -> set[str]:
-    """The options that a method adds."""
-    found = set()
-    method.add_arguments(lambda *names, **_: found.add(names[-1].lstrip('-').replace('-', '_')))
-    return found
+    """The names of the options that a method adds."""
+    options = set()
+    method.add_arguments(lambda *names, **_: options.add(names[-1].lstrip('-').replace('-', '_')))
+    return options
 
 
 def check_flags_of_methods(opt, method) -> None:
-    """Raises UserError for a given flag that this method has no use for, because it is another method's."""
+    """Raises UserError for a given flag of another method, and for --beta where the method has no loss of its own."""
     flags = {name: _flags_of(other) for name, other in distiller_dict.items()}
     staged = [name for name, other in distiller_dict.items() if other.init_stage]
     parts = getattr(method, 'methods', None) or {opt.distill: method}
@@ -421,13 +420,13 @@ def check_flags_of_methods(opt, method) -> None:
         users = staged if option in ('init_epochs', 'init_learning_rate') else \
             [name for name, its in flags.items() if option in its]
         if users and not {*users} & {*parts}:
-            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} has no use for it; it goes '
+            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
-    # FSP's published weight has no effect either: its own loss is that of the first stage alone.
+    # FSP's published weight has no effect either: its own loss is only used in the first stage.
     weighs = len(parts) > 1 or method.has_own_loss(opt) or method.published.get('beta')
     if 'beta' in opt.flags.given and opt.beta and not weighs:
-        raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own that this could weigh; the '
-                        f'weight of the soft labels is -a, images a step are --batch_size; give -b 0, or leave it out')
+        raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
+                        f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')
 
 
 def student_options(args=None, **parser):

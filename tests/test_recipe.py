@@ -403,7 +403,7 @@ def test_a_file_of_flags(tmp_path):
     file.write_text('# my recipe\n--epochs 7 --opt adamw   # and so on\n--lr_decay_epochs 3,5\n')
     opt = teacher_options(['--recipe', str(file), '--epochs', '9'])
     assert (opt.epochs, opt.opt, opt.lr_decay_epochs) == (9, 'adamw', [3, 5])
-    with pytest.raises(UserError, match=f'--recipe b: --recipe {file} is given too, and one file is read'):
+    with pytest.raises(UserError, match=f'--recipe b: --recipe {file} is given too, but only one file is read'):
         options(f'--recipe={file}', '--recipe', 'b')
     file.write_text('\ufeff--epochs 3', encoding='utf-8')       # as some editors begin a file
     assert options('--recipe', file).epochs == 3

@@ -94,11 +94,11 @@ def test_which_flags_are_given(tmp_path):
     ('-j 4', '-j: no such flag; here it is --num_workers'),
     ('--weight-decay 0 --Arch=x', '--Arch=x: no such flag; here it is --model_s'),
     ('--wandb-project x', '--wandb-project: no such flag; here it is --wandb'),
-    ('--distill kd --dkd_beta 3', '--dkd_beta 3.0: --distill kd has no use for it; it goes with dkd, ctkd, sdd'),
-    ('--distill rkd+pkt --nce_k 3', '--nce_k 3: --distill rkd+pkt has no use for it; it goes with crd'),
-    ('--distill kd --init_epochs 3', '--init_epochs 3: --distill kd has no use for it; it goes with'),
-    ('-b 256', '-b 256: --distill kd has no loss of its own that this could weigh; the weight of the soft labels is '
-               '-a, images a step are --batch_size; give -b 0, or leave it out')])
+    ('--distill kd --dkd_beta 3', '--dkd_beta 3.0: --distill kd does not use it; it goes with dkd, ctkd, sdd'),
+    ('--distill rkd+pkt --nce_k 3', '--nce_k 3: --distill rkd+pkt does not use it; it goes with crd'),
+    ('--distill kd --init_epochs 3', '--init_epochs 3: --distill kd does not use it; it goes with'),
+    ('-b 256', '-b 256: --distill kd has no loss of its own to weight; -a is the weight of the soft labels, '
+               '--batch_size the images a step; give -b 0, or leave it out')])
 def test_words_and_flags_that_do_not_fit(flags, words):
     with pytest.raises(UserError) as caught:
         student_options(['--path-t', 'x', *flags.split()])

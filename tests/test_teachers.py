@@ -383,7 +383,7 @@ def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
     assert (inputs.size, inputs.mode, size) == (176, 'bicubic', 176)
     torch.testing.assert_close(inputs.scale.flatten(), .25 / torch.tensor([.229, .224, .225]))
     out = capsys.readouterr().out
-    assert 'its net sees images of 176 pixels, so --image_size is 176\n' in out
+    assert 'its net takes images of 176 pixels, so --image_size is 176\n' in out
     assert 'from: 176 pixels (bicubic), mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225\n' in out
     inputs, size = seen('--mean_t', '0,0,0', '--std_t', '1,1,0.5', '--size_t', '40', '--interpolation_t', 'nearest',
                         '--image_size', '24')
@@ -415,7 +415,7 @@ def test_the_size_of_images(call, small, tmp_path, capsys):
     assert json.loads((student.parent / 'parameters.json').read_text())['image_size'] == 24
     assert load_checkpoint(str(student), '')['inputs']['size'] == 24
     out = capsys.readouterr().out
-    assert f'--path-t {teacher}: its net sees images of 24 pixels, so --image_size is 24\n' in out
+    assert f'--path-t {teacher}: its net takes images of 24 pixels, so --image_size is 24\n' in out
     assert ' 4 classes, 24 pixels, 48 training images' in out
     assert '--model_s timm:resnet10t: is made for images of 176 pixels, these have 24\n' in out
     call(train_teacher.main, '--evaluate', teacher, *data)
