@@ -7,7 +7,7 @@ import torch
 from helper import distributed
 from helper.cli import comma_list, readable_bytes
 from helper.device import free_memory
-from helper.errors import UserError, nearest, printable, reason
+from helper.errors import UserError, listed, nearest, reason
 
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
@@ -26,8 +26,8 @@ memory_dict = {
     'digits': digits.load,
 }
 # name -> module with open_sources(opt): (train source, test source, classes), and for --split open_whole(opt): (source,
-# classes). A source has `labels` int64 (N,), `names`, checksum(), and read(i), which gives image i as RGB. They are
-# decoded into memory where they fit, else read while training.
+# classes). A source has `labels` int64 (N,), `names`, checksum(), and read(i), which returns image i as RGB. Images are
+# decoded into memory if they fit, else read while training.
 source_dict = {'folder': folder, 'hf': huggingface}
 LARGE = ('imagenet', 'imagenette')      # read while training
 IN_MEMORY = (*memory_dict, *source_dict)
@@ -56,11 +56,11 @@ class Data:
     held_out: str = ''          # the name of the split that is measured, where the data have several
     split: dict | None = None       # --split: name of a split -> names of its images
     same_classes: bool = False      # --same_classes: the names in a checkpoint are not compared with `classes`
-    checksum: int | None = None     # of all images of both loaders, also of those that --train_fraction leaves out
+    checksum: int | None = None     # of all images of both loaders, whatever --train_fraction is
 
     @property
     def sizes(self) -> str:
-        """How many images there are, and where those are from that are measured."""
+        """The numbers of training and test images, and the split of the test images."""
         where = f' in {self.held_out}' if self.held_out else ''
         return f'{self.n_train} training images, {len(self.test_labels)} test images{where}'
 
@@ -120,10 +120,9 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     for labels, what, so in ((data.labels, 'training', 'no net can learn it'),
                              (data.test_labels, 'test', 'the accuracy says nothing of it')):
         counts = torch.bincount(labels, minlength=data.num_classes)
-        empty = [printable(name) for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
+        empty = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
         if empty:
-            more = f' and {len(empty) - MOST_NAMED} more' if len(empty) > MOST_NAMED else ''
-            print(f'--dataset {opt.dataset}: no {what} image of the class {", ".join(empty[:MOST_NAMED])}{more}: {so}')
+            print(f'--dataset {opt.dataset}: no {what} image of the class {listed(empty, MOST_NAMED)}: {so}')
     return data
 
 
@@ -188,7 +187,7 @@ def _load(opt):
 
 
 def _open(source, opt):
-    """(train source, test source, classes, facts) of a module with open_sources. facts: of Data, what else is known."""
+    """(train source, test source, classes, facts) of a module with open_sources. facts: further fields of Data."""
     if not opt.split:
         train, test, classes = source.open_sources(opt)
         checksum = joint_checksum(train.checksum(), test.checksum())

@@ -22,7 +22,7 @@ def values_at(slots: int) -> int:
 
 
 def file_bytes(slots: int, width: int) -> int:
-    """Of a file that is full."""
+    """The size of a full file."""
     return values_at(slots) + slots * 4 * width
 
 

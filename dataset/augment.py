@@ -34,7 +34,7 @@ class Strong:
         return cutout(image)
 
 
-# What --aa takes: a kind of policy, then words of a key and a number in these bounds, whole where the bounds are.
+# kind of policy of --aa -> key -> (least, largest) number; bounds of type int take only whole numbers.
 STRENGTH_NOISE = {'mstd': (0.0, 1000.0)}
 POLICIES = {
     'rand': {'m': (0, 100), 'n': (1, 10), 'p': (0.001, 1.0), 'mmax': (1, 100), 'inc': (0, 1), **STRENGTH_NOISE},
@@ -44,7 +44,7 @@ OPERATIONS = ('tweights', 't3a', 't3aw')        # words of 'rand' alone: which o
 
 
 def check_policy(policy: str) -> None:
-    """Raises UserError unless `policy` is one of timm's that works on every image, as rand-m9-mstd0.5-inc1."""
+    """Raises UserError unless `policy` is a policy of timm that works on every image, as rand-m9-mstd0.5-inc1."""
     def refuse(why):
         raise UserError(f'--aa {policy or repr(policy)}: {why}; give rand-m9-mstd0.5-inc1, original or '
                         f'augmix-m3-w3')
@@ -110,7 +110,7 @@ class AutoAugment:
 
 
 def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """The image with the highest `bits` of each colour: black with none, which Pillow 13 refuses."""
+    """The image with only the highest `bits` of each colour. 0 bits give black; Pillow 13 refuses 0."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

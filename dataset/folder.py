@@ -15,22 +15,22 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from helper.cli import comma_list
-from helper.errors import UserError, printable
+from helper.errors import UserError, listed, printable
 
 from .identity import file_checksum, file_content, file_sizes
 from .image import EXTENSIONS, read_rgb
 
-SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # these, and names that begin with a dot, are passed over
-HELD_OUT = ('test', 'validation', 'valid', 'val')       # splits that are measured: the first that has classes
-MOST_ENDINGS, MOST_NAMED = 10, 5        # endings, and unreadable images, that a line names
-SAMPLE = 32     # training images whose shape is looked at
+SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # skipped, as are names that begin with a dot
+HELD_OUT = ('test', 'validation', 'valid', 'val')       # the first that has classes is the test set
+MOST_ENDINGS, MOST_NAMED = 10, 5        # endings, and unreadable images or folders, that a line names
+SAMPLE = 32     # training images whose shape is checked
 
 
 @dataclass
 class Split:
-    """The files of one split and the class of each, int64 (N,). A source of images, as every data set's on disk is.
+    """The files of one split and the class of each, int64 (N,): a source of images, see source_dict.
 
-    root: the folder from which the names of the files count. name: of the split.
+    root: the folder to which the file names are relative. name: of the split.
     """
 
     files: list[str]
@@ -56,8 +56,8 @@ class Split:
 def scan(root: Path) -> tuple[Split, Split, list[str]]:
     """(train, test, classes) of root/train/CLASS/* and root/NAME/CLASS/*, NAME the first of HELD_OUT that has classes.
 
-    A class may have no test images. Raises UserError for a folder that is missing, a class
-    without training images, and classes that differ between the two.
+    A class may have no test images. Raises UserError for a missing folder, a class without training images, and
+    classes that differ between the two.
     """
     names = ' or '.join(HELD_OUT)
     wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
@@ -68,7 +68,7 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
         raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}; '
                         f'--split 0.8,0.2 divides images that are in one of them, or in {root}/CLASS/*')
     train, classes = _scan_split(root, 'train')
-    # The test set of a competition, as ImageNet's, has no folders of classes: then the next one is taken.
+    # The test set of a competition, as ImageNet's, has no class folders: take the next split.
     labelled = [folder for folder in held_out if any(os.path.isdir(folder / name) for name in classes)]
     chosen = (labelled or held_out)[0]
     if chosen != held_out[0]:
@@ -82,7 +82,7 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
 
 
 def _scan_split(root, name='', may_be_empty=False):
-    """(Split, classes) of root/NAME/CLASS/*, or without a name of root/CLASS/*. A line counts the files left out.
+    """(Split, classes) of root/NAME/CLASS/*, or without a name of root/CLASS/*. A line counts the skipped files.
 
     may_be_empty: some classes may have no image.
     """
@@ -106,23 +106,22 @@ def _scan_split(root, name='', may_be_empty=False):
 
 
 def _check_only_class(folder):
-    """Raises UserError where a class that is alone holds several folders with images: these look like the classes."""
+    """Raises UserError if the only class has several folders with images, which look like the classes."""
     inner = sorted(entry.name for entry in os.scandir(folder)
                    if entry.is_dir() and not is_hidden(entry.name) and images_below(entry.path)[0])
     if len(inner) > 1:
-        more = f' and {len(inner) - 5} more' if len(inner) > 5 else ''
         raise UserError(f'--data_dir: {folder.parent}: holds one class alone, {folder.name}, with the folders '
-                        f'{", ".join(inner[:5])}{more} in it, which look like the classes; move them into '
+                        f'{listed(inner, MOST_NAMED)} in it, which look like the classes; move them into '
                         f'{folder.parent}')
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is passed over: its name begins with a dot, or a system wrote it for itself."""
+    """Whether a file or folder is skipped: its name begins with a dot, or an operating system uses it."""
     return name.startswith('.') or name in SYSTEM_FILES
 
 
 def images_below(folder) -> tuple[list[str], list[str]]:
-    """(image files, other files) in a folder and the folders in it, each in order, without the hidden ones.
+    """(image files, other files) in a folder and its subfolders, sorted, without the hidden ones.
 
     Links are followed, but to each folder once. Raises OSError for a folder that cannot be read.
     """
@@ -144,9 +143,9 @@ def images_below(folder) -> tuple[list[str], list[str]]:
 
 
 def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: TextIO | None = None) -> None:
-    """Print one line that counts the files below `place` that are not read, by their endings; none where all are read.
+    """Print one line that counts the skipped files below `place` by their endings; nothing if there are none.
 
-    others: no images. beside: files that are in no folder of a class. to: not given: stdout.
+    others: files that are no images. beside: files outside the class folders. to: not given: stdout.
     """
     if others or beside:
         kinds = [*by_ending(others), *(f'{kind} beside the folders of the classes' for kind in by_ending(beside))]
@@ -154,7 +153,7 @@ def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: 
 
 
 def by_ending(files: Sequence[str]) -> list[str]:
-    """How many files there are of each ending, in words, as '2 .txt': the frequent ones first, the rare ones in one."""
+    """Counts of files by ending, as '2 .txt': the most frequent first, the rare ones summed up."""
     counts = Counter(os.path.splitext(file)[1].lower() or 'without an ending' for file in files).most_common()
     rest = sum(n for _, n in counts[MOST_ENDINGS:])
     return [f'{n} {printable(kind)}' for kind, n in counts[:MOST_ENDINGS]] + [f'{rest} of other endings'] * (rest > 0)
@@ -166,7 +165,7 @@ def open_sources(opt) -> tuple[Split, Split, list[str]]:
 
 
 def open_whole(opt) -> tuple[Split, list[str]]:
-    """(source, classes) of {data_dir}/CLASS/*, or of {data_dir}/train/CLASS/* where there is nothing else, for --split.
+    """(source, classes) for --split: {data_dir}/CLASS/*, or {data_dir}/train/CLASS/* if `train` is the only folder.
 
     Raises UserError as scan does, and for a folder that has a test set.
     """
@@ -181,10 +180,9 @@ def open_whole(opt) -> tuple[Split, list[str]]:
 
 
 def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
-    """An image of size x size pixels. fit: what becomes of one that is oblong, of models.adapter.FITS.
+    """The image scaled to size x size pixels. fit: of models.adapter.FITS, for oblong images.
 
-    crop: its centre square is scaled. squash: it is scaled to a square. pad: it is scaled until its longer side fits,
-    on a black ground.
+    crop: scale the centre square. squash: scale both sides. pad: scale the longer side, and add black.
     """
     if image.size == (size, size):
         return image
@@ -199,7 +197,7 @@ def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
 
 
 def say_what_is_cut(source) -> None:
-    """Print a line where --fit crop cuts images of this source; some of them are looked at."""
+    """Print a line if --fit crop cuts images of this source; checks SAMPLE of them."""
     n, kept = len(source.labels), []
     for i in range(0, n, -(-n // SAMPLE)):
         with contextlib.suppress(UserError):
@@ -251,13 +249,13 @@ def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_some_are_read(images: int, errors: Collection[str]) -> None:
-    """Raises UserError where --skip_bad_images leaves no image of a set. errors: of the unreadable ones."""
+    """Raises UserError if --skip_bad_images leaves no image. errors: of the unreadable ones."""
     if errors and not images:
         raise UserError(f'--skip_bad_images: none of the {len(errors)} images can be read; the first is {min(errors)}')
 
 
 def say_unreadable(errors: Collection[str], done: str, to: TextIO | None = None) -> None:
-    """Print one line that counts and names unreadable images. done: what became of them. to: not given: stdout."""
+    """Print one line that counts and names unreadable images. done: 'left out' or 'skipped'. to: not given: stdout."""
     named = '; '.join(sorted(errors)[:MOST_NAMED])
     more = f'; and {len(errors) - MOST_NAMED} more' if len(errors) > MOST_NAMED else ''
     print(f'{len(errors)} unreadable images {done}: {printable(named)}{more}', file=to)

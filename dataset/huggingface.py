@@ -15,14 +15,14 @@ from .image import read_rgb
 
 PREFIX = 'hf:'
 KEYS = ('config', 'image', 'label', 'train', 'test')
-LABELS = ('label', 'labels', 'fine_label')      # which column it is, where several could be
+LABELS = ('label', 'labels', 'fine_label')      # the usual names of the column of labels
 
 
 class HubSplit:
     """The images of one split, by number, and the class of each, int64 (N,)."""
 
     def __init__(self, rows, column: str, labels: torch.Tensor, source: str, name: str):
-        """rows: a datasets.Dataset with a `column` of images. source: of errors. name: of the split."""
+        """rows: a datasets.Dataset with a `column` of images. source: begins the errors. name: of the split."""
         import datasets
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column, self.labels, self.source, self.name = column, labels, source, name
@@ -56,7 +56,7 @@ class HubSplit:
 
 
 def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
-    """(train, test, classes) of opt.dataset. Raises UserError where it cannot be had, or has no images or classes."""
+    """(train, test, classes) of opt.dataset. Raises UserError if it cannot be loaded, or has no images or classes."""
     flag, found = f'--dataset {opt.dataset}', _Splits(opt)
     train, test = found.source(found.train), found.test()
     if train.labels is None or test is None:
@@ -80,7 +80,7 @@ def open_whole(opt) -> tuple[HubSplit, list[str]]:
 
 
 class _Splits:
-    """The splits of opt.dataset, the name of that to train on, and the classes. Raises UserError."""
+    """The splits of opt.dataset, the name of the training split, and the classes. Raises UserError."""
 
     def __init__(self, opt):
         flag = f'--dataset {opt.dataset}'
@@ -99,7 +99,7 @@ class _Splits:
         return HubSplit(rows, self.image, _labels(rows, self.label, self.numbers), f'hf:{self.name}', split)
 
     def test(self):
-        """That which is measured; None where none has labels, as the test set of a competition."""
+        """The test split; None if no split for testing has labels."""
         others = [split for split in HELD_OUT if split in self.splits and split != self.train]
         held_out = [self.given['test']] if 'test' in self.given else others
         return next((found for found in map(self.source, held_out) if found.labels is not None), None)
@@ -135,7 +135,7 @@ def _load(name, config, flag):
 
 
 def _say_left_out(name, splits, flag):
-    """Print a line where `name` is a folder of image files of which the library knows only some by their endings."""
+    """Print a line if `name` is a folder of image files, of which the library reads only some."""
     files, rows = len(images_below(name)[0]) if os.path.isdir(name) else 0, sum(map(len, splits.values()))
     if files > rows:
         print(f'{flag}: the library datasets reads {rows} of {files} image files there; --dataset folder reads all')
@@ -156,7 +156,7 @@ def _columns(features, given, flag):
 
 
 def _classes(rows, label, flag):
-    """(names of the classes, number of the class for what a row holds, of a ClassLabel for its name)."""
+    """(names of the classes, value of a row -> number of its class; for a ClassLabel, its name -> number)."""
     import datasets
     feature = rows.features[label]
     if isinstance(feature, datasets.ClassLabel):
@@ -170,7 +170,7 @@ def _classes(rows, label, flag):
 def _labels(rows, label, numbers):
     """The class of each row, int64 (N,); None where not every row has one, or there is no row."""
     values = rows[label] if label in rows.features else []
-    names = getattr(rows.features.get(label), 'names', None)        # a split may count the same names in its own order
+    names = getattr(rows.features.get(label), 'names', None)        # each split may order the names differently
     if names is not None:
         values = [names[value] if value in range(len(names)) else None for value in values]
     found = [numbers.get(value) for value in values]

@@ -1,4 +1,4 @@
-"""Checksums of images, by which a run knows whether its data are those of another run."""
+"""Checksums of images, which tell whether two runs have the same data."""
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,10 +18,10 @@ def tensor_checksum(images: torch.Tensor) -> int:
 
 
 def file_checksum(entries: Iterable[str], content: Callable[[int], bytes], n: int) -> int:
-    """CRC-32 of a split of n image files: of all its entries, and of the content of at most SAMPLE files.
+    """CRC-32 of a split of n image files: of all entries, and of the content of at most SAMPLE files.
 
-    entries: a line for each file, its name and size, where these are known. content(i): the bytes of file i, empty
-    where it cannot be read.
+    entries: a line for each file with its name and size, if known. content(i): the bytes of file i, empty if it cannot
+    be read.
     """
     crc = zlib.crc32('\n'.join(entries).encode(errors='surrogateescape'))
     for i in range(0, n, -(-n // SAMPLE) or 1):
@@ -30,12 +30,12 @@ def file_checksum(entries: Iterable[str], content: Callable[[int], bytes], n: in
 
 
 def joint_checksum(train: int, test: int) -> int:
-    """CRC-32 of a data set, from those of its training and its test images."""
+    """CRC-32 of a data set, from the checksums of its training and test images."""
     return zlib.crc32(f'{train} {test}'.encode())
 
 
 def file_sizes(files: list[str]) -> list[int]:
-    """Bytes of each file; -1 of one that cannot be read, as a link that leads nowhere."""
+    """The size of each file in bytes; -1 for one that cannot be read, as a broken link."""
     def sizes(part):
         return [_size(file) for file in part]
 
@@ -52,7 +52,7 @@ def _size(file):
 
 
 def file_content(file: str) -> bytes:
-    """All bytes of a file, none of one that cannot be read."""
+    """All bytes of a file; empty if it cannot be read."""
     try:
         with open_regular(file, file) as opened:
             return opened.read()

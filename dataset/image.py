@@ -11,13 +11,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from helper.errors import UserError, reason
 from helper.files import open_regular
 
-# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image. What it logs of a damaged
-# file is followed by an exception.
+# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image. After it logs damage, it
+# raises an exception.
 warnings.filterwarnings('ignore', module='PIL')
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
-# The formats that are opened, whatever a file's name says, and the endings of their names. Pillow's other formats stay
-# out: for some of them it would start external programs, others are hardly ever used for photographs.
+# The formats that are opened, whatever the file name, and their extensions. Pillow's other formats are left out: for
+# some it would start external programs, others are hardly ever used for photographs.
 FORMATS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
     'PNG': ('.png', '.apng'),
@@ -32,13 +32,13 @@ FORMATS = {
     'SGI': ('.sgi', '.rgb', '.rgba', '.bw'),
     'ICO': ('.ico',),
     'PCX': ('.pcx',),
-    'TGA': ('.tga', '.icb', '.vda', '.vst'),    # the last, because these files begin with no mark of their own
+    'TGA': ('.tga', '.icb', '.vda', '.vst'),    # the last, because these files have no signature
 }
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS     # of an image that Pillow reads unless it is told otherwise
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS     # Pillow's default limit
 
-# What brings an image with this EXIF orientation upright; 1 is upright.
+# EXIF orientation -> the operation that makes the image upright; 1 is upright.
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}
@@ -48,10 +48,10 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> Image.Image:
     """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
 
-    It is turned as its EXIF orientation says. Transparency is dropped: the colours below it count (but see
+    It is rotated as its EXIF orientation says. Transparency is dropped: the colours below it count (but see
     _without_alpha). 16-bit and 32-bit values are scaled to 8 bits (see _eight_bits). Of several frames the first is
-    read. Raises UserError that names the image where it cannot be read, is of none of these `formats`, or has more
-    pixels than limit_pixels allows.
+    read. Raises UserError that names an image which cannot be read, is of none of these `formats`, or has more pixels
+    than limit_pixels allows.
     """
     with file or open_regular(path, str(path)) as file:
         try:
@@ -71,19 +71,19 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
 
 
 def limit_pixels(most: int) -> None:
-    """From here on read_rgb refuses larger images in this process: a small file can hold one that fills the memory."""
+    """Let read_rgb refuse larger images in this process: a small file can decode to one that fills the memory."""
     Image.MAX_IMAGE_PIXELS = most / 2       # Pillow warns above it, and refuses images above twice as many
 
 
 def _known(formats):
-    """Those of the formats that this Pillow has; AVIF came with 11.2."""
+    """The formats that this version of Pillow has; AVIF came with 11.2."""
     Image.init()        # once
     return [name for name in formats if name in Image.OPEN]
 
 
 def _turn(image):
-    """The operation that brings a loaded image upright; None where it is, or where its EXIF block is damaged."""
-    if image.format == 'TIFF':      # Pillow has turned it
+    """The operation that makes a loaded image upright; None if it is upright, or if its EXIF block is damaged."""
+    if image.format == 'TIFF':      # Pillow has rotated it
         return None
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -94,7 +94,7 @@ def _turn(image):
 def _without_alpha(image):
     """The image as RGB, without its transparency.
 
-    A drawing in one colour would become blank: it is put on a white ground, or on a black one where it is light.
+    A drawing in a single colour would become blank: it is put on white, or on black if the colour is light.
     """
     if image.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
         drawing = image.convert('RGBA')
@@ -106,17 +106,17 @@ def _without_alpha(image):
 
 
 def _eight_bits(image):
-    """The image itself, or where its values have more than 8 bits, which convert() would clip, an 8-bit image.
+    """The image itself, or an 8-bit image if its values have more than 8 bits, which convert() would clip.
 
-    White is 65535 in 16 bits, as the formats say. Values of 32 bits say nowhere what white is: it is 255 where no value
-    is larger, otherwise 65535 for integers; for floats it is 1 where no value is larger, otherwise 255. Raises
-    ValueError for values outside these ranges, and for 16-bit images that would become black.
+    In 16 bits white is 65535, as the formats define. No format defines white for 32 bits: for integers it is 255 if no
+    value is larger, otherwise 65535; for floats 1 if no value is larger, otherwise 255. Raises ValueError for values
+    outside these ranges, and for 16-bit images that would become black.
     """
     if image.mode[0] not in 'IF':
         return image
     values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
     low, high, is_float = values.min(), values.max(), image.mode == 'F'
-    if not low >= 0 or not high <= (255 if is_float else 65535):        # so written, NaN is refused too
+    if not low >= 0 or not high <= (255 if is_float else 65535):        # with `not`, NaN is refused too
         raise ValueError(f'its values are {low:g} to {high:g}; save it with 8 bits, or with values from 0 to '
                          f'{"1 or 255" if is_float else "255 or 65535"}')
     if is_float:

@@ -38,8 +38,8 @@ def open_sources(opt):
 class Pipeline:
     """How images of a data set are made: their size in pixels, and what normalises their colours.
 
-    cropped: torchvision's usual crops of ImageNet, of random size in training; else the image is scaled to a square as
-    folder.squared does by `fit`, in training with a crop of its zero-padded form, as dataset.memory does.
+    cropped: torchvision's usual crops of ImageNet, of random size in training. Otherwise folder.squared scales the
+    image to a square, and training crops it with zero padding, as dataset.memory does.
     """
 
     size: int = SIZE
@@ -69,7 +69,7 @@ def _pixels(image):
 
 
 class Images(torch.utils.data.Dataset):
-    """(image uint8 (S, S, 3), label, index, the errors of unreadable images that were met before it).
+    """(image uint8 (S, S, 3), label, index, errors of the unreadable images that it replaces).
 
     With several views of an image in training, (views, S, S, 3), each with a crop and a flip of its own. Asked for
     by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
@@ -120,9 +120,9 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """A list of Images' samples -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or their error.
+    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them.
 
-    The first three are None where no image can be read.
+    The first three are None if no image can be read.
     """
     for sample in samples:
         if isinstance(sample, UserError):
@@ -161,8 +161,8 @@ class Batches:
 class WorkerLoader:
     """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
-    In training with several views, images are (views, B, 3, S, S). Unreadable images that --skip_bad_images skips, in
-    all processes, are named in a line at the end of an epoch, each once.
+    In training with several views, images are (views, B, 3, S, S). A line at the end of an epoch names the images that
+    --skip_bad_images skips in all processes, each only once.
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,

@@ -14,10 +14,10 @@ from .folder import by_ending
 from .image import FORMATS, read_rgb
 from .imagenet import MEAN, SIZE, STD
 
-# Those of image.FORMATS that DALI decodes to the same pixels. Of TIFF it does so only for some modes.
+# The formats of image.FORMATS that DALI decodes to the same pixels. TIFF is left out: only some modes are the same.
 DALI_FORMATS = ('JPEG', 'PNG', 'BMP', 'PPM', 'WEBP', 'JPEG2000')
 ENDINGS = tuple(ending for name in DALI_FORMATS for ending in FORMATS[name])
-SECONDS = 60        # at most, of looking for a file that cannot be read
+SECONDS = 60        # limit of the search for an unreadable file
 
 
 def _import_dali():
@@ -35,7 +35,7 @@ class DaliLoader:
     rank reads its part of `world_size`; every image is read once in an epoch, the last batch may be short. Training
     images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch. DALI turns
     images as their EXIF orientation says, and drops transparency, as image.read_rgb does. Raises UserError for files
-    whose endings are not those of a format that DALI reads, and for an image that it cannot read.
+    with other extensions than ENDINGS, and for an unreadable image.
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False,
@@ -91,7 +91,7 @@ class DaliLoader:
 
     @contextlib.contextmanager
     def _named_errors(self, first):
-        """Turn an error of DALI into a UserError that names the file, which is likely to come after `first` others."""
+        """Turn an error of DALI into a UserError that names the file, most likely one after the first `first` files."""
         try:
             yield
         except RuntimeError as error:
@@ -101,8 +101,8 @@ class DaliLoader:
                             f'--skip_bad_images') from error
 
     def _unreadable(self, first):
-        """Why one of this process's files cannot be read; None where none is found soon. Those from `first` on are
-        tried before the others."""
+        """Why one of this process's files cannot be read; None if the search finds none within SECONDS. It begins with
+        file number `first`."""
         files, until = [*self.files[first:], *self.files[:first]], time.monotonic() + SECONDS
         with ThreadPoolExecutor(self.threads) as pool:
             for start in range(0, len(files), 64):
@@ -114,7 +114,7 @@ class DaliLoader:
         return None
 
     def _batches(self):
-        """The batches of DALI's iterator, which an error ends."""
+        """The batches of DALI's iterator. Raises UserError for an unreadable image."""
         batches = iter(self.iterator)
         for done in itertools.count(0, self.batch_size):
             with self._named_errors(done):
@@ -144,7 +144,7 @@ class DaliLoader:
 
 
 def _fault(file):
-    """Why a file cannot be read; None where it can."""
+    """Why a file cannot be read; None if it can."""
     try:
         read_rgb(file, formats=DALI_FORMATS)
     except UserError as error:

@@ -98,7 +98,7 @@ class LmdbSource:
         return file_checksum(entries, self._content, len(self.labels))
 
     def _length(self, i):
-        """Bytes of a record, 0 of one that is missing or damaged."""
+        """The size of a record in bytes; 0 if it is missing or damaged."""
         try:
             with self._open().begin(buffers=True) as transaction:
                 return len(transaction.get(record_key(i)))

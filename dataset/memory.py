@@ -17,7 +17,7 @@ FORMS = 2 * PLACES**2                 # that a training image can take: a place 
 
 
 def fault_of(loaded) -> str:
-    """What is wrong with what a function of memory_dict returns, in words; empty where nothing is."""
+    """The fault in the value that a function of memory_dict returns, as text; empty if there is none."""
     if not isinstance(loaded, (tuple, list)) or len(loaded) != 3:
         return f'{_kind(loaded)} instead of three values'
     *splits, classes = loaded
@@ -45,7 +45,7 @@ def fault_of(loaded) -> str:
 
 
 def _kind(value):
-    """How a person names a value: 'a numpy.ndarray', 'the number 10', 'a tensor of float32', 'a tuple of 2'."""
+    """The kind of a value, as text: 'a numpy.ndarray', 'the number 10', 'a tensor of float32', 'a tuple of 2'."""
     if isinstance(value, torch.Tensor):
         return f'a tensor of {str(value.dtype).removeprefix("torch.")} on {value.device}'
     if isinstance(value, (int, float)):

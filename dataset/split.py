@@ -1,4 +1,4 @@
-"""--split: a data set without a test set of its own is divided into one and training images, the same in every run."""
+"""--split: divide a data set without a test set into training and test images, the same way in every run."""
 import argparse
 import hashlib
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ def shares(text: str) -> list[float]:
 
 
 def divide(labels: torch.Tensor, names: Sequence[str], shares: Sequence[float]) -> dict[str, list[int]]:
-    """{'train', 'test'}, or with three shares {'train', 'val', 'test'} -> the numbers of its images, in rising order.
+    """{'train', 'test'}, or with three shares {'train', 'val', 'test'} -> the indices of its images, sorted.
 
-    labels: int64 (N,). names: of each image. Each class is divided by the shares, rounded: a training image comes
-    first, then a test image, then the rest. Which images these are is decided by their names and a fixed seed, through
-    SHA-256: not by --seed, and hardly by the other images of the class.
+    labels: int64 (N,). names: of each image. Each class is divided by the shares, rounded; a small class fills training
+    first, then test, then val. The SHA-256 of an image's name and a fixed seed decides its part, not --seed; other
+    images of the class hardly matter.
     """
     parts = ('train', 'test') if len(shares) == 2 else ('train', 'val', 'test')
     found = {part: [] for part in parts}

@@ -35,8 +35,8 @@ class TeacherCache:
     def __init__(self, files: dict[str, AnswerFile], device: torch.device, accuracy_file: Path, checksums: dict):
         """files: by kind. device: where answers are wanted; a GPU keeps a copy in its memory if it fits.
 
-        accuracy_file: JSON with the teacher's accuracy, if it was measured before. checksums: what it must hold, of the
-        teacher and of the test images.
+        accuracy_file: JSON with the teacher's accuracy, if it was measured before. checksums: of the teacher and of the
+        test images, which that file must have too.
         """
         self.files, self.device = files, device
         self.accuracy_file, self.checksums = accuracy_file, checksums
@@ -187,7 +187,7 @@ class TaughtLoader:
 
 @torch.no_grad()
 def _widths(opt, needs, teacher, data):
-    """kind of answer that is kept -> its numbers. Raises UserError where nothing can be kept."""
+    """kind of cached output -> its width. Raises UserError if the images do not fit in memory."""
     if not isinstance(data.train_loader, MemoryLoader):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
                         f'would be many more; leave it out')
@@ -197,15 +197,15 @@ def _widths(opt, needs, teacher, data):
 
 
 def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
-    """Of the files that open_cache makes, when they are full; 0 without --teacher_cache. Raises UserError."""
+    """The size of the files of open_cache when full; 0 without --teacher_cache. Raises UserError."""
     if not opt.teacher_cache:
         return 0
     return sum(file_bytes(data.n_train * FORMS, width) for width in _widths(opt, needs, teacher, data).values())
 
 
 def outputs_checksum(teacher):
-    """Of all that decides what the teacher gives for an image: its weights, how it sees the loader's images, how it
-    counts its classes, and the code of a net of a user's file."""
+    """A checksum of everything that determines the teacher's outputs: its weights, the preprocessing of the loader's
+    images, the class order, and the code of a net of a user's file."""
     more = ''.join(str(getattr(teacher, name, '')) for name in ('inputs', 'class_order', 'code_checksum'))
     return zlib.crc32(more.encode(), weights_checksum(teacher))
 

@@ -12,24 +12,24 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from .errors import UserError, printable
+from .errors import UserError, listed
 from .files import open_regular, write_atomically
 
 FORMAT_VERSION = 1      # of the checkpoints that save_checkpoint writes
-BEFORE_VERSIONS = {'model', 'arch', 'num_classes', 'best_acc'}      # what they held before they had a version
+BEFORE_VERSIONS = {'model', 'arch', 'num_classes', 'best_acc'}      # keys of our checkpoints without a version
 TRANSFORMED = {'model', 'arch', 'num_classes'}      # the same, of scripts/model_transform.py
 
 
 def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
-    """Write `state` with the format's version to `path`. An older file there stays whole until the new one is, and then
-    gets the name `keep`."""
+    """Write `state` with the format's version to `path`. An older file there stays until the new one is complete, and
+    then gets the name `keep`."""
     state = {**state, 'format_version': FORMAT_VERSION}
     write_atomically(path, lambda file: torch.save(state, file), keep)
 
 
 def is_ours(state: dict) -> bool:
-    """Whether this project wrote a checkpoint. Only then does it say which net it holds and how that sees images:
-    others write 'arch' too, with other meanings."""
+    """Whether this project wrote a checkpoint. Only then 'arch' and 'inputs' are trusted to describe its net: others
+    write 'arch' too, with other meanings."""
     return isinstance(state.get('model'), dict) and (
         type(state.get('format_version')) is int or state.keys() >= BEFORE_VERSIONS or state.keys() == TRANSFORMED)
 
@@ -37,9 +37,9 @@ def is_ours(state: dict) -> bool:
 def load_checkpoint(path: str, flag: str) -> dict:
     """The dictionary in the untrusted file at `path`, on the CPU. `flag` is named in the errors.
 
-    Only tensors and plain values are read. Of other objects beside the weights, as argparse.Namespace, nothing is run:
-    an _Inert stands in their place, and a line names them. Raises UserError for a file that holds only such objects or
-    would call the system, for anything that is not a checkpoint, or would fill the memory or never end.
+    Only tensors and plain values are read. Other objects beside the weights, as argparse.Namespace, are not run: an
+    _Inert replaces each, and a line names them. Raises UserError for a file that holds only such objects or would call
+    the system, for anything that is not a checkpoint, or would fill the memory or never end.
     """
     if os.path.isdir(path):
         inside = sorted((p.name for p in Path(path).glob('*.pth') if p.name != 'previous.pth'),
@@ -72,8 +72,7 @@ def load_checkpoint(path: str, flag: str) -> dict:
     if objects:
         names = [*dict.fromkeys('NumPy values' if name.startswith('numpy') else name for name in objects
                                 if not name.startswith('_codecs'))]         # of NumPy's values
-        more = f' and {len(names) - 4} more' if len(names) > 4 else ''
-        print(f'{flag} {path}: objects beside the weights are left out: {printable(", ".join(names[:4]))}{more}')
+        print(f'{flag} {path}: objects beside the weights are left out: {listed(names, most=4)}')
     return state
 
 
@@ -82,7 +81,7 @@ class _Refused(Exception):
 
 
 class _OnlyObjects(Exception):
-    """A file would call this."""
+    """The file has no tensors, or would call the system. The message is the call."""
 
 
 # Modules and functions that no checkpoint needs. Nothing is ever called; a file that would call them is refused.
@@ -90,7 +89,7 @@ SYSTEM = ('os', 'posix', 'nt', 'sys', 'subprocess', 'builtins.eval', 'builtins.e
 
 
 class _Inert:
-    """Stands for an object that is no tensor and no plain value: takes what an unpickler gives it and does nothing."""
+    """Replaces an object that is neither a tensor nor a plain value: accepts the unpickler's calls and does nothing."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -105,7 +104,7 @@ class _Inert:
 
 
 def _read(file, objects):
-    """What torch reads from a file, with an _Inert for each object that is no tensor and no plain value.
+    """The value that torch reads from a file, with an _Inert for each object that is neither tensor nor plain value.
 
     The names of such objects are added to `objects`.
     """
@@ -115,7 +114,7 @@ def _read(file, objects):
         file.seek(0)
 
     class Unpickler(pickle.Unpickler):
-        """Finds nothing but dictionaries and tensors, whatever a file names. Its methods take no attributes."""
+        """Builds only dictionaries, sets and tensors, whatever a file names."""
 
         def find_class(self, module, name):
             module = 'builtins' if module == '__builtin__' else module      # as protocol 2 names it
@@ -136,7 +135,7 @@ def _read(file, objects):
         def _rebuild_parameter(self, data, *_):
             return data
 
-    # weights_only=False lets torch take this unpickler, which is narrower than its own.
+    # With weights_only=False torch uses this unpickler, which is stricter than its own.
     reader = SimpleNamespace(__name__='data', Unpickler=Unpickler,
                              load=lambda file, **more: Unpickler(file, **more).load())
     return torch.load(file, map_location='cpu', weights_only=False, pickle_module=reader)
@@ -197,7 +196,7 @@ def _check_pickle(file):
             marks.append(len(stack))
         elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
             place = len(memo) if argument is None else argument
-            if place > MOST_VALUES:     # an unpickler in C makes room for all places before it
+            if place > MOST_VALUES:     # an unpickler in C allocates memory for all smaller numbers
                 raise _Refused('a place in memory without end')
             memo[place] = stack[-1]
         elif 'GET' in opcode.name:
@@ -213,7 +212,7 @@ def _check_pickle(file):
 
 
 def _check_values(state):
-    """Refuse what no checkpoint holds: tensors that are not plain or larger than what is stored, endless nesting.
+    """Raise for tensors that are not plain or larger than their storage, and for endless nesting.
 
     Returns whether there is a tensor.
     """

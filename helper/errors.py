@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 LONGEST = 3000      # characters of an error line: the list of all models has 600
 
@@ -18,6 +18,12 @@ class UserError(Exception):
 def printable(text) -> str:
     """`text` with everything escaped that a terminal could take for a command, or for a new line."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in str(text))
+
+
+def listed(names: Sequence, most: int) -> str:
+    """The first `most` names, printable and with commas, and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(map(printable, names[:most])) + more
 
 
 def reason(error: BaseException, longest: int = 200) -> str:

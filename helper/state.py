@@ -16,17 +16,17 @@ LAST, PREVIOUS = 'last.pth', 'previous.pth'
 IMAGES_IN = '--images_in'       # the two ways draw other random numbers
 IMAGES, CLASS_NAMES = 'images (checksum)', 'class names'
 NEWER = (IMAGES_IN, IMAGES, CLASS_NAMES)        # facts that the states of older versions do not have
-NAMED = 4       # classes that a fact names
+NAMED = 4       # class names in the text of CLASS_NAMES
 STAGES = ('init', 'train')
 PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
          'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
 def fingerprint(data, **nets) -> dict:
-    """What a resumed run must find the same in its data: the counts, the class names, checksums, where the images are.
+    """The facts of the data that must be the same in a resumed run: counts, class names, checksums, --images_in.
 
-    nets: those of the run, by what they are in it; the code of a net of a user's file must be the same too.
-    parameters.json and the tables tell by the result whether two runs have the same data.
+    nets: role -> net; the code of a net from a user's file must be the same too. parameters.json and the tables use
+    these facts to tell whether two runs have the same data.
     """
     found = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
@@ -36,7 +36,7 @@ def fingerprint(data, **nets) -> dict:
 
 
 def _class_names(classes):
-    """All of them if they are few, else the first and a checksum of all, as text; None where there are none."""
+    """The class names as text: all if they are few, else the first and a checksum of all; None if there are none."""
     if len(classes) <= 2 * NAMED:
         return ', '.join(classes) or None
     return f'{", ".join(classes[:NAMED])}, ... ({len(classes)}, checksum {zlib.crc32(repr([*classes]).encode())})'
@@ -117,8 +117,8 @@ def check_buffers(parts: list[dict], own: dict) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Load the state of a checkpoint into an optimiser of any kind that has not made a step yet.
 
-    Rates and other settings are those of the options. Momentum and the like come from the file, and so do the entries
-    of the groups that a step changes, as the count of steps of lamb and adan. Raises what an untrusted state causes.
+    Rates and other settings come from the options. Momentum and the like come from the file, and so do the group
+    entries that a step changes, as the step counts of lamb and adan. Raises whatever an untrusted state causes.
     """
     own, stepped = optimizer.state_dict(), _after_a_step(optimizer)
     groups = []
@@ -158,7 +158,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
 
 
 def _after_a_step(optimizer):
-    """The state_dict that a step with gradients of zero leaves, made on copies; or whatever the step raises."""
+    """The state_dict after a step with zero gradients, on copies. Raises whatever the step raises."""
     trial = copy.deepcopy(optimizer)
     for step in (getattr(trial, 'step_kd', None), trial.step):      # of an optimiser with two gradients, both
         for p in (p for group in trial.param_groups for p in group['params']):

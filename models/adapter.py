@@ -10,7 +10,7 @@ from helper.errors import UserError, reason
 from .base import Net, Outputs
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
-FITS = ('crop', 'squash', 'pad')        # how an oblong image becomes a square, see dataset.folder.squared
+FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.folder.squared
 MANY = 4        # stages of a net whose blocks all give maps of one size: this many of them, evenly spaced
 
 
@@ -40,9 +40,9 @@ class Adapter(Net):
         raise NotImplementedError(type(self).__name__)
 
     def measure(self, what: str) -> Tensor:
-        """See what the net gives for two images of noise of its size. Returns their logits.
+        """Run the net on two noise images of its size. Returns their logits.
 
-        Raises UserError that begins with `what` where it cannot take them.
+        Raises UserError that begins with `what` if the net cannot take them.
         """
         was_training, size = self.training, self.image_size
         images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ class Adapter(Net):
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 1, H, W), with the weights by which Pillow makes grey of red, green and blue."""
+    """(N, 3, H, W) -> (N, 1, H, W), with Pillow's weights of red, green and blue."""
     red, green, blue = images.split(1, dim=1)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 

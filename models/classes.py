@@ -1,8 +1,8 @@
-"""The classes of a checkpoint and those of the data, which are compared by their names."""
+"""Compare the classes of a checkpoint with those of the data by their names, and reorder a net's outputs."""
 import torch
 from torch import nn
 
-from helper.errors import UserError, printable
+from helper.errors import UserError, listed
 
 from .base import Net
 
@@ -10,10 +10,11 @@ MOST_NAMED = 5      # classes that a message names
 
 
 def class_order(names, data, what: str) -> list[int] | None:
-    """For each class of the data its number in a checkpoint, which counts its classes as `names` does; None where both
-    count them alike, where one of them does not name them, or where data.same_classes is set.
+    """For each class of the data its number in the checkpoint. None if both have the same order, if one of them has no
+    names, or if data.same_classes is set.
 
-    names: of an untrusted checkpoint. Raises UserError that begins with `what` where the names differ.
+    names: the classes of an untrusted checkpoint, in its order. Raises UserError that begins with `what` if the names
+    differ.
     """
     wanted = [*getattr(data, 'classes', ())]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names or not wanted \
@@ -29,38 +30,33 @@ def _difference(names, wanted):
     here, there = {*names}, {*wanted}
     said = 'its classes are in another order than those of the data, and some have the same name'
     if here != there:
-        only = [_some([name for name in names if name not in there]), _some([n for n in wanted if n not in here])]
+        only = [listed([name for name in group if name not in other], MOST_NAMED)
+                for group, other in ((names, there), (wanted, here))]
         said = f'its class names are not those of the data: only the checkpoint has {only[0] or "none"}, only the ' \
                f'data have {only[1] or "none"}'
     pairs = [f'{i}: {name} is {other}' for i, (name, other) in enumerate(zip(names, wanted, strict=False))
              if name != other]
     return f'{said}; give data with the same class names, or --same_classes if the classes mean the same in their ' \
-           f'order ({_some(pairs)})'
-
-
-def _some(names):
-    """The first of some names, as text."""
-    more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
-    return ', '.join(map(printable, names[:MOST_NAMED])) + more
+           f'order ({listed(pairs, MOST_NAMED)})'
 
 
 def match_classes(net: nn.Module, names, data, what: str) -> None:
-    """Let `net`, whose checkpoint counts its classes as `names` does, count them as the data do; a line says so.
+    """Reorder the outputs of `net` from the class order `names` of its checkpoint to that of the data; a line says so.
 
     Raises UserError as class_order does.
     """
     order = class_order(names, data, what)
     if order is not None:
         reorder_classes(net, order, data.image_size)
-        print(f'{what}: has the classes of the data in another order; its outputs are brought into that of the data')
+        print(f'{what}: has the classes of the data in another order; its outputs are reordered to match the data')
 
 
 @torch.no_grad()
 def reorder_classes(net: nn.Module, order: list[int], image_size: int) -> None:
-    """Change `net` in place so that its logit i is what logit order[i] was. It is put into eval mode.
+    """Change `net` in place, so that its logit i is the former logit order[i]. It is put into eval mode.
 
-    Where one linear layer gives the logits, its rows are reordered, so that methods which read this layer see the same
-    classes; otherwise the logits are.
+    If a linear layer gives the logits, its rows are reordered, so that methods that read this layer see the same
+    classes. Otherwise the logits themselves are reordered.
     """
     parameter = next(net.parameters())
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
@@ -70,7 +66,7 @@ def reorder_classes(net: nn.Module, order: list[int], image_size: int) -> None:
             _reorder_rows(layer, order)
             if torch.allclose(net(images), wanted, rtol=1e-4, atol=1e-5):
                 return
-            _reorder_rows(layer, [order.index(i) for i in range(len(order))])     # some other layer, as it was
+            _reorder_rows(layer, [order.index(i) for i in range(len(order))])     # not that layer: undo
     net.class_order = order
     if not isinstance(net, Net):
         net.register_forward_hook(lambda module, inputs, logits: logits[:, order])

@@ -66,7 +66,7 @@ def check_name(name: str, image_size: int, flag: str) -> str:
 
 
 def check_without_weights(name: str, flag: str) -> None:
-    """Raises UserError where the name of a net that is built, and gets new weights, names published weights."""
+    """Raises UserError if the name of a net that gets new weights includes published weights, timm:NAME.TAG."""
     weights = settings(name, flag)[0].partition('.')[2] if library_of(name) else ''
     if weights:
         raise UserError(f'{flag} {name}: {weights} names published weights, which a net by its name does not get; '
@@ -81,8 +81,8 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
     """The net `name` with new weights, for num_classes classes and images of image_size pixels.
 
     drop_path: how often a block of a library's net is left out in training, of the last one; less of those before it.
-    trains: whether it is to learn; a teacher is not. Raises UserError that begins with `flag` where it cannot be had,
-    or where what it gives for two images is not what it is wanted for.
+    trains: False for a frozen teacher. Raises UserError that begins with `flag` if the net cannot be built, or if its
+    logits for two images are not as required.
     """
     name = check_name(name, image_size, flag)
     library = library_of(name)
@@ -105,7 +105,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
 
 
 def _check_weights(net, what, trains):
-    """Raises UserError unless there are weights, in float32, that can be trained where the net is to learn."""
+    """Raises UserError unless the net has weights, all float32, and if it trains some that require gradients."""
     parameters = [*net.parameters()]
     if not parameters:
         raise UserError(f'{what}: has no parameters, so there is nothing to train')
@@ -117,7 +117,7 @@ def _check_weights(net, what, trains):
 
 
 def _check_logits(net, num_classes, image_size, what, trains):
-    """Raises UserError unless the logits of a new net are of the right shape and kind, and can be trained."""
+    """Raises UserError unless the logits of a new net have the right shape and dtype, and if it trains a gradient."""
     def refuse(fault):
         raise UserError(f'{what}: {fault}')
 
@@ -183,10 +183,10 @@ _own_files: dict[str, tuple[bytes, object]] = {}        # file -> its source, an
 
 @contextlib.contextmanager
 def _importing(file):
-    """The module of a user's file, in sys.modules and with the modules beside it to be found, as Python imports them.
+    """Import a user's file as a module in sys.modules; it can import the modules beside it.
 
-    Its folder comes first among those of modules within the context, and last after it, so that no module there takes
-    the place of ours or of a library.
+    Its folder is first in sys.path within the context and last after it, so that no module there hides one of ours or
+    of a library.
     """
     file = file.resolve()
     folder, source, name = str(file.parent), file.read_bytes(), file.stem
@@ -213,7 +213,7 @@ def _importing(file):
 
 
 def _is_taken(name, file):
-    """Whether `name` is that of a module which is not of `file`."""
+    """Whether another module than that of `file` has this name."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:      # of a module without a spec
@@ -222,7 +222,7 @@ def _is_taken(name, file):
 
 
 def _forget_others(folder):
-    """Of the modules directly beside other files, forget those that are in `folder` under the same name too."""
+    """Remove modules from sys.modules that were beside other files, if `folder` has modules of the same names."""
     others = {Path(file).parent for file in _own_files} - {folder}
     for name, module in [*sys.modules.items()]:
         found, top = getattr(module, '__file__', None), name.partition('.')[0]
@@ -234,9 +234,9 @@ def _forget_others(folder):
 
 
 def _code_checksum(file):
-    """A checksum of the code of a user's file and of the modules beside it that it imports, without its comments."""
+    """A checksum of the code, without comments, of a user's file and of the modules beside it that it imports."""
     folder, waiting, crc = file.resolve().parent, [file.resolve()], 0
-    for file in waiting:        # which grows
+    for file in waiting:        # the list grows meanwhile
         tree = ast.parse(file.read_bytes())
         crc = zlib.crc32(ast.dump(tree).encode(), crc)
         for node in ast.walk(tree):

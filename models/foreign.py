@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote: where in the file the weights are, and the prefix of their names."""
+"""Checkpoints from elsewhere: find the weights in the file, and remove the prefix of their names."""
 import os
 import re
 from collections import Counter
@@ -11,16 +11,16 @@ from helper.errors import UserError, nearest, printable
 AVERAGES = ('model_ema', 'state_dict_ema', 'ema', 'ema_state_dict', 'model_ema_state_dict', 'ema_model', 'params_ema')
 RAW = ('model', 'state_dict', 'net', 'network', 'model_state_dict', 'model_state', 'weights', 'params', 'student',
        'teacher')
-USUAL = ('model', 'state_dict')     # which need no word
-DEEPEST = 3     # dictionaries within each other, around the weights
+USUAL = ('model', 'state_dict')     # not mentioned to the user
+DEEPEST = 3     # nested dictionaries around the weights
 WRAPPERS = r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)'    # anywhere in a name
 
 
 def find_weights(state: dict, what: str, key: str | None = None) -> tuple[dict, str]:
-    """(the state_dict in a checkpoint, words that say where it was). what: begins the messages.
+    """(the state_dict in a checkpoint, a text that says where it was). what: begins the messages.
 
-    key: where, by --checkpoint_key; A/B is B in A. Not given: an average of the weights, else the weights under a usual
-    name, else the checkpoint itself. Raises UserError where there are none, or several.
+    key: --checkpoint_key; A/B is B in A. Not given: an average of the weights, else the weights under a usual key, else
+    the checkpoint itself. Raises UserError if there are none, or several.
     """
     if key is not None:
         return _at(state, key, what), f"weights under '{printable(key)}'"
@@ -45,7 +45,7 @@ def find_weights(state: dict, what: str, key: str | None = None) -> tuple[dict, 
 
 
 def _sets(state, names):
-    """name -> the state_dict under it, of those names that have one; where it is deeper, under 'name/deeper'."""
+    """name -> the state_dict under it, for the names that have one; 'name/deeper' if it is nested."""
     found = {}
     for name in names:
         value, path = state.get(name), name
@@ -77,11 +77,11 @@ def _as_weights(state):
 
 
 def without_prefix(weights: dict, names) -> tuple[dict, str]:
-    """(the weights by the names that a net gives them, words that say what was removed or left out).
+    """(the weights by the names of a net, a text that says what was removed or left out).
 
-    names: of the net's state_dict. A prefix, as 'module.' of nn.DataParallel, is removed where more of the names are
-    found with it than without. Weights that do not have it are not the net's, and are left out. Raises ValueError
-    where the whole net is there under several prefixes.
+    names: of the net's state_dict. A prefix, as 'module.' of nn.DataParallel, is removed if more names match with it
+    than without. Weights without the prefix are not the net's and are left out. Raises ValueError if several prefixes
+    each have the whole net.
     """
     names = {name for name in names if not name.endswith('num_batches_tracked')}
     prefixes = Counter()
@@ -110,7 +110,7 @@ def _ends(key):
 
 
 def without_common_prefix(weights: dict) -> tuple[dict, str]:
-    """The same where the net is not known yet: without the prefix that the names of all weights share."""
+    """As without_prefix, for an unknown net: removes the prefix that the names of all weights share."""
     prefix = os.path.commonprefix([*weights])
     prefix = prefix[:prefix.rfind('.') + 1]
     return {key.removeprefix(prefix): value for key, value in weights.items()}, \

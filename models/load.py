@@ -19,19 +19,17 @@ from .foreign import find_weights, without_common_prefix, without_prefix
 from .recognise import recognise
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
-
-
 MOST_CLASSES = 10**5
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224     # pixels for which the nets of model_dict were made
 
 
 def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,
              inputs: dict | None = None) -> tuple[str, dict]:
-    """(name of the net, its checkpoint as of open_checkpoint) of what `path` names: a file or a folder, or a library's
-    published weights, timm:NAME or torchvision:NAME, which that library downloads.
+    """(name of the net, its checkpoint as of open_checkpoint) for a file, a folder, or a library's published weights,
+    timm:NAME or torchvision:NAME, which that library downloads.
 
-    name: the net, where the user says it. inputs: how the net sees images, as far as the user says it by --mean_t,
-    --std_t, --size_t and --interpolation_t. Raises UserError that names `flag`.
+    name: the net, if the user gives it. inputs: the preprocessing that the user gives by --mean_t, --std_t, --size_t
+    and --interpolation_t. Raises UserError that names `flag`.
     """
     name, checkpoint = _open(path, name, flag, key)
     known, what = checkpoint.get('inputs'), f'{flag} {path}'
@@ -67,14 +65,13 @@ def _open(path, name, flag, key):
 
 
 def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -> dict:
-    """What an untrusted checkpoint NAME.pth, a file of safetensors, or a folder with one and timm's config.json holds.
+    """The dictionary in an untrusted checkpoint: NAME.pth, a file of safetensors, or a folder with timm's config.json.
 
-    'model' is a state_dict. A checkpoint that this project wrote, and timm's folder, also has 'arch', 'num_classes' and
-    'inputs', how the net sees images (see adapter.Inputs), as far as they are known, and what else was saved. A file
-    that others wrote has instead 'taken', words that say which weights are taken, and 'their_arch', its own name of the
-    net.
+    'model' is a state_dict. Checkpoints of this project and timm's folders also have, if known, 'arch', 'num_classes'
+    and 'inputs' (the preprocessing, see adapter.Inputs), and whatever else was saved. Files from elsewhere have instead
+    'taken', a text that says which weights are loaded, and 'their_arch', their name of the net.
 
-    key: --checkpoint_key, where in the file the weights are. Raises UserError that names `flag`.
+    key: --checkpoint_key. Raises UserError that names `flag`.
     """
     what = f'{flag} {path}'
     if os.path.isfile(os.path.join(path, CONFIG)):
@@ -101,7 +98,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
 
 
 def _of_state(state, what):
-    """The checkpoint in a last.pth, from which a run is resumed. Raises UserError."""
+    """The checkpoint within a last.pth. Raises UserError."""
     if not is_ours(state):
         raise UserError(f'{what}: is the state of a run of an earlier version, from which --resume continues; give the '
                         f'NAME_best.pth beside it')
@@ -145,7 +142,7 @@ def _read_safetensors(file, flag):
 
 
 def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
-    """The architecture of a checkpoint as of open_checkpoint: what it says itself, else what its folder's name says.
+    """The architecture of a checkpoint of open_checkpoint: its 'arch', else the one in its folder's name.
 
     Folders: S:{student}_T:..., {model}_{dataset}_lr_..., or one that begins with a model's name up to '_' or its end.
     """
@@ -172,7 +169,7 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
 
 
 def _proposals(checkpoint):
-    """The nets that a checkpoint of others may hold: those of the name that it says, else of its keys and shapes."""
+    """Names of nets that a checkpoint from elsewhere may hold, by its own 'arch', else by its keys and shapes."""
     hint, names = checkpoint.get('their_arch'), []
     if not isinstance(hint, str):
         if not checkpoint.get('model'):
@@ -192,7 +189,7 @@ def _proposals(checkpoint):
 
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
-    """The net `name` for data.num_classes classes, with new weights, which sees images as the checkpoint says.
+    """The net `name` for data.num_classes classes, with new weights and the preprocessing of the checkpoint.
 
     Raises UserError if the checkpoint has other classes.
     """
@@ -201,7 +198,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
         raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
     inputs, given = checkpoint.get('inputs'), getattr(data, 'inputs', None)
-    if inputs is not None:      # of which a person may give a part, for a checkpoint that others wrote
+    if inputs is not None:      # for a checkpoint from elsewhere the user may give only some parts
         inputs = as_inputs({**given, **inputs} if 'taken' in checkpoint and given else inputs, f'{flag} {path}')
     net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:',
                 trains=False)
@@ -215,7 +212,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
 
 
 def as_inputs(inputs, what: str) -> dict:
-    """'inputs' of an untrusted checkpoint, with all its parts. Raises UserError."""
+    """'inputs' of an untrusted checkpoint, checked and complete. Raises UserError."""
     def colours(values, low):
         return isinstance(values, (list, tuple)) and len(values) == 3 and \
             all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
@@ -236,9 +233,9 @@ def _words(inputs):
 
 
 def warn_of_size(name: str, size: int, flag: str) -> None:
-    """Print a line where the net `name` was made for images of less than half or more than twice this size."""
+    """Print a line if images of this size are less than half or more than twice the size that the net was made for."""
     plain, given = settings(name, flag) if library_of(name) else (name, {})
-    if is_own(name) or {'img_size', 'image_size', 'patch_size'} & given.keys():     # whose size a person has chosen
+    if is_own(name) or {'img_size', 'image_size', 'patch_size'} & given.keys():     # the user has chosen the size
         return
     try:
         usual = LIBRARIES[library_of(name)].published_inputs(plain, flag)['size'] if library_of(name) else \
@@ -252,7 +249,7 @@ def warn_of_size(name: str, size: int, flag: str) -> None:
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
     """The net `name` for data.num_classes classes, filled from the checkpoint. Raises UserError if it does not fit.
 
-    It counts its classes as the data do. Its `checksum` is that of the weights in the file, whatever their order there.
+    Its classes are in the order of the data. Its `checksum` is of the weights in the file, before they are reordered.
     """
     if 'inference_net' in checkpoint:
         raise UserError(f'{flag} {path}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
@@ -265,9 +262,9 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
 
 
 def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
-    """Load the weights of a checkpoint as of open_checkpoint. A line says which are taken where others wrote it.
+    """Load the weights of a checkpoint of open_checkpoint. For a file from elsewhere a line says which are loaded.
 
-    Raises UserError that begins with `what`, and with `fault` where they do not fit.
+    Raises UserError that begins with `what`; `fault` follows if the weights do not fit.
     """
     weights, taken = checkpoint['model'], [checkpoint.get('taken')]
     if 'taken' in checkpoint:
@@ -275,7 +272,7 @@ def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
             weights, removed = without_prefix(weights, net.state_dict())
         except ValueError as several:
             raise UserError(f'{what}: holds several such nets; choose one by --checkpoint_key, of {several}') from None
-        # Of googlenet and inception_v3, which are built without the classifiers in their middle.
+        # googlenet and inception_v3 are built without their auxiliary classifiers.
         aux = [key for key in weights if re.match('aux|Aux', key) and key not in net.state_dict()]
         weights = {key: value for key, value in weights.items() if key not in aux}
         taken += [removed, f'{len(aux)} weights of auxiliary classifiers left out' if aux else '']

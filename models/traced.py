@@ -174,7 +174,7 @@ class Traced(Adapter):
 
 
 def _python_state(net):
-    """What a forward pass of `net` that a trace follows may not change: random numbers, and plain attributes."""
+    """The state that a traced forward pass of `net` must not change: random numbers and plain attributes."""
     states = [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
     usual = vars(nn.Module())
     for path, module in net.named_modules():

@@ -103,8 +103,8 @@ def test_a_teacher_in_another_order(teacher, other, tree, capsys):
         name, checkpoint = open_net(file)
         nets[file] = load_net(file, checkpoint, name, data).eval()
     said = capsys.readouterr().out
-    assert said == f'--path-t {other}: has the classes of the data in another order; its outputs are brought into ' \
-                   f'that of the data\n'
+    assert said == f'--path-t {other}: has the classes of the data in another order; its outputs are reordered to ' \
+                   f'match the data\n'
     one, two = nets.values()
     images = next(iter(data.test_loader))[0]
     with torch.no_grad():
