@@ -6,7 +6,15 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from distiller_zoo import get_method
-from results.published import Improvement, Published, published, relative_improvement, rows_of, variant, way
+from results.published import (
+    Improvement,
+    Published,
+    published,
+    published_improvement,
+    relative_improvement,
+    variant,
+    way,
+)
 from results.runs import ACCURACY, same_data
 
 from .state import DONE, FAILED, Progress, Record, result
@@ -36,12 +44,12 @@ class Cell:
 
     @cached_property
     def runs(self) -> list[dict]:
-        """Of the trials that are done; none where their data differ, since their mean would say nothing."""
+        """The runs of the finished trials; none if their data differ, since their mean would be meaningless."""
         runs = [trial.run for trial in self.trials if trial.run]
         return runs if all(same_data(*pair) for pair in itertools.combinations(runs, 2)) else []
 
     def accuracies(self, epoch: str) -> list[float]:
-        """Of each trial that is done."""
+        """The accuracy of each finished trial."""
         return [run[ACCURACY[epoch]] for run in self.runs]
 
     def mean(self, epoch: str) -> float | None:
@@ -52,13 +60,13 @@ class Cell:
         return stdev(self.accuracies(epoch)) if len(self.runs) > 1 else None
 
     def difference(self, epoch: str) -> float | None:
-        """Ours less the published mean; None where that is known to be of the other epoch."""
+        """Our mean minus the published one; None if there is none, or if it is known to be of the other epoch."""
         if not self.runs or not self.published or not self.published.compares_with(epoch):
             return None
         return self.mean(epoch) - self.published.top1
 
     def in_deviations(self, epoch: str) -> float | None:
-        """The difference in units of the deviation of one trial: of ours and theirs the root mean square."""
+        """The difference in standard deviations of one trial (the root mean square of our deviation and theirs)."""
         difference = self.difference(epoch)
         known = [d for d in (self.deviation(epoch), self.published and self.published.deviation) if d is not None]
         if difference is None or not any(known):
@@ -89,11 +97,11 @@ class Found:
         return self.cells.get((row.label, str(pair)))
 
     def trials(self) -> list[Trial]:
-        """Of all cells, and the teachers', each once."""
+        """The trials of all cells and the teachers, each once."""
         return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.others)]
 
     def is_highest(self, cell: Cell, epoch: str) -> bool:
-        """Whether no other row has so high a mean for this pair, to the two digits that are shown."""
+        """Whether this mean is the only highest one of its pair, to two digits."""
         if not cell.runs:
             return False
         shown = [f'{other.mean(epoch):.2f}' for other in self.cells.values() if other.pair is cell.pair and other.runs]
@@ -106,7 +114,7 @@ class Found:
                      and trial.run['model'] == pair.teacher and not trial.run['teacher']), None)
 
     def improvement(self, epoch: str) -> dict[str, tuple[Improvement, float | None]]:
-        """row -> (average relative improvement of the headline over it, the published one in percent)."""
+        """row -> (average relative improvement of the table's headline row over it, the published one in percent)."""
         table = self.table
         if table.headline is None:
             return {}
@@ -119,14 +127,14 @@ class Found:
                                 cell.mean(epoch))
         found = relative_improvement(top1, table.headline)
         ours = next(row.method for row in table.rows if row.label == table.headline)
-        theirs = {row['over']: float(row['ari']) for row in rows_of('published_ari.csv') if row['of'] == ours
-                  and row['epoch'] in (epoch, 'unknown')} if table.sources == (get_method(ours).title,) else {}
+        theirs = published_improvement(ours, epoch) if table.sources == (get_method(ours).title,) else {}
         by_label = {row.label: row.method for row in table.rows}
-        return {label: (improvement, theirs.get(by_label[label])) for label, improvement in found.items()}
+        return {label: (improvement, float(theirs[by_label[label]]) if by_label[label] in theirs else None)
+                for label, improvement in found.items()}
 
 
 def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progress], epoch: str | None = None) -> Found:
-    """Read what there is of a table's runs. epoch: 'best', 'last' or None, that of the published figures."""
+    """Read the runs of a table so far. epoch: 'best' or 'last'; None: the epoch of the published figures."""
     trials = {step: _trial(step, now[step], logs) for step in steps}
     cells = {}
     for pair in table.pairs:
@@ -139,7 +147,7 @@ def collect(table: Table, steps: list[Step], logs: Path, now: dict[Step, Progres
 
 
 def epoch_of_published(cells) -> str:
-    """'last' where all figures that say it are of the last epoch, else 'best'."""
+    """'last' if all published figures of a known epoch are of the last one, else 'best'."""
     known = {cell.published.epoch for cell in cells if cell.published} - {'unknown'}
     return 'last' if known == {'last'} else 'best'
 

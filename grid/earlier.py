@@ -23,13 +23,13 @@ UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its
 
 
 class _Lost(UserError):
-    """A file is damaged or gone; what else there is can be reported."""
+    """A file is damaged or missing; the other runs can still be reported."""
 
 
 def check(table: Table, steps: list[Step], reading: bool = False) -> None:
-    """Raises UserError where the folder is another table's, where a run there has other options than the table's, other
-    data or another teacher, and where a file is damaged. reading: nothing is to be started, so what is damaged or gone
-    is only printed."""
+    """Raises UserError if the folder belongs to another table, if a run there has other options, other data or another
+    teacher, and if a file is damaged or missing. reading: nothing will be started, so damaged and missing files are
+    only reported."""
     try:
         _check_owner(table, Path(steps[0].opt.save_dir))
         for step in steps:
@@ -64,7 +64,7 @@ def _check_owner(table, save):
 
 
 def owner_of(save: Path) -> str | None:
-    """The name of the table whose folder it is; None where that is not noted: claim() writes it."""
+    """The name of the table that has claimed the folder; None if there is none."""
     with contextlib.suppress(UserError):        # of an older version, or damaged
         found = read_json(save / OWNER, '')
         owner = found.get('table') if isinstance(found, dict) else None
@@ -73,12 +73,12 @@ def owner_of(save: Path) -> str | None:
 
 
 def claim(table: Table, save: Path) -> None:
-    """Note in the folder whose it is."""
+    """Write the table's name into its folder, for owner_of."""
     write_json(save / OWNER, {'table': table.name})
 
 
 def _check_last(step):
-    """A run that has not ended can be continued, or has not begun."""
+    """Raises _Lost for an unfinished run that has begun but has no last.pth."""
     there = [name for name in ('history.json', 'test_best_metrics.json', step.checkpoint.name)
              if (step.folder / name).exists()]
     if there and not any((step.folder / name).exists() for name in (LAST, PREVIOUS)) and not result(step):
@@ -87,11 +87,11 @@ def _check_last(step):
 
 
 def check_data(steps: list[Step]) -> None:
-    """Raises UserError unless all runs that are there, also the teachers', have the same data."""
+    """Raises UserError unless all runs so far, also the teachers', have the same data."""
     runs = {}       # (--dataset, --data_dir) -> the first run on it, and its facts
     for step in steps:
         found = {}
-        with contextlib.suppress(UserError):        # a damaged one; said by _check_options
+        with contextlib.suppress(UserError):        # damaged; _check_options reports it
             found = _parameters(step) or {}
         facts = {(name, step.opt.train_fraction if name in OF_A_PART else 1): found[name] for name in DATA
                  if name in found}
@@ -192,7 +192,7 @@ def _teacher(step):
         module, identity = (state.get(name) if isinstance(state.get(name), dict) else {}
                             for name in ('module', 'identity'))
         weights = {name[8:]: value for name, value in module.items() if name.startswith('student.')}
-        weights = state.get('model', weights)       # which older ones do not have
+        weights = state.get('model', weights)       # older states have no 'model'
         return _checksum(step.opt, weights, identity.get('classes'), what)
     return None
 

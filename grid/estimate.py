@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from helper.checkpoint import save_checkpoint
+from helper.cli import readable_hours
 from helper.errors import UserError, printable
 from models.find import build
 
@@ -15,11 +16,11 @@ from .steps import SIZES, Step, pixels
 
 
 def estimate(steps: dict[Step, Progress], placement: list[str], threads: str | None, at_once: int) -> None:
-    """Time some steps of each kind of run that is left, and print the hours of each and of the whole table.
+    """Time some steps of each kind of unfinished run, and print the hours of each and of the whole table.
 
-    placement, threads: as of work.Work. at_once: how many runs compute at the same time. Nothing is written into the
-    table's folder: where a teacher's checkpoint is not there yet, an untrained net takes its place, which computes the
-    same. Raises UserError where a run cannot be tried.
+    placement, threads: see work.Work. at_once: how many runs compute at the same time. Nothing is written into the
+    table's folder: a teacher that is not trained yet is replaced by an untrained net, which takes the same time. Raises
+    UserError if a run fails.
     """
     left = {step: now for step, now in steps.items() if now.state != DONE}
     hours, longest, classes = 0.0, 0.0, {}
@@ -30,14 +31,14 @@ def estimate(steps: dict[Step, Progress], placement: list[str], threads: str | N
             classes[alike[0].opt.dataset] = found['classes']
             of_all = sum(found['hours'] * (1 - left[step].part) for step in alike)
             hours, longest = hours + of_all, max(longest, found['hours'])
-            print(f'{what.partition(": ")[2]}: {_time(found["hours"])} a run, {len(alike)} left: {_time(of_all)}',
-                  flush=True)
-    print(f'estimate: {_time(hours)} for one run after the other; {at_once} at the same time: about '
-          f'{_time(max(hours / at_once, longest))}')
+            print(f'{what.partition(": ")[2]}: {readable_hours(found["hours"])} a run, {len(alike)} left: '
+                  f'{readable_hours(of_all)}', flush=True)
+    print(f'estimate: {readable_hours(hours)} for one run after the other; {at_once} at the same time: about '
+          f'{readable_hours(max(hours / at_once, longest))}')
 
 
 def _measure(step, placement, threads, folder, classes) -> dict:
-    """What a train script with --estimate prints as JSON. classes: data set -> number, where a run has told it."""
+    """The JSON that a train script prints with --estimate. classes: data set -> number of classes, as far as known."""
     words = [*step.command(placement, sys.executable), '--estimate', '--save_dir', str(folder)]
     teacher = getattr(step.opt, 'path_t', None)
     if teacher and not os.path.exists(teacher):
@@ -52,7 +53,3 @@ def _measure(step, placement, threads, folder, classes) -> dict:
         said = (done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1].removeprefix('error: ')
         raise UserError(f'{step.what}: --estimate: {printable(said)}')
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _time(hours):
-    return f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'

@@ -12,26 +12,26 @@ EPOCH = {'best': 'the best epoch, which is chosen on the test set', 'last': 'the
 
 
 def figure(mean: float | None, deviation: float | None, plus_minus: str = ' ± ') -> str:
-    """'75.27 ± 0.13'; nothing where there is no mean."""
+    """'75.27 ± 0.13'; empty without a mean."""
     if mean is None:
         return ''
     return f'{mean:.2f}' + (f'{plus_minus}{deviation:.2f}' if deviation is not None else '')
 
 
 def signed(value: float, digits: int) -> str:
-    """'+0.12' or '-0.12'; what rounds to zero has no sign."""
+    """'+0.12' or '-0.12'; a value that rounds to zero has no sign."""
     text = f'{value:+.{digits}f}'
     return text if float(text) else text[1:]
 
 
 def ours(cell: Cell, epoch: str, plus_minus: str = ' ± ') -> str:
-    """'75.27 ± 0.13', with '2 of 4' where trials are missing; nothing where all are."""
+    """'75.27 ± 0.13', with '2 of 4' if trials are missing; empty if all are."""
     text = figure(cell.mean(epoch), cell.deviation(epoch), plus_minus)
     return f'{text}, {len(cell.runs)} of {len(cell.trials)}' if cell.runs and cell.missing else text
 
 
 def theirs(cell: Cell, epoch: str) -> str:
-    """The published figure, which says so where it is of the other epoch than ours; nothing where there is none."""
+    """The published figure, marked if it is of the other epoch; empty if there is none."""
     if not cell.published:
         return ''
     other = '' if cell.published.compares_with(epoch) else f', {cell.published.epoch} epoch'
@@ -47,7 +47,7 @@ def plain(found: Found) -> str:
 
 
 def notes(found: Found, epoch: str) -> list[str]:
-    """What a reader must know of these figures, a sentence each."""
+    """Notes on these figures, a sentence each."""
     said = []
     cells = [cell for cell in found.cells.values() if cell.published]
     for kind, words in (('best', 'of the best epoch'), ('last', 'of the last epoch'),
@@ -108,7 +108,7 @@ def _gain(improvement, published):
 
 
 def as_csv(found: Found) -> str:
-    """A line for each cell, all figures with all their digits; the difference is that of `epoch`."""
+    """A line for each cell, with all digits of both epochs' figures; the difference is of the report's epoch."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(('row', 'method', 'teacher', 'student', 'trials', 'best', 'best_std', 'last', 'last_std',
@@ -122,7 +122,7 @@ def as_csv(found: Found) -> str:
 
 
 def latex(found: Found) -> str:
-    """A tabular with booktabs; a mean that is higher than all others of its column is bold."""
+    """A tabular with booktabs; the highest mean of each column is bold."""
     table, epoch = found.table, found.epoch
     lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {EPOCH[epoch]}',
              r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',

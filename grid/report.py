@@ -24,9 +24,9 @@ PAGE = Path(__file__).with_name('page.html')
 
 
 def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress], epoch: str | None = None) -> Found:
-    """Write report.html, .md, .csv and .tex into `save`, with what there is of the table.
+    """Write report.html, .md, .csv and .tex of the runs so far into `save`.
 
-    epoch: whose accuracies, 'best' or 'last'; None: that of the published figures.
+    epoch: of the accuracies, 'best' or 'last'; None: the epoch of the published figures.
     """
     found = collect(table, steps, save / 'logs', now, epoch)
     for name, text in (('report.html', _page(found, save, now)), ('report.md', formats.markdown(found)),

@@ -56,7 +56,7 @@ class Job:
         self.work = None
 
     def __call__(self, logs: Path, steps: list[Step], placement: list[str], threads: str | None) -> None:
-        """As Work, without what has failed or has no finished teacher. A step that dies is started again."""
+        """See Work; skips steps that have failed or have no finished teacher. A step that dies is started again."""
         stopped = False
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
         while not stopped and (ready := [step for step in steps if not result(step) and not Record(logs, step).failed()
@@ -157,9 +157,9 @@ class Slurm:
         return {job: names for job, names in jobs.items() if job in queue} if isinstance(jobs, dict) else {}
 
     def _queue(self) -> dict[str, str]:
-        """job -> why it waits, of this user's jobs of the table's name: 'JOB' or 'ARRAY_TASK'. Raises UserError.
+        """job ('JOB' or 'ARRAY_TASK') -> why it waits, for this user's jobs with the table's name. Raises UserError.
 
-        Numbers alone do not tell the table's jobs: another cluster, or this one after a reset, gives them to others.
+        Job numbers alone do not identify jobs: another cluster, or this one after a reset, reuses them.
         """
         lines = _ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i|%r|%j').splitlines()
         found = (line.split('|', 2) for line in lines)

@@ -20,7 +20,7 @@ DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'wit
 HEARTBEAT = 5           # seconds between two signs of life of a worker
 SILENT = 60             # seconds after which a worker that gave none has ended
 LAST_LINES = 5
-MOST_STARTS = 5         # of a step that dies or ends without a result, before it counts as failed
+MOST_STARTS = 5         # a step that dies or ends without a result so often in a row has failed
 MOST_SECONDS = 10**9     # that a table may take, where its runs' files are not odd
 
 
@@ -51,9 +51,9 @@ class Record:
             os.utime(self.path)
 
     def end(self, code: int, asked: bool = False) -> None:
-        """code: as subprocess gives it, negative for a signal. asked: this process told it to end.
+        """Record the end of a step. code: of subprocess, negative for a signal. asked: this process told it to end.
 
-        A run that died cannot say so itself: its log gets the line.
+        A run that died cannot report it: this writes the line into its log.
         """
         why, deaths = '' if asked else self._death(code), 0
         if why:
@@ -63,7 +63,7 @@ class Record:
         write_json(self.path, {**self.read(), 'state': 'ended', 'code': code, 'ended': time.time(), 'deaths': deaths})
 
     def _death(self, code):
-        """How it ended, where no error of its own and no stop signal ended it; else ''."""
+        """How it died; '' if it finished, failed with an error, or was ended by a stop signal."""
         number = _signal_of(code)
         if number in STOP_SIGNALS or (code > 0 and number is None) or (code == 0 and result(self.step)):
             return ''
@@ -73,7 +73,7 @@ class Record:
         return f'ended by {name}' + (' (out of memory?)' if number == signal.SIGKILL else '')
 
     def deaths(self) -> int:
-        """How often in a row it died or ended without a result, with the options that it has now."""
+        """How often in a row it died or ended without a result, with its current options."""
         said = self.read()
         deaths = said.get('deaths') if said.get('options') == expected(self.step.opt) else 0
         return deaths if isinstance(deaths, int) else 0
@@ -97,9 +97,9 @@ class Record:
             return False
 
     def failed(self) -> bool:
-        """Whether it ended by an error, or died MOST_STARTS times. A step that a stop signal ended is only left.
+        """Whether it ended with an error, or died MOST_STARTS times. A stop signal is no failure.
 
-        A failure with other options, which the table no longer has, does not count.
+        A failure with options that the table has changed since does not count.
         """
         said = self.read()
         code = said.get('code')
@@ -124,10 +124,10 @@ def _signal_of(code: int) -> signal.Signals | None:
 
 
 def result(step: Step) -> dict | None:
-    """What results.runs.read_run gives of its run; None where that has not ended, or a file is lost or damaged.
+    """The value of results.runs.read_run for its run; None if it has not finished, or a file is lost or damaged.
 
-    The figures do not need the weights of the best epoch. Where these are lost the run has ended all the same, unless
-    others learn from them, or last.pth has them too.
+    The figures do not need the best epoch's weights. Without them a run still counts as finished, unless other runs
+    learn from it, or last.pth can restore them.
     """
     with contextlib.suppress(UserError):
         run = read_run(str(step.folder))

@@ -87,7 +87,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
 
 def cut(table: Table, steps: list[Step], rows: str | None, pairs: str | None, seeds: str | None
         ) -> tuple[Table, list[Step]]:
-    """The table and its steps without the rows, pairs and seeds that are not named, but with the teachers of the rest.
+    """The table and its steps, reduced to the named rows, pairs and seeds, with the teachers that they need.
 
     Each argument has names with commas between them, or is None: all. A run keeps its folder and its trial's number.
     Raises UserError for a name that the table does not have.
@@ -124,9 +124,9 @@ class _Plan:
         self.teachers: dict[str, tuple[Path, Step | None]] = {}
         self.auxiliaries: dict[str, Step] = {}  # by their teacher
         self.nets: dict[Path, str] = {}         # of fetched checkpoints
-        self.fetched: dict[Path, dict] = {}     # what these say of their net
+        self.fetched: dict[Path, dict] = {}     # their 'arch' and 'inputs'
         self.blank = {}
-        # With teacher_cache: the `what`s of steps that have one, and why others have none.
+        # With teacher_cache: `what` of the steps that use one, and why others do not.
         self.cached: set[str] = set()
         self.not_cached: dict[str, str] = {}
         for key in ('options', 'teacher_options', 'student_options'):
@@ -212,7 +212,7 @@ class _Plan:
                 self.cached.add(what)
             except UserError as error:      # not with this method, or with flags as --mixup
                 self.not_cached[what] = f'{what}: {error}'
-        if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # as the run will take it
+        if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # see take_image_size
             opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
@@ -254,14 +254,14 @@ class _Plan:
         return next((step for step in self.steps.values() if step.name == name), None)
 
     def _fetched(self, path, name):
-        """What open_checkpoint found in a fetched file, without the weights."""
+        """The checkpoint in a fetched file, without the weights."""
         if path not in self.fetched:
             found = open_checkpoint(str(path), f'{self.table.path}: teacher {name}')
             self.fetched[path] = {key: value for key, value in found.items() if key in ('arch', 'inputs')}
         return self.fetched[path]
 
     def _size_of(self, path, name):
-        """The pixels of a fetched checkpoint's images; None where it does not say them."""
+        """The image size in a fetched checkpoint; None if it has none."""
         inputs = self._fetched(path, name).get('inputs')
         size = inputs.get('size') if isinstance(inputs, dict) else None
         return size if type(size) is int and 0 < size <= LARGEST else None
@@ -336,7 +336,7 @@ def _slug(label):
 
 
 def _check_words(words, what):
-    """Raises UserError for a flag that the runs of a table may not have."""
+    """Raises UserError for a flag that is not allowed in a table."""
     refused = {flag.replace('_', '-'): why for flag, why in REFUSED.items()}
     for word in words:
         name = word.split('=')[0].replace('_', '-') if word.startswith('--') else word[:2]
@@ -345,7 +345,7 @@ def _check_words(words, what):
 
 
 def check_batches(steps: list[Step], processes: int) -> None:
-    """Raises UserError unless so many processes can share the batch of each run."""
+    """Raises UserError unless the number of processes divides the batch of each run."""
     for step in steps:
         try:
             check_batch_size(step.opt, processes)

@@ -49,7 +49,7 @@ class Table:
     options: list[str] = field(default_factory=list)            # of every run
     teacher_options: list[str] = field(default_factory=list)    # of the teachers' own training, after `options`
     student_options: list[str] = field(default_factory=list)    # of the students' runs, after `options`
-    sources: tuple[str, ...] = ()       # whose figures of docs/published.csv stand beside ours, the first that has one
+    sources: tuple[str, ...] = ()       # of the published figures beside ours; the first that has one counts
     fetched: str | None = None          # where a teacher may already lie; '{teacher}' stands for its name
     auxiliary: Row | None = None        # how auxiliary teachers learn, for methods that need one: its label is the net
     teacher_cache: bool = False         # share the teachers' answers between the runs whose method allows it

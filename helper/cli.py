@@ -96,8 +96,8 @@ class Parser(argparse.ArgumentParser):
                       for a in self._actions if argparse.SUPPRESS not in (a.default, a.dest)}, self.may_differ)
 
     def given(self, args: list[str]) -> set[str]:
-        """The options whose flags are among the words `args`, also where the value is the default."""
-        not_given = object()        # in the place of the defaults
+        """The options whose flags are in `args`, even with their default value."""
+        not_given = object()        # replaces the defaults
         required = [action for action in self._actions if action.required]      # `args` may be a part of a command line
         for action in required:
             action.required = False
@@ -118,7 +118,7 @@ class Parser(argparse.ArgumentParser):
         return opt
 
     def _what_takes(self, args):
-        """What the first flag with more words behind it than it takes does take, for an error message."""
+        """The usage of the first flag with too many words after it, for an error message."""
         flags = {flag.replace('-', '_'): action for flag, action in self._option_string_actions.items()}
         behind = []         # (flag's action, words), in order
         for word in args:
@@ -134,7 +134,7 @@ class Parser(argparse.ArgumentParser):
             if action.nargs in (None, '?') and len(words) > 1:
                 with contextlib.suppress(argparse.ArgumentTypeError):
                     if action.type not in (None, path) and action.type(','.join(words)):
-                        return f'its values stand with commas: {flag} {",".join(words)}'
+                        return f'separate its values with commas: {flag} {",".join(words)}'
                 return f'{flag} takes one value: {action.help}'
         return 'a flag begins with --'
 
@@ -239,6 +239,11 @@ def stage_list(text):
 def readable_bytes(count: int) -> str:
     """3240000000 -> '3.24 GB'."""
     return f'{count / 1e9:.2f} GB' if count >= 1e8 else f'{count / 1e6:.2f} MB'
+
+
+def readable_hours(hours: float) -> str:
+    """1.5 -> '1.5 h', 0.5 -> '30.0 min'."""
+    return f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'
 
 
 def show(text: str) -> None:

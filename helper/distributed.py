@@ -73,7 +73,7 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
 
 
 def _why_not_met(error: str, world: int, seconds: float, timeout: int) -> str:
-    """What a user can do after torch has raised `error` because the processes could not connect, for `seconds`."""
+    """Why the processes could not connect within `seconds`, and what to do about it. error: the text of torch's."""
     reason = ' '.join(error.split())
     if re.search('EADDRINUSE|address already in use', reason):
         return 'the port is in use; give another one'

@@ -1,4 +1,4 @@
-"""--estimate: the time, the memory and the disk that a run will take, from some of its steps. Nothing is written."""
+"""--estimate: the time, memory and disk space of a run, from a few of its steps. Nothing is written."""
 import contextlib
 import json
 import sys
@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from . import distributed
-from .cli import readable_bytes
+from .cli import readable_bytes, readable_hours
 from .device import Precision
 from .loops import Unsaved, train_epoch, validate
 
-SECONDS = 5             # that steps are timed
-WARM_UP = 3             # steps before them, which prepare buffers and algorithms
-BATCHES = 8             # of the test set that are timed
-LOG_BYTES = 1500        # that an epoch adds to the JSON files, to TensorBoard's and to last.pth
+SECONDS = 5             # of timed steps
+WARM_UP = 3             # untimed steps, which prepare buffers and algorithms
+BATCHES = 8             # timed batches of the test set
+LOG_BYTES = 1500        # an epoch's share of the JSON and TensorBoard files and of last.pth
 
 
 class _Enough(Exception):
@@ -24,18 +24,18 @@ class _Enough(Exception):
 
 
 class Timer(Unsaved):
-    """In the place of a Run: times steps of training, or batches of a validation, and ends the epoch by _Enough."""
+    """Replaces a Run: times training steps or validation batches, and ends the epoch by _Enough."""
 
     def __init__(self, device: torch.device, most: int | None = None):
-        """most: batches after which it ends, the same in all processes; not given: after some seconds."""
+        """most: batches after which it ends, the same in all processes; not given: after SECONDS."""
         self.device, self.most, self.batches, self.calls = device, most, 0, 0
-        self.marks = [(0, time.perf_counter())]     # (batches that are done, when)
+        self.marks = [(0, time.perf_counter())]     # (finished batches, time)
 
     def end_step(self, batches: int = 1) -> None:
         self.batches += batches
         self.calls += 1
         if self.device.type == 'cuda' and self.calls % 10 and self.most is None:
-            return          # a GPU that is waited for in each step is slower
+            return          # synchronising at each step would slow a GPU down
         self.mark()
         (_, first), (_, last) = self.marks[min(WARM_UP, len(self.marks) - 1)], self.marks[-1]
         is_over = self.batches == self.most if self.most else distributed.broadcast(lambda: last - first > SECONDS)
@@ -46,13 +46,13 @@ class Timer(Unsaved):
         self.end_step()
 
     def mark(self) -> None:
-        """Wait for the device and note the time."""
+        """Synchronise with the device and record the time."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         self.marks.append((self.batches, time.perf_counter()))
 
     def seconds_per_batch(self) -> float:
-        """Without the first ones, where there are others."""
+        """The mean after the warm-up, or after fewer batches if there are not enough."""
         marks = self.marks[min(WARM_UP, len(self.marks) - 2):]
         return (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
 
@@ -62,13 +62,13 @@ def _step_seconds(module, data, opt, precision, device, rate):
     wrapped = distributed.wrap(module, device, unused=module.initialising)
     with contextlib.suppress(_Enough):
         train_epoch(1, data.train_loader, wrapped, optimizer, opt, timer, precision)
-        if timer.marks[-1][0] < timer.batches:      # of a GPU
+        if timer.marks[-1][0] < timer.batches:      # on a GPU the last steps have no mark
             timer.mark()
     return timer.seconds_per_batch(), optimizer
 
 
 def _validation_seconds(net, loader, device):
-    # Each process stops at the same batch, before the first exchange: their numbers of batches can differ.
+    # All processes stop at the same batch, before their first exchange, because their numbers of batches can differ.
     timer = Timer(device, min(distributed.gather(min(BATCHES, len(loader)))))
     with contextlib.suppress(_Enough):
         validate(loader, net, timer)
@@ -76,7 +76,7 @@ def _validation_seconds(net, loader, device):
 
 
 class _Sink:
-    """Counts the bytes of a file that is not kept."""
+    """A file that only counts its bytes."""
 
     bytes = 0
 
@@ -95,7 +95,7 @@ def _saved_bytes(state):
 
 
 def _peak_bytes(device):
-    """Of tensors on a GPU, on a CPU of the whole process; None where the system does not say."""
+    """The peak memory: of tensors on a GPU, of the whole process on a CPU; None if unknown."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -107,14 +107,15 @@ def _peak_bytes(device):
 
 def estimate(opt, module, data, precision: Precision, device: torch.device, checkpoint: Callable,
              teacher: nn.Module | None = None, init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
-    """Time some steps of a run, print what the whole run will take, and return it; all processes call this.
+    """Time some steps of a run, print and return the costs of the whole run; all processes call this.
 
-    module: a distiller_zoo.Vanilla on its device. checkpoint() returns what its checkpoints hold. teacher: that is
-    measured first. init_rate: the rate of a first stage. cache_bytes: of the teacher's cache when it is full.
+    module: a distiller_zoo.Vanilla on its device. checkpoint() returns the content of its checkpoints. teacher: given
+    if the run validates it first. init_rate: the rate of a first stage. cache_bytes: the size of the full teacher's
+    cache.
 
     Returns {'hours', 'epochs', 'seconds_per_epoch', 'seconds_of_validation', 'images_per_second', 'memory_bytes' (of
-    one process; None where it is not known), 'disk_bytes', 'teacher_cache_bytes', 'classes'}; the last line that is
-    printed is that as JSON.
+    one process; None if unknown), 'disk_bytes', 'teacher_cache_bytes', 'classes'}. The last printed line is the same as
+    JSON.
     """
     steps, before = len(data.train_loader), 0.0
     if teacher is not None:
@@ -132,7 +133,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     epoch = steps * step + validation
 
     content = checkpoint()
-    if 'optimizer' in content:      # a teacher's, of which no step was timed
+    if 'optimizer' in content:      # of a teacher's checkpoint; this one has made no step
         content['optimizer'] = optimizer.state_dict()
     best = _saved_bytes(content)
     state = _saved_bytes({'module': module.state_dict(), 'optimizer': optimizer.state_dict()})
@@ -147,10 +148,10 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
 
 
 def _show(found, before, device):
-    hours, kind = found['hours'], 'GPU memory' if device.type == 'cuda' else 'memory'
-    long = f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'
-    print(f'estimate, time: {long}, {found["epochs"]} epochs of {found["seconds_per_epoch"]:.1f} s, of which '
-          f'{found["seconds_of_validation"]:.1f} s are the validation; {found["images_per_second"]:.0f} images/s'
+    kind = 'GPU memory' if device.type == 'cuda' else 'memory'
+    print(f'estimate, time: {readable_hours(found["hours"])}, {found["epochs"]} epochs of '
+          f'{found["seconds_per_epoch"]:.1f} s, of which {found["seconds_of_validation"]:.1f} s are the validation; '
+          f'{found["images_per_second"]:.0f} images/s'
           + (f'; {before:.0f} s before the first epoch' if before >= 1 else ''))
     if found['memory_bytes']:
         each = f' in each of {distributed.world_size()} processes' if distributed.world_size() > 1 else ''

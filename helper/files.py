@@ -132,7 +132,7 @@ def read_json(path: str | Path, what: str, largest: int = 1 << 28):
 
 
 def folder_name(name: str) -> str:
-    """A net's or a data set's name as a part of a folder's. Of a net nets/mine.py:build it is nets-mine.py:build."""
+    """The name of a net or data set as a part of a folder's name: nets/mine.py:build -> nets-mine.py:build."""
     file, is_file, function = name.rpartition('.py:')
     if is_file:
         folder = Path(file).parent

@@ -198,9 +198,10 @@ def _spawn(train, opt):
 
 
 def _start_resource_tracker():
-    """Now, because later it would let Ctrl-C through again; and without its warnings.
+    """Start it before Ctrl-C is blocked, because its start unblocks Ctrl-C; and without its warnings.
 
-    It removes the semaphores of a process that ends at once, as _one_of_several does, and would warn of each time.
+    It removes the semaphores of a process that exits without cleaning up, as in _one_of_several, and would warn each
+    time.
     """
     before = os.environ.get('PYTHONWARNINGS')
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (before, 'ignore:resource_tracker')))

@@ -62,7 +62,7 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
                 run.end_step(together)
         finite.flush()
         precision.check()
-        average_batchnorm(module)       # before the check, so that all processes end alike
+        average_batchnorm(module)       # before the check, so that it fails in all processes
         finite.check_weights(module)
         averages = meter.averages()
     return {**averages, 'images_per_second': progress.images_per_second}
@@ -80,14 +80,13 @@ def _forward(module, *batch):
 
 @torch.inference_mode()
 def validate(loader, net, run=None, source: str = '') -> dict:
-    """{'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'} over every image
-    once, each in one of the processes.
+    """{'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'} over all images.
 
-    net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may end here when a signal has come.
-    source: the flag and the file of a net that this run does not train, for the error message. The last two count the
-    classes that the net predicts at least once, and those that have images.
+    The processes share the images. The last two entries count the classes that the net predicts at least once, and
+    those that have images. net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may end here
+    after a signal. source: the flag and file of a net that this run does not train, for the error message.
 
-    Raises UserError, the same in every process, where the loss is not finite: NaN logits would count as a prediction.
+    Raises UserError in every process if the loss is not finite: NaN logits would count as a prediction.
     """
     net.eval()
     run = run or Unsaved()

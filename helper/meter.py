@@ -74,10 +74,10 @@ class Meter:
 
 
 class ClassCount:
-    """How many classes a net predicts for the test images, over all processes. Nothing is read back until the end."""
+    """Counts the classes that a net predicts for the test images, over all processes, without waiting for the GPU."""
 
     def __init__(self):
-        self.seen = None        # (2, classes): which are predicted, which are there
+        self.seen = None        # bool (2, classes): which are predicted, which have images
 
     def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """logits (N, classes), target (N,)."""

@@ -79,7 +79,7 @@ def check_recipe(opt) -> None:
 
 
 def has_momentum(name: str) -> bool:
-    """Whether the optimiser `name` of --opt reads --momentum."""
+    """Whether the optimiser `name` of --opt uses --momentum."""
     if name == 'sgd':
         return True
     from timm.optim import get_optimizer_info
@@ -122,14 +122,14 @@ class DOT(Eager):
 
     def __init__(self, params, lr: float, momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 5e-4):
         super().__init__(params, {'lr': lr, 'momentum': momentum, 'delta': delta, 'weight_decay': weight_decay})
-        self.kept = {}      # parameter -> gradient of the distillation, within a step
+        self.kept = {}      # parameter -> gradient of the distillation, until the step ends
 
     def __setstate__(self, state):      # of a copy, and of a loaded state
         super().__setstate__(state)
         self.kept = {}
 
     def step_kd(self) -> None:
-        """Keep the gradients that are there as those of the distillation, and clear them."""
+        """Keep the current gradients as the distillation's, and clear them."""
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
@@ -138,7 +138,7 @@ class DOT(Eager):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Take the gradients that are there as those of the task, and update the parameters."""
+        """Use the current gradients as the task's, and update the parameters."""
         kept, self.kept, settled = self.kept, {}, bool(self.state)
         for group in self.param_groups:
             updates = []        # (parameter, name of the buffer, gradient, momentum)

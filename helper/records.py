@@ -239,13 +239,13 @@ def _ignore_failed_writes(args):
 
 
 def predicts_one_class(test: dict) -> bool:
-    """Whether a net predicts one class for all test images, which have several. test: what validate returned, or an
-    epoch of history.json; of an older run, which does not say it, False."""
+    """Whether a net predicts one class for all test images although they have several. test: what validate returned, or
+    an epoch of history.json; False for older runs, which do not record it."""
     return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
 
 
 def warn_of_one_class(what: str, test: dict) -> None:
-    """Print a line where the net `what` predicts one class for all test images. test: as of predicts_one_class."""
+    """Print a line if the net `what` predicts one class for all test images. test: see predicts_one_class."""
     if predicts_one_class(test):
         print(f'{what} predicts one class for all test images: its top-1 is only the share of that class')
 

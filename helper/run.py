@@ -93,9 +93,9 @@ class Run:
                  checkpoint: Callable, split: dict | None = None):
         """Claims the folder and reads the state of --resume into `module`, a distiller_zoo.Vanilla before DDP.
 
-        facts: what a resumed run must find the same, beside the options. checkpoint() returns what the checkpoints hold
-        beside epoch and best_acc. split: the images of each split of --split, for split.json. Raises UserError; nothing
-        is written before everything is checked.
+        facts: must be the same in a resumed run, beside the options. checkpoint() returns the content of the
+        checkpoints beside epoch and best_acc. split: the images of each split of --split, for split.json. Raises
+        UserError; nothing is written before everything is checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
@@ -157,7 +157,7 @@ class Run:
     # Reading the state of --resume
 
     def _read(self) -> dict | None:
-        """What --resume finds; None where a run starts anew."""
+        """The state of --resume; None if the run starts anew."""
         path = self._source()
         before = path.with_name(PREVIOUS)
         if self.opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(before):
@@ -206,10 +206,10 @@ class Run:
         return self.lock.take()
 
     def _differences(self, saved: dict, seed) -> list[str]:
-        """What differs between this run and one with the identity and the seed `saved`, in words.
+        """The differences between this run and a saved one with this identity and seed, as texts.
 
-        A state that was written before an option existed had that option's default; a fact that an old one does not
-        have is not compared.
+        An option that did not exist when the state was saved had its default. A fact that an old state lacks is not
+        compared.
         """
         saved = {**self.opt.flags.defaults, **{name: self.identity.get(name) for name in NEWER}, **saved}
         differ = [f'{name} {saved.get(name)}, now {value}' for name, value in self.identity.items()
@@ -239,8 +239,7 @@ class Run:
                              f'{anew}')
 
     def _spare_earlier_run(self):
-        """Raises UserError, in all processes, where the folder holds a run of at least an epoch that this one would
-        replace, unless --overwrite is given."""
+        """Raises UserError in all processes if this run would replace one of at least an epoch without --overwrite."""
         found = distributed.broadcast(self._earlier_run if distributed.is_main() else None)
         if found and not self.opt.overwrite:
             raise UserError(f'{self.folder} {"; ".join(found)}')
@@ -248,7 +247,7 @@ class Run:
             print(f'{self.folder} {found[0]}; --overwrite: this run replaces it after its first epoch')
 
     def _earlier_run(self) -> tuple[str, str] | None:
-        """(what the folder holds, what can be done); None where no run there has come to the end of an epoch."""
+        """(what the folder holds, advice); None if no run there has finished an epoch."""
         there = {name for name in (LAST, PREVIOUS, 'history.json', 'test_best_metrics.json', self.place.best_file)
                  if os.path.exists(self.folder / name)}
         if not there:

@@ -19,8 +19,8 @@ from .measure import Calibration
 INK = '#010203'     # of text, axes and ticks: what an SVG shows in the colour of the page that it is in
 WRONG, BLUE, GREY = '#d62728', '#1f77b4', '#7f7f7f'
 COLUMNS = 4         # panels beside each other
-NAMED_CLASSES = 25  # so many can be named along an axis
-INCHES = 0.075      # that a character takes
+NAMED_CLASSES = 25  # the most class names along an axis
+INCHES = 0.075      # width of a character
 STYLE = {
     'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
     'axes.facecolor': 'none', 'font.size': 9, 'axes.titlesize': 'medium', 'legend.frameon': False,
@@ -82,12 +82,12 @@ def panels(names: Sequence[str], width: float, height: float, beside: float) -> 
 
 
 def wrap(text: str, inches: float) -> str:
-    """The text in lines that are at most so long."""
+    """The text in lines of limited length."""
     return '\n'.join(textwrap.fill(line, max(8, int(inches / INCHES))) for line in text.split('\n'))
 
 
 def whole_numbers(axis: Axis) -> None:
-    """Ticks at whole numbers alone, also where the axis has a single one."""
+    """Put ticks only at whole numbers, even if there is a single one."""
     axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
@@ -112,7 +112,7 @@ def tsne(points: dict[str, np.ndarray], labels: np.ndarray, classes: Sequence[st
 def correlations(differences: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
     """How a student's correlations between the logits of classes differ from the teacher's, on one scale for all.
 
-    differences: name -> (classes, classes). classes: their names, which stand at the axes of up to NAMED_CLASSES.
+    differences: name -> (classes, classes). classes: their names, which label the axes of up to NAMED_CLASSES.
     """
     highest = max(np.nanmax(difference, initial=0) for difference in differences.values())
     named = len(classes) <= NAMED_CLASSES

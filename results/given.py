@@ -1,4 +1,4 @@
-"""What a person gives a script: a run's folder or a checkpoint, and flags of the data where these say otherwise."""
+"""The arguments of scripts: a run folder or a checkpoint, and flags that override the data of the run."""
 import functools
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_
 
 @dataclass
 class Given:
-    """A checkpoint, and what its run's parameters.json says, as far as there is one."""
+    """A checkpoint, and the parameters.json of its run if there is one."""
 
     flag: str
     checkpoint: Path
@@ -27,7 +27,7 @@ class Given:
 
     @classmethod
     def find(cls, given: str, what: str) -> 'Given':
-        """That of a run's folder, or of a checkpoint. Raises UserError that begins with `what`."""
+        """The checkpoint at `given`, or the best one in that run folder. Raises UserError that begins with `what`."""
         checkpoint = Path(given)
         if os.path.isdir(given):
             best = sorted(checkpoint.glob('*_best.pth'))
@@ -52,17 +52,17 @@ class Given:
 
     @functools.cached_property
     def state(self) -> dict:
-        """The checkpoint, as of models.load.open_checkpoint. Raises UserError."""
+        """The checkpoint, see models.load.open_checkpoint. Raises UserError."""
         return open_checkpoint(str(self), self.flag)
 
     def compare_metrics(self) -> None:
-        """Set `trusted`: whether the metrics beside the checkpoint have its epoch and accuracy. Else a line says so."""
+        """Set `trusted` to False, with a line, if the metrics beside the checkpoint have another epoch or accuracy."""
         if words := self.other_metrics():
             print(f'{self}: {words}, so what the files there say of it is left out')
             self.trusted = False
 
     def other_metrics(self) -> str:
-        """Words that say how the metrics beside the checkpoint differ from it; '' where they do not."""
+        """How the metrics beside the checkpoint differ from it, as text; '' if they do not."""
         kinds = {LAST: ('test_last_metrics.json', {'epoch': 'epoch'})}
         if self.checkpoint.name.endswith('_best.pth'):
             kinds = {self.checkpoint.name: ('test_best_metrics.json', {'epoch': 'epoch', 'best_acc': 'test_acc'})}
@@ -81,12 +81,12 @@ class Given:
 
     @property
     def facts(self) -> dict:
-        """The parameters, where they are those of this checkpoint."""
+        """The parameters; empty if they are not of this checkpoint."""
         return self.parameters if self.trusted else {}
 
 
 def as_opened(parameters: dict) -> dict:
-    """How a run opened its teacher: arguments of models.load.open_net."""
+    """The arguments of models.load.open_net with which a run opened its teacher."""
     key = parameters.get('checkpoint_key')
     given = {name: parameters.get(f'{name}_t') for name in ('mean', 'std', 'size', 'interpolation')}
     return {'key': key if isinstance(key, str) else None,
@@ -94,8 +94,8 @@ def as_opened(parameters: dict) -> dict:
 
 
 def add_data_flags(parser: Parser) -> None:
-    """Those by which a train script reads its data; None where they are not given."""
-    add = parser.add_argument_group('data', 'As in the train scripts. Not given: as the run had it.').add_argument
+    """Add the flags of the train scripts that select the data; their default is None."""
+    add = parser.add_argument_group('data', 'As in the train scripts. Not given: the values of the run.').add_argument
     add('--dataset', help='its test set')
     add('--data_dir', type=path, help='the folder of the data')
     add('--image_size', help='of --dataset folder and hf:')
@@ -111,9 +111,9 @@ def add_data_flags(parser: Parser) -> None:
 
 
 def data_options(run: Given, opt):
-    """The options by which a train script would read the data of a run, but for what opt has of add_data_flags.
+    """The options with which a train script reads the data of a run; those of add_data_flags in opt override them.
 
-    Where neither says how large the images are, the checkpoint does.
+    If neither has an image size, the checkpoint's is used.
     """
     parameters = run.parameters
     if opt.dataset not in (None, parameters.get('dataset')):
@@ -122,7 +122,7 @@ def data_options(run: Given, opt):
     values = {**{name: parameters.get(name) for name in OF_THE_RUN},
               **{name: value for name, value in given.items() if value is not None}}
     if given['image_size'] is None and kind_of(values['dataset'] or '') not in source_dict:
-        del values['image_size']        # the images of other data have one size
+        del values['image_size']        # other data have a fixed size
     values['split'] = comma_list(values['split']) if values['split'] else None
     found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])

@@ -21,14 +21,14 @@ class Published(NamedTuple):
     epoch: str                  # 'best', 'last', or 'unknown' where the source does not say it
 
     def compares_with(self, epoch: str) -> bool:
-        """Whether it may stand beside our accuracy of the 'best' or the 'last' epoch."""
+        """Whether it may be compared with our accuracy of this epoch, 'best' or 'last'."""
         return self.epoch in (epoch, 'unknown')
 
 
 @functools.cache
 def published(dataset: str, *preferred: str) -> dict[tuple, Published]:
-    """(teacher or '', student, way or 'alone') -> the figure of the first of the preferred sources that has one; of all
-    sources, in the order of the file, where none is named."""
+    """(teacher or '', student, way or 'alone') -> the figure of the first of the preferred sources that has one; if no
+    source is preferred, of all in the order of the file."""
     figures = {}
     for source in preferred or sources():
         for row in rows_of('published.csv'):
@@ -40,7 +40,7 @@ def published(dataset: str, *preferred: str) -> dict[tuple, Published]:
 
 
 def way(method: str, options: dict) -> str:
-    """How identity() and published() name a method, or a sum of methods, with options that change it."""
+    """The name of a method, or a sum of methods, with options that change it; for identity() and published()."""
     return ', '.join(['+'.join(sorted(method.split('+'))), *(f'{k} {options[k]}' for k in sorted(options))])
 
 
@@ -50,8 +50,7 @@ def options_of(row: dict) -> dict:
 
 
 def variant(parameters: dict, options: dict) -> dict:
-    """option -> value, as texts, of those that tell published figures of a method apart, where they are not the usual.
-    """
+    """option -> value as text, for the options that distinguish a method's published figures; without the defaults."""
     method = parameters['distill']
     names = {name for row in rows_of('published.csv') if row['method'] == method for name in options_of(row)}
     if not names:
@@ -77,9 +76,9 @@ def rows_of(table: str) -> list[dict]:
 class Improvement(NamedTuple):
     """The average relative improvement over a method."""
 
-    percent: float | None               # None where no pair of nets counts
-    pairs: int                          # so many pairs of nets count
-    left_out: list[tuple[str, str]]     # (teacher, student) where the method is not better than the student alone
+    percent: float | None               # None without pairs
+    pairs: int                          # the number of pairs of nets in the mean
+    left_out: list[tuple[str, str]]     # (teacher, student) whose method is not better than the student alone
 
 
 def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, Improvement]:
@@ -100,6 +99,15 @@ def relative_improvement(top1: dict[tuple, float], ours: str) -> dict[str, Impro
                 left_out.append((teacher, student))
     return {method: Improvement(mean(ratios) if ratios else None, len(ratios), left_out)
             for method, (ratios, left_out) in found.items()}
+
+
+def published_improvement(ours: str, epoch: str) -> dict[str, str]:
+    """method -> the published average relative improvement of the method `ours` over it, in percent.
+
+    epoch: 'best' or 'last'; a figure of the other epoch is left out.
+    """
+    return {row['over']: row['ari'] for row in rows_of('published_ari.csv')
+            if row['of'] == ours and row['epoch'] in (epoch, 'unknown')}
 
 
 def closed_gap(top1: dict[tuple, float], ours: str) -> tuple[float, int] | None:

@@ -20,7 +20,7 @@ SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of
 
 
 def read_run(folder: str) -> dict:
-    """What the table and the figure need of one run. Raises UserError for a folder that holds none."""
+    """The facts and figures of one run. Raises UserError for a folder without a finished run."""
     if not os.path.isfile(Path(folder) / 'history.json'):
         raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
                         f'save/student_model/NAME')
@@ -67,7 +67,7 @@ def read_run(folder: str) -> dict:
 
 
 def runs_below(folder: str) -> list[str]:
-    """The folders of runs in this one, or itself where it is one; links to folders are not followed."""
+    """All run folders in this one, also itself; links to folders are not followed."""
     return sorted(inside for inside, _, files in os.walk(folder) if 'history.json' in files)
 
 
@@ -120,13 +120,13 @@ def trials(runs: list[dict]) -> list[list[dict]]:
 
 
 def alike(run: dict, other: dict) -> bool:
-    """Whether two runs are of one experiment: the same options, and the same facts (data, teacher, processes) as far as
-    both say them. An older run says fewer."""
+    """Whether two runs are of one experiment: the same options, and no different facts (data, teacher, processes).
+    Older runs have fewer facts."""
     return run['experiment'] == other['experiment'] and _agree(run, other, run['facts'])
 
 
 def same_data(run: dict, other: dict) -> bool:
-    """Whether two runs were trained on the same images, labels and class names, as far as both say them."""
+    """Whether two runs have the same images, labels and class names, as far as both record them."""
     return _agree(run, other, DATA)
 
 

@@ -34,7 +34,7 @@ def main():
     parser.add_argument('model', metavar='MODEL', help='a name of models.model_dict')
     parser.add_argument('--num_classes', type=number(int, low=1), default=100, help='of the data it was trained on')
     parser.add_argument('--checkpoint_key', metavar='KEY',
-                        help='where in FILE the weights are, as model_ema; not given: the average where there is one')
+                        help='the key of the weights in FILE, as model_ema; not given: the average if there is one')
     opt = parser.parse_args()
     checkpoint = open_checkpoint(opt.file, 'teacher', opt.checkpoint_key)
     net = load_net(opt.file, checkpoint, opt.model,

@@ -18,7 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
 from helper.cli import Parser, path, show, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
-from results.published import Published, closed_gap, published, relative_improvement, rows_of  # noqa: E402
+from results.published import (  # noqa: E402
+    Published,
+    closed_gap,
+    published,
+    published_improvement,
+    relative_improvement,
+    rows_of,
+)
 from results.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
@@ -26,7 +33,7 @@ FEWEST_CLASSES = 6      # for which the share of images whose class is among the
 
 
 def with_deviation(accuracies: list[float], width: int = 0) -> str:
-    """Their mean and standard deviation; of one alone, as wide as with a deviation of `width` characters."""
+    """Mean and standard deviation. A single value is padded by `width`, the characters of a deviation."""
     spread = f' ± {stdev(accuracies):.2f}' if len(accuracies) > 1 else ' ' * width
     return f'{mean(accuracies):.2f}{spread}'
 
@@ -74,7 +81,7 @@ def notes(groups: list[list[dict]]) -> Iterator[str]:
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:
     """The improvement of the method `ours` over each other one in these experiments, and the published one.
 
-    epoch: of which accuracies, 'best' or 'last'. Raises UserError where they have none.
+    epoch: of the accuracies, 'best' or 'last'. Raises UserError if there is none.
     """
     datasets, top1 = {group[0]['dataset'] for group in groups}, {}
     if len(datasets) > 1:
@@ -88,8 +95,7 @@ def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') 
     if not any(improvement.pairs for improvement in found.values()):
         raise UserError(f'--ari: it needs runs of {ours} and of another method for the same pair of nets, and of the '
                         'student alone (train_teacher.py --model STUDENT), which is worse than that method')
-    theirs = {row['over']: row['ari'] for row in rows_of('published_ari.csv')
-              if row['of'] == ours and row['epoch'] in (epoch, 'unknown')} if datasets == {'cifar100'} else {}
+    theirs = published_improvement(ours, epoch) if datasets == {'cifar100'} else {}
     rows = [(method, '' if improvement.percent is None else f'{improvement.percent:.2f}', str(improvement.pairs),
              theirs.get(method, '')) for method, improvement in found.items()]
     gap = closed_gap(top1, ours)
@@ -136,7 +142,7 @@ def figure(groups: list[list[dict]]):
 
 
 def save(fig, path: Path) -> None:
-    """Write the figure in the format that the file's name says."""
+    """Write the figure in the format of the file's extension."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=120)
@@ -147,12 +153,13 @@ def save(fig, path: Path) -> None:
 def main():
     parser = Parser(description='Compare finished runs.')
     parser.add_argument('runs', nargs='+', type=path, metavar='FOLDER',
-                        help='folder that a train script wrote, or one with such folders below it')
+                        help='a run folder, or a folder with run folders in it')
     parser.add_argument('--figure', type=path, help=f'where to write the picture, NAME{" or ".join(FORMATS)}')
     headline = rows_of('published_ari.csv')[0]['of']
     parser.add_argument('--ari', action='store_true', help='the average relative improvement over each method')
     parser.add_argument('--of', metavar='METHOD', help=f'the method whose improvement --ari shows; else {headline}')
-    parser.add_argument('--epoch', choices=ACCURACY, help='whose accuracies --ari compares; else those of the best')
+    parser.add_argument('--epoch', choices=ACCURACY,
+                        help='the epoch of the accuracies that --ari compares; not given: best')
     opt = parser.parse_args()
     get_method(opt.of or headline, '--of')
     if opt.of and not opt.ari:

@@ -66,7 +66,7 @@ def main():
                         help='the file to transform, and where to write it')
     parser.add_argument('--torchvision', metavar='NAME', help="transform torchvision's own weights, as of resnet34")
     parser.add_argument('--checkpoint_key', metavar='KEY',
-                        help='where in IN the weights are, as model_ema; not given: the average where there is one')
+                        help='the key of the weights in IN, as model_ema; not given: the average if there is one')
     opt = parser.parse_args()
     files = opt.files if opt.torchvision else opt.files[1:]
     if len(files) > 1 or not (opt.files or opt.torchvision):

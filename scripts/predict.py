@@ -37,7 +37,7 @@ def options():
     add('--output', type=path, metavar='FILE', help='write it there instead of to the terminal')
     add('--batch_size', type=number(int, low=1, high=10**5), default=16, help='images at a time')
     add('--threads', type=number(int, low=1, high=1024), help='that compute; not given: as the runtime likes')
-    add('--skip_bad_images', action='store_true', help='leave out what cannot be read, and name it')
+    add('--skip_bad_images', action='store_true', help='skip unreadable images, and name them')
     add('--max_pixels', type=number(int, low=1), default=MAX_PIXELS,
         help='images with more pixels count as unreadable')
     opt = parser.parse_args()

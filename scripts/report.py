@@ -42,7 +42,8 @@ def main():
     parser.add_argument('table', metavar='TABLE', help='a file in scripts/tables by its name, the path of another, or '
                                                        'the folder of its runs, save/NAME')
     parser.add_argument('--save_dir', type=path, help='where its runs are; else save/TABLE')
-    parser.add_argument('--epoch', choices=ACCURACY, help='whose accuracies are shown')
+    parser.add_argument('--epoch', choices=ACCURACY,
+                        help="the epoch of the accuracies; not given: that of the table's published figures")
     parser.add_argument('--figures', nargs='*', metavar='ROW',
                         help='draw the figures of these rows, or of all where none is named')
     opt, more = known_flags(parser)

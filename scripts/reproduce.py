@@ -31,10 +31,10 @@ def options():
     add('--save_dir', type=path, help='where its runs, logs and report are written; else save/TABLE')
     add('--dry-run', action='store_true', help='print the command of every run, and stop')
     add('--estimate', action='store_true',
-        help='with --dry-run: time some steps of one run of each row and pair that is left, and print the hours')
-    add('--rows', type=path, metavar='ROW,...', help='run these rows alone, with their teachers; else all')
+        help='with --dry-run: time some steps of one unfinished run of each row and pair, and print the hours')
+    add('--rows', type=path, metavar='ROW,...', help='run only these rows, with their teachers; not given: all')
     add('--pairs', type=path, metavar='PAIR,...', help="the same for pairs, as 'vgg13 -> vgg8'")
-    add('--seeds', type=path, metavar='SEED,...', help='the same for seeds, each of which is a trial')
+    add('--seeds', type=path, metavar='SEED,...', help='the same for seeds; each is a trial')
     add('--status', action='store_true', help='print how far the table is, and stop')
     add('--retry', action='store_true', help='try again what has failed')
     add('--cluster', choices=('local', 'slurm'), default='local', help='run here, or as array jobs of Slurm')

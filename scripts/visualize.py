@@ -204,7 +204,7 @@ def check_alike(students, opt):
 
 
 def teacher_of(students):
-    """(the teacher's checkpoint of these runs, how they opened it). Raises UserError for none and for several."""
+    """(the teacher's checkpoint of these runs, arguments of open_net). Raises UserError for none and for several."""
     taught, opened = {}, {}     # checksum -> path, path -> arguments of open_net
     for student in students:
         file, said = student.facts.get('path_t'), student.facts.get('model_t')

@@ -22,8 +22,8 @@ OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint":
 
 def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Path, formats: list[str],
              dtype: str, trusted: bool = True) -> dict:
-    """What model_card.json says. parameters: of the run, as far as they are known. trusted: whether the metrics beside
-    the checkpoint are its own."""
+    """The content of model_card.json. parameters: of the run, as far as known. trusted: whether the metrics beside the
+    checkpoint belong to it."""
     run = Path(student.checkpoint).parent
     here = surroundings()
     files = {CONFIG: {}, **{FORMATS[name].file: {'format': FORMATS[name].words, **outcomes.formats[name].json()}
@@ -105,7 +105,7 @@ def _figures(facts):
 
 
 def _square(images):
-    """How an image becomes a square of the net's size, in words."""
+    """How an image becomes a square of the net's size, as text."""
     size, fit = images['size'], images['fit']
     return f'Scale both sides to {size} pixels.' if fit == 'squash' else \
         f'Scale the longer side to {size} pixels, and fill the square with black on both sides.' if fit == 'pad' else \

@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def single_class(self) -> int | None:
-        """The class that every image is given, although the images are of several; else None."""
+        """The class predicted for all images, although they have several; None if there is no such class."""
         return min(self.predicted) if len(self.predicted) == 1 < len(self.true) else None
 
     def fault(self, agreement: float | None) -> str:

@@ -62,7 +62,7 @@ def missing(name: str) -> list[str]:
 
 
 def check_checksums(folder: Path, names: list[str], flag: str) -> None:
-    """Compare files of an export with their SHA-256 in its model card; print a line where there is no card.
+    """Compare files of an export with their SHA-256 in its model card; print a line if there is no card.
 
     Raises UserError that begins with `flag` for a file that has changed since the export.
     """

@@ -111,7 +111,7 @@ def receive(file) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def _explained(fault: str):
-    """End the process with one line: `fault`, and the runtime's own words without the names of its exceptions."""
+    """End the process with one line: `fault`, and the runtime's message without the names of its exceptions."""
     try:
         yield
     except (ImportError, MemoryError):

@@ -85,8 +85,9 @@ def test_which_flags_are_given(tmp_path):
 
 
 @pytest.mark.parametrize('flags, words', [
-    ('--lr_decay_epochs 30 60 90', '60: belongs to no flag; its values stand with commas: --lr_decay_epochs 30,60,90'),
-    ('-b 45 0.8', '0.8: belongs to no flag; its values stand with commas: --beta 45,0.8'),
+    ('--lr_decay_epochs 30 60 90', '60: belongs to no flag; separate its values with commas: '
+                                   '--lr_decay_epochs 30,60,90'),
+    ('-b 45 0.8', '0.8: belongs to no flag; separate its values with commas: --beta 45,0.8'),
     ('--batch_size=60 --epochs 30 60', '60: belongs to no flag; --epochs takes one value: passes over the training'),
     ('--gpu_id 0 1', '1: belongs to no flag; --gpu_id takes one value: the GPU to train on, or a list with commas'),
     ('--fast yes', 'yes: belongs to no flag; --fast takes no value'),
