@@ -1,6 +1,6 @@
-"""The criteria of distillation, which need torch alone; and every method by its name, distiller_dict[name].
+"""The criteria of distillation, which need only torch; and every method by its name, distiller_dict[name].
 
-The methods train nets with the rest of the repository. registry.py, which has them, is imported when one is first used.
+The methods need the rest of the repository, so registry.py, which has them, is imported when one of them is first used.
 """
 from .criteria.abound import ABLoss, Connector
 from .criteria.attention import Attention
@@ -60,5 +60,5 @@ def __getattr__(name: str):
         from . import registry
     except ImportError as error:
         raise ImportError(f'distiller_zoo.{name} needs the whole repository: clone it and start Python in its folder; '
-                          f'anywhere else the package has the criteria alone ({error})') from error
+                          f'elsewhere the package only has the criteria ({error})') from error
     return getattr(registry, name)

@@ -17,8 +17,8 @@ IMAGENET = ('imagenet', 'imagenette')     # the data sets for which the methods 
 
 
 def is_imagenet(opt) -> bool:
-    """Whether the data are ImageNet or a part of it, in 224 pixels. The name alone of another data set, as that of
-    hf:NAME/tiny-imagenet with its 64 pixels, does not count."""
+    """Whether the data are ImageNet or a part of it, in 224 pixels. Other data sets with `imagenet` in their names, as
+    hf:NAME/tiny-imagenet with 64 pixels, do not count."""
     return opt.dataset in IMAGENET
 
 
@@ -31,8 +31,8 @@ class Distiller(Vanilla):
 
     A method is a subclass in a file of its own, named by its title and "Distiller". It sets what is documented here and
     in Vanilla, builds its criterion and trainable part in `build`, and returns its loss from `method_loss`. The
-    criterion may be in the same file; those in criteria/ can be installed without the rest. Nothing else in the
-    repository needs to know of a method but its line in distiller_dict, in registry.py.
+    criterion may be in the same file; those in criteria/ can be installed without the rest. The only other change is
+    the method's line in distiller_dict, in registry.py.
 
     total loss = gamma * cross-entropy + alpha * T^2 * KL(teacher || student) + beta * method_loss
     """

@@ -1,4 +1,4 @@
-"""The loss of the task: the cross-entropy with the labels, and what its flags make of it."""
+"""The loss of the task: the cross-entropy with the labels, as its flags change it."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,1 +1,1 @@
-"""A file for each method: its loss and what is trained with it, with torch alone."""
+"""A file for each method: its loss and the layers trained with it; needs only torch."""

@@ -1,4 +1,4 @@
-"""CAT-KD: where in the image each class is seen, by the student as by the teacher."""
+"""CAT-KD: the student's class activation maps learn the teacher's."""
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +26,7 @@ class CATKDLoss(nn.Module):
         self.resolution, self.normalize = resolution, normalize
 
     def forward(self, cam_s, cam_t):
-        """What activation_maps returns for both nets, (N, classes, H, W) -> scalar."""
+        """Class activation maps of both nets, from activation_maps, (N, classes, H, W) -> scalar."""
         s, t = (F.adaptive_avg_pool2d(cam, self.resolution).flatten(2) for cam in (cam_s, cam_t))
         if self.normalize:
             s, t = F.normalize(s, dim=2), F.normalize(t, dim=2)

@@ -18,7 +18,7 @@ class LinearEmbed(nn.Module):
 
 
 class Correlation(nn.Module):
-    """How the student's errors on one sample go with those on the next sample of the batch.
+    """Correlation of the student's errors on neighbouring samples of the batch.
 
     Peng et al., ICCV 2019, Correlation Congruence for Knowledge Distillation, arXiv:1904.01802.
     Published: weight 0.02.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def gather_rows(x):
-    """(N, ...) of every process that trains, of one N -> (processes * N, ...), in order of rank, without gradient."""
+    """(N, ...) of each process, with the same N -> (processes * N, ...), in order of rank, without gradient."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     x = x.detach().contiguous()
@@ -45,12 +45,12 @@ class ContrastMemory(nn.Module):
 
     def forward(self, v1, v2, idx, contrast_idx):
         """v1, v2 (N, D); idx (N,); contrast_idx (N, K+1), the positive first -> two (N, K+1) of exp(similarity) / Z."""
-        # One product with the whole memory, of which the wanted entries are then picked: gathering K+1 rows of D values
-        # a sample instead would move hundreds of times as many bytes.
+        # Multiply with the whole memory and pick the wanted entries: gathering K+1 rows of D values a sample would move
+        # hundreds of times as many bytes.
         out1, out2 = (torch.exp((v @ memory.t()).gather(1, contrast_idx) / self.temperature)
                       for v, memory in ((v1, self.memory_v2.clone()), (v2, self.memory_v1.clone())))
         with torch.no_grad():
-            # Several processes keep one memory: all take in the whole batch.
+            # Several processes keep equal memories: each stores the whole batch.
             estimate = gather_rows(torch.stack([out1.mean(), out2.mean()])[None] * len(self.memory_v1)).mean(0)
             self.Z.copy_(torch.where(self.Z < 0, estimate, self.Z))
             z1, z2 = self.Z.clone()
@@ -164,5 +164,5 @@ class ContrastSampler(nn.Module):
         window = order[(offset + torch.arange(min(n, k + self.largest), device=target.device)) % n]
         other = self.labels[window] != target[:, None]
         place = other.cumsum(1)
-        place = torch.where(other & (place <= k), place - 1, k)         # what is not wanted goes to a spare column
+        place = torch.where(other & (place <= k), place - 1, k)         # unwanted entries go to a spare column
         return window.new_empty(len(target), k + 1).scatter_(1, place, window)[:, :k]

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def reversal_strength(epoch: int, loops: int = 10) -> float:
-    """What the temperature's gradient is multiplied by in an epoch, counted from 1: from 0 to -1 in `loops` epochs.
+    """The factor of the temperature's gradient in an epoch, counted from 1: from 0 to -1 in `loops` epochs.
 
     Published: loops 10 for CIFAR-100, loops 5 for ImageNet.
     """
@@ -26,7 +26,7 @@ class GlobalTemperature(nn.Module):
         self.theta = nn.Parameter(torch.ones(()))
 
     def forward(self, strength):
-        """strength, what reversal_strength returns -> the temperature, a scalar, for distill_kl or dkd_loss.
+        """strength, from reversal_strength -> the temperature, a scalar, for distill_kl or dkd_loss.
 
         The gradient reaches theta times `strength`, which is negative: theta learns to make the loss larger.
         """

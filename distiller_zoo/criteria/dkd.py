@@ -1,4 +1,4 @@
-"""DKD: the two parts of soft labels, of the true class and of the others, weighted apart."""
+"""DKD: the two parts of soft labels, of the true class and of the others, weighted separately."""
 import torch
 import torch.nn.functional as F
 

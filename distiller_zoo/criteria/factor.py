@@ -6,7 +6,8 @@ from .pool import match_size
 
 
 def _layers(conv, channels, bn=False):
-    """3x3 `conv`s between the channels, each with BN if told, and leaky ReLU; three places a layer in either case."""
+    """3x3 convolutions `conv`, each with leaky ReLU, and with BN if `bn`. Otherwise Identity keeps the numbering.
+    """
     layers = []
     for c_in, c_out in zip(channels, channels[1:], strict=False):
         layers += [conv(c_in, c_out, 3, 1, 1), nn.BatchNorm2d(c_out) if bn else nn.Identity(),
@@ -56,7 +57,7 @@ class FactorTransfer(nn.Module):
     """
 
     def forward(self, f_s, f_t):
-        """What Translator gives of the student, and Paraphraser of the teacher, (N, C, H, W) -> scalar.
+        """Factors of the student, from Translator, and of the teacher, from Paraphraser, (N, C, H, W) -> scalar.
 
         The larger factor is average-pooled to the other's size.
         """

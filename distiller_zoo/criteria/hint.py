@@ -40,5 +40,5 @@ class HintLoss(nn.Module):
     """
 
     def forward(self, f_s, f_t):
-        """What ConvReg returns: two maps (N, C, H, W) of one shape -> scalar."""
+        """Two maps (N, C, H, W) of one shape, from ConvReg -> scalar."""
         return F.mse_loss(f_s, f_t)

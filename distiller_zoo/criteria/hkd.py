@@ -29,7 +29,7 @@ class HKDLoss(nn.Module):
         self.init_weight, self.decay = init_weight, decay
 
     def forward(self, f_s: list, f_t: list):
-        """Lists of features (N, ...), paired in order -> scalar. The end of the longer list is not used."""
+        """Lists of features (N, ...), paired in order -> scalar. Extra features of the longer list are ignored."""
         loss = 0.0
         for i, (s, t) in enumerate(zip(f_s, f_t, strict=False)):
             s, t = s.flatten(1), t.flatten(1)

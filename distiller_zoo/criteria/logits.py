@@ -1,4 +1,4 @@
-"""Logits as some losses on soft labels read them."""
+"""Standardised logits, for losses on soft labels."""
 from torch import Tensor
 
 

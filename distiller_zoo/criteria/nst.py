@@ -16,7 +16,7 @@ class NSTLoss(nn.Module):
     def forward(self, g_s: list, g_t: list):
         """Lists of maps (N, C, H, W), paired in order -> list of scalars, one for each pair.
 
-        The larger map of a pair is average-pooled to the other's size; the end of the longer list is not used.
+        The larger map of a pair is average-pooled to the other's size; extra maps of the longer list are ignored.
         """
         return [self.pair(*match_size(f_s, f_t)) for f_s, f_t in zip(g_s, g_t, strict=False)]
 

@@ -7,7 +7,7 @@ from .layers import ConvBN
 
 
 class HCLLoss(nn.Module):
-    """Hierarchical context loss: mean squared errors of maps, and of what average pooling to 4, 2 and 1 leaves of them.
+    """Hierarchical context loss: mean squared errors of maps, and of the same maps average-pooled to 4, 2 and 1.
 
     Chen et al., CVPR 2021, Distilling Knowledge via Knowledge Review, arXiv:2104.09044.
     Published: weight 5 and a warm-up over 20 epochs for CIFAR-100, weight 1 for ImageNet.
@@ -16,7 +16,7 @@ class HCLLoss(nn.Module):
     levels = (4, 2, 1)
 
     def forward(self, fused: list, feats_t: list):
-        """What ReviewStack returns, and the teacher's maps, lists of equal shapes (N, C, H, W) -> scalar, summed.
+        """The maps of ReviewStack and of the teacher, lists of equal shapes (N, C, H, W) -> scalar, summed.
 
         Each level counts half as much as the one before it; the weights sum to 1.
         """

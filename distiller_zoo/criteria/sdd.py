@@ -11,7 +11,7 @@ FINEST = 4      # cells a side
 def regional_logits(features, classifier: nn.Linear, scales: list):
     """The map before pooling (N, C, H, W) -> logits (N, classes, regions), for SDDLoss.
 
-    They are what the classifier gives for the average of each region.
+    They are the classifier's logits for the average of each region.
     scales: of 1, 2, 4, how many cells a side; the regions come scale by scale, row by row.
     """
     cells = F.adaptive_avg_pool2d(features, FINEST)
@@ -33,7 +33,7 @@ class SDDLoss(nn.Module):
         self.base, self.temperature, self.alpha, self.beta = base, temperature, alpha, beta
 
     def forward(self, logits_s, logits_t, target):
-        """What regional_logits returns for both nets, the whole image first, and target (N,) -> scalar."""
+        """Logits of both nets, from regional_logits with the whole image first, and target (N,) -> scalar."""
         n, _, regions = logits_s.shape
         right = logits_t.argmax(1) == target[:, None]
         weight = 1 + (right != right[:, :1]).to(logits_s.dtype)

@@ -29,7 +29,7 @@ def transport_cost(distance):
 
 
 def weight_factor(epoch: int, epochs: int, start: int) -> float:
-    """What the distance's weight is multiplied by in an epoch, counted from 1.
+    """The factor of the distance's weight in an epoch, counted from 1.
 
     It is 1 up to `start`, and falls from there by half a cosine to 0 in the last epoch.
     """
