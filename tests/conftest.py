@@ -1,4 +1,5 @@
 """What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
+import atexit
 import functools
 import json
 import os
@@ -12,10 +13,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
+TEMPORARY = []      # this process's folder for what libraries leave behind
+# Registered before torch imports multiprocessing, which removes folders of its own in there: this runs after that.
+atexit.register(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in TEMPORARY])
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # started in the background by a shell script
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,10 +50,7 @@ def pytest_configure(config):
     # keeps its own folders where they are.
     os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', tempfile.gettempdir())
     os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp(prefix='tests-')
-
-
-def pytest_unconfigure(config):
-    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+    TEMPORARY.append(tempfile.tempdir)
 
 
 def free_port() -> int:
