@@ -79,6 +79,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
                 plan.add_cell(pair, table.row_for(row, pair))
+        plan.check_image_sizes(pair)
     if plan.not_cached and not plan.cached:
         *_, why = plan.not_cached.values()
         raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({why}); leave it out')
@@ -144,6 +145,17 @@ class _Plan:
             if (row.label, str(pair)) in step.cells or any(p == str(pair) for _, p in step.cells):
                 raise UserError(f'{what}: is the same run as row {step.cells[0][0]}; give each once')
             step.cells.append((row.label, str(pair)))
+
+    def check_image_sizes(self, pair):
+        """Raises UserError where a student alone would see images of another size than its teacher."""
+        steps = [step for step in self.steps.values() if str(pair) in {name for _, name in step.cells}
+                 and kind_of(step.opt.dataset) in source_dict and 'image_size' not in step.opt.flags.given]
+        for alone in (step for step in steps if step.script == 'train_teacher.py'):
+            for taught in (step for step in steps if step.script == 'train_student.py'):
+                size = taught.opt.image_size
+                if size != alone.opt.image_size:
+                    raise UserError(f'{alone.what}: its images would have {alone.opt.image_size} pixels, but those of '
+                                    f'the teacher {pair.teacher} have {size}; give --image_size {size} in options')
 
     def _alone(self, pair, row, trial, seed, what):
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]

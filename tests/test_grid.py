@@ -340,6 +340,20 @@ def test_a_fetched_teacher_may_say_what_its_name_means(tmp_path):
     assert {step.opt.model_t for step in steps_of(table, 'save', [])} == {'ResNet18_cifar'}
 
 
+def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
+    """Students with a teacher take the size in its checkpoint, a student alone does not."""
+    inputs = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'size': 224, 'interpolation': 'bilinear'}
+    save_checkpoint(tmp_path / 'resnet14.pth', {'model': {}, 'arch': 'resnet14', 'inputs': inputs})
+    changes = {'rows': {'Student': 'alone', 'KD': 'kd'}, 'fetched': f'{tmp_path}/{{teacher}}.pth'}
+
+    def sizes(options):
+        table = read(write_table(tmp_path / 'mini.toml', ('auxiliary',), options=options, **changes))
+        return {step.opt.image_size for step in steps_of(table, 'save', [])}
+    with pytest.raises(UserError, match='would have 32 pixels, .* resnet14 have 224; give --image_size 224 in options'):
+        sizes('--dataset folder')
+    assert sizes('--dataset folder --image_size 224') == {224} and sizes('--dataset digits') == {32}
+
+
 def test_steps_wait_for_their_teacher(tmp_path):
     steps = steps_of(read(write_table(tmp_path / 'mini.toml')), 'save', [])
     assert [[step.name for step in wave] for wave in waves(steps)] == [
