@@ -285,12 +285,21 @@ def take_image_size(opt, checkpoint: dict, what: str) -> None:
         opt.image_size = size
 
 
+def warn_of_split(opt, checkpoint: dict, what: str) -> None:
+    """Print a line where a checkpoint's net was trained with a --split that this run has not."""
+    theirs = checkpoint.get('split')
+    if isinstance(theirs, list) and theirs != opt.split:
+        print(f'{what}: its net was trained with --split {comma_list(theirs)}, so the test images of this run may be '
+              f'among its training images, and its accuracy on them too high')
+
+
 def open_teacher(opt) -> dict:
     """The teacher's checkpoint, see models.load.open_net. Sets opt.model_t, and see take_image_size."""
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
     take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
+    warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
     return checkpoint
 
 

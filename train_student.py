@@ -67,7 +67,7 @@ def train(opt, device):
 
     def checkpoint():
         return {**distiller.checkpoint(), 'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs,
-                'classes': [*data.classes]}
+                'classes': [*data.classes], 'split': opt.split}
 
     if opt.estimate:
         measured = None if opt.skip_validation else teacher

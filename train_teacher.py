@@ -21,7 +21,7 @@ from helper.run import Place, Run
 from helper.state import fingerprint
 from models.find import build, check_name
 from models.load import open_checkpoint, warn_of_size
-from options import take_image_size, teacher_options
+from options import take_image_size, teacher_options, warn_of_split
 
 
 def train(opt, device):
@@ -29,6 +29,7 @@ def train(opt, device):
     if opt.evaluate:
         checkpoint = open_checkpoint(opt.evaluate, '--evaluate', opt.checkpoint_key)
         take_image_size(opt, checkpoint, f'--evaluate {opt.evaluate}')
+        warn_of_split(opt, checkpoint, f'--evaluate {opt.evaluate}')
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, mixes(opt))
@@ -56,7 +57,8 @@ def train(opt, device):
 
     def checkpoint():
         return {**vanilla.checkpoint(), 'optimizer': optimizer.state_dict(), 'arch': arch,
-                'num_classes': data.num_classes, 'inputs': data.inputs, 'classes': [*data.classes]}
+                'num_classes': data.num_classes, 'inputs': data.inputs, 'classes': [*data.classes],
+                'split': opt.split}
 
     if opt.estimate:
         estimate(opt, vanilla, data, precision, device, checkpoint)
