@@ -118,7 +118,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     data = _loaders(opt, device, drop_last, views)
     data.same_classes = opt.same_classes
     for labels, what, so in ((data.labels, 'training', 'no net can learn it'),
-                             (data.test_labels, 'test', 'the accuracy says nothing of it')):
+                             (data.test_labels, 'test', 'the accuracy does not cover it')):
         counts = torch.bincount(labels, minlength=data.num_classes)
         empty = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
         if empty:

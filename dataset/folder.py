@@ -72,12 +72,12 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
     labelled = [folder for folder in held_out if any(os.path.isdir(folder / name) for name in classes)]
     chosen = (labelled or held_out)[0]
     if chosen != held_out[0]:
-        print(f'--data_dir: {held_out[0]}: has no folder of a class, so the test images are those of {chosen.name}')
+        print(f'--data_dir: {held_out[0]}: has no class folders, so the test images are taken from {chosen.name}')
     test, test_classes = _scan_split(root, chosen.name, may_be_empty=True)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
         raise UserError(f'--data_dir: {root}: train and {chosen.name} must have the same classes; only one of them '
-                        f'has: {", ".join(odd[:10])}; a class without test images has an empty folder')
+                        f'has: {", ".join(odd[:10])}; keep an empty folder for a class without test images')
     return train, test, classes
 
 
@@ -148,7 +148,7 @@ def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: 
     others: files that are no images. beside: files outside the class folders. to: not given: stdout.
     """
     if others or beside:
-        kinds = [*by_ending(others), *(f'{kind} beside the folders of the classes' for kind in by_ending(beside))]
+        kinds = [*by_ending(others), *(f'{kind} outside the class folders' for kind in by_ending(beside))]
         print(f'{place}: {len(others) + len(beside)} files left out: {", ".join(kinds)}', file=to)
 
 
@@ -206,7 +206,7 @@ def say_what_is_cut(source) -> None:
     oblong = [share for share in kept if share < 1]
     if oblong:
         least, most = f'{min(oblong):.0%}', f'{max(oblong):.0%}'
-        print(f'--fit crop: the centre square of each image is used; of {len(kept)} training images looked at, '
+        print(f'--fit crop: the centre square of each image is used; of {len(kept)} training images checked, '
               f'{len(oblong)} are oblong and keep {least if least == most else f"{least} to {most}"} of their pixels; '
               f'--fit squash or --fit pad keep all')
 

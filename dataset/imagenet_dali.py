@@ -97,7 +97,7 @@ class DaliLoader:
         except RuntimeError as error:
             said = re.split('C\\+\\+ context|Current pipeline', str(error).split('encountered:')[-1])[0]
             why = self._unreadable(first) or f'DALI cannot read an image ({" ".join(said.split())})'
-            raise UserError(f'--dali {self.dali}: {why}; mend the file or remove it, or leave --dali out and give '
+            raise UserError(f'--dali {self.dali}: {why}; repair the file or remove it, or leave --dali out and give '
                             f'--skip_bad_images') from error
 
     def _unreadable(self, first):

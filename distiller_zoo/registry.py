@@ -115,6 +115,6 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
     fill(net, checkpoint, f'{flag} {path}', fault)
     width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]
     if width != data.num_classes:
-        raise UserError(f'{flag} {path}: {fault} (it tells {width} classes apart, the data has {data.num_classes})')
+        raise UserError(f'{flag} {path}: {fault} (it has {width} classes, the data has {data.num_classes})')
     match_classes(net, checkpoint.get('classes'), data, f'{flag} {path}')
     return f'{name} by {method}', net

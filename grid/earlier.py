@@ -82,7 +82,7 @@ def _check_last(step):
     there = [name for name in ('history.json', 'test_best_metrics.json', step.checkpoint.name)
              if (step.folder / name).exists()]
     if there and not any((step.folder / name).exists() for name in (LAST, PREVIOUS)) and not result(step):
-        raise _Lost(f'{step.what}: {step.folder}: the run there cannot go on without its {LAST}, which is lost; move '
+        raise _Lost(f'{step.what}: {step.folder}: the run there cannot continue, because its {LAST} is lost; move '
                     f'the folder away, and the same command trains it again')
 
 

@@ -82,7 +82,7 @@ def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
         plan.check_image_sizes(pair)
     if plan.not_cached and not plan.cached:
         *_, why = plan.not_cached.values()
-        raise UserError(f'{table.path}: teacher_cache: no run of the table can have it ({why}); leave it out')
+        raise UserError(f'{table.path}: teacher_cache: no run of the table can use it ({why}); leave it out')
     return sorted(plan.steps.values(), key=lambda step: step.trial)
 
 
@@ -112,7 +112,7 @@ def _named(text, known, flag, table):
     names = [' '.join(name.replace('->', ' -> ').split()) for name in text.split(',')]
     for name in names:
         if name not in known:
-            raise UserError(f'{flag} {name}: {table.path} has no such one; {nearest(name, known)}')
+            raise UserError(f'{flag} {name}: {table.path} does not have it; {nearest(name, known)}')
     return [value for name, value in known.items() if name in names]
 
 

@@ -197,7 +197,7 @@ def _check_pickle(file):
         elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
             place = len(memo) if argument is None else argument
             if place > MOST_VALUES:     # an unpickler in C allocates memory for all smaller numbers
-                raise _Refused('a place in memory without end')
+                raise _Refused('a memo index that is too large')
             memo[place] = stack[-1]
         elif 'GET' in opcode.name:
             stack.append(memo[argument])

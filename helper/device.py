@@ -25,7 +25,7 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
     words = gpu_id.split(',')
     if MPS in words:
         if len(words) > 1:
-            raise UserError(f'--gpu_id {gpu_id}: the GPU of a Mac trains in one process alone; give --gpu_id mps')
+            raise UserError(f'--gpu_id {gpu_id}: the GPU of a Mac trains in a single process; give --gpu_id mps')
         if not torch.backends.mps.is_available():
             raise UserError('--gpu_id mps: PyTorch finds no GPU of Apple on this machine; give the number of a GPU, as '
                             '0, or cpu')
@@ -133,7 +133,7 @@ class Precision:
         self.device = device
         if kind == 'auto' and device.type in ('cpu', MPS):
             what = 'are not faster on a CPU' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
-            print(f'--amp: 16 bits {what}: computing in float32; --amp bfloat16 asks for them all the same')
+            print(f'--amp: 16 bits {what}: computing in float32; --amp bfloat16 enables them anyway')
             kind = None
         elif kind == 'float16' and device.type == MPS:
             raise UserError('--amp float16: not on a GPU of Apple; give --amp bfloat16, or leave it out')

@@ -55,7 +55,7 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     device = select_device(gpu_id)
     if device.type == MPS:
-        raise UserError('--gpu_id mps: the GPU of a Mac trains in one process alone; start one, or give cpu')
+        raise UserError('--gpu_id mps: the GPU of a Mac trains in a single process; start one, or give cpu')
     began = time.monotonic()
     try:
         with _without_cpp_messages():

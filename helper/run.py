@@ -232,10 +232,10 @@ class Run:
         epochs = state.get('epochs', self.opt.epochs)
         if (self.module.scheduled_over_epochs or self.opt.sched != 'step') and epochs != self.opt.epochs:
             raise AnotherRun(f'--epochs {self.opt.epochs}: {path} follows a schedule over {epochs} epochs, which '
-                             f'cannot be changed on the way; give --epochs {epochs}, or {anew}')
+                             f'cannot be changed during a run; give --epochs {epochs}, or {anew}')
         done = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
         if self.opt.epochs < done:
-            raise AnotherRun(f'--epochs {self.opt.epochs}: {path} has come to epoch {done}; give at least {done}, or '
+            raise AnotherRun(f'--epochs {self.opt.epochs}: {path} has reached epoch {done}; give at least {done}, or '
                              f'{anew}')
 
     def _spare_earlier_run(self):

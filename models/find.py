@@ -69,7 +69,7 @@ def check_without_weights(name: str, flag: str) -> None:
     """Raises UserError if the name of a net that gets new weights includes published weights, timm:NAME.TAG."""
     weights = settings(name, flag)[0].partition('.')[2] if library_of(name) else ''
     if weights:
-        raise UserError(f'{flag} {name}: {weights} names published weights, which a net by its name does not get; '
+        raise UserError(f'{flag} {name}: {weights} names published weights, but this net gets new ones; '
                         f'leave it out, or give {name} as --path-t')
 
 
@@ -100,7 +100,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
         net = _own(name, num_classes, image_size, flag, trains)
     _check_logits(net, num_classes, image_size, f'{flag} {name}', trains)
     if isinstance(net, Adapter) and net.channels == 1:
-        print(f'{flag} {name}: takes one channel, so it sees the images in grey')
+        print(f'{flag} {name}: takes one channel, so it gets grey images')
     return net
 
 
@@ -125,7 +125,7 @@ def _check_logits(net, num_classes, image_size, what, trains):
     if not isinstance(logits, Tensor):
         refuse(f'gives a {type(logits).__name__} instead of logits (N, {num_classes})')
     if logits.dim() != 2:
-        refuse(f'gives logits {("N", *logits.shape[1:])}, one for each position of a map or more; let it pool them to '
+        refuse(f'gives logits {("N", *logits.shape[1:])}, not one row for each image; let it pool them to '
                f'(N, {num_classes})')
     if logits.shape != (2, num_classes):
         refuse(f'gives {logits.shape[1]} logits for {num_classes} classes; let its last layer have num_classes outputs')

@@ -68,7 +68,7 @@ def _at(state, key, what):
         if not isinstance(value, dict):
             names = [*_sets(state, [k for k in state if isinstance(k, str)])]
             raise UserError(f'{what}: --checkpoint_key {key}: no weights are there; '
-                            f'{nearest(key, map(printable, names)) if names else "it holds none under a name"}')
+                            f'{nearest(key, map(printable, names)) if names else "it has no weights under a key"}')
     return _as_weights(value)
 
 

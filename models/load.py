@@ -39,7 +39,7 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
         known = as_inputs(known, what)
         for key, value in inputs.items():
             if known[key] != value:
-                raise UserError(f'--{key}_t {value}: {what} says itself that its net sees images with {key} '
+                raise UserError(f'--{key}_t {value}: {what} says that its net takes images with {key} '
                                 f'{known[key]}; leave it out')
         return name, checkpoint
     if known is None and ('mean' in inputs) != ('std' in inputs):
@@ -107,8 +107,9 @@ def _of_state(state, what):
                         f'yet; train on with --resume auto')
     epoch, step = state.get('epoch'), state.get('step')
     if type(epoch) is not int or type(step) is not int:
-        raise UserError(f'{what}: is no whole last.pth; train on with --resume auto')
-    print(f'{what}: is taken as after {f"step {step} of epoch {epoch}" if step else f"epoch {epoch - 1}"}')
+        raise UserError(f'{what}: is an incomplete last.pth; train on with --resume auto')
+    print(f'{what}: is used as the checkpoint after '
+          + (f'step {step} of epoch {epoch}' if step else f'epoch {epoch - 1}'))
     names = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'inference_net', 'format_version')
     return {**{name: state[name] for name in names if name in state}, 'epoch': epoch if step else epoch - 1}
 

@@ -39,7 +39,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
     if timm.get_pretrained_cfg(name).fixed_input_size:
         settings = {**settings, 'img_size': size}
     if settings.get('global_pool', 'avg') in ('', None):
-        raise UserError(f'{flag} {full}: gives logits for each position of its map, as nothing pools it; leave '
+        raise UserError(f'{flag} {full}: gives logits for each position of its map, because it does not pool; leave '
                         f'global_pool out')
     channels = settings.get('in_chans', 3)
     if channels not in (1, 3):

@@ -58,7 +58,7 @@ class Given:
     def compare_metrics(self) -> None:
         """Set `trusted` to False, with a line, if the metrics beside the checkpoint have another epoch or accuracy."""
         if words := self.other_metrics():
-            print(f'{self}: {words}, so what the files there say of it is left out')
+            print(f'{self}: {words}, so those files are not used')
             self.trusted = False
 
     def other_metrics(self) -> str:

@@ -165,7 +165,7 @@ def main():
     if opt.of and not opt.ari:
         raise UserError(f'--of {opt.of}: says of which method --ari is; add --ari')
     if opt.epoch and not opt.ari:
-        raise UserError(f'--epoch {opt.epoch}: says whose accuracies --ari compares; add --ari')
+        raise UserError(f'--epoch {opt.epoch}: is the epoch that --ari compares; add --ari')
     if opt.figure and Path(opt.figure).suffix.lower() not in FORMATS:
         raise UserError(f'--figure {opt.figure}: give the name of a file that ends in {", ".join(FORMATS)}')
     runs, left_out = [], []

@@ -54,7 +54,7 @@ def main():
     if not opt.teacher_cache:
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
     if opt.estimate:
-        raise UserError('--estimate: is of a run of train_student.py; leave it out')
+        raise UserError('--estimate: estimates a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device)

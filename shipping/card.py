@@ -84,7 +84,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         f'{card["parameters"]:,} parameters, {len(card["classes"])} classes{taught}'
         + (f', on {training["data"]}.' if 'data' in training else '.'),
         '## Accuracy', _rows(('', 'top-1 of the test set in %'), reached),
-        *([f'**The network gives the class {printable(only)} to all test images: it tells no classes apart.**']
+        *([f'**The network predicts the class {printable(only)} for all test images: it cannot tell classes apart.**']
           if (only := card['gives one class alone']) is not None else []),
         '## Files',
         'Each was loaded again by its own runtime in a process of its own, and compared with the network in PyTorch on '

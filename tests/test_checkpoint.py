@@ -120,7 +120,7 @@ def test_keys_that_never_end(tmp_path, kind, zipped):
     else:
         start = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {'little_endian': True}]
         path.write_bytes(b''.join(pickle.dumps(value, 2) for value in start) + bomb + pickle.dumps([], 2))
-    words = 'a place in memory without end' if kind == 'memo' else 'values within values without end'
+    words = 'a memo index that is too large' if kind == 'memo' else 'values within values without end'
     with pytest.raises(UserError, match=rf'damaged \({words}\)'):
         load_checkpoint(str(path), '--path-t')
 

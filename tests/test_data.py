@@ -404,7 +404,7 @@ def test_which_split_is_measured(tmp_path, capsys):
         assert (train.name, test.name, len(test.files)) == ('train', name, 4 * images)
     (tmp_path / 'test' / 'images').mkdir(parents=True)      # as that of a competition
     assert scan(tmp_path)[1].name == 'validation'
-    assert 'test: has no folder of a class, so the test images are those of validation\n' in capsys.readouterr().out
+    assert 'test: has no class folders, so the test images are taken from validation\n' in capsys.readouterr().out
     for name in CLASSES:
         (tmp_path / 'test' / name).mkdir()
     (tmp_path / 'test' / 'images').rmdir()
@@ -415,7 +415,7 @@ def test_which_split_is_measured(tmp_path, capsys):
     data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)
     assert data.sizes == '7 training images, 1 test images in test' and len(data.classes) == 4
     assert capsys.readouterr().out.endswith(
-        '--dataset folder: no test image of the class ant, cat, dog: the accuracy says nothing of it\n')
+        '--dataset folder: no test image of the class ant, cat, dog: the accuracy does not cover it\n')
 
 
 def test_shares():

@@ -123,7 +123,7 @@ def test_the_gpu_of_a_mac(fake, monkeypatch):
     meter.update({'loss': torch.zeros((), device=device)}, None, torch.zeros(4, dtype=torch.int64, device=device))
     assert meter.sums.device.type == 'mps' and meter.sums.dtype == torch.float32
     assert Precision('auto', device).dtype is None
-    for refused, words in ((lambda: select_device('mps,mps'), 'in one process alone'),
+    for refused, words in ((lambda: select_device('mps,mps'), 'in a single process'),
                            (lambda: teacher_options([*flags, '--fast']), '--fast: not with --gpu_id mps'),
                            (lambda: Precision('float16', device), '--amp float16: not on a GPU of Apple')):
         with pytest.raises(UserError, match=words):

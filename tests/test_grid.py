@@ -256,9 +256,10 @@ def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
 
 
 @pytest.mark.parametrize('rows, pairs, seeds, said', [
-    ('KT', None, None, '--rows KT: {} has no such one; there are: HKD, KD, SemCKD, Student'),
-    (None, 'resnet8', None, '--pairs resnet8: {} has no such one; there are: resnet14 -> resnet8, resnet20 -> resnet8'),
-    (None, None, '1', '--seeds 1: {} has no such one; there are: 5, 7, 9'),
+    ('KT', None, None, '--rows KT: {} does not have it; there are: HKD, KD, SemCKD, Student'),
+    (None, 'resnet8', None, '--pairs resnet8: {} does not have it; there are: resnet14 -> resnet8, resnet20 -> '
+                            'resnet8'),
+    (None, None, '1', '--seeds 1: {} does not have it; there are: 5, 7, 9'),
     ('KD', 'resnet20 -> resnet8', None, '--rows and --pairs: {} leaves out these cells; name others')])
 def test_a_part_that_a_table_does_not_have(whole, rows, pairs, seeds, said):
     with pytest.raises(UserError, match=f'^{re.escape(said.format(whole[0].path))}'):
@@ -513,7 +514,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
                                                 'instead; leave it out'),
     'a cache that no run can have': (
         {'student_options': '--mixup 0.2', 'rows': {'Student': 'alone', 'KD': 'kd', 'AT': 'attention'}},
-        'teacher_cache: no run of the table can have it (mini.toml: row AT, resnet14 -> resnet8: '),
+        'teacher_cache: no run of the table can use it (mini.toml: row AT, resnet14 -> resnet8: '),
     '--gpu-id=0': ({'pairs': ['resnet14 -> resnet8 --gpu-id=0']},
                    'row Student, resnet14 -> resnet8: --gpu-id=0: reproduce.py sets this flag itself; leave it out'),
     'one run in two rows': ({'rows': {'A': 'kd -r 1 -b 0', 'B': 'kd -b 0.0 -r 1'}},
@@ -1053,7 +1054,7 @@ def test_a_run_that_can_neither_go_on_nor_begin(call, tmp_path, monkeypatch, cap
     kd = pretend_runs(Path('save'))['resnet14-resnet8-KD-1']
     (kd.folder / 'history.json').write_text('[')
     assert refused(call, capsys, 'mini.toml', '--save_dir', 'save') == (
-        f'mini.toml: row KD, resnet14 -> resnet8: {kd.folder}: the run there cannot go on without its last.pth, which '
+        f'mini.toml: row KD, resnet14 -> resnet8: {kd.folder}: the run there cannot continue, because its last.pth '
         f'is lost; move the folder away, and the same command trains it again')
 
 

@@ -220,11 +220,11 @@ def test_files_that_are_left_out(tmp_path, capsys):
     assert classes == ['ant', 'bee', 'cat', 'dog']
     assert Counter(images.labels.tolist()) == {0: 3, 1: 2, 2: 4, 3: 2}
     assert capsys.readouterr().out == (f'--data_dir: {train}: 5 files left out: 2 .txt, 1 without an ending, 1 .eps, '
-                                       f'1 .csv beside the folders of the classes\n')
+                                       f'1 .csv outside the class folders\n')
     for i in range(12):
         (train / 'bee' / f'x.e{i}').write_bytes(b'x')
     open_sources(data_options(data_dir=tmp_path))
-    assert ' 1 .e5, 5 of other endings, 1 .csv beside' in capsys.readouterr().out
+    assert ' 1 .e5, 5 of other endings, 1 .csv outside' in capsys.readouterr().out
 
 
 def test_a_class_that_holds_the_classes(tmp_path):
@@ -270,7 +270,7 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     assert [names[tuple(pixels[2, 12, x].tolist())] for x in (0, 12, 23)] == [*along]
     assert [names[tuple(pixels[2, y, 12].tolist())] for y in (0, 12, 23)] == [*across]
     assert pixels[0].transpose(0, 1).equal(pixels[2])
-    said = '--fit crop: the centre square of each image is used; of 4 training images looked at, 4 are oblong and ' \
+    said = '--fit crop: the centre square of each image is used; of 4 training images checked, 4 are oblong and ' \
            'keep 25% of their pixels; --fit squash or --fit pad keep all\n'
     assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
 

@@ -421,7 +421,7 @@ def test_dali_reads_images_as_the_other_loaders(tmp_path):
     assert len({image.numpy().tobytes() for image in wanted}) > 8
     assert ((found - wanted).abs().mean((1, 2, 3)) < 0.1).all()
     files[-1].write_bytes(files[-1].read_bytes()[:99])
-    with pytest.raises(UserError, match=f'^--dali cpu: {files[-1]}: not a readable image .*; mend the file or remove'):
+    with pytest.raises(UserError, match=f'^--dali cpu: {files[-1]}: not a readable image .*; repair the file or'):
         dataset.get_dataloaders(opt, CPU)
     files[-1].rename(files[-1].with_name('x.gif'))
     with pytest.raises(UserError, match='--dali cpu: DALI does not read 1 .gif, as .*x.gif; leave --dali out'):

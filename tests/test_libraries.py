@@ -192,8 +192,8 @@ def test_chosen_stages(call, teacher, small, tmp_path):
     (['--model_s', 'timm:resnet10t,checkpoint_path=x'], 'checkpoint_path=x: give settings'),
     (['--model_s', 'timm:resnet10t,depth=3'], 'timm cannot build it with num_classes=4, depth=3'),
     (['--model_s', 'timm:resnet18.foo'], '--model_s timm:resnet18.foo: no such published weights; there are: '),
-    (['--model_s', 'timm:resnet18.a1_in1k'], 'timm:resnet18.a1_in1k: a1_in1k names published weights, which a net by '
-                                             'its name does not get; leave it out, or give timm:resnet18.a1_in1k as'),
+    (['--model_s', 'timm:resnet18.a1_in1k'], 'timm:resnet18.a1_in1k: a1_in1k names published weights, but this net '
+                                             'gets new ones; leave it out, or give timm:resnet18.a1_in1k as'),
     (['--model_t', 'torchvision:resnet18.IMAGENET1K_V1'], ': IMAGENET1K_V1 names published weights'),
     (['--model_s', 'torchvision:vit_b_32,image_size=abc'], 'image_size=abc: give the pixels of a side, from 8 to 4096'),
     (['--model_s', 'timm:vit_tiny_patch16_224,img_size=(32,32)'], 'img_size=(32, 32): give the pixels of a side'),
@@ -442,7 +442,7 @@ def in_double(num_classes):
 FAULTS = {
     'five': 'gives 5 logits for 10 classes; let its last layer have num_classes outputs',
     'thousand': 'gives 1000 logits for 10 classes',
-    'positions': "gives logits ('N', 10, 12, 12), one for each position",
+    'positions': "gives logits ('N', 10, 12, 12), not one row for each image",
     'double': 'its weights are float64; let them be float32', 'double_logits': 'gives logits of float64',
     'frozen': 'all of its parameters are frozen', 'detached': 'its logits have no gradient',
     'not_finite': 'its logits are not finite with new weights',
@@ -488,7 +488,7 @@ def test_a_net_of_one_channel(tmp_path, capsys):
     file.write_text(OWN.replace('Conv2d(3,', 'Conv2d(1,'))
     for name in ('timm:resnet10t,in_chans=1', f'{file}:build'):
         net = build(name, 10, 32, '--model').eval()
-        assert f'--model {name}: takes one channel, so it sees the images in grey' in capsys.readouterr().out
+        assert f'--model {name}: takes one channel, so it gets grey images' in capsys.readouterr().out
         x = torch.randn(2, 3, 32, 32)
         out = net.outputs(x)
         torch.testing.assert_close(net(x), out.logits)

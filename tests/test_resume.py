@@ -242,7 +242,7 @@ def test_more_epochs(call, small, tmp_path, capfd):
     capfd.readouterr()
     with pytest.raises(SystemExit) as caught:
         call(train_teacher.main, *arguments, '--epochs', 2, '--resume', 'auto')
-    assert caught.value.code == 2 and 'has come to epoch 3; give at least 3' in capfd.readouterr().err
+    assert caught.value.code == 2 and 'has reached epoch 3; give at least 3' in capfd.readouterr().err
 
 
 def test_the_drawn_seed_is_kept(call, small, tmp_path, interrupt):

@@ -398,7 +398,7 @@ def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
     save_checkpoint(file, {'model': model_dict['resnet14'](num_classes=4).state_dict(), 'arch': 'resnet14',
                            'num_classes': 4, 'inputs': {'mean': [.4] * 3, 'std': [.2] * 3, 'size': 48,
                                                         'interpolation': 'bilinear'}})
-    with pytest.raises(UserError, match='--size_t 40: .* says itself that its net sees images with size 48; leave it'):
+    with pytest.raises(UserError, match='--size_t 40: .* says that its net takes images with size 48; leave it'):
         seen('--size_t', '40')
     assert seen('--size_t', '48')[1] == 48
     with pytest.raises(UserError, match='--mean_t: 123,116,104: give three numbers of 0 to 1'):
@@ -436,13 +436,13 @@ def test_the_last_epoch_as_a_checkpoint(call, small, teacher, tmp_path, capsys, 
     """last.pth is what the run has measured: the average of the weights, or the net that the method deploys."""
     call(train_student.main, '--path-t', teacher.parent / 'last.pth', '--model_s', 'resnet8', *small, '--save_dir',
          tmp_path, '--distill', *method)
-    assert f'--path-t {teacher.parent}/last.pth: is taken as after epoch 1\n' in capsys.readouterr().out
+    assert f'--path-t {teacher.parent}/last.pth: is used as the checkpoint after epoch 1\n' in capsys.readouterr().out
     best, = tmp_path.glob('student_model/*/*_best.pth')
     last = best.with_name('last.pth')
     for path in (best, last):
         call(train_teacher.main, '--evaluate', path, *small[:8], '--gpu_id', 'cpu')
     out = capsys.readouterr().out
-    assert f'--evaluate {last}: is taken as after epoch 1\n' in out
+    assert f'--evaluate {last}: is used as the checkpoint after epoch 1\n' in out
     first, second = re.findall(r'^resnet8.*: top-1 .*', out, re.M)
     assert first == second
     assert ('by simkd' in first) == (method == ['simkd'])
@@ -450,7 +450,7 @@ def test_the_last_epoch_as_a_checkpoint(call, small, teacher, tmp_path, capsys, 
     state = load_checkpoint(str(last), '')
     for changed, words in (({'stage': 'init'}, 'in its first stage, whose network has not learnt the classes yet'),
                            ({'model': None}, 'is the state of a run of an earlier version'),
-                           ({'step': 'x'}, 'is no whole last.pth')):
+                           ({'step': 'x'}, 'is an incomplete last.pth')):
         torch.save({**state, **changed}, tmp_path / 'x.pth')
         with pytest.raises(UserError, match=words):
             open_checkpoint(str(tmp_path / 'x.pth'))
