@@ -1,5 +1,6 @@
 """What the folders of a table hold before it starts: other runs, runs of another teacher, files that are damaged."""
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
 OF_A_PART = 'training images', 'labels (checksum)'      # facts of the data that --train_fraction changes
-OWNER = 'table.json'    # in the folder of a table: its name
+OWNER = 'table.json'    # in the folder of a table: its name and its file
 UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
 
 
@@ -65,16 +66,26 @@ def _check_owner(table, save):
 
 def owner_of(save: Path) -> str | None:
     """The name of the table that has claimed the folder; None if there is none."""
+    return _noted(save, 'table')
+
+
+def file_of(save: Path) -> str | None:
+    """The path of that table's file; None if it is not noted, or no longer there."""
+    file = _noted(save, 'file')
+    return file if file and os.path.isfile(file) else None
+
+
+def _noted(save, key):
     with contextlib.suppress(UserError):        # of an older version, or damaged
         found = read_json(save / OWNER, '')
-        owner = found.get('table') if isinstance(found, dict) else None
-        return owner if isinstance(owner, str) else None
+        value = found.get(key) if isinstance(found, dict) else None
+        return value if isinstance(value, str) else None
     return None
 
 
 def claim(table: Table, save: Path) -> None:
-    """Write the table's name into its folder, for owner_of."""
-    write_json(save / OWNER, {'table': table.name})
+    """Write the table's name and the path of its file into its folder, for owner_of and file_of."""
+    write_json(save / OWNER, {'table': table.name, 'file': os.path.abspath(table.path)})
 
 
 def _check_last(step):

@@ -172,7 +172,7 @@ def _own(name, num_classes, image_size, flag, trains):
         raise UserError(f'{flag} {name}: returns a {type(net).__name__}; let it return a torch.nn.Module')
     _check_weights(net, f'{flag} {name}', trains)
     if not isinstance(net, Net):
-        net = traced.Traced(name, net, num_classes, image_size, flag, image_size)
+        net = traced.Traced(name, net, num_classes, image_size, flag, image_size, trains)
     net.code_checksum = _code_checksum(Path(path))
     return net
 

@@ -102,8 +102,9 @@ class Traced(Adapter):
     """
 
     def __init__(self, name: str, net: nn.Module, num_classes: int, image_size: int, flag: str,
-                 trace_size: int = LARGE_IMAGE):
+                 trace_size: int = LARGE_IMAGE, trains: bool = False):
         super().__init__(name, net, image_size)
+        self.drops_gradients = False
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
         self.channels = 1 if first is not None and first.in_channels == 1 else 3
         before, fault = _python_state(net), None
@@ -112,6 +113,10 @@ class Traced(Adapter):
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError,
                 fx.proxy.TraceError) as error:
             fault = error
+        if trains and self.drops_gradients:
+            raise UserError(f'{flag} {name}: its forward pass switches gradients off, which the trace of its stages '
+                            f'would leave out; use detach() or requires_grad_(False) instead, or return a '
+                            f'models.base.Net, which is not traced')
         if _python_state(net) != before:
             raise UserError(f'{flag} {name}: its forward pass draws random numbers, or keeps a count, in Python, which '
                             f'the trace of its stages would freeze; use a module for it, as nn.Dropout or '
@@ -125,20 +130,25 @@ class Traced(Adapter):
         from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
         # As create_feature_extractor traces.
         parts = [kind for kind in vars(ops).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
-        tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=parts)
-        graph = tracer.trace(self.net.eval())
+
+        class Tracer(NodePathTracer):
+            def create_node(tracer, *args, **kwargs):
+                self.drops_gradients |= not torch.is_grad_enabled()
+                return super().create_node(*args, **kwargs)
+
+        tracer = Tracer(autowrap_modules=(math, ops), leaf_modules=parts)
+        with torch.enable_grad():
+            graph = tracer.trace(self.net.eval())
         with torch.random.fork_rng(devices=[]):
             shapes = _Shapes(fx.GraphModule(self.net, graph)).of(torch.zeros(2, self.channels, size, size))
         names = tracer.node_to_qualname
-        self.classifier = [path for path, m in self.net.named_modules()
-                           if isinstance(m, nn.Linear) and m.out_features == num_classes][-1:]
+        called = {node.target: node for node in graph.nodes if node.op == 'call_module'}
+        self.classifier = [path for path, m in self.net.named_modules() if path in called
+                           and isinstance(m, nn.Linear) and m.out_features == num_classes][-1:]
         output = next(node for node in graph.nodes if node.op == 'output').args[0]
         if not isinstance(output, fx.Node):
             raise ValueError(f'its forward pass returns a {type(output).__name__} instead of the logits alone')
-        if self.classifier:
-            reads = next(n for n in graph.nodes if n.op == 'call_module' and n.target == self.classifier[0]).args[0]
-        else:
-            reads = output
+        reads = called[self.classifier[0]].args[0] if self.classifier else output
         last = _before_pooling(reads, shapes, self.net)
         blocks = [_Block(path, m, node, shapes[node]) for path, m in _blocks(self.net)
                   if _is_map(shapes.get(node := _last_node(path, graph, names), ()))]
@@ -148,8 +158,11 @@ class Traced(Adapter):
         self.tokens = {names[node] for node in nodes if len(shapes[node]) == 3}
         self.nhwc = {names[node] for node in nodes if _channels_last(shapes[node])}
         before = {*self.net.state_dict()}
-        self.net = create_feature_extractor(self.net, {names[node]: names[node] for node in nodes},
-                                            suppress_diff_warning=True)
+        try:
+            self.net = create_feature_extractor(self.net, {names[node]: names[node] for node in nodes},
+                                                suppress_diff_warning=True)
+        except ValueError as error:
+            raise ValueError('its forward pass takes other steps in training than in evaluation') from error
         if lost := before ^ {*self.net.state_dict()}:
             raise ValueError(f'the trace changes {", ".join(sorted(lost)[:3])}')
 
@@ -247,7 +260,9 @@ def _before_pooling(node, shapes, net):
     pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Dropout)
     while not _is_map(shapes.get(node, ())) or (
             node.op == 'call_module' and isinstance(net.get_submodule(node.target), pools)):
-        node = next(arg for arg in node.all_input_nodes if arg in shapes)
+        node = next((arg for arg in node.all_input_nodes if arg in shapes), None)
+        if node is None:
+            raise ValueError('no map (N, C, H, W) comes before its logits')
     return node
 
 
@@ -255,6 +270,8 @@ def _stages(blocks):
     """(the node of the stem's output, those of the stages, which of these are taken unless the user says so)."""
     groups = [[*group] for _, group in groupby(blocks, key=lambda block: block.size)]
     groups = [group for group in groups if any(block.learns for block in group)]
+    if not groups:
+        raise ValueError('none of its modules gives a map (N, C, H, W)')
     first = groups[0]
     learning = [block for block in first if block.learns]
     if (len(learning) == 1 and learning[0].convolutions == 1) or all(is_stem(block.path) for block in first):

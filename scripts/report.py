@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distiller_zoo import get_method  # noqa: E402
 from grid import formats, report  # noqa: E402
-from grid.earlier import check, owner_of  # noqa: E402
+from grid.earlier import check, file_of, owner_of  # noqa: E402
 from grid.state import DONE, progress  # noqa: E402
 from grid.steps import known_flags, steps_of  # noqa: E402
 from grid.table_file import TABLES, find, read  # noqa: E402
@@ -53,7 +53,8 @@ def main():
             raise UserError(f'TABLE {name}: is the folder of a run, not of a table; scripts/compare.py shows runs')
         if opt.save_dir:
             raise UserError(f'TABLE {name}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
-        opt.save_dir, name = name, owner_of(Path(name)) or Path(name).resolve().name
+        folder = Path(name)
+        opt.save_dir, name = name, file_of(folder) or owner_of(folder) or folder.resolve().name
         name = f'{name}.toml' if os.path.isfile(f'{name}.toml') else name
     table = read(find(name))
     save = Path(opt.save_dir or f'save/{table.name}')

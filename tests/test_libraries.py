@@ -431,6 +431,28 @@ counts = lambda num_classes: Plain(num_classes, counted)
 noise = lambda num_classes: Plain(num_classes, lambda net, x: nn.functional.dropout(x + torch.randn_like(x)))
 leaves = lambda num_classes: sys.exit()
 
+class PartlyWithout(Plain):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv(x).relu()
+        return self.head(self.more(x).mean((2, 3)))
+
+class Unused(Plain):
+    def forward(self, x):
+        return self.conv(x)
+
+class Functional(Plain):
+    def forward(self, x):
+        return nn.functional.linear(self.more(self.conv(x).relu()).relu().mean((2, 3)), *self.head.parameters())
+
+class Mlp(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(768, 9), nn.ReLU(), nn.Linear(9, num_classes))
+
+class InTraining(Plain):
+    def forward(self, x):
+        return super().forward(x) if self.training else 2 * super().forward(x)
+
 def globally(num_classes):
     torch.set_grad_enabled(False)
     return Plain(num_classes)
@@ -451,6 +473,10 @@ FAULTS = {
     'Own': 'fails for images of 16 pixels with RuntimeError',
     **dict.fromkeys(('python_random', 'numpy_random', 'torch_random', 'private_random', 'counts'),
                     'draws random numbers, or keeps a count, in Python, which the trace of its stages would freeze'),
+    'PartlyWithout': 'its forward pass switches gradients off, which the trace',
+    'Unused': 'the trace changes head.bias, head.weight, more.bias',
+    'Mlp': 'none of its modules gives a map (N, C, H, W)',
+    'InTraining': 'its forward pass takes other steps in training than in evaluation',
     'leaves': 'leaves(num_classes=10) calls sys.exit(None)',
     'globally': 'switches gradients, or the default dtype, for the whole program', 'in_double': 'switches gradients'}
 
@@ -464,9 +490,9 @@ def test_nets_that_do_not_fit(tmp_path):
             build(f'{file}:{function}', 10, 16, '--model_s')
         assert str(caught.value).startswith(f'--model_s {file}:{function}: ') and words in str(caught.value), caught
         assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
-    for function in ('fine', 'noise'):
+    for function in ('fine', 'noise', 'Functional'):
         assert build(f'{file}:{function}', 10, 16)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
-    for function in ('frozen', 'detached', 'not_finite'):
+    for function in ('frozen', 'detached', 'not_finite', 'PartlyWithout'):
         build(f'{file}:{function}', 10, 16, trains=False)
     file.write_text('import sys\nsys.exit()')
     with pytest.raises(UserError, match='calls sys.exit'):

@@ -3,6 +3,7 @@ import base64
 import csv
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,9 +21,11 @@ from conftest import ROOT
 from distiller_zoo import get_method
 from grid import charts
 from grid.cells import Cell, Found, Trial, epoch_of_published, published_for
+from grid.earlier import claim
 from grid.formats import as_csv, figure, latex, markdown, notes, signed
-from grid.table_file import Pair, Row, Table, read
+from grid.table_file import TABLES, Pair, Row, Table, read
 from helper.cli import values
+from helper.files import read_json
 from helper.run import Place
 from options import student_options, teacher_options
 from results.published import Published
@@ -386,6 +389,11 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     Path('here/table.json').write_text('{"table": "digits"}')
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
+    Path('mine.toml').write_bytes((TABLES / 'digits.toml').read_bytes())
+    claim(read(Path('mine.toml')), Path('here'))
+    call(report.main, 'here')
+    assert capsys.readouterr().out.endswith('report: here/report.html\n')
+    assert read_json(Path('here/table.json'), '') == {'table': 'mine', 'file': os.path.abspath('mine.toml')}
     Path('here/table.json').unlink()
     Path('run').mkdir()
     Path('run/history.json').touch()
