@@ -171,7 +171,7 @@ def _loaders(opt, device, drop_last, views):
 
 
 def _load(opt):
-    """What the function of opt.dataset returns, checked. Raises UserError that names the data set."""
+    """The checked return value of the function of opt.dataset. Raises UserError that names the data set."""
     what = f'--dataset {opt.dataset}: its function in memory_dict'
     try:
         loaded = memory_dict[opt.dataset](opt)
@@ -208,7 +208,7 @@ def _where(opt, sources, device):
         return opt.images_in
     images, processes = sum(len(source.labels) for source in sources), distributed.world_size()
     wanted = images * 3 * (opt.image_size + 2 * PAD) ** 2 * processes
-    free = min(distributed.gather(free_memory(device)))     # where there is least
+    free = min(distributed.gather(free_memory(device)))
     if wanted <= free / 2:
         return 'memory'
     print(f'--dataset {opt.dataset}: the images would take {readable_bytes(wanted)} of {readable_bytes(free)} free, so '

@@ -17,7 +17,7 @@ HEADER = 4096                       # bytes before the checksums
 
 
 def values_at(slots: int) -> int:
-    """Where the answers begin, after the header and a checksum of each, in whole blocks."""
+    """The offset of the cached outputs, after the header and a checksum of each, in whole blocks."""
     return HEADER + -(-4 * slots // HEADER) * HEADER
 
 

@@ -97,8 +97,8 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
                        checkpoint: dict | None = None) -> tuple[str, nn.Module]:
     """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
 
-    arch: its net, where the user says it. checkpoint: as of models.load.open_checkpoint, where it is open already. The
-    network counts its classes as the data do. Raises UserError that names `flag`.
+    arch: its net, if the user gives it. checkpoint: of models.load.open_checkpoint, if it is open already. The classes
+    of the network are in the order of the data. Raises UserError that names `flag`.
     """
     checkpoint = {**(checkpoint or open_checkpoint(path, flag))}
     name = arch or teacher_name(path, checkpoint, flag)

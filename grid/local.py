@@ -56,7 +56,7 @@ class Places:
 
 
 def threads_of(share: int) -> str:
-    """OMP_NUM_THREADS of a run that computes on `share` cores: what the user has exported, else their number."""
+    """OMP_NUM_THREADS of a run that computes on `share` cores: the user's exported value, else their number."""
     return os.environ.get('OMP_NUM_THREADS') or str(share)
 
 
@@ -127,7 +127,7 @@ class Local:
         return {step for work in self.jobs.values() for step in work.processes}
 
     def _start(self):
-        """Fill the free places. A step that a signal ends is started again, but at most MOST_STARTS times."""
+        """Start steps on free devices. A step that a signal ends is started again, but at most MOST_STARTS times."""
         ready = [step for step, now in self.now.items() if now.state == LEFT and self.starts[step] < MOST_STARTS
                  and (step.after is None or self.now[step.after].state == DONE)]
         free = [place for place in range(len(self.places.flags)) if place not in self.jobs]
@@ -148,7 +148,7 @@ class Local:
             self._print(text)
 
     def _print(self, text, end='\n'):
-        """In a terminal the text takes the place of the live line."""
+        """Print a text; in a terminal it replaces the live line."""
         print('\r\x1b[K' * sys.stdout.isatty() + text, end=end, flush=True)
 
     def _on_signal(self, number, _):

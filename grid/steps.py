@@ -147,7 +147,7 @@ class _Plan:
             step.cells.append((row.label, str(pair)))
 
     def check_image_sizes(self, pair):
-        """Raises UserError where a student alone would see images of another size than its teacher."""
+        """Raises UserError if a student alone would train on images of another size than its teacher."""
         steps = [step for step in self.steps.values() if str(pair) in {name for _, name in step.cells}
                  and kind_of(step.opt.dataset) in source_dict and 'image_size' not in step.opt.flags.given]
         for alone in (step for step in steps if step.script == 'train_teacher.py'):

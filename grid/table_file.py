@@ -52,7 +52,7 @@ class Table:
     sources: tuple[str, ...] = ()       # of the published figures beside ours; the first that has one counts
     fetched: str | None = None          # where a teacher may already lie; '{teacher}' stands for its name
     auxiliary: Row | None = None        # how auxiliary teachers learn, for methods that need one: its label is the net
-    teacher_cache: bool = False         # share the teachers' answers between the runs whose method allows it
+    teacher_cache: bool = False         # share the teachers' outputs between the runs whose method allows it
     left_out: frozenset[tuple[str, str]] = frozenset()          # (row's label, pair) without a run
     cells: dict[tuple[str, str], Row] = field(default_factory=dict)     # (row's label, pair) -> the row with more flags
 

@@ -1,4 +1,4 @@
-"""The terminal: a parser that answers a mistake in one line, converters of flags, and tables."""
+"""The terminal: a parser with one-line errors, converters of flags, and tables."""
 import argparse
 import contextlib
 import functools
@@ -12,8 +12,8 @@ from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
 
-# What timm, torchvision, PyTorch's ImageNet example, RepDistiller and mdistiller call a flag -> what it is called here,
-# for the error that there is no such flag.
+# A flag's name in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its name here, for the
+# error message.
 USUAL_NAMES = {usual: ours.split() for ours, names in {
     'learning_rate': 'lr base_lr', 'weight_decay': 'wd', 'batch_size': 'bs batch', 'num_workers': 'workers j nw',
     'model_s model': 'arch net network student model model_name backbone path_s', 'model_t': 'teacher arch_t',

@@ -114,10 +114,10 @@ class DOT(Eager):
 
     Zhao et al., ICCV 2023, DOT: A Distillation-Oriented Trainer, arXiv:2307.08436.
 
-    A step: gradients of the distillation, step_kd(), gradients of the task, step(). A parameter has a buffer for each
-    of its gradients, with momentum - delta for the task and momentum + delta for the distillation; where it has one
-    gradient alone, momentum. A gradient is absent where it is None: the first step settles which buffers there are, and
-    what comes later for another one is ignored.
+    A step: gradients of the distillation, step_kd(), gradients of the task, step(). A parameter has a momentum buffer
+    for each of its gradients, with momentum - delta for the task and momentum + delta for the distillation; with only
+    one gradient, momentum. The first step decides which gradients a parameter has (a missing one is None); others that
+    come later are ignored.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 5e-4):

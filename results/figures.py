@@ -74,7 +74,7 @@ def grid(count: int) -> tuple[int, int]:
 
 
 def panels(names: Sequence[str], width: float, height: float, beside: float) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each name, which becomes its title, and room beside all of them; in inches."""
+    """A figure with a panel for each name, which becomes its title. beside: space beside them; all in inches."""
     rows, columns = grid(len(names))
     fig = Figure((width * columns + beside, height * rows), layout='constrained')
     return fig, [fig.add_subplot(rows, columns, number, title=wrap(name, width))

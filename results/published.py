@@ -18,7 +18,7 @@ class Published(NamedTuple):
     top1: float                 # percent
     deviation: float | None     # standard deviation of the trials
     source: str
-    epoch: str                  # 'best', 'last', or 'unknown' where the source does not say it
+    epoch: str                  # 'best', 'last', or 'unknown' if the source does not say it
 
     def compares_with(self, epoch: str) -> bool:
         """Whether it may be compared with our accuracy of this epoch, 'best' or 'last'."""

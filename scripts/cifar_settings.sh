@@ -33,7 +33,7 @@ done
 # The learning rate falls after 5/8, 6/8 and 7/8 of the epochs: 150, 180 and 210 of 240.
 part() { e=$((EPOCHS * $1 / 8)); [ "$e" -ge 1 ] && echo "$e" || echo 1; }
 
-run() {         # SCRIPT FLAG ...: with the settings above, which the flags may change; what is trained already is kept
+run() {         # SCRIPT FLAG ...: with the settings above, which the flags may change; finished runs are kept
     script=$1
     shift
     python "$script" --dataset "$DATASET" --batch_size "$BATCH" --epochs "$EPOCHS" --save_dir "$SAVE" --resume auto \

@@ -86,9 +86,9 @@ def compare(net: Shipped, folder: Path, names: list[str], loader: Iterable, dtyp
             order: list[int] | None = None) -> Outcomes:
     """Run the files of the formats `names` in `folder` on all images of the loader, (images, target, index).
 
-    dtype: of the images that the files take. teacher: a network that sees the loader's own images, with the classes of
-    the data. order: for each class of the data its number in `net`, where it differs. The first image also
-    goes alone, so that a file is seen to take batches of several sizes.
+    dtype: of the images that the files take. teacher: a network that takes the loader's images, with the classes of the
+    data. order: for each class of the data its number in `net`, if it differs. The first image also runs alone, which
+    tests that a file takes batches of several sizes.
     """
     found = Outcomes(formats={name: Outcome() for name in names}, teacher=Outcome() if teacher else None)
     with contextlib.ExitStack() as stack:

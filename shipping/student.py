@@ -58,10 +58,10 @@ class Student:
 
 def open_student(path: str, data, flag: str, arch: str | None = None,
                  checkpoint: dict | None = None) -> Student:
-    """The network that the checkpoint at `path` deploys. arch: its net, where the user says it.
+    """The network that the checkpoint at `path` deploys. arch: its net, if the user gives it.
 
-    data: num_classes, image_size, inputs, classes and crop_pct, for what the checkpoint does not say. checkpoint: what
-    models.load.open_checkpoint or open_net found at `path`, where it is open already. Raises UserError.
+    data: num_classes, image_size, inputs, classes and crop_pct, for whatever the checkpoint lacks. checkpoint: of
+    models.load.open_checkpoint or open_net, if it is open already. Raises UserError.
     """
     checkpoint = checkpoint or open_checkpoint(path, flag)
     inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs

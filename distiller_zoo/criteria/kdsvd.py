@@ -46,7 +46,7 @@ class KDSVD(nn.Module):
     Published: weight 1.
     """
 
-    candidates = 4      # student directions, of which the one nearest to the teacher's first is taken
+    candidates = 4      # student directions; the one nearest to the teacher's first is used
 
     def forward(self, g_s: list, g_t: list):
         """Lists of maps (N, C, H, W), equal C a pair -> list of scalars, one for each two neighbouring layers."""

@@ -15,9 +15,9 @@ def project(features, projector, size: int):
 class SimKDProjector(nn.Sequential):
     """The trained part of SimKD: (N, c_s, H, W) -> (N, c_t, H, W), by 1x1, 3x3 and 1x1 convolutions.
 
-    There are c_t / factor channels between them; batch norm and ReLU follow each. The loss is the mean squared error of
-    what it gives for the map before the student's pooling and the teacher's map; the larger is average-pooled first. To
-    predict, the teacher's classifier reads the mean of what it gives.
+    There are c_t / factor channels between them; batch norm and ReLU follow each. Its input is the student's map before
+    pooling. The loss is the mean squared error of its output and the teacher's map; the larger is average-pooled first.
+    To predict, the teacher's classifier reads the mean of its output.
     Chen et al., CVPR 2022, Knowledge Distillation with the Reused Teacher Classifier, arXiv:2203.14001.
     Published: weight 1, without cross-entropy and soft labels; factor 2.
     """

@@ -9,7 +9,7 @@ from .pool import match_size
 
 
 class VIDLoss(nn.Module):
-    """Negative log-likelihood of the teacher's map, of which a trained regressor predicts the mean from the student's.
+    """Negative log-likelihood of the teacher's map, whose mean a trained regressor predicts from the student's.
 
     num_input, num_target: channels of both maps; num_mid: between the regressor's convolutions, the authors'
     num_target. The variance of each channel is trained too: softplus(log_scale) + eps, at first init_pred_var.
