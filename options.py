@@ -374,7 +374,7 @@ def check_method(opt, method) -> None:
                f'--reprob {opt.reprob:g}': opt.reprob}
     for flag, given in changes.items():
         if given and opt.teacher_cache:
-            raise UserError(f'{flag}: --teacher_cache has answers to crops and flips alone; leave one of the two out')
+            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips; leave one of the two out')
     if opt.model_ema is not None and method.inference_net is not Distiller.inference_net:
         raise UserError(f'--model_ema {opt.model_ema:g}: {distil} deploys more than the student; leave it out')
     if opt.model_ema is not None and opt.optimizer == 'dot':

@@ -44,7 +44,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
     channels = settings.get('in_chans', 3)
     if channels not in (1, 3):
         raise UserError(f'{flag} {full}: in_chans={channels}: images have three colours; give 3, or 1 for a net that '
-                        f'sees them in grey')
+                        f'takes grey images')
     try:
         net = timm.create_model(name, num_classes=num_classes, **settings)
     except Exception as error:      # a builder can stumble over a setting in any way

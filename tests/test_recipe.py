@@ -329,7 +329,7 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--mixup', 1, '--distill', 'dkd'], ' hint, '), (['--mixup', 1, '--distill', 'dkd'], ' similarity, '),
     (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),
     (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
-    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache has answers to crops and flips alone'),
+    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache only has outputs for crops and flips'),
     (['--grad_accum', 2, '--optimizer', 'dot'], '--grad_accum 2: --optimizer dot computes its gradients'),
     (['--clip_grad', 2, '--optimizer', 'dot'], '--clip_grad 2.0: --optimizer dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
