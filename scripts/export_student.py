@@ -242,9 +242,9 @@ def main():
         (folder / CARD[0]).write_text(card.as_markdown(facts, student.config, text), encoding='utf-8')
     print(f'{student.name}: top-1 {outcomes.network.top1:.2f} in PyTorch')
     if facts['gives one class alone'] is not None:
-        print(f'warning: {student.name} gives the class {printable(facts["gives one class alone"])} to all '
-              f'{outcomes.network.seen} test images: it tells no classes apart, and "the same first class" below says '
-              f'nothing about the files')
+        print(f'warning: {student.name} predicts the class {printable(facts["gives one class alone"])} for all '
+              f'{outcomes.network.seen} test images: it cannot tell classes apart, and "the same first class" below '
+              f'says nothing about the files')
     for name in good:
         found = outcomes.formats[name]
         print(f'{printable(out / FORMATS[name].file)}: top-1 {found.top1:.2f}, the same first class for '

@@ -333,7 +333,7 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--grad_accum', 2, '--optimizer', 'dot'], '--grad_accum 2: --optimizer dot computes its gradients'),
     (['--clip_grad', 2, '--optimizer', 'dot'], '--clip_grad 2.0: --optimizer dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
-    (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache has answers to crops'),
+    (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache only has outputs for crops'),
     (['--aa', ''], "--aa '': timm has rand, augmix, original"), (['--aa', 'x-m9'], '--aa x-m9: timm has rand, augmix'),
     (['--aa', 'rand-n100000'], '--aa rand-n100000: n100000: n is a whole number from 1 to 10; give rand-m9-mstd0.5'),
     (['--aa', 'augmix-m3-a0'], '--aa augmix-m3-a0: a0: a is a number from 0.5 to 100'),

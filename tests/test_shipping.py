@@ -539,11 +539,11 @@ def test_a_network_of_one_class(call, run, tmp_path, capsys):
     (tmp_path / 'test_best_metrics.json').write_text(json.dumps({**metrics, 'epoch': 7}))       # of another checkpoint
     call(export_student.main, tmp_path / 'net_best.pth', '--out', tmp_path / 'out', '--formats', 'safetensors')
     out = capsys.readouterr().out
-    assert 'gives the class cat to all 24 test images' in out
+    assert 'predicts the class cat for all 24 test images' in out
     assert 'net_best.pth: test_best_metrics.json beside it is of another checkpoint (epoch 7, not ' in out
     described = json.loads((tmp_path / 'out' / 'model_card.json').read_text())
     assert described['accuracy']['best epoch'] is None and not described['training']
-    assert 'gives the class cat to all test images' in (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
+    assert 'predicts the class cat for all test images' in (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
 
 
 @pytest.mark.parametrize('change', [
