@@ -138,7 +138,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
         'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
     assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs', 'classes',
-                         'format_version'}
+                         'format_version', 'split'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
     metrics, parameters = read(folder / 'test_best_metrics.json'), read(folder / 'parameters.json')
     assert set(metrics) == {'test_loss', 'test_acc', 'test_acc_top5', 'epoch'} and metrics['test_acc_top5'] == 100
