@@ -286,7 +286,7 @@ def take_image_size(opt, checkpoint: dict, what: str) -> None:
 
 
 def warn_of_split(opt, checkpoint: dict, what: str) -> None:
-    """Print a line where a checkpoint's net was trained with a --split that this run has not."""
+    """Print a line if the net of a checkpoint was trained with a --split that differs from this run's."""
     theirs = checkpoint.get('split')
     if isinstance(theirs, list) and theirs != opt.split:
         print(f'{what}: its net was trained with --split {comma_list(theirs)}, so the test images of this run may be '

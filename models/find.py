@@ -105,7 +105,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
 
 
 def _check_weights(net, what, trains):
-    """Raises UserError unless the net has weights, all float32, and if it trains some that require gradients."""
+    """Raises UserError unless all weights are float32, and in a net that trains some require gradients."""
     parameters = [*net.parameters()]
     if not parameters:
         raise UserError(f'{what}: has no parameters, so there is nothing to train')
@@ -117,7 +117,7 @@ def _check_weights(net, what, trains):
 
 
 def _check_logits(net, num_classes, image_size, what, trains):
-    """Raises UserError unless the logits of a new net have the right shape and dtype, and if it trains a gradient."""
+    """Raises UserError unless a new net's logits have the right shape and dtype; if it trains, also a gradient."""
     def refuse(fault):
         raise UserError(f'{what}: {fault}')
 
