@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import warnings
+from collections import Counter
 from itertools import groupby
 
 import numpy as np
@@ -109,7 +110,7 @@ class Traced(Adapter):
         self.channels = 1 if first is not None and first.in_channels == 1 else 3
         before, fault = _python_state(net), None
         try:
-            self._trace(num_classes, trace_size)
+            self._trace(num_classes, trace_size, trains)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError,
                 fx.proxy.TraceError) as error:
             fault = error
@@ -125,7 +126,7 @@ class Traced(Adapter):
             raise UserError(f'{flag} {name}: its stages cannot be found ({reason(fault)}); '
                             f'make it a models.base.Net, which names them') from fault
 
-    def _trace(self, num_classes, size):
+    def _trace(self, num_classes, size, trains):
         from torchvision import ops
         from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
         # As create_feature_extractor traces.
@@ -157,12 +158,19 @@ class Traced(Adapter):
         self.stem, *self.available, self.last, self.embedding, self.logits = (names[node] for node in nodes)
         self.tokens = {names[node] for node in nodes if len(shapes[node]) == 3}
         self.nhwc = {names[node] for node in nodes if _channels_last(shapes[node])}
+        if trains:      # the nodes are chosen by names, which functions have by their order
+            in_training = Tracer(autowrap_modules=(math, ops), leaf_modules=parts)
+            in_training.trace(self.net.train())
+            counts, others = _counts(names), _counts(in_training.node_to_qualname)
+            if any(counts[_function(names[node])] != others[_function(names[node])] for node in nodes
+                   if node.op != 'call_module'):
+                raise ValueError(OTHER_STEPS)
         before = {*self.net.state_dict()}
         try:
             self.net = create_feature_extractor(self.net, {names[node]: names[node] for node in nodes},
                                                 suppress_diff_warning=True)
         except ValueError as error:
-            raise ValueError('its forward pass takes other steps in training than in evaluation') from error
+            raise ValueError(OTHER_STEPS) from error
         if lost := before ^ {*self.net.state_dict()}:
             raise ValueError(f'the trace changes {", ".join(sorted(lost)[:3])}')
 
@@ -184,6 +192,19 @@ class Traced(Adapter):
         if not self.classifier:
             raise NotImplementedError(f'{self.name} has another classifier than one linear layer')
         return self.net.get_submodule(self.classifier[0])
+
+
+OTHER_STEPS = 'its forward pass takes other steps in training than in evaluation'
+
+
+def _function(name):
+    """A node's name without the number that tells it from others of its function, as add of add_2."""
+    return re.sub(r'_\d+$', '', name)
+
+
+def _counts(names):
+    """How many nodes each function has, from the names of all nodes."""
+    return Counter(map(_function, names.values()))
 
 
 def _python_state(net):

@@ -453,6 +453,25 @@ class InTraining(Plain):
     def forward(self, x):
         return super().forward(x) if self.training else 2 * super().forward(x)
 
+class MoreInTraining(Plain):
+    def forward(self, x):
+        x = self.conv(x)
+        if self.training:
+            x = x + 0
+        return 1 + self.head(torch.relu(1 + self.more(torch.relu(1 + x))).mean((2, 3)))
+
+class Dropping(nn.Module):
+    def forward(self, x):
+        return x * torch.rand_like(x) if self.training else x
+
+class DropsInTraining(Plain):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.drop = Dropping()
+
+    def forward(self, x):
+        return 1 + self.head(torch.relu(1 + self.drop(self.more(1 + self.conv(x)))).mean((2, 3)))
+
 def globally(num_classes):
     torch.set_grad_enabled(False)
     return Plain(num_classes)
@@ -476,7 +495,8 @@ FAULTS = {
     'PartlyWithout': 'its forward pass switches gradients off, which the trace',
     'Unused': 'the trace changes head.bias, head.weight, more.bias',
     'Mlp': 'none of its modules gives a map (N, C, H, W)',
-    'InTraining': 'its forward pass takes other steps in training than in evaluation',
+    **dict.fromkeys(('InTraining', 'MoreInTraining'),
+                    'its forward pass takes other steps in training than in evaluation'),
     'leaves': 'leaves(num_classes=10) calls sys.exit(None)',
     'globally': 'switches gradients, or the default dtype, for the whole program', 'in_double': 'switches gradients'}
 
@@ -490,7 +510,7 @@ def test_nets_that_do_not_fit(tmp_path):
             build(f'{file}:{function}', 10, 16, '--model_s')
         assert str(caught.value).startswith(f'--model_s {file}:{function}: ') and words in str(caught.value), caught
         assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
-    for function in ('fine', 'noise', 'Functional'):
+    for function in ('fine', 'noise', 'Functional', 'DropsInTraining'):
         assert build(f'{file}:{function}', 10, 16)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     for function in ('frozen', 'detached', 'not_finite', 'PartlyWithout'):
         build(f'{file}:{function}', 10, 16, trains=False)
