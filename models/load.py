@@ -110,7 +110,7 @@ def _of_state(state, what):
         raise UserError(f'{what}: is an incomplete last.pth; train on with --resume auto')
     print(f'{what}: is used as the checkpoint after '
           + (f'step {step} of epoch {epoch}' if step else f'epoch {epoch - 1}'))
-    names = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'inference_net', 'format_version')
+    names = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'inference_net', 'format_version')
     return {**{name: state[name] for name in names if name in state}, 'epoch': epoch if step else epoch - 1}
 
 

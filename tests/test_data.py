@@ -481,8 +481,9 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
     opt = given.data_options(given.Given.find(run, 'RUN'), SimpleNamespace(dataset=None, same_classes=False))
     again = dataset.get_dataloaders(opt, CPU)
     assert parameters['split'] == [0.5, 0.5] and again.split == split
-    for given_shares, said in (('0.5,0.5', False), ('0.6,0.4', True)):
-        call(train_teacher.main, *flags, '--split', given_shares, '--evaluate', run / 'resnet8_best.pth')
+    for given_shares, file, said in (('0.5,0.5', 'resnet8_best.pth', False), ('0.6,0.4', 'resnet8_best.pth', True),
+                                     ('0.6,0.4', 'last.pth', True)):
+        call(train_teacher.main, *flags, '--split', given_shares, '--evaluate', run / file)
         assert ('its net was trained with --split 0.5,0.5, so the test images' in capfd.readouterr().out) == said
     with pytest.raises(SystemExit):
         call(train_teacher.main, '--model', 'resnet8', *flags, '--split', '0.6,0.4', '--epochs', 2, '--resume', run,
