@@ -58,6 +58,7 @@ def was_built():
     return build.library().was_built
 
 
+@pytest.mark.slow
 def test_found_by_later_runs(cache):
     """Also when several start at once."""
     assert [finish(p) for p in [start(cache) for _ in range(2)]] == [(True, 1)] * 2

@@ -127,7 +127,7 @@ def test_two_views(photographs, databases):
     assert held_out[0].shape == (10, 3, 224, 224)
 
 
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
+@pytest.mark.parametrize('method', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
 def test_lmdb_in_worker_processes(databases, method):
     source = LmdbSource(databases / 'imagenet' / 'val.lmdb')
     source.read(0)                                  # opened here before the workers start

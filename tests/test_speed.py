@@ -264,10 +264,15 @@ def test_benchmark(call, tmp_path, capfd):
         assert row['images/s'] > 0 and row['peak MiB'] > 50 and 0 < row['of ceiling'] < 1.5
         assert set(row['seconds a step']) == {'loader', 'teacher', 'student', 'method', 'optimiser'}
     assert 'resnet14,resnet8,attention  fast' in capfd.readouterr().out
-    call(benchmark, 'cache', '--pair', 'resnet14,resnet8,kd', *few)
-    assert 'resnet14,resnet8,kd  filling' in capfd.readouterr().out
     call(benchmark, 'loader', *few)
     assert 'fast' in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_further_benchmarks(call, capfd):
+    few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--num_workers', 0, '--gpu_id', 'cpu']
+    call(benchmark, 'cache', '--pair', 'resnet14,resnet8,kd', *few)
+    assert 'resnet14,resnet8,kd  filling' in capfd.readouterr().out
     call(benchmark, 'networks', '--nets', 'torchvision:shufflenet_v2_x0_5', '--image_size', 32, *few)
     assert 'torchvision:shufflenet_v2_x0_5  adapter' in capfd.readouterr().out
 

@@ -80,6 +80,7 @@ def test_a_run_that_is_interrupted(small, teacher, tmp_path):
         assert any(key.endswith('_type') and value == 'image-file' for key, value in epoch.items())
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_reports(small, tmp_path):
     """And both remove the temporary folders that wandb makes when it is imported."""
     pytest.importorskip('wandb')
