@@ -272,7 +272,8 @@ def fails_in_one(opt, device):
 
 @pytest.mark.parametrize('how, code, words', [
     ('user error', 2, 'error: --flag x: wrong\n'), ('killed', 137, 'error: process 1 (cpu) was ended by SIGKILL'),
-    ('bug', 1, 'error: ZeroDivisionError: a bug; this is a fault of the program')])
+    pytest.param('bug', 1, 'error: ZeroDivisionError: a bug; this is a fault of the program',
+                 marks=pytest.mark.slow)])
 def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
     with pytest.raises(SystemExit) as caught:
         launch(fails_in_one, of_two(how=how))
@@ -339,6 +340,7 @@ run_main(train_teacher.main)
 '''
 
 
+@pytest.mark.slow
 def test_stopped_processes_keep_their_code(small, tmp_path):
     """srun ends the second process of a run once the first one has saved and left: both return 128 + SIGUSR1."""
     (tmp_path / 'train.py').write_text(LEAVES_SLOWLY)
@@ -492,6 +494,7 @@ if __name__ == '__main__':
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == 'win32', reason='no such signals')
 def test_ctrl_c_while_processes_start(tmp_path):
     (tmp_path / 'train.py').write_text(INTERRUPTED)

@@ -66,7 +66,8 @@ def run(arguments, out, moment, count):
     train_student.main()
 
 
-def test_killed_again_and_again(call, small, teacher, tmp_path):
+@pytest.mark.parametrize('times', [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_again_and_again(call, small, teacher, tmp_path, times):
     """SIGKILL at drawn moments, while starting, training and writing; every time it goes on, and ends the same."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['train_student', 'torch.utils.tensorboard', 'torchvision'])
@@ -76,7 +77,7 @@ def test_killed_again_and_again(call, small, teacher, tmp_path):
     save, out = tmp_path / 'parts', tmp_path / 'out.txt'
     arguments += ['--save_dir', save, '--resume', 'auto']
     drawn = random.Random(7)
-    rounds = [(moment, 1 if moment == 'start' else drawn.randint(1, 4)) for moment in 2 * MOMENTS]
+    rounds = [(moment, 1 if moment == 'start' else drawn.randint(1, 4)) for moment in times * MOMENTS]
     drawn.shuffle(rounds)
     for moment, count in rounds:
         process = context.Process(target=run, args=(arguments, out, moment, count))

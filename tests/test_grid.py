@@ -1232,6 +1232,7 @@ def table(tmp_path):
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc').is_dir(), reason='looks for processes as Linux shows them')
 def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
     """The same command goes on after each, and the table is in the end that of an uninterrupted one, to the bit."""

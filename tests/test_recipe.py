@@ -434,6 +434,7 @@ def test_a_teacher_with_a_recipe(call, small, tmp_path):
     assert len(json.loads(next(tmp_path.glob('models/*/history.json')).read_text())) == 2
 
 
+@pytest.mark.slow
 def test_two_processes(call, teacher, small, tmp_path):
     """Accumulated, clipped and weighted gradients, and the average of the weights, as one process has them."""
     flags = ['--path-t', teacher, '--model_s', VIT, '--distill', 'kd', *small, '--batch_size', 8, '--opt', 'adamw',

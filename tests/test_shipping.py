@@ -158,6 +158,7 @@ def test_each_format_is_the_network(export, run, photographs, name):
     assert difference < 1e-4 if exact else 1e-6 < difference < 2
 
 
+@pytest.mark.slow
 def test_its_cost(call, run, export, tmp_path, monkeypatch):
     """Beside a teacher of which there is a folder with config.json and model.safetensors, as --path-t takes it."""
     timm = pytest.importorskip('timm')

@@ -254,6 +254,7 @@ def test_only_full_training_batches():
     assert used == [True, False, False, False] and 'outputs' not in net.__dict__
 
 
+@pytest.mark.slow
 def test_benchmark(call, tmp_path, capfd):
     out = tmp_path / 'found.json'
     few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--num_workers', 0, '--gpu_id', 'cpu']

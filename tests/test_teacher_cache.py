@@ -353,6 +353,7 @@ def test_resumed_to_the_bit(call, teacher, small, tmp_path):
     assert_same(outcome(tmp_path / 'whole'), outcome(tmp_path / 'parts'))
 
 
+@pytest.mark.slow
 def test_two_processes_share_it(call, teacher, small, tmp_path):
     flags = ['--gpu_id', 'cpu,cpu', '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{free_port()}']
     student(call, teacher, small, tmp_path, *flags, '--teacher_cache')
