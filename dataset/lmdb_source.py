@@ -102,14 +102,14 @@ class LmdbSource:
         try:
             with self._open().begin(buffers=True) as transaction:
                 return len(transaction.get(record_key(i)))
-        except Exception:
+        except Exception:       # whatever a damaged page makes lmdb raise; read() names the record when it is needed
             return 0
 
     def _content(self, i):
         try:
             with self._open().begin() as transaction:
                 return unpack(transaction.get(record_key(i)))[2]
-        except Exception:
+        except Exception:       # as in _length
             return b''
 
     def read(self, i: int):
