@@ -1,11 +1,11 @@
-"""3x3 convolutions and their gradients: torch's and kernels/winograd.py's, which --compile takes if `used` is yes."""
+"""3x3 convolutions and their gradients: torch and cpu_kernels/winograd.py, which --compile uses where `used` is yes."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpu_kernels.build import library
+from cpu_kernels.winograd import conv3x3, gains, input_gradient, weight_gradient
 from helper.errors import UserError
-from kernels.build import library
-from kernels.winograd import conv3x3, gains, input_gradient, weight_gradient
 
 from .common import alternate
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cpu_kernels.fuse import Rewritten
 from distiller_zoo import SOFT_LABELS
 from helper.cli import table
 from helper.compile import allow_tf32, keep_memory
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import Unsaved, train_epoch
-from kernels.fuse import Rewritten
 
 from .common import Ready, begin_peak, build, exhaust, peak_memory, timed, wait
 from .loader import loaders
 
-PAIRS = Path(__file__).resolve().parents[1] / 'docs' / 'benchmark_pairs.csv'
+PAIRS = Path(__file__).resolve().parents[1] / 'analysis' / 'benchmark_pairs.csv'
 
 
 def standard_pairs() -> list[str]:

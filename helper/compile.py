@@ -11,8 +11,8 @@ import warnings
 import torch
 from torch import nn
 
-from kernels.build import compiler, library
-from kernels.fuse import Rewritten
+from cpu_kernels.build import compiler, library
+from cpu_kernels.fuse import Rewritten
 
 from .errors import UserError, reason
 

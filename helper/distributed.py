@@ -129,7 +129,7 @@ def check_alike(facts: dict, advice: str) -> None:
 def code_checksum() -> int:
     """A checksum of the source files that a run executes."""
     root, crc = Path(__file__).resolve().parents[1], 0
-    for folder in ('.', 'dataset', 'distiller_zoo', 'distiller_zoo/criteria', 'helper', 'kernels', 'models'):
+    for folder in ('.', 'dataset', 'distiller_zoo', 'distiller_zoo/criteria', 'helper', 'cpu_kernels', 'models'):
         for file in sorted([*(root / folder).glob('*.py'), *(root / folder).glob('*.cpp')]):
             crc = zlib.crc32(file.read_bytes(), crc)
     return crc

@@ -5,9 +5,9 @@ a stage, and last the pooled embedding (N, C). preact=True takes the stages' fea
 """
 from helper.errors import UserError, nearest
 
+from .cifar_resnet import cifar_resnet_models
 from .mobilenetv2 import mobilenetv2_models
-from .resnet import resnet_models
-from .resnet_cifar import resnet_cifar_models
+from .resnet_small_stem import resnet_small_stem_models
 from .shufflenetv1 import shufflenetv1_models
 from .shufflenetv2 import shufflenetv2_models
 from .vgg import vgg_models
@@ -26,7 +26,7 @@ IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 
             'vgg11_imagenet', 'vgg13_imagenet', 'MobileNetV2_Imagenet', 'ShuffleV2_Imagenet', 'shufflenet_v2_x0_5',
             'shufflenet_v2_x2_0')
 
-model_dict = {**resnet_models, **resnet_cifar_models, **wrn_models, **vgg_models, **mobilenetv2_models,
+model_dict = {**cifar_resnet_models, **resnet_small_stem_models, **wrn_models, **vgg_models, **mobilenetv2_models,
               **shufflenetv1_models, **shufflenetv2_models, **{name: _imagenet(name) for name in IMAGENET}}
 
 # One name for two forms: the 3x3 stem for small images, torchvision's 7x7 stem and max pool for large ones.

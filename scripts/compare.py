@@ -5,9 +5,9 @@ python scripts/compare.py FOLDER [FOLDER ...] [--figure FILE.png] [--ari [--of M
 FOLDER is that of a run, or one with runs somewhere below it, as save/TABLE. Runs that differ in nothing but --trial,
 --seed and where they ran are one row: mean and standard deviation. Rows that only other options tell apart name these.
 "top-1 %" is the best epoch's accuracy, chosen on the test set, which flatters every method; "last %" is that of the
-last epoch. The published figure stands beside ours (docs/published.csv) with its source and, where the source names it,
-its epoch: of CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables or of the
-method's own paper; of ImageNet that of the method's own paper.
+last epoch. The published figure stands beside ours (analysis/published.csv) with its source and, where the source
+names it, its epoch: of CIFAR-100 the SemCKD paper's, mean and deviation of 4 trials, else that of RepDistiller's tables
+or of the method's own paper; of ImageNet that of the method's own paper.
 """
 import sys
 from collections.abc import Iterator
@@ -15,10 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from distiller_zoo import get_method  # noqa: E402
-from helper.cli import Parser, path, show, table  # noqa: E402
-from helper.errors import UserError, printable, run_main  # noqa: E402
-from results.published import (  # noqa: E402
+from analysis.published import (  # noqa: E402
     Published,
     closed_gap,
     published,
@@ -26,7 +23,10 @@ from results.published import (  # noqa: E402
     relative_improvement,
     rows_of,
 )
-from results.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
+from analysis.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
+from distiller_zoo import get_method  # noqa: E402
+from helper.cli import Parser, path, show, table  # noqa: E402
+from helper.errors import UserError, printable, run_main  # noqa: E402
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 FEWEST_CLASSES = 6      # for which the share of images whose class is among the first five says something
@@ -111,7 +111,7 @@ def figure(groups: list[list[dict]]):
     """Test accuracy by epoch, and the matrices that methods learnt: of each experiment the mean of all trials."""
     from matplotlib.figure import Figure
 
-    from results.figures import whole_numbers, wrap
+    from analysis.figures import whole_numbers, wrap
     named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']

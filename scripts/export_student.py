@@ -22,7 +22,13 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 # isort: split
 import torch  # noqa: E402
 
+from analysis import figures  # noqa: E402
+from analysis.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
 from dataset import get_dataloaders  # noqa: E402
+from export import card, check, cost  # noqa: E402
+from export.formats import FORMATS, Export  # noqa: E402
+from export.runtime import CONFIG  # noqa: E402
+from export.student import open_student  # noqa: E402
 from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
@@ -31,12 +37,6 @@ from helper.launch import STOP_SIGNALS  # noqa: E402
 from models.classes import class_order  # noqa: E402
 from models.find import is_own  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
-from results import figures  # noqa: E402
-from results.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
-from shipping import card, check, cost  # noqa: E402
-from shipping.formats import FORMATS, Export  # noqa: E402
-from shipping.runtime import CONFIG  # noqa: E402
-from shipping.student import open_student  # noqa: E402
 
 USUAL = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', card.CARD)

@@ -20,11 +20,11 @@ import torch  # noqa: E402
 from dataset.folder import check_some_are_read, images_below, say_left_out, say_unreadable  # noqa: E402
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
+from export.exported import Exported  # noqa: E402
+from export.process import Process  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from helper.files import write_atomically  # noqa: E402
-from shipping.exported import Exported  # noqa: E402
-from shipping.process import Process  # noqa: E402
 
 
 def options():

@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from analysis.runs import ACCURACY  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
-from grid import formats, report  # noqa: E402
-from grid.earlier import check, file_of, owner_of  # noqa: E402
-from grid.state import DONE, progress  # noqa: E402
-from grid.steps import known_flags, steps_of  # noqa: E402
-from grid.table_file import TABLES, find, read  # noqa: E402
+from experiments import formats, report  # noqa: E402
+from experiments.earlier import check, file_of, owner_of  # noqa: E402
+from experiments.state import DONE, progress  # noqa: E402
+from experiments.steps import known_flags, steps_of  # noqa: E402
+from experiments.table_file import TABLES, find, read  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
-from results.runs import ACCURACY  # noqa: E402
 
 
 def draw(pair, steps, labels, save):

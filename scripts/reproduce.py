@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from grid import formats, report, slurm  # noqa: E402
-from grid.earlier import check, check_data, claim  # noqa: E402
-from grid.estimate import estimate  # noqa: E402
-from grid.local import Local, Places  # noqa: E402
-from grid.state import DONE, Record, failures, progress, summary  # noqa: E402
-from grid.steps import check_batches, cut, known_flags, shell, steps_of  # noqa: E402
-from grid.table_file import find, read  # noqa: E402
+from experiments import formats, report, slurm  # noqa: E402
+from experiments.earlier import check, check_data, claim  # noqa: E402
+from experiments.estimate import estimate  # noqa: E402
+from experiments.local import Local, Places  # noqa: E402
+from experiments.state import DONE, Record, failures, progress, summary  # noqa: E402
+from experiments.steps import check_batches, cut, known_flags, shell, steps_of  # noqa: E402
+from experiments.table_file import find, read  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import Lock, make_folder  # noqa: E402

@@ -19,6 +19,8 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from analysis import figures, measure  # noqa: E402
+from analysis.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
 from dataset import get_dataloaders  # noqa: E402
 from distiller_zoo import load_inference_net  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
@@ -28,8 +30,6 @@ from helper.files import write_json  # noqa: E402
 from models.base import Net  # noqa: E402
 from models.find import is_own, library_of  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
-from results import figures, measure  # noqa: E402
-from results.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
 
 ROWS, MOST_ROWS = 5, 50     # images of Grad-CAM that are drawn unasked, and at most
 FEWEST = 4                  # images that t-SNE and CKA need

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from kernels import build
-from kernels.batchnorm import batch_norm
-from kernels.winograd import conv3x3, input_gradient, weight_gradient
+from cpu_kernels import build
+from cpu_kernels.batchnorm import batch_norm
+from cpu_kernels.winograd import conv3x3, input_gradient, weight_gradient
 
 try:
     build.library()
@@ -21,8 +21,8 @@ except OSError as missing:
 # A run that uses the library: whether it was built, and the OpenMP runtimes of the process.
 PROGRAM = """
 import torch
-from kernels.build import library
-from kernels.winograd import conv3x3
+from cpu_kernels.build import library
+from cpu_kernels.winograd import conv3x3
 assert torch.allclose(conv3x3(torch.ones(1, 16, 4, 4), torch.ones(16, 16, 3, 3))[0, 0, 1, 1], torch.tensor(144.0))
 print(library().was_built)
 try:

@@ -11,13 +11,13 @@ import train_student
 import train_teacher
 from dataset.teacher_cache import outputs_checksum
 from distiller_zoo import load_inference_net
+from export import check
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.errors import UserError
 from models import model_dict
 from models.base import Net, Outputs
 from models.classes import class_order, reorder_classes
 from models.load import load_net, open_net
-from shipping import check
 
 ORDER = [2, 0, 3, 1]
 

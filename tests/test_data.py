@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import dataset
+from analysis import given
 from dataset import cifar, digits, identity
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
@@ -26,7 +27,6 @@ from dataset.split import divide, shares
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.state import IMAGES, fingerprint
-from results import given
 
 
 def test_augmentation_is_torchvisions():

@@ -8,9 +8,9 @@ from conftest import CPU, build
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from cpu_kernels import batchnorm, fuse
+from cpu_kernels.build import library
 from helper.compile import compile_forward
-from kernels import batchnorm, fuse
-from kernels.build import library
 from models import model_dict
 from models.fold import fold_batchnorm
 

@@ -13,11 +13,11 @@ import dataset
 from dataset.folder import Split, images_below, open_sources, squared
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
+from export.card import _square
 from helper import distributed
 from helper.errors import UserError
 from models.adapter import FITS
 from models.load import as_inputs, new_net
-from shipping.card import _square
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 COLOURS = np.stack([GREY, GREY[::-1], GREY.T], 2)

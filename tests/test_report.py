@@ -18,17 +18,17 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from analysis.published import Published
 from distiller_zoo import get_method
-from grid import charts
-from grid.cells import Cell, Found, Trial, epoch_of_published, published_for
-from grid.earlier import claim
-from grid.formats import as_csv, figure, latex, markdown, notes, signed
-from grid.table_file import TABLES, Pair, Row, Table, read
+from experiments import charts
+from experiments.cells import Cell, Found, Trial, epoch_of_published, published_for
+from experiments.earlier import claim
+from experiments.formats import as_csv, figure, latex, markdown, notes, signed
+from experiments.table_file import TABLES, Pair, Row, Table, read
 from helper.cli import values
 from helper.files import read_json
 from helper.run import Place
 from options import student_options, teacher_options
-from results.published import Published
 from scripts import report, reproduce
 
 TABLE = 'semckd_cifar100'
@@ -102,7 +102,7 @@ def texts(table, call):
 @functools.cache
 def published():
     """{(teacher, student, method): (top-1, deviation)} of the paper."""
-    with open(ROOT / 'docs' / 'published.csv', newline='') as file:
+    with open(ROOT / 'analysis' / 'published.csv', newline='') as file:
         return {(row['teacher'], row['student'], row['method']): (float(row['top1']), float(row['std']))
                 for row in csv.DictReader(file) if (row['source'], row['dataset']) == ('SemCKD', 'cifar100')}
 
@@ -186,7 +186,7 @@ def test_page(table, texts):
     reader.feed(texts['html'])
     pairs = list(dict.fromkeys(pair for _, pair in figures))
     gains = {epoch: improvement(figures, epoch) for epoch in ('best', 'last')}
-    with open(ROOT / 'docs' / 'published_ari.csv', newline='') as file:
+    with open(ROOT / 'analysis' / 'published_ari.csv', newline='') as file:
         published_gains = {row['over']: float(row['ari']) for row in csv.DictReader(file) if row['of'] == 'semckd'}
     head, *rows, foot = reader.rows
     assert [texts for _, texts in head] == [['method'], *([pair.split()[0], f'→ {pair.split()[2]}'] for pair in pairs),
@@ -538,7 +538,7 @@ def test_newer_methods():
     """Every row parses and has a figure, and every figure of the newer sources for these nets is shown."""
     table, found = published_cells('newer_cifar100')
     assert {label for (label, _), figure in found.items() if figure} == {row.label for row in table.rows}
-    with open(ROOT / 'docs' / 'published.csv', newline='') as file:
+    with open(ROOT / 'analysis' / 'published.csv', newline='') as file:
         lines = [row for row in csv.DictReader(file) if row['dataset'] == 'cifar100' and row['source'] in table.sources]
     shown = {('' if label == 'Student' else pair.teacher, pair.student, f'{figure.top1:.2f}', *figure[2:])
              for (label, pair), figure in found.items() if figure}

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import train_student
 import train_teacher
+from analysis import published
+from analysis.runs import first_teacher, trials
 from distiller_zoo import distiller_dict
 from helper import cli, records
 from helper import run as run_module
@@ -24,8 +26,6 @@ from helper.errors import UserError
 from helper.estimate import Timer
 from models import model_dict, model_names
 from options import student_options, teacher_options
-from results import published
-from results.runs import first_teacher, trials
 from scripts import compare
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from grid import slurm
-from grid.state import MOST_STARTS, Record
-from grid.steps import Step
+from experiments import slurm
+from experiments.state import MOST_STARTS, Record
+from experiments.steps import Step
 from options import teacher_options
 from scripts import reproduce
 

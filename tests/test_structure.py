@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 # A room may import from those below it. Files of the top floor and what a person runs stand above all.
-FLOORS = (('kernels', 'distiller_zoo.criteria'), ('helper',), ('models',), ('dataset', 'distiller_zoo'), ('options',),
-          ('results',), ('grid', 'shipping'), ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
+FLOORS = (('cpu_kernels', 'distiller_zoo.criteria'), ('helper',), ('models',), ('dataset', 'distiller_zoo'),
+          ('options',), ('analysis',), ('experiments', 'export'),
+          ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -16,12 +16,12 @@ from torch import nn
 import dataset
 import train_student
 import train_teacher
+from analysis import figures, measure
 from distiller_zoo import load_inference_net
 from helper.checkpoint import load_checkpoint
 from models import IMAGENET, model_dict
 from models.base import Net
 from models.find import build
-from results import figures, measure
 from scripts import visualize
 
 

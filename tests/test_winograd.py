@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from benchmarks import convolutions
 from benchmarks.__main__ import main as benchmark
-from kernels import build, winograd
+from cpu_kernels import build, winograd
 
 try:
     build.library()

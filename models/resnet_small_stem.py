@@ -111,4 +111,4 @@ def ResNet50_cifar(num_classes: int = 100):
     return ResNetCifar(Bottleneck, (3, 4, 6, 3), num_classes)
 
 
-resnet_cifar_models = {net.__name__: net for net in (ResNet18_cifar, ResNet34_cifar, ResNet50_cifar)}
+resnet_small_stem_models = {net.__name__: net for net in (ResNet18_cifar, ResNet34_cifar, ResNet50_cifar)}

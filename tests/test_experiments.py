@@ -24,12 +24,12 @@ from conftest import ROOT, assert_same, outcome_of
 
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import distiller_dict
-from grid import local, slurm
-from grid.earlier import check_data
-from grid.local import Places, groups
-from grid.state import SILENT, Record, progress, seconds_left, summary
-from grid.steps import cut, steps_of, waves
-from grid.table_file import TABLES, read
+from experiments import local, slurm
+from experiments.earlier import check_data
+from experiments.local import Places, groups
+from experiments.state import SILENT, Record, progress, seconds_left, summary
+from experiments.steps import cut, steps_of, waves
+from experiments.table_file import TABLES, read
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import values
 from helper.errors import UserError, nearest
@@ -466,8 +466,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'all left_out': ({'rows': {'KD': 'kd'}, 'left_out': ['KD: resnet14 -> resnet8']},
                      'left_out: names every cell of the table; leave one in'),
     'published': ({'published': 'SemCKT'},
-                  'published SemCKT: docs/published.csv has no figures of it; did you mean SemCKD? there are: '),
-    'several published': ({'published': ['SemCKD', 3]}, 'published 3: docs/published.csv has no figures of it; '),
+                  'published SemCKT: analysis/published.csv has no figures of it; did you mean SemCKD? there are: '),
+    'several published': ({'published': ['SemCKD', 3]}, 'published 3: analysis/published.csv has no figures of it; '),
     'cells': ({'cells': {'KT: resnet14 -> resnet8': '-b 1'}},
               'cells: KT: resnet14 -> resnet8: give a row and a pair of this table, as '),
     'cells alone': ({'cells': {'Student: resnet14 -> resnet8': '--epochs 1'}},
@@ -1358,7 +1358,7 @@ def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, mos
     ('kill -TERM $$', None), ('exit 143', None)])
 def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, capsys, end, why):
     """A run that always dies has failed, and its log says how. A stop signal from outside is no failure."""
-    for module in ('grid.local', 'grid.state'):
+    for module in ('experiments.local', 'experiments.state'):
         monkeypatch.setattr(f'{module}.MOST_STARTS', 2)
     pretend(f'echo here; {end}')
     found = run(read(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),

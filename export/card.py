@@ -121,7 +121,7 @@ def three_lines(config: dict) -> str:
     """Python that loads the weights."""
     call = {'timm': 'timm.create_model', 'torchvision': 'torchvision.models.get_model'}.get(config['library'])
     if call is None:
-        return "from shipping.runtime import open_export         # of " + OWN + \
+        return "from export.runtime import open_export         # of " + OWN + \
             "\nnet = open_export('student.safetensors')\nlogits = net(images)       # a numpy array, as above"
     given = ''.join(f', {key}={value!r}' for key, value in config['model_args'].items())
     inputs = config['inputs']

@@ -9,10 +9,10 @@ from statistics import mean
 from jinja2 import Environment
 from markupsafe import Markup
 
+from analysis.figures import svg
+from analysis.runs import ACCURACY
 from helper.errors import UserError
 from helper.files import open_regular, write_atomically
-from results.figures import svg
-from results.runs import ACCURACY
 
 from . import charts, formats
 from .cells import Cell, Found, Trial, collect

@@ -4,14 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+from analysis.given import Given
+from analysis.runs import DATA, read_run
 from helper.checkpoint import load_checkpoint, load_weights
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.state import LAST, PREVIOUS, weights_checksum
 from models.find import build
 from models.foreign import without_prefix
-from results.given import Given
-from results.runs import DATA, read_run
 
 from .state import last_is_best, result
 from .steps import SIZES, Step, expected, pixels

@@ -70,5 +70,5 @@ def _entry(depth, widths):
 
 
 NARROW, X4, DOUBLE = (16, 16, 32, 64), (32, 64, 128, 256), (64, 128, 256, 512)
-resnet_models = {f'resnet{depth}': _entry(depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)}
-resnet_models |= {'resnet8x4': _entry(8, X4), 'resnet32x4': _entry(32, X4), 'resnet8x4_double': _entry(8, DOUBLE)}
+cifar_resnet_models = {f'resnet{depth}': _entry(depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)}
+cifar_resnet_models |= {'resnet8x4': _entry(8, X4), 'resnet32x4': _entry(32, X4), 'resnet8x4_double': _entry(8, DOUBLE)}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from analysis.runs import read_run
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.launch import STOP_SIGNALS
 from helper.state import LAST
-from results.runs import read_run
 
 from .steps import Step, expected
 
@@ -124,7 +124,7 @@ def _signal_of(code: int) -> signal.Signals | None:
 
 
 def result(step: Step) -> dict | None:
-    """The value of results.runs.read_run for its run; None if it has not finished, or a file is lost or damaged.
+    """The value of analysis.runs.read_run for its run; None if it has not finished, or a file is lost or damaged.
 
     The figures do not need the best epoch's weights. Without them a run still counts as finished, unless other runs
     learn from it, or last.pth can restore them.

@@ -27,17 +27,17 @@ import train_student
 import train_teacher
 from dataset import get_dataloaders
 from dataset.folder import scan
+from export import card, check, cost
+from export import exported as exported_module
+from export.exported import Exported, check_config
+from export.formats import FORMATS, Export
+from export.process import Process
+from export.runtime import open_export
+from export.student import open_student
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from models import model_dict
 from models.find import build
-from shipping import card, check, cost
-from shipping import exported as exported_module
-from shipping.exported import Exported, check_config
-from shipping.formats import FORMATS, Export
-from shipping.process import Process
-from shipping.runtime import open_export
-from shipping.student import open_student
 
 pytest.importorskip('onnxruntime')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.25, 0.3], 'size': 16, 'interpolation': 'bilinear'}
@@ -617,7 +617,7 @@ def test_weights_without_this_repository(call, tree, tmp_path, monkeypatch, arch
     call(export_student.main, checkpoint, '--out', out, '--formats', 'safetensors', '--dataset', 'folder',
          '--data_dir', tree, '--image_size', 16, '--batch_size', 16)
     lines = card.three_lines(json.loads((out / 'config.json').read_text()))
-    assert lines in (out / 'MODEL_CARD.md').read_text() and 'shipping' not in lines
+    assert lines in (out / 'MODEL_CARD.md').read_text() and 'export' not in lines
     monkeypatch.chdir(out)
     names = {}
     exec(lines, names)

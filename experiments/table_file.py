@@ -5,11 +5,11 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from analysis.published import sources
 from distiller_zoo import get_method
 from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
 from models.find import check_name
-from results.published import sources
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 ALONE = 'alone'     # in the place of a method: the student without a teacher
@@ -138,7 +138,7 @@ def read(path: Path) -> Table:
     published = [published] if isinstance(published, str) else published
     for source in published:
         if source not in sources():
-            raise UserError(f'{path}: published {source}: docs/published.csv has no figures of it; '
+            raise UserError(f'{path}: published {source}: analysis/published.csv has no figures of it; '
                             f'{nearest(str(source), sources())}')
     words = {key: _words(content[key], f'{path}: {key}')
              for key in ('options', 'teacher_options', 'student_options') if key in content}

@@ -1,6 +1,6 @@
 """Run an exported network, each format by its own runtime; needs nothing of this repository for a library's net.
 
-As a program it is a process with one such network: python shipping/runtime.py FILE [THREADS]. It reads requests, a
+As a program it is a process with one such network: python export/runtime.py FILE [THREADS]. It reads requests, a
 count and a batch of images each, runs the batch so many times, and writes the seconds that each run took with the peak
 memory so far in bytes, then the logits.
 """
@@ -60,7 +60,7 @@ def _safetensors(file, threads):
         net.load_state_dict(weights)
     else:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from shipping.student import rebuild
+        from export.student import rebuild
         net = rebuild(config, weights)
     net.eval().requires_grad_(False)
     return _torch(_normalised(net, config['inputs']), threads)

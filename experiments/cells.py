@@ -5,8 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
-from distiller_zoo import get_method
-from results.published import (
+from analysis.published import (
     Improvement,
     Published,
     published,
@@ -15,7 +14,8 @@ from results.published import (
     variant,
     way,
 )
-from results.runs import ACCURACY, same_data
+from analysis.runs import ACCURACY, same_data
+from distiller_zoo import get_method
 
 from .state import DONE, FAILED, Progress, Record, result
 from .steps import Step, expected
@@ -24,7 +24,7 @@ from .table_file import ALONE, Pair, Row, Table
 
 @dataclass(eq=False)
 class Trial:
-    """One run of a cell; run: what results.runs.read_run gives, where it is done."""
+    """One run of a cell; run: what analysis.runs.read_run gives, where it is done."""
 
     step: Step
     progress: Progress

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
+from analysis import figures
 from helper.cli import table
 from helper.errors import UserError
-from results import figures
 
 from .formats import FORMATS, Export
 from .process import Process

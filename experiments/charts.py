@@ -4,7 +4,7 @@ from statistics import mean
 import matplotlib
 from matplotlib.figure import Figure
 
-from results.figures import styled, whole_numbers
+from analysis.figures import styled, whole_numbers
 
 from .cells import Cell
 

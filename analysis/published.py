@@ -1,4 +1,4 @@
-"""What papers have published (docs/published.csv), and the figures that compare methods over pairs of nets."""
+"""What papers have published (analysis/published.csv), and the figures that compare methods over pairs of nets."""
 import csv
 import functools
 from pathlib import Path
@@ -9,11 +9,11 @@ from typing import NamedTuple
 from distiller_zoo import get_method
 from options import flags
 
-DOCS = Path(__file__).resolve().parents[1] / 'docs'
+HERE = Path(__file__).resolve().parent
 
 
 class Published(NamedTuple):
-    """A figure of docs/published.csv."""
+    """A figure of analysis/published.csv."""
 
     top1: float                 # percent
     deviation: float | None     # standard deviation of the trials
@@ -68,8 +68,8 @@ def sources() -> list[str]:
 
 @functools.cache
 def rows_of(table: str) -> list[dict]:
-    """The rows of a CSV file in docs/."""
-    with open(DOCS / table, newline='') as file:
+    """The rows of a CSV file beside this module."""
+    with open(HERE / table, newline='') as file:
         return list(csv.DictReader(file))
 
 
