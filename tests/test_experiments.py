@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, assert_same, outcome_of
 
 from dataset.teacher_cache import ANSWERS
-from distiller_zoo import distiller_dict
+from distiller_zoo import distiller_dict, get_method
 from experiments import local, slurm
 from experiments.earlier import check_data
 from experiments.local import Places, groups
@@ -188,6 +188,8 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
                 if flag in words:       # the last one counts
                     weights = [float(value) for value in words[-words[::-1].index(flag)].split(',')]
                     assert getattr(opt, option) in (weights, *weights)
+                elif '+' not in method:
+                    assert getattr(opt, option) == get_method(method).published_options(opt)[option]
             if method == 'hkd':
                 source, opt.model_t = auxiliary[teacher], auxiliary[teacher].model_s
                 assert opt.path_t == str(Place.of_student(source).best_path(source))
