@@ -12,9 +12,9 @@ from helper.compile import cores
 from helper.errors import UserError
 from helper.launch import STOP_SIGNALS
 
-from .state import DONE, FAILED, LEFT, MOST_STARTS, RUNNING, WAITING, Progress, Record, progress, summary
-from .steps import Step
-from .work import Work
+from .plan import Step
+from .processes import Work
+from .progress import DONE, FAILED, LEFT, MOST_STARTS, RUNNING, WAITING, Progress, Record, progress, summary
 
 
 class Places:

@@ -14,10 +14,10 @@ from analysis.runs import ACCURACY
 from helper.errors import UserError
 from helper.files import open_regular, write_atomically
 
-from . import charts, formats
-from .cells import Cell, Found, Trial, collect
-from .state import FAILED, Progress, summary
-from .steps import Step, shell
+from . import report_charts, report_text
+from .plan import Step, shell
+from .progress import FAILED, Progress, summary
+from .results import Cell, Found, Trial, collect
 from .table_file import Table
 
 PAGE = Path(__file__).with_name('page.html')
@@ -29,8 +29,8 @@ def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]
     epoch: of the accuracies, 'best' or 'last'; None: the epoch of the published figures.
     """
     found = collect(table, steps, save / 'logs', now, epoch)
-    for name, text in (('report.html', _page(found, save, now)), ('report.md', formats.markdown(found)),
-                       ('report.csv', formats.as_csv(found)), ('report.tex', formats.latex(found))):
+    for name, text in (('report.html', _page(found, save, now)), ('report.md', report_text.markdown(found)),
+                       ('report.csv', report_text.as_csv(found)), ('report.tex', report_text.latex(found))):
         write_atomically(save / name, lambda file, text=text: file.write(text.encode()))
     return found
 
@@ -47,15 +47,15 @@ def _page(found, save, now):
             cells.append(_cell(cell, found, f'cell-{len(dialogs)}') if cell else None)
             if cell:
                 dialogs.append(_dialog(cell, f'cell-{len(dialogs)}', save))
-        rows.append({'label': row.label, 'place': place, 'colour': charts.colour(place), 'cells': cells,
+        rows.append({'label': row.label, 'place': place, 'colour': report_charts.colour(place), 'cells': cells,
                      'gain': {epoch: _gain(gains[epoch].get(row.label)) for epoch in ACCURACY}})
     missing = [trial for cell in found.cells.values() for trial in cell.missing] + \
               [trial for trial in found.others if not trial.run]
     return template.render(
         table=table, pairs=table.pairs, rows=rows, gains=any(gains.values()), dialogs=dialogs, epochs=[*ACCURACY],
-        chosen=found.epoch, notes={epoch: formats.notes(found, epoch) for epoch in ACCURACY},
+        chosen=found.epoch, notes={epoch: report_text.notes(found, epoch) for epoch in ACCURACY},
         state=summary(table.name, now, 1).partition(', ready')[0], written=time.strftime('%Y-%m-%d %H:%M'),
-        teachers=[{epoch: formats.figure(found.teacher(pair, epoch), None) for epoch in ACCURACY}
+        teachers=[{epoch: report_text.figure(found.teacher(pair, epoch), None) for epoch in ACCURACY}
                   for pair in table.pairs],
         failed=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state == FAILED],
         left=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state != FAILED],
@@ -68,8 +68,8 @@ def _cell(cell: Cell, found: Found, name):
     return {'id': name, 'failed': failed,
             'note': f'{done} of {len(cell.trials)} trials' if cell.missing and done else '',
             'of': {epoch: {'mean': cell.mean(epoch) if done else '', 'highest': found.is_highest(cell, epoch),
-                           'text': formats.figure(cell.mean(epoch), cell.deviation(epoch)),
-                           'published': formats.theirs(cell, epoch), **_difference(cell, epoch)}
+                           'text': report_text.figure(cell.mean(epoch), cell.deviation(epoch)),
+                           'published': report_text.theirs(cell, epoch), **_difference(cell, epoch)}
                    for epoch in ACCURACY}}
 
 
@@ -77,8 +77,8 @@ def _difference(cell: Cell, epoch):
     difference, deviations = cell.difference(epoch), cell.in_deviations(epoch)
     if difference is None:
         return {'difference': '', 'way': ''}
-    text = formats.signed(difference, 2)
-    return {'difference': text + (f', {formats.signed(deviations, 1)} σ' if deviations is not None else ''),
+    text = report_text.signed(difference, 2)
+    return {'difference': text + (f', {report_text.signed(deviations, 1)} σ' if deviations is not None else ''),
             'way': {'+': 'up', '-': 'down'}.get(text[0], '')}
 
 
@@ -121,14 +121,14 @@ def _curves(found: Found):
         cells = [(place, cell) for place, row in enumerate(found.table.rows)
                  if (cell := found.cell(row, pair)) and cell.runs]
         if cells:
-            drawn.append({'title': str(pair), 'svg': Markup(svg(charts.curves(cells)))})
+            drawn.append({'title': str(pair), 'svg': Markup(svg(report_charts.curves(cells)))})
     return drawn
 
 
 def _learnt(found: Found):
     return [{'title': f'{name.capitalize()} of {cell.row.label}, {cell.pair}',
-             'svg': Markup(svg(charts.learnt(name, cell)))}
-            for cell in found.cells.values() for name in charts.matrices(cell)]
+             'svg': Markup(svg(report_charts.learnt(name, cell)))}
+            for cell in found.cells.values() for name in report_charts.matrices(cell)]
 
 
 def _costs(found: Found):

@@ -19,9 +19,9 @@ from helper.files import read_json, write_json
 from helper.launch import STOP_SIGNALS
 
 from .local import gpu_flags, groups, threads_of
-from .state import DONE, FAILED, LEFT, RUNNING, Progress, Record, progress, result, summary
-from .steps import ROOT, Step, waves
-from .work import Work
+from .plan import ROOT, Step, waves
+from .processes import Work
+from .progress import DONE, FAILED, LEFT, RUNNING, Progress, Record, progress, result, summary
 
 NOTICE = 90         # seconds before its time limit at which a job is told, or up to a minute earlier
 SAVING = 60         # of these, how long its runs have to save

@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.runs import ACCURACY  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
-from experiments import formats, report  # noqa: E402
-from experiments.earlier import check, file_of, owner_of  # noqa: E402
-from experiments.state import DONE, progress  # noqa: E402
-from experiments.steps import known_flags, steps_of  # noqa: E402
+from experiments import report, report_text  # noqa: E402
+from experiments.folder_check import check, file_of, owner_of  # noqa: E402
+from experiments.plan import known_flags, steps_of  # noqa: E402
+from experiments.progress import DONE, progress  # noqa: E402
 from experiments.table_file import TABLES, find, read  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
@@ -70,7 +70,7 @@ def main():
                 raise UserError(f'--figures {label}: no such row in {table.path}; {nearest(label, labels)}')
         for pair in table.pairs:
             draw(pair, [step for step in steps if now[step].state == DONE], opt.figures or labels, save)
-    show(formats.plain(report.write(table, steps, save, now, opt.epoch)))
+    show(report_text.plain(report.write(table, steps, save, now, opt.epoch)))
     print(f'report: {save}/report.html')
 
 

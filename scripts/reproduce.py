@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments import formats, report, slurm  # noqa: E402
-from experiments.earlier import check, check_data, claim  # noqa: E402
-from experiments.estimate import estimate  # noqa: E402
+from experiments import report, report_text, slurm  # noqa: E402
+from experiments.folder_check import check, check_data, claim  # noqa: E402
 from experiments.local import Local, Places  # noqa: E402
-from experiments.state import DONE, Record, failures, progress, summary  # noqa: E402
-from experiments.steps import check_batches, cut, known_flags, shell, steps_of  # noqa: E402
+from experiments.plan import check_batches, cut, known_flags, shell, steps_of  # noqa: E402
+from experiments.progress import DONE, Record, failures, progress, summary  # noqa: E402
 from experiments.table_file import find, read  # noqa: E402
+from experiments.time_estimate import estimate  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from helper.files import Lock, make_folder  # noqa: E402
@@ -91,7 +91,7 @@ def main():
                 Record(logs, step).forget()
     now = cluster.run(steps) if cluster else Local(table.name, logs, steps, places, opt.trial_parallel).run()
     print(failures(now, logs), end='')
-    show(formats.plain(report.write(table, steps, Path(save), now)))
+    show(report_text.plain(report.write(table, steps, Path(save), now)))
     print(f'report: {save}/report.html')
     check_data(steps)
     if any(p.state != DONE for p in now.values()):

@@ -25,10 +25,10 @@ from conftest import ROOT, assert_same, outcome_of
 from dataset.teacher_cache import ANSWERS
 from distiller_zoo import distiller_dict, get_method
 from experiments import local, slurm
-from experiments.earlier import check_data
+from experiments.folder_check import check_data
 from experiments.local import Places, groups
-from experiments.state import SILENT, Record, progress, seconds_left, summary
-from experiments.steps import cut, steps_of, waves
+from experiments.plan import cut, steps_of, waves
+from experiments.progress import SILENT, Record, progress, seconds_left, summary
 from experiments.table_file import TABLES, read
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import values
@@ -1360,7 +1360,7 @@ def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, mos
     ('kill -TERM $$', None), ('exit 143', None)])
 def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, capsys, end, why):
     """A run that always dies has failed, and its log says how. A stop signal from outside is no failure."""
-    for module in ('experiments.local', 'experiments.state'):
+    for module in ('experiments.local', 'experiments.progress'):
         monkeypatch.setattr(f'{module}.MOST_STARTS', 2)
     pretend(f'echo here; {end}')
     found = run(read(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),

@@ -20,10 +20,10 @@ from conftest import ROOT
 
 from analysis.published import Published
 from distiller_zoo import get_method
-from experiments import charts
-from experiments.cells import Cell, Found, Trial, epoch_of_published, published_for
-from experiments.earlier import claim
-from experiments.formats import as_csv, figure, latex, markdown, notes, signed
+from experiments import report_charts
+from experiments.folder_check import claim
+from experiments.report_text import as_csv, figure, latex, markdown, notes, signed
+from experiments.results import Cell, Found, Trial, epoch_of_published, published_for
 from experiments.table_file import TABLES, Pair, Row, Table, read
 from helper.cli import values
 from helper.files import read_json
@@ -257,8 +257,8 @@ def test_a_single_epoch_is_seen():
     for cell in found.cells.values():
         cell.runs[0].update(curve=[cell.runs[0]['top1']], pictures={'attention': [[0.5, 0.5]]},
                             pictures_by_epoch=[{'attention': [[0.5, 0.5]]}])
-    curves = charts.curves([*enumerate(found.cells.values())])
-    for chart in (curves, charts.learnt('attention', found.cells['KD', 'a -> b'])):
+    curves = report_charts.curves([*enumerate(found.cells.values())])
+    for chart in (curves, report_charts.learnt('attention', found.cells['KD', 'a -> b'])):
         assert [line.get_marker() for line in chart.axes[0].lines] == ['o', 'o']
         assert [tick for tick in chart.axes[0].get_xticks() if 0.9 < tick < 1.1] == [1]
 

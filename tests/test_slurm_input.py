@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments import slurm
-from experiments.state import MOST_STARTS, Record
-from experiments.steps import Step
+from experiments.plan import Step
+from experiments.progress import MOST_STARTS, Record
 from options import teacher_options
 from scripts import reproduce
 

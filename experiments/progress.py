@@ -14,7 +14,7 @@ from helper.files import read_json, write_json
 from helper.launch import STOP_SIGNALS
 from helper.state import LAST
 
-from .steps import Step, expected
+from .plan import Step, expected
 
 DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'without its teacher'
 HEARTBEAT = 5           # seconds between two signs of life of a worker

@@ -5,7 +5,7 @@ import io
 
 from helper.cli import table as aligned
 
-from .cells import Cell, Found
+from .results import Cell, Found
 
 PLUS_MINUS = r' $\pm$ '       # of LaTeX
 EPOCH = {'best': 'the best epoch, which is chosen on the test set', 'last': 'the last epoch'}

@@ -13,8 +13,8 @@ from helper.state import LAST, PREVIOUS, weights_checksum
 from models.find import build
 from models.foreign import without_prefix
 
-from .state import last_is_best, result
-from .steps import SIZES, Step, expected, pixels
+from .plan import SIZES, Step, expected, pixels
+from .progress import last_is_best, result
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt

@@ -42,7 +42,7 @@ SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagen
 
 @dataclass(eq=False)
 class Step:
-    """A run of a table. `state.py` knows whether it is finished."""
+    """A run of a table. `progress.py` knows whether it is finished."""
 
     name: str                       # its log's, unique in the table
     what: str                       # how messages name it

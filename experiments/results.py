@@ -17,8 +17,8 @@ from analysis.published import (
 from analysis.runs import ACCURACY, same_data
 from distiller_zoo import get_method
 
-from .state import DONE, FAILED, Progress, Record, result
-from .steps import Step, expected
+from .plan import Step, expected
+from .progress import DONE, FAILED, Progress, Record, result
 from .table_file import ALONE, Pair, Row, Table
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from helper.launch import STOP_SIGNALS, end_with_parent
 
-from .state import HEARTBEAT, Record
-from .steps import shell
+from .plan import shell
+from .progress import HEARTBEAT, Record
 
 GRACE = 300         # seconds that a run has to finish its step and save
 

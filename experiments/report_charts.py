@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import styled, whole_numbers
 
-from .cells import Cell
+from .results import Cell
 
 
 def colour(place: int) -> str:

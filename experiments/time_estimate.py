@@ -11,14 +11,14 @@ from helper.cli import readable_hours
 from helper.errors import UserError, printable
 from models.find import build
 
-from .state import DONE, Progress
-from .steps import SIZES, Step, pixels
+from .plan import SIZES, Step, pixels
+from .progress import DONE, Progress
 
 
 def estimate(steps: dict[Step, Progress], placement: list[str], threads: str | None, at_once: int) -> None:
     """Time some steps of each kind of unfinished run, and print the hours of each and of the whole table.
 
-    placement, threads: see work.Work. at_once: how many runs compute at the same time. Nothing is written into the
+    placement, threads: see processes.Work. at_once: how many runs compute at the same time. Nothing is written into the
     table's folder: a teacher that is not trained yet is replaced by an untrained net, which takes the same time. Raises
     UserError if a run fails.
     """
