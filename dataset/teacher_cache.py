@@ -21,6 +21,7 @@ from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.files import folder_name, read_json, write_json
 from helper.state import weights_checksum
+from models.base import probe
 
 from .answer_file import AnswerFile, file_bytes
 from .memory import FORMS, MemoryLoader
@@ -185,14 +186,12 @@ class TaughtLoader:
         return {kind: torch.cat([found[kind], kept[kind]])[order] for kind in found}
 
 
-@torch.no_grad()
 def _widths(opt, needs, teacher, data):
     """kind of cached output -> its width. Raises UserError if the images do not fit in memory."""
     if not isinstance(data.train_loader, MemoryLoader):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
                         f'would be many more; leave it out')
-    blank = torch.zeros(2, 3, data.image_size, data.image_size, device=next(teacher.parameters()).device)
-    out = teacher.eval().outputs(blank)
+    out = probe(teacher, data.image_size)
     return {kind: getattr(out, kind).shape[1] for kind in ANSWERS if kind == 'logits' or kind in needs}
 
 

@@ -84,7 +84,7 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
     """
     for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
         if stages is not None:
-            net.choose(stages, data.image_size, f'{flag} {comma_list(stages)}')
+            net.select_stages(stages, data.image_size, f'{flag} {comma_list(stages)}')
     try:
         return get_method(opt.distill)(student, teacher, opt, data)
     except PairError as error:

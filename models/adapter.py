@@ -17,7 +17,7 @@ MANY = 4        # stages of a net whose blocks all give maps of one size: this m
 class Adapter(Net):
     """`net`, with stages, map, embedding and logits as base.Net promises. Its state_dict has the library's own keys.
 
-    A subclass writes `run` and sets `available` and `chosen`. `measure` comes before any use.
+    A subclass writes `run` and sets `available` and `selected_stages`. `measure` comes before any use.
     """
 
     settings = {}       # what the library's builder was given beside the number of classes
@@ -32,7 +32,7 @@ class Adapter(Net):
         self.register_load_state_dict_pre_hook(_own_keys)
 
     def run(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """(N, channels, H, W) -> ([the stem's output, one map a chosen stage], last map, embedding, logits).
+        """(N, channels, H, W) -> ([the stem's output, one map a selected stage], last map, embedding, logits).
 
         Maps are (N, C, H, W). The embedding is what the classifier reads. Where the library does not give the output of
         a stem, the first stage's stands in its place too.

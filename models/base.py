@@ -24,7 +24,7 @@ class Net(nn.Module):
     """
 
     activated = True    # without preact, the stages come after their last ReLU, or have none
-    chosen = None       # of --stages: the numbers of the stages that feats has, from 0; None: all
+    selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
         """images (N, 3, H, W) -> ([the stem's output, one map a stage], the map that pooling sees).
@@ -38,21 +38,17 @@ class Net(nn.Module):
         raise NotImplementedError(type(self).__name__)
 
     def count_stages(self, image_size: int) -> int:
-        """How many stages there are to choose from."""
-        parameter = next(self.parameters())
-        was_training = self.training
-        with torch.no_grad():
-            maps, _ = self.eval().stages(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
-        self.train(was_training)
-        return len(maps) - 1
+        """Number of stages that feats can have."""
+        return len(probe(self, image_size).feats) - 2
 
-    def choose(self, stages: list[int], image_size: int, what: str) -> None:
-        """Let feats have these stages alone, counted from 0. Raises UserError that begins with `what`."""
+    def select_stages(self, stages: list[int], image_size: int, what: str) -> None:
+        """Keep only these stages in feats, counted from 0. Raises UserError that begins with `what`."""
+        self.selected_stages = None     # so that count_stages sees all
         count = self.count_stages(image_size)
         if sorted({*stages}) != stages or stages[-1] >= count:
             name = getattr(self, 'name', type(self).__name__)
             raise UserError(f'{what}: {name} has the stages 0 to {count - 1}; give some of them in rising order')
-        self.chosen = stages
+        self.selected_stages = stages
 
     def see(self, x: Tensor) -> Tensor:
         """The loader's images as this net was trained to see them; a module `inputs` of the net says how."""
@@ -99,14 +95,30 @@ class Net(nn.Module):
         """images (N, 3, H, W) -> everything in one pass."""
         maps, last = self.stages(self.see(x), preact)
         embedding = self.embed(last)
-        if self.chosen is not None:
-            maps = [maps[0], *(maps[1 + i] for i in self.chosen)]
+        if self.selected_stages is not None:
+            maps = [maps[0], *(maps[1 + i] for i in self.selected_stages)]
         return Outputs(self.get_classifier()(self.hidden(embedding)), embedding, [*maps, embedding], last)
 
     def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False):
         """images (N, 3, H, W) -> logits (N, classes), or with is_feat ([stem, stages ..., embedding], logits)."""
         out = self.outputs(x, preact)
         return (out.feats, out.logits) if is_feat else out.logits
+
+
+def probe(net: Net, images: int | Tensor, preact: bool = False, gradient: bool = False) -> Outputs:
+    """Outputs of `net` in eval mode for `images`: (N, 3, H, W), or the height of two blank images.
+
+    The net keeps its training mode. gradient: compute the outputs with a graph for autograd.
+    """
+    if isinstance(images, int):
+        images = torch.zeros(2, 3, images, images)
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.set_grad_enabled(gradient):
+            return net.outputs(images.to(next(net.parameters()).device), preact)
+    finally:
+        net.train(was_training)
 
 
 def run_stages(stages, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:

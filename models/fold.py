@@ -7,6 +7,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .base import Net, probe
+
 
 class _Uses(TorchFunctionMode):
     """Counts how often each tensor is an argument of a function that returns tensors."""
@@ -29,19 +31,17 @@ class _Uses(TorchFunctionMode):
 
 
 @torch.no_grad()
-def fold_batchnorm(net: nn.Module, image_size: int) -> int:
+def fold_batchnorm(net: Net, image_size: int) -> int:
     """Fold, in place, each batch norm that is the only reader of a convolution's output. Returns how many were folded.
 
-    net: a models.base.Net, put into eval mode. All its outputs stay the same up to rounding, pre-activations too. It
+    It is put into eval mode. All its outputs stay the same up to rounding, pre-activations too. It
     can no longer be trained, and its state_dict has other keys.
     """
     net.eval()
-    device = next(net.parameters()).device
-    images = torch.zeros(2, 3, image_size, image_size, device=device)
     pairs = None
     for preact in (False, True):
         try:
-            found = _pairs(net, images, preact)
+            found = _pairs(net, image_size, preact)
         except NotImplementedError:     # a net without pre-activations
             continue
         pairs = found if pairs is None else pairs & found
@@ -53,7 +53,7 @@ def fold_batchnorm(net: nn.Module, image_size: int) -> int:
     return len(pairs or ())
 
 
-def _pairs(net, images, preact):
+def _pairs(net, image_size, preact):
     """{(convolution, batch norm)} where the norm is called once, and alone reads the output of a convolution that is
     called once."""
     made, read, calls = {}, {}, Counter()
@@ -70,7 +70,7 @@ def _pairs(net, images, preact):
     hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
     try:
         with _Uses() as uses:
-            for leaf in tree_leaves(net.outputs(images, preact)):       # what the net returns is used by the caller
+            for leaf in tree_leaves(probe(net, image_size, preact)):       # what the net returns is used by the caller
                 uses.add(leaf)
     finally:
         for hook in hooks:

@@ -88,12 +88,12 @@ class TimmNet(Adapter):
         self.has_stem = is_stem(info[0]['module'])
         self.available = [entry['module'] for entry in info][self.has_stem:]
         alike = len({entry['reduction'] for entry in info}) == 1
-        self.chosen = evenly_spaced(len(info)) if alike else [*range(len(self.available))]
+        self.selected_stages = evenly_spaced(len(info)) if alike else [*range(len(self.available))]
         self.nhwc = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
         self.linear = isinstance(net.get_classifier(), nn.Linear)
 
     def run(self, x):
-        indices = [0, *(1 + i for i in self.chosen)] if self.has_stem else self.chosen
+        indices = [0, *(1 + i for i in self.selected_stages)] if self.has_stem else self.selected_stages
         final, maps = self.net.forward_intermediates(x, indices=indices, output_fmt='NCHW')
         embedding = self.net.forward_head(final, pre_logits=True)
         logits = self.net.get_classifier()(embedding) if self.linear else self.net.forward_head(final)

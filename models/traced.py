@@ -153,7 +153,7 @@ class Traced(Adapter):
         last = _before_pooling(reads, shapes, self.net)
         blocks = [_Block(path, m, node, shapes[node]) for path, m in _blocks(self.net)
                   if _is_map(shapes.get(node := _last_node(path, graph, names), ()))]
-        stem, stages, self.chosen = _stages(blocks)
+        stem, stages, self.selected_stages = _stages(blocks)
         nodes = [stem, *stages, last, reads, output]
         self.stem, *self.available, self.last, self.embedding, self.logits = (names[node] for node in nodes)
         self.tokens = {names[node] for node in nodes if len(shapes[node]) == 3}
@@ -185,7 +185,7 @@ class Traced(Adapter):
             return out[name].permute(0, 3, 1, 2) if name in self.nhwc else out[name]
         embedding = out[self.embedding]
         embedding = embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
-        maps = [as_map(name) for name in (self.stem, *(self.available[i] for i in self.chosen))]
+        maps = [as_map(name) for name in (self.stem, *(self.available[i] for i in self.selected_stages))]
         return maps, as_map(self.last), embedding, out[self.logits]
 
     def get_classifier(self):

@@ -132,7 +132,7 @@ VIT = 'timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6'
 def test_a_name_with_settings():
     assert find.settings('timm:x,depths=(1,2),act_layer=gelu', '') == ('x', {'depths': (1, 2), 'act_layer': 'gelu'})
     net = build(VIT, 10, 16)
-    assert len(net.available) == 6 and net.chosen == [0, 2, 3, 5] and net.name == VIT
+    assert len(net.available) == 6 and net.selected_stages == [0, 2, 3, 5] and net.name == VIT
     assert evenly_spaced(12) == [2, 5, 8, 11] and evenly_spaced(3) == [0, 1, 2]
 
 
@@ -172,7 +172,7 @@ def test_chosen_stages(call, teacher, small, tmp_path):
     net = build(VIT, 10, 16).eval()
     x = torch.randn(2, 3, 16, 16)
     before = net.outputs(x)
-    net.choose([0, 5], 16, '--stages')
+    net.select_stages([0, 5], 16, '--stages')
     after = net.outputs(x)
     assert len(after.feats) == 4 and after.feats[1].equal(before.feats[1]) and after.feats[2].equal(before.feats[4])
     call(train_student.main, '--path-t', teacher, '--model_s', VIT, '--distill', 'semckd', '--stages', '1,3',
