@@ -9,11 +9,11 @@ import sys
 
 import torch
 
-from dataset import IN_MEMORY, check_dataset, kind_of, source_dict
+from dataset import IN_MEMORY, check_dataset, dataset_key, source_dict
 from dataset.augment import AutoAugment
 from dataset.image import MAX_PIXELS
 from dataset.split import shares
-from dataset.teacher_cache import ANSWERS
+from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
 from distiller_zoo.logits import transforms
 from helper.cli import (
@@ -276,7 +276,7 @@ def take_image_size(opt, checkpoint: dict, what: str) -> None:
     have a fixed size. what: the beginning of the printed line."""
     inputs = checkpoint.get('inputs')
     size = inputs.get('size') if isinstance(inputs, dict) else None
-    if 'image_size' in opt.flags.given or kind_of(opt.dataset) not in source_dict or type(size) is not int:
+    if 'image_size' in opt.flags.given or dataset_key(opt.dataset) not in source_dict or type(size) is not int:
         return
     if size != opt.image_size:
         if not 8 <= size <= LARGEST:
@@ -312,14 +312,14 @@ def teacher_options(args=None):
 
 def check_cache(opt, method) -> None:
     """Raises UserError where --teacher_cache cannot serve this method or data set."""
-    if kind_of(opt.dataset) not in IN_MEMORY:
+    if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: a random crop of --dataset {opt.dataset} takes too many forms to keep; it '
                         f'goes with {", ".join(IN_MEMORY)}')
-    if method.accepts_answers(ANSWERS):
+    if method.accepts_answers(CACHED_OUTPUTS):
         return
     why = 'sees several views of an image' if len(method.views) > 1 else \
         "asks the teacher for more than logits and embedding"
-    names = [name for name, other in distiller_dict.items() if other.accepts_answers(ANSWERS)]
+    names = [name for name, other in distiller_dict.items() if other.accepts_answers(CACHED_OUTPUTS)]
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
 
 
@@ -339,7 +339,7 @@ def check_effects(opt) -> None:
     """
     falls = opt.sched != 'step'
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
-        'image_size': ('--dataset folder or hf:', kind_of(opt.dataset) in source_dict),
+        'image_size': ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict),
         'lr_decay_epochs': ('--sched step', not falls), 'lr_decay_rate': ('--sched step', not falls),
         'min_lr': ('--sched cosine, tanh or poly', falls), 'poly_power': ('--sched poly', opt.sched == 'poly'),
         'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),

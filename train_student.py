@@ -9,7 +9,7 @@ from pathlib import Path
 import helper  # noqa: F401, before torch: it sets how threads wait
 from dataset import get_dataloaders
 from dataset.batch_augment import BatchAugment, mixes
-from dataset.teacher_cache import TaughtLoader, cache_bytes, open_cache
+from dataset.teacher_cache import TeacherOutputLoader, cache_bytes, open_cache
 from distiller_zoo import get_method, make_distiller
 from helper import distributed
 from helper.compile import speed_up
@@ -59,7 +59,7 @@ def train(opt, device):
         distributed.synchronise_batchnorm(distiller)
     speed_up(distiller, local, device)
     if cache:
-        data.train_loader = TaughtLoader(data.train_loader, cache, distiller.ask_teacher)
+        data.train_loader = TeacherOutputLoader(data.train_loader, cache, distiller.ask_teacher)
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, local, data.num_classes, device)
     precision = Precision(opt.amp, device)
@@ -91,7 +91,7 @@ def train(opt, device):
                 accuracy = test['test_acc']
                 warn_of_one_class(f'the teacher {opt.model_t}', test)
                 if cache:
-                    cache.keep_accuracy(accuracy)
+                    cache.save_accuracy(accuracy)
             print(f'teacher top-1: {accuracy:.2f}')
         if run.starts_anew:
             distiller.prepare(data)

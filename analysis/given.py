@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import kind_of, source_dict
+from dataset import dataset_key, source_dict
 from helper.cli import Parser, comma_list, path
 from helper.errors import UserError, printable
 from helper.files import read_json
@@ -121,12 +121,12 @@ def data_options(run: Given, opt):
     given = {name: getattr(opt, name, None) for name in (*OF_THE_RUN, 'num_workers', 'seed')}
     values = {**{name: parameters.get(name) for name in OF_THE_RUN},
               **{name: value for name, value in given.items() if value is not None}}
-    if given['image_size'] is None and kind_of(values['dataset'] or '') not in source_dict:
+    if given['image_size'] is None and dataset_key(values['dataset'] or '') not in source_dict:
         del values['image_size']        # other data have a fixed size
     values['split'] = comma_list(values['split']) if values['split'] else None
     found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                             if value is not None and value is not False])
     found.same_classes = opt.same_classes
-    if 'image_size' not in found.flags.given and kind_of(found.dataset) in source_dict:
+    if 'image_size' not in found.flags.given and dataset_key(found.dataset) in source_dict:
         take_image_size(found, run.state, f'{run.flag} {run}')
     return found

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dataset.teacher_cache import ANSWERS, TaughtLoader, open_cache
+from dataset.teacher_cache import CACHED_OUTPUTS, TeacherOutputLoader, open_cache
 from distiller_zoo import get_method
 from helper.compile import keep_memory
 from helper.device import Precision
@@ -44,7 +44,7 @@ class Side:
         opt = SimpleNamespace(teacher_cache=str(self.folder / name), model_t=self.pair[0], dataset='random')
         with contextlib.redirect_stdout(io.StringIO()):
             cache = open_cache(opt, self.distiller.needs, self.distiller.teacher, data, self.device)
-        return TaughtLoader(self.loader, cache, self.distiller.ask_teacher)
+        return TeacherOutputLoader(self.loader, cache, self.distiller.ask_teacher)
 
     def round(self):
         train_epoch(1, self.loaders.pop(), self.distiller, self.optimizer, self.options, precision=self.precision)
@@ -57,7 +57,7 @@ def measure(opt, device):
     rows = []
     for pair in opt.pair or PAIRS:
         name = pair.rpartition(',')[2]
-        if not get_method(name).accepts_answers(ANSWERS):
+        if not get_method(name).accepts_answers(CACHED_OUTPUTS):
             raise UserError(f'--pair {pair}: {name} needs more of the teacher than the cache keeps; give another')
         with tempfile.TemporaryDirectory() as folder:
             sides = {state: Side(state, pair.split(','), opt, device, folder).round

@@ -45,7 +45,7 @@ class Data:
     image_size: int         # pixels, of the square images as the net sees them
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
     # Gives a loader of the training images as they are, in order; of those numbers alone where it is given some.
-    in_order: Callable[..., Iterable] | None = None
+    unaugmented_loader: Callable[..., Iterable] | None = None
     test_labels: torch.Tensor | None = None     # class of each test sample, int64 (n_test,), on the CPU
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = memory.MEAN       # of the colours, of pixels from 0 to 1: with it and `std` both loaders
@@ -76,14 +76,14 @@ class Data:
                 'fit': self.fit}
 
 
-def kind_of(dataset: str) -> str:
+def dataset_key(dataset: str) -> str:
     """The key of a data set in the dictionaries above: 'hf' for all of Hugging Face, else its name."""
     return 'hf' if dataset.startswith(huggingface.PREFIX) else dataset
 
 
 def check_dataset(opt) -> None:
     """Raises UserError when no data set has the name opt.dataset, or the loader that is asked for cannot serve it."""
-    kind = kind_of(opt.dataset)
+    kind = dataset_key(opt.dataset)
     if kind not in (*memory_dict, *source_dict, *LARGE) or opt.dataset == 'hf':
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
@@ -137,7 +137,7 @@ def _loaders(opt, device, drop_last, views):
     if opt.dataset in LARGE:
         return _large(opt, device, drop_last, views)
     images_in = None
-    if source := source_dict.get(kind_of(opt.dataset)):
+    if source := source_dict.get(dataset_key(opt.dataset)):
         *sources, classes, facts = _open(source, opt)
         if opt.fit == 'crop' and distributed.is_main():
             folder.say_what_is_cut(sources[0])

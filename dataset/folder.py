@@ -90,12 +90,12 @@ def _scan_split(root, name='', may_be_empty=False):
     try:
         entries = sorted((entry for entry in os.scandir(folder) if not is_hidden(entry.name)), key=lambda e: e.name)
         classes = [entry.name for entry in entries if entry.is_dir()]
-        files, others = zip(*(images_below(folder / name) for name in classes), strict=True) if classes else ((), ())
+        files, others = zip(*(list_images(folder / name) for name in classes), strict=True) if classes else ((), ())
         if len(classes) == 1:
             _check_only_class(folder / classes[0])
     except OSError as error:
         raise UserError(f'--data_dir: {error.filename}: cannot be read ({error.strerror})') from error
-    say_left_out(f'--data_dir: {folder}', [file for found in others for file in found],
+    print_skipped(f'--data_dir: {folder}', [file for found in others for file in found],
                  beside=[entry.name for entry in entries if not entry.is_dir()])
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if not classes or (empty and not may_be_empty) or len(empty) == len(classes):
@@ -108,7 +108,7 @@ def _scan_split(root, name='', may_be_empty=False):
 def _check_only_class(folder):
     """Raises UserError if the only class has several folders with images, which look like the classes."""
     inner = sorted(entry.name for entry in os.scandir(folder)
-                   if entry.is_dir() and not is_hidden(entry.name) and images_below(entry.path)[0])
+                   if entry.is_dir() and not is_hidden(entry.name) and list_images(entry.path)[0])
     if len(inner) > 1:
         raise UserError(f'--data_dir: {folder.parent}: holds one class alone, {folder.name}, with the folders '
                         f'{listed(inner, MOST_NAMED)} in it, which look like the classes; move them into '
@@ -120,7 +120,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith('.') or name in SYSTEM_FILES
 
 
-def images_below(folder) -> tuple[list[str], list[str]]:
+def list_images(folder) -> tuple[list[str], list[str]]:
     """(image files, other files) in a folder and its subfolders, sorted, without the hidden ones.
 
     Links are followed, but to each folder once. Raises OSError for a folder that cannot be read.
@@ -142,7 +142,7 @@ def images_below(folder) -> tuple[list[str], list[str]]:
     return images, [file for file in files if not file.lower().endswith(EXTENSIONS)]
 
 
-def say_left_out(place: str, others: list[str], beside: Sequence[str] = (), to: TextIO | None = None) -> None:
+def print_skipped(place: str, others: list[str], beside: Sequence[str] = (), to: TextIO | None = None) -> None:
     """Print one line that counts the skipped files below `place` by their endings; nothing if there are none.
 
     others: files that are no images. beside: files outside the class folders. to: not given: stdout.
@@ -179,7 +179,7 @@ def open_whole(opt) -> tuple[Split, list[str]]:
     return _scan_split(root / 'train' if folders == ['train'] else root)
 
 
-def squared(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
+def resize_to_square(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
     """The image scaled to size x size pixels. fit: of models.adapter.FITS, for oblong images.
 
     crop: scale the centre square. squash: scale both sides. pad: scale the longer side, and add black.
@@ -230,7 +230,7 @@ def decode(source, opt) -> tuple[torch.Tensor, torch.Tensor]:
             whole[i] = False
             errors.append(str(error))
             return
-        images[i] = torch.from_numpy(np.array(squared(image, size, opt.fit))).permute(2, 0, 1)
+        images[i] = torch.from_numpy(np.array(resize_to_square(image, size, opt.fit))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:
         progress = tqdm(pool.map(read, range(n)), total=n, desc='reading images', unit='img', leave=False,

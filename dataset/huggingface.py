@@ -9,7 +9,7 @@ from PIL import Image
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 
-from .folder import HELD_OUT, images_below
+from .folder import HELD_OUT, list_images
 from .identity import file_checksum
 from .image import read_rgb
 
@@ -136,7 +136,7 @@ def _load(name, config, flag):
 
 def _say_left_out(name, splits, flag):
     """Print a line if `name` is a folder of image files, of which the library reads only some."""
-    files, rows = len(images_below(name)[0]) if os.path.isdir(name) else 0, sum(map(len, splits.values()))
+    files, rows = len(list_images(name)[0]) if os.path.isdir(name) else 0, sum(map(len, splits.values()))
     if files > rows:
         print(f'{flag}: the library datasets reads {rows} of {files} image files there; --dataset folder reads all')
 

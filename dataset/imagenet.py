@@ -11,7 +11,7 @@ from helper import distributed
 from helper.errors import UserError
 
 from .augment import AutoAugment, Strong
-from .folder import check_some_are_read, say_unreadable, scan, squared
+from .folder import check_some_are_read, resize_to_square, say_unreadable, scan
 from .image import limit_pixels
 from .normalise import Normalise
 from .order import PAD, EpochOrder
@@ -38,8 +38,8 @@ def open_sources(opt):
 class Pipeline:
     """How images of a data set are made: their size in pixels, and what normalises their colours.
 
-    cropped: torchvision's usual crops of ImageNet, of random size in training. Otherwise folder.squared scales the
-    image to a square, and training crops it with zero padding, as dataset.memory does.
+    cropped: torchvision's usual crops of ImageNet, of random size in training. Otherwise
+    folder.resize_to_square scales the image, and training crops it with zero padding, as dataset.memory does.
     """
 
     size: int = SIZE
@@ -61,7 +61,7 @@ class Pipeline:
         return v2.Compose([*steps, _pixels])
 
     def _square(self, image):
-        return squared(image, self.size, self.fit)
+        return resize_to_square(image, self.size, self.fit)
 
 
 def _pixels(image):

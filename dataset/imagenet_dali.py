@@ -127,7 +127,7 @@ class DaliLoader:
         return self.steps
 
     def __iter__(self):
-        skip, self.order.skip = self.order.skip, 0
+        skip, self.order.first_batch = self.order.first_batch, 0
         last = self.steps - 1
         for step, (batch,) in enumerate(self._batches(), start=skip):
             images = batch['images'].to(self.device, non_blocking=True)

@@ -12,8 +12,8 @@ from .order import PAD, EpochOrder
 # CIFAR-100's training set; all small images are normalised with these, unless --normalise measure is given.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-PLACES = 2 * PAD + 1                  # of a crop, in a row or a column
-FORMS = 2 * PLACES**2                 # that a training image can take: a place of the crop, and a flip
+CROP_OFFSETS = 2 * PAD + 1                  # of a crop, in a row or a column
+VARIANTS = 2 * CROP_OFFSETS**2                 # that a training image can take: a place of the crop, and a flip
 
 
 def fault_of(loaded) -> str:
@@ -67,8 +67,7 @@ class MemoryLoader:
     views: how each view of an image is made, see augment.VIEWS. With several, images are (views, B, 3, H, W), each view
     with a crop and a flip of its own. aa: what --aa adds to the weak view.
 
-    With gives_slots a training batch also has slots (B,) int64 on the CPU: index * FORMS + form, the number of what an
-    image has become.
+    If with_slots is set, a training batch also has slots (B,) int64 on the CPU: index * VARIANTS + variant.
 
     All random numbers are drawn on the CPU, an epoch at a time: the same batches on every device, and no transfer
     between device and host inside an epoch.
@@ -92,7 +91,7 @@ class MemoryLoader:
         self.normalise = Normalise(mean, std, self.size[1], device, channels_last)
         self.operations = {kind: operation for kind, operation in (
             ('weak', aa and aa.pixels), ('strong', Strong() if 'strong' in views else None)) if operation}
-        self.gives_slots = False
+        self.with_slots = False
         images = images.permute(0, 2, 3, 1)
         if train:
             # A view of every crop: windows[n, y, x] (H, W, 3) is image n cut at row y, column x of its padded form.
@@ -124,7 +123,7 @@ class MemoryLoader:
         places = [self._places() for _ in self.views]
         seeds = self.order.integers(2**63 - 1, len(order)) if self.operations else None
         y, x, flip = places[0]
-        slots = order * FORMS + (y * PLACES + x) * 2 + flip
+        slots = order * VARIANTS + (y * CROP_OFFSETS + x) * 2 + flip
         plan = torch.cat([order[None], *places]).to(self.device)
         for start, end in self.order.parts():
             index, *places = plan[:, start:end]
@@ -134,11 +133,11 @@ class MemoryLoader:
                     views[i] = self._each(self.operations[kind], views[i], seeds[start:end].tolist())
             images = [self.normalise(view) for view in views]
             batch = images[0] if len(images) == 1 else _stack(images), self.target[index], index
-            yield (*batch, slots[start:end]) if self.gives_slots else batch
+            yield (*batch, slots[start:end]) if self.with_slots else batch
 
     def _places(self):
         """(3, N): row and column of each image's crop, and whether it is flipped."""
-        corner = self.order.integers(PLACES, 2, self.n_samples)
+        corner = self.order.integers(CROP_OFFSETS, 2, self.n_samples)
         return torch.cat([corner, self.order.integers(2, 1, self.n_samples)])
 
     def _crop(self, index, y, x, flip):
@@ -146,10 +145,10 @@ class MemoryLoader:
         crop = self.windows[index, y, x]
         return torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
 
-    def form(self, index: torch.Tensor, number: int) -> torch.Tensor:
-        """The images of `index` (B,), on the device, in form `number` of FORMS, as a training batch has them."""
+    def variant(self, index: torch.Tensor, number: int) -> torch.Tensor:
+        """The images of `index` (B,), on the device, in variant `number`, as a training batch has them."""
         place, flip = divmod(number, 2)
-        y, x = divmod(place, PLACES)
+        y, x = divmod(place, CROP_OFFSETS)
         return self.normalise(self._crop(index, y, x, torch.full_like(index, flip)))
 
     def checksum(self) -> int:

@@ -3,7 +3,7 @@
 A crop of 9 x 9 places and a flip leave 162 forms of a small image, and the frozen teacher gives each of them the same
 logits in every epoch and in every run. An answer is kept when it is first asked for, and read from then on.
 
-A slot is the number of an image in a form, index * FORMS + form. A kind of answer is a field of models.base.Outputs.
+A slot is the number of an image in a form, index * VARIANTS + form. A kind of answer is a field of models.base.Outputs.
 """
 import contextlib
 import errno
@@ -23,17 +23,17 @@ from helper.files import folder_name, read_json, write_json
 from helper.state import weights_checksum
 from models.base import probe
 
-from .answer_file import AnswerFile, file_bytes
-from .memory import FORMS, MemoryLoader
+from .cache_file import CacheFile, file_bytes
+from .memory import VARIANTS, MemoryLoader
 
-ANSWERS = ('logits', 'embedding')   # the kinds that are kept, a file each
+CACHED_OUTPUTS = ('logits', 'embedding')   # the kinds that are kept, a file each
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TeacherCache:
     """The answers of one teacher to the training images of one data set, of the kinds that a method asks for."""
 
-    def __init__(self, files: dict[str, AnswerFile], device: torch.device, accuracy_file: Path, checksums: dict):
+    def __init__(self, files: dict[str, CacheFile], device: torch.device, accuracy_file: Path, checksums: dict):
         """files: by kind. device: where answers are wanted; a GPU keeps a copy in its memory if it fits.
 
         accuracy_file: JSON with the teacher's accuracy, if it was measured before. checksums: of the teacher and of the
@@ -128,7 +128,7 @@ class TeacherCache:
         except (UserError, TypeError, KeyError, AttributeError):
             return None
 
-    def keep_accuracy(self, accuracy: float) -> None:
+    def save_accuracy(self, accuracy: float) -> None:
         """The teacher's top-1 on the test images, for later runs, if it can be written."""
         if distributed.is_main() and self.writable:
             with contextlib.suppress(UserError):
@@ -140,7 +140,7 @@ class TeacherCache:
                          f'{readable_bytes(file.bytes)})' for file in self.files.values())
 
 
-class TaughtLoader:
+class TeacherOutputLoader:
     """A training loader whose batches also have the teacher's answers: (images, target, index, {kind: (B, width)}).
 
     ask(images) -> models.base.Outputs is called for the images whose answers are not there yet.
@@ -148,7 +148,7 @@ class TaughtLoader:
 
     def __init__(self, loader: MemoryLoader, cache: TeacherCache, ask: Callable):
         self.loader, self.cache, self.ask = loader, cache, ask
-        loader.gives_slots = True
+        loader.with_slots = True
 
     def __getattr__(self, name):        # order, batch_size, n_samples
         return getattr(self.loader, name)
@@ -192,14 +192,14 @@ def _widths(opt, needs, teacher, data):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and their answers '
                         f'would be many more; leave it out')
     out = probe(teacher, data.image_size)
-    return {kind: getattr(out, kind).shape[1] for kind in ANSWERS if kind == 'logits' or kind in needs}
+    return {kind: getattr(out, kind).shape[1] for kind in CACHED_OUTPUTS if kind == 'logits' or kind in needs}
 
 
 def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
     """The size of the files of open_cache when full; 0 without --teacher_cache. Raises UserError."""
     if not opt.teacher_cache:
         return 0
-    return sum(file_bytes(data.n_train * FORMS, width) for width in _widths(opt, needs, teacher, data).values())
+    return sum(file_bytes(data.n_train * VARIANTS, width) for width in _widths(opt, needs, teacher, data).values())
 
 
 def outputs_checksum(teacher):
@@ -222,9 +222,9 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
 
     def open_file(kind):
-        return AnswerFile(folder / f'{stem}_{kind}.cache',
-                          {'kind': kind, 'forms': FORMS, 'teacher (checksum)': teacher_checksum,
-                           'images (checksum)': images_checksum}, data.n_train * FORMS, widths[kind])
+        return CacheFile(folder / f'{stem}_{kind}.cache',
+                          {'kind': kind, 'forms': VARIANTS, 'teacher (checksum)': teacher_checksum,
+                           'images (checksum)': images_checksum}, data.n_train * VARIANTS, widths[kind])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = {kind: open_file(kind) for kind in widths}

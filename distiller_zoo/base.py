@@ -108,7 +108,7 @@ class Distiller(Vanilla):
     def prepare(self, data) -> None:
         """Called once before the first epoch of a run, on the training device; not when it is resumed.
 
-        For what a method takes from the whole training set, by data.in_order(): keep it in a buffer.
+        For what a method takes from the whole training set, by data.unaugmented_loader(): keep it in a buffer.
         """
 
     def method_loss(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor) -> Tensor | None:

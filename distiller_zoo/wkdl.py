@@ -57,7 +57,7 @@ class WKDLDistiller(Distiller):
         by_class, place = labels.argsort(stable=True), torch.empty_like(labels)
         place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
         features = None
-        for images, target, index in data.in_order():
+        for images, target, index in data.unaugmented_loader():
             out = self.teacher.outputs(images)
             samples = out.logits[:, None] if self.of_logits else out.map.flatten(2).transpose(1, 2)
             if features is None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dataset import kind_of, source_dict
+from dataset import dataset_key, source_dict
 from distiller_zoo import get_method, make_distiller
 from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
@@ -149,7 +149,7 @@ class _Plan:
     def check_image_sizes(self, pair):
         """Raises UserError if a student alone would train on images of another size than its teacher."""
         steps = [step for step in self.steps.values() if str(pair) in {name for _, name in step.cells}
-                 and kind_of(step.opt.dataset) in source_dict and 'image_size' not in step.opt.flags.given]
+                 and dataset_key(step.opt.dataset) in source_dict and 'image_size' not in step.opt.flags.given]
         for alone in (step for step in steps if step.script == 'train_teacher.py'):
             for taught in (step for step in steps if step.script == 'train_student.py'):
                 size = taught.opt.image_size
@@ -224,7 +224,7 @@ class _Plan:
                 self.cached.add(what)
             except UserError as error:      # not with this method, or with flags as --mixup
                 self.not_cached[what] = f'{what}: {error}'
-        if 'image_size' not in opt.flags.given and kind_of(opt.dataset) in source_dict:     # see take_image_size
+        if 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict:     # see take_image_size
             opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
         return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)

@@ -133,5 +133,5 @@ def _logits(net, images: Tensor):
 
 def pixels(loader, images: Tensor, dtype: str) -> np.ndarray:
     """A loader's images (N, 3, S, S) as an export takes them: of 0 to 255 as uint8, or of 0 to 1 as float32."""
-    whole = loader.normalise.pixels(images).permute(0, 3, 1, 2).contiguous().cpu()
+    whole = loader.normalise.to_pixels(images).permute(0, 3, 1, 2).contiguous().cpu()
     return (whole if dtype == 'uint8' else whole / 255).numpy()

@@ -363,7 +363,7 @@ class Run:
         generator = self.loader.order.generator
         self.plan = generator.get_state() if generator is not None else None
         if self.state and self.state['step']:
-            self.step = self.loader.order.skip = self.state['step']
+            self.step = self.loader.order.first_batch = self.state['step']
             parts = self.state['own']
             # Each process continues with its own part; with another number of processes, the first with their sum.
             own = parts[distributed.rank()] if len(parts) == distributed.world_size() else None

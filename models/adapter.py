@@ -10,7 +10,7 @@ from helper.errors import UserError, reason
 from .base import Net, Outputs
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
-FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.folder.squared
+FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.folder.resize_to_square
 MANY = 4        # stages of a net whose blocks all give maps of one size: this many of them, evenly spaced
 
 

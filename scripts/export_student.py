@@ -98,7 +98,7 @@ def calibration_images(data, dtype, wanted):
     n = min(wanted, data.n_train)
 
     def batches():
-        loader = data.in_order([i * data.n_train // n for i in range(n)])
+        loader = data.unaugmented_loader([i * data.n_train // n for i in range(n)])
         for images, *_ in loader:
             for part in images.split(8):
                 yield check.pixels(loader, part, dtype)

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from dataset import get_dataloaders  # noqa: E402
-from dataset.memory import FORMS  # noqa: E402
+from dataset.memory import VARIANTS  # noqa: E402
 from dataset.teacher_cache import open_cache  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.compile import compiled, keep_memory  # noqa: E402
@@ -33,16 +33,16 @@ from options import open_teacher, student_options  # noqa: E402
 @torch.no_grad()
 def fill(cache, teacher, loader, batch_size):
     """Ask for every form that is not there, form by form, in an order that differs between processes."""
-    forms, images = random.Random().sample(range(FORMS), FORMS), np.arange(loader.n_samples)
-    before = cache.has(np.arange(FORMS * len(images))).reshape(-1, FORMS).sum(0)       # of each form
-    with tqdm(total=FORMS * len(images), initial=int(before.sum()), desc='filling', unit='img',
+    forms, images = random.Random().sample(range(VARIANTS), VARIANTS), np.arange(loader.n_samples)
+    before = cache.has(np.arange(VARIANTS * len(images))).reshape(-1, VARIANTS).sum(0)       # of each form
+    with tqdm(total=VARIANTS * len(images), initial=int(before.sum()), desc='filling', unit='img',
               mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
         for form in forms:
-            left = images[~cache.has(images * FORMS + form)]
+            left = images[~cache.has(images * VARIANTS + form)]
             bar.update(len(images) - len(left) - before[form])      # which another process has filled
             for batch in np.split(left, range(batch_size, len(left), batch_size)) if len(left) else ():
-                out = teacher.outputs(loader.form(torch.from_numpy(batch).to(cache.device), form))
-                cache.put(batch * FORMS + form, {kind: getattr(out, kind).float() for kind in cache.files})
+                out = teacher.outputs(loader.variant(torch.from_numpy(batch).to(cache.device), form))
+                cache.put(batch * VARIANTS + form, {kind: getattr(out, kind).float() for kind in cache.files})
                 bar.update(len(batch))
             cache.flush()
             if len(left) and not cache.writable:
@@ -69,7 +69,7 @@ def main():
     try:
         if cache.accuracy is None:
             test = validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}')
-            cache.keep_accuracy(test['test_acc'])
+            cache.save_accuracy(test['test_acc'])
         with compiled(teacher, opt, device):
             fill(cache, teacher, data.train_loader, opt.batch_size)
     finally:

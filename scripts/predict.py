@@ -17,7 +17,7 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 # isort: split
 import torch  # noqa: E402
 
-from dataset.folder import check_some_are_read, images_below, say_left_out, say_unreadable  # noqa: E402
+from dataset.folder import check_some_are_read, list_images, print_skipped, say_unreadable  # noqa: E402
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
 from export.exported import Exported  # noqa: E402
@@ -55,10 +55,10 @@ def find_images(given):
     for name in given:
         if os.path.isdir(name):
             try:
-                found, others = images_below(name)
+                found, others = list_images(name)
             except OSError as error:
                 raise UserError(f'IMAGE_OR_FOLDER {error.filename}: cannot be read ({error.strerror})') from error
-            say_left_out(f'IMAGE_OR_FOLDER {name}', others, to=sys.stderr)
+            print_skipped(f'IMAGE_OR_FOLDER {name}', others, to=sys.stderr)
             if not found:
                 raise UserError(f'IMAGE_OR_FOLDER {name}: holds no image; images are {" ".join(EXTENSIONS)}')
             files += found

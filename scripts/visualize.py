@@ -132,7 +132,7 @@ def draw_grad_cam(subject):
         said[one.name] = {'predicted': predicted.tolist(), 'probability': probability.tolist()}
     if not drawn:
         raise UserError('--only: gradcam can show none of these nets; leave it out')
-    pixels = subject.data.test_loader.normalise.pixels(images.to(subject.data.test_loader.device)).cpu()
+    pixels = subject.data.test_loader.normalise.to_pixels(images.to(subject.data.test_loader.device)).cpu()
     figure = figures.grad_cam(pixels.numpy(), [f'image {n}' for n in numbers],
                               [subject.class_name(label) for label in labels.tolist()], drawn)
     return figure, {'images': numbers, 'labels': labels.tolist(), 'nets': said}

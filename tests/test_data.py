@@ -72,7 +72,7 @@ def test_test_images_are_normalised_alone():
     want = (images.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert torch.equal(torch.cat([b[0] for b in batches]), want)
     assert torch.cat([b[2] for b in batches]).tolist() == [0, 1, 2, 3, 4]
-    back = loader.normalise.pixels(torch.cat([b[0] for b in batches]))
+    back = loader.normalise.to_pixels(torch.cat([b[0] for b in batches]))
     assert back.dtype == torch.uint8 and torch.equal(back, images.permute(0, 2, 3, 1))
 
 
@@ -531,7 +531,7 @@ def test_measured_colours(tree):
     """--normalise measure: the training images have mean 0 and deviation 1, of all and of a part alike."""
     opt = data_options(data_dir=str(tree), normalise='measure')
     data = dataset.get_dataloaders(opt, CPU)
-    images = torch.cat([images for images, *_ in data.in_order()])
+    images = torch.cat([images for images, *_ in data.unaugmented_loader()])
     assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
     assert data.inputs['mean'] == [*data.mean] != [*dataset.memory.MEAN]
     part = dataset.get_dataloaders(data_options(data_dir=str(tree), normalise='measure', train_fraction=0.5), CPU)
@@ -549,10 +549,10 @@ def test_a_folder_that_does_not_fit_in_memory(tree, monkeypatch, capsys):
     assert 'so they are read from disk while training' in capsys.readouterr().out
     assert (lazy.classes, lazy.image_size, lazy.inputs) == (usual.classes, usual.image_size, usual.inputs)
     assert lazy.labels.equal(usual.labels) and lazy.test_labels.equal(usual.test_labels)
-    for one, two in ((lazy.test_loader, usual.test_loader), (lazy.in_order(), usual.in_order())):
+    for one, two in ((lazy.test_loader, usual.test_loader), (lazy.unaugmented_loader(), usual.unaugmented_loader())):
         for a, b in zip(one, two, strict=True):
             assert all(x.equal(y) for x, y in zip(a, b, strict=True))
     images, target, index = next(iter(lazy.train_loader))
-    plain = {int(i): image for batch in usual.in_order() for image, i in zip(batch[0], batch[2], strict=True)}
+    plain = {int(i): image for batch in usual.unaugmented_loader() for image, i in zip(batch[0], batch[2], strict=True)}
     assert images.shape == (16, 3, 24, 24) and target.equal(usual.labels[index])
     assert not any(image.equal(plain[int(i)]) for image, i in zip(images, index, strict=True))

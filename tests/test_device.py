@@ -11,10 +11,10 @@ from conftest import CPU, build, data_options, first_view, write_images
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
-from dataset.answer_file import AnswerFile
+from dataset.cache_file import CacheFile
 from dataset.imagenet import WorkerLoader, collate, open_sources
 from dataset.memory import MemoryLoader
-from dataset.teacher_cache import TaughtLoader, TeacherCache
+from dataset.teacher_cache import TeacherCache, TeacherOutputLoader
 from distiller_zoo import distiller_dict
 from helper.device import Precision, select_device
 from helper.errors import UserError
@@ -93,7 +93,7 @@ def test_batches_from_memory(fake, channels_last):
 def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
     """All of them there, none, and some; in the memory of the GPU, and in the file."""
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
-    file = AnswerFile(tmp_path / 'logits.cache', {}, 40, 5)
+    file = CacheFile(tmp_path / 'logits.cache', {}, 40, 5)
     file.write(np.arange(20), np.ones((20, 5), np.float32))
     cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', {})
     cache.writable = False
@@ -103,7 +103,7 @@ def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
     def ask(images):
         asked.append(len(images))
         return SimpleNamespace(logits=images[:, 0, 0, :5])
-    loader = TaughtLoader(SimpleNamespace(batch_size=16), cache, ask)
+    loader = TeacherOutputLoader(SimpleNamespace(batch_size=16), cache, ask)
     images = torch.zeros(16, 3, 8, 8, device=CUDA)
     for slots in (range(16), range(24, 40), range(12, 28)):
         logits = loader.answers(images, np.array(slots))['logits']

@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_same, outcome_of
 
-from dataset.teacher_cache import ANSWERS
+from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict, get_method
 from experiments import local, slurm
 from experiments.folder_check import check_data
@@ -210,7 +210,8 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
     assert [comment for comment, *_, opt in found if opt.learning_rate == 0.05] == ['teacher resnet14']
     # The teacher's answers are shared where the method allows it.
     assert {opt.distill for *_, script, opt in found if script == 'train_student' and opt.teacher_cache} == {
-        'kd', 'hkd', 'pkt'} & {name for name, method in distiller_dict.items() if method.accepts_answers(ANSWERS)}
+        'kd', 'hkd', 'pkt'} & {name for name, method in distiller_dict.items()
+                               if method.accepts_answers(CACHED_OUTPUTS)}
 
 
 def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):

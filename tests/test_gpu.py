@@ -8,7 +8,7 @@ from conftest import CPU, build
 
 import train_student
 import train_teacher
-from dataset.teacher_cache import ANSWERS, TaughtLoader, open_cache
+from dataset.teacher_cache import CACHED_OUTPUTS, TeacherOutputLoader, open_cache
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward, speed_up
 from helper.device import Precision
@@ -57,9 +57,9 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
     if cache:
         data = SimpleNamespace(train_loader=plain, test_loader=plain, image_size=32, n_train=plain.n_samples)
         opt.teacher_cache = str(cache)
-        loader = TaughtLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, data, device),
+        loader = TeacherOutputLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, data, device),
                               distiller.ask_teacher)
-        plain.gives_slots = True
+        plain.with_slots = True
     return [train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
             for epoch in range(1, epochs + 1)]
 
@@ -99,7 +99,8 @@ def test_the_cache(method, near, compiled, tmp_path, monkeypatch):
         found = losses(method, GPU, 4, compiled, wrap=lambda loader: loader if compiled else NoWaiting(loader),
                        cache=tmp_path)
         assert found == pytest.approx(expected, rel=5e-3)
-    assert len(list(tmp_path.glob('*.cache'))) == 1 + ('embedding' in distiller_dict[method].needs) <= len(ANSWERS)
+    files = list(tmp_path.glob('*.cache'))
+    assert len(files) == 1 + ('embedding' in distiller_dict[method].needs) <= len(CACHED_OUTPUTS)
 
 
 def run(call, small, teacher, tmp_path, *flags):

@@ -54,7 +54,7 @@ def on_disk(splits, tmp_path_factory):
 
 def batches(opt):
     data = dataset.get_dataloaders(opt, CPU)
-    return data, [*data.train_loader, *data.test_loader, *data.in_order()]
+    return data, [*data.train_loader, *data.test_loader, *data.unaugmented_loader()]
 
 
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])

@@ -10,7 +10,7 @@ from conftest import CPU, data_options, write_images
 from PIL import Image, features
 
 import dataset
-from dataset.folder import Split, images_below, open_sources, squared
+from dataset.folder import Split, list_images, open_sources, resize_to_square
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
 from export.card import _square
@@ -233,7 +233,7 @@ def test_a_class_that_holds_the_classes(tmp_path):
     with pytest.raises(UserError, match='train: holds one class alone, images, with the folders ant, bee, cat, dog in '
                                         'it, which look like the classes; move them into .*train$'):
         open_sources(data_options(data_dir=tmp_path))
-    one = Split(images_below(tmp_path / 'train' / 'images' / 'ant')[0], None)
+    one = Split(list_images(tmp_path / 'train' / 'images' / 'ant')[0], None)
     assert len(one.files) == 2
 
 
@@ -278,7 +278,7 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
 @pytest.mark.parametrize('fit', FITS)
 @pytest.mark.parametrize('size', [(1000, 1), (1, 1000), (1, 1)])
 def test_a_line_of_pixels_becomes_a_square(fit, size):
-    square = squared(Image.new('RGB', size, (9, 9, 9)), 16, fit)
+    square = resize_to_square(Image.new('RGB', size, (9, 9, 9)), 16, fit)
     assert square.size == (16, 16) and square.getpixel((7, 7)) == (9, 9, 9)
 
 

@@ -566,7 +566,8 @@ def test_across_families(method):
     opt = options_of(method, *([] if has_beta else ['-b', '1']))
     opt.nce_k = 10
     data = data_of(32)
-    data.in_order = lambda: MemoryLoader(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4), 4, CPU)
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    data.unaugmented_loader = lambda: MemoryLoader(images, torch.arange(4), 4, CPU)
     try:
         distiller = make_distiller(student, teacher, opt, data)
     except UserError as error:

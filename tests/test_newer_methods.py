@@ -238,10 +238,10 @@ def test_wkdl_cost_of_the_training_set():
     distiller, loader, _ = build('wkdl')
     assert torch.allclose(distiller.criterion.cost.diagonal(), torch.zeros(10), atol=1e-6)
     by_classifier = distiller.criterion.cost.clone()
-    data = SimpleNamespace(labels=loader.target, num_classes=10, in_order=None)
+    data = SimpleNamespace(labels=loader.target, num_classes=10, unaugmented_loader=None)
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     plain = type(loader)(images, loader.target, 5, CPU)
-    data.in_order = lambda: plain
+    data.unaugmented_loader = lambda: plain
     distiller.prepare(data)
     whole, target, _ = next(iter(type(loader)(images, loader.target, 24, CPU)))
     maps = distiller.teacher.outputs(whole).map.flatten(2).transpose(1, 2)
@@ -261,7 +261,7 @@ def test_wkdl_cost_of_the_training_set():
 
 def test_wkdl_reads_the_logits_of_imagenet():
     distiller, loader, _ = build('wkdl', dataset='imagenet')
-    data = SimpleNamespace(labels=loader.target, num_classes=10, in_order=lambda: [next(iter(loader))])
+    data = SimpleNamespace(labels=loader.target, num_classes=10, unaugmented_loader=lambda: [next(iter(loader))])
     assert distiller.class_features(data).shape == (10, 2, 10)
 
 

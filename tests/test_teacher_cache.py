@@ -12,9 +12,9 @@ from conftest import CPU, assert_same, build, free_port, outcome
 
 import train_student
 from dataset import IN_MEMORY
-from dataset.answer_file import AnswerFile
-from dataset.memory import FORMS
-from dataset.teacher_cache import ANSWERS, TaughtLoader, TeacherCache, open_cache
+from dataset.cache_file import CacheFile
+from dataset.memory import VARIANTS
+from dataset.teacher_cache import CACHED_OUTPUTS, TeacherCache, TeacherOutputLoader, open_cache
 from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller
 from helper.errors import UserError
@@ -25,7 +25,7 @@ FACTS = {'teacher (checksum)': 1}
 
 
 def answer_file(folder, slots=40, width=5, facts=FACTS, name='answers.cache'):
-    return AnswerFile(folder / name, facts, slots, width)
+    return CacheFile(folder / name, facts, slots, width)
 
 
 def some(*slots, width=5):
@@ -55,13 +55,13 @@ def test_it_takes_room_as_it_is_filled(tmp_path):
 
 def test_a_process_that_is_killed_while_it_writes(tmp_path, monkeypatch):
     """The values are in the file, their checksum is not: the answer is not there."""
-    file, write = answer_file(tmp_path), AnswerFile._write
+    file, write = answer_file(tmp_path), CacheFile._write
 
     def killed(self, offset, content):
         if len(content) == 4:       # the checksum
             raise KeyboardInterrupt
         write(self, offset, content)
-    monkeypatch.setattr(AnswerFile, '_write', killed)
+    monkeypatch.setattr(CacheFile, '_write', killed)
     with pytest.raises(KeyboardInterrupt):
         file.write(*some(7))
     monkeypatch.undo()
@@ -204,7 +204,7 @@ def curve(tmp_path, kind, method='kd', steps=100, near=False):
             fill(cache, distiller, loader)
         if near:        # what a GPU does
             cache.copy_to_device()
-        loader = TaughtLoader(loader, cache, count)
+        loader = TeacherOutputLoader(loader, cache, count)
     optimizer, losses = distiller.make_optimizer(0.001, opt), []
     distiller.train()
     while len(losses) < steps:
@@ -239,7 +239,7 @@ def test_the_embedding_too(tmp_path, near):
     assert sorted(path.name.split('_')[-1] for path in tmp_path.glob('*.cache')) == ['embedding.cache', 'logits.cache']
 
 
-@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.accepts_answers(ANSWERS)])
+@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.accepts_answers(CACHED_OUTPUTS)])
 def test_every_method_accepts_answers(tmp_path, method):
     """A step that is told the teacher's answers equals one that asks; and the teacher stays behind."""
     losses = []
@@ -260,7 +260,7 @@ def test_every_method_accepts_answers(tmp_path, method):
 def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
     def full(self, *_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(AnswerFile, '_write', full)
+    monkeypatch.setattr(CacheFile, '_write', full)
     distiller, loader, opt = build('kd')
     assert cached(tmp_path, distiller, loader, opt) is None
     assert 'the disk is full, so no answers are kept' in capsys.readouterr().out
@@ -272,14 +272,14 @@ def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
 def test_the_teachers_accuracy(tmp_path):
     """Known to later runs with the same test set; a file that cannot be written is done without."""
     distiller, loader, opt = build('kd')
-    cached(tmp_path, distiller, loader, opt).keep_accuracy(12.5)
+    cached(tmp_path, distiller, loader, opt).save_accuracy(12.5)
     assert cached(tmp_path, distiller, loader, opt).accuracy == 12.5
     loader.target[0] += 1
     cache = cached(tmp_path, distiller, loader, opt)
     assert cache.accuracy is None
     cache.accuracy_file.unlink()
     cache.accuracy_file.mkdir()
-    cache.keep_accuracy(12.5)
+    cache.save_accuracy(12.5)
 
 
 def test_answers_of_another_process_reach_the_device(tmp_path):
@@ -294,21 +294,21 @@ def test_answers_of_another_process_reach_the_device(tmp_path):
 
 
 def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
-    write, written = AnswerFile._write, []
+    write, written = CacheFile._write, []
 
     def full(self, offset, content):
         written.append(offset)
         if len(written) > 19:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, offset, content)
-    monkeypatch.setattr(AnswerFile, '_write', full)
+    monkeypatch.setattr(CacheFile, '_write', full)
     losses, _ = curve(tmp_path, 'filling', steps=9)
     monkeypatch.undo()
     out = capsys.readouterr().out
     assert out.count('no more answers are kept (No space left on device)') == 1
     assert losses == pytest.approx(curve(tmp_path, 'without', steps=9)[0], rel=1e-5)
     content = next(tmp_path.glob('*.cache')).read_bytes()
-    assert np.count_nonzero(np.frombuffer(content, np.uint32, 24 * FORMS, 4096)) == 9
+    assert np.count_nonzero(np.frombuffer(content, np.uint32, 24 * VARIANTS, 4096)) == 9
 
 
 def test_too_little_room(tmp_path, capsys, monkeypatch):
@@ -316,7 +316,7 @@ def test_too_little_room(tmp_path, capsys, monkeypatch):
     distiller, loader, opt = build('kd')
     cache = cached(tmp_path, distiller, loader, opt)
     assert not cache.writable and 'no more answers are kept: it would take another' in capsys.readouterr().out
-    list(TaughtLoader(loader, cache, distiller.ask_teacher))
+    list(TeacherOutputLoader(loader, cache, distiller.ask_teacher))
     assert cache.files['logits'].count() == 0
 
 
@@ -358,7 +358,7 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
     flags = ['--gpu_id', 'cpu,cpu', '--multiprocessing-distributed', '--dist-url', f'tcp://127.0.0.1:{free_port()}']
     student(call, teacher, small, tmp_path, *flags, '--teacher_cache')
     file = next(tmp_path.glob('teacher_cache/*_logits.cache'))
-    assert np.count_nonzero(np.fromfile(file, np.uint32, 48 * FORMS, offset=4096)) == 48
+    assert np.count_nonzero(np.fromfile(file, np.uint32, 48 * VARIANTS, offset=4096)) == 48
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -379,7 +379,7 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
     student(call, teacher, small, tmp_path, '--teacher_cache')
     file = next(tmp_path.glob('teacher_cache/*_logits.cache'))
     content = bytearray(file.read_bytes())
-    for slot in np.flatnonzero(np.frombuffer(content, np.uint32, 48 * FORMS, 4096)):
+    for slot in np.flatnonzero(np.frombuffer(content, np.uint32, 48 * VARIANTS, 4096)):
         content[4096 + 4 * slot] ^= 1
     file.write_bytes(content)
     with pytest.raises(SystemExit) as caught:

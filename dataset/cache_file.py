@@ -26,7 +26,7 @@ def file_bytes(slots: int, width: int) -> int:
     return values_at(slots) + slots * 4 * width
 
 
-class AnswerFile:
+class CacheFile:
     """One kind of answer to `slots` slots, float32 (slots, width), in a file that processes share.
 
     The file holds a header, a checksum of each answer (0: not there yet), and the answers. An answer is written once,
