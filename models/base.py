@@ -2,7 +2,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UserError
@@ -119,17 +118,3 @@ def probe(net: Net, images: int | Tensor, preact: bool = False, gradient: bool =
             return net.outputs(images.to(next(net.parameters()).device), preact)
     finally:
         net.train(was_training)
-
-
-def run_stages(stages, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
-    """Stages of blocks that return their sum BEFORE its ReLU, which is applied here.
-
-    Returns (x and one map a stage, after the stage's last ReLU or with preact before it; the last map after it).
-    """
-    maps = [x]
-    for stage in stages:
-        for block in stage:
-            before = block(x)
-            x = F.relu(before)
-        maps.append(before if preact else x)
-    return maps, x

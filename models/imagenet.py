@@ -1,4 +1,6 @@
 """ImageNet networks: torchvision's own, with feature lists. The parameter names are torchvision's."""
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
@@ -70,6 +72,9 @@ class VGG(Net, vgg.VGG):
 
     num_features = 512
 
+    def __init__(self, config: str, num_classes: int = 1000):
+        super().__init__(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
+
     def get_classifier(self):
         return self.classifier[-1]
 
@@ -124,36 +129,18 @@ class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):
         return maps, self.conv5(maps[-1])
 
 
-def _resnet(block, layers, **kwargs):
-    def build(num_classes: int = 1000):
-        return ResNet(block, layers, num_classes, **kwargs)
-    return build
-
-
-def _vgg(config):
-    def build(num_classes: int = 1000):
-        return VGG(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
-    return build
-
-
-def _shufflenet(*channels):
-    def build(num_classes: int = 1000):
-        return ShuffleNetV2([4, 8, 4], list(channels), num_classes=num_classes)
-    return build
-
-
 imagenet_models = {
-    'ResNet18': _resnet(resnet.BasicBlock, [2, 2, 2, 2]),
-    'ResNet34': _resnet(resnet.BasicBlock, [3, 4, 6, 3]),
-    'ResNet50': _resnet(resnet.Bottleneck, [3, 4, 6, 3]),
-    'ResNet18Double': _resnet(resnet.BasicBlock, [2, 2, 2, 2], widen=2),
-    'resnet34x4': _resnet(resnet.BasicBlock, [3, 4, 6, 3], widen=4),
-    'resnext50_32x4d': _resnet(resnet.Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
-    'wrn_50_2': _resnet(resnet.Bottleneck, [3, 4, 6, 3], width_per_group=128),
-    'vgg11_imagenet': _vgg('A'),
-    'vgg13_imagenet': _vgg('B'),
+    'ResNet18': partial(ResNet, resnet.BasicBlock, [2, 2, 2, 2]),
+    'ResNet34': partial(ResNet, resnet.BasicBlock, [3, 4, 6, 3]),
+    'ResNet50': partial(ResNet, resnet.Bottleneck, [3, 4, 6, 3]),
+    'ResNet18Double': partial(ResNet, resnet.BasicBlock, [2, 2, 2, 2], widen=2),
+    'resnet34x4': partial(ResNet, resnet.BasicBlock, [3, 4, 6, 3], widen=4),
+    'resnext50_32x4d': partial(ResNet, resnet.Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
+    'wrn_50_2': partial(ResNet, resnet.Bottleneck, [3, 4, 6, 3], width_per_group=128),
+    'vgg11_imagenet': partial(VGG, 'A'),
+    'vgg13_imagenet': partial(VGG, 'B'),
     'MobileNetV2_Imagenet': MobileNetV2,
-    'ShuffleV2_Imagenet': _shufflenet(24, 116, 232, 464, 1024),
-    'shufflenet_v2_x0_5': _shufflenet(24, 48, 96, 192, 1024),
-    'shufflenet_v2_x2_0': _shufflenet(24, 244, 488, 976, 2048),
+    'ShuffleV2_Imagenet': partial(ShuffleNetV2, [4, 8, 4], [24, 116, 232, 464, 1024]),
+    'shufflenet_v2_x0_5': partial(ShuffleNetV2, [4, 8, 4], [24, 48, 96, 192, 1024]),
+    'shufflenet_v2_x2_0': partial(ShuffleNetV2, [4, 8, 4], [24, 244, 488, 976, 2048]),
 }

@@ -2,7 +2,7 @@
 from torch import nn
 
 from .base import Net
-from .initialize import kaiming_fan_out_
+from .layers import kaiming_fan_out_, make_stage
 
 # expansion, output channels at full width, blocks, stride of the first block
 GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -43,11 +43,8 @@ class MobileNetV2(Net):
         self.blocks = nn.ModuleList()
         for expansion, channels, count, stride in GROUPS:
             planes = int(channels * width)
-            group = []
-            for i in range(count):
-                group.append(InvertedResidual(inplanes, planes, stride if i == 0 else 1, expansion))
-                inplanes = planes
-            self.blocks.append(nn.Sequential(*group))
+            self.blocks.append(make_stage(InvertedResidual, inplanes, planes, count, stride, expansion))
+            inplanes = planes
         self.conv2 = nn.Sequential(*_conv_bn_relu(inplanes, 1280, 1))
         self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
         kaiming_fan_out_(self, linear_std=0.01)

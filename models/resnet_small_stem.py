@@ -2,113 +2,83 @@
 
 The parameter names are those of RepDistiller's published CIFAR teacher, ResNet50.
 """
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Net, run_stages
-from .initialize import kaiming_fan_out_
+from .layers import StageNet, kaiming_fan_out_, make_stage
 
 
 class _Block(nn.Module):
-    """What both blocks share: a shortcut, and the sum returned BEFORE its ReLU, which the net applies."""
+    """Convolutions of the sizes `kernels`, and a shortcut. Returns the sum BEFORE its ReLU, which the net applies."""
 
-    expansion = 1
+    kernels, expansion = (), 1
 
     def __init__(self, inplanes: int, planes: int, stride: int):
         super().__init__()
-        self.shortcut = nn.Sequential()
         outplanes = planes * self.expansion
+        self.shortcut = nn.Sequential()
         if stride != 1 or inplanes != outplanes:
             self.shortcut = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride, bias=False),
                                           nn.BatchNorm2d(outplanes))
-
-
-class BasicBlock(_Block):
-    """Two 3x3 convolutions."""
-
-    def __init__(self, inplanes: int, planes: int, stride: int):
-        super().__init__(inplanes, planes, stride)
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        widths = [planes] * (len(self.kernels) - 1) + [outplanes]
+        first_3x3 = self.kernels.index(3)
+        for i, (kernel, width) in enumerate(zip(self.kernels, widths, strict=True)):
+            conv = nn.Conv2d(inplanes, width, kernel, stride if i == first_3x3 else 1, kernel // 2, bias=False)
+            setattr(self, f'conv{i + 1}', conv)
+            setattr(self, f'bn{i + 1}', nn.BatchNorm2d(width))
+            inplanes = width
 
     @property
     def last_bn(self):
-        return self.bn2
+        return getattr(self, f'bn{len(self.kernels)}')
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(out)) + self.shortcut(x)
-
-
-class Bottleneck(_Block):
-    """1x1, 3x3 and 1x1 convolutions, four times as many channels at the end."""
-
-    expansion = 4
-
-    def __init__(self, inplanes: int, planes: int, stride: int):
-        super().__init__(inplanes, planes, stride)
-        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * 4)
-
-    @property
-    def last_bn(self):
-        return self.bn3
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
+        if len(self.kernels) == 2:
+            return self.bn2(self.conv2(out)) + self.shortcut(x)
         out = F.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out)) + self.shortcut(x)
 
 
-class ResNetCifar(Net):
+class BasicBlock(_Block):
+    kernels = (3, 3)
+
+
+class Bottleneck(_Block):
+    kernels, expansion = (1, 3, 1), 4
+
+
+class ResNetCifar(StageNet):
     """`blocks` a stage of `block`.
 
     Input (N, 3, H, W). With e the block's expansion, features: stem (N, 64, H, W), stages (N, 64e, H, W),
     (N, 128e, H/2, W/2), (N, 256e, H/4, W/4), (N, 512e, H/8, W/8), embedding (N, 512e).
     """
 
+    num_stages = 4
+
     def __init__(self, block: type, blocks: tuple, num_classes: int = 100):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        inplanes = 64
-        for number, (planes, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True), start=1):
-            stage = []
-            for i in range(count):
-                stage.append(block(inplanes, planes, stride=2 if number > 1 and i == 0 else 1))
-                inplanes = planes * block.expansion
-            setattr(self, f'layer{number}', nn.Sequential(*stage))
-        self.linear = nn.Linear(inplanes, num_classes)
+        e = block.expansion
+        self.layer1 = make_stage(block, 64, 64, blocks[0], stride=1)
+        self.layer2 = make_stage(block, 64 * e, 128, blocks[1], stride=2)
+        self.layer3 = make_stage(block, 128 * e, 256, blocks[2], stride=2)
+        self.layer4 = make_stage(block, 256 * e, 512, blocks[3], stride=2)
+        self.linear = nn.Linear(512 * e, num_classes)
         kaiming_fan_out_(self)
 
     def get_bn_before_relu(self):
         """The last batch norm of each stage."""
-        return [stage[-1].last_bn for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        return [stage[-1].last_bn for stage in self.layers]
 
     def get_classifier(self):
         return self.linear
 
-    def stages(self, x, preact=False):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, preact)
 
-
-def ResNet18_cifar(num_classes: int = 100):
-    return ResNetCifar(BasicBlock, (2, 2, 2, 2), num_classes)
-
-
-def ResNet34_cifar(num_classes: int = 100):
-    return ResNetCifar(BasicBlock, (3, 4, 6, 3), num_classes)
-
-
-def ResNet50_cifar(num_classes: int = 100):
-    return ResNetCifar(Bottleneck, (3, 4, 6, 3), num_classes)
-
-
-resnet_small_stem_models = {net.__name__: net for net in (ResNet18_cifar, ResNet34_cifar, ResNet50_cifar)}
+resnet_small_stem_models = {'ResNet18_cifar': partial(ResNetCifar, BasicBlock, (2, 2, 2, 2)),
+                            'ResNet34_cifar': partial(ResNetCifar, BasicBlock, (3, 4, 6, 3)),
+                            'ResNet50_cifar': partial(ResNetCifar, Bottleneck, (3, 4, 6, 3))}

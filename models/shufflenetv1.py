@@ -3,8 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Net, run_stages
-from .shuffle import channel_shuffle
+from .layers import StageNet, channel_shuffle, make_stage
 
 STAGES = ((240, 4), (480, 8), (960, 4))     # output channels, units
 STEM = 24
@@ -20,6 +19,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.stride = stride
         self.groups = 1 if inplanes == STEM else groups
+        planes -= inplanes if stride == 2 else 0        # the shortcut has the other channels
         mid = planes // 4
         self.conv1 = nn.Conv2d(inplanes, mid, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
         return torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
-class ShuffleV1(Net):
+class ShuffleV1(StageNet):
     """Input (N, 3, H, W). Features: stem (N, 24, H, W), stages (N, 240, H/2, W/2), (N, 480, H/4, W/4),
     (N, 960, H/8, W/8), embedding (N, 960)."""
 
@@ -47,9 +47,7 @@ class ShuffleV1(Net):
         self.bn1 = nn.BatchNorm2d(STEM)
         inplanes = STEM
         for number, (planes, units) in enumerate(STAGES, start=1):
-            down = Bottleneck(inplanes, planes - inplanes, 2, groups)
-            rest = (Bottleneck(planes, planes, 1, groups) for _ in range(units - 1))
-            setattr(self, f'layer{number}', nn.Sequential(down, *rest))
+            setattr(self, f'layer{number}', make_stage(Bottleneck, inplanes, planes, units, 2, groups))
             inplanes = planes
         self.linear = nn.Linear(inplanes, num_classes)
 
@@ -59,10 +57,6 @@ class ShuffleV1(Net):
 
     def get_classifier(self):
         return self.linear
-
-    def stages(self, x, preact=False):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return run_stages((self.layer1, self.layer2, self.layer3), x, preact)
 
 
 shufflenetv1_models = {'ShuffleV1': ShuffleV1}

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .base import Net
-from .shuffle import channel_shuffle
+from .layers import channel_shuffle
 
 STAGES = ((116, 4), (232, 8), (464, 4))     # output channels, units
 STEM, LAST = 24, 1024

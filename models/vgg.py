@@ -1,16 +1,18 @@
 """VGG nets with batch norm for small images (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556)."""
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 
 from .base import Net
-from .initialize import kaiming_fan_out_
+from .layers import kaiming_fan_out_
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 def _block(inplanes, planes, convs):
-    """conv, BN, ReLU, ... conv, BN: the block's last ReLU is applied by the net."""
+    """conv, BN, ReLU, ... conv, BN. The net applies the block's last ReLU."""
     layers = []
     for _ in range(convs):
         layers += [nn.Conv2d(inplanes, planes, 3, padding=1), nn.BatchNorm2d(planes), nn.ReLU(inplace=True)]
@@ -53,10 +55,4 @@ class VGG(Net):
         return maps, x
 
 
-def _entry(convs):
-    def build(num_classes: int = 100):
-        return VGG(convs, num_classes)
-    return build
-
-
-vgg_models = {f'vgg{depth}': _entry(convs) for depth, convs in CONVS.items()}
+vgg_models = {f'vgg{depth}': partial(VGG, convs) for depth, convs in CONVS.items()}

@@ -1,9 +1,12 @@
 """Wide residual networks of Zagoruyko and Komodakis, BMVC 2016 (arXiv:1605.07146)."""
+from collections import OrderedDict
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 
 from .base import Net
-from .initialize import kaiming_fan_out_
+from .layers import kaiming_fan_out_, make_stage
 
 
 class BasicBlock(nn.Module):
@@ -25,20 +28,12 @@ class BasicBlock(nn.Module):
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
 
 
-class NetworkBlock(nn.Module):
-    """One stage: `count` blocks, the first with `stride`."""
-
-    def __init__(self, inplanes: int, planes: int, count: int, stride: int):
-        super().__init__()
-        self.layer = nn.Sequential(BasicBlock(inplanes, planes, stride),
-                                   *(BasicBlock(planes, planes, 1) for _ in range(count - 1)))
-
-    def forward(self, x):
-        return self.layer(x)
+def _network_block(*args):
+    return nn.Sequential(OrderedDict(layer=make_stage(BasicBlock, *args)))
 
 
 def _normalised(bn: nn.BatchNorm2d, x):
-    """What `bn` makes of x, without a second update of its running statistics while training."""
+    """bn(x), without a second update of its running statistics in training."""
     if bn.training:
         return F.batch_norm(x, None, None, bn.weight, bn.bias, training=True, eps=bn.eps)
     return bn(x)
@@ -58,9 +53,9 @@ class WideResNet(Net):
             raise ValueError(f'depth {depth}: a wide ResNet has 6n+4 layers')
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
-        self.block1 = NetworkBlock(widths[0], widths[1], count, stride=1)
-        self.block2 = NetworkBlock(widths[1], widths[2], count, stride=2)
-        self.block3 = NetworkBlock(widths[2], widths[3], count, stride=2)
+        self.block1 = _network_block(widths[0], widths[1], count, 1)
+        self.block2 = _network_block(widths[1], widths[2], count, 2)
+        self.block3 = _network_block(widths[2], widths[3], count, 2)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], num_classes)
         kaiming_fan_out_(self)
@@ -69,7 +64,7 @@ class WideResNet(Net):
     activated = False       # the next stage applies the batch norm and the ReLU
 
     def get_bn_before_relu(self):
-        """The batch norm that each stage's output meets next."""
+        """The batch norm after each stage."""
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
 
     def get_classifier(self):
@@ -85,10 +80,4 @@ class WideResNet(Net):
         return maps, last
 
 
-def _entry(depth, widen):
-    def build(num_classes: int = 100):
-        return WideResNet(depth, widen, num_classes)
-    return build
-
-
-wrn_models = {f'wrn_{d}_{k}': _entry(d, k) for d, k in ((16, 1), (16, 2), (40, 1), (40, 2))}
+wrn_models = {f'wrn_{d}_{k}': partial(WideResNet, d, k) for d, k in ((16, 1), (16, 2), (40, 1), (40, 2))}
