@@ -20,8 +20,9 @@ from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
 from helper.records import show_evaluation, warn_of_one_class
-from helper.run import Place, Run
-from helper.state import fingerprint
+from helper.resume import fingerprint
+from helper.run import Run
+from helper.run_folder import RunPaths
 from models.find import build, check_name
 from models.fold import fold_batchnorm
 from models.load import load_net, warn_of_size
@@ -75,12 +76,12 @@ def train(opt, device):
         estimate(opt, distiller, data, precision, device, checkpoint, measured, init_rate, size)
         return
 
-    place = Place.of_student(opt)
-    if place.folder(opt).resolve() == Path(opt.path_t).resolve().parent:
+    paths = RunPaths.of_student(opt)
+    if paths.folder.resolve() == Path(opt.path_t).resolve().parent:
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 
     # Train
-    with Run(opt, place, distiller, data.train_loader, facts, precision, checkpoint, data.split) as run:
+    with Run(opt, paths, distiller, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{method.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}')

@@ -17,8 +17,9 @@ from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
 from helper.records import show_evaluation
-from helper.run import Place, Run
-from helper.state import fingerprint
+from helper.resume import fingerprint
+from helper.run import Run
+from helper.run_folder import RunPaths
 from models.find import build, check_name
 from models.load import open_checkpoint, warn_of_size
 from options import take_image_size, teacher_options, warn_of_split
@@ -43,7 +44,7 @@ def train(opt, device):
     arch = check_name(opt.model, data.image_size, '--model')
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
-    place, facts = Place.of_teacher(opt), fingerprint(data, net=net)
+    paths, facts = RunPaths.of_teacher(opt), fingerprint(data, net=net)
     vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
@@ -65,7 +66,7 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, place, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
+    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(vanilla, device)

@@ -7,9 +7,10 @@ from statistics import mean
 
 from distiller_zoo import distiller_dict
 from helper.errors import UserError, printable, reason
-from helper.files import folder_name, read_json
+from helper.files import read_json
 from helper.records import predicts_one_class
-from helper.state import CLASS_NAMES, IMAGES
+from helper.resume import CLASS_NAMES, IMAGES
+from helper.run_folder import folder_name
 from options import flags
 
 from .published import variant, way

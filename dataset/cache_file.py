@@ -51,7 +51,7 @@ class CacheFile:
         self.file = os.fdopen(os.open(path, flags, 0o644), 'r+b' if self.writable else 'rb', buffering=0)
         if not stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
             raise UserError(f'--teacher_cache: {path}: is no file; remove it, or give another folder')
-        with locked(self.file) if self.writable else contextlib.nullcontext():
+        with locked(self.path) if self.writable else contextlib.nullcontext():
             self._check()
         self.map = mmap.mmap(self.file.fileno(), self.bytes, access=mmap.ACCESS_READ)
         if hasattr(mmap, 'MADV_WILLNEED'):      # read it ahead: later accesses are single pages all over the file
@@ -109,7 +109,7 @@ class CacheFile:
     def write(self, slots: np.ndarray, values: np.ndarray) -> None:
         """Keep answers that are not there yet. Raises OSError when the disk is full; what is there stays."""
         values = np.ascontiguousarray(values, np.float32)
-        with locked(self.file):
+        with locked(self.path):
             new = ~self.has(slots)
             for slot, value in zip(slots[new].tolist(), values[new], strict=True):
                 checksum = self._checksum(slot, value)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from helper import distributed
+from helper.checkpoint import weights_checksum
 from helper.cli import readable_bytes
 from helper.errors import UserError, printable
-from helper.files import folder_name, read_json, write_json
-from helper.state import weights_checksum
+from helper.files import read_json, write_json
+from helper.run_folder import folder_name
 from models.base import probe
 
 from .cache_file import CacheFile, file_bytes
@@ -41,7 +42,7 @@ class TeacherCache:
         """
         self.files, self.device = files, device
         self.accuracy_file, self.checksums = accuracy_file, checksums
-        self.accuracy = distributed.broadcast(self._known_accuracy if distributed.is_main() else None)
+        self.accuracy = distributed.broadcast(self._known_accuracy)
         self.writable = all(file.writable for file in files.values())       # whether new answers are kept
         self.copy, self.unwritten = None, []
         if device.type == 'cuda':

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from analysis.given import Given
 from analysis.runs import DATA, read_run
-from helper.checkpoint import load_checkpoint, load_weights
+from helper.checkpoint import load_checkpoint, load_weights, weights_checksum
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
-from helper.state import LAST, PREVIOUS, weights_checksum
+from helper.state import LAST, PREVIOUS
 from models.find import build
 from models.foreign import without_prefix
 

@@ -18,8 +18,7 @@ from distiller_zoo import get_method, make_distiller
 from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
 from helper.errors import UserError, nearest, printable
-from helper.files import folder_name
-from helper.run import Place
+from helper.run_folder import RunPaths, folder_name
 from models.find import build, check_name, is_own
 from models.load import open_checkpoint, teacher_name
 from options import LARGEST, flags, student_options, teacher_options, with_recipe
@@ -207,7 +206,7 @@ class _Plan:
     def _teacher_step(self, model, words, trial, seed, name, what):
         arguments = ['--model', model, *words, '--trial', trial, '--seed', str(seed), *self._last()]
         opt = self._parsed(teacher_options, arguments, what)
-        return self._step(name, what, 'train_teacher.py', arguments, opt, Place.of_teacher(opt), None)
+        return self._step(name, what, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), None)
 
     def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
         arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
@@ -227,7 +226,7 @@ class _Plan:
         if 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict:     # see take_image_size
             opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
         opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
-        return self._step(name, what, 'train_student.py', arguments, opt, Place.of_student(opt), after)
+        return self._step(name, what, 'train_student.py', arguments, opt, RunPaths.of_student(opt), after)
 
     def _parsed(self, options, arguments, what):
         """The options. Where they are right without the flags of the command line, these are at fault."""
@@ -244,15 +243,15 @@ class _Plan:
     def _last(self):
         return ['--save_dir', self.save_dir, '--resume', 'auto', *self.more]
 
-    def _step(self, name, what, script, arguments, opt, place, after):
-        folder, number = place.folder(opt), re.match(r'\d*', opt.trial)[0]
+    def _step(self, name, what, script, arguments, opt, paths, after):
+        folder, number = paths.folder, re.match(r'\d*', opt.trial)[0]
         found = self.steps.get(str(folder))
         if found is None:
             if same := self._named(name):
                 raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
                                 f'another name')
             net = check_name(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt), what)
-            found = Step(name, what, script, arguments, opt, folder, place.best_path(opt), net, int(number or 0), after)
+            found = Step(name, what, script, arguments, opt, folder, paths.best, net, int(number or 0), after)
             self.steps[str(folder)] = found
             if after:
                 after.teaches = True

@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,3 +279,11 @@ def load_weights(net: nn.Module, weights: dict, what: str) -> None:
         more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
         raise UserError(f'{what}: {problems[0]}{more}')
     net.load_state_dict({**own, **weights})
+
+
+def weights_checksum(net: nn.Module) -> int:
+    """A checksum of all parameters and buffers."""
+    crc = 0
+    for value in net.state_dict().values():
+        crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)
+    return crc

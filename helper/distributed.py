@@ -183,9 +183,9 @@ def gather(value) -> list:
     return values
 
 
-def broadcast(make: Callable | None):
-    """What make() returns in process 0, in every process."""
-    values = [make() if make else None]
+def broadcast(make: Callable):
+    """What make() returns in process 0, in every process; only process 0 calls it."""
+    values = [make() if is_main() else None]
     if world_size() > 1:
         dist.broadcast_object_list(values, 0, group=_control)
     return values[0]

@@ -1,49 +1,61 @@
-"""Files that are never half-written: written under another name in the same folder, flushed, then renamed."""
+"""Files: written atomically, read as untrusted data, and locked."""
 import contextlib
 import errno
 import json
 import math
 import os
-import re
 import stat
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import UserError, reason
 
-UNFINISHED = '.tmp'     # what a file is called until it is whole
+UNFINISHED = '.tmp'     # the suffix of a file that is being written
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}      # from the file system
 
 
-def write_atomically(path: Path, write: Callable, keep: str | None = None) -> None:
-    """Call write(binary file), then put that file in `path`'s place. The old file stays whole until then.
+@contextlib.contextmanager
+def replacing(path: Path, keep: str | None = None) -> Iterator[Path]:
+    """Yield an empty file in the same folder, which becomes `path` at the end of the block.
 
-    keep: the name that the old file gets in the same folder.
+    The old file stays whole until then, and after an exception. keep: the name that it gets in the same folder.
     """
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=UNFINISHED, dir=path.parent)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=UNFINISHED, dir=path.parent)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror}); what was there before is whole') from error
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            yield Path(temporary)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.chmod(temporary, 0o644)
         if keep and path.exists():
             _keep(path, path.with_name(keep))
         os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # torch.save says RuntimeError when the disk is full.
-        if isinstance(error, (OSError, RuntimeError)):
-            reason = ' '.join(str(error).split())[:200]
-            raise UserError(f'{path}: cannot be written ({reason}); what was there before is whole') from error
         raise
+    _flush_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes | Callable, keep: str | None = None) -> None:
+    """Write `content`, or call content(binary file). The old file stays whole until all is written.
+
+    keep: the name that the old file gets in the same folder. Raises UserError.
+    """
+    try:
+        with replacing(path, keep) as temporary, open(temporary, 'wb') as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+    except (OSError, RuntimeError) as error:        # torch.save raises RuntimeError when the disk is full
+        text = getattr(error, 'strerror', None) or reason(error)
+        raise UserError(f'{path}: cannot be written ({text}); what was there before is whole') from error
 
 
 def _keep(path, older):
@@ -59,7 +71,7 @@ def _keep(path, older):
 
 
 def _flush_folder(folder):
-    """The new name survives a power failure too, where folders can be flushed."""
+    """Make the new name survive a power failure, on systems that can flush folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -70,8 +82,7 @@ def _flush_folder(folder):
 
 def write_json(path: Path, value) -> None:
     """`value` as indented JSON; numbers that JSON does not have, as NaN, become null."""
-    text = json.dumps(_finite(value), indent=4, allow_nan=False) + '\n'
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, f'{json.dumps(_finite(value), indent=4, allow_nan=False)}\n'.encode())
 
 
 def _finite(value):
@@ -88,7 +99,7 @@ def open_regular(path: str | Path, what: str):
     Raises UserError for what is not there, may not be read, or is no file: a FIFO or a device may never end.
     """
     try:
-        # Without waiting: a FIFO that nobody writes into would be waited for already here.
+        # Non-blocking: opening a FIFO without a writer would wait.
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except (OSError, ValueError) as error:      # ValueError: a NUL in the name
         raise UserError(f'{what}: cannot be read ({getattr(error, "strerror", None) or error})') from error
@@ -101,56 +112,35 @@ def open_regular(path: str | Path, what: str):
 def read_text(path: str | Path, what: str, largest: int = 1 << 20) -> str:
     """The text of an untrusted file, UTF-8 with or without a byte-order mark.
 
-    `what` begins the message of the UserError that is raised for anything else, and for more than `largest` bytes.
+    Raises UserError, which begins with `what`, for anything else and for more than `largest` bytes.
     """
-    with open_regular(path, what) as file:
-        try:
-            content = file.read(largest + 1)
-            if len(content) > largest:
-                raise ValueError(f'more than {largest} bytes')
-            return content.decode('utf-8-sig')
-        except (OSError, ValueError) as error:
-            raise UserError(f'{what}: no text that can be read ({reason(error)})') from error
+    return _parse(path, what, largest, 'no text', lambda content: content.decode('utf-8-sig'))
 
 
 def read_json(path: str | Path, what: str, largest: int = 1 << 28):
     """The value in an untrusted JSON file; numbers that JSON does not have are refused.
 
-    `what` begins the message of the UserError that is raised for anything else, and for more than `largest` bytes.
+    Raises UserError, which begins with `what`, for anything else and for more than `largest` bytes.
     """
     def refuse(constant):
         raise ValueError(f'a number is {constant}')
 
+    return _parse(path, what, largest, 'no JSON', lambda content: json.loads(content, parse_constant=refuse))
+
+
+def _parse(path, what, largest, fault, parse):
     with open_regular(path, what) as file:
         try:
             content = file.read(largest + 1)
             if len(content) > largest:
                 raise ValueError(f'more than {largest} bytes')
-            return json.loads(content, parse_constant=refuse)
+            return parse(content)
         except (OSError, ValueError, RecursionError, MemoryError) as error:
-            raise UserError(f'{what}: no JSON that can be read ({reason(error)})') from error
-
-
-def folder_name(name: str) -> str:
-    """The name of a net or data set as a part of a folder's name: nets/mine.py:build -> nets-mine.py:build."""
-    file, is_file, function = name.rpartition('.py:')
-    if is_file:
-        folder = Path(file).parent
-        name = f'{Path(file).name}{is_file}{function}'
-        name = name if folder == Path() else f'{folder.resolve().name}-{name}'
-    return re.sub(r'[^\w.:,=+-]', '_', name)
-
-
-def run_folder(*parts: str) -> Path:
-    """The folder of a run, not made yet. On Windows ':' becomes '~'."""
-    *parents, name = parts
-    if sys.platform == 'win32':
-        name = name.replace(':', '~')
-    return Path(*parents, name)
+            raise UserError(f'{what}: {fault} that can be read ({reason(error)})') from error
 
 
 def make_folder(folder: Path, save_dir: Path | None = None) -> None:
-    """Make a folder and see that it can be written. save_dir: of the error; not given: folder is that of a run."""
+    """Make a folder and check that it can be written. save_dir: for the message; not given: folder is of a run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -162,72 +152,44 @@ def make_folder(folder: Path, save_dir: Path | None = None) -> None:
                         f'give {wanted}') from error
 
 
-class Lock:
-    """One run at a time writes into a folder. The system drops the lock when its process ends, however it ends."""
+class FolderLock:
+    """Lets one run at a time write into a folder. The system releases the lock when its process ends in any way.
+
+    A file system without locks grants it to every process.
+    """
 
     def __init__(self, folder: Path, shared: bool = False):
-        """shared: others write there too, so that what is unfinished may be theirs until it is an hour old."""
-        self.folder, self.file, self.spared = folder, None, 3600 if shared else 0
+        """shared: others write there too, so an unfinished file counts as left over only after an hour."""
+        self.folder, self.least_age = folder, 3600 if shared else 0
+        self._lock = FileLock(folder / '.lock', fallback_to_soft=False)
 
     def take(self) -> bool:
-        """Whether this process has it now; not when another one does. Raises UserError."""
-        if self.file:
+        """Whether this process holds the lock now. Removes unfinished files of killed runs. Raises UserError."""
+        if self._lock.is_locked:
             return True
         try:
-            file = open(self.folder / '.lock', 'a+b')      # noqa: SIM115, held until release()
-        except OSError as error:
-            raise UserError(f'{self.folder / ".lock"}: cannot be opened ({error.strerror}); give another --save_dir '
-                            f'or --trial') from error
-        if not _try_lock(file):
-            file.close()
+            self._lock.acquire(blocking=False)
+        except Timeout:
             return False
-        self.file = file
-        for rest in self.folder.glob(f'.*{UNFINISHED}'):       # of a run that was killed while it wrote
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f'{self._lock.lock_file}: cannot be opened ({error.strerror}); give another '
+                                f'--save_dir or --trial') from error
+        for file in self.folder.glob(f'.*{UNFINISHED}'):
             with contextlib.suppress(OSError):
-                if not self.spared or time.time() - rest.stat().st_mtime > self.spared:
-                    rest.unlink()
+                if not self.least_age or time.time() - file.stat().st_mtime > self.least_age:
+                    file.unlink()
         return True
 
     def release(self) -> None:
-        if self.file:
-            self.file.close()
-            self.file = None
+        self._lock.release(force=True)
 
 
 @contextlib.contextmanager
-def locked(file):
-    """Within it no other process is within it with the same open file, where the file system has locks."""
-    if sys.platform == 'win32':
-        import msvcrt
-        while not _try_lock(file):
-            time.sleep(0.001)
-        try:
-            yield
-        finally:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        return
-    import fcntl
-    with contextlib.suppress(OSError):
-        fcntl.lockf(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of their own locked(path), where the file system has locks."""
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.lockf(file, fcntl.LOCK_UN)
-
-
-def _try_lock(file) -> bool:
-    try:
-        if sys.platform == 'win32':
-            import msvcrt
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)    # of this process, not of the workers that it forks
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:         # a file system without locks
-        pass
-    return True
+            stack.enter_context(FileLock(path.with_name(f'.{path.name}.lock'), poll_interval=0.001,
+                                         fallback_to_soft=False))
+        yield

@@ -27,12 +27,10 @@ class Records:
     Also keeps the best accuracy. With several processes only the first one writes.
     """
 
-    def __init__(self, opt, folder: Path, events: Path, facts: dict, seconds_per_unit: float,
-                 split: dict | None = None):
-        """folder: of the JSON files. events: of TensorBoard. facts: added to the options in parameters.json.
-        seconds_per_unit: the unit of 'Total time' there. split: the images of each split of --split."""
-        self.split = split
-        self.opt, self.folder, self.events, self.facts, self.unit = opt, folder, events, facts, seconds_per_unit
+    def __init__(self, opt, paths, facts: dict, split: dict | None = None):
+        """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split."""
+        self.opt, self.folder, self.events, self.facts, self.split = opt, paths.folder, paths.events, facts, split
+        self.unit = paths.seconds_per_unit
         self.history: list[dict] = []
         self.best: dict = {'test_acc': -1.0}
         self.start, self.writer = time.time(), None

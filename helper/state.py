@@ -1,59 +1,97 @@
-"""last.pth, the state of a run: what it must hold, and the checks of an untrusted one before anything is changed."""
+"""last.pth, the state of a run: how it is collected, checked as an untrusted file, and loaded."""
 import contextlib
 import copy
-import zlib
 
 import torch
 from torch import nn
 
-from .checkpoint import load_checkpoint
-from .device import random_state, restore_random_state
-from .errors import UserError
+from . import distributed
+from .checkpoint import load_checkpoint, load_weights
+from .device import Precision, random_state, restore_random_state
+from .errors import UserError, reason
 from .meter import Meter
 from .records import Records
 
 LAST, PREVIOUS = 'last.pth', 'previous.pth'
-IMAGES_IN = '--images_in'       # the two ways draw other random numbers
-IMAGES, CLASS_NAMES = 'images (checksum)', 'class names'
-NEWER = (IMAGES_IN, IMAGES, CLASS_NAMES)        # facts that the states of older versions do not have
-NAMED = 4       # class names in the text of CLASS_NAMES
 STAGES = ('init', 'train')
 PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int, 'module': dict, 'optimizer': dict,
          'scaler': dict, 'random': list, 'loader': (torch.Tensor, type(None)), 'own': list, 'log': dict}
 
 
-def fingerprint(data, **nets) -> dict:
-    """The facts of the data that must be the same in a resumed run: counts, class names, checksums, --images_in.
+class TrainingState:
+    """Collects the parts of last.pth that the objects of a training loop hold, and loads them again."""
 
-    nets: role -> net; the code of a net from a user's file must be the same too. parameters.json and the tables use
-    these facts to tell whether two runs have the same data.
-    """
-    found = {'training images': data.n_train, 'classes': data.num_classes,
-             'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
-             IMAGES: data.checksum, IMAGES_IN: data.images_in,
-             **{f'code of the {which} (checksum)': getattr(net, 'code_checksum', None) for which, net in nets.items()}}
-    return {name: value for name, value in found.items() if value is not None}
+    def __init__(self, module: nn.Module, loader, precision: Precision):
+        """module: a distiller_zoo.Vanilla before DDP. loader: of the training images."""
+        self.module, self.loader, self.precision = module, loader, precision
+        self.optimizer = self.meter = self._order_at_start = None
 
+    def begin_epoch(self, meter: Meter) -> None:
+        """Note the order of the epoch's images, before its first batch. meter: averages over the epoch."""
+        self.meter, self._order_at_start = meter, self._order_state()
 
-def _class_names(classes):
-    """The class names as text: all if they are few, else the first and a checksum of all; None if there are none."""
-    if len(classes) <= 2 * NAMED:
-        return ', '.join(classes) or None
-    return f'{", ".join(classes[:NAMED])}, ... ({len(classes)}, checksum {zlib.crc32(repr([*classes]).encode())})'
+    def collect(self, step: int) -> dict:
+        """The state after `step` steps of an epoch. All processes call this; the result of process 0 counts."""
+        several = distributed.world_size() > 1
+        own = {'meter': self.meter.state(), 'buffers': {
+            name: value.cpu() for name, value in self._buffers_per_process().items()} if several else {}} \
+            if step else None
+        return {'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
+                'scaler': self.precision.scaler.state_dict(), 'random': distributed.gather(random_state()),
+                'loader': self._order_at_start if step else self._order_state(),
+                'own': distributed.gather(own) if step else []}
 
+    def load_module(self, state: dict, fresh_optimizer: torch.optim.Optimizer, what: str) -> None:
+        """Load the weights, once all parts of the state are checked. what: begins the message of a UserError.
 
-def weights_checksum(net: nn.Module) -> int:
-    """A checksum of all parameters and buffers."""
-    crc = 0
-    for value in net.state_dict().values():
-        crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)
-    return crc
+        fresh_optimizer: one that is only used for the check.
+        """
+        check_optimizer(fresh_optimizer, state['optimizer'])
+        buffers = self._buffers_per_process()
+        for name, value in (item for part in state['own'] for item in part['buffers'].items()):
+            if name in buffers and (value.shape != buffers[name].shape or not value.isfinite().all()):
+                raise ValueError(f'{name} of a process')
+        load_weights(self.module, state['module'], f'{what}: does not fit this run')
+
+    def load_stage(self, state: dict) -> None:
+        """Load what the loop needs at the start of an epoch: optimiser, gradient scaler, random numbers."""
+        load_optimizer(self.optimizer, state['optimizer'])
+        if self.precision.scaler.is_enabled():
+            self.precision.scaler.load_state_dict(state['scaler'])
+        if len(state['random']) == distributed.world_size():
+            restore_random_state(state['random'][distributed.rank()])
+        if state['loader'] is not None:
+            self.loader.order.generator.set_state(state['loader'])
+
+    def load_step(self, state: dict) -> None:
+        """Load what differs within an epoch: the averages so far, the batches to skip, the buffers of each process.
+
+        Each process loads its own part. With another number of processes, the first loads the sum of the averages.
+        """
+        self.loader.order.first_batch = state['step']
+        parts = state['own']
+        own = parts[distributed.rank()] if len(parts) == distributed.world_size() else None
+        meters = [own] if own else parts if distributed.is_main() else []
+        self.meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
+        for name, value in self._buffers_per_process().items() if own else ():      # after DDP has made them equal
+            if name in own['buffers']:
+                value.copy_(own['buffers'][name])
+
+    def _order_state(self):
+        return None if self.loader.order.generator is None else self.loader.order.generator.get_state()
+
+    def _buffers_per_process(self):
+        """The buffers that differ between processes within an epoch, name -> tensor."""
+        norms = [f'{name}.{kind}' for name, m in self.module.named_modules()
+                 if isinstance(m, nn.modules.batchnorm._BatchNorm) for kind in ('running_mean', 'running_var')]
+        names = {*norms, *self.module.own_buffers}
+        return {name: value for name, value in self.module.named_buffers() if name in names}
 
 
 def load_state(path, module: nn.Module, loader) -> dict:
-    """The state in the untrusted file at `path`, with all its parts, for a run of `module` on the batches of `loader`.
+    """The state in the untrusted file at `path`, for a run of `module` on the batches of `loader`.
 
-    Raises UserError.
+    It has all parts, and values that the parts can have. Raises UserError.
     """
     what = f'--resume {path}'
     state = load_checkpoint(str(path), '--resume')
@@ -62,10 +100,10 @@ def load_state(path, module: nn.Module, loader) -> dict:
             if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
                 raise UserError(f'{what}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a '
                                 f'run keeps in its folder')
-        done = state['epoch'] - 1 if state['stage'] == 'train' else 0       # epochs of the training
+        finished = state['epoch'] - 1 if state['stage'] == 'train' else 0       # epochs
         if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or not state['random'] or \
                 (state['step'] and len(state['own']) != len(state['random'])) or \
-                not Records.fits(state['log']) or len(state['log']['history']) != done:
+                not Records.fits(state['log']) or len(state['log']['history']) != finished:
             raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
         if state['step'] > len(loader) or (state['stage'] == 'init' and not getattr(module, 'init_stage', False)) or \
                 (state['loader'] is None) != (loader.order.generator is None):
@@ -86,17 +124,17 @@ def load_state(path, module: nn.Module, loader) -> dict:
 
 @contextlib.contextmanager
 def as_user_error(what: str):
-    """Whatever an untrusted state makes the code raise becomes one line that begins with `what`."""
+    """Turn any exception that an untrusted state causes into one line that begins with `what`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{what}: not the state of this run ({" ".join(str(error).split())[:150]})') from error
+        raise UserError(f'{what}: not the state of this run ({reason(error, 150)})') from error
 
 
 def _check_random(state):
-    """Raises what the generators raise for a state that they cannot take."""
+    """Raise what the random number generators raise for a state that they cannot load."""
     before = random_state()
     try:
         for numbers in state['random']:
@@ -107,49 +145,42 @@ def _check_random(state):
         torch.Generator().set_state(state['loader'])
 
 
-def check_buffers(parts: list[dict], own: dict) -> None:
-    """Raises ValueError unless the buffers that each process saved are finite and have the shapes of its `own`."""
-    for name, value in (item for part in parts for item in part['buffers'].items()):
-        if name in own and (value.shape != own[name].shape or not value.isfinite().all()):
-            raise ValueError(f'{name} of a process')
-
-
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Load the state of a checkpoint into an optimiser of any kind that has not made a step yet.
 
     Rates and other settings come from the options. Momentum and the like come from the file, and so do the group
     entries that a step changes, as the step counts of lamb and adan. Raises whatever an untrusted state causes.
     """
-    own, stepped = optimizer.state_dict(), _after_a_step(optimizer)
+    fresh, stepped = optimizer.state_dict(), _after_a_step(optimizer)
     groups = []
-    for group, after, kept in zip(own['param_groups'], stepped['param_groups'], saved['param_groups'], strict=True):
-        counted = [name for name in after if name not in group or after[name] != group[name]]
-        for name in counted if saved['state'] else ():
-            if type(kept.get(name)) is not type(after[name]) or not 0 <= kept[name] < 2**53:
+    for group, after, old in zip(fresh['param_groups'], stepped['param_groups'], saved['param_groups'], strict=True):
+        changed = [name for name in after if name not in group or after[name] != group[name]]
+        for name in changed if saved['state'] else ():
+            if type(old.get(name)) is not type(after[name]) or not 0 <= old[name] < 2**53:
                 raise ValueError(f'{name} of a group of parameters')
-        groups.append({**group, **{name: kept[name] for name in counted if name in kept}})
-    more = {name: saved[name] for name in own if name not in ('state', 'param_groups')}       # as kron's random numbers
-    optimizer.load_state_dict({**more, 'state': saved['state'], 'param_groups': groups})
+        groups.append({**group, **{name: old[name] for name in changed if name in old}})
+    rest = {name: saved[name] for name in fresh if name not in ('state', 'param_groups')}   # as kron's random numbers
+    optimizer.load_state_dict({**rest, 'state': saved['state'], 'param_groups': groups})
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Raises an exception unless load_optimizer gives a state with which this optimiser can make a step.
+    """Raise an exception unless load_optimizer gives a state with which this optimiser can make a step.
 
-    Shapes are compared before anything is tried: a fused kernel does not look at them and would read beyond a tensor.
+    Shapes are compared first: a fused kernel does not check them and would read beyond a tensor.
     """
-    fresh, usual = optimizer.state_dict()['state'], _after_a_step(optimizer)['state']
+    fresh, stepped = optimizer.state_dict()['state'], _after_a_step(optimizer)['state']
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     for number in {**fresh, **saved['state']}:
-        kept, shape = saved['state'].get(number, {}), parameters[number].shape
-        if missing := fresh.get(number, {}).keys() - kept.keys():
+        entries, shape = saved['state'].get(number, {}), parameters[number].shape
+        if missing := fresh.get(number, {}).keys() - entries.keys():
             raise ValueError(f'{missing.pop()} of parameter {number} is missing')
-        for name, value in kept.items():
-            like = usual.get(number, {}).get(name)
-            if isinstance(like, list) and (not isinstance(value, list) or len(value) != len(like)):
+        for name, value in entries.items():
+            usual = stepped.get(number, {}).get(name)
+            if isinstance(usual, list) and (not isinstance(value, list) or len(value) != len(usual)):
                 raise ValueError(f'{name} of parameter {number}')
-            pairs = zip(value, like, strict=True) if isinstance(like, list) else [(value, like)]
-            for part, like_part in pairs:
-                shapes = [like_part.shape] if isinstance(like_part, torch.Tensor) else [(), shape]
+            pairs = zip(value, usual, strict=True) if isinstance(usual, list) else [(value, usual)]
+            for part, usual_part in pairs:
+                shapes = [usual_part.shape] if isinstance(usual_part, torch.Tensor) else [(), shape]
                 if isinstance(part, torch.Tensor) and (
                         part.layout != torch.strided or part.shape not in shapes or not part.isfinite().all()):
                     raise ValueError(f'{name} of parameter {number} is {part.dtype} {tuple(part.shape)}')

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights
+from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights, weights_checksum
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
-from helper.state import weights_checksum
 
 from . import IMAGENET, model_dict, model_names
 from .adapter import FITS, INTERPOLATIONS, Inputs

@@ -20,7 +20,7 @@ from experiments.table_file import find, read  # noqa: E402
 from experiments.time_estimate import estimate  # noqa: E402
 from helper.cli import Parser, number, path, show  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
-from helper.files import Lock, make_folder  # noqa: E402
+from helper.files import FolderLock, make_folder  # noqa: E402
 
 
 def options():
@@ -81,7 +81,7 @@ def main():
 
     for folder in (Path(save), logs):
         make_folder(folder, Path(save))
-    lock = Lock(Path(save), shared=True)      # with report.py
+    lock = FolderLock(Path(save), shared=True)      # with report.py
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
     claim(table, Path(save))

@@ -187,7 +187,7 @@ def cluster():
     """The Slurm of tests/slurm for one file's tests at a time; they are skipped where it is not."""
     if not cluster_is_there():
         pytest.skip('no Slurm to test on: sh tests/slurm/start.sh')
-    with open(SLURM_CONF, 'a') as file, locked(file):
+    with locked(Path(SLURM_CONF)):
         yield
 
 

@@ -26,7 +26,7 @@ from dataset.memory import MEAN, STD, MemoryLoader
 from dataset.split import divide, shares
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-from helper.state import IMAGES, fingerprint
+from helper.resume import IMAGES, fingerprint
 
 
 def test_augmentation_is_torchvisions():

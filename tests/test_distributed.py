@@ -28,7 +28,7 @@ from helper.cli import Flags
 from helper.compile import compile_forward
 from helper.device import Precision
 from helper.errors import UserError
-from helper.files import Lock
+from helper.files import FolderLock
 from helper.launch import first_host, launch
 from helper.loops import train_epoch, validate
 from helper.meter import Progress
@@ -517,7 +517,7 @@ def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
     rest = process.stdout.read()        # ends when the last of them has
     process.wait()
     assert 'SIGTERM: stopped after' in rest
-    lock = Lock(next(tmp_path.glob('models/*')))
+    lock = FolderLock(next(tmp_path.glob('models/*')))
     assert lock.take()
     lock.release()
 
@@ -528,7 +528,7 @@ def stopped(opt, device):
 
     def end_step(self, batches):
         if self.step == 1:
-            self.on_signal(signal.SIGTERM, None)
+            self.signals.on_signal(signal.SIGTERM, None)
         original(self, batches)
     Run.end_step = end_step
     train_student.train(opt, device)

@@ -65,7 +65,7 @@ def test_resumed_to_the_bit(call, small, teacher, tmp_path, monkeypatch, way):
         def end_step(self, batches, left=left):
             left[0] -= 1
             if left[0] == 0:
-                self.on_signal(signal.SIGTERM, None)
+                self.signals.on_signal(signal.SIGTERM, None)
             original(self, batches)
         monkeypatch.setattr(Run, 'end_step', end_step)
         with pytest.raises(SystemExit) as caught:

@@ -30,11 +30,10 @@ from experiments.local import Places, groups
 from experiments.plan import cut, steps_of, waves
 from experiments.progress import SILENT, Record, progress, seconds_left, summary
 from experiments.table_file import TABLES, read
-from helper.checkpoint import load_checkpoint, save_checkpoint
+from helper.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
 from helper.cli import values
 from helper.errors import UserError, nearest
-from helper.run import Place
-from helper.state import weights_checksum
+from helper.run_folder import RunPaths
 from models import model_dict
 from options import student_options, teacher_options
 from scripts import report, reproduce
@@ -164,7 +163,7 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
         net, words = table['auxiliary'].split(': ')
         opt.model_t = teacher
         assert (opt.model_s, opt.distill, opt.seed) == (net, words.split()[0], table['seeds'][0])
-        assert opt.path_t == str(Place.of_teacher(teachers[teacher]).best_path(teachers[teacher]))
+        assert opt.path_t == str(RunPaths.of_teacher(teachers[teacher]).best)
     for opt in teachers.values():
         assert (opt.seed, opt.trial) == (table['seeds'][0], '0')
 
@@ -192,11 +191,11 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
                     assert getattr(opt, option) == get_method(method).published_options(opt)[option]
             if method == 'hkd':
                 source, opt.model_t = auxiliary[teacher], auxiliary[teacher].model_s
-                assert opt.path_t == str(Place.of_student(source).best_path(source))
+                assert opt.path_t == str(RunPaths.of_student(source).best)
             else:
                 opt.model_t = teacher
-                assert opt.path_t == str(Place.of_teacher(teachers[teacher]).best_path(teachers[teacher]))
-            folders.setdefault(str(Place.of_student(opt).folder(opt)), []).append(comment)
+                assert opt.path_t == str(RunPaths.of_teacher(teachers[teacher]).best)
+            folders.setdefault(str(RunPaths.of_student(opt).folder), []).append(comment)
     assert next(cells, None) is None
     assert all(len(found) == 1 for found in folders.values())
 

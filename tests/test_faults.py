@@ -19,7 +19,7 @@ from conftest import assert_same, outcome
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
-from helper import files
+from helper import files, resume
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.run import Run
@@ -47,7 +47,7 @@ def kill_at(moment, count):
         if left[0] == 1 and stat.S_ISREG(status.st_mode):
             os.ftruncate(handle, status.st_size // 2)
         return stat.S_ISREG(status.st_mode)
-    {'start': lambda: die_before(Run, '_read'),
+    {'start': lambda: die_before(resume, '_read'),
      'step': lambda: die_before(Run, 'end_step'),
      'write': lambda: die_before(os, 'fsync', half_written),
      'link': lambda: die_before(os, 'link'),

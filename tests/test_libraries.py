@@ -17,11 +17,10 @@ from dataset.memory import MemoryLoader
 from dataset.teacher_cache import outputs_checksum
 from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_distiller, ofa_loss
 from helper import distributed
-from helper.checkpoint import load_checkpoint
+from helper.checkpoint import load_checkpoint, weights_checksum
 from helper.errors import UserError
-from helper.files import folder_name
 from helper.optim import new_optimizer
-from helper.state import weights_checksum
+from helper.run_folder import folder_name
 from models import find, model_dict
 from models.adapter import Inputs, evenly_spaced, to_grey, tokens_to_map
 from models.find import build

@@ -307,7 +307,7 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
 
     def stopped(self, batches):
         if self.epoch == 2 and self.step == 4:
-            self.on_signal(signal.SIGTERM, None)
+            self.signals.on_signal(signal.SIGTERM, None)
         end_step(self, batches)
     monkeypatch.setattr(Run, 'end_step', stopped)
     with pytest.raises(SystemExit):

@@ -27,7 +27,7 @@ from experiments.results import Cell, Found, Trial, epoch_of_published, publishe
 from experiments.table_file import TABLES, Pair, Row, Table, read
 from helper.cli import values
 from helper.files import read_json
-from helper.run import Place
+from helper.run_folder import RunPaths
 from options import student_options, teacher_options
 from scripts import report, reproduce
 
@@ -43,8 +43,8 @@ def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
     opt = (student_options if student else teacher_options)(words[1:])
     if student:
         opt.model_t = 'resnet8x4_double' if get_method(opt.distill).auxiliary_teacher else pair.split()[0]
-    place = (Place.of_student if student else Place.of_teacher)(opt)
-    folder = place.folder(opt)
+    paths = (RunPaths.of_student if student else RunPaths.of_teacher)(opt)
+    folder = paths.folder
     folder.mkdir(parents=True)
     parameters = {**values(opt), 'Total params': 1.25, 'Total time': 0.5 if student else 1800, 'processes': 1,
                   'machine': 'a <fast> machine', 'versions': 'torch 9', 'command': shlex.join(['python', *words])}
@@ -55,7 +55,7 @@ def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
     for name, content in (('parameters', parameters), ('history', history),
                           ('test_best_metrics', {'test_acc': top1, 'test_acc_top5': 90.0, 'epoch': 2})):
         (folder / f'{name}.json').write_text(json.dumps(content))
-    place.best_path(opt).touch()
+    paths.best.touch()
 
 
 @pytest.fixture(scope='module')

@@ -17,9 +17,10 @@ import dataset
 import train_student
 import train_teacher
 from helper.checkpoint import load_checkpoint
-from helper.files import Lock
+from helper.files import FolderLock
+from helper.resume import NEWER_FACTS
 from helper.run import Run
-from helper.state import NEWER, check_optimizer, load_optimizer
+from helper.state import check_optimizer, load_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,7 +123,7 @@ def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd)
         parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, f'{first}_whole'))
         assert_same(outcome_of(parts), outcome_of(whole))
     state = load_checkpoint(str(parts / 'last.pth'), '')
-    for name in NEWER:      # as it was before these were kept
+    for name in NEWER_FACTS:      # as it was before these were kept
         del state['identity'][name]
     torch.save(state, parts / 'last.pth')
     call(train_teacher.main, *arguments, *folder, '--epochs', 3)
@@ -559,8 +560,8 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     call(train_student.main, *arguments)
     folder = next(tmp_path.glob('student_model/*'))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    program = ('import sys, pathlib; from helper.files import Lock\n'
-               'lock = Lock(pathlib.Path(sys.argv[1])); lock.take(); print("held", flush=True); sys.stdin.read()')
+    program = ('import sys, pathlib; from helper.files import FolderLock\n'
+               'lock = FolderLock(pathlib.Path(sys.argv[1])); lock.take(); print("held", flush=True); sys.stdin.read()')
     other = subprocess.Popen([sys.executable, '-c', program, folder], cwd=ROOT, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == 'held\n'
@@ -576,7 +577,7 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
     other.kill()
     rest = later.communicate()[0]
     assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'resuming from' in rest
-    lock = Lock(folder)
+    lock = FolderLock(folder)
     assert lock.take()
     lock.release()
 
@@ -587,7 +588,7 @@ def test_what_is_unfinished_when_a_folder_is_taken(tmp_path, shared, left):
     for name, age in (('.report.html.a.tmp', 5), ('.report.html.b.tmp', 5000)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    lock = Lock(tmp_path, shared=shared)
+    lock = FolderLock(tmp_path, shared=shared)
     assert lock.take()
     lock.release()
     assert [file.name for file in tmp_path.glob('.*.tmp')] == left

