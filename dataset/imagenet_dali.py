@@ -57,7 +57,7 @@ class DaliLoader:
         whole, rest = divmod(n // world_size if train else own, opt.batch_size)
         self.joins = train and rest == 1 and whole > 0 and not drop_last     # the last batch and a lone image after it
         self.steps = whole + (rest > 0 and not drop_last and not self.joins)
-        self.order = SimpleNamespace(generator=None, skip=0)    # DALI draws on its own: no epoch can be drawn again
+        self.order = SimpleNamespace(generator=None, first_batch=0)    # DALI cannot draw an epoch again
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=self.threads, seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
@@ -127,9 +127,9 @@ class DaliLoader:
         return self.steps
 
     def __iter__(self):
-        skip, self.order.first_batch = self.order.first_batch, 0
+        first, self.order.first_batch = self.order.first_batch, 0
         last = self.steps - 1
-        for step, (batch,) in enumerate(self._batches(), start=skip):
+        for step, (batch,) in enumerate(self._batches(), start=first):
             images = batch['images'].to(self.device, non_blocking=True)
             index = batch['number'].view(-1).long().to(self.device, non_blocking=True)
             if self.joins and step == last:

@@ -24,14 +24,14 @@ class EpochOrder:
     """The random order of n images in each epoch, and which part of it is each batch of this process.
 
     All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
-    state at the epoch's start and set `skip` to the number of batches that are done.
+    state at the epoch's start and set `first_batch` to the number of batches that are done.
     """
 
     def __init__(self, n: int, batch_size: int, drop_last: bool, seed: int, rank: int = 0, world_size: int = 1):
         self.n = n
         self.all_parts = batch_parts(n, batch_size, drop_last, rank, world_size)
         self.generator = torch.Generator().manual_seed(seed)
-        self.skip = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -47,5 +47,5 @@ class EpochOrder:
 
     def parts(self) -> list[tuple[int, int]]:
         """(start, end) of the batches that this epoch still needs."""
-        skip, self.skip = self.skip, 0
-        return self.all_parts[skip:]
+        first, self.first_batch = self.first_batch, 0
+        return self.all_parts[first:]
