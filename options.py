@@ -14,8 +14,8 @@ from dataset.augment import AutoAugment
 from dataset.image import MAX_PIXELS
 from dataset.split import shares
 from dataset.teacher_cache import CACHED_OUTPUTS
-from distiller_zoo import SOFT_LABELS, Distiller, distiller_dict, get_method
-from distiller_zoo.logits import transforms
+from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
+from distiller_zoo.logit_transforms import transforms
 from helper.cli import (
     MOST_EPOCHS,
     Flags,
@@ -52,8 +52,8 @@ class ListEntries(argparse.Action):
         methods = []
         for name, m in distiller_dict.items():
             published = m.published_options(namespace)
-            methods.append((name, m.title, *(f'{published[key]:g}' for key in ('gamma', 'alpha', 'beta')), m.uses,
-                            m.paper))
+            methods.append((name, m.spec.title, *(f'{published[key]:g}' for key in ('gamma', 'alpha', 'beta')),
+                            m.spec.uses, m.spec.paper))
         print(table(('--distill', 'method', 'gamma', 'alpha', 'beta', 'uses', 'paper'), methods, '<<>>>'), end='\n\n')
         with torch.device('meta'):
             models = [(name, f'{sum(p.numel() for p in net(num_classes=100).parameters()):,}')
@@ -99,13 +99,16 @@ def _common(description, trial_flags, trial):
     add('--learning_rate', type=number(float, above=0),
         help='initial learning rate; not given: 0.05, or 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2')
     add('--lr_decay_epochs', type=epoch_list, default='150,180,210', help='epochs after which the rate is multiplied')
-    add('--lr_decay_rate', type=number(float, above=0, high=1), default=0.1, help='by how much')
+    add('--lr_decay_rate', type=number(float, above=0, high=1), default=0.1,
+        help='factor by which the learning rate is multiplied')
     add('--weight_decay', type=number(float, low=0), default=5e-4, help='of the optimiser')
     add('--momentum', type=number(float, low=0), default=0.9, help='of the optimiser, where it has one')
     recipe = parser.group('recipe, with the names and the parts of timm')
     recipe('--recipe', may_differ=True, type=path, metavar='FILE',
            help='a file of flags, as those of recipes/; flags of the command line come after them')
-    recipe('--opt', default='sgd', help="sgd, or an optimiser of timm, as adamw or lamb")
+    recipe('--opt', '--optimizer', default='sgd',
+           help='sgd; dot, one momentum for the gradient of the task and another for that of the distillation; or an '
+                'optimiser of timm, such as adamw or lamb')
     recipe('--sched', choices=('step', 'cosine', 'tanh', 'poly'), default='step',
            help='how the rate falls; step: at --lr_decay_epochs')
     recipe('--warmup_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
@@ -219,7 +222,7 @@ def _teacher_parser():
     parser.add_argument('--save_freq', may_differ=True, type=number(int, low=1, high=MOST_EPOCHS), default=40,
                         help='epochs between two checkpoints ckpt_epoch_N.pth')
     parser.add_argument('--evaluate', may_differ=True, type=path, metavar='PATH',
-                        help='only measure this checkpoint on the test set')
+                        help='measure this checkpoint on the test set, and stop')
     return parser
 
 
@@ -250,18 +253,28 @@ def _parser_with(methods, description):
     add('-a', '--alpha', type=number(float), help='weight of the soft-label loss; not given: the published one')
     add('-b', '--beta', type=weights,
         help="weight of the method's own loss, or with commas of each method's; not given: the published one")
-    Distiller.add_arguments(parser.group('all methods'))
+    shared = parser.group('all methods')
+    shared('--kd_T', type=number(float, above=0, high=1e4),
+           help='temperature of the soft labels; not given: the published one, mostly 4')
+    shared('--loss_warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
+           help="epochs in which the weight of the method's loss grows to its full value; not given: the published")
+    shared('--dot_delta', type=number(float, low=0, high=1),
+           help='difference of the two momenta of --opt dot from --momentum; not given: 0.075, for ImageNet 0.09')
+    shared('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,
+           help='epochs of the first stage of methods that have one')
+    shared('--init_learning_rate', type=number(float, above=0),
+           help="learning rate of that stage; not given: the method's own, or else --learning_rate")
     for transform in transforms:
         transform.add_arguments(parser.group('transforms of the logits'))
     for name, method in methods:
-        method.add_arguments(parser.group(f'--distill {name}, {method.title}'))
+        method.add_arguments(parser.group(f'--distill {name}, {method.spec.title}'))
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
         help="keep the teacher's outputs for all variants of the training images there, for all runs with that "
              "teacher; auto: teacher_cache in --save_dir")
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
-    add('--evaluate', may_differ=True, action='store_true',
-        help='only measure the checkpoint of --path-t on the test set')
+    add('--evaluate', may_differ=True, nargs='?', const=True, type=path, metavar='PATH',
+        help='measure this checkpoint on the test set, and stop; alone: that of --path-t')
     add('--skip-validation', may_differ=True, action='store_true', help='do not measure the teacher first')
     return parser
 
@@ -293,20 +306,23 @@ def warn_of_split(opt, checkpoint: dict, what: str) -> None:
               f'among its training images, and its accuracy on them too high')
 
 
-def open_teacher(opt) -> dict:
-    """The teacher's checkpoint, see models.load.open_net. Sets opt.model_t, and see take_image_size."""
+def open_teacher(opt) -> tuple[str, dict]:
+    """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size."""
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
-    opt.model_t, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
+    name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
     take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
-    return checkpoint
+    return name, checkpoint
 
 
 def teacher_options(args=None):
     """The options of train_teacher.py."""
     parser = _teacher_parser()
     opt = _parse(parser, args)
+    if opt.opt == 'dot':
+        raise UserError('--opt dot: separates the gradients of the task and of the distillation, and a net that learns '
+                        'alone has no distillation; give sgd or an optimiser of timm')
     return _finish(parser, opt, opt.model, '--model')
 
 
@@ -315,11 +331,11 @@ def check_cache(opt, method) -> None:
     if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: a random crop of --dataset {opt.dataset} takes too many forms to keep; it '
                         f'goes with {", ".join(IN_MEMORY)}')
-    if method.accepts_answers(CACHED_OUTPUTS):
+    if method.spec.is_cacheable(CACHED_OUTPUTS):
         return
-    why = 'sees several views of an image' if len(method.views) > 1 else \
+    why = 'sees several views of an image' if len(method.spec.views) > 1 else \
         "asks the teacher for more than logits and embedding"
-    names = [name for name, other in distiller_dict.items() if other.accepts_answers(CACHED_OUTPUTS)]
+    names = [name for name, other in distiller_dict.items() if other.spec.is_cacheable(CACHED_OUTPUTS)]
     raise UserError(f'--teacher_cache: --distill {opt.distill} {why}; it goes with {", ".join(names)}')
 
 
@@ -348,7 +364,7 @@ def check_effects(opt) -> None:
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'same_classes': ('--evaluate', 'path_t' in vars(opt) or opt.evaluate is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
-        'dot_delta': ('--optimizer dot', getattr(opt, 'optimizer', '') == 'dot'),
+        'dot_delta': ('--opt dot', opt.opt == 'dot'),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)
@@ -363,31 +379,45 @@ def check_effects(opt) -> None:
 
 
 def check_method(opt, method) -> None:
-    """Raises UserError for parts of a recipe that do not go with this method."""
-    distil = f'--distill {opt.distill}'
-    for flag, given in ((f'--mixup {opt.mixup:g}', opt.mixup), (f'--cutmix {opt.cutmix:g}', opt.cutmix)):
-        if given and (method.needs_class or len(method.views) > 1):
-            why = 'sees several views of an image' if len(method.views) > 1 else 'needs one class for each image'
-            names = [name for name, m in distiller_dict.items() if not m.needs_class and len(m.views) == 1]
-            raise UserError(f'{flag}: {distil} {why}; it goes with {", ".join(names)}')
-    changes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix, f'--aa {opt.aa}': opt.aa,
-               f'--reprob {opt.reprob:g}': opt.reprob}
-    for flag, given in changes.items():
-        if given and opt.teacher_cache:
+    """Raises UserError for parts of a recipe that do not suit this method."""
+    spec, distil = method.spec, f'--distill {opt.distill}'
+    mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
+    augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob}
+    step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1}
+    for flag, is_on in mixes.items():
+        if is_on and not spec.is_mixable:
+            reason = 'sees several views of an image' if len(spec.views) > 1 else 'needs one class for each image'
+            names = [name for name, other in distiller_dict.items() if other.spec.is_mixable]
+            raise UserError(f'{flag}: {distil} {reason}; it goes with {", ".join(names)}')
+    for flag, is_on in augmentations.items():
+        if is_on and opt.teacher_cache:
             raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips; leave one of the two out')
-    if opt.model_ema is not None and method.inference_net is not Distiller.inference_net:
+    if opt.model_ema is not None and not spec.deploys_student:
         raise UserError(f'--model_ema {opt.model_ema:g}: {distil} deploys more than the student; leave it out')
-    if opt.model_ema is not None and opt.optimizer == 'dot':
-        raise UserError(f'--model_ema {opt.model_ema:g}: not with --optimizer dot; leave one of the two out')
-    own = method.backward is not Distiller.backward or opt.optimizer == 'dot'
-    for flag, given in ((f'--clip_grad {opt.clip_grad}', opt.clip_grad), (f'--grad_accum {opt.grad_accum}',
-                                                                          opt.grad_accum > 1)):
-        if given and own:
-            what = '--optimizer dot' if opt.optimizer == 'dot' else distil
-            raise UserError(f'{flag}: {what} computes its gradients in a way of its own; leave one of the two out')
-    if opt.opt != 'sgd' and (opt.optimizer == 'dot' or method.make_optimizer is not Distiller.make_optimizer):
-        what = '--optimizer dot' if opt.optimizer == 'dot' else distil
-        raise UserError(f'--opt {opt.opt}: {what} has an optimiser of its own; leave one of the two out')
+    if opt.model_ema is not None and opt.opt == 'dot':
+        raise UserError(f'--model_ema {opt.model_ema:g}: not with --opt dot; leave one of the two out')
+    for flag, is_on in step_flags.items():
+        if is_on and (spec.own_backward or opt.opt == 'dot'):
+            user = '--opt dot' if opt.opt == 'dot' else distil
+            raise UserError(f'{flag}: {user} computes its gradients in several backward passes; leave one of the two '
+                            f'out')
+    if opt.opt != 'sgd' and spec.own_optimizer:
+        raise UserError(f'--opt {opt.opt}: {distil} has an optimiser of its own; leave one of the two out')
+
+
+def check_dot(opt, method) -> None:
+    """Raises UserError unless there are gradients of a task and of a distillation, and momenta that --opt dot can use.
+    """
+    if method.spec.own_backward or method.spec.own_optimizer:
+        raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
+    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_own_loss(opt) else []
+    distils = opt.alpha or any(betas)
+    if not opt.gamma or not distils:
+        reason = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
+        raise UserError(f'--opt dot: keeps the gradients of two losses apart, but {reason}; leave it out')
+    if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:
+        raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and '
+                        f'plus it below 1; give a smaller one')
 
 
 def with_recipe(args: list[str] | None) -> list[str]:
@@ -423,7 +453,7 @@ def _flags_of(method) -> set[str]:
 def check_flags_of_methods(opt, method) -> None:
     """Raises UserError for a given flag of another method, and for --beta where the method has no loss of its own."""
     flags = {name: _flags_of(other) for name, other in distiller_dict.items()}
-    staged = [name for name, other in distiller_dict.items() if other.init_stage]
+    staged = [name for name, other in distiller_dict.items() if other.spec.first_stage]
     parts = getattr(method, 'methods', None) or {opt.distill: method}
     for option in sorted(opt.flags.given):
         users = staged if option in ('init_epochs', 'init_learning_rate') else \
@@ -432,7 +462,7 @@ def check_flags_of_methods(opt, method) -> None:
             raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
     # FSP's published weight has no effect either: its own loss is only used in the first stage.
-    weighs = len(parts) > 1 or method.has_own_loss(opt) or method.published.get('beta')
+    weighs = len(parts) > 1 or method.has_own_loss(opt) or method.spec.published.get('beta')
     if 'beta' in opt.flags.given and opt.beta and not weighs:
         raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
                         f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')
@@ -445,9 +475,11 @@ def student_options(args=None, **parser):
     method = get_method(opt.distill)
     method.fill_in(opt)
     method.check_options(opt)
+    if opt.opt == 'dot':
+        check_dot(opt, method)
     check_flags_of_methods(opt, method)
-    if opt.logit_stand and not method.published_logit_stand:
-        names = [name for name, other in distiller_dict.items() if other.published_logit_stand]
+    if opt.logit_stand and not method.spec.published_logit_stand:
+        names = [name for name, other in distiller_dict.items() if other.spec.published_logit_stand]
         raise UserError(f'--logit_stand: it was not published with --distill {opt.distill}; it goes with '
                         f'{", ".join(names)}')
     opt = _finish(parser, opt, opt.model_s, '--model_s')

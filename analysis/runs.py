@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from distiller_zoo import distiller_dict
+from helper.cli import current_options
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
 from helper.records import predicts_one_class
@@ -28,6 +29,7 @@ def read_run(folder: str) -> dict:
     parameters, best, history = (read_json(Path(folder) / name, f'{folder}: {name}')
                                  for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
     try:
+        parameters = current_options(parameters)
         if parameters.get('Total time') is None:
             raise UserError(f'{folder}: not finished; train on with --resume auto')
         if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
@@ -105,7 +107,7 @@ def first_teacher(parameters: dict) -> str:
     data = re.escape(folder_name(parameters['dataset']))
     taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
     method = distiller_dict.get(parameters['distill'])
-    return taught[1] if taught and method and method.auxiliary_teacher else parameters['model_t']
+    return taught[1] if taught and method and method.spec.auxiliary_teacher else parameters['model_t']
 
 
 def trials(runs: list[dict]) -> list[list[dict]]:

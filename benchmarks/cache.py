@@ -43,8 +43,8 @@ class Side:
                                n_train=self.loader.n_samples)
         opt = SimpleNamespace(teacher_cache=str(self.folder / name), model_t=self.pair[0], dataset='random')
         with contextlib.redirect_stdout(io.StringIO()):
-            cache = open_cache(opt, self.distiller.needs, self.distiller.teacher, data, self.device)
-        return TeacherOutputLoader(self.loader, cache, self.distiller.ask_teacher)
+            cache = open_cache(opt, self.distiller.spec.needs, self.distiller.teacher, data, self.device)
+        return TeacherOutputLoader(self.loader, cache, self.distiller.teacher_outputs)
 
     def round(self):
         train_epoch(1, self.loaders.pop(), self.distiller, self.optimizer, self.options, precision=self.precision)
@@ -57,7 +57,7 @@ def measure(opt, device):
     rows = []
     for pair in opt.pair or PAIRS:
         name = pair.rpartition(',')[2]
-        if not get_method(name).accepts_answers(CACHED_OUTPUTS):
+        if not get_method(name).spec.is_cacheable(CACHED_OUTPUTS):
             raise UserError(f'--pair {pair}: {name} needs more of the teacher than the cache keeps; give another')
         with tempfile.TemporaryDirectory() as folder:
             sides = {state: Side(state, pair.split(','), opt, device, folder).round

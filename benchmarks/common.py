@@ -52,14 +52,15 @@ def build(pair, opt, device, fast=True, compiled=False):
     """(distiller, optimiser, options) of (teacher, student, method)."""
     teacher, student, method = pair
     torch.manual_seed(0)
-    gentle = ['-b', '1'] if get_method(method).published.get('beta') else []
+    gentle = ['-b', '1'] if get_method(method).spec.published.get('beta') else []
     options = student_options(['--path-t', '-', '--distill', method, '--model_s', student, *gentle, '--batch_size',
                                str(opt.batch_size), '--print-freq', str(10**9)])
     options.model_t = teacher
     data = Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES)
     teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher, student))
     distiller = get_method(method)(student, teacher, options, data)
-    distiller.finish_init()
+    if distiller.in_first_stage:
+        distiller.end_first_stage()
     if fast:
         fold_batchnorm(teacher, 32)
     distiller.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)

@@ -33,7 +33,7 @@ def measure(opt, device):
                         ('dali gpu', {'dali': 'gpu'})):
         settings = SimpleNamespace(**{
             'aa': None, 'normalise': 'usual', 'fit': 'crop', 'max_pixels': MAX_PIXELS,
-            'split': None, 'same_classes': False,
+            'split': None, 'same_classes': False, 'mixup': 0, 'cutmix': 0, 'reprob': 0,
             'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
             'num_workers': opt.num_workers, 'seed': 0, 'train_fraction': 1.0, 'use_lmdb': False, 'dali': None,
             'skip_bad_images': False, **flags})

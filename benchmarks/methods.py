@@ -17,7 +17,7 @@ def prepare(method, opt, device):
     """(a loader of one batch, what train_epoch needs beside it) for a method with the nets of --pair."""
     pair = (opt.pair or ['resnet32x4,resnet8x4'])[0].split(',')[:2]
     images, target, index = next(iter(loaders(opt, device)[0]))
-    views = len(distiller_dict[method].views)
+    views = len(distiller_dict[method].spec.views)
     batch = images if views == 1 else torch.stack([images] * views), target, index
     return Ready(batch, opt.steps), build([*pair, method], opt, device)
 

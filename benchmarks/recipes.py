@@ -21,7 +21,7 @@ from helper.cli import table
 from helper.compile import allow_tf32, keep_memory
 from helper.device import Precision, select_device
 from helper.errors import UserError
-from helper.loops import Unsaved, train_epoch
+from helper.loops import NullRun, train_epoch
 
 from .common import Ready, begin_peak, build, exhaust, peak_memory, timed, wait
 from .loader import loaders
@@ -35,7 +35,7 @@ def standard_pairs() -> list[str]:
         return [f'{row["teacher"]},{row["student"]},{row["method"]}' for row in csv.DictReader(file)]
 
 
-class ReadEveryStep(Unsaved):
+class ReadEveryStep(NullRun):
     """Reads the averages after each step, which waits for the device."""
 
     def begin_steps(self, meter, finite):
@@ -98,7 +98,7 @@ class Recipe:
         soft, soft_optimizer, _ = self.build((*self.pair[:2], SOFT_LABELS))
         plain = step(soft, soft_optimizer) if self.pair[2] != SOFT_LABELS else whole
 
-        teacher, rewritten = self.distiller.ask_teacher, Rewritten()
+        teacher, rewritten = self.distiller.teacher_outputs, Rewritten()
         if self.fast and self.opt.compile and self.device.type == 'cpu':
             rewritten = Rewritten(self.distiller.teacher)
         elif self.fast and self.opt.compile:
@@ -106,7 +106,7 @@ class Recipe:
 
         def ask():
             with self.precision.autocast(), rewritten.in_use():
-                teacher(images, self.distiller.preact_t)
+                teacher(images)
         seconds = {'loader': timed(lambda: exhaust(self.loader), self.device, rounds) / len(self.loader),
                    'teacher': timed(ask, self.device, 4 * rounds),
                    'optimiser': timed(self.optimizer.step, self.device, 4 * rounds)}

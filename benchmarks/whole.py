@@ -80,7 +80,7 @@ def write_cache(folder: Path, pair: str, opt, sums: dict) -> None:
     with patch.dict(cifar.MD5, sums):
         data, rng = get_dataloaders(options, device), np.random.default_rng(0)
     teacher = load_net(options.path_t, load_checkpoint(options.path_t, '--path-t'), options.model_t, data)
-    cache = open_cache(options, get_method(method).needs, teacher, data, device)
+    cache = open_cache(options, get_method(method).spec.needs, teacher, data, device)
     cache.save_accuracy(1.0)
     for file in cache.files.values():
         for slots in np.array_split(np.arange(file.slots), 1 + file.slots // 10**5):

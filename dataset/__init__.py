@@ -11,6 +11,7 @@ from helper.errors import UserError, listed, nearest, reason
 
 from . import cifar, digits, folder, huggingface, imagenet, memory
 from .augment import VIEWS, AutoAugment
+from .batch_augment import BatchAugment, mixes
 from .fraction import chosen, part
 from .identity import joint_checksum, tensor_checksum
 from .image import MAX_PIXELS, limit_pixels
@@ -115,8 +116,10 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     drop_last: a short last training batch is left out. views: how each view of a training image is made, of
     augment.VIEWS; with several, images are (views, B, 3, H, W). The test set comes whole, one view an image.
     """
-    data = _loaders(opt, device, drop_last, views)
+    data = _loaders(opt, device, drop_last or mixes(opt), views)
     data.same_classes = opt.same_classes
+    if mixes(opt) or opt.reprob:
+        data.train_loader = BatchAugment(data.train_loader, opt, data.num_classes, device)
     for labels, what, so in ((data.labels, 'training', 'no net can learn it'),
                              (data.test_labels, 'test', 'the accuracy does not cover it')):
         counts = torch.bincount(labels, minlength=data.num_classes)

@@ -50,7 +50,8 @@ __all__ = [
     'transport_cost', 'weight_factor',
 ]
 
-IN_REPOSITORY = ('SOFT_LABELS', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net', 'make_distiller')
+IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',
+                 'make_distiller')
 
 
 def __getattr__(name: str):

@@ -7,29 +7,30 @@ from torch import nn
 from helper.cli import comma_list
 from helper.errors import UserError
 
-from .base import Distiller, published_delta
+from .base import Distiller
 from .criteria.kd import distill_kl
-from .vanilla import Vanilla
+from .first_stage import FirstStage
+from .spec import Spec
 
 
 class Combined(Distiller):
-    """The methods are parts that share the student and the teacher; a part's own soft labels and cross-entropy are not
-    added. The soft labels are a part of their own, kd."""
+    """The methods are parts that share the student and the teacher. A part contributes only its own loss, without its
+    soft labels and cross-entropy; the soft labels are the part kd."""
 
     methods: dict[str, type[Distiller]] = {}
 
     @classmethod
     def published_options(cls, opt):
-        """The weights, and all that the parts agree on: where they do not, each fills in its own later."""
-        alone = SimpleNamespace(**{**vars(opt), 'optimizer': 'sgd'})
-        parts = [(method, method.published_options(alone)) for method in cls.methods.values()]
+        """The parts' published weights, and the other options on which all parts agree."""
+        alone = SimpleNamespace(**{**vars(opt), 'opt': 'sgd'})
+        parts = {method: method.published_options(alone) for method in cls.methods.values()}
         values = {}
-        for _, options in parts:
-            for name, value in options.items():
-                values.setdefault(name, []).append(value)
+        for name, value in (item for options in parts.values() for item in options.items()):
+            values.setdefault(name, []).append(value)
         agreed = {name: first for name, (first, *others) in values.items() if all(other == first for other in others)}
-        return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0, 'dot_delta': published_delta(opt),
-                'beta': [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts]}
+        betas = [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts.items()]
+        return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0, 'beta': betas,
+                'dot_delta': super().published_options(opt)['dot_delta']}
 
     @classmethod
     def check_options(cls, opt):
@@ -40,31 +41,35 @@ class Combined(Distiller):
         if opt.alpha:
             raise UserError(f'-a {opt.alpha:g}: --distill {opt.distill} has a weight for each of its methods, by -b; '
                             f'for soft labels give --distill {opt.distill}+kd')
-        if opt.optimizer == 'dot':
-            cls.check_dot(opt, any(opt.beta))
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.parts, self.betas = nn.ModuleDict(), {}
         for (name, method), beta in zip(self.methods.items(), opt.beta, strict=True):
-            own = SimpleNamespace(**{**vars(opt), 'distill': name, 'beta': beta, 'optimizer': 'sgd'})
-            method.fill_in(own)
-            part = method(self.student, self.teacher, own, data)
-            del part.student        # a part keeps the student as it keeps the teacher: neither is its own
+            part_opt = SimpleNamespace(**{**vars(opt), 'distill': name, 'beta': beta, 'opt': 'sgd'})
+            method.fill_in(part_opt)
+            part = method(self.student, self.teacher, part_opt, data)
+            del part.student        # stored like the teacher: not a submodule of the part
             part.__dict__['student'] = self.student
             self.parts[name], self.betas[name] = part, beta
-        self.preact_s, self.preact_t = (any(getattr(part, name) for part in self.parts.values())
-                                        for name in ('preact_s', 'preact_t'))
+        self.preact_s = any(part.preact_s for part in self.parts.values())
+        self.preact_t = any(part.preact_t for part in self.parts.values())
 
-    def terms(self, out_s, out_t, target, index):
-        found = {}
+    def forward(self, images, target, index=None, out_t=None):
+        """As Distiller's, or with several views as MultiView's; a loss for each part, by its name."""
+        views = images if len(self.spec.views) > 1 else [images]
+        out_t = [self.teacher_outputs(view) for view in views] if out_t is None else [out_t]
+        out_s = [self.student_outputs(view) for view in views]
+        losses = {'ce': sum(self.task_loss(out.logits, target) for out in out_s)}
         for name, part in self.parts.items():
-            seen = [outs[:len(part.views)] for outs in (out_s, out_t)]
-            loss = part._method_loss(*seen, target, index)
-            found[name] = distill_kl(*part.soft_labels(*(outs[0] for outs in seen))) if loss is None else loss
-        return found
+            count = len(part.spec.views)
+            part_s, part_t = (out_s[:count], out_t[:count]) if count > 1 else (out_s[0], out_t[0])
+            losses[name] = part.method_loss(part_s, part_t, target, index) if part.uses_method_loss else \
+                distill_kl(*part.soft_labels(part_s, part_t))
+        return {'loss': self.weighted_sum(losses), **losses}, out_s[0].logits
 
     def weights(self):
-        return {name: self.betas[name] * part.beta_factor for name, part in self.parts.items()}
+        return {'ce': self.gamma, **{name: self.betas[name] * part.schedule_factor
+                                     for name, part in self.parts.items()}}
 
     def prepare(self, data):
         for part in self.parts.values():
@@ -75,54 +80,63 @@ class Combined(Distiller):
         for part in self.parts.values():
             part.begin_epoch(epoch, epochs)
 
-    def init_loss(self, images):
-        return next(part for part in self.parts.values() if part.init_stage).init_loss(images)
-
-    def finish_init(self):
-        super().finish_init()
-        for part in self.parts.values():
-            part.finish_init()
-
     def pictures(self):
         return {name: matrix for part in self.parts.values() for name, matrix in part.pictures().items()}
 
 
+class CombinedFirstStage(FirstStage, Combined):
+    """A sum of methods of which one has a first stage."""
+
+    def init_loss(self, images):
+        part, = (part for part in self.parts.values() if part.spec.first_stage)
+        return part.init_loss(images[0] if len(self.spec.views) > 1 else images)
+
+    @classmethod
+    def init_rate(cls, opt):
+        method, = (method for method in cls.methods.values() if method.spec.first_stage)
+        return method.init_rate(opt)
+
+    def end_first_stage(self):
+        super().end_first_stage()
+        for part in self.parts.values():
+            if part.in_first_stage:
+                part.end_first_stage()
+
+
 def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
-    """The Distiller class for the sum of `methods`, by their names. Raises UserError that names `flag` and the two that
-    cannot be added."""
-    for a, b in itertools.combinations(methods.items(), 2):
-        why = _conflict(a, b)
-        if why:
-            raise UserError(f'{flag} {"+".join(methods)}: {a[0]} and {b[0]} cannot be added: {why}')
-    classes = methods.values()
+    """Return the Distiller class for the sum of `methods`, by their names.
 
-    def union(name):
-        return tuple(dict.fromkeys(value for method in classes for value in getattr(method, name)))
-
-    return type('Combined', (Combined,), {
-        'methods': methods, 'title': '+'.join(method.title for method in classes),
-        'needs': union('needs'), 'init_needs': union('init_needs'),
-        'views': max((method.views for method in classes), key=len),
-        'own_buffers': tuple(f'parts.{key}.{name}' for key, method in methods.items() for name in method.own_buffers),
-        'published_logit_stand': {key: value for method in classes for key, value in
-                                  method.published_logit_stand.items()},
-        'init_rate': next((method.init_rate for method in classes if method.init_stage), Distiller.init_rate),
-        **{name: any(getattr(method, name) for method in classes)
-           for name in ('pairwise', 'drop_last', 'init_stage', 'scheduled_over_epochs', 'reads_teacher',
-                        'needs_class')}})
+    Raises UserError that names `flag` and the two methods that cannot be added.
+    """
+    for pair in itertools.combinations(methods.items(), 2):
+        if reason := _conflict(*pair):
+            raise UserError(f'{flag} {"+".join(methods)}: {pair[0][0]} and {pair[1][0]} cannot be added: {reason}')
+    specs = {name: method.spec for name, method in methods.items()}
+    flags = {name: any(getattr(spec, name) for spec in specs.values())
+             for name in ('pairwise', 'drop_last', 'first_stage', 'scheduled_over_epochs', 'reads_teacher',
+                          'needs_class')}
+    spec = Spec(
+        title='+'.join(spec.title for spec in specs.values()), paper='', uses='', **flags,
+        published_logit_stand={key: value for spec in specs.values()
+                               for key, value in spec.published_logit_stand.items()},
+        needs=tuple(dict.fromkeys(field for spec in specs.values() for field in spec.needs)),
+        views=max((spec.views for spec in specs.values()), key=len),
+        own_buffers=tuple(f'parts.{name}.{buffer}' for name, spec in specs.items() for buffer in spec.own_buffers))
+    base = CombinedFirstStage if spec.first_stage else Combined
+    return type(base.__name__, (base,), {'methods': methods, 'spec': spec})
 
 
-def _conflict(*pair) -> str:
-    """Why two methods, (name, class) each, cannot be added; empty where they can."""
-    (_, a), (_, b) = pair
-    for name, method in pair:
-        if method.inference_net is not Vanilla.inference_net:
+def _conflict(a: tuple, b: tuple) -> str:
+    """Return why two methods, (name, class) each, cannot be added; '' if they can."""
+    for name, method in (a, b):
+        if not method.spec.deploys_student:
             return f'{name} deploys another network than the student'
-        if method.backward is not Distiller.backward or method.make_optimizer is not Distiller.make_optimizer:
+        if method.spec.own_backward or method.spec.own_optimizer:
             return f'{name} has an optimiser of its own'
-        if method.terms is not Distiller.terms or method.ask_student is not Distiller.ask_student:
+        if method.spec.changes_student:
             return f'{name} changes what is trained'
-    if a.init_stage and b.init_stage:
+    a, b = a[1].spec, b[1].spec
+    if a.first_stage and b.first_stage:
         return 'both have a first stage'
     if any(x != y for x, y in zip(a.views, b.views, strict=False)):
         return 'they see other views of an image'

@@ -1,18 +1,17 @@
-"""The method correlation: its flags and published values, and the outputs that feed criteria/correlation.py."""
+"""The method correlation; its loss is in criteria/correlation.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.correlation import Correlation, LinearEmbed
+from .precision import in_float32
+from .spec import Spec
 
 
 class CCDistiller(Distiller):
-    title = 'CC'
-    paper = 'Peng et al., ICCV 2019, arXiv:1904.01802'
-    uses = 'feats[-1]'
-    needs = ('embedding',)
-    published = {'beta': 0.02}
-    float32 = True
-    pairwise = True
+    spec = Spec(
+        title='CC', paper='Peng et al., ICCV 2019, arXiv:1904.01802', uses='feats[-1]',
+        published={'beta': 0.02},
+        needs=('embedding',), pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -23,5 +22,6 @@ class CCDistiller(Distiller):
         self.embed_t = LinearEmbed(shapes_t.embedding[0], opt.feat_dim)
         self.criterion = Correlation()
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(self.embed_s(out_s.embedding), self.embed_t(out_t.embedding))

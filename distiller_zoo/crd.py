@@ -1,19 +1,18 @@
-"""The method crd: its flags and published values, and the outputs that feed criteria/crd.py."""
+"""The method crd; its loss is in criteria/crd.py."""
 from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
 from .criteria.crd import ContrastSampler, CRDLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class CRDDistiller(Distiller):
-    title = 'CRD'
-    paper = 'Tian et al., ICLR 2020, arXiv:1910.10699'
-    uses = 'feats[-1], sample index'
-    needs_class = True
-    needs = ('embedding',)
-    published = {'beta': 0.8}
-    float32 = True
+    spec = Spec(
+        title='CRD', paper='Tian et al., ICLR 2020, arXiv:1910.10699', uses='feats[-1], sample index',
+        published={'beta': 0.8},
+        needs=('embedding',), needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -34,5 +33,6 @@ class CRDDistiller(Distiller):
         self.criterion = CRDLoss(s_dim=shapes_s.embedding[0], t_dim=shapes_t.embedding[0], n_data=data.n_train,
                                  feat_dim=opt.feat_dim, nce_t=opt.nce_t, nce_m=opt.nce_m)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.embedding, out_t.embedding, index, self.sampler(index, target))

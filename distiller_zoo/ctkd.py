@@ -1,10 +1,11 @@
-"""The method ctkd: its flags and published values, and the outputs that feed criteria/ctkd.py."""
+"""The method ctkd; its loss is in criteria/ctkd.py."""
 import torch
 
 from helper.cli import number
 
 from .criteria.ctkd import GlobalTemperature, reversal_strength
 from .dkd import DKDDistiller
+from .spec import Spec
 
 
 class CTKDDistiller(DKDDistiller):
@@ -13,13 +14,11 @@ class CTKDDistiller(DKDDistiller):
     The soft labels, or dkd's loss, at the learnt temperature instead of --kd_T.
     """
 
-    title = 'CTKD'
-    paper = 'Li et al., AAAI 2023, arXiv:2211.16231'
-    uses = 'logits'
-    needs_class = True
-    published = {'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10}
-    published_imagenet = {'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5}
-    published_logit_stand = {'alpha': 9.0}
+    spec = Spec(
+        title='CTKD', paper='Li et al., AAAI 2023, arXiv:2211.16231', uses='logits',
+        published={'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10},
+        published_imagenet={'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5},
+        published_logit_stand={'alpha': 9.0}, needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -52,6 +51,3 @@ class CTKDDistiller(DKDDistiller):
     def soft_labels(self, out_s, out_t):
         logits_s, logits_t, _ = super().soft_labels(out_s, out_t)
         return logits_s, logits_t, self.global_temperature(self.strength)
-
-    def method_loss(self, out_s, out_t, target, index):
-        return super().method_loss(out_s, out_t, target, index) if self.base == 'dkd' else None

@@ -2,6 +2,7 @@
 import torch.nn.functional as F
 
 from .base import Distiller
+from .spec import Spec
 
 
 class DeiTDistiller(Distiller):
@@ -13,19 +14,19 @@ class DeiTDistiller(Distiller):
     both. Any other student learns both with its one classifier.
     """
 
-    title = 'DeiT'
-    paper = 'Touvron et al., ICML 2021, arXiv:2012.12877'
-    uses = "the teacher's class, a distillation token"
-    published = {'gamma': 0.5, 'alpha': 0.0, 'beta': 0.5}
+    spec = Spec(
+        title='DeiT', paper='Touvron et al., ICML 2021, arXiv:2012.12877',
+        uses="the teacher's class, a distillation token",
+        published={'gamma': 0.5, 'alpha': 0.0, 'beta': 0.5}, changes_student=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         net = getattr(self.student, 'net', None)
         if hasattr(net, 'set_distilled_training'):
             net.set_distilled_training(True)
 
-    def ask_student(self, images):
+    def student_outputs(self, images):
         """Outputs whose `map` is the logits of the token, or of the only classifier."""
-        out = super().ask_student(images)
+        out = super().student_outputs(images)
         logits, of_token = out.logits if isinstance(out.logits, tuple) else (out.logits, out.logits)
         return out._replace(logits=logits, map=of_token)
 

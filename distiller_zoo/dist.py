@@ -1,18 +1,17 @@
-"""The method dist: its flags and published values, and the outputs that feed criteria/dist.py."""
+"""The method dist; its loss is in criteria/dist.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.dist import DISTLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class DISTDistiller(Distiller):
-    title = 'DIST'
-    paper = 'Huang et al., NeurIPS 2022, arXiv:2205.10536'
-    uses = 'logits'
-    published = {'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0}
-    published_imagenet = {'kd_T': 1.0}
-    float32 = True
-    pairwise = True
+    spec = Spec(
+        title='DIST', paper='Huang et al., NeurIPS 2022, arXiv:2205.10536', uses='logits',
+        published={'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0},
+        published_imagenet={'kd_T': 1.0}, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -22,5 +21,6 @@ class DISTDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = DISTLoss(opt.dist_beta, opt.dist_gamma, opt.kd_T)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits)

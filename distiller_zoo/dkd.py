@@ -1,21 +1,20 @@
-"""The method dkd: its flags and published values, and the outputs that feed criteria/dkd.py."""
+"""The method dkd; its loss is in criteria/dkd.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.dkd import dkd_loss
+from .precision import in_float32
+from .spec import Spec
 
 
 class DKDDistiller(Distiller):
     """Its two weights are inside the loss, which takes the place of the soft labels: alpha is 0 unless -a is given."""
 
-    title = 'DKD'
-    paper = 'Zhao et al., CVPR 2022, arXiv:2203.08679'
-    uses = 'logits'
-    needs_class = True
-    published = {'alpha': 0.0, 'beta': 1.0, 'loss_warmup_epochs': 20, 'dkd_beta': 8.0}
-    published_imagenet = {'kd_T': 1.0, 'loss_warmup_epochs': 1, 'dkd_beta': 0.5}
-    published_logit_stand = {'beta': 9.0, 'kd_T': 2.0}
-    float32 = True
+    spec = Spec(
+        title='DKD', paper='Zhao et al., CVPR 2022, arXiv:2203.08679', uses='logits',
+        published={'alpha': 0.0, 'beta': 1.0, 'loss_warmup_epochs': 20, 'dkd_beta': 8.0},
+        published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'dkd_beta': 0.5},
+        published_logit_stand={'beta': 9.0, 'kd_T': 2.0}, needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -26,6 +25,7 @@ class DKDDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.dkd_alpha, self.dkd_beta = opt.dkd_alpha, opt.dkd_beta
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         logits_s, logits_t, temperature = self.soft_labels(out_s, out_t)
         return dkd_loss(logits_s, logits_t, target, self.dkd_alpha, self.dkd_beta, temperature)

@@ -1,30 +1,30 @@
-"""The method factor: its flags and published values, and the outputs that feed criteria/factor.py."""
+"""The method factor; its loss is in criteria/factor.py."""
 import torch
 import torch.nn.functional as F
 
 from .base import Distiller
+from .checks import check_maps
 from .criteria.factor import FactorTransfer, Paraphraser, Translator
+from .first_stage import FirstStage
+from .spec import Spec
 
 
-class FTDistiller(Distiller):
+class FTDistiller(FirstStage, Distiller):
     """A first stage trains the paraphraser on the teacher alone; then it is frozen."""
 
-    title = 'FT'
-    paper = 'Kim et al., NeurIPS 2018, arXiv:1802.04977'
-    uses = 'feats[-2], paraphrased in a first stage'
-    needs = ('feats',)
-    init_needs = ('feats',)
-    published = {'beta': 200.0}
-    init_stage = True
+    spec = Spec(
+        title='FT', paper='Kim et al., NeurIPS 2018, arXiv:1802.04977', uses='feats[-2], paraphrased in a first stage',
+        published={'beta': 200.0},
+        needs=('feats',), first_stage=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
+        check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
         self.translator = Translator((2, *shapes_s.feats[-2]), (2, *shapes_t.feats[-2]))
         self.paraphraser = Paraphraser((2, *shapes_t.feats[-2]))
         self.criterion = FactorTransfer()
 
     def init_loss(self, images):
-        f_t = self.ask_teacher(images).feats[-2]
+        f_t = self.teacher_outputs(images).feats[-2]
         _, reconstruction = self.paraphraser(f_t)
         return F.mse_loss(reconstruction, f_t)
 
@@ -33,8 +33,8 @@ class FTDistiller(Distiller):
         """0.01 for a ResNet or wide ResNet as student, as in RepDistiller, else --learning_rate."""
         return 0.01 if opt.model_s.startswith(('resnet', 'wrn')) else opt.learning_rate
 
-    def finish_init(self):
-        super().finish_init()
+    def end_first_stage(self):
+        super().end_first_stage()
         self.paraphraser.requires_grad_(False)
 
     def method_loss(self, out_s, out_t, target, index):

@@ -1,17 +1,18 @@
-"""The method hint: its flags and published values, and the outputs that feed criteria/hint.py."""
+"""The method hint; its loss is in criteria/hint.py."""
 from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
+from .checks import check_maps
 from .criteria.hint import ConvReg, HintLoss
+from .spec import Spec
 
 
 class FitNetDistiller(Distiller):
-    title = 'FitNet'
-    paper = 'Romero et al., ICLR 2015, arXiv:1412.6550'
-    uses = 'feats[--hint_layer]'
-    needs = ('feats',)
-    published = {'beta': 100.0}
+    spec = Spec(
+        title='FitNet', paper='Romero et al., ICLR 2015, arXiv:1412.6550', uses='feats[--hint_layer]',
+        published={'beta': 100.0},
+        needs=('feats',))
 
     @classmethod
     def add_arguments(cls, add):
@@ -23,7 +24,7 @@ class FitNetDistiller(Distiller):
             if self.layer > len(shapes) - 2:
                 raise UserError(f'--hint_layer {self.layer}: {name} has feature layers 0..{len(shapes) - 2}')
         s_shape, t_shape = shapes_s.feats[self.layer], shapes_t.feats[self.layer]
-        self.check_maps(opt, [s_shape], [t_shape])
+        check_maps(opt, [s_shape], [t_shape])
         self.regressor = ConvReg((2, *s_shape), (2, *t_shape))
         self.criterion = HintLoss()
 

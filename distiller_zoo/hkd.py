@@ -1,4 +1,4 @@
-"""The method hkd: its flags and published values, and the outputs that feed criteria/hkd.py."""
+"""The method hkd; its loss is in criteria/hkd.py."""
 import re
 from pathlib import Path
 
@@ -6,19 +6,17 @@ from helper.cli import number
 
 from .base import Distiller
 from .criteria.hkd import HKDLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class HKDDistiller(Distiller):
     """The second of two passes: --path-t is an auxiliary teacher that was itself distilled, with pkt."""
 
-    title = 'HKD'
-    paper = 'Passalis et al., CVPR 2020, arXiv:2005.00727'
-    uses = 'stage features, in order'
-    needs = ('feats',)
-    published = {'beta': 1.0}
-    float32 = True
-    pairwise = True
-    auxiliary_teacher = True
+    spec = Spec(
+        title='HKD', paper='Passalis et al., CVPR 2020, arXiv:2005.00727', uses='stage features, in order',
+        published={'beta': 1.0},
+        needs=('feats',), auxiliary_teacher=True, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -31,5 +29,6 @@ class HKDDistiller(Distiller):
                   f'between the teacher and the student in size, that learnt by --distill pkt')
         self.criterion = HKDLoss(opt.hkd_initial_weight, opt.hkd_decay)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.feats[1:-1], out_t.feats[1:-1])

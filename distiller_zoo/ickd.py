@@ -1,22 +1,24 @@
-"""The method ickd: its flags and published values, and the outputs that feed criteria/ickd.py."""
+"""The method ickd; its loss is in criteria/ickd.py."""
 from .base import Distiller, is_imagenet
+from .checks import check_maps
 from .criteria.ickd import ICKDLoss
 from .criteria.layers import ConvBN
+from .precision import in_float32
+from .spec import Spec
 
 
 class ICKDDistiller(Distiller):
-    title = 'ICKD'
-    paper = 'Liu et al., ICCV 2021, arXiv:2202.03680'
-    uses = 'feats[-2]'
-    needs = ('feats',)
-    published = {'alpha': 0.0, 'beta': 2.5}
-    published_imagenet = {'beta': 1.0}
-    float32 = True
+    spec = Spec(
+        title='ICKD', paper='Liu et al., ICCV 2021, arXiv:2202.03680', uses='feats[-2]',
+        published={'alpha': 0.0, 'beta': 2.5},
+        published_imagenet={'beta': 1.0},
+        needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
+        check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])
         self.connector = ConvBN(shapes_s.feats[-2][0], shapes_t.feats[-2][0], 3 if is_imagenet(opt) else 1)
         self.criterion = ICKDLoss()
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(self.connector(out_s.feats[-2]), out_t.feats[-2])

@@ -1,19 +1,18 @@
-"""The method irg: its flags and published values, and the outputs that feed criteria/irg.py."""
+"""The method irg; its loss is in criteria/irg.py."""
 from helper.cli import number
 from helper.errors import UserError
 
 from .base import Distiller
 from .criteria.irg import IRGLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class IRGDistiller(Distiller):
-    title = 'IRG'
-    paper = 'Liu et al., CVPR 2019'
-    uses = 'feats[-1], feats[--transform_layer_s/_t]'
-    needs = ('embedding', 'feats')
-    published = {'beta': 0.005}
-    float32 = True
-    pairwise = True
+    spec = Spec(
+        title='IRG', paper='Liu et al., CVPR 2019', uses='feats[-1], feats[--transform_layer_s/_t]',
+        published={'beta': 0.005},
+        needs=('embedding', 'feats'), pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -35,6 +34,7 @@ class IRGDistiller(Distiller):
                             f'{len(self.layers_t)} layers; give both the same even number, two to a transformation')
         self.criterion = IRGLoss()
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.embedding, out_t.embedding, [out_s.feats[i] for i in self.layers_s],
                               [out_t.feats[i] for i in self.layers_t], self.no_edge_transform)

@@ -1,22 +1,22 @@
-"""The method mlld: its flags and published values, and the outputs that feed criteria/mlld.py."""
+"""The method mlld; its loss is in criteria/mlld.py."""
 from .base import Distiller
 from .criteria.mlld import MLLDLoss
+from .multi_view import MultiView
+from .precision import in_float32
+from .spec import Spec
 
 
-class MLLDDistiller(Distiller):
-    title = 'MLLD'
-    paper = 'Jin, Wang and Lin, CVPR 2023'
-    uses = 'logits of two views'
-    published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
-    published_imagenet = {'gamma': 0.5, 'beta': 0.5, 'kd_T': 1.0}
-    published_logit_stand = {'gamma': 0.1, 'beta': 9.0, 'kd_T': 2.0}
-    views = ('weak', 'strong')
-    float32 = True
-    pairwise = True
+class MLLDDistiller(MultiView, Distiller):
+    spec = Spec(
+        title='MLLD', paper='Jin, Wang and Lin, CVPR 2023', uses='logits of two views',
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
+        published_imagenet={'gamma': 0.5, 'beta': 0.5, 'kd_T': 1.0},
+        published_logit_stand={'gamma': 0.1, 'beta': 9.0, 'kd_T': 2.0}, views=('weak', 'strong'), pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = MLLDLoss(opt.kd_T, opt.logit_stand)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         (weak_s, strong_s), (weak_t, strong_t) = out_s, out_t
         return self.criterion(weak_s.logits, weak_t.logits, strong_s.logits, strong_t.logits)

@@ -1,18 +1,17 @@
-"""The method nkd: its flags and published values, and the outputs that feed criteria/nkd.py."""
+"""The method nkd; its loss is in criteria/nkd.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.nkd import NKDLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class NKDDistiller(Distiller):
-    title = 'NKD'
-    paper = 'Yang et al., ICCV 2023, arXiv:2303.13005'
-    uses = 'logits'
-    needs_class = True
-    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 3.0, 'nkd_gamma': 3.5}
-    published_imagenet = {'kd_T': 1.0, 'nkd_gamma': 1.5}
-    float32 = True
+    spec = Spec(
+        title='NKD', paper='Yang et al., ICCV 2023, arXiv:2303.13005', uses='logits',
+        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 3.0, 'nkd_gamma': 3.5},
+        published_imagenet={'kd_T': 1.0, 'nkd_gamma': 1.5}, needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -22,5 +21,6 @@ class NKDDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = NKDLoss(opt.nkd_gamma, opt.kd_T)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits, target)

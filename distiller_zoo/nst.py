@@ -1,19 +1,21 @@
-"""The method nst: its flags and published values, and the outputs that feed criteria/nst.py."""
+"""The method nst; its loss is in criteria/nst.py."""
 from .base import Distiller
+from .checks import check_maps
 from .criteria.nst import NSTLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class NSTDistiller(Distiller):
-    title = 'NST'
-    paper = 'Huang and Wang, 2017, arXiv:1707.01219'
-    uses = 'stage features, in order'
-    needs = ('feats',)
-    published = {'beta': 50.0}
-    float32 = True
+    spec = Spec(
+        title='NST', paper='Huang and Wang, 2017, arXiv:1707.01219', uses='stage features, in order',
+        published={'beta': 50.0},
+        needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         self.criterion = NSTLoss()
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return sum(self.criterion(out_s.feats[1:-1], out_t.feats[1:-1]))

@@ -1,10 +1,11 @@
-"""The method ofa: its flags and published values, and the outputs that feed criteria/ofa.py."""
+"""The method ofa; its loss is in criteria/ofa.py."""
 from torch import nn
 
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.ofa import ExitHead, ofa_loss
+from .spec import Spec
 
 
 class OFAKDDistiller(Distiller):
@@ -15,11 +16,9 @@ class OFAKDDistiller(Distiller):
     two nets' embeddings, and are not deployed.
     """
 
-    title = 'OFA-KD'
-    paper = 'Hao et al., NeurIPS 2023, arXiv:2310.19444'
-    uses = "logits, the student's stages"
-    needs_class = True
-    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 1.0}
+    spec = Spec(
+        title='OFA-KD', paper='Hao et al., NeurIPS 2023, arXiv:2310.19444', uses="logits, the student's stages",
+        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 1.0}, needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -1,26 +1,26 @@
-"""The method ofd: its flags and published values, and the outputs that feed criteria/ofd.py."""
+"""The method ofd; its loss is in criteria/ofd.py."""
 import math
 
 from torch import nn
 
-from .base import Distiller, PairError
+from .base import Distiller
+from .checks import PairError, check_maps, check_preact
 from .criteria.layers import ConvBN
 from .criteria.ofd import OFDLoss, ofd_margin
+from .precision import in_float32
+from .spec import Spec
 
 
 class OFDDistiller(Distiller):
-    title = 'OFD'
-    paper = 'Heo et al., ICCV 2019, arXiv:1904.01866'
-    uses = 'stages before their ReLU'
-    needs = ('feats',)
-    published = {'alpha': 0.0, 'beta': 0.001}
-    published_imagenet = {'beta': 0.0001}
-    preact_s = preact_t = True
-    float32 = True
+    spec = Spec(
+        title='OFD', paper='Heo et al., ICCV 2019, arXiv:1904.01866', uses='stages before their ReLU',
+        published={'alpha': 0.0, 'beta': 0.001},
+        published_imagenet={'beta': 0.0001},
+        needs=('feats',), preact_s=True, preact_t=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
-        self.check_preact(opt, data)
+        check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        check_preact(self, opt, data)
         try:
             norms = self.teacher.get_bn_before_relu()
         except (NotImplementedError, AttributeError) as error:
@@ -37,6 +37,7 @@ class OFDDistiller(Distiller):
         """The stages that are compared, shallow to deep."""
         return out.feats[-1 - self.stages:-1]
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         maps_s = [connector(f) for connector, f in zip(self.connectors, self.deepest(out_s), strict=True)]
         return self.criterion(maps_s, self.deepest(out_t))

@@ -9,8 +9,9 @@ from models.load import fill, load_net, new_net, open_checkpoint, teacher_name
 
 from .abound import ABDistiller
 from .attention import ATDistiller
-from .base import Distiller, PairError
+from .base import Distiller
 from .catkd import CATKDDistiller
+from .checks import PairError
 from .combined import combine
 from .correlation import CCDistiller
 from .crd import CRDDistiller
@@ -40,7 +41,9 @@ from .semckd import SemCKDDistiller
 from .similarity import SPDistiller
 from .simkd import SimKDDistiller
 from .skd import SKDDistiller
+from .spec import Spec  # noqa: F401, exported by the package
 from .srrl import SRRLDistiller
+from .task import TrainingTask  # noqa: F401
 from .ttm import TTMDistiller, WTTMDistiller
 from .vanilla import Vanilla  # noqa: F401, exported by the package
 from .vid import VIDDistiller
@@ -89,7 +92,7 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
         return get_method(opt.distill)(student, teacher, opt, data)
     except PairError as error:
         names = [name for name, method in distiller_dict.items()
-                 if method.accepts_answers(('embedding',)) and not method.reads_teacher]
+                 if method.spec.is_cacheable(('embedding',)) and not method.spec.reads_teacher]
         raise UserError(f'{error}. For any two nets: {", ".join(names)}') from error
 
 

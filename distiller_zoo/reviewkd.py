@@ -1,25 +1,26 @@
-"""The method reviewkd: its flags and published values, and the outputs that feed criteria/reviewkd.py."""
+"""The method reviewkd; its loss is in criteria/reviewkd.py."""
 import torch.nn.functional as F
 
 from .base import Distiller, is_imagenet
+from .checks import check_maps, check_preact
 from .criteria.reviewkd import HCLLoss, ReviewStack
+from .spec import Spec
 
 
 class ReviewKDDistiller(Distiller):
-    title = 'ReviewKD'
-    paper = 'Chen et al., CVPR 2021, arXiv:2104.09044'
-    uses = "stages and embedding; the teacher's before their ReLU"
-    needs = ('feats',)
-    published = {'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20}
-    published_imagenet = {'beta': 1.0, 'loss_warmup_epochs': 1}
-    preact_t = True
+    spec = Spec(
+        title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',
+        uses="stages and embedding; the teacher's before their ReLU",
+        published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
+        published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1},
+        needs=('feats',), preact_t=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         before_relu = is_imagenet(opt)
         self.activate = not before_relu and not self.student.activated      # the ReLU that the net applies later
         self.preact_s = before_relu or self.activate
-        self.check_preact(opt, data, student=self.preact_s)
+        check_preact(self, opt, data, student=self.preact_s)
         self.levels = min(len(shapes_s.feats), len(shapes_t.feats)) - 1     # from the deep end, without the stem
         self.stack = ReviewStack(*([(*shape, 1, 1)[:3] for shape in shapes.feats[-self.levels:]]
                                    for shapes in (shapes_s, shapes_t)))

@@ -1,18 +1,17 @@
-"""The method rld: its flags and published values, and the outputs that feed criteria/rld.py."""
+"""The method rld; its loss is in criteria/rld.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.rld import RLDLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class RLDDistiller(Distiller):
-    title = 'RLD'
-    paper = 'Sun et al., ICCV 2025, arXiv:2408.07703'
-    uses = 'logits'
-    needs_class = True
-    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'loss_warmup_epochs': 20, 'rld_beta': 8.0}
-    published_imagenet = {'kd_T': 1.0, 'loss_warmup_epochs': 1, 'rld_beta': 0.5}
-    float32 = True
+    spec = Spec(
+        title='RLD', paper='Sun et al., ICCV 2025, arXiv:2408.07703', uses='logits',
+        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'loss_warmup_epochs': 20, 'rld_beta': 8.0},
+        published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'rld_beta': 0.5}, needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -24,5 +23,6 @@ class RLDDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = RLDLoss(opt.rld_alpha, opt.rld_beta, opt.kd_T, opt.rld_alpha_T)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits, target)

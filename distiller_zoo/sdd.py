@@ -1,18 +1,18 @@
-"""The method sdd: its flags and published values, and the outputs that feed criteria/sdd.py."""
+"""The method sdd; its loss is in criteria/sdd.py."""
 from .base import Distiller
+from .checks import check_heads
 from .criteria.sdd import SDDLoss, regional_logits
 from .dkd import DKDDistiller
+from .precision import in_float32
+from .spec import Spec
 
 
 class SDDDistiller(Distiller):
-    title = 'SDD'
-    paper = 'Wei et al., CVPR 2024, arXiv:2403.13512'
-    uses = 'the map before pooling, both classifiers'
-    needs_class = True
-    needs = ('map',)
-    published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
-    published_imagenet = {'sdd_scales': '1,2,4'}
-    float32 = True
+    spec = Spec(
+        title='SDD', paper='Wei et al., CVPR 2024, arXiv:2403.13512', uses='the map before pooling, both classifiers',
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
+        published_imagenet={'sdd_scales': '1,2,4'},
+        needs=('map',), needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -30,11 +30,13 @@ class SDDDistiller(Distiller):
         return usual
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_heads(opt, shapes_s, shapes_t)
+        check_heads(opt, [('--model_s', opt.model_s, self.student, shapes_s),
+                          ('--path-t', opt.model_t, self.teacher, shapes_t)])
         scales = opt.sdd_scales or ('1,2' if type(self.student) is type(self.teacher) else '1,2,4')
         self.scales = [int(scale) for scale in scales.split(',')]
         self.criterion = SDDLoss(opt.sdd_base, opt.kd_T, opt.dkd_alpha, opt.dkd_beta)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(*(regional_logits(out.map, net.get_classifier(), self.scales)
                                 for out, net in ((out_s, self.student), (out_t, self.teacher))), target)

@@ -1,26 +1,27 @@
-"""The method semckd: its flags and published values, and the outputs that feed criteria/semckd.py."""
+"""The method semckd; its loss is in criteria/semckd.py."""
 import torch
 
 from helper import distributed
 
 from .base import Distiller
+from .checks import check_maps
 from .criteria.semckd import SelfA, SemCKDLoss
+from .spec import Spec
 
 
 class SemCKDDistiller(Distiller):
     """Every pair of a student and a teacher stage, weighted by learnt attention."""
 
-    title = 'SemCKD'
-    paper = 'Chen et al., AAAI 2021, arXiv:2012.03236'
-    uses = 'stage features, all pairs'
-    needs = ('feats',)
-    published = {'beta': 400.0}
-    published_imagenet = {'beta': 50.0}
-    own_buffers = ('attention_sum', 'attention_batches')
-    drop_last = True        # the MLPs' input width is the batch size
+    spec = Spec(
+        title='SemCKD', paper='Chen et al., AAAI 2021, arXiv:2012.03236', uses='stage features, all pairs',
+        published={'beta': 400.0},
+        published_imagenet={'beta': 50.0},
+        needs=('feats',),
+        drop_last=True,  # the MLPs' input width is the batch size
+        own_buffers=('attention_sum', 'attention_batches'))
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         channels_s = [shape[0] for shape in shapes_s.feats[1:-1]]
         channels_t = [shape[0] for shape in shapes_t.feats[1:-1]]
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)

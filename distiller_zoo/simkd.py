@@ -1,4 +1,4 @@
-"""The method simkd: its flags and published values, and the outputs that feed criteria/simkd.py."""
+"""The method simkd; its loss is in criteria/simkd.py."""
 import copy
 
 import torch
@@ -8,7 +8,9 @@ from torch import nn
 from helper.cli import number
 
 from .base import Distiller
+from .checks import check_heads, check_maps
 from .criteria.simkd import SimKDProjector, project
+from .spec import Spec
 
 
 class Reused(nn.Module):
@@ -39,11 +41,11 @@ class SimKDDistiller(Distiller):
     first. The student's own classifier is not trained; accuracies are those of the deployed network.
     """
 
-    title = 'SimKD'
-    paper = 'Chen et al., CVPR 2022, arXiv:2203.14001'
-    uses = "the map before pooling, the teacher's classifier"
-    needs = ('map',)
-    published = {'gamma': 0.0, 'alpha': 0.0, 'beta': 1.0}
+    spec = Spec(
+        title='SimKD', paper='Chen et al., CVPR 2022, arXiv:2203.14001',
+        uses="the map before pooling, the teacher's classifier",
+        published={'gamma': 0.0, 'alpha': 0.0, 'beta': 1.0},
+        needs=('map',), changes_student=True, deploys_student=False)
 
     @classmethod
     def add_arguments(cls, add):
@@ -51,8 +53,8 @@ class SimKDDistiller(Distiller):
             help="how much narrower the projector's middle is than the teacher's map")
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, [shapes_s.map], [shapes_t.map])
-        self.check_heads(opt, None, shapes_t, norm=True)
+        check_maps(opt, [shapes_s.map], [shapes_t.map])
+        check_heads(opt, [('--path-t', opt.model_t, self.teacher, shapes_t)], allow_norm=True)
         self.size = min(shapes_s.map[-1], shapes_t.map[-1])
         self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
         self.classifier = copy.deepcopy(self.teacher.pooled_head())     # frozen, as all of the teacher
@@ -84,7 +86,7 @@ class SimKDDistiller(Distiller):
             raise ValueError(f'map_size {size}')
         return Reused(student, projector, classifier, size)
 
-    def ask_student(self, images):
+    def student_outputs(self, images):
         out = self.student.outputs(images)
         projected = project(out.map, self.projector, self.size)
         return out._replace(logits=self.classifier(projected.mean((2, 3))), map=projected)

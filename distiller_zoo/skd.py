@@ -1,18 +1,17 @@
-"""The method skd: its flags and published values, and the outputs that feed criteria/skd.py."""
+"""The method skd; its loss is in criteria/skd.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.skd import SKDLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class SKDDistiller(Distiller):
-    title = 'SKD'
-    paper = 'Jeong et al., CVPR 2026'
-    uses = 'logits'
-    published = {'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}
-    published_imagenet = {'kd_T': 1.0}
-    float32 = True
-    pairwise = True
+    spec = Spec(
+        title='SKD', paper='Jeong et al., CVPR 2026', uses='logits',
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
+        published_imagenet={'kd_T': 1.0}, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -21,5 +20,6 @@ class SKDDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = SKDLoss(opt.kd_T, opt.skd_tikhonov)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits)

@@ -1,15 +1,14 @@
-"""The method srrl: its flags and published values, and the outputs that feed criteria/srrl.py."""
+"""The method srrl; its loss is in criteria/srrl.py."""
 from .base import Distiller
 from .criteria.srrl import SRRLLoss, SRRLTransfer
+from .spec import Spec
 
 
 class SRRLDistiller(Distiller):
-    title = 'SRRL'
-    paper = 'Yang et al., ICLR 2021'
-    uses = "embedding, the teacher's classifier"
-    needs = ('embedding',)
-    reads_teacher = True
-    published = {'beta': 1.0}
+    spec = Spec(
+        title='SRRL', paper='Yang et al., ICLR 2021', uses="embedding, the teacher's classifier",
+        published={'beta': 1.0},
+        needs=('embedding',), reads_teacher=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.transfer = SRRLTransfer(*shapes_s.embedding, *shapes_t.embedding)

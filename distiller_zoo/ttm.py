@@ -1,37 +1,39 @@
-"""The method ttm: its flags and published values, and the outputs that feed criteria/ttm.py."""
+"""The method ttm; its loss is in criteria/ttm.py."""
 from helper.cli import number
 
 from .base import Distiller
 from .criteria.ttm import TTMLoss, WTTMLoss
+from .precision import in_float32
+from .spec import Spec
 
 
 class TTMDistiller(Distiller):
-    title = 'TTM'
-    paper = 'Zheng and Yang, ICLR 2024, arXiv:2402.11148'
-    uses = 'logits'
-    published = {'alpha': 0.0, 'beta': 45.0}
-    float32 = True
+    spec = Spec(
+        title='TTM', paper='Zheng and Yang, ICLR 2024, arXiv:2402.11148', uses='logits',
+        published={'alpha': 0.0, 'beta': 45.0})
 
     @classmethod
     def add_arguments(cls, add):
-        add('--ttm_exponent', type=number(float, above=0, high=1), default=0.1, help="power of the teacher's "
-                                                                                     'probabilities')
+        add('--ttm_exponent', type=number(float, above=0, high=1), default=0.1,
+            help="power of the teacher's probabilities")
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = TTMLoss(opt.ttm_exponent)
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits)
 
 
 class WTTMDistiller(TTMDistiller):
-    title = 'WTTM'
-    published = {'alpha': 0.0, 'beta': 4.0}
+    spec = Spec(
+        title='WTTM', paper=TTMDistiller.spec.paper, uses='logits',
+        published={'alpha': 0.0, 'beta': 4.0})
 
     @classmethod
     def add_arguments(cls, add):
-        add('--wttm_exponent', type=number(float, above=0, high=1), default=0.2, help="power of the teacher's "
-                                                                                      'probabilities')
+        add('--wttm_exponent', type=number(float, above=0, high=1), default=0.2,
+            help="power of the teacher's probabilities")
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = WTTMLoss(opt.wttm_exponent)

@@ -1,19 +1,20 @@
-"""The method vid: its flags and published values, and the outputs that feed criteria/vid.py."""
+"""The method vid; its loss is in criteria/vid.py."""
 from torch import nn
 
 from .base import Distiller
+from .checks import check_maps
 from .criteria.vid import VIDLoss
+from .spec import Spec
 
 
 class VIDDistiller(Distiller):
-    title = 'VID'
-    paper = 'Ahn et al., CVPR 2019, arXiv:1904.05835'
-    uses = 'stage features, in order'
-    needs = ('feats',)
-    published = {'beta': 1.0}
+    spec = Spec(
+        title='VID', paper='Ahn et al., CVPR 2019, arXiv:1904.05835', uses='stage features, in order',
+        published={'beta': 1.0},
+        needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
+        check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         self.criteria = nn.ModuleList(VIDLoss(s[0], t[0], t[0])
                                       for s, t in zip(shapes_s.feats[1:-1], shapes_t.feats[1:-1], strict=False))
 

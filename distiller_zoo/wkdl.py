@@ -1,4 +1,4 @@
-"""The method wkdl: its flags and published values, and the outputs that feed criteria/wkdl.py."""
+"""The method wkdl; its loss is in criteria/wkdl.py."""
 import torch
 import torch.nn.functional as F
 
@@ -8,18 +8,17 @@ from helper.errors import UserError
 
 from .base import Distiller, is_imagenet
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
+from .precision import in_float32
+from .spec import Spec
 
 
 class WKDLDistiller(Distiller):
-    title = 'WKD-L'
-    paper = 'Lv, Yang and Li, NeurIPS 2024, arXiv:2412.08139'
-    uses = "logits; the teacher's maps of the training set"
-    needs_class = True
-    published = {'alpha': 0.0, 'beta': 1.0, 'kd_T': 8.0, 'wkdl_weight': 600.0, 'wkdl_decay_from': 150}
-    published_imagenet = {'kd_T': 2.0, 'wkdl_weight': 30.0, 'wkdl_decay_from': 0}
-    float32 = True
-    reads_teacher = True
-    scheduled_over_epochs = True
+    spec = Spec(
+        title='WKD-L', paper='Lv, Yang and Li, NeurIPS 2024, arXiv:2412.08139',
+        uses="logits; the teacher's maps of the training set",
+        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 8.0, 'wkdl_weight': 600.0, 'wkdl_decay_from': 150},
+        published_imagenet={'kd_T': 2.0, 'wkdl_weight': 30.0, 'wkdl_decay_from': 0}, reads_teacher=True,
+        needs_class=True, scheduled_over_epochs=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -72,5 +71,6 @@ class WKDLDistiller(Distiller):
         super().begin_epoch(epoch, epochs)
         self.criterion.weight.fill_(self.full_weight * weight_factor(epoch, epochs, self.decay_from))
 
+    @in_float32
     def method_loss(self, out_s, out_t, target, index):
         return self.criterion(out_s.logits, out_t.logits, target)

@@ -7,6 +7,7 @@ from pathlib import Path
 from analysis.given import Given
 from analysis.runs import DATA, read_run
 from helper.checkpoint import load_checkpoint, load_weights, weights_checksum
+from helper.cli import current_options
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.state import LAST, PREVIOUS
@@ -147,7 +148,7 @@ def _parameters(step) -> dict | None:
         raise _Lost(f'{error}; {advice}') from error
     if not isinstance(found, dict) or not found:
         raise _Lost(f'{step.what}: {path}: holds no options; {advice}')
-    return found
+    return current_options(found)
 
 
 def _check_teachers(steps, reading):

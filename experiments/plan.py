@@ -15,6 +15,7 @@ import torch
 
 from dataset import dataset_key, source_dict
 from distiller_zoo import get_method, make_distiller
+from distiller_zoo.checks import check_pairwise_batch
 from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
 from helper.errors import UserError, nearest, printable
@@ -167,7 +168,7 @@ class _Plan:
     def _distilled(self, pair, row, trial, seed, what):
         source, after = self._teacher(pair.teacher)
         suffix = _suffix(row)
-        if get_method(row.method).auxiliary_teacher and self.table.auxiliary:
+        if get_method(row.method).spec.auxiliary_teacher and self.table.auxiliary:
             after = self._auxiliary(pair.teacher)
             source, suffix = after.checkpoint, f'{suffix}_{folder_name(pair.teacher)}'
         words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
@@ -296,7 +297,7 @@ class _Plan:
         nets = [self._blank(name, classes, pixels, teaches, stages, what)
                 for name, teaches, stages in ((opt.model_s, False, opt.stages), (opt.model_t, True, opt.stages_t))]
         try:
-            method.check_batch_size(opt.batch_size)
+            check_pairwise_batch(method.spec, opt.batch_size)
             with contextlib.redirect_stdout(io.StringIO()):
                 make_distiller(*nets, opt, data)
         except UserError as error:
@@ -361,7 +362,7 @@ def check_batches(steps: list[Step], processes: int) -> None:
         try:
             check_batch_size(step.opt, processes)
             if hasattr(step.opt, 'distill'):
-                get_method(step.opt.distill).check_batch_size(step.opt.batch_size // processes)
+                check_pairwise_batch(get_method(step.opt.distill).spec, step.opt.batch_size // processes)
         except UserError as error:
             raise UserError(f'{step.what}: {error}') from error
 

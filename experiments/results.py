@@ -127,7 +127,7 @@ class Found:
                                 cell.mean(epoch))
         found = relative_improvement(top1, table.headline)
         ours = next(row.method for row in table.rows if row.label == table.headline)
-        theirs = published_improvement(ours, epoch) if table.sources == (get_method(ours).title,) else {}
+        theirs = published_improvement(ours, epoch) if table.sources == (get_method(ours).spec.title,) else {}
         by_label = {row.label: row.method for row in table.rows}
         return {label: (improvement, float(theirs[by_label[label]]) if by_label[label] in theirs else None)
                 for label, improvement in found.items()}

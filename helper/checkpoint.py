@@ -287,3 +287,9 @@ def weights_checksum(net: nn.Module) -> int:
     for value in net.state_dict().values():
         crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)
     return crc
+
+
+def describe_net(arch: str, data, opt) -> dict:
+    """Return the entries of a checkpoint that describe its net and the data (dataset.Data) it was trained on."""
+    return {'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs, 'classes': [*data.classes],
+            'split': opt.split}

@@ -55,6 +55,12 @@ def values(opt) -> dict:
     return {name: value for name, value in vars(opt).items() if name != 'flags'}
 
 
+def current_options(saved: dict) -> dict:
+    """The options of a saved run with today's names: a run of an older version has --optimizer beside --opt."""
+    options = {name: value for name, value in saved.items() if name != 'optimizer'}
+    return {**options, 'opt': 'dot'} if saved.get('optimizer') == 'dot' else options
+
+
 class Parser(argparse.ArgumentParser):
     """Accepts '-' and '_' alike between the words of a flag; a mistake is a UserError."""
 

@@ -146,21 +146,6 @@ class Precision:
         """A context for the forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def backward(self, loss: torch.Tensor, retain_graph: bool = False) -> None:
-        """Add the gradients of `loss` to the parameters' .grad; with float16 they are scaled."""
-        self.scaler.scale(loss).backward(retain_graph=retain_graph)
-
-    def step(self, optimizer, clip_grad: float | None = None) -> None:
-        """One step of the optimiser, the norm of all gradients brought to at most clip_grad.
-
-        With float16 a step whose gradients overflow is skipped.
-        """
-        if clip_grad is not None:
-            self.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group['params']], clip_grad)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-
     def check(self) -> None:
         """Raises UserError when the gradients overflow at any scale: then the run has diverged."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < self.smallest_scale:

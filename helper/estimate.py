@@ -11,7 +11,7 @@ from torch import nn
 from . import distributed
 from .cli import readable_bytes, readable_hours
 from .device import Precision
-from .loops import Unsaved, train_epoch, validate
+from .loops import NullRun, train_epoch, validate
 
 SECONDS = 5             # of timed steps
 WARM_UP = 3             # untimed steps, which prepare buffers and algorithms
@@ -23,7 +23,7 @@ class _Enough(Exception):
     """The timed part of an epoch is over."""
 
 
-class Timer(Unsaved):
+class Timer(NullRun):
     """Replaces a Run: times training steps or validation batches, and ends the epoch by _Enough."""
 
     def __init__(self, device: torch.device, most: int | None = None):
@@ -59,7 +59,7 @@ class Timer(Unsaved):
 
 def _step_seconds(module, data, opt, precision, device, rate):
     optimizer, timer = module.make_optimizer(rate, opt), Timer(device)
-    wrapped = distributed.wrap(module, device, unused=module.initialising)
+    wrapped = distributed.wrap(module, device, unused=module.in_first_stage)
     with contextlib.suppress(_Enough):
         train_epoch(1, data.train_loader, wrapped, optimizer, opt, timer, precision)
         if timer.marks[-1][0] < timer.batches:      # on a GPU the last steps have no mark
@@ -124,9 +124,9 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
         start = time.perf_counter()
         module.prepare(data)
         before += time.perf_counter() - start
-    if module.initialising:
+    if module.in_first_stage:
         before += opt.init_epochs * steps * _step_seconds(module, data, opt, precision, device, init_rate)[0]
-        module.finish_init()
+        module.end_first_stage()
     module.begin_epoch(1, opt.epochs)
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
     validation = _validation_seconds(module.inference_net(), data.test_loader, device)

@@ -1,17 +1,18 @@
 """One epoch of training, and validation."""
+import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 
 from .device import Precision
-from .distributed import average_batchnorm, average_gradients
+from .distributed import average_batchnorm
 from .errors import UserError
 from .meter import ClassCount, FiniteCheck, Meter, Progress
 
 
-class Unsaved:
-    """In the place of a helper.run.Run where nothing is saved."""
+class NullRun:
+    """Replaces a helper.run.Run where nothing is saved."""
 
     advice, epoch = 'lower --learning_rate', 1
 
@@ -26,40 +27,39 @@ class Unsaved:
 
 
 def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision: Precision | None = None) -> dict:
-    """Returns {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
+    """Return {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
 
-    loader: gives what the forward of `module` takes. module: a distiller_zoo.Vanilla, which every Distiller is, or DDP
-    around one. run: the helper.run.Run that saves within the epoch, or continues in its middle. precision: of --amp.
+    loader: yields the arguments of module.forward. module: a distiller_zoo.TrainingTask, or DDP around one. run: the
+    helper.run.Run that saves within the epoch, or resumes in the middle of it. precision: --amp.
     """
-    learner = getattr(module, 'module', module)     # without DDP
-    accumulate = opt.grad_accum
+    task = getattr(module, 'module', module)        # without DDP
     precision = precision or Precision(None, next(module.parameters()).device)
-    run = run or Unsaved()
+    run = run or NullRun()
     meter, finite = Meter(), FiniteCheck(epoch, optimizer, run.advice)
-
-    def backward(loss, retain_graph=False):
-        precision.backward(loss / together if together > 1 else loss, retain_graph)
-        if learner.own_backward:        # else DDP has averaged them
-            average_gradients(learner)
-
     module.train()
-    done = run.begin_steps(meter, finite)
+    done = run.begin_steps(meter, finite)       # batches of this epoch before an interruption
     with Progress(f'epoch {epoch}', loader, opt.print_freq, done) as progress:
         for number, (images, target, *rest) in enumerate(loader, start=done):
-            first = number - number % accumulate        # of the batches whose gradients make one step
-            together = min(accumulate, len(loader) - first)
-            with precision.autocast():
-                losses, logits = _forward(module, images, target, *rest)
-            finite.add(progress.done + 1, losses)
-            if number == first:
+            # The gradients of accum_steps batches make one update of the weights.
+            accum_start = number - number % opt.grad_accum
+            accum_steps = min(opt.grad_accum, len(loader) - accum_start)
+            is_update_step = number == accum_start + accum_steps - 1
+            if number == accum_start:
                 optimizer.zero_grad()
-            learner.backward(losses, optimizer, backward)
+            with gradient_exchange(module, is_update_step):
+                with precision.autocast():
+                    losses, logits = forward(module, images, target, *rest)
+                finite.add(progress.done + 1, losses)
+                if task.own_backward:
+                    task.backward(losses, optimizer)
+                else:
+                    precision.scaler.scale(losses['loss'] / accum_steps).backward()
             meter.update(losses, logits, target)
             progress.step(len(target), meter)
-            if number == first + together - 1:
-                precision.step(optimizer, opt.clip_grad)
-                learner.after_step()
-                run.end_step(together)
+            if is_update_step:
+                update_weights(optimizer, precision.scaler, opt.clip_grad)
+                task.after_step()
+                run.end_step(accum_steps)
         finite.flush()
         precision.check()
         average_batchnorm(module)       # before the check, so that it fails in all processes
@@ -68,28 +68,46 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
     return {**averages, 'images_per_second': progress.images_per_second}
 
 
-def _forward(module, *batch):
+def gradient_exchange(module, is_update_step: bool):
+    """Return a context in which DDP exchanges gradients between processes only if this batch completes an update."""
+    return contextlib.nullcontext() if is_update_step or not hasattr(module, 'no_sync') else module.no_sync()
+
+
+def forward(module, images, *rest):
+    """Call module; raises UserError for a batch of one image where batch normalisation needs more."""
     try:
-        return module(*batch)
+        return module(images, *rest)
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
-        raise UserError(f'--batch_size {len(batch[1])}: batch normalisation needs more than one value a channel; '
+        raise UserError(f'--batch_size {len(rest[0])}: batch normalisation needs more than one value a channel; '
                         f'give at least 2') from error
+
+
+def update_weights(optimizer, scaler, clip_grad: float | None = None) -> None:
+    """Make one optimiser step, the norm of all gradients clipped to clip_grad.
+
+    With --amp float16 the scaler skips a step whose gradients overflow.
+    """
+    if clip_grad is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group['params']], clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 @torch.inference_mode()
 def validate(loader, net, run=None, source: str = '') -> dict:
-    """{'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'} over all images.
+    """Return {'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'}.
 
     The processes share the images. The last two entries count the classes that the net predicts at least once, and
-    those that have images. net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may end here
+    those with images. net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may stop here
     after a signal. source: the flag and file of a net that this run does not train, for the error message.
 
     Raises UserError in every process if the loss is not finite: NaN logits would count as a prediction.
     """
     net.eval()
-    run = run or Unsaved()
+    run = run or NullRun()
     meter, classes = Meter(), ClassCount()
     for images, target, _ in loader:
         logits = net(images)

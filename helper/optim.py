@@ -8,6 +8,8 @@ from torch.optim import SGD, Optimizer
 
 from .errors import UserError, nearest, reason
 
+OURS = ('sgd', 'dot')      # values of --opt; the others are timm's
+
 
 class Eager(Optimizer):
     """An optimiser whose steps are never compiled: its methods without torch's decorators for that case.
@@ -52,14 +54,14 @@ def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
 
 def check_recipe(opt) -> None:
     """Raises UserError for an optimiser or a schedule that there is not, or where timm, which makes it, is absent."""
-    flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--sched {opt.sched}': opt.sched != 'step',
+    flags = {f'--opt {opt.opt}': opt.opt not in OURS, f'--sched {opt.sched}': opt.sched != 'step',
              '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
              '--cutmix': opt.cutmix, '--model_ema': opt.model_ema,
              f'--aa {opt.aa}': opt.aa, '--reprob': opt.reprob}
     for flag, given in flags.items():
         if given and find_spec('timm') is None:
             raise UserError(f'{flag}: timm is not installed; pip install timm')
-    if opt.opt != 'sgd':
+    if opt.opt not in OURS:
         from timm.optim import list_optimizers
         known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
         if opt.opt not in known:
@@ -80,7 +82,7 @@ def check_recipe(opt) -> None:
 
 def has_momentum(name: str) -> bool:
     """Whether the optimiser `name` of --opt uses --momentum."""
-    if name == 'sgd':
+    if name in OURS:
         return True
     from timm.optim import get_optimizer_info
     return get_optimizer_info(name).has_momentum
@@ -107,56 +109,3 @@ def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
     for group in optimizer.param_groups:
         group['lr'] = group.setdefault('initial_lr', group['lr']) * factor
     return opt.learning_rate * factor
-
-
-class DOT(Eager):
-    """SGD with one momentum for the gradient of the task and a larger one for that of the distillation.
-
-    Zhao et al., ICCV 2023, DOT: A Distillation-Oriented Trainer, arXiv:2307.08436.
-
-    A step: gradients of the distillation, step_kd(), gradients of the task, step(). A parameter has a momentum buffer
-    for each of its gradients, with momentum - delta for the task and momentum + delta for the distillation; with only
-    one gradient, momentum. The first step decides which gradients a parameter has (a missing one is None); others that
-    come later are ignored.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 5e-4):
-        super().__init__(params, {'lr': lr, 'momentum': momentum, 'delta': delta, 'weight_decay': weight_decay})
-        self.kept = {}      # parameter -> gradient of the distillation, until the step ends
-
-    def __setstate__(self, state):      # of a copy, and of a loaded state
-        super().__setstate__(state)
-        self.kept = {}
-
-    def step_kd(self) -> None:
-        """Keep the current gradients as the distillation's, and clear them."""
-        for group in self.param_groups:
-            for p in group['params']:
-                if p.grad is not None:
-                    self.kept[p] = p.grad
-                p.grad = None
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """Use the current gradients as the task's, and update the parameters."""
-        kept, self.kept, settled = self.kept, {}, bool(self.state)
-        for group in self.param_groups:
-            updates = []        # (parameter, name of the buffer, gradient, momentum)
-            for p in group['params']:
-                present = {'task': p.grad, 'distillation': kept.get(p)}
-                present = {name: grad for name, grad in present.items()
-                           if grad is not None and (not settled or name in self.state[p])}
-                for name, grad in present.items():
-                    first = name not in self.state[p]
-                    # With both gradients the weight decay is the task's; alone, the distillation has it after its
-                    # first step, as in the original.
-                    if name == 'task' or (len(present) == 1 and not first):
-                        grad = grad.add(p, alpha=group['weight_decay'])
-                    sign = {'task': -1, 'distillation': 1}[name] if len(present) == 2 else 0
-                    updates.append((p, name, grad, group['momentum'] + sign * group['delta']))
-            for p, name, grad, momentum in updates:
-                if name in self.state[p]:
-                    self.state[p][name].mul_(momentum).add_(grad)
-                else:
-                    self.state[p][name] = grad.clone()
-                p.sub_(self.state[p][name], alpha=group['lr'])

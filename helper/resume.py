@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import distributed
 from .checkpoint import load_checkpoint, save_checkpoint
-from .cli import values
+from .cli import current_options, values
 from .errors import UserError, printable
 from .files import FolderLock, write_atomically
 from .run_folder import RunPaths, claim
@@ -58,7 +58,8 @@ class RunIdentity:
         An option that did not exist when the state was saved had its default. A fact that an old state lacks is not
         compared.
         """
-        saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_FACTS}, **saved}
+        saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_FACTS},
+                 **current_options(saved)}
         texts = [f'{name} {saved.get(name)}, now {value}' for name, value in self.values.items()
                  if saved.get(name) != value]
         if 'seed' not in self.opt.flags.filled_in and self.opt.seed != seed:
@@ -78,8 +79,8 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
     if state is None:
         return None
     with as_user_error(f'--resume {opt.resume}'):
-        if state['stage'] == 'train' and module.initialising:
-            module.finish_init()
+        if state['stage'] == 'train' and module.in_first_stage:
+            module.end_first_stage()
         training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:

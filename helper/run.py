@@ -65,7 +65,7 @@ class Run:
             is_new = self.resumed is None or is_moved       # nothing in the folder is of this run
             self.has_saved = self.resumed is not None       # last.pth of this run is in the folder
             if is_new:
-                check_earlier_run(paths, self.identity, getattr(module, 'init_stage', False), opt.overwrite)
+                check_earlier_run(paths, self.identity, module.has_first_stage, opt.overwrite)
             if is_moved and distributed.is_main():
                 copy_state(self.resumed, paths.folder)
             self.records.open(self.resumed['log'] if self.resumed else None, is_new)

@@ -105,7 +105,7 @@ def load_state(path, module: nn.Module, loader) -> dict:
                 (state['step'] and len(state['own']) != len(state['random'])) or \
                 not Records.fits(state['log']) or len(state['log']['history']) != finished:
             raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
-        if state['step'] > len(loader) or (state['stage'] == 'init' and not getattr(module, 'init_stage', False)) or \
+        if state['step'] > len(loader) or (state['stage'] == 'init' and not module.has_first_stage) or \
                 (state['loader'] is None) != (loader.order.generator is None):
             raise UserError(f'{what}: its numbers make no sense for this run')
         for name, value in state['module'].items():

@@ -103,7 +103,7 @@ def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') 
         rows.append(('gap to the teacher closed', f'{gap[0]:.2f}', str(gap[1]), theirs.get('teacher', '')))
     left_out = [f'{method} is not better than the student alone, so this pair does not count: {teacher} -> {student}'
                 for method, improvement in found.items() for teacher, student in improvement.left_out]
-    heads = f'{get_method(ours).title} over', 'ARI %', 'pairs', 'published'
+    heads = f'{get_method(ours).spec.title} over', 'ARI %', 'pairs', 'published'
     return '\n'.join([table(heads, rows, '<>>>'), *left_out])
 
 

@@ -56,10 +56,10 @@ def main():
     if opt.estimate:
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
-    checkpoint = open_teacher(opt)
+    opt.model_t, checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
-    cache = open_cache(opt, method.needs, teacher, data, device)
+    cache = open_cache(opt, method.spec.needs, teacher, data, device)
     if not cache or not (cache.writable or cache.full):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: cannot be filled; give a folder with room')
     if device.type == 'cpu':

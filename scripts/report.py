@@ -26,7 +26,7 @@ from helper.errors import UserError, nearest, run_main  # noqa: E402
 def draw(pair, steps, labels, save):
     """The figures of a pair's teacher and its first trials, where they are done."""
     teachers = [step.opt.path_t for step in steps for _, of in step.cells if of == str(pair)
-                and hasattr(step.opt, 'distill') and not get_method(step.opt.distill).auxiliary_teacher]
+                and hasattr(step.opt, 'distill') and not get_method(step.opt.distill).spec.auxiliary_teacher]
     runs = [str(step.folder) for label in labels for step in steps if (label, str(pair)) in step.cells
             and step.trial == 1]
     if teachers and runs:

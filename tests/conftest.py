@@ -83,7 +83,7 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     cls = get_method(method)
     loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
-                          drop_last=cls.drop_last, views=cls.views)
+                          drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, size, loader.target.cpu(),
                 lambda: MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device))
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
@@ -93,7 +93,7 @@ def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
     """The flags of a method, or of a sum of them, that make its run short."""
     names = {*way.split()[0].split('+')}
     return [*(['--nce_k', str(negatives)] if 'crd' in names else []),
-            *(['--init_epochs', str(init_epochs)] if any(get_method(name).init_stage for name in names) else [])]
+            *(['--init_epochs', str(init_epochs)] if any(get_method(name).spec.first_stage for name in names) else [])]
 
 
 def first_view(images):
@@ -107,7 +107,8 @@ def data_options(**changes):
                               'train_fraction': 1.0, 'num_workers': 2, 'aa': None, 'normalise': 'usual',
                               'images_in': 'auto', 'same_classes': False, 'split': None,
                               'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
-                              'use_lmdb': False, 'dali': None, 'skip_bad_images': False, **changes})
+                              'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'mixup': 0, 'cutmix': 0,
+                              'reprob': 0, **changes})
 
 
 def outcome(save):

@@ -20,7 +20,7 @@ import train_student
 import train_teacher
 from distiller_zoo import distiller_dict, load_inference_net
 from distiller_zoo.criteria.kd import distill_kl
-from distiller_zoo.logits import transforms
+from distiller_zoo.logit_transforms import transforms
 from helper.checkpoint import load_checkpoint
 from helper.cli import number
 from helper.compile import compile_forward
@@ -278,7 +278,7 @@ def test_separate_backward_passes(every_part):
     weight = distiller.student.fc.weight
     task, = torch.autograd.grad(0.5 * losses['ce'], weight, retain_graph=True)
     rest, = torch.autograd.grad(losses['loss'] - 0.5 * losses['ce'], weight, retain_graph=True)
-    distiller.backward(losses, optimizer, lambda loss, retain_graph=False: loss.backward(retain_graph=retain_graph))
+    distiller.backward(losses, optimizer)
     optimizer.step()
     assert torch.allclose(optimizer.state[weight]['task'], task) and task.abs().sum() > 0
     assert torch.allclose(optimizer.state[weight]['distillation'], rest, atol=1e-7) and not torch.equal(task, rest)
@@ -306,18 +306,16 @@ def test_the_teacher_gives_what_is_declared(method):
     """And no more, so that a method that reads anything else fails wherever it is trained."""
     distiller, loader, _ = build(method)
     images = first_view(next(iter(loader))[0])
-    for needs in [distiller.init_needs] * distiller.initialising + [distiller.needs]:
-        out = distiller.ask_teacher(images)
-        assert {name for name in Outputs._fields if getattr(out, name) is not None} == {'logits', *needs}
-        assert not any(value.requires_grad for value in (out.logits, *(out.feats or [])))
-        distiller.finish_init()
+    out = distiller.teacher_outputs(images)
+    assert {name for name in Outputs._fields if getattr(out, name) is not None} == {'logits', *distiller.spec.needs}
+    assert not any(value.requires_grad for value in (out.logits, *(out.feats or [])))
 
 
 @pytest.mark.parametrize('method', distiller_dict)
 def test_names(method):
-    cls = distiller_dict[method]
-    assert cls.__name__ == f'{cls.title.replace("-", "")}Distiller' and cls.uses and cls.paper
-    assert set(cls.needs) | set(cls.init_needs) <= set(Outputs._fields)
+    spec = distiller_dict[method].spec
+    assert distiller_dict[method].__name__ == f'{spec.title.replace("-", "")}Distiller' and spec.uses and spec.paper
+    assert {*spec.needs} <= {*Outputs._fields}
 
 
 def test_no_method_name_elsewhere():

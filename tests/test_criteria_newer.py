@@ -15,7 +15,7 @@ import distiller_zoo as zoo
 from distiller_zoo.criteria.layers import ConvBN
 from distiller_zoo.criteria.simkd import project
 from distiller_zoo.criteria.wkdl import transport_cost, weight_factor
-from helper.optim import DOT
+from distiller_zoo.dot import DOT
 
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_newer.json').read_text())
 TARGET = torch.arange(8) * 11 % 100
@@ -263,7 +263,7 @@ def dot(case):
     parameters = [torch.nn.Parameter(tensor(800 + i, 6, 5)) for i in range(3)]
     optimizer = DOT(parameters, lr=0.05, momentum=0.9, delta=0.075, weight_decay=0.1)
     for step, after in enumerate(case['params_after_step']):
-        for seed, which, finish in ((820, (0, 1), optimizer.step_kd), (850, (0, 2), optimizer.step)):
+        for seed, which, finish in ((820, (0, 1), optimizer.store_distillation_grads), (850, (0, 2), optimizer.step)):
             optimizer.zero_grad()
             for i in which:
                 parameters[i].grad = tensor(seed + 10 * step + i, 6, 5)

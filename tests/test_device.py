@@ -50,13 +50,14 @@ def on_gpu(tensor):
 def step(distiller, batch):
     """The forward pass of each stage, the meter, and the deployed network."""
     distiller.begin_epoch(1, 2)
-    for _ in range(1 + distiller.initialising):
+    for _ in range(1 + distiller.in_first_stage):
         losses, logits = distiller(*batch)
         assert all(loss.device == CUDA for loss in losses.values())
         meter = Meter()
         meter.update(losses, logits, batch[1])
         assert meter.sums.device == CUDA
-        distiller.finish_init()
+        if distiller.in_first_stage:
+            distiller.end_first_stage()
     assert distiller.inference_net()(first_view(batch[0])).device == CUDA
 
 

@@ -33,20 +33,20 @@ def test_two_steps(method, pair):
     teacher_before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
     batches = [batch for _, batch in zip(range(2), loader, strict=False)]
     moved = set()
-    for _ in range(1 + distiller.initialising):
+    for _ in range(1 + distiller.in_first_stage):
         before = {k: p.detach().clone() for k, p in distiller.named_parameters()}
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
         distiller.train()
         for images, target, index in batches:
             losses, logits = distiller(images, target, index)
-            assert losses['loss'].isfinite() and (logits is None) == distiller.initialising
+            assert losses['loss'].isfinite() and (logits is None) == distiller.in_first_stage
             optimizer.zero_grad()
             losses['loss'].backward()
             assert all(p.grad is None or p.grad.isfinite().all() for p in distiller.parameters())
             optimizer.step()
         moved |= {k for k, p in distiller.named_parameters() if not torch.equal(p, before[k])}
-        if distiller.initialising:
-            distiller.finish_init()
+        if distiller.in_first_stage:
+            distiller.end_first_stage()
     # Vectors may stay: a bias before a batch norm has no effect, a small gradient is lost beside a weight of 1.
     still = {k for k, p in distiller.named_parameters() if p.dim() > 1 and p.requires_grad} - moved
     assert not still and 'student.conv1.weight' in moved | {k.replace('conv1.0', 'conv1') for k in moved}
@@ -62,7 +62,8 @@ def test_teacher_is_frozen_and_hidden(method):
     assert not trainable & {id(p) for p in distiller.teacher.parameters()}
     assert not any('teacher' in key for key in distiller.state_dict())
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001)
-    distiller.finish_init()
+    if distiller.in_first_stage:
+        distiller.end_first_stage()
     train_epoch(1, loader, distiller, optimizer, opt)
     assert distiller.training and not distiller.teacher.training
     assert all(torch.equal(v, teacher_before[k]) for k, v in distiller.teacher.state_dict().items())
@@ -126,7 +127,7 @@ class Synchronisations(TorchDispatchMode):
 @pytest.mark.parametrize('method', distiller_dict)
 def test_a_step_does_not_wait_for_the_device(method):
     distiller, loader, opt = build(method)
-    if len(distiller.views) > 1:        # a strong view is drawn image by image, on the CPU
+    if len(distiller.spec.views) > 1:        # a strong view is drawn image by image, on the CPU
         loader = Ready(next(iter(loader)), 3)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     with Synchronisations() as mode:

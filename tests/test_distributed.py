@@ -90,7 +90,7 @@ def make(method, rank, world, **changes):
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     loader = MemoryLoader(images, torch.arange(24) % 10, opt.batch_size, CPU, train=True, rank=rank, world_size=world,
-                          drop_last=cls.drop_last, views=cls.views)
+                          drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, 16, loader.target)
     distiller = cls(model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10), opt, data)
     distributed.seed_this_process(opt.seed)
@@ -100,11 +100,12 @@ def make(method, rank, world, **changes):
 def steps(distiller, loader, opt, sgd=0.01, amp=None):
     """An epoch of the first stage, where there is one, and two of distillation: ([averages], optimiser)."""
     found = []
-    if distiller.initialising:
+    if distiller.in_first_stage:
         module = distributed.wrap(distiller, CPU, unused=True)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
         found.append(train_epoch(1, loader, module, optimizer, opt))
-        distiller.finish_init()
+        if distiller.in_first_stage:
+            distiller.end_first_stage()
     module = distributed.wrap(distiller, CPU)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
     if distiller.own_backward:

@@ -147,7 +147,7 @@ def test_what_the_compiler_cannot_do(call, small, tmp_path, capfd, monkeypatch):
 def test_divergence_says_what_to_lower(call, small, teacher, tmp_path, capfd, monkeypatch):
     """The first stage's own rate, the loss's flags, and the last good state only where there is one."""
     from distiller_zoo import distiller_dict
-    first_stages = [name for name, cls in distiller_dict.items() if cls.init_stage]
+    first_stages = [name for name, cls in distiller_dict.items() if cls.spec.first_stage]
     for method, flags, words in [
             *((name, ['--init_epochs', 3, '--init_learning_rate', 1e30], 'lower --init_learning_rate\n')
               for name in first_stages),

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 WAYS = [*distiller_dict,        # and what changes them
         'rkd+crd', 'wttm+crd', 'dist+kd', 'mlld+crd', 'factor+kd', 'kd --logit_stand',
         'dkd --logit_stand', 'mlld --logit_stand', 'ctkd --logit_stand', 'ctkd --ctkd_base dkd', 'sdd --sdd_base dkd',
-        'catkd --cat_normalize -b 40', 'kd --optimizer dot', 'crd --optimizer dot', 'mlld --optimizer dot',
-        'rkd+crd --optimizer dot']
+        'catkd --cat_normalize -b 40', 'kd --opt dot', 'crd --opt dot', 'mlld --opt dot',
+        'rkd+crd --opt dot']
 PAIRS = [('resnet14', 'wrn_16_1'), ('wrn_16_1', 'resnet8')]
 EQUAL_CHANNELS = ('fsp', 'kdsvd')       # for these, nets of one width
 TEACHERS = {}
@@ -87,10 +87,11 @@ def test_the_compiled_step(way):
             compile_forward(distiller, 8, CPU)
         torch.manual_seed(3)
         found.append([])
-        for _ in range(1 + distiller.initialising):
+        for _ in range(1 + distiller.in_first_stage):
             optimizer = distiller.make_optimizer(1e-4, opt)
             for epoch in (1, 2):
                 distiller.begin_epoch(epoch, 2)
                 found[-1].append(train_epoch(epoch, loader, distiller, optimizer, opt)['loss'])
-            distiller.finish_init()
+            if distiller.in_first_stage:
+                distiller.end_first_stage()
     assert found[1] == pytest.approx(found[0], rel=0.1 if 'crd' in way else 1e-3)       # crd draws other negatives

@@ -210,7 +210,7 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
     # The teacher's answers are shared where the method allows it.
     assert {opt.distill for *_, script, opt in found if script == 'train_student' and opt.teacher_cache} == {
         'kd', 'hkd', 'pkt'} & {name for name, method in distiller_dict.items()
-                               if method.accepts_answers(CACHED_OUTPUTS)}
+                               if method.spec.is_cacheable(CACHED_OUTPUTS)}
 
 
 def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):

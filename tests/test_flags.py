@@ -9,7 +9,7 @@ from conftest import build, write_images
 import dataset.folder
 import train_student
 import train_teacher
-from distiller_zoo import get_method, vanilla
+from distiller_zoo import get_method, task
 from helper.checkpoint import load_checkpoint
 from helper.optim import adjust_learning_rate, new_optimizer, sgd
 from options import student_options, teacher_options
@@ -172,7 +172,7 @@ def test_of_the_memory_format(call, small, teacher, tmp_path, monkeypatch, flags
 def test_of_the_first_stage(call, small, teacher, tmp_path, monkeypatch, capfd, method, flags, rates):
     """How many epochs, and at which rate."""
     seen = []
-    monkeypatch.setattr(vanilla, 'new_optimizer', lambda m, rate, opt: seen.append(rate) or new_optimizer(m, rate, opt))
+    monkeypatch.setattr(task, 'new_optimizer', lambda m, rate, opt: seen.append(rate) or new_optimizer(m, rate, opt))
     call(train_student.main, '--path-t', teacher, *small, '--distill', method, '--learning_rate', 0.02, *flags,
          '--init_epochs', 2, '-b', 1, '--save_dir', tmp_path)
     assert seen == rates and capfd.readouterr().out.count('first stage, epoch') == 2
@@ -196,7 +196,7 @@ def test_of_fast():
     assert (parsed().compile, parsed().amp) == (False, None)
 
 
-HERE = {*(row.split(',')[0].split()[0] for row in LOSS), *RUN, 'optimizer', 'dot_delta', 'ctkd_loops', 'momentum',
+HERE = {*(row.split(',')[0].split()[0] for row in LOSS), *RUN, 'dot_delta', 'ctkd_loops', 'momentum',
         'weight_decay', 'data_dir', 'image_size', 'num_workers', 'channels_last', 'init_epochs',
         'init_learning_rate', 'fast'}
 ELSEWHERE = {

@@ -19,7 +19,7 @@ from scripts import fill_teacher_cache
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 GPU = torch.device('cuda', 0)
 # kdsvd's eigenvectors are computed with the host's help, and a strong view is made image by image.
-WAITS = ['kdsvd', *(name for name, method in distiller_dict.items() if len(method.views) > 1)]
+WAITS = ['kdsvd', *(name for name, method in distiller_dict.items() if len(method.spec.views) > 1)]
 
 
 class NoWaiting:
@@ -57,9 +57,9 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
     if cache:
         data = SimpleNamespace(train_loader=plain, test_loader=plain, image_size=32, n_train=plain.n_samples)
         opt.teacher_cache = str(cache)
-        loader = TeacherOutputLoader(loader, open_cache(opt, distiller.needs, distiller.teacher, data, device),
-                              distiller.ask_teacher)
-        plain.with_slots = True
+        loader = TeacherOutputLoader(loader, open_cache(opt, distiller.spec.needs, distiller.teacher, data, device),
+                              distiller.teacher_outputs)
+        plain.gives_slots = True
     return [train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, device))['loss']
             for epoch in range(1, epochs + 1)]
 
@@ -99,8 +99,8 @@ def test_the_cache(method, near, compiled, tmp_path, monkeypatch):
         found = losses(method, GPU, 4, compiled, wrap=lambda loader: loader if compiled else NoWaiting(loader),
                        cache=tmp_path)
         assert found == pytest.approx(expected, rel=5e-3)
-    files = list(tmp_path.glob('*.cache'))
-    assert len(files) == 1 + ('embedding' in distiller_dict[method].needs) <= len(CACHED_OUTPUTS)
+    files = 1 + ('embedding' in distiller_dict[method].spec.needs)
+    assert len(list(tmp_path.glob('*.cache'))) == files <= len(CACHED_OUTPUTS)
 
 
 def run(call, small, teacher, tmp_path, *flags):

@@ -557,11 +557,11 @@ def test_a_convnext_teaches(call, small, tmp_path, student):
     assert name == f'{student} by simkd' and isinstance(net.classifier[0], nn.LayerNorm)
 
 
-@pytest.mark.parametrize('method', [m for m in distiller_dict if not distiller_dict[m].init_stage])
+@pytest.mark.parametrize('method', [m for m in distiller_dict if not distiller_dict[m].spec.first_stage])
 def test_across_families(method):
     """A ConvNeXt teaches a transformer: each method takes a step, or says in one line which methods can."""
     teacher, student = build(CONVNEXT, 10, 32), build(VIT, 10, 32)
-    has_beta = method in ('kd', 'ctkd') or distiller_dict[method].published.get('beta')
+    has_beta = method in ('kd', 'ctkd') or distiller_dict[method].spec.published.get('beta')
     opt = options_of(method, *([] if has_beta else ['-b', '1']))
     opt.nce_k = 10
     data = data_of(32)
@@ -573,7 +573,7 @@ def test_across_families(method):
         assert re.search('For any two nets: .*dist, ', str(error)), error
         return
     distiller.prepare(data)
-    views = len(distiller.views)
+    views = len(distiller.spec.views)
     images = torch.randn(*([views] if views > 1 else []), 4, 3, 32, 32)
     losses, _ = distiller.train()(images, torch.arange(4), torch.arange(4))
     losses['loss'].backward()

@@ -11,6 +11,7 @@ from conftest import build, options
 import distiller_zoo
 from dataset import Data
 from distiller_zoo import ContrastSampler, CRDLoss, RKDLoss, distiller_dict
+from distiller_zoo.checks import check_pairwise_batch
 from distiller_zoo.criteria.kdsvd import _directions
 from helper.errors import UserError
 from helper.loops import train_epoch
@@ -155,11 +156,11 @@ def test_features_that_are_no_maps(method):
         distiller_dict[method](Flat(), model_dict['resnet14'](num_classes=10), options(method), data)
 
 
-@pytest.mark.parametrize('method', [name for name, cls in distiller_dict.items() if cls.pairwise])
+@pytest.mark.parametrize('method', [name for name, cls in distiller_dict.items() if cls.spec.pairwise])
 def test_one_image_a_batch_cannot_be_compared(method):
-    distiller_dict[method].check_batch_size(2)
+    check_pairwise_batch(distiller_dict[method].spec, 2)
     with pytest.raises(UserError, match='--batch_size 1: .* compares the images of a batch; give at least 2'):
-        distiller_dict[method].check_batch_size(1)
+        check_pairwise_batch(distiller_dict[method].spec, 1)
 
 
 def test_method_of_the_readme(monkeypatch):
@@ -183,7 +184,7 @@ def test_published_betas():
     for name, beta in want.items():
         opt = options(name)
         assert (opt.gamma, opt.alpha, opt.beta, opt.kd_T, opt.loss_warmup_epochs) == (1, 1, beta, 4, None), name
-    imagenet = SimpleNamespace(dataset='imagenet', logit_stand=False, optimizer='sgd')
+    imagenet = SimpleNamespace(dataset='imagenet', logit_stand=False, opt='sgd')
     assert distiller_dict['semckd'].published_options(imagenet)['beta'] == 50
 
 

@@ -12,16 +12,16 @@ from dataset import LARGE, Data
 from distiller_zoo import distiller_dict, get_method, load_inference_net
 from distiller_zoo.base import IMAGENET
 from distiller_zoo.criteria.wkdl import transport_cost
+from distiller_zoo.dot import DOT
 from helper.checkpoint import save_checkpoint
 from helper.compile import compile_forward
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
-from helper.optim import DOT
 from models import model_dict
 
 # Of each family one net whose last map is not simply the last stage's output, and one where it is.
 FAMILIES = ['resnet8', 'wrn_16_1', 'vgg8', 'MobileNetV2', 'ShuffleV1', 'ShuffleV2', 'ResNet18_cifar']
-ON_MAPS = [name for name, method in distiller_dict.items() if 'map' in method.needs]
+ON_MAPS = [name for name, method in distiller_dict.items() if 'map' in method.spec.needs]
 
 
 def parse(*flags):
@@ -46,8 +46,8 @@ def parse(*flags):
     ('wkdl --dataset imagenet', (1, 0, 1, 2, None)), ('rkd+crd', (1, 0, [1, 0.8], 4, None)),
     ('dist+nkd', (1, 0, [2, 1], None, None)),
     ('dkd+rld', (1, 0, [1, 1], 4, 20)), ('kd+dkd', (1, 0, [1, 1], 4, None)),
-    ('kd --optimizer dot', (0.1, 0.9, 0, 4, None)), ('dist+kd --optimizer dot', (1, 0, [2, 1], 4, None)),
-    ('kd --optimizer dot --dataset imagenet', (0.5, 0.5, 0, 1, None)),
+    ('kd --opt dot', (0.1, 0.9, 0, 4, None)), ('dist+kd --opt dot', (1, 0, [2, 1], 4, None)),
+    ('kd --opt dot --dataset imagenet', (0.5, 0.5, 0, 1, None)),
     ('kd --logit_stand --dataset imagenet', (1, 9, 0, 2, None)),
     ('crd+kd', (1, 0, [0.8, 1], 4, None)), ('wttm+crd', (1, 0, [4, 0.8], 4, None)),
     ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], 4, None))])
@@ -60,8 +60,8 @@ BAD = [
     ('dist+kd -b 1,2,3', '-b 1.0,2.0,3.0: --distill dist+kd adds 2 losses'),
     ('dist -b 2,1', '-b 2.0,1.0: --distill dist has one loss; give one weight'),
     ('dist -b 2,x', '--beta: 2,x: give a number'), ('dist -b 2,', '--beta: 2,: give a number'),
-    ('kd --optimizer dot --dot_delta 0.1', '--dot_delta 0.1: --momentum 0.9 less it must be at least'),
-    ('kd --optimizer dot --momentum 0.05', '--dot_delta 0.075: --momentum 0.05'), ('skd --skd_tikhonov 1e-9', '1e-9'),
+    ('kd --opt dot --dot_delta 0.1', '--dot_delta 0.1: --momentum 0.9 less it must be at least'),
+    ('kd --opt dot --momentum 0.05', '--dot_delta 0.075: --momentum 0.05'), ('skd --skd_tikhonov 1e-9', '1e-9'),
     ('dist+kd -a 1', '-a 1: --distill dist+kd has a weight for each of its methods'),
     ('dist+kdd', '--distill dist+kdd: no such method, kdd; did you mean'),
     ('dist+dist', '--distill dist+dist: names a method twice'), ('dist+', '--distill dist+: no such method'),
@@ -71,8 +71,8 @@ BAD = [
     ('rkd --logit_stand', '--logit_stand: it was not published with --distill rkd; it goes with '),
     ('rkd --logit_stand', ' dkd, '), ('rkd --logit_stand', ' mlld, '),
     ('rkd+crd --logit_stand', '--logit_stand: it was not published with --distill rkd+crd'),
-    ('simkd --optimizer dot', '--optimizer dot: keeps the gradients of two losses apart, but -r 0'),
-    ('kd -a 0 --optimizer dot', 'these weights leave no loss of the distillation'),
+    ('simkd --opt dot', '--opt dot: keeps the gradients of two losses apart, but -r 0'),
+    ('kd -a 0 --opt dot', 'these weights leave no loss of the distillation'),
     ('kd --kd_T 0', '--kd_T: 0'), ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
 
 
@@ -85,7 +85,7 @@ def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
 
 
 @pytest.mark.parametrize('method, teacher, words', [
-    ('simkd', 'vgg11_imagenet', '--path-t: --distill simkd applies the classifier to the map that pooling sees, but '
+    ('simkd', 'vgg11_imagenet', '--path-t: --distill simkd applies the classifier to the map before pooling, but '
                                 'vgg11_imagenet has other layers between them'),
     ('sdd', 'vgg11_imagenet', 'vgg11_imagenet has other layers'), ('catkd', 'vgg11_imagenet', 'other layers'),
     ('ofd', 'ShuffleV1', '--path-t: --distill ofd needs the batch norm before the last ReLU of each stage of '
@@ -228,7 +228,7 @@ def test_simkd_pools_the_larger_map():
     """The student's map of 8 pixels to MobileNetV2's 2, also where it is deployed."""
     distiller, loader, _ = build('simkd', 'MobileNetV2', 'resnet8', size=32)
     images, target, index = next(iter(loader))
-    assert distiller.size == 2 and distiller.ask_student(images).map.shape == (8, 1280, 2, 2)
+    assert distiller.size == 2 and distiller.student_outputs(images).map.shape == (8, 1280, 2, 2)
     distiller.eval()
     assert validate(loader, distiller.inference_net())['test_loss'] > 0
 
@@ -363,7 +363,7 @@ def test_a_sum_of_methods(names, betas):
             alone, _, _ = build(name)
             alone.student.load_state_dict(build(names, beta=betas)[0].student.state_dict())
             alone.begin_epoch(20, 240)
-            batch = images if len(alone.views) > 1 else first_view(images)
+            batch = images if len(alone.spec.views) > 1 else first_view(images)
             assert alone(batch, target, index)[0]['method'].item() == pytest.approx(losses[name].item(), rel=1e-4)
     if 'kd' in losses:
         want = zoo.distill_kl(logits, distiller.teacher(images), 4.0)
@@ -385,12 +385,12 @@ def test_parts_keep_their_own_temperature_and_warm_up():
     distiller, _, _ = build('dist+nkd+rld')
     distiller.begin_epoch(5, 240)
     dist, nkd, rld = distiller.parts.values()
-    assert (dist.criterion.tau, nkd.criterion.temperature, rld.beta_factor.item()) == (4.0, 3.0, 0.25)
+    assert (dist.criterion.tau, nkd.criterion.temperature, rld.schedule_factor.item()) == (4.0, 3.0, 0.25)
     assert [weight if isinstance(weight, float) else weight.item() for weight in distiller.weights().values()] == \
-        [2.0, 1.0, 0.25]
+        [1.0, 2.0, 1.0, 0.25]
     assert (options('dist+nkd').nkd_gamma, options('dist+nkd').kd_T, options('dkd+nkd').dkd_beta) == (3.5, None, 8)
     assert build('dist+nkd', kd_T=2.0)[0].parts['nkd'].criterion.temperature == 2.0
-    assert get_method('kd+crd').title == 'KD+CRD' and get_method('semckd+kd').drop_last
+    assert get_method('kd+crd').spec.title == 'KD+CRD' and get_method('semckd+kd').spec.drop_last
 
 
 def test_a_sum_has_the_part_s_buffers_and_pictures():
@@ -406,7 +406,8 @@ def gradients(distiller, batch):
     """{parameter name: (has a gradient of the task, of the distillation)} in a plain step."""
     losses, _ = distiller(*batch)
     names, parameters = zip(*((k, p) for k, p in distiller.named_parameters() if p.requires_grad), strict=True)
-    sides = (distiller.gamma * losses['ce'], sum(distiller.weighted(losses)))
+    task_loss, *others = distiller.weighted(losses).values()
+    sides = task_loss, sum(others)
     found = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in sides]
     return {name: tuple(g is not None for g in grads) for name, *grads in zip(names, *found, strict=True)}
 
@@ -418,7 +419,7 @@ def test_dot_knows_which_gradients_there_are(method, compiled):
     the other's momentum, compiled too."""
     if compiled and method != 'hint':
         pytest.skip('one is enough')
-    flags = {'optimizer': 'dot', 'dot_delta': 0.075, **({'alpha': 0.0} if method == 'hint' else {})}
+    flags = {'opt': 'dot', 'dot_delta': 0.075, **({'alpha': 0.0} if method == 'hint' else {})}
     distiller, loader, opt = build(method, **flags)
     want = gradients(build(method, **flags)[0], next(iter(loader)))
     if compiled:

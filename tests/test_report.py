@@ -42,7 +42,7 @@ def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
     student = Path(words[0]).stem == 'train_student'
     opt = (student_options if student else teacher_options)(words[1:])
     if student:
-        opt.model_t = 'resnet8x4_double' if get_method(opt.distill).auxiliary_teacher else pair.split()[0]
+        opt.model_t = 'resnet8x4_double' if get_method(opt.distill).spec.auxiliary_teacher else pair.split()[0]
     paths = (RunPaths.of_student if student else RunPaths.of_teacher)(opt)
     folder = paths.folder
     folder.mkdir(parents=True)

@@ -22,6 +22,7 @@ from distiller_zoo import distiller_dict
 from helper import cli, records
 from helper import run as run_module
 from helper.checkpoint import load_checkpoint
+from helper.cli import current_options
 from helper.errors import UserError
 from helper.estimate import Timer
 from models import model_dict, model_names
@@ -49,7 +50,7 @@ def test_defaults():
         'learning_rate': 0.05, 'lr_decay_epochs': [150, 180, 210], 'lr_decay_rate': 0.1, 'weight_decay': 5e-4,
         'momentum': 0.9, 'dataset': 'cifar100', 'model_s': 'resnet8', 'distill': 'kd', 'trial': '1', 'gamma': 1.0,
         'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'deterministic': False, 'skip_validation': False, 'data_dir': './data',
-        'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'evaluate': False,
+        'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'evaluate': None,
         'feat_dim': 128, 'mode': 'exact', 'nce_k': 16384, 'nce_t': 0.07, 'nce_m': 0.5, 'hint_layer': 1,
         'transform_layer_t': [], 'transform_layer_s': [], 'no_edge_transform': False, 'hkd_initial_weight': 100.0,
         'hkd_decay': 0.7, 'init_epochs': 30, 'image_size': 32, 'save_dir': './save', 'channels_last': True,
@@ -57,7 +58,7 @@ def test_defaults():
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
         'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None, 'wandb': None,
-        'optimizer': 'sgd', 'dot_delta': None, 'loss_warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
+        'dot_delta': None, 'loss_warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
         'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
@@ -208,7 +209,7 @@ def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     scalars, images = scalar_tags(tmp_path / 'student_tensorboards' / name)
     assert scalars >= {'train_acc', 'train_loss', 'test_acc', 'test_loss', 'test_acc_top5', 'lr'}
     assert ('attention' in images) == (method == 'semckd')
-    assert ('first stage, epoch 1: loss' in out) == distiller_dict[method].init_stage
+    assert ('first stage, epoch 1: loss' in out) == distiller_dict[method].spec.first_stage
 
 
 @pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
@@ -470,8 +471,8 @@ def test_trials_of_other_data_are_not_averaged():
 
 @pytest.mark.parametrize('flags, found', [
     ('hint -a 0', 'hint, alpha 0.0'), ('hint -a 0 --hint_layer 2', 'hint, alpha 0.0, hint_layer 2'), ('hint', 'hint'),
-    ('kd', 'kd'), ('kd --logit_stand', 'kd, logit_stand True'), ('kd --optimizer dot', 'kd, optimizer dot'),
-    ('rkd --optimizer dot', 'rkd'), ('ickd', 'ickd'), ('ickd -a 1', 'ickd, alpha 1.0'), ('ickd -b 2', 'ickd'),
+    ('kd', 'kd'), ('kd --logit_stand', 'kd, logit_stand True'), ('kd --opt dot', 'kd, opt dot'),
+    ('rkd --opt dot', 'rkd'), ('ickd', 'ickd'), ('ickd -a 1', 'ickd, alpha 1.0'), ('ickd -b 2', 'ickd'),
     ('simkd', 'simkd'), ('simkd --simkd_factor 4', 'simkd, simkd_factor 4'), ('crd+wttm -b 0.8,4', 'crd+wttm'),
     ('wttm+crd', 'crd+wttm'), ('ctkd --ctkd_base dkd', 'ctkd, ctkd_base dkd')])
 def test_how_a_run_is_named_in_the_published_table(flags, found):
@@ -779,3 +780,10 @@ def test_compare_leaves_out_what_is_no_run(call, teacher, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         call(compare.main, teacher.parent, '--figure', tmp_path / 'x.foo')
     assert caught.value.code == 2
+
+
+def test_options_of_an_older_version():
+    """--opt dot was --optimizer dot."""
+    assert current_options({'opt': 'sgd', 'optimizer': 'dot', 'epochs': 2}) == {'opt': 'dot', 'epochs': 2}
+    assert current_options({'opt': 'adamw', 'optimizer': 'sgd'}) == {'opt': 'adamw'}
+    assert student_options(['--path-t', 'x', '--optimizer', 'dot']).opt == 'dot'

@@ -208,10 +208,11 @@ def test_every_method_in_16_bits(method):
         optimizer = sgd(distiller.parameters(), 1e-4, opt)
         loader.order.generator.manual_seed(1)
         found.append([])
-        for _ in range(1 + distiller.initialising):
+        for _ in range(1 + distiller.in_first_stage):
             averages = train_epoch(1, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
             found[-1].append(averages['loss'])
-            distiller.finish_init()
+            if distiller.in_first_stage:
+                distiller.end_first_stage()
     assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
 
 

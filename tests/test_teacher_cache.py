@@ -180,7 +180,7 @@ def test_processes_share_a_file(tmp_path):
 def cached(tmp_path, distiller, loader, opt, method='kd'):
     data = SimpleNamespace(train_loader=loader, test_loader=loader, image_size=16, n_train=loader.n_samples)
     opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
-    return open_cache(opt, distiller_dict[method].needs, distiller.teacher, data, CPU)
+    return open_cache(opt, distiller_dict[method].spec.needs, distiller.teacher, data, CPU)
 
 
 def fill(cache, distiller, loader):
@@ -192,12 +192,12 @@ def curve(tmp_path, kind, method='kd', steps=100, near=False):
     """(losses of the steps, how many images the teacher was asked for)."""
     distiller, loader, opt = build(method, batch=8, size=16)
     fold_batchnorm(distiller.teacher, 16)
-    asked, ask = [], distiller.ask_teacher
+    asked, ask = [], distiller.teacher_outputs
 
     def count(images, *rest):
         asked.append(len(images))
         return ask(images, *rest)
-    distiller.ask_teacher = count
+    distiller.teacher_outputs = count
     if kind != 'without':
         cache = cached(tmp_path, distiller, loader, opt, method)
         if kind == 'full':
@@ -239,16 +239,16 @@ def test_the_embedding_too(tmp_path, near):
     assert sorted(path.name.split('_')[-1] for path in tmp_path.glob('*.cache')) == ['embedding.cache', 'logits.cache']
 
 
-@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.accepts_answers(CACHED_OUTPUTS)])
-def test_every_method_accepts_answers(tmp_path, method):
+@pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.spec.is_cacheable(CACHED_OUTPUTS)])
+def test_every_cacheable_method(tmp_path, method):
     """A step that is told the teacher's answers equals one that asks; and the teacher stays behind."""
     losses = []
     for told in (False, True):
         distiller, loader, opt = build(method)
         images, target, index = next(iter(loader))
-        out = distiller.ask_teacher(images)
-        answers = {kind: getattr(out, kind) for kind in ('logits', *distiller.needs)}
-        if told and not distiller.reads_teacher:
+        out = distiller.teacher_outputs(images)
+        answers = {kind: getattr(out, kind) for kind in ('logits', *distiller.spec.needs)}
+        if told and not distiller.spec.reads_teacher:
             distiller.teacher_follows = False
             distiller.to(torch.float64).to(torch.float32)
             distiller.teacher = None
@@ -316,7 +316,7 @@ def test_too_little_room(tmp_path, capsys, monkeypatch):
     distiller, loader, opt = build('kd')
     cache = cached(tmp_path, distiller, loader, opt)
     assert not cache.writable and 'no more answers are kept: it would take another' in capsys.readouterr().out
-    list(TeacherOutputLoader(loader, cache, distiller.ask_teacher))
+    list(TeacherOutputLoader(loader, cache, distiller.teacher_outputs))
     assert cache.files['logits'].count() == 0
 
 
@@ -333,7 +333,7 @@ def test_a_full_cache_needs_no_teacher(call, teacher, small, tmp_path, monkeypat
     assert '(100 % of 0.16 MB)' in capsys.readouterr().out
     student(call, teacher, small, tmp_path / 'without')
     expected = capsys.readouterr().out
-    monkeypatch.setattr(Distiller, 'ask_teacher', None)
+    monkeypatch.setattr(Distiller, 'teacher_outputs', None)
     student(call, teacher, small, tmp_path, '--teacher_cache')
     found = capsys.readouterr().out
 

@@ -373,7 +373,7 @@ def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
 
     def seen(*more):
         opt = student_options([*flags, '--data_dir', str(tree), *more])
-        checkpoint = open_teacher(opt)
+        opt.model_t, checkpoint = open_teacher(opt)
         inputs = {'mean': [.5] * 3, 'std': [.25] * 3, 'size': opt.image_size, 'interpolation': 'bilinear',
                   'fit': 'crop'}
         net = load_net(str(file), checkpoint, opt.model_t, SimpleNamespace(num_classes=4, image_size=opt.image_size,

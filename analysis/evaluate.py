@@ -1,0 +1,26 @@
+"""--evaluate of the train scripts: the accuracy of a checkpoint on the test images."""
+from dataset import get_dataloaders
+from distiller_zoo import load_inference_net
+from helper import distributed
+from helper.device import memory_format
+from helper.loops import validate
+from helper.records import show_evaluation
+from models.load import open_checkpoint
+from options import open_teacher, take_image_size, warn_of_split
+
+
+def evaluate(opt, device) -> None:
+    """Measure the checkpoint opt.evaluate (True: the teacher opt.path_t) and print its accuracy. All processes call
+    this."""
+    if opt.evaluate is True:
+        path, flag = opt.path_t, '--path-t'
+        arch, checkpoint = open_teacher(opt)
+    else:
+        path, flag, arch = opt.evaluate, '--evaluate', None
+        checkpoint = open_checkpoint(path, flag, opt.checkpoint_key)
+        take_image_size(opt, checkpoint, f'{flag} {path}')
+        warn_of_split(opt, checkpoint, f'{flag} {path}')
+    data = get_dataloaders(distributed.per_process_options(opt), device)
+    name, net = load_inference_net(path, data, flag, arch, checkpoint)
+    net.to(device, memory_format=memory_format(opt))
+    show_evaluation(name, validate(data.test_loader, net, source=f'{flag} {path}'))

@@ -1,0 +1,73 @@
+"""What a method requires of two nets and of the data: each check raises an error that names the flag to change."""
+import torch
+from torch import nn
+
+from helper.errors import UserError
+from models.base import Outputs
+
+
+class PairError(UserError):
+    """A method cannot distil between these two nets."""
+
+
+def check_declaration(method: type) -> None:
+    """Raises ValueError for a method class that contradicts its own spec: an error of its author."""
+    spec = method.spec
+    if unknown := {*spec.needs} - {*Outputs._fields}:
+        raise ValueError(f'{method.__name__} needs {", ".join(unknown)}; a net gives {", ".join(Outputs._fields)}')
+
+
+def check_pairwise_batch(spec, batch_size: int) -> None:
+    """Raises UserError if --batch_size is too small for the method."""
+    if spec.pairwise and batch_size < 2:
+        raise UserError(f'--batch_size {batch_size}: {spec.title} compares the images of a batch; give at least 2')
+
+
+def check_preact(distiller, opt, data, student: bool = True) -> None:
+    """Raises PairError unless the teacher, and by default the student, gives feature maps before their ReLU."""
+    try:
+        for net in (distiller.teacher, *([distiller.student] if student else [])):
+            output_shapes(net, data.image_size, preact=True)
+    except NotImplementedError as error:
+        raise PairError(f'--distill {opt.distill}: needs pre-activations; {error}') from error
+
+
+def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
+    """Raises PairError unless both lists have entries, and all are shapes (C, H, W) of feature maps."""
+    for flag, name, shapes in (('--model_s', opt.model_s, shapes_s), ('--path-t', opt.model_t, shapes_t)):
+        others = [shape for shape in shapes if len(shape) != 3]
+        if others or not shapes:
+            reason = f'a feature is {("N", *others[0])}' if others else 'it has none'
+            raise PairError(f'{flag}: --distill {opt.distill} needs feature maps (N, C, H, W) of {name}, but {reason}')
+
+
+def check_heads(opt, nets, allow_norm: bool = False) -> None:
+    """Raises PairError unless these nets end in pooling and one linear layer.
+
+    The classifier then also applies to single positions of the map before pooling. nets: (flag, name, net, shapes of
+    its outputs) each. allow_norm: a norm may stand between pooling and the linear layer.
+    """
+    for flag, name, net, shapes in nets:
+        try:
+            fits = len(shapes.map) == 3 and (isinstance(net.pooled_head(), nn.Linear) or allow_norm)
+        except NotImplementedError:
+            fits = False
+        if not fits:
+            raise PairError(f'{flag}: --distill {opt.distill} applies the classifier to the map before pooling, but '
+                            f'{name} has other layers between them; choose a net without')
+
+
+@torch.no_grad()
+def output_shapes(net, image_size: int, preact: bool = False) -> Outputs:
+    """Return the shapes of a net's outputs without the batch dimension, as Outputs."""
+    images = torch.zeros(2, 3, image_size, image_size, device=next(net.parameters()).device)
+    was_training = net.training
+    out = net.eval().outputs(images, preact)
+    net.train(was_training)
+    return map_outputs(out, lambda x: tuple(x.shape[1:]))
+
+
+def map_outputs(out: Outputs, function) -> Outputs:
+    """Return Outputs of function(tensor) for each tensor."""
+    return Outputs(*(None if value is None else [function(v) for v in value] if isinstance(value, list)
+                     else function(value) for value in out))

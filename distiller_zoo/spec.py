@@ -1,0 +1,48 @@
+"""What a method declares: its source and published values, what it needs, and what it goes with."""
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """The declaration of a method, its class attribute `spec`.
+
+    A loss that needs float32 under --amp declares it by the decorator in_float32 on method_loss.
+    """
+
+    # Source
+    title: str                  # the method's name in papers
+    paper: str                  # authors, venue, arXiv id
+    uses: str                   # what the method compares, in a few words
+    published: dict = field(default_factory=dict)               # option -> published value, used where it is not given
+    published_imagenet: dict = field(default_factory=dict)      # those that differ for ImageNet
+    published_logit_stand: dict = field(default_factory=dict)   # those with --logit_stand; empty: no such results
+
+    # Inputs
+    needs: tuple = ()           # teacher outputs besides logits: 'embedding', 'feats', 'map', fields of Outputs
+    views: tuple = ('weak',)    # augmentation of each view, keys of dataset.augment.VIEWS; several need MultiView
+    preact_s: bool = False      # feature maps of the student are taken before their ReLU
+    preact_t: bool = False      # the same for the teacher
+    reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
+    auxiliary_teacher: bool = False     # --path-t is a distilled net; published tables name the net that taught it
+    needs_class: bool = False   # each image has one class, so mixup and CutMix do not apply
+    pairwise: bool = False      # compares images within a batch, so a batch has at least two
+    drop_last: bool = False     # a short last batch is dropped
+
+    # Training
+    own_loss: bool = True       # has a method_loss besides the soft labels
+    first_stage: bool = False   # begins with --init_epochs of init_loss; needs the FirstStage base class
+    scheduled_over_epochs: bool = False     # begin_epoch reads `epochs`, so a run cannot be extended
+    own_buffers: tuple = ()     # names of buffers that differ between processes within an epoch
+    own_backward: bool = False  # `backward` makes the backward passes of a step
+    own_optimizer: bool = False     # `make_optimizer` ignores --opt
+    changes_student: bool = False   # `student_outputs` changes which logits are trained
+    deploys_student: bool = True    # the student is the network that is shipped; else see inference_net
+
+    def is_cacheable(self, fields: tuple) -> bool:
+        """Return whether training works with stored teacher outputs that have only these fields of Outputs."""
+        return not self.first_stage and len(self.views) == 1 and {*self.needs} <= {*fields}
+
+    @property
+    def is_mixable(self) -> bool:
+        """Whether mixup and CutMix apply."""
+        return not self.needs_class and len(self.views) == 1

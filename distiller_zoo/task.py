@@ -1,0 +1,93 @@
+"""A training task: a network that learns, its loss, and what the scripts and the loop ask of it."""
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from helper.distributed import average_gradients
+from helper.optim import new_optimizer
+
+from .task_loss import task_loss
+
+
+class TrainingTask(nn.Module):
+    """`student` and the loss that trains it. Vanilla and Distiller extend this class with a forward pass.
+
+    The class attributes are the defaults; a subclass or an instance may set others.
+    """
+
+    drop_last = False               # drop a short last batch
+    scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a run cannot be extended
+    own_buffers = ()                # names of buffers that differ between processes within an epoch
+    own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
+    has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
+
+    def __init__(self, student: nn.Module, opt=None, data=None):
+        """opt, data: the parsed options and dataset.Data, which determine the task loss; None: plain cross-entropy."""
+        super().__init__()
+        self.student = student
+        self.task_loss = task_loss(opt, data)
+        self.average = None
+        if opt is not None and opt.model_ema is not None:
+            from timm.utils import ModelEmaV3
+            self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup).requires_grad_(False)
+            self.register_buffer('averaged_steps', torch.zeros((), dtype=torch.int64))      # saved with the run
+            self.steps = None       # the same number, without asking a GPU for it in every step
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[dict, Tensor]:
+        """images (N, 3, H, W), target (N,) or mixed (N, classes), index (N,) -> (losses, logits (N, classes)).
+
+        losses: name -> scalar; training minimises 'loss'.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Set what a schedule changes. Called before every epoch, from 1, and again when a run resumes in that epoch.
+
+        The result must depend on these two numbers alone. Store values that the forward pass reads in tensors
+        (self.schedule_factor.fill_(...)): --compile treats Python numbers as constants and compiles again for each
+        value. An override calls super().begin_epoch(epoch, epochs).
+        """
+
+    def make_optimizer(self, learning_rate: float, opt) -> Optimizer:
+        """Return the optimiser of all parameters. The scripts scale the rates of all its groups by the schedule."""
+        return new_optimizer(self, learning_rate, opt)
+
+    def no_weight_decay(self) -> set:
+        """Names of parameters that timm's optimisers exclude from weight decay, besides biases and norms."""
+        names = getattr(self.student, 'no_weight_decay', set)()
+        return {f'student.{name}' for name in names}
+
+    def backward(self, losses: dict, optimizer: Optimizer) -> None:
+        """Set the gradients that optimizer.step() reads, by calls of add_gradients; only with own_backward.
+
+        losses: what forward returned. All gradients are None when this is called; an override may clear them between
+        two passes. --amp float16, which scales gradients, is refused.
+        """
+        raise NotImplementedError(f'{type(self).__name__} declares own_backward')
+
+    def add_gradients(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradients of `loss` to the parameters' .grad, averaged over all processes."""
+        loss.backward(retain_graph=retain_graph)
+        average_gradients(self)
+
+    def after_step(self) -> None:
+        """Called after each optimiser step: --model_ema follows the student, but not in a first stage."""
+        if self.average is not None and not self.in_first_stage:
+            self.steps = 1 + (int(self.averaged_steps) if self.steps is None else self.steps)
+            self.averaged_steps.fill_(self.steps)
+            self.average.update(self.student, self.steps)
+
+    def inference_net(self) -> nn.Module:
+        """Return the network to validate, save under 'model' and ship: images (N, 3, H, W) -> logits (N, classes)."""
+        return self.student if self.average is None else self.average.module
+
+    def checkpoint(self) -> dict:
+        """Return what a checkpoint stores of this task."""
+        return {'model': self.inference_net().state_dict()}
+
+    def pictures(self) -> dict:
+        """name -> small matrix, rows of values from 0 to 1, that shows what the method learnt in this epoch.
+
+        Called once after each epoch, in every process.
+        """
+        return {}
