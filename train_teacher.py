@@ -38,7 +38,7 @@ def train(opt, device):
     arch = check_name(opt.model, data.image_size, '--model')
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
-    facts = fingerprint(data, net=net)
+    paths, facts = RunPaths.of_teacher(opt), fingerprint(data, net=net)
     vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
@@ -56,7 +56,7 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, RunPaths.of_teacher(opt), vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
+    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')
         module = distributed.wrap(vanilla, device)

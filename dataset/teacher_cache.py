@@ -22,7 +22,7 @@ from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.run_folder import folder_name
-from models.base import probe
+from models.base import Outputs, probe
 
 from .cache_file import CacheFile, file_bytes
 from .memory import VARIANTS, MemoryLoader
@@ -160,7 +160,8 @@ class TeacherOutputLoader:
     def __iter__(self):
         try:
             for images, target, index, slots in self.loader:
-                yield images, target, index, self.answers(images, slots.numpy())
+                out_t = self.answers(images, slots.numpy())
+                yield images, target, index, Outputs(**dict.fromkeys(Outputs._fields) | out_t)
         finally:
             self.cache.flush()
 

@@ -1,9 +1,8 @@
 """What a method requires of two nets and of the data: each check raises an error that names the flag to change."""
-import torch
 from torch import nn
 
 from helper.errors import UserError
-from models.base import Outputs
+from models.base import Outputs, probe
 
 
 class PairError(UserError):
@@ -57,14 +56,9 @@ def check_heads(opt, nets, allow_norm: bool = False) -> None:
                             f'{name} has other layers between them; choose a net without')
 
 
-@torch.no_grad()
 def output_shapes(net, image_size: int, preact: bool = False) -> Outputs:
     """Return the shapes of a net's outputs without the batch dimension, as Outputs."""
-    images = torch.zeros(2, 3, image_size, image_size, device=next(net.parameters()).device)
-    was_training = net.training
-    out = net.eval().outputs(images, preact)
-    net.train(was_training)
-    return map_outputs(out, lambda x: tuple(x.shape[1:]))
+    return map_outputs(probe(net, image_size, preact), lambda x: tuple(x.shape[1:]))
 
 
 def map_outputs(out: Outputs, function) -> Outputs:

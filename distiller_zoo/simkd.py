@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helper.cli import number
+from models.base import probe
 
 from .base import Distiller
 from .checks import check_heads, check_maps
@@ -61,12 +62,9 @@ class SimKDDistiller(Distiller):
         self.freeze_head(data)
 
     def freeze_head(self, data):
-        """Freeze what the student has after the map that pooling sees: it is not used."""
+        """Freeze the student's layers after the map before pooling, which are not used."""
         parameters = [*self.student.parameters()]
-        images = torch.zeros(2, 3, data.image_size, data.image_size, device=parameters[0].device)
-        was_training = self.student.training
-        features = self.student.eval().forward_features(images)
-        self.student.train(was_training)
+        features = probe(self.student, data.image_size, gradient=True).map
         for p, grad in zip(parameters, torch.autograd.grad(features.sum(), parameters, allow_unused=True), strict=True):
             p.requires_grad_(grad is not None)
 
