@@ -56,7 +56,7 @@ def save(fig: Figure, stem: Path) -> None:
     _settle(fig)
     write_atomically(Path(f'{stem}.png'), lambda file: fig.savefig(
         file, format='png', dpi=150, facecolor='white', metadata={'Software': None}))
-    write_atomically(Path(f'{stem}.svg'), lambda file: file.write(svg(fig).encode()))
+    write_atomically(Path(f'{stem}.svg'), svg(fig).encode())
 
 
 def _settle(fig):

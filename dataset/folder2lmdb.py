@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
-from helper.files import open_regular  # noqa: E402
+from helper.files import open_regular, replacing  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
 
@@ -29,7 +28,7 @@ def _read(file):
 
 
 def write_split(split, root: Path, classes: list[str], path: Path) -> None:
-    """Write the files of `split` to `path`: under another name first, so that an older file stays whole until then."""
+    """Write the files of `split` to `path`; an older file there stays whole until all is written."""
     lmdb = import_lmdb()
     names = split.names
     try:
@@ -40,31 +39,26 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
         raise UserError(f'{root}: {name}: give the file a name in UTF-8') from error
     except OSError as error:        # a link that leads nowhere
         raise UserError(f'{error.filename}: cannot be read ({error.strerror})') from error
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    os.close(handle)
-    os.unlink(temporary)
     try:
-        # The map is an upper bound, not the size of the file: a page for every image's end, and the lists.
-        env = lmdb.open(temporary, subdir=False, lock=False, map_size=2 * size + 8192 * len(split.files) + 2**26)
-        numbers = tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty())
-        transaction = env.begin(write=True)
-        for i in numbers:
-            transaction.put(record_key(i), pack(int(split.labels[i]), names[i], _read(split.files[i])))
-            if i % COMMIT_EVERY == COMMIT_EVERY - 1:
-                transaction.commit()
-                transaction = env.begin(write=True)
-        transaction.put(LABELS, split.labels.numpy().tobytes())
-        transaction.put(KEYS, list_of_names)
-        transaction.put(META, json.dumps({'format': FORMAT, 'samples': len(names), 'classes': classes}).encode())
-        transaction.commit()
-        env.sync(True)
-        env.close()
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            # The map is an upper bound, not the size of the file: a page for every image's end, and the lists.
+            most_bytes = 2 * size + 8192 * len(split.files) + 2**26
+            env = lmdb.open(str(temporary), subdir=False, lock=False, map_size=most_bytes)
+            numbers = tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty())
+            transaction = env.begin(write=True)
+            for i in numbers:
+                transaction.put(record_key(i), pack(int(split.labels[i]), names[i], _read(split.files[i])))
+                if i % COMMIT_EVERY == COMMIT_EVERY - 1:
+                    transaction.commit()
+                    transaction = env.begin(write=True)
+            transaction.put(LABELS, split.labels.numpy().tobytes())
+            transaction.put(KEYS, list_of_names)
+            transaction.put(META, json.dumps({'format': FORMAT, 'samples': len(names), 'classes': classes}).encode())
+            transaction.commit()
+            env.sync(True)
+            env.close()
     except (OSError, lmdb.Error) as error:
         raise UserError(f'{path}: cannot be written ({error}); what was there before is as it was') from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def main():

@@ -31,7 +31,7 @@ def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]
     found = collect(table, steps, save / 'logs', now, epoch)
     for name, text in (('report.html', _page(found, save, now)), ('report.md', report_text.markdown(found)),
                        ('report.csv', report_text.as_csv(found)), ('report.tex', report_text.latex(found))):
-        write_atomically(save / name, lambda file, text=text: file.write(text.encode()))
+        write_atomically(save / name, text.encode())
     return found
 
 

@@ -144,7 +144,7 @@ def main():
           f'{len(exported.config["classes"])} classes', file=sys.stderr)
     text = {'text': as_text, 'csv': as_csv, 'json': as_json}[opt.format]([*predict(exported, files, opt)])
     if opt.output:
-        write_atomically(Path(opt.output), lambda file: file.write(f'{text}\n'.encode(errors='surrogateescape')))
+        write_atomically(Path(opt.output), f'{text}\n'.encode(errors='surrogateescape'))
     else:
         print(text)
 
