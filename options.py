@@ -30,8 +30,8 @@ from helper.cli import (
     values,
     weights,
 )
-from helper.compile import cores, turn_on_fast
-from helper.device import KINDS, MPS
+from helper.compile import turn_on_fast
+from helper.device import KINDS, MPS, cores
 from helper.errors import UserError, reason
 from helper.files import read_text
 from helper.optim import check_recipe, has_momentum

@@ -25,6 +25,7 @@ from helper.records import warn_of_one_class
 from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
+from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name
 from models.fold import fold_batchnorm
 from models.load import load_net, warn_of_size
@@ -61,7 +62,7 @@ def train(opt, device):
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
-        distributed.synchronise_batchnorm(distiller)
+        synchronise_batchnorm(distiller)
     speed_up(distiller, local, device)
     train_loader = data.train_loader
     if cache:

@@ -20,6 +20,7 @@ from helper.optim import adjust_learning_rate
 from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
+from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name
 from models.load import warn_of_size
 from options import teacher_options
@@ -43,7 +44,7 @@ def train(opt, device):
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
-        distributed.synchronise_batchnorm(vanilla)
+        synchronise_batchnorm(vanilla)
     speed_up(vanilla, local, device)
     optimizer = vanilla.make_optimizer(opt.learning_rate, opt)
     precision = Precision(opt.amp, device)

@@ -7,8 +7,8 @@ import torch
 
 from distiller_zoo import get_method
 from helper.cli import Parser, number, path, values
-from helper.compile import check_compiler, cores, turn_on_fast
-from helper.device import KINDS, select_device
+from helper.compile import check_compiler, turn_on_fast
+from helper.device import KINDS, cores, select_device
 from helper.errors import UserError, run_main
 from helper.files import write_json
 from models import resolve

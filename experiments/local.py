@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from helper.compile import cores
+from helper.device import cores
 from helper.errors import UserError
 from helper.launch import STOP_SIGNALS
 

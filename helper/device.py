@@ -1,4 +1,5 @@
 """Where a run computes, in how many bits, and its random numbers."""
+import contextlib
 import os
 import platform
 import random
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import cluster
 from .errors import UserError
 
 MPS = 'mps'     # Metal Performance Shaders, PyTorch's name of Apple's GPUs
@@ -54,6 +56,21 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
     return torch.device('cuda', ids[0])
 
 
+def cores() -> int:
+    """The processor cores that this process may use; under torchrun, those of all machines together."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return here * cluster.machine_count()
+
+
+def cpu_name() -> str:
+    """The model of the processor, as Linux names it."""
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def finest(device: torch.device) -> torch.dtype:
     """The floating point of the most bits that a device has: Apple's GPUs have 32."""
     return torch.float32 if device.type == MPS else torch.float64
@@ -86,17 +103,9 @@ def free_memory(device: torch.device) -> int:
 
 def surroundings() -> dict:
     """The machine, the versions and the command line of this process, for parameters.json."""
-    if torch.cuda.is_initialized():
-        machine = torch.cuda.get_device_name()
-    else:
-        try:
-            lines = Path('/proc/cpuinfo').read_text().splitlines()
-        except OSError:
-            lines = []
-        names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-        name = names[0] if names else platform.processor() or platform.machine()
-        machine = f'{name} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, threads of the run: ' \
-                  f'{torch.get_num_threads()}'
+    machine = torch.cuda.get_device_name() if torch.cuda.is_initialized() else \
+        f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, threads of the run: ' \
+        f'{torch.get_num_threads()}'
     return {'machine': machine, 'versions': f'Python {platform.python_version()}, torch {torch.__version__}',
             'command': shlex.join(['python', *sys.argv])}
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CPU, assert_same, free_port, options, outcome
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import helper.launch
 import train_student
@@ -25,14 +26,16 @@ from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.cli import Flags
+from helper.cluster import explain_failed_meeting, first_host
 from helper.compile import compile_forward
 from helper.device import Precision
 from helper.errors import UserError
 from helper.files import FolderLock
-from helper.launch import first_host, launch
+from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.meter import Progress
 from helper.run import Run
+from helper.sync_batchnorm import synchronise_batchnorm
 from models import model_dict
 from options import student_options
 
@@ -115,6 +118,22 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
     return found, optimizer
 
 
+def accumulated(rank, world):
+    """(averages, a part of the weights, number of gradient exchanges) of an epoch of three batches, --grad_accum 2."""
+    distiller, loader, opt = make('kd', rank, world, grad_accum=2)
+    synchronise_batchnorm(distiller)
+    module, buckets = distributed.wrap(distiller, CPU), []
+
+    def count(state, bucket):
+        buckets.append(bucket.index())
+        return allreduce_hook(state, bucket)
+    if world > 1:
+        module.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    averages = train_epoch(1, loader, module, optimizer, opt)
+    return averages, distiller.student.fc.weight.flatten()[:20].tolist(), buckets.count(0)
+
+
 def same(value) -> bool:
     """Whether all processes have this state, to the bit."""
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -156,20 +175,21 @@ def every_method(opt, device):
         except UserError as error:
             found[f'options {name}'] = distributed.gather(str(error))
     distiller, loader, method_opt = make('kd', rank, world)
-    distributed.synchronise_batchnorm(distiller)
+    synchronise_batchnorm(distiller)
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
+    found['accumulated'] = accumulated(rank, world)
     found['compiled'] = []
     for sync_bn, compiled in itertools.product((False, True), repeat=2):
         distiller, loader, method_opt = make('kd', rank, world)
         if sync_bn:
-            distributed.synchronise_batchnorm(distiller)
+            synchronise_batchnorm(distiller)
         if compiled:
             compile_forward(distiller, method_opt.batch_size, CPU)
         averages, _ = steps(distiller, loader, method_opt)
         found['compiled'].append([a['loss'] for a in averages])
     half, loader, method_opt = make('kd', rank, world)
-    distributed.synchronise_batchnorm(half)
+    synchronise_batchnorm(half)
     found['sync_bn in 16 bits'] = steps(half, loader, method_opt, sgd=0.05, amp='bfloat16')[0]
     images, target = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator()
                                    .manual_seed(7)), torch.arange(45) % 10
@@ -227,6 +247,16 @@ def test_two_processes_train_as_one(together):
     for a, b in zip(together['sync_bn'], together['sync_bn in 16 bits'], strict=True):
         assert 0 < abs(a['loss'] - b['loss']) < 0.03 * a['loss']
     assert together['sync_bn weight'] == pytest.approx(distiller.student.fc.weight.flatten()[:20].tolist(), abs=1e-5)
+
+
+def test_two_processes_accumulate_as_one(together):
+    """--grad_accum 2: one process with the batch of both gives the same; two updates exchange the gradients twice."""
+    averages, weights, exchanges = together['accumulated']
+    expected, expected_weights, _ = accumulated(0, 1)
+    for each in (averages, expected):
+        del each['images_per_second']
+    assert averages == pytest.approx(expected, rel=1e-4) and weights == pytest.approx(expected_weights, abs=1e-5)
+    assert exchanges == 2
 
 
 def test_two_processes_compiled(together):
@@ -375,10 +405,10 @@ def test_processes_that_end_at_once_leave_no_warnings(monkeypatch):
     monkeypatch.setattr(helper.launch.resource_tracker, 'ensure_running',
                         lambda: seen.append(os.environ['PYTHONWARNINGS']))
     monkeypatch.setenv('PYTHONWARNINGS', 'error')
-    helper.launch._start_resource_tracker()
+    helper.launch.start_resource_tracker()
     assert seen == ['error,ignore:resource_tracker'] and os.environ['PYTHONWARNINGS'] == 'error'
     monkeypatch.delenv('PYTHONWARNINGS')
-    helper.launch._start_resource_tracker()
+    helper.launch.start_resource_tracker()
     assert seen[1] == 'ignore:resource_tracker' and 'PYTHONWARNINGS' not in os.environ
 
 
@@ -444,8 +474,8 @@ def test_url_in_use(call, small, tmp_path, capfd):
      '0, open to all, and does every process start?')])
 def test_why_processes_did_not_meet(error, seconds, said):
     """The seconds are those that have passed, and more of them are advised only where these were used up."""
-    assert distributed._why_not_met(error, 2, seconds, 60).startswith(said)
-    assert ('--dist-timeout' in said) == ('--dist-timeout' in distributed._why_not_met(error, 2, seconds, 60))
+    assert explain_failed_meeting(error, 2, seconds, 60).startswith(said)
+    assert ('--dist-timeout' in said) == ('--dist-timeout' in explain_failed_meeting(error, 2, seconds, 60))
 
 
 def test_the_others_do_not_come(small, tmp_path):

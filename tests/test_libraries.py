@@ -21,6 +21,7 @@ from helper.checkpoint import load_checkpoint, weights_checksum
 from helper.errors import UserError
 from helper.optim import new_optimizer
 from helper.run_folder import folder_name
+from helper.sync_batchnorm import CpuSyncBatchNorm, synchronise_batchnorm
 from models import find, model_dict
 from models.adapter import Inputs, evenly_spaced, to_grey, tokens_to_map
 from models.find import build
@@ -217,10 +218,10 @@ def test_sync_bn_keeps_activations(monkeypatch):
     """timm's batch norms have the activation in them: they are not replaced by plain ones."""
     monkeypatch.setattr(distributed, 'world_size', lambda: 2)
     with pytest.raises(UserError, match='--sync_bn: not for nets with BatchNormAct2d'):
-        distributed.synchronise_batchnorm(build('timm:mobilenetv3_small_050', 10, 64))
+        synchronise_batchnorm(build('timm:mobilenetv3_small_050', 10, 64))
     net = build('timm:resnet10t', 10, 64)
-    distributed.synchronise_batchnorm(net)
-    assert isinstance(net.net.bn1, distributed.CpuSyncBatchNorm)
+    synchronise_batchnorm(net)
+    assert isinstance(net.net.bn1, CpuSyncBatchNorm)
 
 
 def test_timm_is_not_installed(monkeypatch):

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 from conftest import ROOT, assert_same, outcome_of, slurm, slurm_environment, wait_for_slurm
 
-from helper.compile import cores
+from helper.device import cores
 
 pytestmark = pytest.mark.usefixtures('cluster', 'clean_up')
 

@@ -2,7 +2,6 @@
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ import helper
 from benchmarks import scaling, threads, whole
 from benchmarks.__main__ import main as benchmark
 from distiller_zoo import distiller_dict
-from helper.compile import compile_forward, cores, speed_up
-from helper.device import Precision
+from helper.compile import compile_forward, speed_up
+from helper.device import Precision, cores
 from helper.errors import UserError
 from helper.loops import train_epoch
 from helper.meter import Meter
@@ -214,22 +213,6 @@ def test_every_method_in_16_bits(method):
             if distiller.in_first_stage:
                 distiller.end_first_stage()
     assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
-
-
-def test_compile_says_from_when_it_pays(capsys):
-    """Once, at the first full batch; what it times leaves statistics, gradients and random numbers as they were."""
-    distiller, loader, opt = build('kd')
-    batch = next(iter(loader))
-    compile_forward(distiller, opt.batch_size, CPU)
-    distiller.train()
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    for step in (1, 2):
-        distiller(*batch)
-        assert distiller.student.bn1.num_batches_tracked == step
-    assert torch.equal(torch.get_rng_state(), before) and all(p.grad is None for p in distiller.parameters())
-    assert len(re.findall('--compile: (pays from about [0-9,]+ images on|these nets gain nothing from it)',
-                          capsys.readouterr().out)) == 1
 
 
 def test_only_full_training_batches():
