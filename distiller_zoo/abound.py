@@ -1,11 +1,9 @@
 """The method abound; its loss is in criteria/abound.py."""
 import torch
 
-from .base import Distiller
-from .checks import check_maps, check_preact
+from .base import Distiller, Spec, check_maps, check_preact
 from .criteria.abound import ABLoss, Connector
 from .first_stage import FirstStage
-from .spec import Spec
 
 
 class ABDistiller(FirstStage, Distiller):

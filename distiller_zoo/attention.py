@@ -1,15 +1,12 @@
 """The method attention; its loss is in criteria/attention.py."""
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps
 from .criteria.attention import Attention
-from .spec import Spec
 
 
 class ATDistiller(Distiller):
     spec = Spec(
         title='AT', paper='Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928', uses='stage features, in order',
-        published={'beta': 1000.0},
-        needs=('feats',))
+        published={'beta': 1000.0}, needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -8,10 +8,11 @@ from helper.cli import comma_list
 from helper.errors import UserError
 from models.base import Outputs
 
-from .checks import PairError, check_declaration, output_shapes
+from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, output_shapes  # noqa: F401
 from .criteria.kd import distill_kl
 from .dot import DOT
 from .logit_transforms import LogitTransforms
+from .precision import in_float32  # noqa: F401, for the methods, which import what they need from here
 from .spec import Spec
 from .task import TrainingTask
 

@@ -1,11 +1,8 @@
 """The method catkd; its loss is in criteria/catkd.py."""
 from helper.cli import number
 
-from .base import Distiller
-from .checks import check_heads
+from .base import Distiller, Spec, check_heads, in_float32
 from .criteria.catkd import CATKDLoss, activation_maps
-from .precision import in_float32
-from .spec import Spec
 
 
 class CATKDDistiller(Distiller):
@@ -13,10 +10,8 @@ class CATKDDistiller(Distiller):
 
     spec = Spec(
         title='CAT-KD', paper='Guo et al., CVPR 2023, arXiv:2304.12777',
-        uses='the map before pooling, both classifiers',
-        published={'alpha': 0.0, 'beta': 15.0, 'cat_resolution': 2},
-        published_imagenet={'beta': 0.5, 'cat_resolution': 4},
-        needs=('map',))
+        uses='the map before pooling, both classifiers', published={'alpha': 0.0, 'beta': 15.0, 'cat_resolution': 2},
+        published_imagenet={'beta': 0.5, 'cat_resolution': 4}, needs=('map',))
 
     @classmethod
     def add_arguments(cls, add):

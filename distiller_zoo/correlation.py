@@ -1,16 +1,13 @@
 """The method correlation; its loss is in criteria/correlation.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.correlation import Correlation, LinearEmbed
-from .precision import in_float32
-from .spec import Spec
 
 
 class CCDistiller(Distiller):
     spec = Spec(
-        title='CC', paper='Peng et al., ICCV 2019, arXiv:1904.01802', uses='feats[-1]',
-        published={'beta': 0.02},
+        title='CC', paper='Peng et al., ICCV 2019, arXiv:1904.01802', uses='feats[-1]', published={'beta': 0.02},
         needs=('embedding',), pairwise=True)
 
     @classmethod

@@ -2,17 +2,14 @@
 from helper.cli import number
 from helper.errors import UserError
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.crd import ContrastSampler, CRDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class CRDDistiller(Distiller):
     spec = Spec(
         title='CRD', paper='Tian et al., ICLR 2020, arXiv:1910.10699', uses='feats[-1], sample index',
-        published={'beta': 0.8},
-        needs=('embedding',), needs_class=True)
+        published={'beta': 0.8}, needs=('embedding',), needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -3,9 +3,9 @@ import torch
 
 from helper.cli import number
 
+from .base import Spec
 from .criteria.ctkd import GlobalTemperature, reversal_strength
 from .dkd import DKDDistiller
-from .spec import Spec
 
 
 class CTKDDistiller(DKDDistiller):
@@ -17,8 +17,8 @@ class CTKDDistiller(DKDDistiller):
     spec = Spec(
         title='CTKD', paper='Li et al., AAAI 2023, arXiv:2211.16231', uses='logits',
         published={'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10},
-        published_imagenet={'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5},
-        published_logit_stand={'alpha': 9.0}, needs_class=True)
+        published_imagenet={'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5}, published_logit_stand={'alpha': 9.0},
+        needs_class=True)
 
     @classmethod
     def add_arguments(cls, add):

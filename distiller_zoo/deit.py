@@ -1,8 +1,7 @@
 """DeiT: the student learns the class that the teacher sees, by a token of its own where it has one."""
 import torch.nn.functional as F
 
-from .base import Distiller
-from .spec import Spec
+from .base import Distiller, Spec
 
 
 class DeiTDistiller(Distiller):
@@ -16,8 +15,8 @@ class DeiTDistiller(Distiller):
 
     spec = Spec(
         title='DeiT', paper='Touvron et al., ICML 2021, arXiv:2012.12877',
-        uses="the teacher's class, a distillation token",
-        published={'gamma': 0.5, 'alpha': 0.0, 'beta': 0.5}, changes_student=True)
+        uses="the teacher's class, a distillation token", published={'gamma': 0.5, 'alpha': 0.0, 'beta': 0.5},
+        changes_student=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         net = getattr(self.student, 'net', None)

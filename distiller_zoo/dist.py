@@ -1,17 +1,14 @@
 """The method dist; its loss is in criteria/dist.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.dist import DISTLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class DISTDistiller(Distiller):
     spec = Spec(
         title='DIST', paper='Huang et al., NeurIPS 2022, arXiv:2205.10536', uses='logits',
-        published={'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0},
-        published_imagenet={'kd_T': 1.0}, pairwise=True)
+        published={'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0}, published_imagenet={'kd_T': 1.0}, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):

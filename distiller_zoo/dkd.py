@@ -1,10 +1,8 @@
 """The method dkd; its loss is in criteria/dkd.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.dkd import dkd_loss
-from .precision import in_float32
-from .spec import Spec
 
 
 class DKDDistiller(Distiller):

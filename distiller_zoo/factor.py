@@ -2,11 +2,9 @@
 import torch
 import torch.nn.functional as F
 
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps
 from .criteria.factor import FactorTransfer, Paraphraser, Translator
 from .first_stage import FirstStage
-from .spec import Spec
 
 
 class FTDistiller(FirstStage, Distiller):
@@ -14,8 +12,7 @@ class FTDistiller(FirstStage, Distiller):
 
     spec = Spec(
         title='FT', paper='Kim et al., NeurIPS 2018, arXiv:1802.04977', uses='feats[-2], paraphrased in a first stage',
-        published={'beta': 200.0},
-        needs=('feats',), first_stage=True)
+        published={'beta': 200.0}, needs=('feats',), first_stage=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])

@@ -1,19 +1,17 @@
 """The method fsp; its loss is in criteria/fsp.py."""
 import torch
 
-from .base import Distiller
-from .checks import PairError, check_maps
+from .base import Distiller, PairError, Spec, check_maps
 from .criteria.fsp import FSP
 from .first_stage import FirstStage
-from .spec import Spec
 
 
 class FSPDistiller(FirstStage, Distiller):
     """The first stage fits the flows; the second trains the task with soft labels, and has no use for beta."""
 
     spec = Spec(
-        title='FSP', paper='Yim et al., CVPR 2017', uses='feats[:-1], in a first stage',
-        published={'beta': 50.0}, first_stage=True, own_loss=False)
+        title='FSP', paper='Yim et al., CVPR 2017', uses='feats[:-1], in a first stage', published={'beta': 50.0},
+        first_stage=True, own_loss=False)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[:-1], shapes_t.feats[:-1])

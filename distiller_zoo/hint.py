@@ -2,17 +2,14 @@
 from helper.cli import number
 from helper.errors import UserError
 
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps
 from .criteria.hint import ConvReg, HintLoss
-from .spec import Spec
 
 
 class FitNetDistiller(Distiller):
     spec = Spec(
         title='FitNet', paper='Romero et al., ICLR 2015, arXiv:1412.6550', uses='feats[--hint_layer]',
-        published={'beta': 100.0},
-        needs=('feats',))
+        published={'beta': 100.0}, needs=('feats',))
 
     @classmethod
     def add_arguments(cls, add):

@@ -4,10 +4,8 @@ from pathlib import Path
 
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.hkd import HKDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class HKDDistiller(Distiller):
@@ -15,8 +13,7 @@ class HKDDistiller(Distiller):
 
     spec = Spec(
         title='HKD', paper='Passalis et al., CVPR 2020, arXiv:2005.00727', uses='stage features, in order',
-        published={'beta': 1.0},
-        needs=('feats',), auxiliary_teacher=True, pairwise=True)
+        published={'beta': 1.0}, needs=('feats',), auxiliary_teacher=True, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -1,18 +1,13 @@
 """The method ickd; its loss is in criteria/ickd.py."""
-from .base import Distiller, is_imagenet
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps, in_float32, is_imagenet
 from .criteria.ickd import ICKDLoss
 from .criteria.layers import ConvBN
-from .precision import in_float32
-from .spec import Spec
 
 
 class ICKDDistiller(Distiller):
     spec = Spec(
         title='ICKD', paper='Liu et al., ICCV 2021, arXiv:2202.03680', uses='feats[-2]',
-        published={'alpha': 0.0, 'beta': 2.5},
-        published_imagenet={'beta': 1.0},
-        needs=('feats',))
+        published={'alpha': 0.0, 'beta': 2.5}, published_imagenet={'beta': 1.0}, needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])

@@ -2,17 +2,14 @@
 from helper.cli import number
 from helper.errors import UserError
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.irg import IRGLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class IRGDistiller(Distiller):
     spec = Spec(
         title='IRG', paper='Liu et al., CVPR 2019', uses='feats[-1], feats[--transform_layer_s/_t]',
-        published={'beta': 0.005},
-        needs=('embedding', 'feats'), pairwise=True)
+        published={'beta': 0.005}, needs=('embedding', 'feats'), pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):

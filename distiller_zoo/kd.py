@@ -1,6 +1,5 @@
 """KD: the student learns the teacher's softened logits."""
-from .base import Distiller, is_imagenet
-from .spec import Spec
+from .base import Distiller, Spec, is_imagenet
 
 
 class KDDistiller(Distiller):

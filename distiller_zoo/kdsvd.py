@@ -1,16 +1,12 @@
 """The method kdsvd; its loss is in criteria/kdsvd.py."""
-from .base import Distiller
-from .checks import PairError, check_maps
+from .base import Distiller, PairError, Spec, check_maps, in_float32
 from .criteria.kdsvd import KDSVD
-from .precision import in_float32
-from .spec import Spec
 
 
 class KDSVDDistiller(Distiller):
     spec = Spec(
         title='KDSVD', paper='Lee et al., ECCV 2018, arXiv:1807.06819', uses='stage features, in order',
-        published={'beta': 1.0},
-        needs=('feats',))
+        published={'beta': 1.0}, needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -1,9 +1,7 @@
 """The method mlld; its loss is in criteria/mlld.py."""
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.mlld import MLLDLoss
 from .multi_view import MultiView
-from .precision import in_float32
-from .spec import Spec
 
 
 class MLLDDistiller(MultiView, Distiller):

@@ -1,10 +1,8 @@
 """The method nkd; its loss is in criteria/nkd.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.nkd import NKDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class NKDDistiller(Distiller):

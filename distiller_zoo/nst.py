@@ -1,16 +1,12 @@
 """The method nst; its loss is in criteria/nst.py."""
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps, in_float32
 from .criteria.nst import NSTLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class NSTDistiller(Distiller):
     spec = Spec(
         title='NST', paper='Huang and Wang, 2017, arXiv:1707.01219', uses='stage features, in order',
-        published={'beta': 50.0},
-        needs=('feats',))
+        published={'beta': 50.0}, needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

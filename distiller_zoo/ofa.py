@@ -3,9 +3,8 @@ from torch import nn
 
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec
 from .criteria.ofa import ExitHead, ofa_loss
-from .spec import Spec
 
 
 class OFAKDDistiller(Distiller):

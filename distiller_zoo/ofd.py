@@ -3,20 +3,16 @@ import math
 
 from torch import nn
 
-from .base import Distiller
-from .checks import PairError, check_maps, check_preact
+from .base import Distiller, PairError, Spec, check_maps, check_preact, in_float32
 from .criteria.layers import ConvBN
 from .criteria.ofd import OFDLoss, ofd_margin
-from .precision import in_float32
-from .spec import Spec
 
 
 class OFDDistiller(Distiller):
     spec = Spec(
         title='OFD', paper='Heo et al., ICCV 2019, arXiv:1904.01866', uses='stages before their ReLU',
-        published={'alpha': 0.0, 'beta': 0.001},
-        published_imagenet={'beta': 0.0001},
-        needs=('feats',), preact_s=True, preact_t=True)
+        published={'alpha': 0.0, 'beta': 0.001}, published_imagenet={'beta': 0.0001}, needs=('feats',), preact_s=True,
+        preact_t=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -1,15 +1,12 @@
 """The method pkt; its loss is in criteria/pkt.py."""
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.pkt import PKT
-from .precision import in_float32
-from .spec import Spec
 
 
 class PKTDistiller(Distiller):
     spec = Spec(
         title='PKT', paper='Passalis and Tefas, ECCV 2018, arXiv:1803.10837', uses='feats[-1]',
-        published={'beta': 30000.0},
-        needs=('embedding',), pairwise=True)
+        published={'beta': 30000.0}, needs=('embedding',), pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = PKT()

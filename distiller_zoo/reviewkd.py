@@ -1,10 +1,8 @@
 """The method reviewkd; its loss is in criteria/reviewkd.py."""
 import torch.nn.functional as F
 
-from .base import Distiller, is_imagenet
-from .checks import check_maps, check_preact
+from .base import Distiller, Spec, check_maps, check_preact, is_imagenet
 from .criteria.reviewkd import HCLLoss, ReviewStack
-from .spec import Spec
 
 
 class ReviewKDDistiller(Distiller):
@@ -12,8 +10,7 @@ class ReviewKDDistiller(Distiller):
         title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',
         uses="stages and embedding; the teacher's before their ReLU",
         published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
-        published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1},
-        needs=('feats',), preact_t=True)
+        published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, needs=('feats',), preact_t=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

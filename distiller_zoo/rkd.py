@@ -1,14 +1,11 @@
 """The method rkd; its loss is in criteria/rkd.py."""
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.rkd import RKDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class RKDDistiller(Distiller):
     spec = Spec(
-        title='RKD', paper='Park et al., CVPR 2019, arXiv:1904.05068', uses='feats[-1]',
-        published={'beta': 1.0},
+        title='RKD', paper='Park et al., CVPR 2019, arXiv:1904.05068', uses='feats[-1]', published={'beta': 1.0},
         needs=('embedding',), pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):

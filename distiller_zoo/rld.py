@@ -1,10 +1,8 @@
 """The method rld; its loss is in criteria/rld.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.rld import RLDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class RLDDistiller(Distiller):

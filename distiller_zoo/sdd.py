@@ -1,17 +1,13 @@
 """The method sdd; its loss is in criteria/sdd.py."""
-from .base import Distiller
-from .checks import check_heads
+from .base import Distiller, Spec, check_heads, in_float32
 from .criteria.sdd import SDDLoss, regional_logits
 from .dkd import DKDDistiller
-from .precision import in_float32
-from .spec import Spec
 
 
 class SDDDistiller(Distiller):
     spec = Spec(
         title='SDD', paper='Wei et al., CVPR 2024, arXiv:2403.13512', uses='the map before pooling, both classifiers',
-        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
-        published_imagenet={'sdd_scales': '1,2,4'},
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}, published_imagenet={'sdd_scales': '1,2,4'},
         needs=('map',), needs_class=True)
 
     @classmethod

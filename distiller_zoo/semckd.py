@@ -3,10 +3,8 @@ import torch
 
 from helper import distributed
 
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps
 from .criteria.semckd import SelfA, SemCKDLoss
-from .spec import Spec
 
 
 class SemCKDDistiller(Distiller):
@@ -19,6 +17,7 @@ class SemCKDDistiller(Distiller):
         needs=('feats',),
         drop_last=True,  # the MLPs' input width is the batch size
         own_buffers=('attention_sum', 'attention_batches'))
+
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

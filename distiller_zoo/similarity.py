@@ -1,14 +1,11 @@
 """The method similarity; its loss is in criteria/similarity.py."""
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.similarity import Similarity
-from .precision import in_float32
-from .spec import Spec
 
 
 class SPDistiller(Distiller):
     spec = Spec(
-        title='SP', paper='Tung and Mori, ICCV 2019, arXiv:1907.09682', uses='feats[-2]',
-        published={'beta': 3000.0},
+        title='SP', paper='Tung and Mori, ICCV 2019, arXiv:1907.09682', uses='feats[-2]', published={'beta': 3000.0},
         needs=('feats',), pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):

@@ -8,10 +8,8 @@ from torch import nn
 from helper.cli import number
 from models.base import probe
 
-from .base import Distiller
-from .checks import check_heads, check_maps
+from .base import Distiller, Spec, check_heads, check_maps
 from .criteria.simkd import SimKDProjector, project
-from .spec import Spec
 
 
 class Reused(nn.Module):
@@ -44,8 +42,7 @@ class SimKDDistiller(Distiller):
 
     spec = Spec(
         title='SimKD', paper='Chen et al., CVPR 2022, arXiv:2203.14001',
-        uses="the map before pooling, the teacher's classifier",
-        published={'gamma': 0.0, 'alpha': 0.0, 'beta': 1.0},
+        uses="the map before pooling, the teacher's classifier", published={'gamma': 0.0, 'alpha': 0.0, 'beta': 1.0},
         needs=('map',), changes_student=True, deploys_student=False)
 
     @classmethod

@@ -1,17 +1,14 @@
 """The method skd; its loss is in criteria/skd.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.skd import SKDLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class SKDDistiller(Distiller):
     spec = Spec(
         title='SKD', paper='Jeong et al., CVPR 2026', uses='logits',
-        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
-        published_imagenet={'kd_T': 1.0}, pairwise=True)
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}, published_imagenet={'kd_T': 1.0}, pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -1,14 +1,12 @@
 """The method srrl; its loss is in criteria/srrl.py."""
-from .base import Distiller
+from .base import Distiller, Spec
 from .criteria.srrl import SRRLLoss, SRRLTransfer
-from .spec import Spec
 
 
 class SRRLDistiller(Distiller):
     spec = Spec(
         title='SRRL', paper='Yang et al., ICLR 2021', uses="embedding, the teacher's classifier",
-        published={'beta': 1.0},
-        needs=('embedding',), reads_teacher=True)
+        published={'beta': 1.0}, needs=('embedding',), reads_teacher=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.transfer = SRRLTransfer(*shapes_s.embedding, *shapes_t.embedding)

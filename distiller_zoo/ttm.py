@@ -1,10 +1,8 @@
 """The method ttm; its loss is in criteria/ttm.py."""
 from helper.cli import number
 
-from .base import Distiller
+from .base import Distiller, Spec, in_float32
 from .criteria.ttm import TTMLoss, WTTMLoss
-from .precision import in_float32
-from .spec import Spec
 
 
 class TTMDistiller(Distiller):
@@ -27,8 +25,7 @@ class TTMDistiller(Distiller):
 
 class WTTMDistiller(TTMDistiller):
     spec = Spec(
-        title='WTTM', paper=TTMDistiller.spec.paper, uses='logits',
-        published={'alpha': 0.0, 'beta': 4.0})
+        title='WTTM', paper=TTMDistiller.spec.paper, uses='logits', published={'alpha': 0.0, 'beta': 4.0})
 
     @classmethod
     def add_arguments(cls, add):

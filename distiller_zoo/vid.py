@@ -1,17 +1,14 @@
 """The method vid; its loss is in criteria/vid.py."""
 from torch import nn
 
-from .base import Distiller
-from .checks import check_maps
+from .base import Distiller, Spec, check_maps
 from .criteria.vid import VIDLoss
-from .spec import Spec
 
 
 class VIDDistiller(Distiller):
     spec = Spec(
         title='VID', paper='Ahn et al., CVPR 2019, arXiv:1904.05835', uses='stage features, in order',
-        published={'beta': 1.0},
-        needs=('feats',))
+        published={'beta': 1.0}, needs=('feats',))
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -6,10 +6,8 @@ from helper import distributed
 from helper.cli import MOST_EPOCHS, number
 from helper.errors import UserError
 
-from .base import Distiller, is_imagenet
+from .base import Distiller, Spec, in_float32, is_imagenet
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
-from .precision import in_float32
-from .spec import Spec
 
 
 class WKDLDistiller(Distiller):
