@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Hostile
 
-from helper import checkpoint
+from helper import unpickle
 from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from helper.errors import UserError
 from helper.files import write_json
@@ -146,7 +146,7 @@ ODD = {
 @pytest.mark.parametrize('kind', ODD)
 def test_values_that_no_checkpoint_holds(tmp_path, monkeypatch, kind):
     make, words = ODD[kind]
-    monkeypatch.setattr(checkpoint, 'MOST_VALUES', 10**5)
+    monkeypatch.setattr(unpickle, 'MOST_VALUES', 10**5)
     torch.save({'model': {'w': make()}}, tmp_path / 'x.pth')
     with pytest.raises(UserError) as caught:
         load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
