@@ -27,7 +27,7 @@ from helper.errors import UserError
 from helper.estimate import Timer
 from models import model_dict, model_names
 from options import student_options, teacher_options
-from scripts import compare
+from scripts import compare, write_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 README_COMMAND = ('--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill semckd '
@@ -618,7 +618,7 @@ if 'train' in arguments[0]:
         folder = save / 'models' / f'{{model}}_{{data}}_lr_0.05_decay_0.0005_trial_0'
     else:
         model = value('--model_s')
-        weights = '_'.join(f'{{n}}:{{float(value("-" + n))}}' for n in 'rab')
+        weights = '_'.join(f'{{n}}:{{value("-" + n)}}' for n in 'rab' if '-' + n in arguments)
         name = ['S:' + model, 'T:' + os.environ['MODEL_T'], data, value('--distill'), weights, value('--trial')]
         folder = save / 'student_model' / '_'.join(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -657,24 +657,26 @@ def test_the_list_of_methods(shell, tmp_path):
     done, asked = shell('run_cifar_distill.sh', *flags, **nets)
     assert done.returncode == 0, done.stderr
     runs, table = asked[:-1], asked[-1]
-    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * 37
-    assert values(runs, '--data_dir') == ['/some data'] * 38 and values(runs, '--gpu_id') == ['cpu'] * 38
-    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * 38
-    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * 38 and values(runs, '--epochs') == ['8'] * 38
-    assert values(runs, '--trial') == ['7'] * 36 + ['auxiliary', '7']
+    count = 1 + len(distiller_dict) + 1         # the teacher, each method, and the first pass of hkd
+    assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * (count - 1)
+    assert values(runs, '--data_dir') == ['/some data'] * count and values(runs, '--gpu_id') == ['cpu'] * count
+    assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * count
+    assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * count and values(runs, '--epochs') == ['8'] * count
+    assert values(runs, '--trial') == ['7'] * (count - 2) + ['auxiliary', '7']
     assert set(values(runs, '--distill')) == set(distiller_dict)
-    assert [values([line], '-b')[0] for line in runs[-2:]] == ['30000', '1']
-    for line in runs[1:-2]:         # the weights there are the published ones
+    assert [student_options(line[1:]).beta for line in runs[-2:]] == [30000.0, 1.0]
+    for line in runs[1:]:           # the weights are the published ones
         usual = ['--path-t', 'x', '--distill', *values([line], '--distill')]
         opt, usual = student_options(line[1:]), student_options(usual)
         assert (opt.gamma, opt.alpha, opt.beta) == (usual.gamma, usual.alpha, usual.beta)
     rates = {values([line], '--distill')[0]: values([line], '--learning_rate')[0] for line in runs
              if '--learning_rate' in line}
     assert rates == {'mlld': '0.025', 'skd': '0.1'}
+    assert values(runs, '--init_epochs') == ['1'] * sum(method.spec.first_stage for method in distiller_dict.values())
     teachers = values(runs, '--path-t')
     assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
     assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
-    assert table[0] == 'scripts/compare.py' and len(table) == 37        # the folder of each method
+    assert table[0] == 'scripts/compare.py' and len(table) == 1 + len(distiller_dict)      # the folder of each method
 
     done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
     assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there
@@ -709,6 +711,29 @@ def test_the_imagenet_list(shell, tmp_path):
     assert all((opt.learning_rate, opt.weight_decay, opt.batch_size) == (0.1, 1e-4, 256) for opt in parsed)
     assert [opt.model_s for opt in parsed] == ['ResNet18'] * 6 + ['ResNet18Double', 'ResNet18']
     assert asked[-1][0] == 'scripts/compare.py' and len(asked[-1]) == 8
+
+
+def test_docs_repeat_what_the_methods_declare(call, tmp_path, monkeypatch, capsys):
+    """A copy of the three files is up to date; after a change write_docs names the file, and mends it."""
+    for file in write_docs.BLOCKS:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    shutil.copy(ROOT / 'docs/results.md', tmp_path / 'docs')
+    monkeypatch.setattr(write_docs, 'ROOT', tmp_path)
+
+    def exit_code(*flags):
+        with pytest.raises(SystemExit) as caught:
+            call(write_docs.main, *flags)
+        return caught.value.code
+    assert exit_code('--check') == 0 and capsys.readouterr().out == ''
+    page = tmp_path / 'docs' / 'methods.md'
+    page.write_text(page.read_text().replace('1, 1, 400', '1, 1, 40'))
+    assert exit_code('--check') == 1
+    assert capsys.readouterr().out == 'docs/methods.md: out of date; run python scripts/write_docs.py\n'
+    assert exit_code() == 0 and page.read_text() == (ROOT / 'docs/methods.md').read_text()
+    page.write_text('no lines that mark the block')
+    assert exit_code() == 2
+    assert capsys.readouterr().err.startswith('error: docs/methods.md: needs the lines "methods: written by ')
 
 
 def test_the_teachers_list(shell):
