@@ -1,8 +1,10 @@
 """Every network by its name: model_dict[name](num_classes=N).
 
-net(x) gives logits (N, num_classes); net(x, is_feat=True) gives (features, logits): the stem's output, one feature map
-a stage, and last the pooled embedding (N, C). preact=True takes the stages' features before their ReLU.
+net(x) returns logits (N, num_classes). net(x, is_feat=True) returns (features, logits); features are the stem's output,
+one map for each stage, and the pooled embedding (N, C). preact=True returns the stages' maps before their ReLU.
 """
+from functools import partial
+
 from helper.errors import UserError, nearest
 
 from .cifar_resnet import cifar_resnet_models
@@ -14,12 +16,10 @@ from .vgg import vgg_models
 from .wrn import wrn_models
 
 
-def _imagenet(name):
-    """A net of imagenet.py. torchvision, which takes seconds to import, is only imported for it."""
-    def build(num_classes: int = 1000):
-        from .imagenet import imagenet_models
-        return imagenet_models[name](num_classes=num_classes)
-    return build
+def _imagenet(name, num_classes: int = 1000):
+    """Build a net of imagenet.py. Only then import torchvision, which takes seconds."""
+    from .imagenet import imagenet_models
+    return imagenet_models[name](num_classes=num_classes)
 
 
 IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 'resnext50_32x4d', 'wrn_50_2',
@@ -27,23 +27,23 @@ IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 
             'shufflenet_v2_x2_0')
 
 model_dict = {**cifar_resnet_models, **resnet_small_stem_models, **wrn_models, **vgg_models, **mobilenetv2_models,
-              **shufflenetv1_models, **shufflenetv2_models, **{name: _imagenet(name) for name in IMAGENET}}
+              **shufflenetv1_models, **shufflenetv2_models, **{name: partial(_imagenet, name) for name in IMAGENET}}
 
-# One name for two forms: the 3x3 stem for small images, torchvision's 7x7 stem and max pool for large ones.
+# Each name has two nets: with a 3x3 stem for small images, with torchvision's 7x7 stem and max pool for large ones.
 TWO_STEMS = ('ResNet18', 'ResNet34', 'ResNet50')
 SMALL_IMAGE = 64
 
-# The nets that the paper trains with a learning rate of 0.01 instead of 0.05.
+# The SemCKD paper trains these with a learning rate of 0.01 instead of 0.05.
 SMALL_LEARNING_RATE = ('MobileNetV2', 'ShuffleV1', 'ShuffleV2')
 
 
 def model_names() -> list[str]:
-    """The names that the scripts accept."""
+    """Names that the scripts accept."""
     return sorted({*model_dict, *TWO_STEMS})
 
 
 def resolve(name: str, image_size: int, flag: str = 'model') -> str:
-    """The key of model_dict that `name` means for images of `image_size` pixels. Raises UserError for no model."""
+    """The key of model_dict that `name` means for images of `image_size` pixels. Raises UserError for other names."""
     if name in TWO_STEMS and image_size <= SMALL_IMAGE:
         return f'{name}_cifar'
     if name not in model_dict:
@@ -52,5 +52,5 @@ def resolve(name: str, image_size: int, flag: str = 'model') -> str:
 
 
 def default_learning_rate(name: str) -> float:
-    """The initial learning rate of the paper for this model."""
+    """The paper's initial learning rate for this model."""
     return 0.01 if name in SMALL_LEARNING_RATE else 0.05

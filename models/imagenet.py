@@ -1,4 +1,4 @@
-"""ImageNet networks: torchvision's own, with feature lists. The parameter names are torchvision's."""
+"""ImageNet networks: torchvision's, behind the contract of base.py and with torchvision's parameter names."""
 from functools import partial
 
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def _no_preact(net, preact):
 
 
 def _before_relu(block, x):
-    """What a block of torchvision's ResNets gives, before its last ReLU."""
+    """block(x) of torchvision's ResNets, before its last ReLU."""
     shortcut = x if block.downsample is None else block.downsample(x)
     count = 3 if hasattr(block, 'conv3') else 2
     for i in range(1, count + 1):
@@ -43,13 +43,16 @@ class ResNet(Net, resnet.ResNet):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
+    @property
+    def layers(self) -> list[nn.Sequential]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
     def get_classifier(self):
         return self.fc
 
     def get_bn_before_relu(self):
         """The last batch norm of each stage."""
-        last = (stage[-1] for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
-        return [getattr(block, 'bn3', block.bn2) for block in last]
+        return [getattr(stage[-1], 'bn3', stage[-1].bn2) for stage in self.layers]
 
     def embed(self, features):
         return self.avgpool(features).flatten(1)
@@ -57,7 +60,7 @@ class ResNet(Net, resnet.ResNet):
     def stages(self, x, preact=False):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = [x]
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in self.layers:
             if preact:
                 maps.append(_before_relu(stage[-1], stage[:-1](x)))
                 x = F.relu(maps[-1])
