@@ -37,8 +37,8 @@ from helper.files import read_text
 from helper.optim import check_recipe, has_momentum
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
-from models.adapter import FITS, INTERPOLATIONS
 from models.find import check_name, check_without_weights
+from models.inputs import FITS, INTERPOLATIONS
 from models.load import open_net
 
 LARGEST = 512       # of --image_size

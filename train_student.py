@@ -26,9 +26,9 @@ from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
 from helper.sync_batchnorm import synchronise_batchnorm
-from models.find import build, check_name
+from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
-from models.load import load_net, warn_of_size
+from models.load import load_net
 from options import open_teacher, student_options
 
 

@@ -21,8 +21,7 @@ from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
 from helper.sync_batchnorm import synchronise_batchnorm
-from models.find import build, check_name
-from models.load import warn_of_size
+from models.find import build, check_name, warn_of_size
 from options import teacher_options
 
 

@@ -53,7 +53,7 @@ class Data:
     std: tuple[float, ...] = memory.STD         # normalise images
     crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
     images_in: str | None = None                # 'memory' or 'disk', where both are possible
-    fit: str = 'crop'           # how oblong images become squares, of models.adapter.FITS
+    fit: str = 'crop'           # how oblong images become squares, of models.inputs.FITS
     held_out: str = ''          # the name of the split that is measured, where the data have several
     split: dict | None = None       # --split: name of a split -> names of its images
     same_classes: bool = False      # --same_classes: the names in a checkpoint are not compared with `classes`
@@ -72,7 +72,7 @@ class Data:
 
     @property
     def inputs(self) -> dict:
-        """How a net that is trained on these data sees images; see models.adapter.Inputs."""
+        """How a net that is trained on these data sees images; see models.inputs.Inputs."""
         return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear',
                 'fit': self.fit}
 

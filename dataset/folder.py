@@ -180,7 +180,7 @@ def open_whole(opt) -> tuple[Split, list[str]]:
 
 
 def resize_to_square(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
-    """The image scaled to size x size pixels. fit: of models.adapter.FITS, for oblong images.
+    """The image scaled to size x size pixels. fit: of models.inputs.FITS, for oblong images.
 
     crop: scale the centre square. squash: scale both sides. pad: scale the longer side, and add black.
     """

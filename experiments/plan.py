@@ -20,7 +20,7 @@ from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
 from helper.errors import UserError, nearest, printable
 from helper.run_folder import RunPaths, folder_name
-from models.find import build, check_name, is_own
+from models.find import build, check_name, is_user_file
 from models.load import open_checkpoint, teacher_name
 from options import LARGEST, flags, student_options, teacher_options, with_recipe
 
@@ -212,7 +212,7 @@ class _Plan:
     def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
         arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
                      '--trial', trial, '--seed', str(seed), *self._last()]
-        if is_own(teacher):
+        if is_user_file(teacher):
             arguments += ['--model_t', teacher]
         if what in self.cached:
             arguments.append('--teacher_cache')

@@ -10,7 +10,7 @@ from dataset.imagenet import CROP_PCT
 from helper.errors import UserError
 from helper.files import open_regular, read_json
 from models.find import LIBRARIES, NOT_SETTINGS
-from models.load import as_inputs
+from models.inputs import check_inputs
 
 from .card import CARD
 from .formats import FORMATS
@@ -98,4 +98,4 @@ def check_config(config, what: str) -> dict:
     crop = inputs.get('crop_pct')
     if not isinstance(crop, float) or not any(math.isclose(crop, usual) for usual in (1.0, CROP_PCT)):
         raise UserError(f'{what}: its {CONFIG} has crop_pct {str(crop)[:20]}; it must be 1.0 or {CROP_PCT}')
-    return {**config, 'inputs': {**as_inputs(inputs, what), 'crop_pct': crop}}
+    return {**config, 'inputs': {**check_inputs(inputs, what), 'crop_pct': crop}}

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from distiller_zoo import get_method, load_inference_net
 from models.adapter import Adapter
-from models.find import build, is_own, library_of, settings
-from models.load import as_inputs, open_checkpoint
+from models.find import build, get_library, is_user_file, parse_name
+from models.inputs import check_inputs
+from models.load import open_checkpoint
 
 OWN = 'this repository'     # whose code a net needs that is of no library
 
@@ -64,7 +65,7 @@ def open_student(path: str, data, flag: str, arch: str | None = None,
     models.load.open_checkpoint or open_net, if it is open already. Raises UserError.
     """
     checkpoint = checkpoint or open_checkpoint(path, flag)
-    inputs = as_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
+    inputs = check_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
     classes = checkpoint.get('num_classes') or data.num_classes
     facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
     name, net = load_inference_net(path, facts, flag, arch, checkpoint)
@@ -82,9 +83,9 @@ def _config(arch, net, method, classes, inputs):
     """What config.json says: of timm's layout, with what rebuilds the net here in 'arch' and 'inference_net'."""
     # Otherwise its library's net takes other images than those of this one: of another size, or grey.
     is_plain = method is None and 'inputs' not in net._modules and getattr(net, 'channels', 3) == 3
-    library = library_of(arch) if is_plain else None
+    library = get_library(arch) if is_plain else None
     return {
-        'architecture': settings(arch, 'arch')[0].partition('.')[0] if library else arch, 'num_classes': len(classes),
+        'architecture': parse_name(arch, 'arch')[0].partition('.')[0] if library else arch, 'num_classes': len(classes),
         'model_args': net.settings if library else {}, 'library': library or OWN, 'arch': arch, 'inference_net': method,
         'pretrained_cfg': {'input_size': [3, inputs['size'], inputs['size']], 'mean': inputs['mean'],
                            'std': inputs['std'], 'interpolation': inputs['interpolation'],
@@ -95,7 +96,7 @@ def _config(arch, net, method, classes, inputs):
 
 def rebuild(config: dict, weights: dict) -> nn.Module:
     """The network of a config.json with these weights. Raises whatever an untrusted one makes a builder raise."""
-    if is_own(config['arch']):
+    if is_user_file(config['arch']):
         raise ValueError(f'its net is the function {config["arch"]} of a file: take one of the other formats')
     net = build(config['arch'], config['num_classes'], config['inputs']['size'], trains=False)
     if config['inference_net']:

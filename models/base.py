@@ -1,4 +1,4 @@
-"""What every network offers to the methods and the scripts, with timm's names where timm has one."""
+"""The contract of every network, with timm's names where timm has one."""
 from typing import NamedTuple
 
 import torch
@@ -8,33 +8,38 @@ from helper.errors import UserError
 
 
 class Outputs(NamedTuple):
-    """All that a network gives for a batch. A method's teacher gives what the method asks for; the rest is None."""
+    """Outputs of a network for a batch. In a teacher's, those that the method does not need may be None."""
 
     logits: Tensor              # (N, classes)
-    embedding: Tensor           # (N, C), the pooled last map; the last entry of feats too
-    feats: list                 # the stem's output and one map (N, C, H, W) a stage, then the embedding
-    map: Tensor                 # (N, num_features, H, W), what pooling sees
+    embedding: Tensor           # (N, C), the pooled last map; also the last entry of feats
+    feats: list                 # the stem's output and a map (N, C, H, W) for each stage, then the embedding
+    map: Tensor                 # (N, num_features, H, W), the input of pooling
 
 
 class Net(nn.Module):
     """A convolutional network in three parts: stages, pooling, classifier.
 
-    A subclass writes `stages` and `get_classifier`, and the others where they differ.
+    A subclass defines `stages` and `get_classifier`, and overrides what differs.
     """
 
-    activated = True    # without preact, the stages come after their last ReLU, or have none
+    activated = True            # the stages' maps come after their last ReLU, or there is none
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
-        """images (N, 3, H, W) -> ([the stem's output, one map a stage], the map that pooling sees).
+        """images (N, 3, H, W) -> ([the stem's output, a map for each stage], the input of pooling).
 
-        preact: the stages' maps before their last ReLU. Raises NotImplementedError where a net has none.
+        preact: the stages' maps before their last ReLU. Raises NotImplementedError if the net has none.
         """
         raise NotImplementedError(type(self).__name__)
 
     def get_classifier(self) -> nn.Linear:
-        """The layer that gives the logits."""
+        """The layer that returns the logits."""
         raise NotImplementedError(type(self).__name__)
+
+    def refuse_preact(self, preact: bool) -> None:
+        """Raise NotImplementedError if `preact` is set: the first line of `stages` in nets without pre-activations."""
+        if preact:
+            raise NotImplementedError(f'{_name(self)} has no pre-activations')
 
     def count_stages(self, image_size: int) -> int:
         """Number of stages that feats can have."""
@@ -42,39 +47,38 @@ class Net(nn.Module):
 
     def select_stages(self, stages: list[int], image_size: int, what: str) -> None:
         """Keep only these stages in feats, counted from 0. Raises UserError that begins with `what`."""
-        self.selected_stages = None     # so that count_stages sees all
+        self.selected_stages = None     # so that count_stages includes all
         count = self.count_stages(image_size)
         if sorted({*stages}) != stages or stages[-1] >= count:
-            name = getattr(self, 'name', type(self).__name__)
-            raise UserError(f'{what}: {name} has the stages 0 to {count - 1}; give some of them in rising order')
+            raise UserError(f'{what}: {_name(self)} has the stages 0 to {count - 1}; give some of them in rising order')
         self.selected_stages = stages
 
-    def see(self, x: Tensor) -> Tensor:
-        """The loader's images as this net was trained to see them; a module `inputs` of the net says how."""
+    def convert_inputs(self, x: Tensor) -> Tensor:
+        """The loader's images, converted by the module `inputs` if the net has one."""
         return self.inputs(x) if 'inputs' in self._modules else x
 
     @property
     def num_features(self) -> int:
-        """Channels of the map that pooling sees."""
+        """Channels of the input of pooling."""
         return self.head_hidden_size
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier reads."""
+        """Width of the classifier's input."""
         return self.get_classifier().in_features
 
     def embed(self, features: Tensor) -> Tensor:
-        """The map that pooling sees (N, C, H, W) -> the pooled embedding (N, C)."""
+        """The input of pooling (N, C, H, W) -> the pooled embedding (N, C)."""
         return features.mean((2, 3))
 
     def hidden(self, embedding: Tensor) -> Tensor:
-        """The embedding -> what the classifier reads, (N, head_hidden_size): for most nets the embedding itself."""
+        """The embedding -> the classifier's input (N, head_hidden_size), in most nets the embedding itself."""
         return embedding
 
     def pooled_head(self) -> nn.Module:
-        """What makes logits of the map's mean over its positions: (N, num_features) -> (N, classes).
+        """A module from the map's mean over its positions to logits: (N, num_features) -> (N, classes).
 
-        Raises NotImplementedError where the logits cannot be had from it.
+        Raises NotImplementedError if the logits do not depend on that mean alone.
         """
         classifier = self.get_classifier()
         if self.num_features != classifier.in_features:
@@ -82,17 +86,17 @@ class Net(nn.Module):
         return classifier
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """images (N, 3, H, W) -> the map that pooling sees (N, num_features, h, w)."""
-        return self.stages(self.see(x))[1]
+        """images (N, 3, H, W) -> the input of pooling (N, num_features, h, w)."""
+        return self.stages(self.convert_inputs(x))[1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The map that pooling sees -> logits (N, classes), or with pre_logits what the classifier reads."""
+        """The input of pooling -> logits (N, classes), or with pre_logits the classifier's input."""
         x = self.hidden(self.embed(x))
         return x if pre_logits else self.get_classifier()(x)
 
     def outputs(self, x: Tensor, preact: bool = False) -> Outputs:
-        """images (N, 3, H, W) -> everything in one pass."""
-        maps, last = self.stages(self.see(x), preact)
+        """images (N, 3, H, W) -> all outputs, in one pass."""
+        maps, last = self.stages(self.convert_inputs(x), preact)
         embedding = self.embed(last)
         if self.selected_stages is not None:
             maps = [maps[0], *(maps[1 + i] for i in self.selected_stages)]
@@ -102,6 +106,10 @@ class Net(nn.Module):
         """images (N, 3, H, W) -> logits (N, classes), or with is_feat ([stem, stages ..., embedding], logits)."""
         out = self.outputs(x, preact)
         return (out.feats, out.logits) if is_feat else out.logits
+
+
+def _name(net):
+    return getattr(net, 'name', type(net).__name__)
 
 
 def probe(net: Net, images: int | Tensor, preact: bool = False, gradient: bool = False) -> Outputs:
@@ -118,3 +126,8 @@ def probe(net: Net, images: int | Tensor, preact: bool = False, gradient: bool =
             return net.outputs(images.to(next(net.parameters()).device), preact)
     finally:
         net.train(was_training)
+
+
+def noise_images(size: int) -> Tensor:
+    """Two images (2, 3, size, size) of noise, always the same. The global random state does not change."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -8,11 +8,6 @@ from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
 from .base import Net
 
 
-def _no_preact(net, preact):
-    if preact:
-        raise NotImplementedError(f'{type(net).__name__} of torchvision has no pre-activations')
-
-
 def _before_relu(block, x):
     """block(x) of torchvision's ResNets, before its last ReLU."""
     shortcut = x if block.downsample is None else block.downsample(x)
@@ -88,7 +83,7 @@ class VGG(Net, vgg.VGG):
         return self.classifier[:-1](embedding)
 
     def stages(self, x, preact=False):
-        _no_preact(self, preact)
+        self.refuse_preact(preact)
         maps = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -109,7 +104,7 @@ class MobileNetV2(Net, mobilenetv2.MobileNetV2):
         return self.classifier[:-1](embedding)      # dropout
 
     def stages(self, x, preact=False):
-        _no_preact(self, preact)
+        self.refuse_preact(preact)
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -125,7 +120,7 @@ class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):
         return self.fc
 
     def stages(self, x, preact=False):
-        _no_preact(self, preact)
+        self.refuse_preact(preact)
         maps = [self.maxpool(self.conv1(x))]
         for stage in (self.stage2, self.stage3, self.stage4):
             maps.append(stage(maps[-1]))

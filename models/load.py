@@ -1,5 +1,4 @@
 """A network from a checkpoint, or with a library's published weights: which one it is, and with its weights."""
-import math
 import os
 import re
 from pathlib import Path
@@ -10,16 +9,15 @@ from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_wei
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
 
-from . import IMAGENET, model_dict, model_names
-from .adapter import FITS, INTERPOLATIONS, Inputs
+from . import model_dict, model_names
 from .classes import match_classes
-from .find import LIBRARIES, NOT_SETTINGS, build, check_name, is_own, library_of, settings
+from .find import LIBRARIES, NOT_SETTINGS, build, check_name, get_library, is_user_file, parse_name
 from .foreign import find_weights, without_common_prefix, without_prefix
+from .inputs import Inputs, check_inputs, describe_inputs
 from .recognise import recognise
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'     # of a folder that timm and the Hugging Face Hub write
 MOST_CLASSES = 10**5
-CIFAR_SIZE, IMAGENET_SIZE = 32, 224     # pixels for which the nets of model_dict were made
 
 
 def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,
@@ -35,7 +33,7 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
     if not inputs:
         return name, checkpoint
     if is_ours(checkpoint) and known is not None:
-        known = as_inputs(known, what)
+        known = check_inputs(known, what)
         for key, value in inputs.items():
             if known[key] != value:
                 raise UserError(f'--{key}_t {value}: {what} says that its net takes images with {key} '
@@ -47,7 +45,7 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
 
 
 def _open(path, name, flag, key):
-    if library := library_of(path):
+    if library := get_library(path):
         for option, given in (('--model_t', name), ('--checkpoint_key', key)):
             if given:
                 raise UserError(f'{option} {given}: {flag} {path} names the net already; leave one of the two out')
@@ -57,9 +55,9 @@ def _open(path, name, flag, key):
     checkpoint = open_checkpoint(path, flag, key)
     if name is None:
         return teacher_name(path, checkpoint, flag), checkpoint
-    library = library_of(name)
+    library = get_library(name)
     if library and 'inputs' not in checkpoint and 'arch' not in checkpoint:     # trained elsewhere: as its library does
-        checkpoint = {**checkpoint, 'inputs': LIBRARIES[library].published_inputs(settings(name, flag)[0], flag)}
+        checkpoint = {**checkpoint, 'inputs': LIBRARIES[library].published_inputs(parse_name(name, flag)[0], flag)}
     return name, checkpoint
 
 
@@ -67,7 +65,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     """The dictionary in an untrusted checkpoint: NAME.pth, a file of safetensors, or a folder with timm's config.json.
 
     'model' is a state_dict. Checkpoints of this project and timm's folders also have, if known, 'arch', 'num_classes'
-    and 'inputs' (the preprocessing, see adapter.Inputs), and whatever else was saved. Files from elsewhere have instead
+    and 'inputs' (the preprocessing, see inputs.Inputs), and whatever else was saved. Files from elsewhere have instead
     'taken', a text that says which weights are loaded, and 'their_arch', their name of the net.
 
     key: --checkpoint_key. Raises UserError that names `flag`.
@@ -150,7 +148,7 @@ def teacher_name(path: str, checkpoint: dict, flag: str = '--path-t') -> str:
     asked = 'it as --path-t of train_student.py --evaluate, with --model_t' if flag == '--evaluate' else \
         option or '--model_t'
     if isinstance(checkpoint.get('arch'), str):
-        if is_own(checkpoint['arch']):
+        if is_user_file(checkpoint['arch']):
             more = f'add {option} {checkpoint["arch"]}' if option else 'that cannot be said here'
             raise UserError(f'{flag} {path}: a net of the file {checkpoint["arch"]}, whose code is only run if you say '
                             f'so; {more}')
@@ -199,51 +197,16 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
                         f'train one on this data with train_teacher.py')
     inputs, given = checkpoint.get('inputs'), getattr(data, 'inputs', None)
     if inputs is not None:      # for a checkpoint from elsewhere the user may give only some parts
-        inputs = as_inputs({**given, **inputs} if 'taken' in checkpoint and given else inputs, f'{flag} {path}')
+        inputs = check_inputs({**given, **inputs} if 'taken' in checkpoint and given else inputs, f'{flag} {path}')
     net = build(name, data.num_classes, inputs['size'] if inputs else data.image_size, f'{flag} {path}:',
                 trains=False)
     if inputs and given and any(inputs[key] != given[key] for key in ('mean', 'std', 'size')):
         seen = Inputs(given, inputs)
         net.inputs = nn.Sequential(seen, net.inputs) if hasattr(net, 'inputs') else seen
-        print(f'{flag} {path}: images are converted to what its net has learnt from: {_words(inputs)}')
+        print(f'{flag} {path}: images are converted to what its net has learnt from: {describe_inputs(inputs)}')
     if inputs and given and 'fit' in checkpoint['inputs'] and inputs['fit'] != given['fit']:
         print(f'{flag} {path}: was trained with --fit {inputs["fit"]}, but this run has --fit {given["fit"]}')
     return net
-
-
-def as_inputs(inputs, what: str) -> dict:
-    """'inputs' of an untrusted checkpoint, checked and complete. Raises UserError."""
-    def colours(values, low):
-        return isinstance(values, (list, tuple)) and len(values) == 3 and \
-            all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
-    found = inputs if isinstance(inputs, dict) else {}
-    size = found.get('size')
-    if not colours(found.get('mean'), -math.inf) or not colours(found.get('std'), 0) or type(size) is not int \
-            or not 0 < size < 10**4 or found.get('interpolation') not in INTERPOLATIONS \
-            or found.get('fit', FITS[0]) not in FITS:
-        raise UserError(f'{what}: does not say how its net sees images: wanted are mean and std of three colours, size '
-                        f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(found))}')
-    return {'mean': [float(v) for v in found['mean']], 'std': [float(v) for v in found['std']], 'size': size,
-            'interpolation': found['interpolation'], 'fit': found.get('fit', FITS[0])}
-
-
-def _words(inputs):
-    mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
-    return f'{inputs["size"]} pixels ({inputs["interpolation"]}), mean {mean}, std {std}'
-
-
-def warn_of_size(name: str, size: int, flag: str) -> None:
-    """Print a line if images of this size are less than half or more than twice the size that the net was made for."""
-    plain, given = settings(name, flag) if library_of(name) else (name, {})
-    if is_own(name) or {'img_size', 'image_size', 'patch_size'} & given.keys():     # the user has chosen the size
-        return
-    try:
-        usual = LIBRARIES[library_of(name)].published_inputs(plain, flag)['size'] if library_of(name) else \
-            IMAGENET_SIZE if name in IMAGENET else CIFAR_SIZE
-    except (UserError, AttributeError, ValueError):       # a net without published weights
-        return
-    if not usual <= 2 * size <= 4 * usual:
-        print(f'{flag} {name}: is made for images of {usual} pixels, these have {size}')
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:

@@ -1,41 +1,41 @@
 """Networks of timm, by its names."""
+from functools import partial
+
 from torch import nn
 
 from helper.errors import UserError, nearest, reason
 
-from .adapter import Adapter, cannot_build, checked_size, evenly_spaced, is_stem, tokens_to_map
-
-MISSING = 'timm is not installed; pip install timm'
+from .adapter import Adapter, check_size, create_net, evenly_spaced, is_stem, tokens_to_map
 
 
-def library(flag: str):
-    """The module timm. Raises UserError where it is not installed."""
+def import_timm(flag: str):
+    """The module timm. Raises UserError if it is not installed."""
     try:
         import timm
     except ImportError:
-        raise UserError(f'{flag}: {MISSING}') from None
+        raise UserError(f'{flag}: timm is not installed; pip install timm') from None
     return timm
 
 
 def check(name: str, flag: str) -> None:
-    """Raises UserError where timm has no net `name`, which may end in .TAG for its published weights."""
-    timm = library(f'{flag} timm:{name}')
+    """Raise UserError unless timm has the net `name`, which may end in .TAG for its published weights."""
+    timm = import_timm(f'{flag} timm:{name}')
+    plain, _, tag = name.partition('.')
     if not timm.is_model(name):
         raise UserError(f'{flag} timm:{name}: timm {timm.__version__} has no such net; '
-                        f'{nearest(name.partition(".")[0], timm.list_models(), "timm.list_models() tells all")}')
-    plain, _, tag = name.partition('.')
-    known = [other.partition('.')[2] for other in timm.list_pretrained(f'{plain}.*')] if tag else []
-    if tag and tag not in known:
-        raise UserError(f'{flag} timm:{name}: no such published weights; there are: {", ".join(known) or "none"}')
+                        f'{nearest(plain, timm.list_models(), "timm.list_models() tells all")}')
+    tags = [known.partition('.')[2] for known in timm.list_pretrained(f'{plain}.*')] if tag else ['']
+    if tag not in tags:
+        raise UserError(f'{flag} timm:{name}: no such published weights; there are: {", ".join(tags) or "none"}')
 
 
 def build(full: str, name: str, settings: dict, num_classes: int, image_size: int, flag: str) -> Adapter:
-    """The net `name` of timm with new weights for images of image_size pixels. settings: what timm's builder takes.
+    """Net `name` of timm with new weights for images of image_size pixels. settings: arguments of timm's builder.
 
-    full: the name with them. Raises UserError for what timm cannot build.
+    full: the name with the settings. Raises UserError if timm cannot build it.
     """
-    timm = library(flag)
-    size = checked_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
+    timm = import_timm(flag)
+    size = check_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
     if timm.get_pretrained_cfg(name).fixed_input_size:
         settings = {**settings, 'img_size': size}
     if settings.get('global_pool', 'avg') in ('', None):
@@ -45,28 +45,24 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
     if channels not in (1, 3):
         raise UserError(f'{flag} {full}: in_chans={channels}: images have three colours; give 3, or 1 for a net that '
                         f'takes grey images')
-    try:
-        net = timm.create_model(name, num_classes=num_classes, **settings)
-    except Exception as error:      # a builder can stumble over a setting in any way
-        raise cannot_build('timm', full, num_classes, settings, flag, error) from error
+    net = create_net(partial(timm.create_model, name), 'timm', full, num_classes, settings, flag)
     adapter = TimmNet(full, net, size, flag)
     adapter.settings, adapter.channels = settings, channels
-    return adapter.for_images_of(image_size)
+    return adapter.resize_from(image_size)
 
 
 def published_inputs(name: str, flag: str) -> dict:
-    """How timm's net `name` sees images by timm's configuration: mean, std, size, interpolation."""
-    config = library(flag).get_pretrained_cfg(name)
+    """Preprocessing of timm's net `name` by timm's configuration: mean, std, size, interpolation."""
+    config = import_timm(flag).get_pretrained_cfg(name)
     return {'mean': [*config.mean], 'std': [*config.std], 'size': config.input_size[-1],
             'interpolation': config.interpolation}
 
 
 def published(name: str, flag: str) -> tuple[str, dict]:
-    """('timm:NAME', the checkpoint of the weights that timm downloads for NAME or NAME.TAG). Raises UserError."""
+    """('timm:NAME', a checkpoint with the weights that timm downloads for NAME or NAME.TAG). Raises UserError."""
     check(name, flag)
-    timm = library(flag)
     try:
-        net = timm.create_model(name, pretrained=True)
+        net = import_timm(flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights
         raise UserError(f'{flag} timm:{name}: its weights cannot be had ({reason(error)}); timm downloads them where '
                         f'there is a network: fetch them there, and give the folder or the file of safetensors here, '
@@ -76,8 +72,8 @@ def published(name: str, flag: str) -> tuple[str, dict]:
 
 
 class TimmNet(Adapter):
-    """A net of timm. Its stages are the entries of timm's feature_info but a stem; where these are blocks that give
-    maps of one size, as a ViT's, four of them."""
+    """A net of timm. Its stages are the entries of timm's feature_info except a stem; of blocks with maps of one size,
+    as in a ViT, four."""
 
     def __init__(self, name: str, net: nn.Module, image_size: int, flag: str):
         super().__init__(name, net, image_size)
@@ -86,22 +82,22 @@ class TimmNet(Adapter):
         if not info or not hasattr(net, 'forward_intermediates'):
             raise UserError(f'{flag} {name}: timm does not give its stages; take another net')
         self.has_stem = is_stem(info[0]['module'])
-        self.available = [entry['module'] for entry in info][self.has_stem:]
-        alike = len({entry['reduction'] for entry in info}) == 1
-        self.selected_stages = evenly_spaced(len(info)) if alike else [*range(len(self.available))]
+        self.stage_names = [entry['module'] for entry in info][self.has_stem:]
+        same_size = len({entry['reduction'] for entry in info}) == 1
+        self.selected_stages = evenly_spaced(len(info)) if same_size else [*range(len(self.stage_names))]
         self.nhwc = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
         self.linear = isinstance(net.get_classifier(), nn.Linear)
 
     def run(self, x):
         indices = [0, *(1 + i for i in self.selected_stages)] if self.has_stem else self.selected_stages
-        final, maps = self.net.forward_intermediates(x, indices=indices, output_fmt='NCHW')
-        embedding = self.net.forward_head(final, pre_logits=True)
-        logits = self.net.get_classifier()(embedding) if self.linear else self.net.forward_head(final)
-        if final.dim() == 3:
-            final = tokens_to_map(final, *maps[-1].shape[2:])
+        last, maps = self.net.forward_intermediates(x, indices=indices, output_fmt='NCHW')
+        embedding = self.net.forward_head(last, pre_logits=True)
+        logits = self.net.get_classifier()(embedding) if self.linear else self.net.forward_head(last)
+        if last.dim() == 3:
+            last = tokens_to_map(last, *maps[-1].shape[2:])
         elif self.nhwc:
-            final = final.permute(0, 3, 1, 2)
-        return maps if self.has_stem else [maps[0], *maps], final, embedding, logits
+            last = last.permute(0, 3, 1, 2)
+        return maps if self.has_stem else [maps[0], *maps], last, embedding, logits
 
     def get_classifier(self):
         if not self.linear:

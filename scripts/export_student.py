@@ -35,7 +35,7 @@ from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
 from helper.launch import STOP_SIGNALS  # noqa: E402
 from models.classes import class_order  # noqa: E402
-from models.find import is_own  # noqa: E402
+from models.find import is_user_file  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 
 USUAL = ('safetensors', 'pt2', 'onnx')
@@ -137,7 +137,7 @@ def open_teacher(opt, run, data):
     try:
         if not Path(file).exists():
             raise UserError(f'--path-t {file}: no such file')
-        named = said if isinstance(said, str) and not is_own(said) else None
+        named = said if isinstance(said, str) and not is_user_file(said) else None
         teacher = load(file, named, **as_opened(run.parameters))
         if known not in (None, teacher[0].checksum):
             raise UserError(f'--path-t {file}: no longer the net that taught {run}')

@@ -21,7 +21,7 @@ from models import model_dict  # noqa: E402
 from models.foreign import without_common_prefix  # noqa: E402
 from models.load import open_checkpoint  # noqa: E402
 from models.recognise import recognise  # noqa: E402
-from models.traced import download  # noqa: E402
+from models.torchvision_net import download  # noqa: E402
 
 PUBLISHED = 'IMAGENET1K_V1'     # the weights of the papers' teachers: 73.31 % of resnet34
 

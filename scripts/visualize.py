@@ -28,7 +28,7 @@ from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from helper.files import write_json  # noqa: E402
 from models.base import Net  # noqa: E402
-from models.find import is_own, library_of  # noqa: E402
+from models.find import get_library, is_user_file  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 
 ROWS, MOST_ROWS = 5, 50     # images of Grad-CAM that are drawn unasked, and at most
@@ -210,7 +210,7 @@ def teacher_of(students):
         file, said = student.facts.get('path_t'), student.facts.get('model_t')
         if isinstance(file, str):
             taught.setdefault(str(student.facts.get('teacher (checksum)', file)), file)
-            named = isinstance(said, str) and not is_own(said) and not library_of(file)
+            named = isinstance(said, str) and not is_user_file(said) and not get_library(file)
             opened[file] = {'name': said if named else None, **as_opened(student.facts)}
     if len(taught) != 1:
         what = f'these students learnt from several teachers, {", ".join(taught.values())}; give the one to compare ' \

@@ -16,8 +16,8 @@ from dataset.imagenet import Pipeline
 from export.card import _square
 from helper import distributed
 from helper.errors import UserError
-from models.adapter import FITS
-from models.load import as_inputs, new_net
+from models.inputs import FITS, check_inputs
+from models.load import new_net
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 COLOURS = np.stack([GREY, GREY[::-1], GREY.T], 2)
@@ -285,9 +285,9 @@ def test_a_line_of_pixels_becomes_a_square(fit, size):
 def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
     """One of another run is named; an export follows it, and its card says it in words."""
     inputs = {'mean': [0.5] * 3, 'std': [0.2] * 3, 'size': 16, 'interpolation': 'bilinear'}
-    assert as_inputs(inputs, '')['fit'] == 'crop' and as_inputs({**inputs, 'fit': 'pad'}, '')['fit'] == 'pad'
+    assert check_inputs(inputs, '')['fit'] == 'crop' and check_inputs({**inputs, 'fit': 'pad'}, '')['fit'] == 'pad'
     with pytest.raises(UserError, match='FILE: does not say how its net sees images'):
-        as_inputs({**inputs, 'fit': 'stretch'}, 'FILE')
+        check_inputs({**inputs, 'fit': 'stretch'}, 'FILE')
     data = argparse.Namespace(num_classes=4, image_size=16, inputs={**inputs, 'fit': 'crop'})
     for fit in ('crop', 'squash'):
         new_net('FILE', {'inputs': {**inputs, 'fit': fit}}, 'resnet8', data)

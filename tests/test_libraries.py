@@ -23,8 +23,9 @@ from helper.optim import new_optimizer
 from helper.run_folder import folder_name
 from helper.sync_batchnorm import CpuSyncBatchNorm, synchronise_batchnorm
 from models import find, model_dict
-from models.adapter import Inputs, evenly_spaced, to_grey, tokens_to_map
+from models.adapter import evenly_spaced, tokens_to_map
 from models.find import build
+from models.inputs import Inputs, to_grey
 from models.load import load_net, open_net
 from options import student_options
 
@@ -109,7 +110,7 @@ def test_net(name):
 def reference(name, size, weights):
     """The library's own net with these weights: they have its keys."""
     library, _, plain = name.partition(':')
-    plain, given = find.settings(name, '')
+    plain, given = find.parse_name(name, '')
     if library == 'timm':
         if timm.get_pretrained_cfg(plain).fixed_input_size:
             given['img_size'] = size
@@ -130,9 +131,9 @@ VIT = 'timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6'
 
 
 def test_a_name_with_settings():
-    assert find.settings('timm:x,depths=(1,2),act_layer=gelu', '') == ('x', {'depths': (1, 2), 'act_layer': 'gelu'})
+    assert find.parse_name('timm:x,depths=(1,2),act_layer=gelu', '') == ('x', {'depths': (1, 2), 'act_layer': 'gelu'})
     net = build(VIT, 10, 16)
-    assert len(net.available) == 6 and net.selected_stages == [0, 2, 3, 5] and net.name == VIT
+    assert len(net.stage_names) == 6 and net.selected_stages == [0, 2, 3, 5] and net.name == VIT
     assert evenly_spaced(12) == [2, 5, 8, 11] and evenly_spaced(3) == [0, 1, 2]
 
 

@@ -90,7 +90,7 @@ def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
     ('sdd', 'vgg11_imagenet', 'vgg11_imagenet has other layers'), ('catkd', 'vgg11_imagenet', 'other layers'),
     ('ofd', 'ShuffleV1', '--path-t: --distill ofd needs the batch norm before the last ReLU of each stage of '
                          'ShuffleV1'),
-    ('ofd', 'ShuffleV2_Imagenet', '--distill ofd: needs pre-activations; ShuffleNetV2 of torchvision has no'),
+    ('ofd', 'ShuffleV2_Imagenet', '--distill ofd: needs pre-activations; ShuffleNetV2 has no'),
     ('reviewkd', 'ShuffleV2_Imagenet', '--distill reviewkd: needs pre-activations')])
 def test_pairs_that_cannot_be_served(method, teacher, words):
     with torch.device('meta'):

@@ -1,0 +1,66 @@
+"""How a net preprocesses images: checked in a checkpoint, and converted from the data's preprocessing."""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helper.errors import UserError, reason
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
+FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.folder.squared
+
+
+def check_inputs(inputs, what: str) -> dict:
+    """'inputs' of an untrusted checkpoint, checked and complete. Raises UserError that begins with `what`."""
+    def is_colour(values, low):
+        return isinstance(values, (list, tuple)) and len(values) == 3 and \
+            all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
+    given = inputs if isinstance(inputs, dict) else {}
+    mean, std, size, interpolation = map(given.get, ('mean', 'std', 'size', 'interpolation'))
+    fit = given.get('fit', FITS[0])
+    if not is_colour(mean, -math.inf) or not is_colour(std, 0) or type(size) is not int or not 0 < size < 10**4 \
+            or interpolation not in INTERPOLATIONS or fit not in FITS:
+        raise UserError(f'{what}: does not say how its net sees images: wanted are mean and std of three colours, size '
+                        f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(given))}')
+    return {'mean': [float(v) for v in mean], 'std': [float(v) for v in std], 'size': size,
+            'interpolation': interpolation, 'fit': fit}
+
+
+def describe_inputs(inputs: dict) -> str:
+    """Size, interpolation, mean and std in words."""
+    mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
+    return f'{inputs["size"]} pixels ({inputs["interpolation"]}), mean {mean}, std {std}'
+
+
+class Inputs(nn.Module):
+    """Images (N, 3, H, W) as the loader preprocesses them -> (N, 3, S, S) as the net was trained on, on the device.
+
+    given, wanted: 'mean' and 'std' of the colours, for pixels from 0 to 1, and 'size', the side of an image. wanted
+    also has 'interpolation', which resizes an image: bilinear, bicubic or nearest.
+    """
+
+    def __init__(self, given: dict, wanted: dict):
+        super().__init__()
+        mean_g, std_g, mean_w, std_w = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+                                        for values in (given['mean'], given['std'], wanted['mean'], wanted['std']))
+        self.register_buffer('scale', (std_g / std_w).float(), persistent=False)
+        self.register_buffer('shift', ((mean_g - mean_w) / std_w).float(), persistent=False)
+        self.size, self.mode = wanted['size'], wanted['interpolation']
+        given, wanted = ({key: value for key, value in inputs.items() if key != 'fit'} for inputs in (given, wanted))
+        self.words = f'{given} -> {wanted}'
+
+    def extra_repr(self):
+        return self.words       # the teacher cache's checksum includes it
+
+    def forward(self, images):
+        images = images * self.scale + self.shift
+        if images.shape[-1] == self.size:
+            return images
+        return F.interpolate(images, self.size, mode=self.mode, antialias=self.mode != 'nearest')
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 1, H, W), with Pillow's weights of red, green and blue."""
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
