@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helper.errors import UserError
+from helper.errors import UserError, reason
 
 # The folder, its training files, its test file, the file of the class names; and what they call labels and names.
 CIFAR10 = ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'test_batch', 'batches.meta', 'labels',
@@ -51,7 +51,7 @@ def _load(name, opt, files):
         return _splits(opt, *files)
     except (OSError, RuntimeError) as error:        # no network, an unwritable folder, a damaged archive
         raise UserError(f'--dataset {opt.dataset}: not whole under --data_dir {opt.data_dir}, and the download failed '
-                        f'({" ".join(str(error).split())}); put torchvision\'s archive of it there, or use '
+                        f'({reason(error)}); put torchvision\'s archive of it there, or use '
                         f'--dataset digits, which needs none') from error
 
 

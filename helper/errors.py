@@ -1,4 +1,4 @@
-"""A failure becomes one line: exit code 2 for a user's mistake, 1 for the rest. --debug shows the traceback too."""
+"""Turns a failure into one line: exit code 2 for a user's mistake, 1 otherwise. --debug shows the traceback too."""
 import contextlib
 import difflib
 import errno
@@ -16,23 +16,23 @@ class UserError(Exception):
 
 
 def printable(text) -> str:
-    """`text` with everything escaped that a terminal could take for a command, or for a new line."""
+    """`text` with control characters and line breaks escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in str(text))
 
 
 def listed(names: Sequence, most: int) -> str:
-    """The first `most` names, printable and with commas, and how many more there are."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(map(printable, names[:most])) + more
+    """The first `most` names, printable and with commas, and how many others there are."""
+    others = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(map(printable, names[:most])) + others
 
 
 def reason(error: BaseException, longest: int = 200) -> str:
-    """What an error says, in one short line; its kind where it says nothing."""
+    """The message of an error as one short line, or its type if it has none."""
     return printable(' '.join(str(error).split()))[:longest] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], instead: str = '') -> str:
-    """'did you mean a, b?' when something is near, then the whole list, or `instead` of a list that is too long."""
+    """'did you mean a or b?' if a known name is similar, then all known names, or `instead` where they are too many."""
     known = sorted(known)
     lower = {k.lower(): k for k in known}
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
@@ -41,7 +41,7 @@ def nearest(name: str, known: Iterable[str], instead: str = '') -> str:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; where it fails, print one line and end the process with the exit code of `last_words`."""
+    """Call `main`; if it fails, print one line and exit with the code of `describe_failure`."""
     _make_output_usable()
     try:
         try:
@@ -49,26 +49,26 @@ def run_main(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        text, code = last_words(error)
+        text, code = describe_failure(error)
         if '--debug' not in sys.argv:       # objects that are destroyed now could print errors too
             sys.unraisablehook = lambda _: None
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
-        if isinstance(error, OSError):      # it may be the output that failed: do not try again at the exit
+        if isinstance(error, OSError):      # the output itself may have failed: Python would flush it again at the exit
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
 
 
-def last_words(error: BaseException) -> tuple[str, int]:
-    """(what a process that ends with `error` writes to stderr, its exit code)."""
-    text, code = _in_one_line(error)
+def describe_failure(error: BaseException) -> tuple[str, int]:
+    """(the text for stderr, the exit code) of a process that ends with `error`."""
+    line, code = _error_line(error)
     trace = ''.join(traceback.format_exception(error)) if '--debug' in sys.argv else ''
-    return trace + (f'error: {text}\n' if text else ''), code
+    return trace + (f'error: {line}\n' if line else ''), code
 
 
-def _in_one_line(error):
+def _error_line(error):
     text = reason(error)
     if isinstance(error, UserError):
         return printable(error)[:LONGEST], 2
@@ -80,7 +80,7 @@ def _in_one_line(error):
         return f'too many open files ({text}); raise the limit with ulimit -n, or lower --num_workers', 1
     if isinstance(error, MemoryError) or re.search('(?i)out of memory|not enough memory|cannot allocate memory', text):
         return f'out of memory ({text}); lower --batch_size or --num_workers, or take smaller nets', 1
-    if re.search(r'DataLoader worker \(pid', text):      # raised wherever this process is when the other one ends
+    if re.search(r'DataLoader worker \(pid', text):      # raised anywhere in this process when a worker ends
         return f'a process that reads images has ended ({text}); was the memory full (lower --num_workers), or was a ' \
                f'file cut short while it was read?', 1
     if isinstance(error, OSError):
@@ -90,11 +90,11 @@ def _in_one_line(error):
 
 
 def _make_output_usable():
-    """A stream that is closed gets a place to write to; a character that a terminal does not have is escaped."""
+    """Open a closed stream as the null device; escape characters that the terminal cannot show."""
     for number, name in ((1, 'stdout'), (2, 'stderr')):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-            os.set_inheritable(number, True)        # for the processes that this one starts too
+            os.set_inheritable(number, True)        # for child processes too
             setattr(sys, name, os.fdopen(number, 'w'))
         with contextlib.suppress(AttributeError):
             getattr(sys, name).reconfigure(errors='backslashreplace')

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from . import cluster, distributed
 from .device import select_device
-from .errors import UserError, last_words
+from .errors import UserError, describe_failure
 
 # Signals that people, terminals and schedulers send before they end a process: Slurm and Kubernetes SIGTERM, submitit
 # SIGUSR2, Grid Engine SIGUSR1, SIGUSR2 and SIGXCPU. Signals that are ignored when this process starts stay ignored.
@@ -96,7 +96,7 @@ def process_lifetime(rank: int):
     except SystemExit as stopped:
         code = stopped.code
     except (Exception, KeyboardInterrupt) as error:
-        text, code = last_words(error)
+        text, code = describe_failure(error)
         is_consequence = isinstance(error, RuntimeError) and \
             re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
         if is_consequence:

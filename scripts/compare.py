@@ -26,7 +26,7 @@ from analysis.published import (  # noqa: E402
 from analysis.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.cli import Parser, path, show, table  # noqa: E402
-from helper.errors import UserError, printable, run_main  # noqa: E402
+from helper.errors import UserError, printable, reason, run_main  # noqa: E402
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 FEWEST_CLASSES = 6      # for which the share of images whose class is among the first five says something
@@ -147,7 +147,7 @@ def save(fig, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(f'--figure {path}: {" ".join(str(error).split())}') from error
+        raise UserError(f'--figure {path}: {reason(error)}') from error
 
 
 def main():
