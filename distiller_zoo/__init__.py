@@ -5,6 +5,7 @@ The methods need the rest of the repository, so registry.py, which has them, is 
 from .criteria.abound import ABLoss, Connector
 from .criteria.attention import Attention
 from .criteria.catkd import CATKDLoss, activation_maps
+from .criteria.common import ConvBN, standardize_logits
 from .criteria.correlation import Correlation, LinearEmbed
 from .criteria.crd import ContrastSampler, CRDLoss, Embed
 from .criteria.ctkd import GlobalTemperature, reversal_strength
@@ -18,8 +19,6 @@ from .criteria.ickd import ICKDLoss
 from .criteria.irg import IRGLoss
 from .criteria.kd import DistillKL, distill_kl
 from .criteria.kdsvd import KDSVD
-from .criteria.layers import ConvBN
-from .criteria.logits import standardize_logits
 from .criteria.mlld import MLLDLoss
 from .criteria.nkd import NKDLoss
 from .criteria.nst import NSTLoss

@@ -1,7 +1,7 @@
 """The method ickd; its loss is in criteria/ickd.py."""
 from .base import Distiller, Spec, check_maps, in_float32, is_imagenet
+from .criteria.common import ConvBN
 from .criteria.ickd import ICKDLoss
-from .criteria.layers import ConvBN
 
 
 class ICKDDistiller(Distiller):

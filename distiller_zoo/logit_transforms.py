@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .criteria.logits import standardize_logits
+from .criteria.common import standardize_logits
 
 
 class LogitTransform(nn.Module):

@@ -4,7 +4,7 @@ import math
 from torch import nn
 
 from .base import Distiller, PairError, Spec, check_maps, check_preact, in_float32
-from .criteria.layers import ConvBN
+from .criteria.common import ConvBN
 from .criteria.ofd import OFDLoss, ofd_margin
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fixtures.recipe import digest, tensor
 
 import distiller_zoo as zoo
-from distiller_zoo.criteria.layers import ConvBN
+from distiller_zoo.criteria.common import ConvBN
 from distiller_zoo.criteria.simkd import project
 from distiller_zoo.criteria.wkdl import transport_cost, weight_factor
 from distiller_zoo.dot import DOT

@@ -12,7 +12,7 @@ import distiller_zoo
 from dataset import Data
 from distiller_zoo import ContrastSampler, CRDLoss, RKDLoss, distiller_dict
 from distiller_zoo.checks import check_pairwise_batch
-from distiller_zoo.criteria.kdsvd import _directions
+from distiller_zoo.criteria.kdsvd import _singular_vectors
 from helper.errors import UserError
 from helper.loops import train_epoch
 from models import model_dict
@@ -130,10 +130,10 @@ def test_kdsvd_gradient():
         f = torch.randn(2, 5, size, size, dtype=torch.float64, requires_grad=True)
 
         def invariant(x, size=size):        # a vector's sign is free
-            return (_directions(x, 2) * direction).sum(1).pow(2)
+            return (_singular_vectors(x, 2) * direction).sum(1).pow(2)
         assert torch.autograd.gradcheck(invariant, (f,), atol=1e-4)
     dead = torch.zeros(2, 5, 4, 4, requires_grad=True)
-    _directions(dead, 2).sum().backward()
+    _singular_vectors(dead, 2).sum().backward()
     assert dead.grad.isfinite().all()
 
 

@@ -1,1 +1,1 @@
-"""A file for each method: its loss and the layers trained with it; needs only torch."""
+"""The loss of each method and the layers trained with it, a file for each method; needs only torch."""

@@ -1,14 +1,15 @@
-"""AB: the student's neurons learn where the teacher's switch on, then the task."""
+"""AB, activation boundaries."""
 import torch.nn.functional as F
 from torch import nn
 
+from .common import pool_to
 from .hint import ConvReg
 
 
 class Connector(nn.Module):
-    """The trained part of AB: brings the student's maps to the teacher's sizes and channels, a ConvReg for each pair.
+    """The trained part of AB: a ConvReg for each pair of layers, from the student's size and channels to the teacher's.
 
-    s_shapes, t_shapes: the (N, C, H, W) of the layers, paired in order. Layers of equal shapes stay as they are.
+    s_shapes, t_shapes: the (N, C, H, W) of the layers, paired in order. A pair of equal shapes needs no layer.
     """
 
     def __init__(self, s_shapes: list, t_shapes: list):
@@ -18,16 +19,16 @@ class Connector(nn.Module):
             for s, t in zip(s_shapes, t_shapes, strict=False))
 
     def forward(self, g_s: list):
-        """Lists of pre-activations (N, C, H, W) of the student -> list of maps with the teacher's channels."""
+        """The student's pre-activations, a list of (N, C, H, W) -> a list of maps with the teacher's channels."""
         return [f if isinstance(connector, nn.Identity) else connector.bn(connector.conv(f))
                 for connector, f in zip(self.connectors, g_s, strict=False)]
 
 
 class ABLoss(nn.Module):
-    """How far the student's pre-activations are from a margin on the teacher's side of 0, squared and summed.
+    """Squared hinge loss on the student's pre-activations, with the sign of the teacher's as the label.
 
-    feat_num: number of layers; the last counts twice as much as the one before it, and so on. The authors train with
-    this loss alone in a first stage, then with the labels and the soft labels.
+    feat_num: number of layers; each layer has twice the weight of the one before it, and the last has weight 1. The
+    authors train with this loss alone in a first stage, then with labels and soft labels.
     Heo et al., AAAI 2019, Knowledge Transfer via Distillation of Activation Boundaries, arXiv:1811.03233.
     Published: weight 1, for a stage with this loss alone.
     """
@@ -38,16 +39,13 @@ class ABLoss(nn.Module):
         self.margin = margin
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of pre-activations (N, C, H, W), equal channels a pair -> list of scalars, one for each pair.
+        """Pre-activations of both nets, lists of (N, C, H, W), equal C in a pair -> a list of scalars, one a pair.
 
-        A teacher's map of another size is average-pooled to the student's.
+        The teacher's map is average-pooled to the student's size.
         """
-        return [3 / 1000 * weight * self.pair(f_s, f_t) / len(f_s)
+        return [3 / 1000 * weight * self.hinge(f_s, pool_to(f_t, f_s.shape[-1])) / len(f_s)
                 for weight, f_s, f_t in zip(self.weights, g_s, g_t, strict=False)]
 
-    def pair(self, f_s, f_t):
-        """Squared shortfall of the student from the margin, on the side of 0 where the teacher is, summed."""
-        if f_s.shape[-1] != f_t.shape[-1]:
-            f_t = F.adaptive_avg_pool2d(f_t, f_s.shape[-1])
-        side = (f_t > 0).to(f_s.dtype) * 2 - 1
-        return F.relu(self.margin - side * f_s).pow(2).sum()
+    def hinge(self, f_s, f_t):
+        sign = (f_t > 0).to(f_s.dtype) * 2 - 1
+        return F.relu(self.margin - sign * f_s).pow(2).sum()

@@ -1,4 +1,4 @@
-"""CTKD: the temperature learns against the student, more so from epoch to epoch."""
+"""CTKD, curriculum temperature."""
 import math
 
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def reversal_strength(epoch: int, loops: int = 10) -> float:
-    """The factor of the temperature's gradient in an epoch, counted from 1: from 0 to -1 in `loops` epochs.
+    """The factor of the temperature's gradient in an epoch, counted from 1: from 0 to -1 within `loops` epochs.
 
     Published: loops 10 for CIFAR-100, loops 5 for ImageNet.
     """
@@ -14,7 +14,7 @@ def reversal_strength(epoch: int, loops: int = 10) -> float:
 
 
 class GlobalTemperature(nn.Module):
-    """The trained part of CTKD: one number theta, at first 1; the temperature is start + end * sigmoid(theta).
+    """The trained part of CTKD: a temperature start + end * sigmoid(theta), with one parameter theta, initially 1.
 
     Li et al., AAAI 2023, Curriculum Temperature for Knowledge Distillation, arXiv:2211.16231.
     Published: start 1, end 20, for soft labels of weight 0.9; weight 1 for ImageNet.
@@ -28,7 +28,7 @@ class GlobalTemperature(nn.Module):
     def forward(self, strength):
         """strength, from reversal_strength -> the temperature, a scalar, for distill_kl or dkd_loss.
 
-        The gradient reaches theta times `strength`, which is negative: theta learns to make the loss larger.
+        theta's gradient is multiplied by `strength`, which is negative: theta learns to increase the loss.
         """
         theta = self.theta.detach() + strength * (self.theta - self.theta.detach())
         return self.start + self.end * torch.sigmoid(theta)

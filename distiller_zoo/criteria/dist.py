@@ -1,18 +1,18 @@
-"""DIST: the student's probabilities correlate with the teacher's, within each image and within each class."""
+"""DIST, distillation from a stronger teacher."""
 import torch.nn.functional as F
 from torch import nn
 
 
 def _correlation(a, b):
-    """Pearson's coefficient of each row: (N, M), (N, M) -> (N,)."""
+    """Pearson's correlation of each two rows: (N, M), (N, M) -> (N,)."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
 
 
 class DISTLoss(nn.Module):
-    """One minus Pearson's correlation of the probabilities, within each image and within each class.
+    """1 - Pearson's correlation of the nets' probabilities, within each image and within each class.
 
-    beta weights the relations within an image, gamma those within a class, tau is the temperature.
+    beta: weight of the relations within an image. gamma: weight of those within a class. tau: temperature.
     Huang et al., NeurIPS 2022, Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     Published: weight 2, tau 4 for CIFAR-100; weight 2 and the defaults for ImageNet.
     """

@@ -1,13 +1,15 @@
-"""FitNet: a regressor brings one layer of the student to the same layer of the teacher."""
+"""FitNet, hints."""
 import torch.nn.functional as F
 from torch import nn
+
+from .common import pool_to
 
 
 class ConvReg(nn.Module):
     """The trained part of FitNet: a convolution to the teacher's size and channels, then batch norm and, if relu, ReLU.
 
-    s_shape, t_shape: (N, C, H, W). With s and t the sizes: s = 2t, 3x3 with stride 2; 2s = t, transposed 4x4 with
-    stride 2; s >= t, a kernel of 1 + s - t; else 3x3, and the teacher's map is pooled to the student's size.
+    s_shape, t_shape: (N, C, H, W). The sizes s and t decide the kernel. s = 2t: 3x3 with stride 2. 2s = t: transposed
+    4x4 with stride 2. s >= t: 1 + s - t. Otherwise 3x3, and the teacher's map is pooled to the student's size.
     """
 
     def __init__(self, s_shape: tuple, t_shape: tuple, relu: bool = True):
@@ -25,11 +27,9 @@ class ConvReg(nn.Module):
         self.relu = relu
 
     def forward(self, f_s, f_t):
-        """Maps (N, C, H, W) of both nets -> (the student's map, the teacher's map), of one shape."""
-        out = self.bn(self.conv(f_s))
-        if out.shape[-1] < f_t.shape[-1]:
-            f_t = F.adaptive_avg_pool2d(f_t, out.shape[-1])
-        return (F.relu(out) if self.relu else out), f_t
+        """Maps (N, C, H, W) of both nets -> (the student's map, the teacher's map), of equal shapes."""
+        f_s = self.bn(self.conv(f_s))
+        return F.relu(f_s) if self.relu else f_s, pool_to(f_t, f_s.shape[-1])
 
 
 class HintLoss(nn.Module):
@@ -40,5 +40,5 @@ class HintLoss(nn.Module):
     """
 
     def forward(self, f_s, f_t):
-        """Two maps (N, C, H, W) of one shape, from ConvReg -> scalar."""
+        """Two maps (N, C, H, W) of equal shapes, from ConvReg -> scalar."""
         return F.mse_loss(f_s, f_t)

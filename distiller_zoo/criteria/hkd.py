@@ -1,23 +1,24 @@
-"""HKD: the flow of information through a middle-sized teacher, layer by layer."""
+"""HKD, heterogeneous knowledge distillation."""
 from torch import nn
 
-from .pairwise import cosine_kernel, row_probabilities, squared_distances
+from .common import cosine_probabilities, row_probabilities, squared_distances
+
+
+def _t_probabilities(x, eps):
+    """(N, D) -> (N, N): the Student-t kernel 1 / (1 + distance), each row divided by its sum."""
+    return row_probabilities(1 / (1 + (squared_distances(x, eps=0.0) + eps).sqrt()))
 
 
 def _jeffreys(p, q):
-    """Mean over all pairs of the symmetric divergence's terms."""
+    """Mean of the terms of the symmetric Kullback-Leibler divergence."""
     return ((p - q) * (p.log() - q.log())).mean()
 
 
-def _student_t_kernel(x, eps):
-    """(N, D) -> (N, N): 1 / (1 + distance)."""
-    return 1 / (1 + (squared_distances(x, eps=0.0) + eps).sqrt())
-
-
 class HKDLoss(nn.Module):
-    """Divergences of the samples' similarities, by a cosine and by a Student-t kernel, layer by layer.
+    """Jeffreys divergence of the samples' similarities, by a cosine and by a Student-t kernel, layer by layer.
 
-    Layer i counts init_weight * decay^i. The paper's teacher is an auxiliary net, of a size between, taught with PKT.
+    Layer i has weight init_weight * decay^i. The paper's teacher is an auxiliary net of intermediate size, trained with
+    PKT.
     Passalis et al., CVPR 2020, Heterogeneous Knowledge Distillation using Information Flow Modeling, arXiv:2005.00727.
     Published: weight 1, init_weight 100, decay 0.7.
     """
@@ -32,8 +33,7 @@ class HKDLoss(nn.Module):
         """Lists of features (N, ...), paired in order -> scalar. Extra features of the longer list are ignored."""
         loss = 0.0
         for i, (s, t) in enumerate(zip(f_s, f_t, strict=False)):
-            s, t = s.flatten(1), t.flatten(1)
-            for kernel in (cosine_kernel, _student_t_kernel):
-                p_s, p_t = (row_probabilities(kernel(x, self.eps)) for x in (s, t))
+            for probabilities in (cosine_probabilities, _t_probabilities):
+                p_s, p_t = (probabilities(f.flatten(1), self.eps) for f in (s, t))
                 loss = loss + self.init_weight * self.decay ** i * _jeffreys(p_t, p_s)
         return loss

@@ -1,6 +1,7 @@
-"""ICKD: the student's channels correlate with each other as the teacher's do."""
-import torch.nn.functional as F
+"""ICKD, inter-channel correlation."""
 from torch import nn
+
+from .common import normalized_gram
 
 
 class ICKDLoss(nn.Module):
@@ -14,10 +15,7 @@ class ICKDLoss(nn.Module):
     def forward(self, f_s, f_t):
         """Maps (N, C, H, W) and (N, C, H', W') -> scalar, divided by C * N.
 
-        A trained ConvBN gives the student's map the teacher's channels, for ImageNet with kernel 3.
+        A trained ConvBN maps the student's channels to the teacher's; for ImageNet it has kernel 3.
         """
-        return (self.gram(f_s) - self.gram(f_t)).pow(2).sum() / (f_s.shape[1] * len(f_s))
-
-    def gram(self, f):
-        flat = f.flatten(2)
-        return F.normalize(flat @ flat.transpose(1, 2), dim=2)
+        gram_s, gram_t = (normalized_gram(f.flatten(2)) for f in (f_s, f_t))
+        return (gram_s - gram_t).pow(2).sum() / (f_s.shape[1] * len(f_s))

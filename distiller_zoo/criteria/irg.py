@@ -1,21 +1,22 @@
-"""IRG: the student keeps the graph of the samples, and how it changes from layer to layer."""
+"""IRG, instance relationship graph."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .pairwise import squared_distances
+from .common import squared_distances
 
 
 def _edges(f):
-    """(N, ...) -> (N, N) squared distances over the largest of them."""
+    """(N, ...) -> (N, N): the samples' squared distances, divided by the largest."""
     distances = squared_distances(f.flatten(1), eps=1e-12)
     return distances / (distances.max() + 1e-12)
 
 
 class IRGLoss(nn.Module):
-    """Differences of two graphs of the samples, and of how each changes from layer to layer.
+    """Differences of the nets' graphs of the samples, and of how the graphs change from layer to layer.
 
-    w_graph weights the graph of the embeddings, w_transform its changes.
+    The samples are the vertices, their distances the edges. w_graph: weight of the graph of the embeddings.
+    w_transform: weight of the changes.
     Liu et al., CVPR 2019, Knowledge Distillation via Instance Relationship Graph.
     Published: weight 0.005, w_graph 1, w_transform 1.
     """
@@ -25,10 +26,10 @@ class IRGLoss(nn.Module):
         self.w_graph, self.w_transform = w_graph, w_transform
 
     def forward(self, f_s, f_t, transform_s: list, transform_t: list, no_edge_transform: bool = False):
-        """Embeddings (N, D), and lists of feature maps, both of one even length, or empty -> scalar.
+        """Embeddings (N, D), and lists of feature maps of equal, even length, or empty lists -> scalar.
 
-        The maps are taken two at a time: how the graph changes from the first to the second is compared. Vertices count
-        only where both nets' shapes agree. no_edge_transform leaves the edges out of the changes.
+        The change from map 0 to map 1 is compared, from map 2 to map 3, and so on. Vertices are compared only where
+        shapes agree. no_edge_transform leaves out the changes of the edges.
         """
         with torch.no_grad():
             edges_t = _edges(f_t)
@@ -42,7 +43,7 @@ class IRGLoss(nn.Module):
         return loss
 
     def transform(self, s1, s2, t1, t2, with_edges):
-        """(change of the student's graph - change of the teacher's)^2, of edges and of vertices."""
+        """Squared difference of the two nets' changes, of the edges plus of the vertices."""
         loss = s1.new_zeros(())
         if with_edges:
             with torch.no_grad():

@@ -1,10 +1,10 @@
-"""KD: the teacher's softened probabilities, which most methods add to their own loss."""
+"""KD, soft labels, which most methods add to their own loss."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def distill_kl(logit_s: Tensor, logit_t: Tensor, T) -> Tensor:
-    """Logits (N, classes) -> scalar: T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over the batch.
+    """Logits (N, classes) -> scalar: T^2 * KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch.
 
     Hinton et al., 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """

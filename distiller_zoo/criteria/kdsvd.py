@@ -1,19 +1,19 @@
-"""KDSVD: the student keeps how the teacher's main feature directions change from layer to layer."""
+"""KDSVD, knowledge distillation by singular value decomposition."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
 class _TopEigenvectors(torch.autograd.Function):
-    """The k eigenvectors of the largest eigenvalues, largest first: symmetric (N, M, M) -> (N, M, k).
+    """Eigenvectors of the k largest eigenvalues, largest first: symmetric (N, M, M) -> (N, M, k).
 
-    The usual gradient divides by the gaps between eigenvalues and is NaN where two are equal, as all zeros of a map of
-    low rank are; here such a pair gets none.
+    torch's gradient divides by the gaps between eigenvalues, which are 0 between the null directions of a low-rank map.
+    Here equal eigenvalues contribute no gradient.
     """
 
     @staticmethod
     def forward(ctx, matrix, k):
-        # A diverged net's NaN would end eigh with an error of its own. eigh is also where a GPU is waited for.
+        # eigh fails on NaN; let a diverged run reach its own check. eigh also waits for a GPU.
         values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
         ctx.save_for_backward(values, vectors)
         ctx.k = k
@@ -22,7 +22,7 @@ class _TopEigenvectors(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         values, vectors = ctx.saved_tensors
-        gap = values[:, None, -ctx.k:].flip(-1) - values[:, :, None]        # (N, M, k): of each wanted one to all
+        gap = values[:, None, -ctx.k:].flip(-1) - values[:, :, None]        # (N, M, k)
         floor = 1e-6 * values[:, -1:, None].abs()
         inverse = torch.where(gap.abs() > floor, gap, torch.inf).reciprocal()
         inner = vectors @ (vectors.transpose(1, 2) @ grad * inverse)
@@ -30,37 +30,37 @@ class _TopEigenvectors(torch.autograd.Function):
         return (full + full.transpose(1, 2)) / 2, None
 
 
-def _directions(f, k):
-    """(N, C, H, W) -> (N, C, k): the first right singular vectors of each sample's positions-by-channels matrix."""
+def _singular_vectors(f, k):
+    """(N, C, H, W) -> (N, C, k): the first right singular vectors of each sample's matrix (H * W, C)."""
     x = f.flatten(2).transpose(1, 2)
     if x.shape[1] >= x.shape[2]:
         return _TopEigenvectors.apply(x.transpose(1, 2) @ x, k)
-    left = _TopEigenvectors.apply(x @ x.transpose(1, 2), k)     # the smaller Gram matrix of the two
+    left = _TopEigenvectors.apply(x @ x.transpose(1, 2), k)     # the smaller of the two Gram matrices
     return F.normalize(x.transpose(1, 2) @ left, dim=1)
 
 
 class KDSVD(nn.Module):
-    """Squared difference of how the main directions of the features change from layer to layer.
+    """Squared difference of how the features' first singular vectors change from layer to layer.
 
     Lee et al., ECCV 2018, Self-supervised Knowledge Distillation Using Singular Value Decomposition, arXiv:1807.06819.
     Published: weight 1.
     """
 
-    candidates = 4      # student directions; the one nearest to the teacher's first is used
+    candidates = 4      # student vectors; the loss uses the one nearest to the teacher's first
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of maps (N, C, H, W), equal C a pair -> list of scalars, one for each two neighbouring layers."""
-        losses, before = [], None
+        """Lists of maps (N, C, H, W), equal C in a pair -> a list of scalars, one for each two neighbouring layers."""
+        losses, previous = [], None
         for f_s, f_t in zip(g_s, g_t, strict=False):
             with torch.no_grad():
-                v_t = _directions(f_t, 1)
-            v_s = _directions(f_s, min(self.candidates, f_s.shape[1], f_s.shape[2] * f_s.shape[3]))
-            cosine = v_s.transpose(1, 2) @ v_t
-            size = cosine.detach().abs()
-            v_s = v_s @ (cosine.detach().sign() * (size == size.amax(1, keepdim=True)))
-            if before is not None:
-                rbf_s, rbf_t = (torch.exp(-(now - then.transpose(1, 2)).pow(2) / 8)
-                                for now, then in zip((v_s, v_t), before, strict=True))
+                v_t = _singular_vectors(f_t, 1)
+            v_s = _singular_vectors(f_s, min(self.candidates, f_s.shape[1], f_s.shape[2] * f_s.shape[3]))
+            cosine = (v_s.transpose(1, 2) @ v_t).detach()
+            size = cosine.abs()
+            v_s = v_s @ (cosine.sign() * (size == size.amax(1, keepdim=True)))
+            if previous is not None:
+                rbf_s, rbf_t = (torch.exp(-(v - v_before.transpose(1, 2)).pow(2) / 8)
+                                for v, v_before in zip((v_s, v_t), previous, strict=True))
                 losses.append((rbf_s - rbf_t).pow(2).sum() / len(f_s))
-            before = v_s, v_t
+            previous = v_s, v_t
         return losses

@@ -1,7 +1,7 @@
-"""PKT: the student keeps the teacher's probabilities of two samples being neighbours."""
+"""PKT, probabilistic knowledge transfer."""
 from torch import nn
 
-from .pairwise import cosine_kernel, row_probabilities
+from .common import cosine_probabilities
 
 
 class PKT(nn.Module):
@@ -16,5 +16,5 @@ class PKT(nn.Module):
 
     def forward(self, f_s, f_t):
         """Embeddings (N, D_s) and (N, D_t) -> scalar, the mean over the pairs of samples."""
-        p_s, p_t = (row_probabilities(cosine_kernel(f, self.eps)) for f in (f_s, f_t))
+        p_s, p_t = (cosine_probabilities(f, self.eps) for f in (f_s, f_t))
         return (p_t * ((p_t + self.eps) / (p_s + self.eps)).log()).mean()

@@ -1,9 +1,9 @@
-"""ReviewKD: deep layers of the student, fused into shallower ones, learn the teacher's layers."""
+"""ReviewKD, knowledge review."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import ConvBN
+from .common import ConvBN
 
 
 class HCLLoss(nn.Module):
@@ -16,24 +16,24 @@ class HCLLoss(nn.Module):
     levels = (4, 2, 1)
 
     def forward(self, fused: list, feats_t: list):
-        """The maps of ReviewStack and of the teacher, lists of equal shapes (N, C, H, W) -> scalar, summed.
+        """The maps of ReviewStack and of the teacher, lists of equal shapes (N, C, H, W) -> scalar, their sum.
 
-        Each level counts half as much as the one before it; the weights sum to 1.
+        Each level has half the weight of the one before it; the weights sum to 1.
         """
-        return sum(self.pair(f, g) for f, g in zip(fused, feats_t, strict=True))
+        return sum(self.pair_loss(f_s, f_t) for f_s, f_t in zip(fused, feats_t, strict=True))
 
-    def pair(self, f, g):
-        loss, weights = F.mse_loss(f, g), [1.0]
-        for size in (size for size in self.levels if size < f.shape[2]):
+    def pair_loss(self, f_s, f_t):
+        loss, weights = F.mse_loss(f_s, f_t), [1.0]
+        for size in (size for size in self.levels if size < f_s.shape[2]):
             weights.append(weights[-1] / 2)
-            loss = loss + weights[-1] * F.mse_loss(*(F.adaptive_avg_pool2d(x, size) for x in (f, g)))
+            loss = loss + weights[-1] * F.mse_loss(*(F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t)))
         return loss / sum(weights)
 
 
 class ABF(nn.Module):
-    """Fuses a student's map with what comes from the level below it, by an attention over the two.
+    """Attention-based fusion of a student's map with the residual of the next deeper level.
 
-    c_s, mid, c_t: channels of the student, of the middle, of the teacher. size_s, size_t: heights of both maps.
+    c_s, mid, c_t: channels of the student, of the fusion, of the teacher. size_s, size_t: heights of both maps.
     """
 
     def __init__(self, c_s: int, mid: int, c_t: int, size_s: int, size_t: int, deepest: bool):
@@ -45,22 +45,22 @@ class ABF(nn.Module):
         self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
 
     def forward(self, x, residual):
-        """The student's map, the residual of the level below -> (the map for the teacher's, the residual)."""
+        """The student's map, the deeper level's residual -> (the map to compare with the teacher's, the residual)."""
         x = self.reduce(x)
         if self.attention is not None:
-            residual = _resized(residual, self.size_s)
+            residual = _resize(residual, self.size_s)
             weight = torch.sigmoid(self.attention(torch.cat([x, residual], 1)))
             x = x * weight[:, :1] + residual * weight[:, 1:]
-        x = _resized(x, self.size_t)
+        x = _resize(x, self.size_t)
         return self.out(x), x
 
 
-def _resized(x, size):
+def _resize(x, size):
     return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode='nearest')
 
 
 class ReviewStack(nn.Module):
-    """The trained part of ReviewKD: an ABF for each pair of levels, from deep to shallow.
+    """The trained part of ReviewKD: an ABF for each pair of levels, deep to shallow.
 
     shapes_s, shapes_t: (C, H, W) of each level, shallow to deep; the last is the embedding, a map of 1x1.
     """
@@ -76,5 +76,5 @@ class ReviewStack(nn.Module):
         fused, residual = [], None
         for abf, f in zip(self.abfs, feats_s[::-1], strict=True):
             out, residual = abf(f, residual)
-            fused.insert(0, out)
-        return fused
+            fused.append(out)
+        return fused[::-1]

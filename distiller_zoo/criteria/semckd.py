@@ -1,11 +1,13 @@
-"""SemCKD: attention decides which teacher layers teach which student layer."""
+"""SemCKD, semantic calibration."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .common import pool_to
+
 
 class MLPEmbed(nn.Module):
-    """Two linear layers and l2 normalisation: (N, dim_in) -> (N, dim_out)."""
+    """Two linear layers and l2 normalisation."""
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
@@ -32,19 +34,19 @@ class Regressor(nn.Module):
         return self.regressor(x)
 
 
-def _gram(feature):
-    """Inner products of the samples' flattened features: (N, C, H, W) -> (N, N), one row a sample."""
-    # The order of a sample's values does not matter here: the order in memory needs no copy.
-    flat = feature.flatten(1) if feature.is_contiguous() else feature.permute(0, 2, 3, 1).flatten(1)
+def _gram(f):
+    """(N, C, H, W) -> (N, N): inner products of the flattened samples."""
+    # The order of a sample's values does not affect the product: flatten in memory order, without a copy.
+    flat = f.flatten(1) if f.is_contiguous() else f.permute(0, 2, 3, 1).flatten(1)
     return flat @ flat.t()
 
 
 class SelfA(nn.Module):
-    """The trained part of SemCKD: an attention over the teacher's layers, and a regressor for each pair of layers.
+    """The trained part of SemCKD: attention over the teacher's layers, and a regressor for each pair of layers.
 
-    s_len, t_len: numbers of layers of the student and of the teacher; s_n, s_t: lists of their channels.
-    input_channel: the batch size. It is the width of the Gram matrices that the attention reads, so every batch must
-    have it: leave a short last batch out. Queries and keys have input_channel / factor values.
+    s_len, t_len: numbers of layers of the student and of the teacher. s_n, s_t: lists of their channels.
+    input_channel: the batch size, the width of the Gram matrices that the attention reads. Every batch must have this
+    size: drop a short last batch. Queries and keys have input_channel / factor values.
     """
 
     def __init__(self, s_len: int, t_len: int, input_channel: int, s_n: list, s_t: list, factor: int = 4):
@@ -59,9 +61,9 @@ class SelfA(nn.Module):
                 setattr(self, f'regressor{i}{j}', Regressor(s_n[i], s_t[j]))
 
     def attention(self, feat_s: list, feat_t: list):
-        """(N, s_len, t_len): for every sample and student layer, a distribution over the teacher's layers.
+        """(N, s_len, t_len): for each sample and student layer, a distribution over the teacher's layers.
 
-        Raises ValueError for a batch that has not input_channel samples.
+        Raises ValueError for a batch of another size than input_channel.
         """
         if len(feat_s[0]) != self.input_channel:
             raise ValueError(f'SelfA was made for batches of input_channel={self.input_channel} samples, but this one '
@@ -73,39 +75,34 @@ class SelfA(nn.Module):
     def forward(self, feat_s: list, feat_t: list):
         """Lists of maps (N, C, H, W) -> projected student maps [i][j], teacher maps [i][j], attention.
 
-        Where the sizes of a pair differ, the larger map is average-pooled to the smaller; a map is pooled once for each
-        size, whichever pairs ask for it.
+        The larger map of a pair is average-pooled to the size of the other. Each map is pooled once for each size.
         """
         weight = self.attention(feat_s, feat_t)
         pooled = {}
 
-        def at_size(side, layer, feature, size):
-            if feature.shape[-1] == size:
-                return feature
-            if (side, layer, size) not in pooled:
-                pooled[side, layer, size] = F.adaptive_avg_pool2d(feature, size)
-            return pooled[side, layer, size]
+        def pool_once(net, layer, f, size):
+            if (net, layer, size) not in pooled:
+                pooled[net, layer, size] = pool_to(f, size)
+            return pooled[net, layer, size]
 
         proj_s, target_t = [], []
         for i, f_s in enumerate(feat_s):
-            proj_s.append([])
-            target_t.append([])
-            for j, f_t in enumerate(feat_t):
-                size = min(f_s.shape[-1], f_t.shape[-1])
-                proj_s[i].append(getattr(self, f'regressor{i}{j}')(at_size('s', i, f_s, size)))
-                target_t[i].append(at_size('t', j, f_t, size))
+            sizes = [min(f_s.shape[-1], f_t.shape[-1]) for f_t in feat_t]
+            proj_s.append([getattr(self, f'regressor{i}{j}')(pool_once('s', i, f_s, size))
+                           for j, size in enumerate(sizes)])
+            target_t.append([pool_once('t', j, f_t, sizes[j]) for j, f_t in enumerate(feat_t)])
         return proj_s, target_t, weight
 
 
 class SemCKDLoss(nn.Module):
-    """Mean squared error of every pair of a student and a teacher layer, weighted by SelfA's attention.
+    """Mean squared error of each pair of a student and a teacher layer, weighted by SelfA's attention.
 
     Chen et al., AAAI 2021, Cross-Layer Distillation with Semantic Calibration, arXiv:2012.03236.
     Published: weight 400 for CIFAR-100, weight 50 for ImageNet.
     """
 
     def forward(self, proj_s, target_t, weight):
-        """What SelfA returns -> scalar: sum over pairs and samples of attention * MSE, divided by N * s_len."""
+        """SelfA's output -> scalar: the sum of attention * MSE over pairs and samples, divided by N * s_len."""
         n, s_len, t_len = weight.shape
         error = [F.mse_loss(proj_s[i][j], target_t[i][j], reduction='none').mean((1, 2, 3))
                  for i in range(s_len) for j in range(t_len)]

@@ -1,6 +1,7 @@
-"""SP: images that are similar for the teacher become similar for the student."""
-import torch.nn.functional as F
+"""SP, similarity preserving."""
 from torch import nn
+
+from .common import normalized_gram
 
 
 class Similarity(nn.Module):
@@ -11,10 +12,6 @@ class Similarity(nn.Module):
     """
 
     def forward(self, g_s: list, g_t: list):
-        """Lists of features (N, ...), paired in order -> list of scalars, divided by N^2."""
-        return [(self.gram(f_s) - self.gram(f_t)).pow(2).sum() / len(f_s) ** 2
-                for f_s, f_t in zip(g_s, g_t, strict=True)]
-
-    def gram(self, f):
-        flat = f.flatten(1)
-        return F.normalize(flat @ flat.t(), dim=1)
+        """Lists of features (N, ...), paired in order -> a list of scalars, divided by N^2."""
+        grams = ([normalized_gram(f.flatten(1)) for f in pair] for pair in zip(g_s, g_t, strict=True))
+        return [(gram_s - gram_t).pow(2).sum() / len(gram_s) ** 2 for gram_s, gram_t in grams]

@@ -1,23 +1,20 @@
-"""SimKD: the student's body learns the teacher's last map, and uses the teacher's classifier."""
-import torch.nn.functional as F
+"""SimKD, the reused teacher classifier."""
 from torch import nn
 
-from .layers import ConvBN
+from .common import ConvBN, pool_to
 
 
 def project(features, projector, size: int):
-    """The map that the student's pooling sees (N, c_s, H, W) -> the teacher's; a larger one is pooled to `size`."""
-    if features.shape[-1] > size:
-        features = F.adaptive_avg_pool2d(features, size)
-    return projector(features)
+    """The student's map before pooling (N, c_s, H, W) -> the projector's output; a map above `size` is pooled first."""
+    return projector(pool_to(features, min(size, features.shape[-1])))
 
 
 class SimKDProjector(nn.Sequential):
-    """The trained part of SimKD: (N, c_s, H, W) -> (N, c_t, H, W), by 1x1, 3x3 and 1x1 convolutions.
+    """The trained part of SimKD: 1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU.
 
-    There are c_t / factor channels between them; batch norm and ReLU follow each. Its input is the student's map before
-    pooling. The loss is the mean squared error of its output and the teacher's map; the larger is average-pooled first.
-    To predict, the teacher's classifier reads the mean of its output.
+    The input is the student's map before pooling: (N, c_s, H, W) -> (N, c_t, H, W). The inner convolutions have
+    c_t / factor channels. The loss is the mean squared error of the output and the teacher's map; the larger of the two
+    maps is average-pooled first. To predict, the teacher's classifier reads the pooled output.
     Chen et al., CVPR 2022, Knowledge Distillation with the Reused Teacher Classifier, arXiv:2203.14001.
     Published: weight 1, without cross-entropy and soft labels; factor 2.
     """

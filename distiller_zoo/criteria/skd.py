@@ -1,16 +1,16 @@
-"""SKD: soft labels, and how far the similarities of the images of a batch are from the teacher's."""
+"""SKD, streamlined knowledge distillation."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .kd import distill_kl
-from .mlld import confident_shares
+from .mlld import shares_up_to_median
 
 
 def gram_mahalanobis(logits_s, logits_t, tikhonov: float):
-    """Logits (N, classes) -> scalar: mean Mahalanobis length of the rows of the two Gram matrices' difference.
+    """Logits (N, classes) -> scalar: the mean Mahalanobis length of the rows of the Gram matrices' difference.
 
-    tikhonov is added to the diagonal of the covariance. The length of a row of zeros has no gradient.
+    tikhonov is added to the diagonal of the covariance. A row of zeros has no gradient.
     """
     s, t = (F.normalize(logits, dim=1) for logits in (logits_s, logits_t))
     difference = (s @ s.t() - t @ t.t()) / logits_s.shape[1]
@@ -22,9 +22,9 @@ def gram_mahalanobis(logits_s, logits_t, tikhonov: float):
 
 
 class SKDLoss(nn.Module):
-    """Soft labels, and the Mahalanobis distance of the images' similarities, each times a share of about one half.
+    """Soft labels, plus the Mahalanobis distance of the images' similarities, each times a share of about 0.5.
 
-    The shares are those of mlld.confident_shares. tikhonov: added to the diagonal of the covariance.
+    The shares are those of mlld.shares_up_to_median. tikhonov: added to the diagonal of the covariance.
     Jeong et al., CVPR 2026, the streamlined knowledge distillation of its published code.
     Published: weight 0.9, temperature 4, tikhonov 0.1 for CIFAR-100; weight 0.9, temperature 1 for ImageNet.
     """
@@ -34,10 +34,10 @@ class SKDLoss(nn.Module):
         self.temperature, self.tikhonov = temperature, tikhonov
 
     def parts(self, logits_s, logits_t):
-        """Logits (N, classes) -> two scalars: soft labels, distance."""
-        images, classes = confident_shares(logits_t)
-        return (images * distill_kl(logits_s, logits_t, self.temperature),
-                classes * gram_mahalanobis(logits_s, logits_t, self.tikhonov))
+        """Logits (N, classes) -> two scalars: the loss of the soft labels, the distance."""
+        image_share, class_share = shares_up_to_median(logits_t)
+        return (image_share * distill_kl(logits_s, logits_t, self.temperature),
+                class_share * gram_mahalanobis(logits_s, logits_t, self.tikhonov))
 
     def forward(self, logits_s, logits_t):
         """Logits (N, classes) of both nets -> scalar."""

@@ -1,18 +1,18 @@
-"""VID: the student's maps learn to predict the teacher's, each channel with a variance of its own."""
+"""VID, variational information distillation."""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .pool import match_size
+from .common import match_size
 
 
 class VIDLoss(nn.Module):
-    """Negative log-likelihood of the teacher's map, whose mean a trained regressor predicts from the student's.
+    """Negative log-likelihood of the teacher's map, whose mean a trained regressor predicts from the student's map.
 
-    num_input, num_target: channels of both maps; num_mid: between the regressor's convolutions, the authors'
-    num_target. The variance of each channel is trained too: softplus(log_scale) + eps, at first init_pred_var.
+    num_input, num_target: channels of both maps. num_mid: channels between the regressor's convolutions; the authors
+    use num_target. The variance of each channel is trained too: softplus(log_scale) + eps, initially init_pred_var.
     Ahn et al., CVPR 2019, Variational Information Distillation for Knowledge Transfer, arXiv:1904.05835.
     Published: weight 1, init_pred_var 5; the losses of all pairs of layers are summed.
     """
@@ -27,9 +27,9 @@ class VIDLoss(nn.Module):
         self.eps = eps
 
     def forward(self, f_s, f_t):
-        """Maps (N, num_input, H, W), (N, num_target, H', W') -> scalar, the mean less a constant.
+        """Maps (N, num_input, H, W), (N, num_target, H', W') -> scalar, the mean without the constant term.
 
-        The larger map is average-pooled to the other's size.
+        The larger map is average-pooled to the size of the other.
         """
         f_s, f_t = match_size(f_s, f_t)
         variance = (F.softplus(self.log_scale) + self.eps).view(1, -1, 1, 1)

@@ -1,47 +1,48 @@
-"""WKD-L: the cheapest way to move the student's probabilities onto the teacher's, between classes that look alike."""
+"""WKD-L, Wasserstein distance between the logits."""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .common import true_class_mask
 from .nkd import true_class_loss
 
 
 @torch.no_grad()
 def cka_cost(features):
-    """(classes, samples, channels) -> (classes, classes): 1 - linear CKA (Kornblith et al., ICML 2019,
-    arXiv:1905.00414), sample by sample. The features are centred in place."""
+    """(classes, samples, channels) -> (classes, classes): 1 - linear CKA of each two classes.
+
+    Kornblith et al., ICML 2019, arXiv:1905.00414. The features are centred in place.
+    """
     x = features.sub_(features.mean(1, keepdim=True))
-    n, at_once = len(x), max(1, 2**26 // x.shape[2] ** 2)      # products of at most 256 MiB
+    n, chunk = len(x), max(1, 2**26 // x.shape[2] ** 2)      # products of at most 256 MiB
     products = x.new_zeros(n, n)
     for i in range(n):
-        for first in range(i, n, at_once):
-            products[i, first:first + at_once] = (x[i].t() @ x[first:first + at_once]).pow(2).sum((1, 2))
+        for first in range(i, n, chunk):
+            products[i, first:first + chunk] = (x[i].t() @ x[first:first + chunk]).pow(2).sum((1, 2))
     norms = products.diagonal().sqrt()
     products = products.triu() + products.triu(1).t()
     return 1 - products / (norms[:, None] * norms).clamp(min=1e-12)
 
 
 def transport_cost(distance):
-    """Distances between classes, such as cka_cost's, (classes, classes) -> costs below 1 for WKDLogitLoss."""
+    """Distances between classes (classes, classes), such as cka_cost's -> costs below 1 for WKDLogitLoss."""
     return 1 - torch.exp(-distance)
 
 
 def weight_factor(epoch: int, epochs: int, start: int) -> float:
-    """The factor of the distance's weight in an epoch, counted from 1.
-
-    It is 1 up to `start`, and falls from there by half a cosine to 0 in the last epoch.
+    """The factor of the distance's weight in an epoch, counted from 1: 1 up to `start`, then half a cosine down to 0.
     """
     return (1 + math.cos(math.pi * max(0, epoch - start) / max(1, epochs - start))) / 2
 
 
 class WKDLogitLoss(nn.Module):
-    """The true class as in NKDLoss, and the Wasserstein distance between the probabilities of the other classes.
+    """The true-class term of NKDLoss, plus the Wasserstein distance of the probabilities of the other classes.
 
-    cost: (classes, classes), of moving probability from one class to another: what transport_cost returns. weight: that
-    of the distance, which is the one of `iterations` of Sinkhorn's algorithm, regularised by reg; the gradient goes
-    through all of them.
+    cost: (classes, classes), from transport_cost, the cost of moving probability between two classes. weight: of the
+    distance. The distance is computed by `iterations` steps of Sinkhorn's algorithm with regularisation reg; the
+    gradient passes through all of them.
     Lv, Yang and Li, NeurIPS 2024, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation,
     arXiv:2412.08139.
     Published: temperature 8, weight 600 and weight_factor's start 150 for CIFAR-100; temperature 2, weight 30, start 0
@@ -59,8 +60,7 @@ class WKDLogitLoss(nn.Module):
         return true_class_loss(logits_s, logits_t, target) + self.weight * self.distance(logits_s, logits_t, target)
 
     def distance(self, logits_s, logits_t, target):
-        # The true class is left out by a probability of 0, which Sinkhorn's algorithm keeps.
-        true = torch.zeros_like(logits_s, dtype=torch.bool).scatter_(1, target[:, None], True)
+        true = true_class_mask(logits_s, target)        # a probability of 0 stays 0 in Sinkhorn's algorithm
         p, q = (F.softmax((logits / self.temperature).masked_fill(true, -torch.inf), dim=1)
                 for logits in (logits_s, logits_t))
         cost = F.relu(self.cost) + 1e-8
