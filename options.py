@@ -12,7 +12,7 @@ import torch
 from dataset import IN_MEMORY, check_dataset, dataset_key, source_dict
 from dataset.augment import AutoAugment
 from dataset.image import MAX_PIXELS
-from dataset.split import shares
+from dataset.split import parse_shares
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
 from distiller_zoo.logit_transforms import transforms
@@ -87,7 +87,7 @@ def _common(description, trial_flags, trial):
         help='train on this part of the images of each class, the same part in every run')
     add('--normalise', choices=('usual', 'measure'), default='usual',
         help='with which mean and deviation of the colours; measure: those of the training images')
-    add('--split', type=shares, metavar='TRAIN,[VAL,]TEST',
+    add('--split', type=parse_shares, metavar='TRAIN,[VAL,]TEST',
         help='divide folder or hf: data without a test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
         help='accept a checkpoint whose class names differ from those of the data: they mean the same in this order')

@@ -17,9 +17,10 @@ def torchvision_loader(opt, device):
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from dataset.imagenet import MEAN, SIZE, STD
+    from dataset.imagenet import SIZE
+    from dataset.normalise import IMAGENET_MEAN, IMAGENET_STD
     steps = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(),
-                        v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+                        v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     images = datasets.ImageFolder(Path(opt.data_dir) / 'imagenet' / 'train', steps)
     return OnDevice(torch.utils.data.DataLoader(
         images, opt.batch_size, shuffle=True, num_workers=opt.num_workers, pin_memory=device.type == 'cuda',
@@ -33,7 +34,7 @@ def measure(opt, device):
                         ('dali gpu', {'dali': 'gpu'})):
         settings = SimpleNamespace(**{
             'aa': None, 'normalise': 'usual', 'fit': 'crop', 'max_pixels': MAX_PIXELS,
-            'split': None, 'same_classes': False, 'mixup': 0, 'cutmix': 0, 'reprob': 0,
+            'images_in': 'auto', 'split': None, 'same_classes': False, 'mixup': 0, 'cutmix': 0, 'reprob': 0,
             'dataset': 'imagenet', 'data_dir': opt.data_dir, 'batch_size': opt.batch_size, 'channels_last': True,
             'num_workers': opt.num_workers, 'seed': 0, 'train_fraction': 1.0, 'use_lmdb': False, 'dali': None,
             'skip_bad_images': False, **flags})

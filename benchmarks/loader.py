@@ -3,7 +3,8 @@ import sys
 
 import torch
 
-from dataset.memory import MEAN, STD, MemoryLoader
+from dataset.memory import MemoryLoader
+from dataset.normalise import CIFAR_MEAN, CIFAR_STD
 from helper import distributed
 
 from .common import CLASSES, OnDevice, alternate, exhaust
@@ -17,7 +18,7 @@ class PerImage(torch.utils.data.Dataset):
         self.images, self.target = images.permute(0, 2, 3, 1).numpy(), target
         augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
         self.transform = transforms.Compose([transforms.ToPILImage(), *augment, transforms.ToTensor(),
-                                             transforms.Normalize(MEAN, STD)])
+                                             transforms.Normalize(CIFAR_MEAN, CIFAR_STD)])
 
     def __len__(self):
         return len(self.target)

@@ -1,4 +1,5 @@
-"""The strong view of an image, for methods that train on two views of each, and --aa, for all of them."""
+"""Augmentation of single images beyond crop and flip: the strong view of methods with two views, and --aa."""
+import contextlib
 import random
 import re
 
@@ -10,15 +11,15 @@ from torch import Tensor
 from helper.errors import UserError, reason
 
 GREY = 127
-VIEWS = ('weak', 'strong')      # weak: what the training of the data set does in any case
+VIEWS = ('weak', 'strong')      # weak: the data set's usual crop and flip, and --aa; strong: crop, flip and Strong
 
 
 class Strong:
     """uint8 (3, H, W) -> the same: two of 14 operations of random strength, then a grey square of up to half the side.
 
     RandAugment (Cubuk et al., 2020, arXiv:1909.13719) with a strength drawn for each operation, and Cutout (DeVries and
-    Taylor, 2017, arXiv:1708.04552), as FixMatch combines them (Sohn et al., NeurIPS 2020, arXiv:2001.07685). It follows
-    the crop and the flip. The random numbers are torch's own, of the CPU.
+    Taylor, 2017, arXiv:1708.04552), as FixMatch combines them (Sohn et al., NeurIPS 2020, arXiv:2001.07685). All random
+    numbers come from torch's CPU generator.
     """
 
     strengths = 31
@@ -34,90 +35,8 @@ class Strong:
         return cutout(image)
 
 
-# kind of policy of --aa -> key -> (least, largest) number; bounds of type int take only whole numbers.
-STRENGTH_NOISE = {'mstd': (0.0, 1000.0)}
-POLICIES = {
-    'rand': {'m': (0, 100), 'n': (1, 10), 'p': (0.001, 1.0), 'mmax': (1, 100), 'inc': (0, 1), **STRENGTH_NOISE},
-    'augmix': {'m': (0, 100), 'w': (1, 10), 'd': (1, 10), 'a': (0.5, 100.0), 'b': (0, 1), **STRENGTH_NOISE},
-    **dict.fromkeys(('original', 'originalr', 'v0', 'v0r', '3a'), STRENGTH_NOISE)}
-OPERATIONS = ('tweights', 't3a', 't3aw')        # words of 'rand' alone: which operations it draws from
-
-
-def check_policy(policy: str) -> None:
-    """Raises UserError unless `policy` is a policy of timm that works on every image, as rand-m9-mstd0.5-inc1."""
-    def refuse(why):
-        raise UserError(f'--aa {policy or repr(policy)}: {why}; give rand-m9-mstd0.5-inc1, original or '
-                        f'augmix-m3-w3')
-    kind, *words = policy.split('-')
-    if kind not in POLICIES:
-        refuse(f'timm has {", ".join(POLICIES)}')
-    keys = set()
-    for word in words:
-        match = re.fullmatch(r'([a-z]+)(\d{1,9}(?:\.\d{1,9})?)', word)
-        key = 't' if kind == 'rand' and word in OPERATIONS else match and match[1]
-        if key in keys:
-            refuse(f'{key} is there twice')
-        keys.add(key)
-        if key == 't':
-            continue
-        if key not in POLICIES[kind]:
-            refuse(f'{word or "an empty word"}: {kind} takes {", ".join(POLICIES[kind])}, each with a number'
-                   + (f', and {", ".join(OPERATIONS)}' if kind == 'rand' else ''))
-        low, high = POLICIES[kind][key]
-        whole = isinstance(low, int)
-        if (whole and '.' in match[2]) or not low <= float(match[2]) <= high:
-            refuse(f'{word}: {key} is a {"whole " if whole else ""}number from {low:g} to {high:g}')
-
-
-class AutoAugment:
-    """--aa: timm's RandAugment, AutoAugment or AugMix, after the crop and the flip: an RGB image -> the same.
-
-    policy: in timm's words, as rand-m9-mstd0.5-inc1 (Cubuk et al., 2020, arXiv:1909.13719). size: pixels, mean: of the
-    colours, which fill what an operation leaves empty. Raises UserError. All random numbers follow from torch's.
-    """
-
-    def __init__(self, policy: str, size: int, mean: tuple):
-        check_policy(policy)
-        from timm.data import auto_augment
-        kind = policy.partition('-')[0]
-        make = {'rand': auto_augment.rand_augment_transform, 'augmix': auto_augment.augment_and_mix_transform}
-        settings = {'translate_const': int(size * 0.45), 'img_mean': tuple(min(255, round(255 * m)) for m in mean)}
-        try:
-            self.transform = make.get(kind, auto_augment.auto_augment_transform)(policy, settings)
-        except (AssertionError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--aa {policy}: this timm does not know it ({reason(error)}); give '
-                            f'rand-m9-mstd0.5-inc1, original or augmix-m3-w3') from error
-        operations = getattr(self.transform, 'ops', None) or [op for pair in self.transform.policy for op in pair]
-        for operation in operations:
-            if operation.name.startswith('Posterize'):
-                operation.aug_fn = posterize
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        before = random.getstate(), np.random.get_state()
-        seed = int(torch.randint(2**31, ()))
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            return self.transform(image)
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-
-    def pixels(self, image: Tensor) -> Tensor:
-        """The same for uint8 (3, H, W)."""
-        changed = self(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
-        return torch.from_numpy(np.array(changed)).permute(2, 0, 1).to(image.device)
-
-
-def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """The image with only the highest `bits` of each colour. 0 bits give black; Pillow 13 refuses 0."""
-    if bits >= 8:
-        return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
-
-
 def cutout(image: Tensor) -> Tensor:
-    """A copy with a grey square, at most half the side, around a random point; it may reach over the edge."""
+    """A copy with a grey square around a random point, at most half the side and cut off at the edges."""
     height, width = image.shape[-2:]
     share, y, x = torch.rand(3).tolist()
     half, y, x = share * min(height, width) / 4, y * height, x * width
@@ -126,7 +45,90 @@ def cutout(image: Tensor) -> Tensor:
     return image
 
 
-def seeded(transform, image: Tensor, seed: int) -> Tensor:
-    """transform(image) with random numbers of this seed. Call it within torch.random.fork_rng(devices=[])."""
-    torch.default_generator.manual_seed(seed)       # of the CPU alone: torch.manual_seed would also seed the GPUs
-    return transform(image)
+# Kind of --aa policy -> key -> (smallest, largest) number; integer bounds take only whole numbers.
+STRENGTH_NOISE = {'mstd': (0.0, 1000.0)}
+POLICIES = {
+    'rand': {'m': (0, 100), 'n': (1, 10), 'p': (0.001, 1.0), 'mmax': (1, 100), 'inc': (0, 1), **STRENGTH_NOISE},
+    'augmix': {'m': (0, 100), 'w': (1, 10), 'd': (1, 10), 'a': (0.5, 100.0), 'b': (0, 1), **STRENGTH_NOISE},
+    **dict.fromkeys(('original', 'originalr', 'v0', 'v0r', '3a'), STRENGTH_NOISE)}
+OPERATION_SETS = ('tweights', 't3a', 't3aw')        # words of 'rand' alone: the operations it draws from
+EXAMPLES = 'give rand-m9-mstd0.5-inc1, original or augmix-m3-w3'
+
+
+def check_policy(policy: str) -> None:
+    """Raise UserError unless `policy` is a policy of timm that works on every image, as rand-m9-mstd0.5-inc1."""
+    def refuse(why):
+        raise UserError(f'--aa {policy or repr(policy)}: {why}; {EXAMPLES}')
+    kind, *words = policy.split('-')
+    if kind not in POLICIES:
+        refuse(f'timm has {", ".join(POLICIES)}')
+    keys = set()
+    for word in words:
+        match = re.fullmatch(r'([a-z]+)(\d{1,9}(?:\.\d{1,9})?)', word)
+        key = 't' if kind == 'rand' and word in OPERATION_SETS else match and match[1]
+        if key in keys:
+            refuse(f'{key} is there twice')
+        keys.add(key)
+        if key == 't':
+            continue
+        if key not in POLICIES[kind]:
+            refuse(f'{word or "an empty word"}: {kind} takes {", ".join(POLICIES[kind])}, each with a number'
+                   + (f', and {", ".join(OPERATION_SETS)}' if kind == 'rand' else ''))
+        low, high = POLICIES[kind][key]
+        whole = isinstance(low, int)
+        if (whole and '.' in match[2]) or not low <= float(match[2]) <= high:
+            refuse(f'{word}: {key} is a {"whole " if whole else ""}number from {low:g} to {high:g}')
+
+
+class AutoAugment:
+    """--aa: timm's RandAugment, AutoAugment or AugMix of an RGB image.
+
+    policy: in timm's words, as rand-m9-mstd0.5-inc1 (Cubuk et al., 2020, arXiv:1909.13719). size: pixels. mean: of the
+    colours, which fills empty areas. A seed from torch's generator decides all random numbers. Raises UserError.
+    """
+
+    def __init__(self, policy: str, size: int, mean: tuple):
+        check_policy(policy)
+        from timm.data import auto_augment
+        make = {'rand': auto_augment.rand_augment_transform, 'augmix': auto_augment.augment_and_mix_transform}.get(
+            policy.partition('-')[0], auto_augment.auto_augment_transform)
+        settings = {'translate_const': int(size * 0.45), 'img_mean': tuple(min(255, round(255 * m)) for m in mean)}
+        try:
+            self.transform = make(policy, settings)
+        except (AssertionError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f'--aa {policy}: this timm does not know it ({reason(error)}); {EXAMPLES}') from error
+        operations = getattr(self.transform, 'ops', None) or [op for pair in self.transform.policy for op in pair]
+        for operation in operations:
+            if operation.name.startswith('Posterize'):
+                operation.aug_fn = posterize
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        states = random.getstate(), np.random.get_state()
+        seed = int(torch.randint(2**31, ()))
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return self.transform(image)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+    def augment_tensor(self, image: Tensor) -> Tensor:
+        """The same for uint8 (3, H, W)."""
+        augmented = self(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
+        return torch.from_numpy(np.array(augmented)).permute(2, 0, 1).to(image.device)
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """The image with only the highest `bits` of each colour; black for 0 bits, which Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Seed torch's CPU generator within the block; its state is restored afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)       # torch.manual_seed would take a millisecond to seed the GPUs
+        yield

@@ -1,14 +1,14 @@
-"""--reprob, --mixup and --cutmix: what is done to a whole batch on the training device."""
+"""--reprob, --mixup and --cutmix: timm's augmentation of a whole batch on the training device."""
 from helper.errors import UserError
 
 
 class BatchAugment:
-    """A training loader with a batch changed by timm's RandomErasing, and then by its Mixup.
+    """A training loader whose batches pass timm's RandomErasing, then its Mixup.
 
     Random erasing (Zhong et al., AAAI 2020, arXiv:1708.04896) fills a rectangle of some images with noise. Mixup (Zhang
-    et al., ICLR 2018, arXiv:1710.09412) and CutMix (Yun et al., ICCV 2019, arXiv:1905.04899) make one image of two;
-    with both, one or the other for each batch. The target then has the shares of the classes, (B, classes), with
-    --smoothing. The random numbers are those of the process: Python's, NumPy's and torch's.
+    et al., ICLR 2018, arXiv:1710.09412) and CutMix (Yun et al., ICCV 2019, arXiv:1905.04899) combine two images; with
+    both flags, each batch uses one of them. The target becomes the shares of the classes (B, classes), smoothed by
+    --smoothing. The random numbers are the process's own: Python's, NumPy's and torch's.
     """
 
     def __init__(self, loader, opt, num_classes: int, device):

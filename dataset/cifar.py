@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images), in their files.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images).
 
-torchvision downloads them where they are missing. It is imported for that alone: it takes longer than reading them.
+torchvision downloads missing files. It is imported only then, because that takes longer than reading the files.
 """
+import contextlib
 import hashlib
 import pickle
 from pathlib import Path
@@ -11,11 +12,11 @@ import torch
 
 from helper.errors import UserError, reason
 
-# The folder, its training files, its test file, the file of the class names; and what they call labels and names.
+# Folder, training files, test file, file of the class names, and the keys of labels and class names.
 CIFAR10 = ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'test_batch', 'batches.meta', 'labels',
            'label_names')
 CIFAR100 = ('cifar-100-python', ['train'], 'test', 'meta', 'fine_labels', 'fine_label_names')
-# Of the files: a pickle runs code when it is read, so that only these are.
+# Only files with these checksums are read: a pickle can run code.
 MD5 = {'data_batch_1': 'c99cafc152244af753f735de768cd75f', 'data_batch_2': 'd4bba439e000b95fd0a9bffe97cbabec',
        'data_batch_3': '54ebc095f3ab1f0389bbae665268c751', 'data_batch_4': '634d18415352ddfa80567beed471001a',
        'data_batch_5': '482c414d41f54cd18b22e5b47cb7c3cb', 'test_batch': '40351d587109b95175f43aff81a1287e',
@@ -24,7 +25,7 @@ MD5 = {'data_batch_1': 'c99cafc152244af753f735de768cd75f', 'data_batch_2': 'd4bb
 
 
 def _read(folder: Path, name: str) -> dict:
-    """What a file holds. Raises OSError where it is missing or another one."""
+    """The content of a file. Raises OSError if it is missing or not the published one."""
     content = (folder / name).read_bytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
         raise OSError(f'{folder / name} is not whole')
@@ -41,10 +42,9 @@ def _splits(opt, folder, train, test, meta, labels, names):
 
 
 def _load(name, opt, files):
-    try:
+    """The splits and class names of the data set that torchvision calls `name`; downloaded if necessary."""
+    with contextlib.suppress(OSError):
         return _splits(opt, *files)
-    except OSError:
-        pass
     from torchvision import datasets
     try:
         getattr(datasets, name)(opt.data_dir, download=True)

@@ -12,13 +12,13 @@ from helper.errors import UserError
 def load(opt):
     """((train images, labels), (test images, labels), classes): uint8 (N, 3, 32, 32) and int64 (N,).
 
-    Four fifths train, one fifth tests, each class in proportion, by a fixed seed.
+    Four fifths of each class train, one fifth tests, by a fixed seed.
     """
-    found = find_spec('sklearn')        # its file alone: importing scikit-learn takes a second
-    if not found:
+    package = find_spec('sklearn')      # reads its file alone: importing scikit-learn takes a second
+    if not package:
         raise UserError('--dataset digits: its images come with scikit-learn, which is not installed; '
                         'pip install scikit-learn')
-    table = np.loadtxt(Path(found.origin).parent / 'datasets' / 'data' / 'digits.csv.gz', delimiter=',')
+    table = np.loadtxt(Path(package.origin).parent / 'datasets' / 'data' / 'digits.csv.gz', delimiter=',')
     scans, labels = table[:, :-1], table[:, -1].astype(np.int64)
     train, test = split(labels)
     scans = torch.tensor(scans, dtype=torch.float32).view(-1, 1, 8, 8) * (255 / 16)
@@ -28,22 +28,19 @@ def load(opt):
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the training and of the test images.
+    """Indices of the training and of the test images.
 
-    The same, in the same order, as of scikit-learn's train_test_split(test_size=0.2, random_state=0, stratify=labels).
+    They equal scikit-learn's train_test_split(test_size=0.2, random_state=0, stratify=labels), order included.
     """
     random, counts = np.random.RandomState(0), np.bincount(labels)
-    total = len(labels) * 4 // 5
-    exact = counts * total / len(labels)        # of each class for training
-    each = exact.astype(int)
-    for rest in np.unique(exact - each)[::-1]:      # what rounding down leaves: the largest rests first
-        if missing := total - each.sum():
-            alike = np.flatnonzero(exact - np.floor(exact) == rest)
-            each[random.permutation(alike)[:missing]] += 1
-    parts = [], []
-    for label, n in enumerate(each):
-        members = random.permutation(np.flatnonzero(labels == label))
-        parts[0].append(members[:n])
-        parts[1].append(members[n:])
-    train, test = (random.permutation(np.concatenate(part)) for part in parts)
-    return train, test
+    n_train = len(labels) * 4 // 5
+    exact = counts * n_train / len(labels)          # training images of each class, not rounded
+    rounded = exact.astype(int)
+    for remainder in np.unique(exact - rounded)[::-1]:      # round up the classes with the largest remainders
+        if missing := n_train - rounded.sum():
+            candidates = np.flatnonzero(exact - np.floor(exact) == remainder)
+            rounded[random.permutation(candidates)[:missing]] += 1
+    members = [random.permutation(np.flatnonzero(labels == label)) for label in range(len(counts))]
+    train = [indices[:n] for indices, n in zip(members, rounded, strict=True)]
+    test = [indices[n:] for indices, n in zip(members, rounded, strict=True)]
+    return random.permutation(np.concatenate(train)), random.permutation(np.concatenate(test))

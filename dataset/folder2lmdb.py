@@ -1,4 +1,4 @@
-"""Write a folder of images into train.lmdb and val.lmdb, the files' own bytes, for --use-lmdb.
+"""Write the image files of a folder into train.lmdb and val.lmdb, for --use-lmdb.
 
 python dataset/folder2lmdb.py FOLDER OUT        FOLDER holds train/CLASS/* and val/CLASS/* (or test, validation, valid,
                                                 which name the second file too); for training, OUT is
@@ -15,24 +15,20 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
+from dataset.source import read_bytes  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
-from helper.files import open_regular, replacing  # noqa: E402
+from helper.files import replacing  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
 
 
-def _read(file):
-    with open_regular(file, file) as opened:
-        return opened.read()
-
-
 def write_split(split, root: Path, classes: list[str], path: Path) -> None:
-    """Write the files of `split` to `path`; an older file there stays whole until all is written."""
+    """Write the files of `split` to `path`; an older file there stays whole until all is written. Raises UserError."""
     lmdb = import_lmdb()
     names = split.names
     try:
-        list_of_names = '\n'.join(names).encode()
+        names_record = '\n'.join(names).encode()
         size = sum(map(os.path.getsize, split.files))
     except UnicodeEncodeError as error:
         name = next(name for name in names if any('\ud800' <= c <= '\udfff' for c in name))
@@ -41,18 +37,17 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
         raise UserError(f'{error.filename}: cannot be read ({error.strerror})') from error
     try:
         with replacing(path) as temporary:
-            # The map is an upper bound, not the size of the file: a page for every image's end, and the lists.
+            # An upper bound, not the size of the file: a page more for each image, and the lists.
             most_bytes = 2 * size + 8192 * len(split.files) + 2**26
             env = lmdb.open(str(temporary), subdir=False, lock=False, map_size=most_bytes)
-            numbers = tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty())
             transaction = env.begin(write=True)
-            for i in numbers:
-                transaction.put(record_key(i), pack(int(split.labels[i]), names[i], _read(split.files[i])))
+            for i in tqdm(range(len(names)), desc=path.name, unit='img', disable=not sys.stderr.isatty()):
+                transaction.put(record_key(i), pack(int(split.labels[i]), names[i], read_bytes(split.files[i])))
                 if i % COMMIT_EVERY == COMMIT_EVERY - 1:
                     transaction.commit()
                     transaction = env.begin(write=True)
             transaction.put(LABELS, split.labels.numpy().tobytes())
-            transaction.put(KEYS, list_of_names)
+            transaction.put(KEYS, names_record)
             transaction.put(META, json.dumps({'format': FORMAT, 'samples': len(names), 'classes': classes}).encode())
             transaction.commit()
             env.sync(True)

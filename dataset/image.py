@@ -1,4 +1,5 @@
-"""Read an image file as an upright 8-bit RGB image, whatever its format, its colours and its depth."""
+"""Read an image file of any usual format, colour mode and bit depth as an upright 8-bit RGB image."""
+import contextlib
 import logging
 import re
 import warnings
@@ -6,18 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from helper.errors import UserError, reason
 from helper.files import open_regular
 
-# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image. After it logs damage, it
+# Pillow warns of transparency in a palette and of a corrupt EXIF block, but reads the image; it logs damage, and then
 # raises an exception.
 warnings.filterwarnings('ignore', module='PIL')
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
-# The formats that are opened, whatever the file name, and their extensions. Pillow's other formats are left out: for
-# some it would start external programs, others are hardly ever used for photographs.
+# The formats that are read, whatever the file name, and their extensions. Pillow's other formats are left out: for some
+# it would start external programs, others are hardly ever used for photographs.
 FORMATS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
     'PNG': ('.png', '.apng'),
@@ -38,41 +39,37 @@ EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS     # Pillow's default limit
 
-# EXIF orientation -> the operation that makes the image upright; 1 is upright.
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 
 
 def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> Image.Image:
     """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
 
-    It is rotated as its EXIF orientation says. Transparency is dropped: the colours below it count (but see
-    _without_alpha). 16-bit and 32-bit values are scaled to 8 bits (see _eight_bits). Of several frames the first is
-    read. Raises UserError that names an image which cannot be read, is of none of these `formats`, or has more pixels
-    than limit_pixels allows.
+    Rotated by its EXIF orientation, without transparency (see _without_alpha), with 16-bit and 32-bit values scaled to
+    8 bits (see _eight_bits), and only the first of several frames. Raises UserError that names an image which cannot be
+    read, has another format than `formats`, or more pixels than limit_pixels allows.
     """
     with file or open_regular(path, str(path)) as file:
         try:
             with Image.open(file, formats=_known(formats)) as image:
-                image.load()        # before the EXIF block is read, which PNG may have at its end
-                turn = _turn(image)
-                image = _without_alpha(_eight_bits(image))
-                return image if turn is None else image.transpose(turn)
+                image.load()
+                if image.format != 'TIFF':      # Pillow has rotated it already
+                    with contextlib.suppress(Exception):        # whatever a damaged EXIF block makes Pillow raise
+                        ImageOps.exif_transpose(image, in_place=True)
+                return _without_alpha(_eight_bits(image))
         except Image.DecompressionBombError as error:
             pixels = re.search(r'\d+', str(error))[0]
             raise UserError(f'{path}: has {pixels} pixels, and --max_pixels allows {2 * Image.MAX_IMAGE_PIXELS:.0f}; '
                             f'give --max_pixels {pixels} if the file can be trusted') from error
         except Exception as error:      # whatever a damaged file makes a decoder raise
-            why = 'not JPEG, PNG or another format that is read' if isinstance(error, UnidentifiedImageError) else \
-                reason(error)
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            why = 'not JPEG, PNG or another format that is read' if is_unknown else reason(error)
             raise UserError(f'{path}: not a readable image ({why})') from error
 
 
 def limit_pixels(most: int) -> None:
-    """Let read_rgb refuse larger images in this process: a small file can decode to one that fills the memory."""
-    Image.MAX_IMAGE_PIXELS = most / 2       # Pillow warns above it, and refuses images above twice as many
+    """Make read_rgb refuse larger images in this process: a small file can decode to one that fills the memory."""
+    Image.MAX_IMAGE_PIXELS = most / 2       # Pillow warns above this limit, and refuses images above twice the limit
 
 
 def _known(formats):
@@ -81,32 +78,22 @@ def _known(formats):
     return [name for name in formats if name in Image.OPEN]
 
 
-def _turn(image):
-    """The operation that makes a loaded image upright; None if it is upright, or if its EXIF block is damaged."""
-    if image.format == 'TIFF':      # Pillow has rotated it
-        return None
-    try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:       # whatever a damaged block makes Pillow raise
-        return None
-
-
 def _without_alpha(image):
-    """The image as RGB, without its transparency.
+    """The image as RGB, without its transparency: transparent pixels get the colours that are stored for them.
 
-    A drawing in a single colour would become blank: it is put on white, or on black if the colour is light.
+    A drawing in a single colour would become blank, so it is put on white, or on black if the colour is light.
     """
     if image.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
         drawing = image.convert('RGBA')
-        *colours, alpha = drawing.getextrema()      # (least, largest) of each
-        if all(least == largest for least, largest in colours) and alpha[0] < alpha[1]:
-            ground = 255 if sum(least for least, _ in colours) < 3 * 128 else 0
-            image = Image.alpha_composite(Image.new('RGBA', image.size, (ground, ground, ground, 255)), drawing)
+        *colours, alpha = drawing.getextrema()      # (smallest, largest) value of each
+        if all(low == high for low, high in colours) and alpha[0] < alpha[1]:
+            grey = 255 if sum(low for low, _ in colours) < 3 * 128 else 0
+            image = Image.alpha_composite(Image.new('RGBA', image.size, (grey, grey, grey, 255)), drawing)
     return image.convert('RGB')
 
 
 def _eight_bits(image):
-    """The image itself, or an 8-bit image if its values have more than 8 bits, which convert() would clip.
+    """The image with 8-bit values: convert() would clip larger ones.
 
     In 16 bits white is 65535, as the formats define. No format defines white for 32 bits: for integers it is 255 if no
     value is larger, otherwise 65535; for floats 1 if no value is larger, otherwise 255. Raises ValueError for values

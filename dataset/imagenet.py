@@ -1,4 +1,5 @@
-"""Images that are read while training, decoded and augmented by worker processes: ImageNet, and large folders."""
+"""Images that worker processes read and augment while training: ImageNet, and folders that do not fit in memory."""
+import contextlib
 import functools
 import warnings
 from dataclasses import dataclass
@@ -10,23 +11,22 @@ import torch
 from helper import distributed
 from helper.errors import UserError
 
-from .augment import AutoAugment, Strong
-from .folder import check_some_are_read, resize_to_square, say_unreadable, scan
+from .augment import AutoAugment, Strong, seeded
+from .decode import report_unreadable, resize_to_square
+from .folder import scan
 from .image import limit_pixels
-from .normalise import Normalise
+from .normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from .order import PAD, EpochOrder
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 SIZE = 224
-CROP_PCT = 0.875    # of 256 pixels
+CROP_PCT = 0.875    # 224 of 256 pixels
 
 # --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 def open_sources(opt):
-    """(train, test, classes) of opt.dataset: sources with `labels` (N,) and read(i) -> RGB image."""
+    """(train, test, classes) of opt.dataset, each split a dataset.source.Source. Raises UserError."""
     root = Path(opt.data_dir) / opt.dataset
     if opt.use_lmdb:
         from .lmdb_source import open_lmdb_sources
@@ -36,71 +36,70 @@ def open_sources(opt):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How images of a data set are made: their size in pixels, and what normalises their colours.
+    """The size of a data set's images in pixels, their crops, and their normalisation.
 
-    cropped: torchvision's usual crops of ImageNet, of random size in training. Otherwise
-    folder.resize_to_square scales the image, and training crops it with zero padding, as dataset.memory does.
+    cropped: ImageNet's usual crops, of random size in training. Otherwise decode.resize_to_square scales the image by
+    `fit`, and training crops it after zero padding, as dataset.memory does.
     """
 
     size: int = SIZE
-    mean: tuple = MEAN
-    std: tuple = STD
+    mean: tuple = IMAGENET_MEAN
+    std: tuple = IMAGENET_STD
     cropped: bool = True
     fit: str = 'crop'
 
-    def transform(self, train: bool, aa: str | None = None):
-        """RGB image -> uint8 (size, size, 3), with --aa in training."""
+    def transform(self, train: bool, aa: str | None = None, view: str = 'weak'):
+        """RGB image -> uint8 (size, size, 3). view: in training, of augment.VIEWS; --aa augments the weak one."""
         from torchvision.transforms import v2
-        if self.cropped:
-            larger = round(self.size / CROP_PCT)
-            steps = [v2.RandomResizedCrop(self.size)] if train else [v2.Resize(larger), v2.CenterCrop(self.size)]
+        if self.cropped and train:
+            steps = [v2.RandomResizedCrop(self.size)]
+        elif self.cropped:
+            steps = [v2.Resize(round(self.size / CROP_PCT)), v2.CenterCrop(self.size)]
         else:
-            steps = [self._square, *([v2.RandomCrop(self.size, padding=PAD)] if train else [])]
+            steps = [functools.partial(resize_to_square, size=self.size, fit=self.fit)]
+            steps += [v2.RandomCrop(self.size, padding=PAD)] if train else []
         if train:
-            steps += [v2.RandomHorizontalFlip(), *([AutoAugment(aa, self.size, self.mean)] if aa else [])]
-        return v2.Compose([*steps, _pixels])
+            steps.append(v2.RandomHorizontalFlip())
+            if view == 'strong':
+                return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(), _channels_last])
+            steps += [AutoAugment(aa, self.size, self.mean)] if aa else []
+        return v2.Compose([*steps, np.array, torch.from_numpy])
 
-    def _square(self, image):
-        return resize_to_square(image, self.size, self.fit)
 
-
-def _pixels(image):
-    return torch.from_numpy(np.array(image))
+def _channels_last(image):
+    return image.permute(1, 2, 0)
 
 
 class Images(torch.utils.data.Dataset):
-    """(image uint8 (S, S, 3), label, index, errors of the unreadable images that it replaces).
+    """(image uint8 (S, S, 3), label, index, errors of skipped images) by (index, seed), or a UserError.
 
-    With several views of an image in training, (views, S, S, 3), each with a crop and a flip of its own. Asked for
-    by (index, seed): the seed decides all that is random, so that it does not depend on which worker reads the image.
+    With two views, training images are (2, S, S, 3), each view with its own crop and flip. The seed decides all random
+    numbers, so that they do not depend on which worker reads the image.
 
-    An unreadable image is returned as its UserError, because a worker process cannot raise one in one line. With
-    skip_bad it is skipped: in training the next image takes its place, so that the batch keeps its size; otherwise the
-    batch becomes smaller.
+    The UserError of an unreadable image is returned, because a worker process cannot raise it in one line. With
+    skip_bad, the next image replaces it in training, so that the batch keeps its size; in a test, image is None.
     """
 
     def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None,
                  pipeline: Pipeline = Pipeline()):     # noqa: B008, it does not change
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        self.transform, self.strong_transform = pipeline.transform(train, aa), pipeline.transform(train)
-        self.views = views if train else ('weak',)
-        self.strong = Strong() if 'strong' in self.views else None
+        self.transforms = [pipeline.transform(train, aa, view) for view in (views if train else ('weak',))]
 
     def __len__(self):
         return len(self.source.labels)
 
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
-        with torch.random.fork_rng(devices=[], enabled=self.train):
-            if self.train:      # of the CPU alone: torch.manual_seed would cost a millisecond, for the GPUs
-                torch.default_generator.manual_seed(seed)
-            return self._get(index)
+        with seeded(seed) if self.train else contextlib.nullcontext():
+            return self._read(index)
 
-    def _get(self, index):
+    def _read(self, index):
         errors = []
         while len(errors) < len(self):
             try:
-                image = self._views(self.source.read(index))
+                image = self.source.read(index)
+                views = [transform(image) for transform in self.transforms]
+                image = views[0] if len(views) == 1 else torch.stack(views)
                 return image, int(self.source.labels[index]), index, errors
             except UserError as error:
                 if not self.skip_bad:
@@ -110,13 +109,6 @@ class Images(torch.utils.data.Dataset):
                     return None, 0, index, errors
                 index = (index + 1) % len(self)
         return UserError(f'--skip_bad_images: none of the {len(self)} images can be read; the first is {min(errors)}')
-
-    def _views(self, image):
-        views = [(self.transform if kind == 'weak' else self.strong_transform)(image) for kind in self.views]
-        for i, kind in enumerate(self.views):
-            if kind == 'strong':
-                views[i] = self.strong(views[i].permute(2, 0, 1)).permute(1, 2, 0)
-        return views[0] if len(views) == 1 else torch.stack(views)
 
 
 def collate(samples):
@@ -128,84 +120,77 @@ def collate(samples):
         if isinstance(sample, UserError):
             return sample
     errors = [error for sample in samples for error in sample[3]]
-    whole = [sample for sample in samples if sample[0] is not None]
-    if not whole:
+    readable = [sample for sample in samples if sample[0] is not None]
+    if not readable:
         return None, None, None, errors
-    images, target, index, _ = zip(*whole, strict=True)
+    images, target, index, _ = zip(*readable, strict=True)
     return torch.stack(images), torch.tensor(target), torch.tensor(index), errors
 
 
 class Batches:
-    """(index, seed) of each sample of this process's part of each batch: shuffled anew every epoch, or in order."""
+    """(index, seed) of each sample in this process's part of each batch; shuffled anew every epoch, or in order."""
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, rank: int = 0,
                  world_size: int = 1):
-        self.batch_size, self.shuffle = batch_size, shuffle
+        self.shuffle = shuffle
         self.order = EpochOrder(n, batch_size, drop_last, seed, rank, world_size)
-        self.own = range(rank, n, world_size)       # in order
+        test_indices = range(rank, n, world_size)
+        self.test_batches = [test_indices[i:i + batch_size] for i in range(0, len(test_indices), batch_size)]
 
     def __len__(self):
-        return len(self.order) if self.shuffle else -(-len(self.own) // self.batch_size)
+        return len(self.order if self.shuffle else self.test_batches)
 
     def __iter__(self):
         if not self.shuffle:
-            for start in range(0, len(self.own), self.batch_size):
-                yield [(index, 0) for index in self.own[start:start + self.batch_size]]
+            for indices in self.test_batches:
+                yield [(index, 0) for index in indices]
             return
         order = self.order.permutation().tolist()
         seeds = self.order.integers(2**63 - 1, len(order)).tolist()
-        for start, end in self.order.parts():
+        for start, end in self.order.remaining_ranges():
             yield list(zip(order[start:end], seeds[start:end], strict=True))
 
 
 class WorkerLoader:
     """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
-    In training with several views, images are (views, B, 3, S, S). A line at the end of an epoch names the images that
-    --skip_bad_images skips in all processes, each only once.
+    With two views, training images are (2, B, 3, S, S). At the end of an epoch a line names the images that
+    --skip_bad_images skips in all processes, each image only once.
     """
 
-    def __init__(self, source, opt, device: torch.device, train: bool, drop_last: bool = False, rank: int = 0,
+    def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        self.batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
-        self.order = self.batches.order
+        batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
+        self.order = batches.order
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=self.batches,
+            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=batches,
             collate_fn=collate, worker_init_fn=functools.partial(_begin_worker, opt.max_pixels),
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
         self.normalise = Normalise(pipeline.mean, pipeline.std, pipeline.size, device, opt.channels_last)
-        self.skip_bad, self.named = opt.skip_bad_images, set()      # errors that a line has named
+        self.skip_bad, self.reported = opt.skip_bad_images, set()      # errors that a line has named
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        errors, served = set(), 0
+        errors, n_read = set(), 0
         for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
             errors.update(batch[3])
             if batch[0] is None:
                 continue
-            served += len(batch[1])
+            n_read += len(batch[1])
             images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
-            if images.dim() == 4:
-                yield self.normalise(images), target, index
-            else:
-                views = self.normalise(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-                yield views.transpose(0, 1), target, index
+            images = self.normalise(images)
+            yield images if images.dim() == 4 else images.transpose(0, 1), target, index
         if self.skip_bad:
-            self._say_skipped(errors, served)
-
-    def _say_skipped(self, errors, served):
-        parts = distributed.gather((errors, served))
-        errors = set().union(*(part[0] for part in parts))
-        check_some_are_read(sum(part[1] for part in parts), errors)
-        if new := errors - self.named:
-            say_unreadable(new, 'skipped')
-        self.named |= new
+            parts = distributed.gather((errors, n_read))
+            errors = set().union(*(part[0] for part in parts))
+            report_unreadable(errors, sum(part[1] for part in parts), 'skipped', reported=self.reported)
+            self.reported |= errors
 
 
 def _begin_worker(max_pixels, _):

@@ -1,5 +1,4 @@
-"""Images from one LMDB file for each split, as folder2lmdb.py writes them."""
-import io
+"""--use-lmdb: images from one LMDB file per split, as folder2lmdb.py writes them."""
 import json
 import os
 import struct
@@ -9,9 +8,7 @@ import torch
 
 from helper.errors import UserError, reason
 
-from .folder import HELD_OUT
-from .identity import file_checksum
-from .image import read_rgb
+from .source import TEST_SPLITS, Source
 
 FORMAT = 'image files, version 1'
 META, LABELS, KEYS = b'__meta__', b'__labels__', b'__keys__'
@@ -27,6 +24,7 @@ def import_lmdb():
 
 
 def record_key(i: int) -> bytes:
+    """The key of record i."""
     return f'{i:09d}'.encode()
 
 
@@ -42,10 +40,10 @@ def unpack(record: bytes) -> tuple[int, str, bytes]:
     return label, record[6:6 + length].decode(), record[6 + length:]
 
 
-class LmdbSource:
-    """The images of a split, by number. Each process opens the file for itself, when it first reads.
+class LmdbSource(Source):
+    """The images of a split. Each process opens the file for itself, when it first reads.
 
-    Raises UserError for a file that is missing, cut short, or not of this form.
+    Raises UserError for a file that is missing, cut short, or has another format.
     """
 
     def __init__(self, path: Path):
@@ -58,9 +56,7 @@ class LmdbSource:
             env = self._open()
             if os.path.getsize(path) < (env.info()['last_pgno'] + 1) * env.stat()['psize']:
                 raise UserError(f'--use-lmdb: {path}: cut short; write it anew with dataset/folder2lmdb.py')
-            with env.begin() as transaction:
-                meta, labels = transaction.get(META), transaction.get(LABELS)
-            meta = json.loads(meta)
+            meta, labels = json.loads(self._get(META)), self._get(LABELS)
             self.classes, self.labels = meta['classes'], torch.frombuffer(bytearray(labels), dtype=torch.int64)
             if meta['format'] != FORMAT or len(self.labels) != meta['samples'] or \
                     not all(isinstance(name, str) for name in list(self.classes)):
@@ -85,48 +81,41 @@ class LmdbSource:
     def __getstate__(self):
         return {**self.__dict__, 'opened': None}
 
+    def _get(self, key):
+        with self._open().begin() as transaction:
+            return transaction.get(key)
+
     @property
     def names(self) -> list[str]:
         """Each file's path below the folder that was converted, with / between its parts."""
-        with self._open().begin() as transaction:
-            return (transaction.get(KEYS) or b'').decode(errors='replace').split('\n')
+        return (self._get(KEYS) or b'').decode(errors='replace').split('\n')
 
-    def checksum(self) -> int:
-        """See identity.file_checksum; the same as of the files that were converted."""
-        records = [self._length(i) for i in range(len(self.labels))]
-        entries = (f'{name} {length - 6 - len(name.encode())}' for name, length in zip(self.names, records))  # noqa: B905
-        return file_checksum(entries, self._content, len(self.labels))
+    def entries(self):
+        """As those of the files that were converted, so that the checksum is the same."""
+        lengths = [self._length(i) for i in range(len(self.labels))]
+        return [f'{name} {length - 6 - len(name.encode())}' for name, length in zip(self.names, lengths)]  # noqa: B905
 
     def _length(self, i):
         """The size of a record in bytes; 0 if it is missing or damaged."""
         try:
             with self._open().begin(buffers=True) as transaction:
                 return len(transaction.get(record_key(i)))
-        except Exception:       # whatever a damaged page makes lmdb raise; read() names the record when it is needed
+        except Exception:       # whatever a damaged page makes lmdb raise; content() names the record when it is needed
             return 0
 
-    def _content(self, i):
+    def content(self, i):
         try:
-            with self._open().begin() as transaction:
-                return unpack(transaction.get(record_key(i)))[2]
-        except Exception:       # as in _length
-            return b''
-
-    def read(self, i: int):
-        """Image i as RGB. Raises UserError that names it."""
-        try:
-            with self._open().begin() as transaction:
-                _, name, data = unpack(transaction.get(record_key(i)))
+            _, name, data = unpack(self._get(record_key(i)))
         except Exception as error:      # a record that is missing or short, a damaged page
             raise UserError(f'--use-lmdb: {self.path}: record {i} is missing or damaged; write the file anew with '
                             f'dataset/folder2lmdb.py') from error
-        return read_rgb(f'{self.path}: {name}', io.BytesIO(data))
+        return f'{self.path}: {name}', data
 
 
-def open_lmdb_sources(root: Path):
-    """(train, test, classes) of root/train.lmdb and the first of HELD_OUT that has a file there."""
-    held_out = next((name for name in HELD_OUT if os.path.isfile(root / f'{name}.lmdb')), HELD_OUT[-1])
-    train, test = LmdbSource(root / 'train.lmdb'), LmdbSource(root / f'{held_out}.lmdb')
+def open_lmdb_sources(root: Path) -> tuple[LmdbSource, LmdbSource, list[str]]:
+    """(train, test, classes) of root/train.lmdb and the first of TEST_SPLITS with a file there. Raises UserError."""
+    name = next((name for name in TEST_SPLITS if os.path.isfile(root / f'{name}.lmdb')), TEST_SPLITS[-1])
+    train, test = LmdbSource(root / 'train.lmdb'), LmdbSource(root / f'{name}.lmdb')
     if train.classes != test.classes:
-        raise UserError(f'--use-lmdb: {root}: train.lmdb and {held_out}.lmdb were written from different classes')
+        raise UserError(f'--use-lmdb: {root}: train.lmdb and {name}.lmdb were written from different classes')
     return train, test, train.classes

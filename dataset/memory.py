@@ -1,4 +1,4 @@
-"""A data set that fits in memory: a uint8 tensor on the training device, augmented a whole batch at a time."""
+"""Batches of a data set in memory: a uint8 tensor on the training device, augmented a batch at a time."""
 import zlib
 
 import numpy as np
@@ -6,18 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from .augment import AutoAugment, Strong, seeded
-from .normalise import Normalise
+from .normalise import CIFAR_MEAN, CIFAR_STD, Normalise
 from .order import PAD, EpochOrder
 
-# CIFAR-100's training set; all small images are normalised with these, unless --normalise measure is given.
-MEAN = (0.5071, 0.4867, 0.4408)
-STD = (0.2675, 0.2565, 0.2761)
-CROP_OFFSETS = 2 * PAD + 1                  # of a crop, in a row or a column
-VARIANTS = 2 * CROP_OFFSETS**2                 # that a training image can take: a place of the crop, and a flip
+CROP_OFFSETS = 2 * PAD + 1                  # rows, or columns, where a random crop can begin
+VARIANTS = 2 * CROP_OFFSETS**2              # augmentation variants of a training image: crop offsets and a flip
 
 
-def fault_of(loaded) -> str:
-    """The fault in the value that a function of memory_dict returns, as text; empty if there is none."""
+def describe_fault(loaded) -> str:
+    """The fault in the value that a function of memory_dict returns; empty if there is none."""
     if not isinstance(loaded, (tuple, list)) or len(loaded) != 3:
         return f'{_kind(loaded)} instead of three values'
     *splits, classes = loaded
@@ -58,45 +55,43 @@ def _kind(value):
 
 
 class MemoryLoader:
-    """Batches (images (B, 3, H, W) float32, target (B,) int64, index (B,) int64), all on `device`.
+    """Batches (images (B, 3, H, W) float32, target (B,) int64, index (B,) int64) on `device`.
 
-    train=True shuffles and augments as the usual per-image pipeline of CIFAR does: zero-pad 4, so black before the
-    normalisation, random crop back to H x W, horizontal flip with probability 1/2, scale to [0, 1], normalise.
-    train=False serves the images in order, normalised. index is the sample's place in the data set.
+    train=True shuffles and augments as torchvision's usual pipeline for CIFAR: zero-pad by PAD, so black before
+    normalisation, crop back to H x W at random, flip horizontally with probability 1/2, normalise. train=False yields
+    the images in order, normalised. index: of each sample in the data set.
 
-    views: how each view of an image is made, see augment.VIEWS. With several, images are (views, B, 3, H, W), each view
-    with a crop and a flip of its own. aa: what --aa adds to the weak view.
+    views: of augment.VIEWS. With two, training images are (2, B, 3, H, W), each view with its own crop and flip. aa:
+    augments the weak view. If with_slots is set, a training batch also has slots (B,) int64 on the CPU: index *
+    VARIANTS + augmentation variant.
 
-    If with_slots is set, a training batch also has slots (B,) int64 on the CPU: index * VARIANTS + variant.
-
-    All random numbers are drawn on the CPU, an epoch at a time: the same batches on every device, and no transfer
-    between device and host inside an epoch.
+    All random numbers of an epoch are drawn at its start on the CPU, so that the batches are the same on every device
+    and nothing is copied between device and host within an epoch.
     """
 
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
-                 aa: AutoAugment | None = None, mean: tuple = MEAN, std: tuple = STD):
-        """images: uint8 (N, 3, H, W); target: int64 (N,). drop_last: a short last batch is left out.
+                 aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD):
+        """images: uint8 (N, 3, H, W). target: int64 (N,). drop_last: leave out a short last batch.
 
-        All of `world_size` processes draw the same epochs; in training each takes its part of every batch, of
-        batch_size, and in a test every world_size-th image.
+        Each of `world_size` processes yields its part of every training batch, and every world_size-th test image.
+        batch_size: of one process.
         """
         self.rank, self.world_size = rank, world_size
-        self.size = tuple(images.shape[2:])
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
         self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
         self.mean, self.std = mean, std
-        self.normalise = Normalise(mean, std, self.size[1], device, channels_last)
-        self.operations = {kind: operation for kind, operation in (
-            ('weak', aa and aa.pixels), ('strong', Strong() if 'strong' in views else None)) if operation}
+        height, width = images.shape[2:]
+        self.normalise = Normalise(mean, std, width, device, channels_last)
+        self.operations = {'weak': aa and aa.augment_tensor, 'strong': Strong() if 'strong' in views else None}
         self.with_slots = False
         images = images.permute(0, 2, 3, 1)
         if train:
-            # A view of every crop: windows[n, y, x] (H, W, 3) is image n cut at row y, column x of its padded form.
+            # windows[n, y, x] (H, W, 3) is a view of padded image n, cropped at row y and column x.
             self.padded = F.pad(images, (0, 0, PAD, PAD, PAD, PAD)).to(device)
-            self.windows = self.padded.unfold(1, self.size[0], 1).unfold(2, self.size[1], 1).permute(0, 1, 2, 4, 5, 3)
+            self.windows = self.padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
         else:
             self.images = images.contiguous().to(device)
 
@@ -107,35 +102,35 @@ class MemoryLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
-        own = len(range(self.rank, self.n_samples, self.world_size))
-        return len(self.order) if self.train else -(-own // self.batch_size)
+        n_test = len(range(self.rank, self.n_samples, self.world_size))
+        return len(self.order) if self.train else -(-n_test // self.batch_size)
 
     def __iter__(self):
-        return self._augmented() if self.train else self._plain()
+        return self._training_batches() if self.train else self._test_batches()
 
-    def _plain(self):
+    def _test_batches(self):
         index = torch.arange(self.n_samples, device=self.device)[self.rank::self.world_size]
         for batch in index.split(self.batch_size) if len(index) else ():
             yield self.normalise(self.images[batch]), self.target[batch], batch
 
-    def _augmented(self):
+    def _training_batches(self):
         order = self.order.permutation()
-        places = [self._places() for _ in self.views]
-        seeds = self.order.integers(2**63 - 1, len(order)) if self.operations else None
-        y, x, flip = places[0]
+        crops = [self._draw_crops() for _ in self.views]
+        seeds = self.order.integers(2**63 - 1, len(order)) if any(self.operations.values()) else None
+        y, x, flip = crops[0]
         slots = order * VARIANTS + (y * CROP_OFFSETS + x) * 2 + flip
-        plan = torch.cat([order[None], *places]).to(self.device)
-        for start, end in self.order.parts():
-            index, *places = plan[:, start:end]
-            views = [self._crop(index, *places[i:i + 3]) for i in range(0, len(places), 3)]
-            for i, kind in enumerate(self.views):
-                if kind in self.operations:
-                    views[i] = self._each(self.operations[kind], views[i], seeds[start:end].tolist())
-            images = [self.normalise(view) for view in views]
-            batch = images[0] if len(images) == 1 else _stack(images), self.target[index], index
+        plan = torch.cat([order[None], *crops]).to(self.device)
+        for start, end in self.order.remaining_ranges():
+            index, *crops = plan[:, start:end]
+            views = [self._crop(index, *crops[i:i + 3]) for i in range(0, len(crops), 3)]
+            for i, view in enumerate(self.views):
+                if operation := self.operations[view]:
+                    views[i] = _augment_each(operation, views[i], seeds[start:end].tolist())
+            images = self.normalise(views[0] if len(views) == 1 else torch.stack(views))
+            batch = images, self.target[index], index
             yield (*batch, slots[start:end]) if self.with_slots else batch
 
-    def _places(self):
+    def _draw_crops(self):
         """(3, N): row and column of each image's crop, and whether it is flipped."""
         corner = self.order.integers(CROP_OFFSETS, 2, self.n_samples)
         return torch.cat([corner, self.order.integers(2, 1, self.n_samples)])
@@ -146,24 +141,21 @@ class MemoryLoader:
         return torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
 
     def variant(self, index: torch.Tensor, number: int) -> torch.Tensor:
-        """The images of `index` (B,), on the device, in variant `number`, as a training batch has them."""
-        place, flip = divmod(number, 2)
-        y, x = divmod(place, CROP_OFFSETS)
+        """The images of `index` (B,), on the device, in augmentation variant `number`, as in a training batch."""
+        offset, flip = divmod(number, 2)
+        y, x = divmod(offset, CROP_OFFSETS)
         return self.normalise(self._crop(index, y, x, torch.full_like(index, flip)))
 
     def checksum(self) -> int:
-        """Of the images as the nets see them."""
+        """Of the images and their normalisation."""
         images = self.padded if self.train else self.images
         return zlib.crc32(np.ascontiguousarray(images.cpu().numpy()), zlib.crc32(repr((self.mean, self.std)).encode()))
 
-    def _each(self, operation, images, seeds):
-        with torch.random.fork_rng(devices=[]):
-            return torch.stack([seeded(operation, image.permute(2, 0, 1), seed).permute(1, 2, 0)
-                                for image, seed in zip(images, seeds, strict=True)])
 
-
-def _stack(views):
-    """[(B, 3, H, W), ...] -> (views, B, 3, H, W), each view with the memory layout that it had."""
-    if views[0].is_contiguous():
-        return torch.stack(views)
-    return torch.stack([view.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)
+def _augment_each(operation, images, seeds):
+    """uint8 (B, H, W, 3), each image augmented with random numbers of its own seed."""
+    augmented = []
+    for image, seed in zip(images, seeds, strict=True):
+        with seeded(seed):
+            augmented.append(operation(image.permute(2, 0, 1)).permute(1, 2, 0))
+    return torch.stack(augmented)

@@ -1,8 +1,9 @@
-"""--split: divide a data set without a test set into training and test images, the same way in every run."""
+"""--split and --train_fraction: parts of a data set, drawn from each class and the same in every run."""
 import argparse
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from helper.cli import number
@@ -10,34 +11,47 @@ from helper.cli import number
 SEED = 0
 
 
-def shares(text: str) -> list[float]:
-    """A converter for argparse: '0.8,0.2' -> [0.8, 0.2], and likewise three numbers whose sum is 1."""
+def parse_shares(text: str) -> list[float]:
+    """A converter for argparse: '0.8,0.2' -> [0.8, 0.2]; two or three positive numbers whose sum is 1."""
     try:
-        found = [number(float, above=0)(word) for word in text.split(',')]
+        shares = [number(float, above=0)(word) for word in text.split(',')]
     except argparse.ArgumentTypeError:
-        found = []
-    if len(found) not in (2, 3) or abs(sum(found) - 1) > 1e-6:
+        shares = []
+    if len(shares) not in (2, 3) or abs(sum(shares) - 1) > 1e-6:
         raise argparse.ArgumentTypeError(f'{text[:80]}: give the shares of training and test images, as 0.8,0.2, or of '
                                          f'training, validation and test images, as 0.8,0.1,0.1; their sum is 1')
-    return found
+    return shares
 
 
 def divide(labels: torch.Tensor, names: Sequence[str], shares: Sequence[float]) -> dict[str, list[int]]:
-    """{'train', 'test'}, or with three shares {'train', 'val', 'test'} -> the indices of its images, sorted.
+    """{'train', 'test'}, or with three shares {'train', 'val', 'test'} -> sorted indices of its images.
 
     labels: int64 (N,). names: of each image. Each class is divided by the shares, rounded; a small class fills training
-    first, then test, then val. The SHA-256 of an image's name and a fixed seed decides its part, not --seed; other
-    images of the class hardly matter.
+    first, then test, then val. The SHA-256 of an image's name decides its part, so that an image that is added or
+    removed hardly moves others.
     """
     parts = ('train', 'test') if len(shares) == 2 else ('train', 'val', 'test')
-    found = {part: [] for part in parts}
+    indices = {part: [] for part in parts}
     keys = [hashlib.sha256(f'{SEED} {name}'.encode(errors='surrogateescape')).digest() for name in names]
     for label in labels.unique().tolist():
-        left = sorted((labels == label).nonzero()[:, 0].tolist(), key=keys.__getitem__)
-        n = len(left)
+        remaining = sorted((labels == label).nonzero()[:, 0].tolist(), key=keys.__getitem__)
+        n = len(remaining)
         for part, share in [*zip(parts, shares, strict=True)][:0:-1]:       # the test images first
-            count = min(max(1, round(n * share)), len(left) - 1)
-            found[part] += left[:count]
-            left = left[count:]
-        found['train'] += left
-    return {part: sorted(numbers) for part, numbers in found.items()}
+            count = min(max(1, round(n * share)), len(remaining) - 1)
+            indices[part] += remaining[:count]
+            remaining = remaining[count:]
+        indices['train'] += remaining
+    return {part: sorted(members) for part, members in indices.items()}
+
+
+def stratified_indices(labels: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Sorted indices, int64, of the training images of --train_fraction: at least one of each class.
+
+    labels: int64 (N,). They alone decide, so that the part is the same for every --seed, and within every larger part.
+    """
+    random, labels = np.random.RandomState(SEED), labels.numpy()
+    parts = []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        parts.append(members[:max(1, round(len(members) * fraction))])
+    return torch.from_numpy(np.sort(np.concatenate(parts)))

@@ -17,7 +17,8 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 # isort: split
 import torch  # noqa: E402
 
-from dataset.folder import check_some_are_read, list_images, print_skipped, say_unreadable  # noqa: E402
+from dataset.decode import report_unreadable  # noqa: E402
+from dataset.folder import list_images, print_skipped  # noqa: E402
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
 from export.exported import Exported  # noqa: E402
@@ -81,9 +82,7 @@ def read(files, transform, skip):
             errors.append(str(error))
             continue
         yield file, transform(image)
-    check_some_are_read(len(files) - len(errors), errors)
-    if errors:
-        say_unreadable(errors, 'skipped', to=sys.stderr)
+    report_unreadable(errors, len(files) - len(errors), 'skipped', to=sys.stderr)
 
 
 def batches(images, size):

@@ -17,13 +17,14 @@ from torchvision import datasets, transforms
 
 import dataset
 from analysis import given
-from dataset import cifar, digits, identity
+from dataset import cifar, digits, source
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
-from dataset.fraction import chosen
 from dataset.image import read_rgb
-from dataset.memory import MEAN, STD, MemoryLoader
-from dataset.split import divide, shares
+from dataset.memory import MemoryLoader
+from dataset.normalise import CIFAR_MEAN as MEAN
+from dataset.normalise import CIFAR_STD as STD
+from dataset.split import divide, parse_shares, stratified_indices
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.resume import IMAGES, fingerprint
@@ -351,13 +352,14 @@ def test_a_part_of_the_training_images():
     counts = torch.bincount(whole.labels)
     assert torch.bincount(tenth.labels).tolist() == [round(n * 0.1) for n in counts.tolist()]
     assert tenth.test_loader.n_samples == whole.test_loader.n_samples == 360
-    kept = [chosen(whole.labels, part) for part in (0.5, 0.1)]
+    kept = [stratified_indices(whole.labels, part) for part in (0.5, 0.1)]
     assert set(kept[1].tolist()) < set(kept[0].tolist())
     for data, rows in zip((half, tenth), kept, strict=True):
         assert torch.equal(data.labels, whole.labels[rows]) and data.n_train == len(rows)
         assert torch.equal(data.train_loader.padded, whole.train_loader.padded[rows])
         assert torch.cat([index for _, _, index in data.train_loader]).max() < data.n_train
-    assert chosen(torch.tensor([0, 0, 1]), 0.01).tolist() in ([0, 2], [1, 2])       # of each class at least one
+    # At least one of each class:
+    assert stratified_indices(torch.tensor([0, 0, 1]), 0.01).tolist() in ([0, 2], [1, 2])
     with pytest.raises(UserError, match='--train_fraction 0.5: not for --dataset imagenet; it goes with .*digits'):
         dataset.check_dataset(data_options(dataset='imagenet', train_fraction=0.5))
 
@@ -419,10 +421,10 @@ def test_which_split_is_measured(tmp_path, capsys):
 
 
 def test_shares():
-    assert shares('0.8,0.2') == [0.8, 0.2] and shares('0.8,0.1,0.1') == [0.8, 0.1, 0.1]
+    assert parse_shares('0.8,0.2') == [0.8, 0.2] and parse_shares('0.8,0.1,0.1') == [0.8, 0.1, 0.1]
     for text in ('0.8', '0.8,0.3', '1,0', '0.5,-0.5,1', 'a,b', '', '0.25,0.25,0.25,0.25'):
         with pytest.raises(argparse.ArgumentTypeError, match='give the shares of training and test images'):
-            shares(text)
+            parse_shares(text)
 
 
 def test_divide():
@@ -514,12 +516,12 @@ def test_the_checksum_of_the_images(tree, tmp_path):
 
 def test_a_sample_of_many_files(monkeypatch, tree):
     """Of a large split the content of some files counts, and the name and size of all."""
-    monkeypatch.setattr(identity, 'SAMPLE', 6)
+    monkeypatch.setattr(source, 'SAMPLE', 6)
     train, read = scan(tree)[0], []
     entries = [f'{name} 1' for name in train.names]
-    first = identity.file_checksum(entries, lambda i: read.append(i) or b'x', 48)
+    first = source.file_checksum(entries, lambda i: read.append(i) or b'x', 48)
     assert read == [*range(0, 48, 8)] and train.names[13] == 'train/bee/1.png'
-    assert identity.file_checksum([*entries[:-1], 'train/dog/9.png 2'], lambda i: b'x', 48) != first
+    assert source.file_checksum([*entries[:-1], 'train/dog/9.png 2'], lambda i: b'x', 48) != first
 
 
 def test_batch_larger_than_the_data(tree):
@@ -533,7 +535,7 @@ def test_measured_colours(tree):
     data = dataset.get_dataloaders(opt, CPU)
     images = torch.cat([images for images, *_ in data.unaugmented_loader()])
     assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
-    assert data.inputs['mean'] == [*data.mean] != [*dataset.memory.MEAN]
+    assert data.inputs['mean'] == [*data.mean] != [*MEAN]
     part = dataset.get_dataloaders(data_options(data_dir=str(tree), normalise='measure', train_fraction=0.5), CPU)
     assert (part.mean, part.std) == (data.mean, data.std) and part.n_train == 24
     usual = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)

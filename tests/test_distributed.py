@@ -21,7 +21,7 @@ import train_teacher
 from dataset import Data
 from dataset.imagenet import Batches
 from dataset.memory import MemoryLoader
-from dataset.order import batch_parts
+from dataset.order import batch_ranges
 from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
@@ -48,11 +48,11 @@ def two(entries='cpu,cpu'):
     return ['--multiprocessing-distributed', '--gpu_id', entries, '--dist-url', f'tcp://127.0.0.1:{free_port()}']
 
 
-def test_batch_parts():
+def test_batch_ranges():
     """Every part of every batch once, equal between the processes; a rest that cannot be divided is left out."""
     for n, batch, world, drop in ((48, 8, 2, 0), (50, 8, 2, 0), (53, 8, 2, 0), (17, 4, 4, 0), (31, 4, 2, 1),
                                   (17, 8, 1, 0), (19, 8, 2, 0), (3, 1, 2, 0)):
-        parts = [batch_parts(n, batch, drop, rank, world) for rank in range(world)]
+        parts = [batch_ranges(n, batch, drop, rank, world) for rank in range(world)]
         assert len({len(p) for p in parts}) == 1
         seen = sorted(i for own in parts for start, end in own for i in range(start, end))
         rest = n % (batch * world)

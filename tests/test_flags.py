@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import build, write_images
 
-import dataset.folder
+import dataset.decode
 import train_student
 import train_teacher
 from distiller_zoo import get_method, task
@@ -145,8 +145,8 @@ def test_of_the_data(call, small, tmp_path, monkeypatch):
     write_images(tmp_path / 'data' / 'train', 5)
     write_images(tmp_path / 'data' / 'test', 2)
     asked, original = [], train_teacher.get_dataloaders
-    pool = dataset.folder.ThreadPoolExecutor
-    monkeypatch.setattr(dataset.folder, 'ThreadPoolExecutor', lambda *n: asked.extend(n) or pool(*n))
+    pool = dataset.decode.ThreadPoolExecutor
+    monkeypatch.setattr(dataset.decode, 'ThreadPoolExecutor', lambda *n: asked.extend(n) or pool(*n))
     monkeypatch.setattr(train_teacher, 'get_dataloaders', lambda *a: asked.append(original(*a)) or asked[-1])
     call(train_teacher.main, '--model', 'resnet8', *small, '--data_dir', tmp_path / 'data', '--image_size', 24,
          '--num_workers', 3, '--save_dir', tmp_path)

@@ -12,7 +12,7 @@ import dataset
 import train_student
 import train_teacher
 from dataset.folder import scan
-from dataset.identity import file_checksum, joint_checksum
+from dataset.source import file_checksum, joint_checksum
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 

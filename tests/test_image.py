@@ -10,8 +10,9 @@ from conftest import CPU, data_options, write_images
 from PIL import Image, features
 
 import dataset
-from dataset.folder import Split, list_images, open_sources, resize_to_square
-from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, TURNS, limit_pixels, read_rgb
+from dataset.decode import resize_to_square
+from dataset.folder import Split, list_images, open_sources
+from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
 from export.card import _square
 from helper import distributed
@@ -145,9 +146,11 @@ def test_values_without_a_meaning_are_refused(tmp_path, image, words):
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP', *['AVIF'] * AVIF])
 def test_images_are_turned_as_their_tag_says(kind):
     upright = Image.fromarray(np.kron(COLOURS[:2, :3], np.ones((8, 8, 1), np.uint8)))
-    back = {6: TURNS[8], 8: TURNS[6]}
-    for orientation, turn in {1: None, **TURNS}.items():
-        stored = upright if turn is None else upright.transpose(back.get(orientation, turn))
+    flip = Image.Transpose
+    stored_as = {1: None, 2: flip.FLIP_LEFT_RIGHT, 3: flip.ROTATE_180, 4: flip.FLIP_TOP_BOTTOM, 5: flip.TRANSPOSE,
+                 6: flip.ROTATE_90, 7: flip.TRANSVERSE, 8: flip.ROTATE_270}
+    for orientation, operation in stored_as.items():
+        stored = upright if operation is None else upright.transpose(operation)
         exif = Image.Exif()
         exif[0x112] = orientation
         found = read_rgb('x', io.BytesIO(saved(stored, kind, exif=exif)))

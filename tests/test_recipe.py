@@ -19,7 +19,7 @@ import train_teacher
 from dataset import get_dataloaders
 from dataset.augment import AutoAugment, posterize
 from dataset.batch_augment import BatchAugment
-from dataset.memory import MEAN
+from dataset.normalise import CIFAR_MEAN as MEAN
 from distiller_zoo import Vanilla
 from helper.errors import UserError
 from helper.loops import train_epoch

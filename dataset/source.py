@@ -1,0 +1,81 @@
+"""Sources: the images of one split, read one at a time, and checksums that tell whether two runs have the same data."""
+import contextlib
+import io
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from PIL import Image
+
+from helper.errors import UserError
+from helper.files import open_regular
+
+from .image import read_rgb
+
+SAMPLE = 1000       # evenly spaced files of a split whose content counts for its checksum
+# The usual names of the split that is measured; the first that is present is used.
+TEST_SPLITS = ('test', 'validation', 'valid', 'val')
+
+
+class Source:
+    """The images of one split, by number.
+
+    A subclass has `labels` int64 (N,), `name` of the split and `names` of the images, and defines content().
+    """
+
+    labels: torch.Tensor
+    name: str = ''
+    names: Sequence[str]
+
+    def content(self, i: int) -> tuple[str, bytes]:
+        """(name for error messages, bytes of the image file) of image i. Raises UserError if it cannot be read."""
+        raise NotImplementedError
+
+    def entries(self) -> Iterable[str]:
+        """A line for each image file with its name and size, for the checksum; empty if they are unknown."""
+        return ()
+
+    def read(self, i: int) -> Image.Image:
+        """Image i as RGB. Raises UserError that names it."""
+        name, data = self.content(i)
+        return read_rgb(name, io.BytesIO(data))
+
+    def checksum(self) -> int:
+        """See file_checksum."""
+        return file_checksum(self.entries(), lambda i: self.content(i)[1], len(self.labels))
+
+
+class Subset:
+    """The images of a source with these indices."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.source, self.indices, self.labels = source, indices, source.labels[list(indices)]
+
+    def read(self, i: int) -> Image.Image:
+        """Image i as RGB."""
+        return self.source.read(self.indices[i])
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises UserError if it cannot be read."""
+    with open_regular(path, path) as file:
+        return file.read()
+
+
+def file_checksum(entries: Iterable[str], content: Callable[[int], bytes], n: int) -> int:
+    """CRC-32 of a split of n image files: of all entries, and of the content of at most SAMPLE readable files."""
+    crc = zlib.crc32('\n'.join(entries).encode(errors='surrogateescape'))
+    for i in range(0, n, -(-n // SAMPLE) or 1):
+        with contextlib.suppress(UserError, OSError):
+            crc = zlib.crc32(content(i), crc)
+    return crc
+
+
+def tensor_checksum(images: torch.Tensor) -> int:
+    """CRC-32 of all pixels of uint8 images (N, 3, H, W)."""
+    return zlib.crc32(images.contiguous().numpy())
+
+
+def joint_checksum(train: int, test: int) -> int:
+    """CRC-32 of a data set, from the checksums of its training and test images."""
+    return zlib.crc32(f'{train} {test}'.encode())
