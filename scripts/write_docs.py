@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from distiller_zoo import distiller_dict, get_method  # noqa: E402
+from distiller_zoo import SOFT_LABELS, distiller_dict, get_method  # noqa: E402
 from helper.cli import Parser, comma_list  # noqa: E402
 from helper.errors import UserError, run_main  # noqa: E402
 from options import student_options  # noqa: E402
@@ -36,7 +36,7 @@ def methods_table() -> str:
     """Markdown: paper, what is compared, and the published values of every method."""
     rows = ['| `--distill` | method | compares | gamma, alpha, beta | other flags | ImageNet, if different |',
             '|---|---|---|---|---|---|']
-    usual = published_options('kd', 'cifar100')
+    usual = published_options(SOFT_LABELS, 'cifar100')
     for name, method in distiller_dict.items():
         options, imagenet = (published_options(name, dataset) for dataset in ('cifar100', 'imagenet'))
         weights, flags = weights_and_flags(options, usual)
