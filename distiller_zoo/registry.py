@@ -5,7 +5,8 @@ from torch import nn
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 from models.classes import match_classes
-from models.load import fill, load_net, new_net, open_checkpoint, teacher_name
+from models.load import fill, load_net, new_net, open_checkpoint
+from models.recognise import find_architecture
 
 from .abound import ABDistiller
 from .attention import ATDistiller
@@ -104,7 +105,7 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
     of the network are in the order of the data. Raises UserError that names `flag`.
     """
     checkpoint = {**(checkpoint or open_checkpoint(path, flag))}
-    name = arch or teacher_name(path, checkpoint, flag)
+    name = arch or find_architecture(path, checkpoint, flag)
     method = checkpoint.pop('inference_net', None)
     if method is None:
         return name, load_net(path, checkpoint, name, data, flag)

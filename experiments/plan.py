@@ -21,7 +21,8 @@ from helper.distributed import check_batch_size
 from helper.errors import UserError, nearest, printable
 from helper.run_folder import RunPaths, folder_name
 from models.find import build, check_name, is_user_file
-from models.load import open_checkpoint, teacher_name
+from models.load import open_checkpoint
+from models.recognise import find_architecture
 from options import LARGEST, flags, student_options, teacher_options, with_recipe
 
 from .table_file import ALONE, Row, Table
@@ -282,7 +283,7 @@ class _Plan:
         """The net that a fetched checkpoint holds, as train_student.py will name it: `name`, or that resolved."""
         if path not in self.nets:
             what = f'{self.table.path}: teacher {name}'
-            found = teacher_name(str(path), self._fetched(path, name), f'{what}:')
+            found = find_architecture(str(path), self._fetched(path, name), f'{what}:')
             if check_name(found, size, f'{what}: {path}: holds') != check_name(name, size, what):
                 raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
             self.nets[path] = found

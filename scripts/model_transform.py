@@ -79,8 +79,8 @@ def main():
         what = f'IN {opt.files[0]}'
         read = open_checkpoint(opt.files[0], 'IN', opt.checkpoint_key)
         weights, removed = without_common_prefix(read['model'])
-        if taken := ', '.join(filter(None, (read.get('taken'), removed))):
-            print(f'{what}: {taken}')
+        if notes := ', '.join(filter(None, (read.get('source'), removed))):
+            print(f'{what}: {notes}')
     checkpoint = transform(weights, what)
     out = Path(files[0]) if files else default_path(checkpoint['arch'])
     try:

@@ -18,7 +18,8 @@ from helper.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from helper.errors import UserError
 from helper.files import write_json
 from models import model_dict
-from models.load import fill, load_net, open_checkpoint, open_net, teacher_name
+from models.load import fill, load_net, open_checkpoint, open_net
+from models.recognise import find_architecture
 
 
 def test_hostile_files_are_refused_by_name(tmp_path):
@@ -321,14 +322,14 @@ def test_weights_that_do_not_fit_change_nothing():
     ('S:resnet8x4_T:resnet32x4_cifar100_kd_r:1.0_a:1.0_b:0.0_1', 'resnet8x4'),
     ('S~ShuffleV2_T~vgg13_cifar100_kd_r~1.0_a~1.0_b~0.0_1', 'ShuffleV2')])
 def test_teacher_is_recognised(folder, name):
-    assert teacher_name(f'save/models/{folder}/ckpt_epoch_240.pth', {}) == name
-    assert teacher_name(f'save/models/{folder}/ckpt_epoch_240.pth', {'arch': 'vgg8'}) == 'vgg8'
+    assert find_architecture(f'save/models/{folder}/ckpt_epoch_240.pth', {}) == name
+    assert find_architecture(f'save/models/{folder}/ckpt_epoch_240.pth', {'arch': 'vgg8'}) == 'vgg8'
 
 
 @pytest.mark.parametrize('folder', ['my_teacher', 'resnet9_vanilla', 'resnet32x5'])
 def test_unknown_teacher(folder):
     with pytest.raises(UserError, match=f'the folder {folder} does not say which model this is; .*resnet32x4'):
-        teacher_name(f'save/models/{folder}/x.pth', {})
+        find_architecture(f'save/models/{folder}/x.pth', {})
 
 
 def test_teacher_of_other_classes():
