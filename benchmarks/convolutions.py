@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpu_kernels.build import library
-from cpu_kernels.winograd import conv3x3, gains, input_gradient, weight_gradient
+from cpu_kernels.winograd import conv3x3, input_gradient, is_faster, weight_gradient
 from helper.errors import UserError
 
 from .common import alternate
@@ -30,7 +30,7 @@ def convolutions(channels, size, opt, device):
     speed = alternate(sides, 1, opt, device)
     return [{'channels, pixels': f'{channels}, {size} x {size}', 'pass': name, 'torch ms': 1000 / speed[name, 0],
              'winograd ms': 1000 / speed[name, 1], 'ratio': speed[name, 1] / speed[name, 0],
-             'used': 'yes' if gains(conv, images) else 'no'} for name in passes]
+             'used': 'yes' if is_faster(conv, images) else 'no'} for name in passes]
 
 
 def measure(opt, device):

@@ -1,1 +1,1 @@
-"""Operators in C++ for what torch does slowly on a CPU, used by helper/compile.py alone."""
+"""C++ operators for what torch computes slowly on a CPU; helper/compile.py uses them for --compile."""

@@ -1,9 +1,8 @@
-// Batch norm with what follows it, the sum with a residual image and the ReLU, in as few passes over memory as there
-// can be: two forward, two backward.
+// Batch norm, sum with a residual and ReLU, in as few passes over memory as possible: two forward, two backward.
 //
-// All images are rows of channels in memory, (count * height * width, channels): torch's channels_last. Channels are
-// multiples of 16. Rows are summed in blocks of a fixed size, in float about a value near their mean, and the blocks in
-// double: the sums are the same with any number of threads.
+// An image batch is (rows, channels) in memory, rows = count * height * width: torch's channels_last. The number of
+// channels is a multiple of 16. Rows are summed in blocks of a fixed size: within a block in float, relative to a value
+// near the mean, and over the blocks in double. So the sums are the same for any number of threads.
 #include "vector.h"
 
 struct Blocks {
@@ -13,12 +12,13 @@ struct Blocks {
     int64_t count() const { return (rows + size - 1) / size; }
     int64_t begin(int64_t block) const { return block * size; }
     int64_t end(int64_t block) const { return std::min(rows, (block + 1) * size); }
+    double length(int64_t block) const { return end(block) - begin(block); }
 };
 
-// a and b: the sums over the rows [begin, end) of the two values that `terms(offset)` gives for a vector of channels.
+// Sums of two values over the rows [begin, end): terms(offset, a, b) adds those of one vector of channels to a and b.
 template <class Terms> INLINE void sum_rows(int64_t begin, int64_t end, int64_t channels, int64_t channel, Vector& a,
                                             Vector& b, const Terms& terms) {
-    Vector sums[4][2] = {};         // additions that do not wait for each other
+    Vector sums[4][2] = {};         // four independent sums, so that additions do not wait for each other
     int64_t row = begin;
     for (; row + 4 <= end; row += 4)
         UNROLLED (int i = 0; i < 4; i++) terms((row + i) * channels + channel, sums[i][0], sums[i][1]);
@@ -27,87 +27,91 @@ template <class Terms> INLINE void sum_rows(int64_t begin, int64_t end, int64_t 
     b = (sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1]);
 }
 
-struct Normal {     // (x - mean) * scale + bias of a vector of channels
+struct Normaliser {     // (x - mean) * scale + bias for a vector of channels
     Vector mean, scale, bias;
 
-    INLINE Normal at(const float* mean, const float* inverse, const float* weight, const float* bias, int64_t channel) {
-        return {load(mean + channel), load(inverse + channel) * load(weight + channel), load(bias + channel)};
+    INLINE Normaliser at(const float* mean, const float* inverse_std, const float* weight, const float* bias,
+                         int64_t channel) {
+        return {load(mean + channel), load(inverse_std + channel) * load(weight + channel), load(bias + channel)};
     }
     Vector of(Vector x) const { return (x - mean) * scale + bias; }
 };
 
-// y = (x - mean) * inverse * weight + bias, + residual where there is one, not below zero with `relu`.
-extern "C" void normalise(const float* x, const float* residual, const float* mean, const float* inverse,
+// y = (x - mean) * inverse_std * weight + bias, plus residual unless it is null, then a ReLU with `relu`.
+extern "C" void normalise(const float* x, const float* residual, const float* mean, const float* inverse_std,
                           const float* weight, const float* bias, float* y, int64_t rows, int64_t channels,
                           int64_t relu) {
     const Blocks blocks(rows, channels);
-    const Vector low = all(relu ? 0 : -__builtin_inff());
+    const Vector lowest = all(relu ? 0 : -__builtin_inff());
     #pragma omp parallel for
     for (int64_t block = 0; block < blocks.count(); block++)
         for (int64_t channel = 0; channel < channels; channel += LANES) {
-            const Normal normal = Normal::at(mean, inverse, weight, bias, channel);
+            const Normaliser normaliser = Normaliser::at(mean, inverse_std, weight, bias, channel);
             for (int64_t row = blocks.begin(block); row < blocks.end(block); row++) {
                 const int64_t i = row * channels + channel;
-                Vector value = normal.of(load(x + i));
+                Vector value = normaliser.of(load(x + i));
                 if (residual) value += load(residual + i);
-                store(y + i, at_least(value, low));
+                store(y + i, at_least(value, lowest));
             }
         }
 }
 
-// The mean of x and 1 / sqrt(its variance + eps); the running statistics, where there are any, move towards them.
-extern "C" void statistics(const float* x, float* mean, float* inverse, float* running_mean, float* running_var,
+// mean of x, inverse_std = 1 / sqrt(variance + eps), and the running statistics unless they are null.
+extern "C" void statistics(const float* x, float* mean, float* inverse_std, float* running_mean, float* running_var,
                            int64_t rows, int64_t channels, double momentum, double eps) {
     const Blocks blocks(rows, channels);
     const int64_t count = blocks.count();
-    const auto near = floats(count * channels), sums = floats(count * channels), squares = floats(count * channels);
+    // Of each block: a value near its mean, and the sums of x - value and of its square.
+    const auto centers = floats(count * channels), sums = floats(count * channels), squares = floats(count * channels);
     #pragma omp parallel
     {
         #pragma omp for
         for (int64_t block = 0; block < count; block++)
             for (int64_t channel = 0; channel < channels; channel += LANES) {
-                const int64_t begin = blocks.begin(block), end = blocks.end(block), first = std::min<int64_t>(end - begin, 8);
-                Vector middle{}, sum, square;
-                for (int64_t i = 0; i < first; i++) middle += load(x + (begin + i) * channels + channel);
-                middle *= 1.f / first;
+                const int64_t begin = blocks.begin(block), end = blocks.end(block);
+                const int64_t first_rows = std::min<int64_t>(end - begin, 8);
+                Vector center{}, sum, square;
+                for (int64_t i = 0; i < first_rows; i++) center += load(x + (begin + i) * channels + channel);
+                center *= 1.f / first_rows;
                 sum_rows(begin, end, channels, channel, sum, square, [&](int64_t i, Vector& a, Vector& b) {
-                    const Vector away = load(x + i) - middle;
-                    a += away;
-                    b += away * away;
+                    const Vector difference = load(x + i) - center;
+                    a += difference;
+                    b += difference * difference;
                 });
-                store(&near[block * channels + channel], middle);
+                store(&centers[block * channels + channel], center);
                 store(&sums[block * channels + channel], sum);
                 store(&squares[block * channels + channel], square);
             }
         #pragma omp for
         for (int64_t channel = 0; channel < channels; channel++) {
-            double total = 0, spread = 0;
+            double total = 0, deviation = 0;
             for (int64_t block = 0; block < count; block++)
-                total += double(near[block * channels + channel]) * (blocks.end(block) - blocks.begin(block)) +
+                total += double(centers[block * channels + channel]) * blocks.length(block) +
                          sums[block * channels + channel];
-            const double middle = total / rows;
+            const double average = total / rows;
             for (int64_t block = 0; block < count; block++) {
-                const double n = blocks.end(block) - blocks.begin(block), sum = sums[block * channels + channel];
-                const double away = near[block * channels + channel] - middle;
-                spread += squares[block * channels + channel] + 2 * away * sum + n * away * away;
+                const double sum = sums[block * channels + channel];
+                const double difference = centers[block * channels + channel] - average;
+                deviation += squares[block * channels + channel] + 2 * difference * sum +
+                             blocks.length(block) * difference * difference;
             }
-            const double variance = std::max(spread / rows, 0.);
-            mean[channel] = middle;
-            inverse[channel] = 1 / __builtin_sqrt(variance + eps);
+            const double variance = std::max(deviation / rows, 0.);
+            mean[channel] = average;
+            inverse_std[channel] = 1 / __builtin_sqrt(variance + eps);
             if (running_mean) {
-                running_mean[channel] += momentum * (middle - running_mean[channel]);
+                running_mean[channel] += momentum * (average - running_mean[channel]);
                 running_var[channel] += momentum * (variance * rows / (rows - 1) - running_var[channel]);
             }
         }
     }
 }
 
-// The gradients of x, of the residual (where there is one: `masked`, else null), of the weights and of the bias, from
-// `grad`, that of normalise's y.
+// The gradients of x, weight, bias and residual, from `grad`, that of y = normalise(x). grad_residual is null without a
+// residual or without a ReLU.
 extern "C" void batchnorm_gradient(const float* grad, const float* x, const float* y, const float* mean,
-                                   const float* inverse, const float* weight, const float* bias, float* grad_x,
-                                   float* masked, float* grad_weight, float* grad_bias, int64_t rows, int64_t channels,
-                                   int64_t relu) {
+                                   const float* inverse_std, const float* weight, const float* bias, float* grad_x,
+                                   float* grad_residual, float* grad_weight, float* grad_bias, int64_t rows,
+                                   int64_t channels, int64_t relu) {
     const Blocks blocks(rows, channels);
     const int64_t count = blocks.count();
     const auto sums = floats(count * channels), products = floats(count * channels);
@@ -117,17 +121,20 @@ extern "C" void batchnorm_gradient(const float* grad, const float* x, const floa
         #pragma omp for
         for (int64_t block = 0; block < count; block++)
             for (int64_t channel = 0; channel < channels; channel += LANES) {
-                const Normal normal = Normal::at(mean, inverse, weight, bias, channel);
+                const Normaliser normaliser = Normaliser::at(mean, inverse_std, weight, bias, channel);
                 Vector sum, product;
                 sum_rows(blocks.begin(block), blocks.end(block), channels, channel, sum, product,
                          [&](int64_t i, Vector& a, Vector& b) {
                     const Vector value = load(x + i);
-                    Vector change = load(grad + i);
-                    // without a residual, y is computed again, which is faster than to read it
-                    if (relu) change = (masked ? load(y + i) : normal.of(value)) <= Vector{} ? Vector{} : change;
-                    if (masked) store(masked + i, change);
-                    a += change;
-                    b += change * (value - normal.mean);
+                    Vector gradient = load(grad + i);
+                    // Without a residual, computing y again is faster than reading it.
+                    if (relu) {
+                        const Vector output = grad_residual ? load(y + i) : normaliser.of(value);
+                        gradient = output <= Vector{} ? Vector{} : gradient;
+                    }
+                    if (grad_residual) store(grad_residual + i, gradient);
+                    a += gradient;
+                    b += gradient * (value - normaliser.mean);
                 });
                 store(&sums[block * channels + channel], sum);
                 store(&products[block * channels + channel], product);
@@ -140,21 +147,21 @@ extern "C" void batchnorm_gradient(const float* grad, const float* x, const floa
                 product += products[block * channels + channel];
             }
             grad_bias[channel] = sum;
-            grad_weight[channel] = product * inverse[channel];
+            grad_weight[channel] = product * inverse_std[channel];
             mean_grad[channel] = sum / rows;
-            slope[channel] = product / rows * inverse[channel] * inverse[channel];
+            slope[channel] = product / rows * inverse_std[channel] * inverse_std[channel];
         }
         #pragma omp for
         for (int64_t block = 0; block < count; block++)
             for (int64_t channel = 0; channel < channels; channel += LANES) {
-                const Normal normal = Normal::at(mean, inverse, weight, bias, channel);
-                const Vector middle = load(&mean_grad[channel]), steep = load(&slope[channel]);
+                const Normaliser normaliser = Normaliser::at(mean, inverse_std, weight, bias, channel);
+                const Vector center = load(&mean_grad[channel]), factor = load(&slope[channel]);
                 for (int64_t row = blocks.begin(block); row < blocks.end(block); row++) {
                     const int64_t i = row * channels + channel;
                     const Vector value = load(x + i);
-                    Vector change = load((masked ? masked : grad) + i);
-                    if (relu && !masked) change = normal.of(value) <= Vector{} ? Vector{} : change;
-                    store(grad_x + i, (change - middle - (value - normal.mean) * steep) * normal.scale);
+                    Vector gradient = load((grad_residual ? grad_residual : grad) + i);
+                    if (relu && !grad_residual) gradient = normaliser.of(value) <= Vector{} ? Vector{} : gradient;
+                    store(grad_x + i, (gradient - center - (value - normaliser.mean) * factor) * normaliser.scale);
                 }
             }
     }

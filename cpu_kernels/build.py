@@ -1,10 +1,9 @@
-"""The C++ kernels as one library: built in a few seconds when first needed, and kept for later runs."""
+"""The C++ kernels as one library: built within seconds when first needed, and saved for later runs."""
 import contextlib
 import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,7 @@ OPENMP = '-fopenmp'
 
 
 def compiler() -> tuple[str, str]:
-    """(the C++ compiler for the CPU, the one that torch.compile takes; what it says of its version).
-
-    Raises OSError where there is none.
-    """
+    """(the C++ compiler that torch.compile uses for the CPU too, its version). Raises OSError if there is none."""
     name = os.environ.get('CXX', {'darwin': 'clang++', 'win32': 'cl'}.get(sys.platform, 'g++'))
     if not shutil.which(name):
         raise OSError(f"there is no C++ compiler '{name}'; install it, or set CXX to one")
@@ -35,27 +31,27 @@ def compiler() -> tuple[str, str]:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled functions, for this very processor. Raises OSError where they cannot be built.
+    """The compiled functions, for this processor. Raises OSError if they cannot be built.
 
-    `library().was_built` says whether they were built now, not found.
+    `library().was_built` tells whether this call built them or loaded a saved file.
     """
-    kept = _kept_file()
+    saved = _saved_file()
     with contextlib.suppress(OSError):
-        if _intact(kept):
-            found = ctypes.CDLL(str(kept))
-            found.was_built = False
-            return found
+        if _is_trusted(saved):
+            loaded = ctypes.CDLL(str(saved))
+            loaded.was_built = False
+            return loaded
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / kept.name
+        file = Path(folder) / saved.name
         built = _build(file)
         built.was_built = True
-        with contextlib.suppress(OSError):      # a folder that cannot be written to: built anew by every run
-            _keep(file, kept)
+        with contextlib.suppress(OSError):      # without a writable folder, every run builds the library
+            _save(file, saved)
     return built
 
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a function of the library; None is a tensor that is not given."""
+    """Call a function of the library; None stands for a tensor that is not given."""
     getattr(library(), function)(*map(_as_c, arguments))
 
 
@@ -78,65 +74,59 @@ def _build(file: Path) -> ctypes.CDLL:
     compiling = [subprocess.Popen([name, *FLAGS, OPENMP, '-c', HERE / source, '-o', target], stderr=subprocess.PIPE,
                                   text=True, errors='replace') for source, target in zip(SOURCES, objects, strict=True)]
     for source, process in zip(SOURCES, compiling, strict=True):
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
         if process.returncode:
-            raise OSError(f'{name} could not build {source}: {" ".join(said.split())[:200]}')
-    # Linked without OpenMP, it uses the one that torch has loaded, and with it the threads that wait there. Where torch
-    # does not show its own to others, it gets one of its own.
+            raise OSError(f'{name} could not build {source}: {" ".join(errors.split())[:200]}')
+    # Linked without OpenMP, the library uses the runtime that torch has loaded, and its waiting threads. If torch does
+    # not export that runtime, the library is linked with its own.
     for flags in ([], [OPENMP]):
-        run = _run(name, '-shared', *objects, *flags, '-o', file)
-        if run.returncode:
-            error = OSError(f'{name} could not link the kernels: {" ".join(run.stderr.split())[:200]}')
+        linking = _run(name, '-shared', *objects, *flags, '-o', file)
+        if linking.returncode:
+            error = OSError(f'{name} could not link the kernels: {" ".join(linking.stderr.split())[:200]}')
             continue
         try:
             return ctypes.CDLL(str(file))
-        except OSError as undefined:
-            error = undefined
+        except OSError as undefined_symbol:
+            error = undefined_symbol
     raise error
 
 
-# The library is kept for the user alone: code that others could write is not loaded.
+# The library is saved for this user alone: a file that others can write is not loaded.
 
-def _kept_file() -> Path:
-    """Where the library of these sources, for this compiler and this processor, is kept."""
-    parts = [*((HERE / name).read_text() for name in (HEADER, *SOURCES)), *FLAGS, OPENMP, *compiler(),
-             platform.machine(), _processor()]
+def _saved_file() -> Path:
+    """The file for the library of these sources, this compiler and this processor."""
+    name, version = compiler()
+    # The predefined macros tell which instructions -march=native allows on this processor.
+    macros = _run(name, *FLAGS, '-dM', '-E', '-x', 'c++', os.devnull).stdout
+    parts = [*((HERE / source).read_text() for source in (HEADER, *SOURCES)), *FLAGS, OPENMP, name, version, macros]
     folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     return Path(folder) / 'semckd-kernels' / f'{_checksum(chr(0).join(parts).encode())[:32]}.so'
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    with contextlib.suppress(OSError):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        return '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features'))}))
-    return platform.processor()
 
 
 def _checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _intact(kept: Path) -> bool:
-    """Whether the library is there, whole, and nobody else's. Raises OSError where it is not there."""
+def _is_trusted(saved: Path) -> bool:
+    """Whether the file is complete and only this user can write it. Raises OSError if it does not exist."""
     if hasattr(os, 'getuid'):
-        for path in (kept.parent, kept):
-            found = path.stat()
-            if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        for path in (saved.parent, saved):
+            status = path.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
                 return False
-    return kept.with_suffix('.sha256').read_bytes() == _checksum(kept.read_bytes()).encode()
+    return saved.with_suffix('.sha256').read_bytes() == _checksum(saved.read_bytes()).encode()
 
 
-def _keep(file: Path, kept: Path) -> None:
-    """Copy the library there, so that no other process ever sees a half of it."""
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def _save(file: Path, saved: Path) -> None:
+    """Copy the library, so that no other process ever sees an incomplete file."""
+    saved.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     data = file.read_bytes()
-    for path, content in ((kept, data), (kept.with_suffix('.sha256'), _checksum(data).encode())):
-        handle, name = tempfile.mkstemp(dir=kept.parent)
+    for path, content in ((saved, data), (saved.with_suffix('.sha256'), _checksum(data).encode())):
+        handle, temporary = tempfile.mkstemp(dir=saved.parent)
         try:
             with os.fdopen(handle, 'wb') as new:
                 new.write(content)
-            os.replace(name, path)
+            os.replace(temporary, path)
         except OSError:
-            os.unlink(name)
+            os.unlink(temporary)
             raise

@@ -1,7 +1,7 @@
-"""Nets rewritten for the kernels: batch norm, sum and ReLU as one, convolutions by Winograd with what follows them.
+"""Rewrite nets for the kernels: batch norm, sum and ReLU in one step; 3x3 convolutions by Winograd.
 
-A net itself stays as it is: within `in_use`, a function made of the same modules stands before its `outputs`, or before
-a Sequential's `forward`.
+The net itself stays as it is. Within `Rewritten.in_use`, a traced function that calls the same modules replaces its
+`outputs`, or the `forward` of a Sequential.
 """
 import contextlib
 import operator
@@ -21,13 +21,13 @@ class Convolution(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, relu: bool):
         super().__init__()
-        self.conv, self.relu, self.winograd = conv, relu, winograd.suits(conv)
+        self.conv, self.relu, self.is_supported = conv, relu, winograd.supports(conv)
 
     def forward(self, x, residual=None):
         conv = self.conv
-        if self.winograd and winograd.gains(conv, x):
+        if self.is_supported and winograd.is_faster(conv, x):
             return winograd.conv3x3(x, conv.weight, conv.bias, residual, self.relu)
-        y = conv(x)     # read by nothing else, so what follows may write over it
+        y = conv(x)     # nothing else reads y, so the sum and the ReLU may overwrite it
         if residual is not None:
             y = y.add_(residual) if y.shape == residual.shape else y + residual
         return y.relu_() if self.relu else y
@@ -44,8 +44,66 @@ class Norm(nn.Module):
         return batchnorm.batch_norm(self.norm, x, residual, self.relu)
 
 
-class _Function(nn.Module):
-    """What is traced: a function of a module and of images."""
+class Rewritten:
+    """The nets and Sequentials within some modules, rewritten."""
+
+    def __init__(self, *modules: nn.Module):
+        self.methods = []       # (module, name of its method, function that replaces the method)
+        self.is_in_use = False
+        for module in modules:
+            self._rewrite(module)
+
+    def _rewrite(self, module):
+        name, default_flags = None, ()
+        if hasattr(module, 'outputs'):
+            name, default_flags = 'outputs', (False,)
+        elif type(module).forward is nn.Sequential.forward:
+            name = 'forward'
+        if name:
+            function = _RewrittenMethod(module, getattr(type(module), name), default_flags)
+            if function.variant(*default_flags):
+                self.methods.append((module, name, function))
+                return
+        for child in module.children():
+            self._rewrite(child)
+
+    @contextlib.contextmanager
+    def in_use(self):
+        """Return a context in which the modules call the rewritten functions."""
+        if self.is_in_use:
+            yield
+            return
+        self.is_in_use = True
+        for module, name, function in self.methods:
+            module.__dict__[name] = function
+        try:
+            yield
+        finally:
+            self.is_in_use = False
+            for module, name, _ in self.methods:
+                del module.__dict__[name]
+
+
+class _RewrittenMethod:
+    """function(module, images, *flags), rewritten once for each value of its flags, in training and in evaluation."""
+
+    def __init__(self, module, function, default_flags):
+        self.module, self.function, self.default_flags, self.variants = module, function, default_flags, {}
+
+    def variant(self, *flags):
+        key = *flags, self.module.training
+        if key not in self.variants:
+            self.variants[key] = rewrite(self.module, self.function, *flags)
+        return self.variants[key]
+
+    def __call__(self, x, *flags, **named_flags):
+        flags = *flags, *named_flags.values()
+        rewritten = self.variant(*(flags or self.default_flags))
+        return self.function(self.module, x, *flags) if rewritten is None else rewritten(x)
+
+
+class _Call(nn.Module):
+    """function(module, images, *flags) as a module that can be traced."""
 
     def __init__(self, module, function, *flags):
         super().__init__()
@@ -57,38 +115,38 @@ class _Function(nn.Module):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        # A batch norm of our own too, as that of --sync_bn: its statistics are not to change while it is traced.
+        # Batch norms defined in this project too, as --sync_bn's: tracing must not update their statistics.
         return isinstance(module, nn.modules.batchnorm._NormBase) or super().is_leaf_module(module, name)
 
 
 def rewrite(module: nn.Module, function, *flags) -> fx.GraphModule | None:
-    """function(module, images, *flags) as a function of the images alone, of the same modules and with the kernels.
+    """function(module, images, *flags) as a function of the images that uses the kernels and the same modules.
 
-    None where it cannot be traced, as with a choice by the shape of the images, and where there is nothing to rewrite.
+    None if it cannot be traced, as when it depends on the shape of the images, or if nothing can be rewritten.
     """
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
            for m in module.modules()):
         return None
-    root = _Function(module, function, *flags)
+    root = _Call(module, function, *flags)
     try:
         graph = _Tracer().trace(root)
-    except Exception:       # any that the net's code raises when it meets what stands for the images
+    except Exception:       # the net's code may raise anything when it gets a placeholder instead of images
         return None
     rewritten = fx.GraphModule(root, graph)
     modules = dict(rewritten.named_modules())
     for node in [*graph.nodes]:
-        if node.op == 'call_module' and type(modules[node.target]) is nn.Identity:      # a batch norm that was folded
+        if node.op == 'call_module' and type(modules[node.target]) is nn.Identity:      # a folded batch norm
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     heads = [node for node in graph.nodes if node.op == 'call_module' and len(node.args) == 1 and not node.kwargs
-             and (batchnorm.suits(modules[node.target]) or type(modules[node.target]) is nn.Conv2d)]
-    # Of the two sides of a sum, a convolution by Winograd takes it in at no cost.
-    heads.sort(key=lambda node: not winograd.suits(modules[node.target]))
+             and (batchnorm.supports(modules[node.target]) or type(modules[node.target]) is nn.Conv2d)]
+    # Either operand of a sum can absorb it; Winograd's convolution does it at no cost, so it comes first.
+    heads.sort(key=lambda node: not winograd.supports(modules[node.target]))
     count = 0
     for node in heads:
         head = modules[node.target]
-        chain, residual, relu = _followers(node, modules)
-        if type(head) is nn.Conv2d and not winograd.suits(head) and len(chain) == 1:
+        chain, residual, relu = _fusible_chain(node, modules)
+        if type(head) is nn.Conv2d and not winograd.supports(head) and len(chain) == 1:
             continue
         name = f'fused{count}'
         modules[name] = (Convolution if type(head) is nn.Conv2d else Norm)(head, relu)
@@ -103,21 +161,24 @@ def rewrite(module: nn.Module, function, *flags) -> fx.GraphModule | None:
     return rewritten if count else None
 
 
-def _followers(head, modules):
-    """([head, the sum, the ReLU], as far as each alone reads the one before; what is added or None; whether ReLU)."""
+def _fusible_chain(head, modules):
+    """([head, sum, ReLU], the sum's other operand or None, whether the chain has a ReLU).
+
+    The sum and the ReLU are missing where something else reads the value before them.
+    """
     chain, residual = [head], None
-    following = _only_reader(head)
-    if following is not None and following.target in ADDS and len(following.args) == 2 and not following.kwargs:
-        others = [node for node in following.args if node is not head]
+    reader = _only_reader(head)
+    if reader is not None and reader.target in ADDS and len(reader.args) == 2 and not reader.kwargs:
+        others = [node for node in reader.args if node is not head]
         if len(others) == 1 and isinstance(others[0], fx.Node):
             residual = others[0]
-            chain.append(following)
-            following = _only_reader(following)
-    relu = following is not None and _is_relu(following, modules)
+            chain.append(reader)
+            reader = _only_reader(reader)
+    relu = reader is not None and _is_relu(reader, modules)
     if relu:
-        chain.append(following)
-    # The head now reads its images where the chain ends: nothing may have written over them in between.
-    if len(chain) > 1 and any(_writes(reader, modules) for reader in head.args[0].users if reader not in chain):
+        chain.append(reader)
+    # The fused step reads its images where the chain ends, so nothing may overwrite them before.
+    if len(chain) > 1 and any(_overwrites(user, modules) for user in head.args[0].users if user not in chain):
         return [head], None, False
     return chain, residual, relu
 
@@ -130,68 +191,9 @@ def _is_relu(node, modules):
     return node.target in RELUS or node.op == 'call_module' and type(modules[node.target]) is nn.ReLU
 
 
-def _writes(node, modules):
-    """Whether it writes over what it reads."""
+def _overwrites(node, modules):
+    """Whether a node overwrites its input."""
     if node.op == 'call_module':
         return getattr(modules[node.target], 'inplace', False)
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return name.endswith('_') or name in ('iadd', 'isub', 'imul', 'setitem') or bool(node.kwargs.get('inplace'))
-
-
-class Rewritten:
-    """The nets and Sequentials within some modules, rewritten."""
-
-    def __init__(self, *modules: nn.Module):
-        self.places = []        # (module, the name of the method, what stands before it)
-        self.used = False
-        for module in modules:
-            self._find(module)
-
-    def _find(self, module):
-        if hasattr(module, 'outputs'):
-            name, flags = 'outputs', [False]
-        elif type(module).forward is nn.Sequential.forward:
-            name, flags = 'forward', []
-        else:
-            name = None
-        if name:
-            function = _Choice(module, getattr(type(module), name), flags)
-            if function.rewritten(*flags):
-                self.places.append((module, name, function))
-                return
-        for child in module.children():
-            self._find(child)
-
-    @contextlib.contextmanager
-    def in_use(self):
-        """Within, the rewritten functions are called."""
-        if self.used:
-            yield
-            return
-        self.used = True
-        for module, name, function in self.places:
-            module.__dict__[name] = function
-        try:
-            yield
-        finally:
-            self.used = False
-            for module, name, _ in self.places:
-                del module.__dict__[name]
-
-
-class _Choice:
-    """function(module, images, *flags), rewritten once for each of its flags, for training and for evaluation."""
-
-    def __init__(self, module, function, defaults):
-        self.module, self.function, self.defaults, self.made = module, function, defaults, {}
-
-    def rewritten(self, *flags):
-        key = *flags, self.module.training
-        if key not in self.made:
-            self.made[key] = rewrite(self.module, self.function, *flags)
-        return self.made[key]
-
-    def __call__(self, x, *flags, **named):
-        flags = *flags, *named.values()
-        fast = self.rewritten(*(flags or self.defaults))
-        return self.function(self.module, x, *flags) if fast is None else fast(x)

@@ -1,4 +1,4 @@
-// Several channels in a register, and what the kernels do with them.
+// A register of several channels, and the operations of the kernels on it.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -95,7 +95,7 @@ def test_batch_norm_is_the_same_with_any_number_of_threads():
     (nn.BatchNorm2d(16, track_running_stats=False), False), (nn.BatchNorm2d(16, momentum=None), False),
     (nn.SyncBatchNorm(16), False)])
 def test_norms_that_suit(norm, suits):
-    assert batchnorm.suits(norm) == suits
+    assert batchnorm.supports(norm) == suits
 
 
 # Nets
@@ -115,7 +115,7 @@ def both(net, images, preact, train):
             loss = sum((o * torch.randn(o.shape)).mean() for o in outputs)
             grads = torch.autograd.grad(loss, list(one.parameters()), allow_unused=True)
         found.append([*outputs, *one.buffers(), *(g for g in grads if g is not None)])
-    return *found, bool(rewritten.places)
+    return *found, bool(rewritten.methods)
 
 
 def assert_near(found, exact):
@@ -223,8 +223,8 @@ def test_the_parts_of_a_method():
         losses, _ = distiller.train()(*next(iter(loader)))
         losses['loss'].backward()
         found.append([losses['loss'], *(p.grad for p in distiller.parameters() if p.grad is not None)])
-        places = fuse.Rewritten(distiller).places
-    assert sum(isinstance(module, nn.Sequential) for module, *_ in places) == 9
+        methods = fuse.Rewritten(distiller).methods
+    assert sum(isinstance(module, nn.Sequential) for module, *_ in methods) == 9
     assert all(error(a, b) < 1e-3 for a, b in zip(*found, strict=True))
 
 

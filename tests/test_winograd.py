@@ -100,8 +100,8 @@ def test_other_types():
     ((64, 8, 8), False)])
 def test_only_where_it_is_faster(shape, gains):
     conv = torch.nn.Conv2d(64, 64, 3, padding=1)
-    assert winograd.gains(conv, torch.empty(shape)) == gains
-    assert not winograd.gains(conv, torch.empty(shape, dtype=torch.float64))
+    assert winograd.is_faster(conv, torch.empty(shape)) == gains
+    assert not winograd.is_faster(conv, torch.empty(shape, dtype=torch.float64))
 
 
 def test_the_same_with_any_number_of_threads():
@@ -121,7 +121,7 @@ def test_the_same_with_any_number_of_threads():
     ({'in_channels': 24}, False), ({'out_channels': 24}, False), ({'kernel_size': 1, 'padding': 0}, False)])
 def test_suits(arguments, fits):
     conv = torch.nn.Conv2d(**{'in_channels': 16, 'out_channels': 32, 'kernel_size': 3, 'padding': 1, **arguments})
-    assert winograd.suits(conv) == fits
+    assert winograd.supports(conv) == fits
 
 
 def test_benchmark(call, capsys, monkeypatch):
