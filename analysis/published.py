@@ -26,21 +26,21 @@ class Published(NamedTuple):
 
 
 @functools.cache
-def published(dataset: str, *preferred: str) -> dict[tuple, Published]:
+def published_figures(dataset: str, *preferred: str) -> dict[tuple, Published]:
     """(teacher or '', student, way or 'alone') -> the figure of the first of the preferred sources that has one; if no
     source is preferred, of all in the order of the file."""
     figures = {}
-    for source in preferred or sources():
-        for row in rows_of('published.csv'):
+    for source in preferred or published_sources():
+        for row in read_table('published.csv'):
             if (row['source'], row['dataset']) == (source, dataset):
-                name = row['teacher'], row['student'], way(row['method'], options_of(row))
+                name = row['teacher'], row['student'], method_key(row['method'], options_of(row))
                 figures.setdefault(name, Published(float(row['top1']), float(row['std']) if row['std'] else None,
                                                    source, row['epoch']))
     return figures
 
 
-def way(method: str, options: dict) -> str:
-    """The name of a method, or a sum of methods, with options that change it; for identity() and published()."""
+def method_key(method: str, options: dict) -> str:
+    """The name of a method, or a sum of methods, with its options other than the default ones."""
     return ', '.join(['+'.join(sorted(method.split('+'))), *(f'{k} {options[k]}' for k in sorted(options))])
 
 
@@ -49,10 +49,10 @@ def options_of(row: dict) -> dict:
     return dict(text.split('=') for text in row['options'].split(';') if text)
 
 
-def variant(parameters: dict, options: dict) -> dict:
+def non_default_options(parameters: dict, options: dict) -> dict:
     """option -> value as text, for the options that distinguish a method's published figures; without the defaults."""
     method = parameters['distill']
-    names = {name for row in rows_of('published.csv') if row['method'] == method for name in options_of(row)}
+    names = {name for row in read_table('published.csv') if row['method'] == method for name in options_of(row)}
     if not names:
         return {}
     usual = flags(student=True).defaults
@@ -61,13 +61,13 @@ def variant(parameters: dict, options: dict) -> dict:
     return {name: str(options.get(name)) for name in names if options.get(name) != usual[name]}
 
 
-def sources() -> list[str]:
+def published_sources() -> list[str]:
     """Whose figures there are, in the order of the file."""
-    return list(dict.fromkeys(row['source'] for row in rows_of('published.csv')))
+    return list(dict.fromkeys(row['source'] for row in read_table('published.csv')))
 
 
 @functools.cache
-def rows_of(table: str) -> list[dict]:
+def read_table(table: str) -> list[dict]:
     """The rows of a CSV file beside this module."""
     with open(HERE / table, newline='') as file:
         return list(csv.DictReader(file))
@@ -106,7 +106,7 @@ def published_improvement(ours: str, epoch: str) -> dict[str, str]:
 
     epoch: 'best' or 'last'; a figure of the other epoch is left out.
     """
-    return {row['over']: row['ari'] for row in rows_of('published_ari.csv')
+    return {row['over']: row['ari'] for row in read_table('published_ari.csv')
             if row['of'] == ours and row['epoch'] in (epoch, 'unknown')}
 
 

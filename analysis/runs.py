@@ -14,10 +14,10 @@ from helper.resume import CLASS_NAMES, IMAGES
 from helper.run_folder import folder_name
 from options import flags
 
-from .published import variant, way
+from .published import method_key, non_default_options
 
-ACCURACY = {'best': 'top1', 'last': 'last'}     # epoch -> what read_run calls its accuracy
-DATA = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)       # facts of a run's data
+ACCURACY_KEYS = {'best': 'top1', 'last': 'last'}     # epoch -> what read_run calls its accuracy
+DATA_FACTS = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)       # facts of a run's data
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
@@ -36,7 +36,7 @@ def read_run(folder: str) -> dict:
                for item in value):
             raise ValueError('an option is nested')
         student = 'model_s' in parameters
-        options, facts = experiment(parameters, student)
+        options, facts = split_parameters(parameters, student)
         pictures = [{printable(name): matrix(value) for name, value in epoch.items()
                      if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
         rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
@@ -45,8 +45,9 @@ def read_run(folder: str) -> dict:
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
             'model': printable(parameters['model_s' if student else 'model']),
-            'teacher': printable(first_teacher(parameters)) if student else '',
-            'distill': printable(way(parameters['distill'], variant(parameters, options))) if student else 'alone',
+            'teacher': printable(original_teacher(parameters)) if student else '',
+            'distill': printable(method_key(parameters['distill'], non_default_options(parameters, options)))
+            if student else 'alone',
             'method': printable(f'{parameters["distill"]}, taught by {parameters["model_t"]}') if student else 'alone',
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
@@ -69,12 +70,12 @@ def read_run(folder: str) -> dict:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
 
 
-def runs_below(folder: str) -> list[str]:
+def find_run_folders(folder: str) -> list[str]:
     """All run folders in this one, also itself; links to folders are not followed."""
     return sorted(inside for inside, _, files in os.walk(folder) if 'history.json' in files)
 
 
-def experiment(parameters: dict, student: bool) -> tuple[dict, dict]:
+def split_parameters(parameters: dict, student: bool) -> tuple[dict, dict]:
     """(the options that decide what a run computes, what it found of its data, its teacher and its processes).
 
     An option that did not exist yet when it ran has its default.
@@ -102,7 +103,7 @@ def matrix(rows):
     return [[finite(value) for value in row] for row in rows]
 
 
-def first_teacher(parameters: dict) -> str:
+def original_teacher(parameters: dict) -> str:
     """The teacher by which published tables name a run; where --path-t is an auxiliary one, the one that taught it."""
     data = re.escape(folder_name(parameters['dataset']))
     taught = re.match(rf'S[:~].+_T[:~](.+?)_{data}_', Path(parameters['path_t']).parent.name)
@@ -110,11 +111,11 @@ def first_teacher(parameters: dict) -> str:
     return taught[1] if taught and method and method.spec.auxiliary_teacher else parameters['model_t']
 
 
-def trials(runs: list[dict]) -> list[list[dict]]:
+def group_trials(runs: list[dict]) -> list[list[dict]]:
     """The runs, those of one experiment together."""
     found = []
     for run in runs:
-        group = next((group for group in found if all(alike(run, other) for other in group)), None)
+        group = next((group for group in found if all(is_same_experiment(run, other) for other in group)), None)
         if group is None:
             found.append([run])
         else:
@@ -122,15 +123,15 @@ def trials(runs: list[dict]) -> list[list[dict]]:
     return found
 
 
-def alike(run: dict, other: dict) -> bool:
+def is_same_experiment(run: dict, other: dict) -> bool:
     """Whether two runs are of one experiment: the same options, and no different facts (data, teacher, processes).
     Older runs have fewer facts."""
     return run['experiment'] == other['experiment'] and _agree(run, other, run['facts'])
 
 
-def same_data(run: dict, other: dict) -> bool:
+def have_same_data(run: dict, other: dict) -> bool:
     """Whether two runs have the same images, labels and class names, as far as both record them."""
-    return _agree(run, other, DATA)
+    return _agree(run, other, DATA_FACTS)
 
 
 def _agree(run, other, facts):
@@ -138,7 +139,7 @@ def _agree(run, other, facts):
                if name in run['facts'] and name in other['facts'])
 
 
-def labels(groups: list[list[dict]]) -> list[str]:
+def experiment_labels(groups: list[list[dict]]) -> list[str]:
     """How each experiment was trained, with the options that tell it from another of the same nets and method."""
     found = []
     for group in groups:
@@ -152,6 +153,6 @@ def labels(groups: list[list[dict]]) -> list[str]:
     return found
 
 
-def identity(run: dict) -> tuple:
-    """How published() names what a run trained."""
+def published_key(run: dict) -> tuple:
+    """How published_figures() names what a run trained."""
     return run['teacher'], run['model'], run['distill']

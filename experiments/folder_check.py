@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from analysis.given import Given
-from analysis.runs import DATA, read_run
+from analysis.run_checkpoint import RunCheckpoint
+from analysis.runs import DATA_FACTS, read_run
 from helper.checkpoint import load_checkpoint, load_weights, weights_checksum
 from helper.cli import current_options
 from helper.errors import UserError, printable
@@ -105,7 +105,7 @@ def check_data(steps: list[Step]) -> None:
         found = {}
         with contextlib.suppress(UserError):        # damaged; _check_options reports it
             found = _parameters(step) or {}
-        facts = {(name, step.opt.train_fraction if name in OF_A_PART else 1): found[name] for name in DATA
+        facts = {(name, step.opt.train_fraction if name in OF_A_PART else 1): found[name] for name in DATA_FACTS
                  if name in found}
         first, known = runs.setdefault((step.opt.dataset, step.opt.data_dir), (step, {}))
         differ = [f'{key[0]} {value} and {known[key]}' for key, value in facts.items()
@@ -188,9 +188,9 @@ def _teacher(step):
     anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
     if path.is_file():
         try:
-            given = Given(what, path, {})
+            given = RunCheckpoint(what, path, {})
             checkpoint = given.state
-            if maker and result(maker) and (words := given.other_metrics()):
+            if maker and result(maker) and (words := given.metrics_difference()):
                 raise UserError(f'{what} {path}: {words}')
             return _checksum(step.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{what} {path}')
         except UserError as error:

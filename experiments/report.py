@@ -9,8 +9,8 @@ from statistics import mean
 from jinja2 import Environment
 from markupsafe import Markup
 
-from analysis.figures import svg
-from analysis.runs import ACCURACY
+from analysis.figures import to_svg
+from analysis.runs import ACCURACY_KEYS
 from helper.errors import UserError
 from helper.files import open_regular, write_atomically
 
@@ -38,7 +38,7 @@ def write(table: Table, steps: list[Step], save: Path, now: dict[Step, Progress]
 def _page(found, save, now):
     table = found.table
     template = Environment(autoescape=True).from_string(PAGE.read_text())
-    gains = {epoch: found.improvement(epoch) for epoch in ACCURACY}
+    gains = {epoch: found.improvement(epoch) for epoch in ACCURACY_KEYS}
     rows, dialogs = [], []
     for place, row in enumerate(table.rows):
         cells = []
@@ -48,14 +48,14 @@ def _page(found, save, now):
             if cell:
                 dialogs.append(_dialog(cell, f'cell-{len(dialogs)}', save))
         rows.append({'label': row.label, 'place': place, 'colour': report_charts.colour(place), 'cells': cells,
-                     'gain': {epoch: _gain(gains[epoch].get(row.label)) for epoch in ACCURACY}})
+                     'gain': {epoch: _gain(gains[epoch].get(row.label)) for epoch in ACCURACY_KEYS}})
     missing = [trial for cell in found.cells.values() for trial in cell.missing] + \
               [trial for trial in found.others if not trial.run]
     return template.render(
-        table=table, pairs=table.pairs, rows=rows, gains=any(gains.values()), dialogs=dialogs, epochs=[*ACCURACY],
-        chosen=found.epoch, notes={epoch: report_text.notes(found, epoch) for epoch in ACCURACY},
+        table=table, pairs=table.pairs, rows=rows, gains=any(gains.values()), dialogs=dialogs, epochs=[*ACCURACY_KEYS],
+        chosen=found.epoch, notes={epoch: report_text.notes(found, epoch) for epoch in ACCURACY_KEYS},
         state=summary(table.name, now, 1).partition(', ready')[0], written=time.strftime('%Y-%m-%d %H:%M'),
-        teachers=[{epoch: report_text.figure(found.teacher(pair, epoch), None) for epoch in ACCURACY}
+        teachers=[{epoch: report_text.figure(found.teacher(pair, epoch), None) for epoch in ACCURACY_KEYS}
                   for pair in table.pairs],
         failed=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state == FAILED],
         left=[_missing(trial, save) for trial in dict.fromkeys(missing) if trial.progress.state != FAILED],
@@ -70,7 +70,7 @@ def _cell(cell: Cell, found: Found, name):
             'of': {epoch: {'mean': cell.mean(epoch) if done else '', 'highest': found.is_highest(cell, epoch),
                            'text': report_text.figure(cell.mean(epoch), cell.deviation(epoch)),
                            'published': report_text.theirs(cell, epoch), **_difference(cell, epoch)}
-                   for epoch in ACCURACY}}
+                   for epoch in ACCURACY_KEYS}}
 
 
 def _difference(cell: Cell, epoch):
@@ -121,13 +121,13 @@ def _curves(found: Found):
         cells = [(place, cell) for place, row in enumerate(found.table.rows)
                  if (cell := found.cell(row, pair)) and cell.runs]
         if cells:
-            drawn.append({'title': str(pair), 'svg': Markup(svg(report_charts.curves(cells)))})
+            drawn.append({'title': str(pair), 'svg': Markup(to_svg(report_charts.curves(cells)))})
     return drawn
 
 
 def _learnt(found: Found):
     return [{'title': f'{name.capitalize()} of {cell.row.label}, {cell.pair}',
-             'svg': Markup(svg(report_charts.learnt(name, cell)))}
+             'svg': Markup(to_svg(report_charts.learnt(name, cell)))}
             for cell in found.cells.values() for name in report_charts.matrices(cell)]
 
 

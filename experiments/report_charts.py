@@ -4,7 +4,7 @@ from statistics import mean
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis.figures import styled, whole_numbers
+from analysis.figures import figure_style, integer_ticks
 
 from .results import Cell
 
@@ -19,7 +19,7 @@ def _marker(epochs) -> str | None:
     return 'o' if len(epochs) == 1 else None
 
 
-@styled()
+@figure_style()
 def curves(cells: list[tuple[int, Cell]]) -> Figure:
     """Test accuracy by epoch, the mean of a cell's trials and their range. cells: (place of the row, cell).
 
@@ -36,13 +36,13 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
         if len(cell.runs) > 1:
             axis.fill_between(numbers, [min(values) for values in by_epoch], [max(values) for values in by_epoch],
                               color=colour(place), alpha=0.15, linewidth=0, gid=f'range-{place}')
-    whole_numbers(axis.xaxis)
+    integer_ticks(axis.xaxis)
     axis.grid(alpha=0.25)
     fig.legend(loc='outside right upper', fontsize='small')
     return fig
 
 
-@styled()
+@figure_style()
 def learnt(name: str, cell: Cell) -> Figure:
     """What a method learnt, a matrix (student's stages, teacher's stages) an epoch: the mean of the trials.
 
@@ -59,7 +59,7 @@ def learnt(name: str, cell: Cell) -> Figure:
         for t in range(stages_t):
             axis.plot(range(1, len(average) + 1), [matrix[s][t] for matrix in average], color=colour(t),
                       marker=_marker(average), label=f'teacher stage {t + 1}' if s == 0 else None)
-        whole_numbers(axis.xaxis)
+        integer_ticks(axis.xaxis)
         axis.grid(alpha=0.25)
         axis.tick_params(labelleft=s == 0)
     fig.legend(loc='outside right upper', fontsize='small')

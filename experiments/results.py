@@ -8,13 +8,13 @@ from statistics import mean, stdev
 from analysis.published import (
     Improvement,
     Published,
-    published,
+    method_key,
+    non_default_options,
+    published_figures,
     published_improvement,
     relative_improvement,
-    variant,
-    way,
 )
-from analysis.runs import ACCURACY, same_data
+from analysis.runs import ACCURACY_KEYS, have_same_data
 from distiller_zoo import get_method
 
 from .plan import Step, expected
@@ -46,11 +46,11 @@ class Cell:
     def runs(self) -> list[dict]:
         """The runs of the finished trials; none if their data differ, since their mean would be meaningless."""
         runs = [trial.run for trial in self.trials if trial.run]
-        return runs if all(same_data(*pair) for pair in itertools.combinations(runs, 2)) else []
+        return runs if all(have_same_data(*pair) for pair in itertools.combinations(runs, 2)) else []
 
     def accuracies(self, epoch: str) -> list[float]:
         """The accuracy of each finished trial."""
-        return [run[ACCURACY[epoch]] for run in self.runs]
+        return [run[ACCURACY_KEYS[epoch]] for run in self.runs]
 
     def mean(self, epoch: str) -> float | None:
         return mean(self.accuracies(epoch)) if self.runs else None
@@ -110,7 +110,7 @@ class Found:
 
     def teacher(self, pair: Pair, epoch: str) -> float | None:
         """The accuracy of a pair's teacher, where it was trained here."""
-        return next((trial.run[ACCURACY[epoch]] for trial in self.others if trial.run
+        return next((trial.run[ACCURACY_KEYS[epoch]] for trial in self.others if trial.run
                      and trial.run['model'] == pair.teacher and not trial.run['teacher']), None)
 
     def improvement(self, epoch: str) -> dict[str, tuple[Improvement, float | None]]:
@@ -163,5 +163,5 @@ def published_for(table: Table, pair: Pair, opt) -> Published | None:
     if not table.sources:
         return None
     alone = not hasattr(opt, 'distill')
-    how = ALONE if alone else way(opt.distill, variant({**vars(opt)}, expected(opt)))
-    return published(opt.dataset, *table.sources).get(('' if alone else pair.teacher, pair.student, how))
+    how = ALONE if alone else method_key(opt.distill, non_default_options({**vars(opt)}, expected(opt)))
+    return published_figures(opt.dataset, *table.sources).get(('' if alone else pair.teacher, pair.student, how))

@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from analysis.published import sources
+from analysis.published import published_sources
 from distiller_zoo import get_method
 from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
@@ -137,9 +137,9 @@ def read(path: Path) -> Table:
     published = content.get('published', [])
     published = [published] if isinstance(published, str) else published
     for source in published:
-        if source not in sources():
+        if source not in published_sources():
             raise UserError(f'{path}: published {source}: analysis/published.csv has no figures of it; '
-                            f'{nearest(str(source), sources())}')
+                            f'{nearest(str(source), published_sources())}')
     words = {key: _words(content[key], f'{path}: {key}')
              for key in ('options', 'teacher_options', 'student_options') if key in content}
     left_out = frozenset((row.label, str(pair)) for row, pair in

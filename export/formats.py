@@ -12,8 +12,8 @@ import torch
 
 from helper.files import write_json
 
+from .deployed_net import DeployedNet
 from .runtime import CONFIG, INPUT, OUTPUT
-from .student import Student
 
 OPSET = 20      # of ONNX
 
@@ -22,7 +22,7 @@ OPSET = 20      # of ONNX
 class Export:
     """What the formats are made of: the network, the kind of images it will take, and a folder to write into."""
 
-    student: Student
+    student: DeployedNet
     dtype: str                                      # uint8 or float32
     folder: Path
     calibration: Callable[[], Iterable[np.ndarray]]     # gives batches of training images, for int8

@@ -60,7 +60,7 @@ def _safetensors(file, threads):
         net.load_state_dict(weights)
     else:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from export.student import rebuild
+        from export.deployed_net import rebuild
         net = rebuild(config, weights)
     net.eval().requires_grad_(False)
     return _torch(_normalised(net, config['inputs']), threads)

@@ -18,12 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.published import (  # noqa: E402
     Published,
     closed_gap,
-    published,
+    published_figures,
     published_improvement,
+    read_table,
     relative_improvement,
-    rows_of,
 )
-from analysis.runs import ACCURACY, identity, labels, read_run, runs_below, trials  # noqa: E402
+from analysis.runs import (  # noqa: E402
+    ACCURACY_KEYS,
+    experiment_labels,
+    find_run_folders,
+    group_trials,
+    published_key,
+    read_run,
+)  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from helper.cli import Parser, path, show, table  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
@@ -49,15 +56,15 @@ def as_published(figure: Published | None) -> str:
 
 def compare_table(groups: list[list[dict]]) -> str:
     """The experiments as aligned text, with the columns that say something."""
-    figures, rows = {group[0]['dataset']: published(group[0]['dataset']) for group in groups}, []
+    figures, rows = {group[0]['dataset']: published_figures(group[0]['dataset']) for group in groups}, []
     width = len(' ± 0.00') if any(len(group) > 1 for group in groups) else 0
-    for group, label in zip(groups, labels(groups), strict=True):
+    for group, label in zip(groups, experiment_labels(groups), strict=True):
         run = group[0]
-        best, last = ([run[key] for run in group] for key in ACCURACY.values())
+        best, last = ([run[key] for run in group] for key in ACCURACY_KEYS.values())
         few = run['facts'].get('classes') in range(FEWEST_CLASSES)
         rows.append((run['dataset'], run['model'], label, f'{run["parameters"]:,}', str(len(group)),
                      with_deviation(best, width), with_deviation(last, width),
-                     as_published(figures[run['dataset']].get(identity(run))),
+                     as_published(figures[run['dataset']].get(published_key(run))),
                      '' if few else f'{mean(run["top5"] for run in group):.2f}',
                      f'{mean(run["seconds"] for run in group):.0f}'))
     heads = ('data', 'model', 'trained', 'parameters', 'trials', 'top-1 %', 'last %', 'published', 'top-5 %', 'seconds')
@@ -70,8 +77,8 @@ def compare_table(groups: list[list[dict]]) -> str:
 
 def notes(groups: list[list[dict]]) -> Iterator[str]:
     """A line for each experiment with a net that predicts one class for all test images."""
-    for group, label in zip(groups, labels(groups), strict=True):
-        counts = {epoch: sum(run['one_class'][epoch] for run in group) for epoch in ACCURACY}
+    for group, label in zip(groups, experiment_labels(groups), strict=True):
+        counts = {epoch: sum(run['one_class'][epoch] for run in group) for epoch in ACCURACY_KEYS}
         if any(counts.values()):
             said = ', '.join(f'{number} in the {epoch} epoch' for epoch, number in counts.items())
             yield (f'{group[0]["model"]}, {label}: of {len(group)} runs {said} predict one class for all test images; '
@@ -86,11 +93,11 @@ def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') 
     datasets, top1 = {group[0]['dataset'] for group in groups}, {}
     if len(datasets) > 1:
         raise UserError('--ari: these runs are of several data sets; give those of one')
-    for group, label in zip(groups, labels(groups), strict=True):
-        name = identity(group[0])
+    for group, label in zip(groups, experiment_labels(groups), strict=True):
+        name = published_key(group[0])
         if name in top1:
             raise UserError(f'--ari: {name[1]}, {label}, and another with other options; give the runs of one of them')
-        top1[name] = mean(run[ACCURACY[epoch]] for run in group)
+        top1[name] = mean(run[ACCURACY_KEYS[epoch]] for run in group)
     found = relative_improvement(top1, ours)
     if not any(improvement.pairs for improvement in found.values()):
         raise UserError(f'--ari: it needs runs of {ours} and of another method for the same pair of nets, and of the '
@@ -111,8 +118,9 @@ def figure(groups: list[list[dict]]):
     """Test accuracy by epoch, and the matrices that methods learnt: of each experiment the mean of all trials."""
     from matplotlib.figure import Figure
 
-    from analysis.figures import whole_numbers, wrap
-    named = [(f'{group[0]["model"]} {label}', group) for group, label in zip(groups, labels(groups), strict=True)]
+    from analysis.figures import integer_ticks, wrap_text
+    named = [(f'{group[0]["model"]} {label}', group)
+             for group, label in zip(groups, experiment_labels(groups), strict=True)]
     learnt = [(f'{picture.capitalize()} of {name}', [run['pictures'][picture] for run in group])
               for name, group in named for picture in group[0]['pictures']
               if len({str([len(row) for row in run['pictures'].get(picture, [])]) for run in group}) == 1]
@@ -124,7 +132,7 @@ def figure(groups: list[list[dict]]):
         curves.plot(numbers, [mean(values) for values in epochs], marker='o', markersize=3, label=name)
         curves.fill_between(numbers, [min(values) for values in epochs], [max(values) for values in epochs], alpha=0.2)
     curves.set(xlabel='epoch', ylabel='test top-1 (%)', title='Accuracy')
-    whole_numbers(curves.xaxis)
+    integer_ticks(curves.xaxis)
     fig.legend(loc='outside lower left')        # below the curves, which it must not hide
     curves.grid(alpha=0.3)
     for axis, (title, matrices) in zip(maps, learnt, strict=True):
@@ -133,7 +141,7 @@ def figure(groups: list[list[dict]]):
         for i, row in enumerate(average):
             for j, value in enumerate(row):
                 axis.text(j, i, f'{value:.2f}', ha='center', va='center', color='white' if value < 0.6 else 'black')
-        axis.set(xlabel='teacher stage', ylabel='student stage', title=wrap(title, 3.5),
+        axis.set(xlabel='teacher stage', ylabel='student stage', title=wrap_text(title, 3.5),
                  xticks=range(len(average[0])), yticks=range(len(average)))
         axis.set_xticklabels(range(1, len(average[0]) + 1))
         axis.set_yticklabels(range(1, len(average) + 1))
@@ -155,10 +163,10 @@ def main():
     parser.add_argument('runs', nargs='+', type=path, metavar='FOLDER',
                         help='a run folder, or a folder with run folders in it')
     parser.add_argument('--figure', type=path, help=f'where to write the picture, NAME{" or ".join(FORMATS)}')
-    headline = rows_of('published_ari.csv')[0]['of']
+    headline = read_table('published_ari.csv')[0]['of']
     parser.add_argument('--ari', action='store_true', help='the average relative improvement over each method')
     parser.add_argument('--of', metavar='METHOD', help=f'the method whose improvement --ari shows; else {headline}')
-    parser.add_argument('--epoch', choices=ACCURACY,
+    parser.add_argument('--epoch', choices=ACCURACY_KEYS,
                         help='the epoch of the accuracies that --ari compares; not given: best')
     opt = parser.parse_args()
     get_method(opt.of or headline, '--of')
@@ -169,7 +177,7 @@ def main():
     if opt.figure and Path(opt.figure).suffix.lower() not in FORMATS:
         raise UserError(f'--figure {opt.figure}: give the name of a file that ends in {", ".join(FORMATS)}')
     runs, left_out = [], []
-    folders = [run for folder in opt.runs for run in runs_below(folder) or [folder]]
+    folders = [run for folder in opt.runs for run in find_run_folders(folder) or [folder]]
     for folder in {Path(folder).resolve(): folder for folder in folders}.values():       # each once
         try:
             runs.append(read_run(folder))
@@ -179,7 +187,7 @@ def main():
         raise left_out[0]
     for error in left_out:
         print(f'left out: {printable(error)}', file=sys.stderr)
-    groups = trials(runs)
+    groups = group_trials(runs)
     for group in groups:
         if len({run['seed'] for run in group}) < len(group):
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',

@@ -23,12 +23,12 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 import torch  # noqa: E402
 
 from analysis import figures  # noqa: E402
-from analysis.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
+from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options, teacher_open_args  # noqa: E402
 from dataset import get_dataloaders  # noqa: E402
-from export import card, check, cost  # noqa: E402
+from export import latency, model_card, verify  # noqa: E402
+from export.deployed_net import open_deployed_net  # noqa: E402
 from export.formats import FORMATS, Export  # noqa: E402
 from export.runtime import CONFIG  # noqa: E402
-from export.student import open_student  # noqa: E402
 from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import surroundings  # noqa: E402
 from helper.errors import UserError, printable, reason, run_main  # noqa: E402
@@ -39,7 +39,7 @@ from models.find import is_user_file  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 
 USUAL = ('safetensors', 'pt2', 'onnx')
-CARD = ('MODEL_CARD.md', card.CARD)
+CARD = ('MODEL_CARD.md', model_card.CARD)
 LATENCY = ('latency.json', 'latency.png', 'latency.svg')
 STUDENTS = {form.file for form in FORMATS.values()}
 OURS = {CONFIG, *CARD, *LATENCY, *STUDENTS}
@@ -86,7 +86,7 @@ def options():
         parser.error(f'--out {opt.out}: holds other things than an export; give a new folder')
     if out == Path.cwd() or out.is_mount():
         parser.error(f'--out {opt.out}: cannot be replaced by a new folder while it is in use; give a folder in it')
-    run = Given.find(opt.run, 'RUN_OR_CHECKPOINT')
+    run = RunCheckpoint.find(opt.run, 'RUN_OR_CHECKPOINT')
     if not run.parameters and opt.dataset is None:
         parser.error(f'--dataset: {run} has no parameters.json beside it that says on which data it is tested; give '
                      f'--dataset and --data_dir')
@@ -101,7 +101,7 @@ def calibration_images(data, dtype, wanted):
         loader = data.unaugmented_loader([i * data.n_train // n for i in range(n)])
         for images, *_ in loader:
             for part in images.split(8):
-                yield check.pixels(loader, part, dtype)
+                yield verify.pixels(loader, part, dtype)
     return batches
 
 
@@ -128,9 +128,10 @@ def open_teacher(opt, run, data):
     """
     def load(file, said, **as_given):
         name, checkpoint = open_net(file, opt.model_t or said, **as_given)
-        return load_net(file, checkpoint, name, data).eval(), open_student(file, data, '--path-t', name, checkpoint)
+        return (load_net(file, checkpoint, name, data).eval(),
+                open_deployed_net(file, data, '--path-t', name, checkpoint))
 
-    file, known = run.facts.get('path_t'), run.facts.get('teacher (checksum)')
+    file, known = run.trusted_parameters.get('path_t'), run.trusted_parameters.get('teacher (checksum)')
     if opt.path_t or not isinstance(file, str):
         return load(opt.path_t, None) if opt.path_t else None
     said = run.parameters.get('model_t')        # not by the user: the code of a file it names is not run
@@ -138,7 +139,7 @@ def open_teacher(opt, run, data):
         if not Path(file).exists():
             raise UserError(f'--path-t {file}: no such file')
         named = said if isinstance(said, str) and not is_user_file(said) else None
-        teacher = load(file, named, **as_opened(run.parameters))
+        teacher = load(file, named, **teacher_open_args(run.parameters))
         if known not in (None, teacher[0].checksum):
             raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:
@@ -151,16 +152,16 @@ def measure_cost(opt, export, formats, outcomes, teacher):
     """Write the files of LATENCY into the export's folder. Returns (the rows, the teacher's first)."""
     dtype = export.dtype
     top1 = {name: outcomes.formats[name].top1 for name in formats}
-    with cost.exported(teacher, formats if teacher else [], dtype, export.calibration) as (of_teacher, written):
+    with latency.exported(teacher, formats if teacher else [], dtype, export.calibration) as (of_teacher, written):
         nets = {f'student {export.student.name}': (export, formats, top1)}
         if teacher:
             nets = {f'teacher {teacher.name}': (of_teacher, written, dict.fromkeys(
                 [name for name in written if FORMATS[name].agreement is None], outcomes.teacher.top1)), **nets}
-        rows = cost.measure(nets, opt.threads)
+        rows = latency.measure(nets, opt.threads)
     words = f'on {opt.threads} thread{"s"[:opt.threads > 1]}'
     write_json(export.folder / LATENCY[0], {'machine': surroundings()['machine'], 'threads': opt.threads, 'rows': rows})
-    figures.save(cost.picture(rows, words), export.folder / 'latency')
-    return f'{words}, {surroundings()["machine"].partition(", threads")[0]}:\n{cost.show(rows)}', rows
+    figures.save_figure(latency.picture(rows, words), export.folder / 'latency')
+    return f'{words}, {surroundings()["machine"].partition(", threads")[0]}:\n{latency.show(rows)}', rows
 
 
 @contextlib.contextmanager
@@ -208,8 +209,8 @@ def main():
     opt, wanted, run = options()
     dtype = 'uint8' if opt.input == 'uint8' else 'float32'
     data = get_dataloaders(data_options(run, opt), torch.device('cpu'))
-    student = open_student(str(run), data, 'RUN_OR_CHECKPOINT', opt.model, run.state)
-    run.compare_metrics()
+    student = open_deployed_net(str(run), data, 'RUN_OR_CHECKPOINT', opt.model, run.state)
+    run.check_metrics()
     if (student.size, len(student.config['classes'])) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(student.config["classes"])} and {student.size}; give the data of its run')
@@ -226,7 +227,7 @@ def main():
         written = [name for name in wanted if name not in faults]
         print(f'checking {len(written)} files on {len(data.test_labels)} test images, each by its own runtime',
               flush=True)
-        outcomes = check.compare(student.net, folder, written, data.test_loader, dtype, teacher and teacher[0], order)
+        outcomes = verify.compare(student.net, folder, written, data.test_loader, dtype, teacher and teacher[0], order)
         faults |= {name: fault for name in written if (fault := outcomes.formats[name].fault(FORMATS[name].agreement))}
         for name in faults:
             (folder / FORMATS[name].file).unlink(missing_ok=True)
@@ -235,11 +236,11 @@ def main():
             raise UserError('nothing is exported: ' + '; '.join(f'{FORMATS[n].file}: {faults[n]}' for n in faults))
         text, rows = measure_cost(opt, export, good, outcomes, teacher and teacher[1]) if opt.latency else ('', [])
         write_json(folder / CONFIG, export.config)
-        facts = card.describe(student, run.facts, outcomes, folder, good, dtype, run.trusted)
+        facts = model_card.describe(student, run.trusted_parameters, outcomes, folder, good, dtype, run.trusted)
         facts['measured on'] = printable(opt.dataset or run.parameters['dataset'])
-        facts['to be filled in'] |= card.filled_in(out / CARD[0])
+        facts['to be filled in'] |= model_card.filled_in(out / CARD[0])
         write_json(folder / CARD[1], facts)
-        (folder / CARD[0]).write_text(card.as_markdown(facts, student.config, text), encoding='utf-8')
+        (folder / CARD[0]).write_text(model_card.as_markdown(facts, student.config, text), encoding='utf-8')
     print(f'{student.name}: top-1 {outcomes.network.top1:.2f} in PyTorch')
     if facts['gives one class alone'] is not None:
         print(f'warning: {student.name} predicts the class {printable(facts["gives one class alone"])} for all '
@@ -249,7 +250,7 @@ def main():
         found = outcomes.formats[name]
         print(f'{printable(out / FORMATS[name].file)}: top-1 {found.top1:.2f}, the same first class for '
               f'{found.agreement:.2f} %, logits differ by up to {found.difference:.1e}')
-    print(f'{printable(out / CARD[0])}: fill in {", ".join(card.TO_FILL_IN)}')
+    print(f'{printable(out / CARD[0])}: fill in {", ".join(model_card.TO_FILL_IN)}')
     if rows:
         print(f'\n{text}\n\n{summary(rows)}')
     if faults:

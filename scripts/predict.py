@@ -21,8 +21,8 @@ from dataset.decode import report_unreadable  # noqa: E402
 from dataset.folder import list_images, print_skipped  # noqa: E402
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
 from dataset.imagenet import Pipeline  # noqa: E402
-from export.exported import Exported  # noqa: E402
-from export.process import Process  # noqa: E402
+from export.load import ExportedFile  # noqa: E402
+from export.runtime_process import RuntimeProcess  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
 from helper.files import write_atomically  # noqa: E402
@@ -101,7 +101,7 @@ def predict(exported, files, opt):
     """Yield (file, [(class, probability), ...])."""
     inputs, classes = exported.config['inputs'], exported.config['classes']
     transform = Pipeline(inputs['size'], cropped=inputs['crop_pct'] < 1, fit=inputs['fit']).transform(train=False)
-    with Process(exported.file, opt.threads) as process:
+    with RuntimeProcess(exported.file, opt.threads) as process:
         for batch in batches(read(files, transform, opt.skip_bad_images), opt.batch_size):
             pixels = torch.stack([image for _, image in batch]).permute(0, 3, 1, 2).contiguous()
             pixels = pixels if exported.config['dtype'] == 'uint8' else pixels / 255
@@ -138,7 +138,7 @@ def as_json(found):
 def main():
     opt = options()
     limit_pixels(opt.max_pixels)
-    exported, files = Exported.find(opt.export, 'EXPORT'), find_images(opt.images)
+    exported, files = ExportedFile.find(opt.export, 'EXPORT'), find_images(opt.images)
     print(f'{printable(exported.file)}: {printable(exported.config["architecture"])}, '
           f'{len(exported.config["classes"])} classes', file=sys.stderr)
     text = {'text': as_text, 'csv': as_csv, 'json': as_json}[opt.format]([*predict(exported, files, opt)])

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from analysis.runs import ACCURACY  # noqa: E402
+from analysis.runs import ACCURACY_KEYS  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from experiments import report, report_text  # noqa: E402
 from experiments.folder_check import check, file_of, owner_of  # noqa: E402
@@ -42,7 +42,7 @@ def main():
     parser.add_argument('table', metavar='TABLE', help='a file in scripts/tables by its name, the path of another, or '
                                                        'the folder of its runs, save/NAME')
     parser.add_argument('--save_dir', type=path, help='where its runs are; else save/TABLE')
-    parser.add_argument('--epoch', choices=ACCURACY,
+    parser.add_argument('--epoch', choices=ACCURACY_KEYS,
                         help="the epoch of the accuracies; not given: that of the table's published figures")
     parser.add_argument('--figures', nargs='*', metavar='ROW',
                         help='draw the figures of these rows, or of all where none is named')

@@ -19,8 +19,8 @@ import helper  # noqa: E402, F401, before torch: it sets how threads wait
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from analysis import figures, measure  # noqa: E402
-from analysis.given import Given, add_data_flags, as_opened, data_options  # noqa: E402
+from analysis import figures, metrics  # noqa: E402
+from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options, teacher_open_args  # noqa: E402
 from dataset import get_dataloaders  # noqa: E402
 from distiller_zoo import load_inference_net  # noqa: E402
 from helper.cli import Parser, number, path, table  # noqa: E402
@@ -89,7 +89,7 @@ def draw_tsne(subject):
     numbers, images = subject.batch('tsne')
     labels = subject.data.test_labels[numbers]
     batch, seed = subject.opt.data.batch_size, subject.opt.seed
-    points = {one.name: measure.tsne(one.check(measure.embeddings(one.net, images, batch)), seed)
+    points = {one.name: metrics.tsne(one.check(metrics.embeddings(one.net, images, batch)), seed)
               for one in subject.with_stages(subject.everyone)}
     classes = [subject.class_name(label) for label in labels.unique().tolist()]
     figure = figures.tsne({name: xy.numpy() for name, xy in points.items()}, labels.numpy(), classes)
@@ -98,7 +98,7 @@ def draw_tsne(subject):
 
 
 def draw_correlations(subject):
-    found = {one.name: measure.correlation_difference(one.logits, subject.teacher.logits) for one in subject.students}
+    found = {one.name: metrics.correlation_difference(one.logits, subject.teacher.logits) for one in subject.students}
     classes = [subject.class_name(label) for label in range(subject.data.num_classes)]
     return figures.correlations({name: difference.numpy() for name, difference in found.items()}, classes), {
         'images': len(subject.target), 'classes': [printable(name) for name in subject.data.classes],
@@ -108,7 +108,7 @@ def draw_correlations(subject):
 def draw_cka(subject):
     numbers, images = subject.batch('cka')
     students = subject.with_stages(subject.students)
-    found = measure.stage_cka(subject.teacher.net, [one.net for one in students], images)
+    found = metrics.stage_cka(subject.teacher.net, [one.net for one in students], images)
     found = {one.name: matrix for one, matrix in zip(students, found, strict=True)}
     figure = figures.cka({name: matrix.numpy() for name, matrix in found.items()}, subject.teacher.name)
     return figure, {'images': len(numbers), 'rows': 'student', 'columns': 'teacher',
@@ -121,7 +121,7 @@ def draw_grad_cam(subject):
     drawn, said = {}, {}
     for one in subject.with_stages(subject.everyone):
         try:
-            maps, logits = measure.grad_cam(one.net, images.to(subject.data.test_loader.device))
+            maps, logits = metrics.grad_cam(one.net, images.to(subject.data.test_loader.device))
         except LookupError as error:
             print(f'{one.name}: {error}, so it is not in gradcam')
             continue
@@ -142,12 +142,12 @@ def draw_calibration(subject):
     teacher, target = subject.teacher.logits, subject.target
     found, numbers, rows = {}, {}, []
     for one in subject.everyone:
-        of = found[one.name] = measure.calibration(one.logits, target)
+        of = found[one.name] = metrics.calibration(one.logits, target)
         taught = one is not subject.teacher
         said = numbers[one.name] = {
-            'checkpoint': one.checkpoint, 'top-1 %': measure.top1(one.logits, target),
-            'agreement %': measure.top1(one.logits, teacher.argmax(1)) if taught else None,
-            'KL': measure.mean_kl(one.logits, teacher) if taught else None, 'ECE %': of.ece * 100,
+            'checkpoint': one.checkpoint, 'top-1 %': metrics.top1(one.logits, target),
+            'agreement %': metrics.top1(one.logits, teacher.argmax(1)) if taught else None,
+            'KL': metrics.mean_kl(one.logits, teacher) if taught else None, 'ECE %': of.ece * 100,
             'NLL': nn.functional.cross_entropy(one.logits, target).item()}
         rows.append((one.name, *('' if value is None else f'{value:.{digits}f}' for value, digits in zip(
             [*said.values()][1:], (2, 2, 4, 2, 4), strict=True))))
@@ -180,12 +180,12 @@ def options():
     add('--gpu_id', default='0', help='the GPU to compute on; cpu forces the CPU')
     add_data_flags(parser)
     opt = parser.parse_args()
-    students = [Given.find(given, 'STUDENT') for given in opt.students]
+    students = [RunCheckpoint.find(given, 'STUDENT') for given in opt.students]
     if opt.images and len(opt.images) > MOST_ROWS:
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
     check_alike(students, opt)
     for student in students:
-        student.compare_metrics()
+        student.check_metrics()
     opt.path_t, opt.teacher = teacher_of(students) if opt.path_t is None else (opt.path_t, {})
     opt.data = data_options(next((student for student in students if student.parameters), students[0]), opt)
     return opt, students
@@ -207,11 +207,11 @@ def teacher_of(students):
     """(the teacher's checkpoint of these runs, arguments of open_net). Raises UserError for none and for several."""
     taught, opened = {}, {}     # checksum -> path, path -> arguments of open_net
     for student in students:
-        file, said = student.facts.get('path_t'), student.facts.get('model_t')
+        file, said = student.trusted_parameters.get('path_t'), student.trusted_parameters.get('model_t')
         if isinstance(file, str):
-            taught.setdefault(str(student.facts.get('teacher (checksum)', file)), file)
+            taught.setdefault(str(student.trusted_parameters.get('teacher (checksum)', file)), file)
             named = isinstance(said, str) and not is_user_file(said) and not get_library(file)
-            opened[file] = {'name': said if named else None, **as_opened(student.facts)}
+            opened[file] = {'name': said if named else None, **teacher_open_args(student.trusted_parameters)}
     if len(taught) != 1:
         what = f'these students learnt from several teachers, {", ".join(taught.values())}; give the one to compare ' \
                f'with' if taught else "none of these students says who taught it; give a teacher's checkpoint"
@@ -230,7 +230,7 @@ def load(opt, students, data, device):
         raise UserError(f'STUDENT {students[0]}: is the teacher; give a student of it')
     for student in found.values():
         arch, net = load_inference_net(str(student), data, 'STUDENT', checkpoint=student.state)
-        name = label(arch, student.facts, {one.name for one in shown})
+        name = label(arch, student.trusted_parameters, {one.name for one in shown})
         shown.append(Shown(name, 'STUDENT', str(student), net))
     for one in shown:
         one.net.to(device).eval().requires_grad_(False)
@@ -267,7 +267,7 @@ def read_test_set(subject, names):
     """Fill in what these figures need of the test set, in one pass over it."""
     everyone = subject.everyone if OF_ALL_IMAGES & {*names} else []
     wanted = {n for name in names for n in subject.numbers.get(name, ())}
-    subject.target, logits, subject.images = measure.read_test_set(
+    subject.target, logits, subject.images = metrics.read_test_set(
         subject.data.test_loader, [one.net for one in everyone], wanted)
     for one, found in zip(everyone, logits, strict=True):
         one.logits = one.check(found)
@@ -314,7 +314,7 @@ def main():
     read_test_set(subject, names)
     for name in names:
         figure, numbers = DRAW[name](subject)
-        figures.save(figure, folder / name)
+        figures.save_figure(figure, folder / name)
         write_json(folder / f'{name}.json', numbers)
         print(f'{name}: {folder / name}.png, .svg, .json')
 

@@ -11,7 +11,7 @@ import train_student
 import train_teacher
 from dataset.teacher_cache import outputs_checksum
 from distiller_zoo import load_inference_net
-from export import check
+from export import verify
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.errors import UserError
 from models import model_dict
@@ -120,9 +120,9 @@ def test_an_export_is_measured_in_its_own_order(teacher, other, tree):
     for file in (str(teacher), other):
         checkpoint = load_checkpoint(file, '')
         net = load_net(file, {**checkpoint, 'classes': None}, 'resnet14', data).eval()       # in its own order
-        shipped = check.Shipped(net, [*data.mean], [*data.std])
+        shipped = verify.NormalisedNet(net, [*data.mean], [*data.std])
         order = class_order(checkpoint['classes'], data, '')
-        found = check.compare(shipped, tree, [], data.test_loader, 'uint8', nn.Sequential(net), order)
+        found = verify.compare(shipped, tree, [], data.test_loader, 'uint8', nn.Sequential(net), order)
         right.append((found.network.right, found.teacher.right))
     assert right[0][0] == right[0][1] == right[1][0]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import dataset
-from analysis import given
+from analysis import run_checkpoint
 from dataset import cifar, digits, source
 from dataset.augment import GREY, Strong, cutout
 from dataset.folder import scan
@@ -480,7 +480,8 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
     split = json.loads((run / 'split.json').read_text())
     assert sorted(split['train'] + split['test']) == sorted(f'{name}/{i}.png' for name in CLASSES for i in range(6))
     parameters = json.loads((run / 'parameters.json').read_text())
-    opt = given.data_options(given.Given.find(run, 'RUN'), SimpleNamespace(dataset=None, same_classes=False))
+    found = run_checkpoint.RunCheckpoint.find(run, 'RUN')
+    opt = run_checkpoint.data_options(found, SimpleNamespace(dataset=None, same_classes=False))
     again = dataset.get_dataloaders(opt, CPU)
     assert parameters['split'] == [0.5, 0.5] and again.split == split
     for given_shares, file, said in (('0.5,0.5', 'resnet8_best.pth', False), ('0.6,0.4', 'resnet8_best.pth', True),

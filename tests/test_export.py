@@ -27,13 +27,13 @@ import train_student
 import train_teacher
 from dataset import get_dataloaders
 from dataset.folder import scan
-from export import card, check, cost
-from export import exported as exported_module
-from export.exported import Exported, check_config
+from export import latency, model_card, verify
+from export import load as load_module
+from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
-from export.process import Process
+from export.load import ExportedFile, check_config
 from export.runtime import open_export
-from export.student import open_student
+from export.runtime_process import RuntimeProcess
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from models import model_dict
@@ -64,7 +64,7 @@ def export(call, run, tmp_path_factory):
 
 
 class Here:
-    """In place of a Process: the runtime in this one, without the seconds that another takes to start."""
+    """In place of a RuntimeProcess: the runtime in this one, without the seconds that another takes to start."""
 
     def __init__(self, file, threads=None):
         self.run = open_export(file)
@@ -82,8 +82,8 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     """For tests of what is around the processes."""
-    for module in (check, predict):
-        monkeypatch.setattr(module, 'Process', Here)
+    for module in (verify, predict):
+        monkeypatch.setattr(module, 'RuntimeProcess', Here)
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,8 @@ def checkpoint_of(folder, net, arch, **more):
 
 
 def opened(path, arch=None):
-    return open_student(str(path), SimpleNamespace(num_classes=4, classes=(), inputs=INPUTS, crop_pct=1.0), '', arch)
+    data = SimpleNamespace(num_classes=4, classes=(), inputs=INPUTS, crop_pct=1.0)
+    return open_deployed_net(str(path), data, '', arch)
 
 
 def expected_logits(checkpoint, pixels):
@@ -147,7 +148,7 @@ def test_each_format_is_the_network(export, run, photographs, name):
     """By its own runtime, for one image and for several, as near as the card says."""
     _, pixels = photographs
     logits = expected_logits(run / 'resnet8_best.pth', pixels)
-    with Process(export / FORMATS[name].file, 1) as process:
+    with RuntimeProcess(export / FORMATS[name].file, 1) as process:
         found = np.concatenate([process.ask(part)[0] for part in (pixels[:1], pixels[1:])])
         assert process.ask(pixels[:2], 3)[1].shape == (3,) and process.peak > 1e7
     said = json.loads((export / 'model_card.json').read_text())['files'][FORMATS[name].file]
@@ -163,7 +164,7 @@ def test_its_cost(call, run, export, tmp_path, monkeypatch):
     """Beside a teacher of which there is a folder with config.json and model.safetensors, as --path-t takes it."""
     timm = pytest.importorskip('timm')
     from safetensors.torch import save_file
-    monkeypatch.setattr(cost, 'ROUNDS', 2)
+    monkeypatch.setattr(latency, 'ROUNDS', 2)
     folder = tmp_path / 'teacher'
     folder.mkdir()
     save_file(timm.create_model('resnet10t', num_classes=4).state_dict(), folder / 'model.safetensors')
@@ -185,12 +186,12 @@ def test_its_cost(call, run, export, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_cost_of_all_formats(call, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, 'ROUNDS', 2)
+    monkeypatch.setattr(latency, 'ROUNDS', 2)
     out = tmp_path / 'out'
     call(export_student.main, run, '--out', out, '--int8', '--fp16', '--latency', '--num_workers', 0)
     rows = json.loads((out / 'latency.json').read_text())['rows']
     assert [row['net'].split()[0] for row in rows] == ['teacher'] * 5 + ['student'] * 5
-    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*cost.SIDES.values()]
+    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*latency.SIDES.values()]
     for row in rows:
         assert 0 < row['p50 ms'] <= row['p95 ms'] and row['images/s at 64'] > 0 and row['peak MB'] > 10
     assert 'student resnet8, ONNX int8' in (out / 'latency.svg').read_text()
@@ -207,7 +208,7 @@ def test_multiplications(tmp_path):
     for layer in student.net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(see)
-    assert cost.macs(student) == sum(count)
+    assert latency.macs(student) == sum(count)
 
 
 @pytest.mark.parametrize('name', ['onnx', 'int8', 'safetensors'])
@@ -267,12 +268,12 @@ def test_a_format_that_disagrees_is_not_written(call, run, tmp_path, monkeypatch
 
 
 def test_too_few_of_the_same_class():
-    outcome, logits = check.Outcome(), np.eye(4, dtype=np.float32)
+    outcome, logits = verify.Evaluation(), np.eye(4, dtype=np.float32)
     outcome.add(logits[[0, 1, 2, 2]], logits, np.arange(4))
     assert outcome.fault(75) == '' and outcome.fault(97) == \
         'gives the same first class for 75.00 % of the test images; at least 97 % are wanted'
     assert 'differ by up to 1; at most 0.0001 is allowed' in outcome.fault(None)
-    outcome = check.Outcome()
+    outcome = verify.Evaluation()
     outcome.add(logits * np.nan, logits, np.arange(4))
     assert 'inf' in outcome.fault(None)
 
@@ -284,7 +285,7 @@ def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
     shutil.copy(run / 'resnet8_best.pth', out / 'student_int8.onnx')      # of an earlier export
     call(export_student.main, run, '--out', out, '--formats', 'onnx', '--input', 'float')
     assert {file.name for file in out.iterdir()} == {'student.onnx', 'config.json', 'MODEL_CARD.md', 'model_card.json'}
-    with Process(out / 'student.onnx') as process:
+    with RuntimeProcess(out / 'student.onnx') as process:
         found, _ = process.ask(photographs[1][:5].astype(np.float32) / 255)
     assert np.abs(found - expected_logits(run / 'resnet8_best.pth', photographs[1][:5])).max() < 1e-4
 
@@ -311,7 +312,7 @@ def test_what_was_filled_in_stays(call, run, tmp_path):
     call(export_student.main, *flags)
     assert '| licence | MIT, as the data |' in file.read_text() and '| contact |  |' in file.read_text()
     filled = json.loads((tmp_path / 'out' / 'model_card.json').read_text())['to be filled in']
-    assert filled == {**dict.fromkeys(card.TO_FILL_IN), 'licence': 'MIT, as the data'}
+    assert filled == {**dict.fromkeys(model_card.TO_FILL_IN), 'licence': 'MIT, as the data'}
 
 
 @pytest.mark.usefixtures('here')
@@ -400,7 +401,7 @@ def test_a_file_that_may_not_grow(run, tmp_path, name):
 @pytest.mark.parametrize('library', ['onnxruntime', 'onnx', 'safetensors'])
 def test_without_a_library(call, run, export, photographs, tmp_path, capsys, monkeypatch, library):
     real = export_student.find_spec
-    for module in (export_student, exported_module):
+    for module in (export_student, load_module):
         monkeypatch.setattr(module, 'find_spec', lambda name: None if name == library else real(name))
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out')
     assert f'needs {library}; pip install -r requirements-export.txt' in line
@@ -471,8 +472,9 @@ def test_a_run_names_a_file_of_code(call, run, tmp_path):
 def test_odd_parameters_of_a_run(run, export, parameters):
     described = json.loads((export / 'model_card.json').read_text())
     known = {**json.loads((run / 'parameters.json').read_text()), **parameters}
-    described['training'] = {name: known[key] for name, key in card.OF_THE_RUN.items() if known.get(key) is not None}
-    text = card.as_markdown(described, json.loads((export / 'config.json').read_text()))
+    described['training'] = {name: known[key] for name, key in model_card.OF_THE_RUN.items()
+                             if known.get(key) is not None}
+    text = model_card.as_markdown(described, json.loads((export / 'config.json').read_text()))
     assert '\n# New' not in text and text.startswith('# resnet8\n')
 
 
@@ -515,13 +517,13 @@ def test_a_changed_byte(call, export, photographs, tmp_path, capsys, name):
     assert 'has no SHA-256 of ' in fails(call, capsys, predict.main, given, photographs[0][0])
     (tmp_path / 'x' / 'model_card.json').unlink()
     with pytest.raises(UserError, match='no such'):
-        Exported.find(str(tmp_path / 'nowhere'), 'EXPORT')
-    Exported.find(str(given), 'EXPORT')
+        ExportedFile.find(str(tmp_path / 'nowhere'), 'EXPORT')
+    ExportedFile.find(str(given), 'EXPORT')
     assert 'has no model_card.json, so the SHA-256' in capsys.readouterr().err
 
 
 def test_one_class_for_all_images():
-    outcome, logits = check.Outcome(), np.eye(4, dtype=np.float32)
+    outcome, logits = verify.Evaluation(), np.eye(4, dtype=np.float32)
     outcome.add(logits[[2, 2]], logits[[2, 2]], np.array([1, 1]))
     assert outcome.single_class is None         # all images are of one class
     outcome.add(logits[[2]], logits[[2]], np.array([0]))
@@ -616,7 +618,7 @@ def test_weights_without_this_repository(call, tree, tmp_path, monkeypatch, arch
     out = tmp_path / 'out'
     call(export_student.main, checkpoint, '--out', out, '--formats', 'safetensors', '--dataset', 'folder',
          '--data_dir', tree, '--image_size', 16, '--batch_size', 16)
-    lines = card.three_lines(json.loads((out / 'config.json').read_text()))
+    lines = model_card.three_lines(json.loads((out / 'config.json').read_text()))
     assert lines in (out / 'MODEL_CARD.md').read_text() and 'export' not in lines
     monkeypatch.chdir(out)
     names = {}
@@ -683,6 +685,6 @@ def test_every_net(tmp_path, arch):
     for name in ('pt2', 'onnx'):
         file = tmp_path / FORMATS[name].file
         FORMATS[name].write(export, file)
-        with Process(file) as process:
+        with RuntimeProcess(file) as process:
             found = np.concatenate([process.ask(part.numpy())[0] for part in (images[:1], images[1:])])
         assert np.abs(found - logits).max() <= 1e-4 * max(1e-3, np.abs(logits).max()), name

@@ -14,7 +14,7 @@ from dataset.decode import resize_to_square
 from dataset.folder import Split, list_images, open_sources
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
-from export.card import _square
+from export.model_card import _square
 from helper import distributed
 from helper.errors import UserError
 from models.inputs import FITS, check_inputs

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import train_student
 import train_teacher
 from analysis import published
-from analysis.runs import first_teacher, trials
+from analysis.runs import group_trials, original_teacher
 from distiller_zoo import distiller_dict
 from helper import cli, records
 from helper import run as run_module
@@ -421,18 +421,18 @@ def test_compare_trials_and_published():
     """Trials are one row; what is published stands beside it; columns that say nothing are left out."""
     runs = [run_of('resnet8x4', 76.0, 'resnet32x4', 'semckd'), run_of('resnet8x4', 72.0),
             run_of('resnet8x4', 77.0, 'resnet32x4', 'semckd'), run_of('resnet56', 72.0), run_of('resnet14', 70.0)]
-    assert words(compare.compare_table(trials(runs))) == [
+    assert words(compare.compare_table(group_trials(runs))) == [
         'model trained parameters trials top-1 % last % published top-5 % seconds',
         'resnet8x4 semckd 1,234 2 76.50 ± 0.71 75.50 ± 0.71 76.23 ± 0.04 (SemCKD) 99.50 60',
         'resnet8x4 alone 1,234 1 72.00 71.00 73.09 ± 0.30 (SemCKD) 99.50 60',
         'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller, last epoch) 99.50 60',
         'resnet14 alone 1,234 1 70.00 69.00 99.50 60']
     other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
-    assert words(compare.compare_table(trials(other))) == [
+    assert words(compare.compare_table(group_trials(other))) == [
         'model trained parameters top-1 % last % top-5 % seconds',
         'resnet8x4 alone, epochs None 1,234 72.00 71.00 99.50 60',
         'resnet8x4 alone, epochs 3 1,234 70.00 69.00 99.50 60']
-    assert words(compare.compare_table(trials(runs + other)))[0].startswith('data model ')
+    assert words(compare.compare_table(group_trials(runs + other)))[0].startswith('data model ')
 
 
 def test_compare_says_what_an_accuracy_is_not():
@@ -440,11 +440,11 @@ def test_compare_says_what_an_accuracy_is_not():
     runs = [run_of('resnet8', 50.0, dataset='folder'), run_of('resnet8', 40.0, dataset='folder')]
     for run in runs:
         run['facts'] = {'classes': 5}
-    assert words(compare.compare_table(trials(runs))) == [
+    assert words(compare.compare_table(group_trials(runs))) == [
         'model trained parameters trials top-1 % last % seconds', 'resnet8 alone 1,234 2 45.00 ± 7.07 44.00 ± 7.07 60']
-    assert list(compare.notes(trials(runs))) == []
+    assert list(compare.notes(group_trials(runs))) == []
     runs[0]['one_class'] = {'best': False, 'last': True}
-    assert list(compare.notes(trials(runs))) == [
+    assert list(compare.notes(group_trials(runs))) == [
         'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all test images; '
         'such an accuracy is only the share of that class']
 
@@ -452,7 +452,7 @@ def test_compare_says_what_an_accuracy_is_not():
 def test_the_legend_hides_no_curve():
     """It stands below the curves, with a line for each experiment, and the picture grows with it."""
     runs = [{**run_of('resnet8', 50.0, 't', f'method {i}'), 'curve': [50.0 - i], 'pictures': {}} for i in range(20)]
-    fig = compare.figure(trials(runs))
+    fig = compare.figure(group_trials(runs))
     FigureCanvasAgg(fig).draw()
     (legend,), (axis,) = fig.legends, fig.axes
     assert len(legend.get_texts()) == 20 and axis.get_legend() is None
@@ -465,8 +465,8 @@ def test_trials_of_other_data_are_not_averaged():
     runs = [run_of('resnet8', top1, dataset='folder') for top1 in (50.0, 51.0, 52.0)]
     for run, facts in zip(runs, ({}, {'images (checksum)': 1}, {'images (checksum)': 2}), strict=True):
         run['facts'] = facts
-    assert [len(group) for group in trials(runs)] == [2, 1]
-    assert 'images (checksum) 2' in compare.compare_table(trials(runs))
+    assert [len(group) for group in group_trials(runs)] == [2, 1]
+    assert 'images (checksum) 2' in compare.compare_table(group_trials(runs))
 
 
 @pytest.mark.parametrize('flags, found', [
@@ -477,29 +477,30 @@ def test_trials_of_other_data_are_not_averaged():
     ('wttm+crd', 'crd+wttm'), ('ctkd --ctkd_base dkd', 'ctkd, ctkd_base dkd')])
 def test_how_a_run_is_named_in_the_published_table(flags, found):
     opt = vars(student_options(['--path-t', 'x', '--distill', *flags.split()]))
-    assert published.way(opt['distill'], published.variant(opt, opt)) == found
+    assert published.method_key(opt['distill'], published.non_default_options(opt, opt)) == found
 
 
 def test_relative_improvement():
     """The published column, from the published table: to what rounding the table to two digits leaves."""
-    theirs = {row['over']: float(row['ari']) for row in published.rows_of('published_ari.csv')}
+    theirs = {row['over']: float(row['ari']) for row in published.read_table('published_ari.csv')}
     gap_closed = theirs.pop('teacher')
-    top1 = {name: figure.top1 for name, figure in published.published('cifar100', 'SemCKD').items()}
+    top1 = {name: figure.top1 for name, figure in published.published_figures('cifar100', 'SemCKD').items()}
     found = published.relative_improvement(top1, 'semckd')
     assert found.keys() == theirs.keys()
     for method, (percent, pairs, left_out) in found.items():
         assert (pairs, left_out) == (7, []) and abs(percent - theirs[method]) < 0.25
-    assert all(name in model_names() for key in published.published('cifar100') for name in key[:2] if name)
-    for row in published.rows_of('published.csv'):        # every figure is of methods, nets and options that there are
+    assert all(name in model_names() for key in published.published_figures('cifar100') for name in key[:2] if name)
+    for row in published.read_table('published.csv'):     # every method, net and option exists
         if row['method'] != 'alone':
             opt = student_options(['--path-t', 'x', '--distill', row['method'], '--dataset', row['dataset']])
             assert all(hasattr(opt, name) for name in published.options_of(row))
         assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
-    imagenet = published.published('imagenet')
+    imagenet = published.published_figures('imagenet')
     assert imagenet['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD', 'best')
     assert imagenet['ResNet34', 'ResNet18', 'ickd, alpha 1.0'].source == 'ICKD, pretrained student'
-    assert {row['epoch'] for row in published.rows_of('published.csv')} == {'best', 'last', 'unknown'}
-    assert {row['epoch'] for row in published.rows_of('published.csv') if row['source'] == 'RepDistiller'} == {'last'}
+    rows = published.read_table('published.csv')
+    assert {row['epoch'] for row in rows} == {'best', 'last', 'unknown'}
+    assert {row['epoch'] for row in rows if row['source'] == 'RepDistiller'} == {'last'}
 
     # The teachers, which have the names of students in that table, are RepDistiller's.
     teachers = {'resnet32x4': 79.42, 'vgg13': 74.64, 'wrn_40_2': 75.61}
@@ -511,24 +512,24 @@ def test_relative_improvement():
                                ('u', 's', 'semckd'): 70.0}, 'semckd') == (75.0, 1)
 
     runs = [run_of('resnet8', 60.0), run_of('resnet8', 62.0, 't', 'kd'), run_of('resnet8', 64.0, 't', 'semckd')]
-    with_teacher = compare.improvement_table(trials([*runs, run_of('t', 65.0)]), 'semckd').splitlines()
+    with_teacher = compare.improvement_table(group_trials([*runs, run_of('t', 65.0)]), 'semckd').splitlines()
     assert with_teacher[-1].split() == ['gap', 'to', 'the', 'teacher', 'closed', '80.00', '1', '68.34']
-    table = compare.improvement_table(trials(runs), 'semckd').splitlines()
+    table = compare.improvement_table(group_trials(runs), 'semckd').splitlines()
     assert table[0].startswith('SemCKD over') and table[-1].split() == ['kd', '100.00', '1', '72.65']
     for given, why in ((runs[1:], 'of the student alone'), ([*runs, run_of('x', 1.0, dataset='y')], 'several data'),
                        ([*runs, run_of('resnet8', 61.0, 't', 'kd', beta=3)], 'resnet8, kd, beta 3, and another'),
                        ([*runs[1:], run_of('resnet8', 62.0)], 'which is worse than that method')):
         with pytest.raises(UserError, match=f'--ari: .*{why}'):
-            compare.improvement_table(trials(given), 'semckd')
+            compare.improvement_table(group_trials(given), 'semckd')
 
 
 def test_compare_names_the_first_teacher():
     """HKD's teacher is an auxiliary net; the tables name the one that taught that."""
     given = {'dataset': 'cifar100', 'distill': 'hkd', 'model_t': 'resnet8x4', 'path_t':
              'save/student_model/S:resnet8x4_T:resnet32x4_cifar100_pkt_r:1.0_a:1.0_b:30000.0_1/resnet8x4_best.pth'}
-    assert first_teacher(given) == 'resnet32x4'
-    assert first_teacher({**given, 'distill': 'kd'}) == 'resnet8x4'
-    assert first_teacher({**given, 'path_t': 'save/models/resnet8x4_vanilla/x.pth'}) == 'resnet8x4'
+    assert original_teacher(given) == 'resnet32x4'
+    assert original_teacher({**given, 'distill': 'kd'}) == 'resnet8x4'
+    assert original_teacher({**given, 'path_t': 'save/models/resnet8x4_vanilla/x.pth'}) == 'resnet8x4'
 
 
 BAD = {     # what is wrong -> (arguments, what the line says); {teacher} is filled in

@@ -16,7 +16,7 @@ from torch import nn
 import dataset
 import train_student
 import train_teacher
-from analysis import figures, measure
+from analysis import figures, metrics
 from distiller_zoo import load_inference_net
 from helper.checkpoint import load_checkpoint
 from models import IMAGENET, model_dict
@@ -27,8 +27,8 @@ from scripts import visualize
 
 def cka(a, b):
     """Of features (N, ...), each against the other."""
-    (grams_a,), (grams_b,) = ([measure.centred_gram(x)[None]] for x in (a, b))
-    both, own_a, own_b = (measure.hsic(*pair) for pair in ((grams_a, grams_b), (grams_a,) * 2, (grams_b,) * 2))
+    (grams_a,), (grams_b,) = ([metrics.centred_gram(x)[None]] for x in (a, b))
+    both, own_a, own_b = (metrics.hsic(*pair) for pair in ((grams_a, grams_b), (grams_a,) * 2, (grams_b,) * 2))
     return (both / (own_a * own_b).sqrt()).item()
 
 
@@ -70,7 +70,7 @@ def test_cka_of_stages():
     torch.manual_seed(0)
     teacher, student = (model_dict[name](num_classes=10).eval() for name in ('resnet14', 'MobileNetV2'))
     images = torch.randn(13, 3, 32, 32)
-    own, other = measure.stage_cka(teacher, [teacher, student], images, batch=5)
+    own, other = metrics.stage_cka(teacher, [teacher, student], images, batch=5)
     assert own.shape == (5, 5) and other.shape == (6, 5)
     assert torch.allclose(own.diagonal(), torch.ones(5, dtype=torch.float64)) and torch.allclose(own, own.t())
     parts = images.split([5, 4, 4])
@@ -84,7 +84,7 @@ def test_cka_of_stages():
         assert other[s, t] == pytest.approx(want, abs=1e-4)
     for p in student.conv2.parameters():
         nn.init.zeros_(p)
-    dead, = measure.stage_cka(teacher, [student], images)
+    dead, = metrics.stage_cka(teacher, [student], images)
     assert dead[5].isnan().all() and dead[:5].isfinite().all()
 
 
@@ -92,16 +92,16 @@ def test_correlation():
     torch.manual_seed(0)
     s, t = torch.randn(2, 50, 7)
     want = np.abs(np.corrcoef(s.numpy(), rowvar=False) - np.corrcoef(t.numpy(), rowvar=False))
-    found = measure.correlation_difference(s, t)
+    found = metrics.correlation_difference(s, t)
     assert found.numpy() == pytest.approx(want, abs=1e-6) and found.diagonal().abs().max() < 1e-6
-    assert measure.correlation_difference(3 * t + 1, t).max() < 1e-6
+    assert metrics.correlation_difference(3 * t + 1, t).max() < 1e-6
 
 
 def test_calibration():
     """By hand, and as Guo et al.'s own code computes it."""
     sure = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.58, 0.58])
     logits = torch.stack([sure, 1 - sure], 1).log()
-    found = measure.calibration(logits, torch.tensor([0, 0, 0, 1, 1, 0]))
+    found = metrics.calibration(logits, torch.tensor([0, 0, 0, 1, 1, 0]))
     assert found.count.tolist() == [0] * 8 + [2] + [0] * 5 + [4]        # (8/15, 9/15] and (14/15, 1]
     assert found.accuracy[[8, 14]].tolist() == [0.5, 0.75] and found.accuracy[0] == 0
     assert found.confidence[[8, 14]].tolist() == pytest.approx([0.58, 0.95])
@@ -117,17 +117,17 @@ def test_calibration():
         if inside.any():
             right = (predicted[inside] == target[inside]).double().mean()
             ece += (confidence[inside].mean() - right).abs() * inside.double().mean()
-    assert measure.calibration(logits, target).ece == pytest.approx(ece.item())
-    certain = measure.calibration(torch.tensor([[200.0, 0.0]]), torch.tensor([1]))      # a confidence of exactly 1
+    assert metrics.calibration(logits, target).ece == pytest.approx(ece.item())
+    certain = metrics.calibration(torch.tensor([[200.0, 0.0]]), torch.tensor([1]))      # a confidence of exactly 1
     assert certain.count[-1] == 1 and certain.ece == 1
 
 
 def test_agreement_and_kl():
     s, t = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    assert measure.top1(s, t.argmax(1)) == 50
+    assert metrics.top1(s, t.argmax(1)) == 50
     p, q = t.double().softmax(1), s.double().softmax(1)
-    assert measure.mean_kl(s, t) == pytest.approx((p * (p / q).log()).sum().item() / 2)
-    assert measure.mean_kl(t, t) == pytest.approx(0, abs=1e-9)
+    assert metrics.mean_kl(s, t) == pytest.approx((p * (p / q).log()).sum().item() / 2)
+    assert metrics.mean_kl(t, t) == pytest.approx(0, abs=1e-9)
 
 
 class Linear(Net):
@@ -149,7 +149,7 @@ def test_grad_cam():
     """With pooling and one linear layer it is the map weighted with the class's row of that layer (CAM)."""
     torch.manual_seed(0)
     net, images = Linear().requires_grad_(False), torch.randn(6, 3, 8, 8)
-    found, logits = measure.grad_cam(net, images)
+    found, logits = metrics.grad_cam(net, images)
     assert torch.equal(logits, net(images)) and found.shape == (6, 8, 8)
 
     def by_hand(classes):
@@ -158,9 +158,9 @@ def test_grad_cam():
         return cam / cam.amax((1, 2), keepdim=True)
     assert torch.allclose(found, by_hand(logits.argmax(1)), atol=1e-5) and found.amax((1, 2)).tolist() == [1] * 6
     classes = torch.arange(6) % 5
-    assert torch.allclose(measure.grad_cam(net, images, classes)[0], by_hand(classes), atol=1e-5)
+    assert torch.allclose(metrics.grad_cam(net, images, classes)[0], by_hand(classes), atol=1e-5)
     nn.init.zeros_(net.fc.weight)
-    assert measure.grad_cam(net, images)[0].eq(0).all()         # it sees the class nowhere
+    assert metrics.grad_cam(net, images)[0].eq(0).all()         # it sees the class nowhere
 
 
 def test_grad_cam_of_tokens():
@@ -168,7 +168,7 @@ def test_grad_cam_of_tokens():
     pytest.importorskip('timm')
     net = build('timm:vit_tiny_patch16_224,depth=1,patch_size=4', 5, 16).eval().requires_grad_(False)
     with pytest.raises(LookupError, match='the logits do not come from the map'):
-        measure.grad_cam(net, torch.randn(2, 3, 16, 16))
+        metrics.grad_cam(net, torch.randn(2, 3, 16, 16))
 
 
 @pytest.mark.parametrize('name', [*(name for name in model_dict if name not in IMAGENET), 'vgg11_imagenet',
@@ -178,32 +178,32 @@ def test_every_net(name):
     torch.manual_seed(0)
     net = model_dict[name](num_classes=5).eval().requires_grad_(False)
     images = torch.randn(2, 3, *[64 if name in IMAGENET else 32] * 2)
-    found, logits = measure.grad_cam(net, images, torch.tensor([0, 4]))
+    found, logits = metrics.grad_cam(net, images, torch.tensor([0, 4]))
     assert torch.allclose(logits, net(images), rtol=1e-3, atol=1e-4) and found.shape == (2, *images.shape[2:])
     assert found.min() >= 0 and all(top in (0, 1) for top in found.amax((1, 2)).tolist())
-    assert torch.allclose(measure.embeddings(net, images, 1), net.outputs(images).embedding, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(metrics.embeddings(net, images, 1), net.outputs(images).embedding, rtol=1e-3, atol=1e-4)
 
 
 def test_tsne():
     """Two far groups stay apart; embeddings that are all the same are one point, not a crash."""
     torch.manual_seed(0)
     x = torch.cat([torch.randn(20, 8), torch.randn(20, 8) + 50])
-    points = measure.tsne(x, 0)
+    points = metrics.tsne(x, 0)
     near, far = (torch.cdist(points[:20], points[part]).mean() for part in (slice(20), slice(20, 40)))
-    assert points.shape == (40, 2) and far > 2 * near and torch.equal(points, measure.tsne(x, 0))
-    assert not torch.equal(points, measure.tsne(x[:, :4], 0)) and measure.tsne(x[:4], 0).isfinite().all()
-    assert measure.tsne(torch.full((9, 8), 0.5), 0).tolist() == [[0, 0]] * 9
+    assert points.shape == (40, 2) and far > 2 * near and torch.equal(points, metrics.tsne(x, 0))
+    assert not torch.equal(points, metrics.tsne(x[:, :4], 0)) and metrics.tsne(x[:4], 0).isfinite().all()
+    assert metrics.tsne(torch.full((9, 8), 0.5), 0).tolist() == [[0, 0]] * 9
 
 
 def test_read_test_set():
     data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=48), CPU)
     net = Linear()
-    target, (logits,), images = measure.read_test_set(data.test_loader, [net], [200, 3])
+    target, (logits,), images = metrics.read_test_set(data.test_loader, [net], [200, 3])
     batches = list(data.test_loader)
     every = torch.cat([batch[0] for batch in batches])
     assert torch.equal(target, data.test_labels) and torch.allclose(logits, net(every), atol=1e-5)
     assert images.keys() == {200, 3} and all(torch.equal(image, every[n]) for n, image in images.items())
-    target, logits, images = measure.read_test_set(data.test_loader, [], [3])
+    target, logits, images = metrics.read_test_set(data.test_loader, [], [3])
     assert (len(target), logits, [*images]) == (48, [], [3])            # not read further than needed
 
 
@@ -211,11 +211,11 @@ def test_svg(tmp_path):
     """Text is text, ink is the page's, nothing says when or by which version it was drawn, and it fits into a page."""
     def draw():
         return figures.correlations({'a <b> $x$ & ü': np.eye(3)}, ['cat', 'a dog', '<bird>'])
-    figures.save(draw(), tmp_path / 'with.dot')
-    figures.save(draw(), tmp_path / 'again')
+    figures.save_figure(draw(), tmp_path / 'with.dot')
+    figures.save_figure(draw(), tmp_path / 'again')
     for suffix in ('png', 'svg'):
         assert (tmp_path / f'with.dot.{suffix}').read_bytes() == (tmp_path / f'again.{suffix}').read_bytes()
-    text = figures.svg(draw())
+    text = figures.to_svg(draw())
     assert text == (tmp_path / 'again.svg').read_text() and text.startswith('<svg') and figures.INK not in text
     assert 'fill: currentColor' in text and 'stroke: currentColor' in text and 'Matplotlib' not in text
     root = ElementTree.fromstring(text)
@@ -229,14 +229,14 @@ def test_svg(tmp_path):
 
 @pytest.mark.parametrize('count, wanted', [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (9, (3, 3)), (10, (3, 4))])
 def test_grid(count, wanted):
-    assert figures.grid(count) == wanted
+    assert figures.panel_grid(count) == wanted
 
 
 def test_figures_of_nets_without_a_number():
     """A logit that never changes, a dead stage."""
     nothing = np.full((4, 4), np.nan)
     for figure in (figures.correlations({'a': nothing}, 'wxyz'), figures.cka({'a': nothing}, 't')):
-        assert 'nan' in figures.svg(figure)
+        assert 'nan' in figures.to_svg(figure)
 
 
 def test_long_names_are_wrapped():

@@ -12,7 +12,7 @@ from helper.errors import UserError, printable
 from . import runtime
 
 
-class Process:
+class RuntimeProcess:
     """An exported file in a fresh process: ask(images) gives its logits. Raises UserError when the process fails."""
 
     def __init__(self, file: Path, threads: int | None = None):

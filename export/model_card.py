@@ -6,10 +6,10 @@ from helper.device import surroundings
 from helper.errors import UserError, printable
 from helper.files import read_json
 
-from .check import Outcomes
+from .deployed_net import OWN, DeployedNet
 from .formats import FORMATS
 from .runtime import CONFIG
-from .student import OWN, Student
+from .verify import Evaluations
 
 CARD = 'model_card.json'
 TO_FILL_IN = ('licence', 'licence of the training data', 'intended use', 'limitations', 'contact')
@@ -20,7 +20,7 @@ OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint":
               'command': 'command', 'machine': 'machine', 'versions': 'versions'}
 
 
-def describe(student: Student, parameters: dict, outcomes: Outcomes, folder: Path, formats: list[str],
+def describe(student: DeployedNet, parameters: dict, outcomes: Evaluations, folder: Path, formats: list[str],
              dtype: str, trusted: bool = True) -> dict:
     """The content of model_card.json. parameters: of the run, as far as known. trusted: whether the metrics beside the
     checkpoint belong to it."""

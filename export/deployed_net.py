@@ -14,7 +14,7 @@ from models.load import open_checkpoint
 OWN = 'this repository'     # whose code a net needs that is of no library
 
 
-class Shipped(nn.Module):
+class NormalisedNet(nn.Module):
     """`net` behind the normalisation of its images: (N, 3, S, S) -> logits (N, classes), float32.
 
     forward(images): uint8 of 0 to 255, or floating point of 0 to 1.
@@ -33,11 +33,11 @@ class Shipped(nn.Module):
 
 
 @dataclass
-class Student:
+class DeployedNet:
     """A network to ship: what it is called, what runs, what rebuilds it (see `config`), and the file it came from."""
 
     name: str
-    net: Shipped
+    net: NormalisedNet
     config: dict
     checkpoint: str
 
@@ -57,8 +57,8 @@ class Student:
         return pixels if dtype == 'uint8' else pixels / 255
 
 
-def open_student(path: str, data, flag: str, arch: str | None = None,
-                 checkpoint: dict | None = None) -> Student:
+def open_deployed_net(path: str, data, flag: str, arch: str | None = None,
+                 checkpoint: dict | None = None) -> DeployedNet:
     """The network that the checkpoint at `path` deploys. arch: its net, if the user gives it.
 
     data: num_classes, image_size, inputs, classes and crop_pct, for whatever the checkpoint lacks. checkpoint: of
@@ -75,7 +75,7 @@ def open_student(path: str, data, flag: str, arch: str | None = None,
     method = checkpoint.get('inference_net')
     net.eval().requires_grad_(False)
     arch = net.name if isinstance(net, Adapter) else arch or checkpoint.get('arch') or name.partition(' by ')[0]
-    return Student(name, Shipped(net, inputs['mean'], inputs['std']),
+    return DeployedNet(name, NormalisedNet(net, inputs['mean'], inputs['std']),
                    _config(arch, net, method, names, {**inputs, 'crop_pct': data.crop_pct}), path)
 
 

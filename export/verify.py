@@ -10,15 +10,15 @@ from torch import Tensor
 
 from helper.errors import UserError
 
+from .deployed_net import NormalisedNet
 from .formats import FORMATS
-from .process import Process
-from .student import Shipped
+from .runtime_process import RuntimeProcess
 
 TOLERANCE = 1e-4    # of logits, or of the largest logit where that is above 1
 
 
 @dataclass
-class Outcome:
+class Evaluation:
     """What the test set says of one side."""
 
     seen: int = 0
@@ -74,25 +74,25 @@ class Outcome:
 
 
 @dataclass
-class Outcomes:
+class Evaluations:
     """Of the network itself, of each format, and of the teacher if there is one."""
 
-    network: Outcome = field(default_factory=Outcome)
-    formats: dict[str, Outcome] = field(default_factory=dict)
-    teacher: Outcome | None = None
+    network: Evaluation = field(default_factory=Evaluation)
+    formats: dict[str, Evaluation] = field(default_factory=dict)
+    teacher: Evaluation | None = None
 
 
-def compare(net: Shipped, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
-            order: list[int] | None = None) -> Outcomes:
+def compare(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
+            order: list[int] | None = None) -> Evaluations:
     """Run the files of the formats `names` in `folder` on all images of the loader, (images, target, index).
 
     dtype: of the images that the files take. teacher: a network that takes the loader's images, with the classes of the
     data. order: for each class of the data its number in `net`, if it differs. The first image also runs alone, which
     tests that a file takes batches of several sizes.
     """
-    found = Outcomes(formats={name: Outcome() for name in names}, teacher=Outcome() if teacher else None)
+    found = Evaluations(formats={name: Evaluation() for name in names}, teacher=Evaluation() if teacher else None)
     with contextlib.ExitStack() as stack:
-        runtimes = {name: stack.enter_context(Process(folder / FORMATS[name].file)) for name in names}
+        runtimes = {name: stack.enter_context(RuntimeProcess(folder / FORMATS[name].file)) for name in names}
         for images, target, _ in loader:
             batch, of_data = pixels(loader, images, dtype), target.cpu().numpy()
             target = of_data if order is None else np.asarray(order)[of_data]

@@ -14,9 +14,9 @@ from analysis import figures
 from helper.cli import table
 from helper.errors import UserError
 
+from .deployed_net import DeployedNet
 from .formats import FORMATS, Export
-from .process import Process
-from .student import Student
+from .runtime_process import RuntimeProcess
 
 BATCH = 64              # of the throughput
 ROUNDS = 10             # of each side, in turn, after one to warm up
@@ -26,7 +26,7 @@ EXACT = {'MB': 2, 'p50 ms': 2, 'p95 ms': 2, 'top-1 %': 2}
 SHOWN = ('net', 'runtime', 'parameters', 'MACs', 'MB', 'peak MB', 'p50 ms', 'p95 ms', f'images/s at {BATCH}', 'top-1 %')
 
 
-def macs(student: Student) -> int:
+def macs(student: DeployedNet) -> int:
     """Multiplications with an addition for one image: convolutions, linear layers and attention."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -41,7 +41,7 @@ def measure(nets: dict[str, tuple[Export, list[str], dict]], threads: int) -> li
     Every file runs in a process of its own; all of them take turns, so that what else the machine does falls on all.
     """
     with contextlib.ExitStack() as stack:
-        sides = [(name, export, form, stack.enter_context(Process(export.folder / FORMATS[form].file, threads)))
+        sides = [(name, export, form, stack.enter_context(RuntimeProcess(export.folder / FORMATS[form].file, threads)))
                  for name, (export, formats, _) in nets.items() for form in SIDES if form in formats]
         single, whole = [[] for _ in sides], [[] for _ in sides]
         for turn in range(ROUNDS + 1):
@@ -64,7 +64,7 @@ def measure(nets: dict[str, tuple[Export, list[str], dict]], threads: int) -> li
 
 
 @contextlib.contextmanager
-def exported(student: Student, formats: Iterable[str], dtype: str, calibration):
+def exported(student: DeployedNet, formats: Iterable[str], dtype: str, calibration):
     """(an Export of this net in a temporary folder, the formats that could be written), unchecked: for measure()."""
     with tempfile.TemporaryDirectory() as folder:
         export, written = Export(student, dtype, Path(folder), calibration), []
@@ -86,7 +86,7 @@ def show(rows: list[dict]) -> str:
     return table(SHOWN, cells, '<<' + '>' * (len(SHOWN) - 2))
 
 
-@figures.styled()
+@figures.figure_style()
 def picture(rows: list[dict], words: str) -> Figure:
     """Accuracy against the median latency of one image, a mark for each row. words: under the axis."""
     fig = Figure(figsize=(6, 4), layout='constrained')

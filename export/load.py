@@ -12,20 +12,20 @@ from helper.files import open_regular, read_json
 from models.find import LIBRARIES, NOT_SETTINGS
 from models.inputs import check_inputs
 
-from .card import CARD
 from .formats import FORMATS
+from .model_card import CARD
 from .runtime import CONFIG
 
 
 @dataclass
-class Exported:
+class ExportedFile:
     """A file of an export, and its configuration."""
 
     file: Path
     config: dict
 
     @classmethod
-    def find(cls, given: str, flag: str) -> 'Exported':
+    def find(cls, given: str, flag: str) -> 'ExportedFile':
         """`given`: the folder, of which the first format is taken that can be run here, or a file in it.
 
         Raises UserError that begins with `flag`.

@@ -17,7 +17,7 @@ OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_
 
 
 @dataclass
-class Given:
+class RunCheckpoint:
     """A checkpoint, and the parameters.json of its run if there is one."""
 
     flag: str
@@ -26,7 +26,7 @@ class Given:
     trusted: bool = True        # whether the files beside it are of the same run
 
     @classmethod
-    def find(cls, given: str, what: str) -> 'Given':
+    def find(cls, given: str, what: str) -> 'RunCheckpoint':
         """The checkpoint at `given`, or the best one in that run folder. Raises UserError that begins with `what`."""
         checkpoint = Path(given)
         if os.path.isdir(given):
@@ -55,13 +55,13 @@ class Given:
         """The checkpoint, see models.load.open_checkpoint. Raises UserError."""
         return open_checkpoint(str(self), self.flag)
 
-    def compare_metrics(self) -> None:
+    def check_metrics(self) -> None:
         """Set `trusted` to False, with a line, if the metrics beside the checkpoint have another epoch or accuracy."""
-        if words := self.other_metrics():
+        if words := self.metrics_difference():
             print(f'{self}: {words}, so those files are not used')
             self.trusted = False
 
-    def other_metrics(self) -> str:
+    def metrics_difference(self) -> str:
         """How the metrics beside the checkpoint differ from it, as text; '' if they do not."""
         kinds = {LAST: ('test_last_metrics.json', {'epoch': 'epoch'})}
         if self.checkpoint.name.endswith('_best.pth'):
@@ -80,12 +80,12 @@ class Given:
         return f'{file.name} beside it is of another checkpoint ({"; ".join(differ)})' if differ else ''
 
     @property
-    def facts(self) -> dict:
+    def trusted_parameters(self) -> dict:
         """The parameters; empty if they are not of this checkpoint."""
         return self.parameters if self.trusted else {}
 
 
-def as_opened(parameters: dict) -> dict:
+def teacher_open_args(parameters: dict) -> dict:
     """The arguments of models.load.open_net with which a run opened its teacher."""
     key = parameters.get('checkpoint_key')
     given = {name: parameters.get(f'{name}_t') for name in ('mean', 'std', 'size', 'interpolation')}
@@ -110,7 +110,7 @@ def add_data_flags(parser: Parser) -> None:
     add('--same_classes', action='store_true', help='the class names in a checkpoint mean the same in this order')
 
 
-def data_options(run: Given, opt):
+def data_options(run: RunCheckpoint, opt):
     """The options with which a train script reads the data of a run; those of add_data_flags in opt override them.
 
     If neither has an image size, the checkpoint's is used.
