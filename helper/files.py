@@ -94,9 +94,9 @@ def _finite(value):
 
 
 def open_regular(path: str | Path, what: str):
-    """Open an untrusted file for reading bytes. `what` begins the message of the UserError.
+    """Open an untrusted file for reading bytes. Raises UserError, which begins with `what`.
 
-    Raises UserError for what is not there, may not be read, or is no file: a FIFO or a device may never end.
+    Refuses what is not a regular file: a FIFO or a device may never end.
     """
     try:
         # Non-blocking: opening a FIFO without a writer would wait.
@@ -110,18 +110,12 @@ def open_regular(path: str | Path, what: str):
 
 
 def read_text(path: str | Path, what: str, largest: int = 1 << 20) -> str:
-    """The text of an untrusted file, UTF-8 with or without a byte-order mark.
-
-    Raises UserError, which begins with `what`, for anything else and for more than `largest` bytes.
-    """
+    """The text of an untrusted file, UTF-8 with or without a byte-order mark. Raises UserError: see _parse."""
     return _parse(path, what, largest, 'no text', lambda content: content.decode('utf-8-sig'))
 
 
 def read_json(path: str | Path, what: str, largest: int = 1 << 28):
-    """The value in an untrusted JSON file; numbers that JSON does not have are refused.
-
-    Raises UserError, which begins with `what`, for anything else and for more than `largest` bytes.
-    """
+    """The value in an untrusted JSON file; NaN and Infinity are refused. Raises UserError: see _parse."""
     def refuse(constant):
         raise ValueError(f'a number is {constant}')
 
@@ -129,6 +123,7 @@ def read_json(path: str | Path, what: str, largest: int = 1 << 28):
 
 
 def _parse(path, what, largest, fault, parse):
+    """parse(content of the file). Raises UserError, which begins with `what`, also for more than `largest` bytes."""
     with open_regular(path, what) as file:
         try:
             content = file.read(largest + 1)

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 from . import distributed
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint
 from .cli import current_options, values
 from .errors import UserError, printable
 from .files import FolderLock, write_atomically
@@ -23,10 +23,9 @@ class AnotherRun(UserError):
 
 
 def fingerprint(data, **nets) -> dict:
-    """The facts of the data that must be the same in a resumed run: counts, class names, checksums, --images_in.
+    """The facts of the data that must be the same in a resumed run, and in the runs that a table compares.
 
-    nets: role -> net; the code of a net from a user's file must be the same too. parameters.json and the tables use
-    these facts to tell whether two runs have the same data.
+    nets: role -> net; the code of a net from a user's file must be the same too.
     """
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
@@ -145,12 +144,6 @@ def _check_same_run(state, path, opt, identity, module):
     if opt.epochs < reached:
         raise AnotherRun(f'--epochs {opt.epochs}: {path} has reached epoch {reached}; give at least {reached}, or '
                          f'{anew}')
-
-
-def copy_state(state: dict, folder: Path) -> None:
-    """Make the state from another folder the last.pth of this one, before anything else is written there."""
-    save_checkpoint(folder / LAST, {name: value for name, value in state.items() if name != 'path'})
-    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 def check_best(state: dict, paths: RunPaths, records) -> None:

@@ -14,7 +14,7 @@ from .errors import UserError
 from .files import FolderLock
 from .meter import FiniteCheck, Meter
 from .records import Records
-from .resume import RunIdentity, check_best, copy_state, describe_progress, finished_epoch, is_in, resume
+from .resume import RunIdentity, check_best, describe_progress, finished_epoch, is_in, resume
 from .run_folder import RunPaths, check_earlier_run, claim
 from .signals import SAVE, Interrupted, StopSignals
 from .state import LAST, PREVIOUS, STAGES, TrainingState, as_user_error
@@ -28,19 +28,17 @@ class Run:
                 ...
                 run.end_epoch(rate, train, test)
 
-    last.pth, from which --resume continues, is written first at the end of an epoch; the files that people read follow
-    from it. When a signal comes, the current step is finished and the state is saved, in the middle of an epoch too;
-    then the process exits.
+    At the end of an epoch last.pth, from which --resume continues, is written first, then the files that people read.
+    After a stop signal the current step is finished, the state is saved, also within an epoch, and the process exits.
     """
 
     def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, facts: dict, precision: Precision,
                  checkpoint: Callable, split: dict | None = None):
-        """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.Vanilla before DDP.
+        """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
-        A resumed run also leaves the module's first stage if that was over, and sets opt.seed. facts: must be the same
-        in a resumed run, beside the options. checkpoint() returns the content of the checkpoints beside epoch and
-        best_acc. split: the images of each split of --split, for split.json. Raises UserError; nothing is written
-        before everything is checked.
+        Sets opt.seed to the seed of a resumed run. facts: must be the same in a resumed run, beside the options.
+        checkpoint() returns the content of the checkpoints beside epoch and best_acc. split: for split.json. Raises
+        UserError; nothing is written before everything is checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
@@ -50,11 +48,10 @@ class Run:
         self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split)
         self.identity = RunIdentity(opt, facts, precision.dtype)
         self.training = TrainingState(module, loader, precision)
-        self.signals = StopSignals()
+        self.signals, self.lock = StopSignals(), FolderLock(paths.folder)
         self.stage, self.epoch, self.step, self.finite = None, 0, 0, None
         self.saved_at = time.monotonic()
         distributed.check_alike(self.identity.values, 'all of them must read the same data and the same teacher')
-        self.lock = FolderLock(paths.folder)
         try:
             # The state of --resume until the first step, else None.
             self.resumed = resume(opt, paths, self.identity, self.training, self.lock) if opt.resume else None
@@ -66,8 +63,9 @@ class Run:
             self.has_saved = self.resumed is not None       # last.pth of this run is in the folder
             if is_new:
                 check_earlier_run(paths, self.identity, module.has_first_stage, opt.overwrite)
-            if is_moved and distributed.is_main():
-                copy_state(self.resumed, paths.folder)
+            if is_moved and distributed.is_main():      # before anything else is written
+                save_checkpoint(paths.folder / LAST, {k: v for k, v in self.resumed.items() if k != 'path'})
+                (paths.folder / PREVIOUS).unlink(missing_ok=True)
             self.records.open(self.resumed['log'] if self.resumed else None, is_new)
             if self.resumed and distributed.is_main():
                 check_best(self.resumed, paths, self.records)
@@ -107,21 +105,18 @@ class Run:
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:
         """The epochs of a stage ('init' or 'train') that are still to be trained, counted from 1.
 
-        The optimiser gets the state of --resume here.
+        Loads the state of --resume into the optimiser first.
         """
         self.stage, self.training.optimizer, self.epoch = stage, optimizer, 1
         state = self.resumed
         if state and STAGES.index(state['stage']) > STAGES.index(stage):
-            return iter(())
+            return
         if state and state['stage'] == stage:
             with as_user_error(f'--resume {self.opt.resume}'):
                 self.training.load_stage(state)
             self.epoch = state['epoch']
             if finished_epoch(state):
                 self._write_files(finished_epoch(state))
-        return self._count(last)
-
-    def _count(self, last):
         while self.epoch <= last:
             if self.resumed is None and (number := self.signals.request_before_epoch()):
                 self._stop(number, 0)       # no step of this stage may have been made yet
@@ -129,7 +124,7 @@ class Run:
             yield self.epoch
 
     def begin_steps(self, meter: Meter, finite: FiniteCheck) -> int:
-        """Start the steps of an epoch; the loop calls this. Returns how many were made before an interruption."""
+        """Start the steps of an epoch. Returns the number of those before an interruption."""
         self.finite, self.step = finite, 0
         self.training.begin_epoch(meter)
         if self.resumed and self.resumed['step']:
@@ -153,7 +148,7 @@ class Run:
                 self._stop(request, self.step)
 
     def stop_if_asked(self) -> None:
-        """Between two batches of the validation. Not with several processes, whose numbers of batches can differ."""
+        """End the run between two test batches. Not with several processes: their numbers of batches can differ."""
         if not self.signals.number or distributed.world_size() > 1:
             return
         if self.stage is None:
@@ -163,21 +158,19 @@ class Run:
     def end_init_epoch(self, train: dict) -> None:
         """Record and save an epoch of the first stage. train: what train_epoch returned."""
         self.records.init_epoch(self.epoch, train)
-        self._next_epoch()
+        self.save(self.epoch + 1, 0)
+        self.epoch += 1
 
     def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
-        """Record and save an epoch that is trained, at learning rate `rate`, and validated.
+        """Record and save an epoch that was trained at learning rate `rate`, and validated.
 
         train, test: what train_epoch and validate returned. pictures: of the module.
         """
         seconds = time.perf_counter() - self.epoch_start
         self.records.epoch(self.epoch, rate, train, test, seconds, pictures or {})
-        self._next_epoch()
-        self._write_files(self.epoch - 1)
-
-    def _next_epoch(self):
         self.save(self.epoch + 1, 0)
         self.epoch += 1
+        self._write_files(self.epoch - 1)
 
     def _write_files(self, epoch):
         """Write the files that people read, up to `epoch`, which last.pth holds already."""
@@ -193,7 +186,7 @@ class Run:
             self.records.write_best()
 
     def save(self, epoch: int, step: int) -> None:
-        """Write last.pth: `step` steps of `epoch` are done. The file before it becomes previous.pth."""
+        """Write last.pth after `step` steps of `epoch`. The file before it becomes previous.pth."""
         self.saved_at = time.monotonic()
         training = self.training.collect(step)
         if not distributed.is_main():
@@ -207,7 +200,7 @@ class Run:
         self.has_saved = True
 
     def _stop(self, number, step):
-        """Save the state after this step, and leave."""
+        """Save the state after this step, and exit."""
         self.save(self.epoch, step)
         progress = describe_progress({'stage': self.stage, 'epoch': self.epoch, 'step': step})
         print(f'{signal.Signals(number).name}: stopped {progress}, saved in {self.paths.folder / LAST}; the same '

@@ -59,9 +59,9 @@ def folder_name(name: str) -> str:
 
 
 def claim(lock: FolderLock, wait: bool) -> None:
-    """Make the folder and lock it for this run. All processes call this and wait for process 0.
+    """Make the folder and lock it for this run. wait: until another run there ends; otherwise raise UserError.
 
-    wait: wait for another run there to end. Otherwise raises UserError.
+    All processes call this.
     """
     def take():
         make_folder(lock.folder)

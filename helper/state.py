@@ -19,33 +19,32 @@ PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int,
 
 
 class TrainingState:
-    """Collects the parts of last.pth that the objects of a training loop hold, and loads them again."""
+    """Collects the parts of last.pth that the objects of a training loop hold, and loads them again.
+
+    module: a distiller_zoo.TrainingTask before DDP. loader: of the training images.
+    """
 
     def __init__(self, module: nn.Module, loader, precision: Precision):
-        """module: a distiller_zoo.Vanilla before DDP. loader: of the training images."""
         self.module, self.loader, self.precision = module, loader, precision
         self.optimizer = self.meter = self._order_at_start = None
 
     def begin_epoch(self, meter: Meter) -> None:
-        """Note the order of the epoch's images, before its first batch. meter: averages over the epoch."""
+        """Note the state of the image order, before the first batch. meter: averages over the epoch."""
         self.meter, self._order_at_start = meter, self._order_state()
 
     def collect(self, step: int) -> dict:
         """The state after `step` steps of an epoch. All processes call this; the result of process 0 counts."""
-        several = distributed.world_size() > 1
-        own = {'meter': self.meter.state(), 'buffers': {
-            name: value.cpu() for name, value in self._buffers_per_process().items()} if several else {}} \
-            if step else None
+        random, own = distributed.gather(random_state()), []
+        if step:
+            buffers = self._buffers_per_process() if distributed.world_size() > 1 else {}
+            own = distributed.gather({'meter': self.meter.state(),
+                                      'buffers': {name: value.cpu() for name, value in buffers.items()}})
         return {'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                'scaler': self.precision.scaler.state_dict(), 'random': distributed.gather(random_state()),
-                'loader': self._order_at_start if step else self._order_state(),
-                'own': distributed.gather(own) if step else []}
+                'scaler': self.precision.scaler.state_dict(), 'random': random, 'own': own,
+                'loader': self._order_at_start if step else self._order_state()}
 
     def load_module(self, state: dict, fresh_optimizer: torch.optim.Optimizer, what: str) -> None:
-        """Load the weights, once all parts of the state are checked. what: begins the message of a UserError.
-
-        fresh_optimizer: one that is only used for the check.
-        """
+        """Check the state and load its weights. fresh_optimizer: for the check. what: begins an error message."""
         check_optimizer(fresh_optimizer, state['optimizer'])
         buffers = self._buffers_per_process()
         for name, value in (item for part in state['own'] for item in part['buffers'].items()):
@@ -64,16 +63,16 @@ class TrainingState:
             self.loader.order.generator.set_state(state['loader'])
 
     def load_step(self, state: dict) -> None:
-        """Load what differs within an epoch: the averages so far, the batches to skip, the buffers of each process.
+        """Load what differs within an epoch: the averages so far, the first batch, the buffers of each process.
 
-        Each process loads its own part. With another number of processes, the first loads the sum of the averages.
+        With another number of processes, the first loads the sum of the averages.
         """
         self.loader.order.first_batch = state['step']
-        parts = state['own']
-        own = parts[distributed.rank()] if len(parts) == distributed.world_size() else None
-        meters = [own] if own else parts if distributed.is_main() else []
+        is_same_number = len(state['own']) == distributed.world_size()
+        own = state['own'][distributed.rank()] if is_same_number else {'buffers': {}}
+        meters = [own] if is_same_number else state['own'] if distributed.is_main() else []
         self.meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
-        for name, value in self._buffers_per_process().items() if own else ():      # after DDP has made them equal
+        for name, value in self._buffers_per_process().items():     # after DDP has made them equal
             if name in own['buffers']:
                 value.copy_(own['buffers'][name])
 
@@ -89,10 +88,7 @@ class TrainingState:
 
 
 def load_state(path, module: nn.Module, loader) -> dict:
-    """The state in the untrusted file at `path`, for a run of `module` on the batches of `loader`.
-
-    It has all parts, and values that the parts can have. Raises UserError.
-    """
+    """The state in the untrusted file at `path`, checked for a run of `module` on `loader`. Raises UserError."""
     what = f'--resume {path}'
     state = load_checkpoint(str(path), '--resume')
     with as_user_error(what):
@@ -146,10 +142,10 @@ def _check_random(state):
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load the state of a checkpoint into an optimiser of any kind that has not made a step yet.
+    """Load the state of a checkpoint into an optimiser that has not made a step yet.
 
-    Rates and other settings come from the options. Momentum and the like come from the file, and so do the group
-    entries that a step changes, as the step counts of lamb and adan. Raises whatever an untrusted state causes.
+    The settings come from the options; momentum, and entries that a step changes, as lamb's step count, from the file.
+    Raises any exception that an untrusted state causes.
     """
     fresh, stepped = optimizer.state_dict(), _after_a_step(optimizer)
     groups = []
