@@ -1,4 +1,4 @@
-"""What the folders of a table hold before it starts: other runs, runs of another teacher, files that are damaged."""
+"""Check the folder of a table before its runs start: other runs, another teacher, other data, damaged files."""
 import contextlib
 import os
 import sys
@@ -14,213 +14,177 @@ from helper.state import LAST, PREVIOUS
 from models.find import build
 from models.foreign import without_prefix
 
-from .plan import SIZES, Step, expected, pixels
-from .progress import last_is_best, result
+from .pair_check import SIZES, pixels
+from .planned_run import PlannedRun, expected_options
+from .progress import last_is_best, load_result, read_or_empty
 from .table_file import Table
 
-CHECKSUM = 'teacher (checksum)'     # in a student's parameters.json, of the net from which it has learnt
-OF_A_PART = 'training images', 'labels (checksum)'      # facts of the data that --train_fraction changes
-OWNER = 'table.json'    # in the folder of a table: its name and its file
-UNKNOWN = 'unknown'     # the checksum of a net whose number of classes only its images say
+CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher
+FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on --train_fraction
+OWNER = 'table.json'    # in the folder of a table: the table's name and file
+UNKNOWN = 'unknown'     # checksum of a net whose number of classes only the images tell
 
 
-class _Lost(UserError):
+class _Damaged(UserError):
     """A file is damaged or missing; the other runs can still be reported."""
 
 
-def check(table: Table, steps: list[Step], reading: bool = False) -> None:
-    """Raises UserError if the folder belongs to another table, if a run there has other options, other data or another
-    teacher, and if a file is damaged or missing. reading: nothing will be started, so damaged and missing files are
-    only reported."""
+def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None:
+    """Raise UserError for a folder of another table, for runs with other options, data or another teacher, and for
+    damaged or missing files. read_only: nothing will start, so print a line for such files."""
+    def report_damage(check_part, *arguments):
+        try:
+            check_part(*arguments)
+        except _Damaged as error:
+            if not read_only:
+                raise
+            print(printable(error), file=sys.stderr)
+    save = Path(runs[0].opt.save_dir)
     try:
-        _check_owner(table, Path(steps[0].opt.save_dir))
-        for step in steps:
-            with _said(reading):
-                _check_options(step)
-            with _said(reading):
-                _check_last(step)
-        check_data(steps)
-        with _said(reading):
-            _check_teachers(steps, reading)
+        if (owner := owner_of(save)) not in (None, table.name):
+            raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one '
+                            f'would replace; give each table its own folder, as save/{table.name}')
+        for run in runs:
+            report_damage(_check_options, run)
+            report_damage(_check_last, run)
+        check_data(runs)
+        report_damage(_check_teachers, runs, read_only)
     except OSError as error:
-        raise UserError(f'--save_dir {steps[0].opt.save_dir}: cannot be read ({error.strerror}: {error.filename}); '
-                        f'give a folder that you may read and write, with a shorter name where it is too long'
-                        ) from error
-
-
-@contextlib.contextmanager
-def _said(reading):
-    try:
-        yield
-    except _Lost as error:
-        if not reading:
-            raise
-        print(printable(error), file=sys.stderr)
-
-
-def _check_owner(table, save):
-    owner = owner_of(save)
-    if owner not in (None, table.name):
-        raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one would '
-                        f'replace; give each table a folder of its own, as save/{table.name}')
+        raise UserError(f'--save_dir {save}: cannot be read ({error.strerror}: {error.filename}); give a folder that '
+                        f'you can read and write, with a shorter name if it is too long') from error
 
 
 def owner_of(save: Path) -> str | None:
-    """The name of the table that has claimed the folder; None if there is none."""
-    return _noted(save, 'table')
+    """Return the name of the folder's table; None without a note."""
+    owner = read_or_empty(save / OWNER, dict).get('table')
+    return owner if isinstance(owner, str) else None
 
 
 def file_of(save: Path) -> str | None:
-    """The path of that table's file; None if it is not noted, or no longer there."""
-    file = _noted(save, 'file')
-    return file if file and os.path.isfile(file) else None
-
-
-def _noted(save, key):
-    with contextlib.suppress(UserError):        # of an older version, or damaged
-        found = read_json(save / OWNER, '')
-        value = found.get(key) if isinstance(found, dict) else None
-        return value if isinstance(value, str) else None
-    return None
+    """Return the file of the folder's table; None without a note, or if the file is gone."""
+    file = read_or_empty(save / OWNER, dict).get('file')
+    return file if isinstance(file, str) and os.path.isfile(file) else None
 
 
 def claim(table: Table, save: Path) -> None:
-    """Write the table's name and the path of its file into its folder, for owner_of and file_of."""
+    """Note the table's name and file in its folder."""
     write_json(save / OWNER, {'table': table.name, 'file': os.path.abspath(table.path)})
 
 
-def _check_last(step):
-    """Raises _Lost for an unfinished run that has begun but has no last.pth."""
-    there = [name for name in ('history.json', 'test_best_metrics.json', step.checkpoint.name)
-             if (step.folder / name).exists()]
-    if there and not any((step.folder / name).exists() for name in (LAST, PREVIOUS)) and not result(step):
-        raise _Lost(f'{step.what}: {step.folder}: the run there cannot continue, because its {LAST} is lost; move '
-                    f'the folder away, and the same command trains it again')
-
-
-def check_data(steps: list[Step]) -> None:
-    """Raises UserError unless all runs so far, also the teachers', have the same data."""
-    runs = {}       # (--dataset, --data_dir) -> the first run on it, and its facts
-    for step in steps:
-        found = {}
-        with contextlib.suppress(UserError):        # damaged; _check_options reports it
-            found = _parameters(step) or {}
-        facts = {(name, step.opt.train_fraction if name in OF_A_PART else 1): found[name] for name in DATA_FACTS
-                 if name in found}
-        first, known = runs.setdefault((step.opt.dataset, step.opt.data_dir), (step, {}))
-        differ = [f'{key[0]} {value} and {known[key]}' for key, value in facts.items()
-                  if known.get(key, value) != value]
-        if differ:
-            raise UserError(f'{step.what}: {step.folder} holds a run on other data than {first.folder} ({differ[0]}); '
-                            f'the data have changed in between: move the runs on the other data away, or give another '
-                            f'--save_dir')
-        runs[step.opt.dataset, step.opt.data_dir] = first if known else step, {**facts, **known}
-
-
-def _check_options(step):
-    found = _parameters(step)
-    if found is None:
-        return
-    found = {**step.opt.flags.defaults, **found}
-    differ = [f'{name} {found.get(name)}, not {wanted}' for name, wanted in expected(step.opt).items()
-              if found.get(name) != wanted]
-    teacher = getattr(step.opt, 'path_t', None)
-    if teacher and not _same_path(found, teacher):
-        differ.append(f'the teacher {found.get("path_t")}, not {teacher}')
-    if differ:
-        raise UserError(f'{step.what}: {step.folder} holds a run with {"; ".join(differ[:5])}; move it away, or give '
-                        f'another --save_dir')
-
-
-def _same_path(parameters, teacher):
-    return Path(str(parameters.get('path_t'))).parts[-2:] == Path(teacher).parts[-2:]
-
-
-def _parameters(step) -> dict | None:
-    """The parameters.json of a step's run; None where there is none."""
-    path = step.folder / 'parameters.json'
+def _check_options(run):
+    path, advice = run.folder / 'parameters.json', 'delete it, and the same command writes it again'
     if not path.exists():
-        return None
-    advice = 'delete it, and the same command writes it again'
+        return
     try:
-        found = read_json(path, f'{step.what}: {path}')
+        parameters = read_json(path, f'{run.label}: {path}')
     except UserError as error:
-        raise _Lost(f'{error}; {advice}') from error
-    if not isinstance(found, dict) or not found:
-        raise _Lost(f'{step.what}: {path}: holds no options; {advice}')
-    return current_options(found)
+        raise _Damaged(f'{error}; {advice}') from error
+    if not isinstance(parameters, dict) or not parameters:
+        raise _Damaged(f'{run.label}: {path}: holds no options; {advice}')
+    parameters = {**run.opt.flags.defaults, **current_options(parameters)}
+    differences = [f'{name} {parameters.get(name)}, not {value}'
+                   for name, value in expected_options(run.opt).items() if parameters.get(name) != value]
+    teacher = getattr(run.opt, 'path_t', None)
+    if teacher and not _has_teacher(parameters, teacher):
+        differences.append(f'the teacher {parameters.get("path_t")}, not {teacher}')
+    if differences:
+        raise UserError(f'{run.label}: {run.folder} holds a run with {"; ".join(differences[:5])}; move it away, or '
+                        f'give another --save_dir')
 
 
-def _check_teachers(steps, reading):
-    """Each student's run has learnt from the teacher that is there now, and each teacher's checkpoint can be read."""
-    teachers, other, gone = {}, [], []
-    for step in steps:
-        path = getattr(step.opt, 'path_t', None)
-        learnt_from = _learnt_from(step) if path else None
-        if path and path not in teachers and (learnt_from is not None or not reading):
-            teachers[path] = _teacher(step)
-        if learnt_from is not None and teachers[path] not in (learnt_from, UNKNOWN):
-            (gone if teachers[path] is None else other).append(step)
-    for found, error, text in (
-            (other, UserError, 'learnt from another teacher than {}; move {} away, or put that teacher back'),
-            (gone, _Lost, 'learnt from a teacher that is no longer there, {}; move {} away, or put the teacher back')):
-        if found:
-            first, more = found[0], len(found) - 1
-            raise error(f'{first.what}: {first.folder} '
-                        + (f'and {more} more hold runs that ' if more else 'holds a run that ')
-                        + text.format(first.opt.path_t, 'them' if more else 'it'))
+def _has_teacher(parameters, path):
+    """Return whether a run has this teacher; the table's folder may have been moved."""
+    return Path(str(parameters.get('path_t'))).parts[-2:] == Path(path).parts[-2:]
 
 
-def _learnt_from(step):
-    """The checksum of the net that taught a student's run; None where it is not known, or a path tells it already."""
-    with contextlib.suppress(UserError):
-        found = _parameters(step)
-        return found.get(CHECKSUM) if found and _same_path(found, step.opt.path_t) else None
-    return None
+def _check_last(run):
+    """Raise _Damaged for an unfinished run without last.pth."""
+    has_begun = any((run.folder / name).exists()
+                    for name in ('history.json', 'test_best_metrics.json', run.checkpoint.name))
+    if has_begun and not any((run.folder / name).exists() for name in (LAST, PREVIOUS)) and not load_result(run):
+        raise _Damaged(f'{run.label}: {run.folder}: the run there cannot continue, because its {LAST} is lost; move '
+                       f'the folder away, and the same command trains it again')
 
 
-def _teacher(step):
-    """The checksum of the net that teaches a student, or of the one that its resumed run will save; None where there is
-    none yet."""
-    path, maker = Path(step.opt.path_t), step.after
-    what = f'{maker.what}:' if maker else f'{step.what}: teacher'
-    lost = maker is not None and _is_lost(maker)
-    anew = f'move {path.parent} away, with those of its students, and the same command trains them again'
+def check_data(runs: list[PlannedRun]) -> None:
+    """Raise UserError unless all runs so far, also the teachers', have the same data."""
+    known = {}      # (data set, its folder, fact, fraction of the images) -> (value, folder of the first run)
+    for run in runs:
+        parameters = read_or_empty(run.folder / 'parameters.json', dict)
+        for name in DATA_FACTS:
+            if name in parameters:
+                fraction = run.opt.train_fraction if name in FRACTION_FACTS else 1
+                value, first = known.setdefault((run.opt.dataset, run.opt.data_dir, name, fraction),
+                                                (parameters[name], run.folder))
+                if parameters[name] != value:
+                    raise UserError(f'{run.label}: {run.folder} holds a run on other data than {first} ({name} '
+                                    f'{parameters[name]} and {value}); the data have changed in between: move the runs '
+                                    f'on the other data away, or give another --save_dir')
+
+
+def _check_teachers(runs, read_only):
+    """Check that each student has learnt from its current teacher, and that the teachers' checkpoints are whole."""
+    checksums, replaced, missing = {}, [], []
+    for run in runs:
+        path = getattr(run.opt, 'path_t', None)
+        parameters = read_or_empty(run.folder / 'parameters.json', dict)
+        learnt_from = parameters.get(CHECKSUM) if path and _has_teacher(parameters, path) else None
+        if path and path not in checksums and (learnt_from is not None or not read_only):
+            checksums[path] = _teacher_checksum(run)
+        if learnt_from is not None and checksums[path] not in (learnt_from, UNKNOWN):
+            (missing if checksums[path] is None else replaced).append(run)
+    for students, error, text in (
+            (replaced, UserError, 'learnt from another teacher than {}; move {} away, or put that teacher back'),
+            (missing, _Damaged, 'learnt from a teacher that is no longer there, {}; move {} away, or put the teacher '
+                                'back')):
+        if students:
+            first, others = students[0], len(students) - 1
+            raise error(f'{first.label}: {first.folder} '
+                        + (f'and {others} more hold runs that ' if others else 'holds a run that ')
+                        + text.format(first.opt.path_t, 'them' if others else 'it'))
+
+
+def _teacher_checksum(run):
+    """Return the checksum of a student's teacher, or of the net that the teacher's resumed run will save; None without
+    both."""
+    path, teacher_run = Path(run.opt.path_t), run.teacher_run
+    place = f'{teacher_run.label}:' if teacher_run else f'{run.label}: teacher'
+    is_lost = teacher_run is not None and _is_lost(teacher_run)
+    advice = f'move {path.parent} away, with those of its students, and the same command trains them again' \
+        if is_lost else 'delete it, and the same command makes it again' if teacher_run else 'give another file'
     if path.is_file():
         try:
-            given = RunCheckpoint(what, path, {})
-            checkpoint = given.state
-            if maker and result(maker) and (words := given.metrics_difference()):
-                raise UserError(f'{what} {path}: {words}')
-            return _checksum(step.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{what} {path}')
+            run_checkpoint = RunCheckpoint(place, path, {})
+            checkpoint = run_checkpoint.state
+            if teacher_run and load_result(teacher_run) and (difference := run_checkpoint.metrics_difference()):
+                raise UserError(f'{place} {path}: {difference}')
+            return _checksum(run.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{place} {path}')
         except UserError as error:
-            advice = 'give another file' if maker is None else anew if lost else \
-                'delete it, and the same command makes it again'
-            raise _Lost(f'{error}; {advice}') from error
-    if lost:
-        raise _Lost(f'{maker.what}: {path}: the weights of its best epoch are lost; {anew}')
+            raise _Damaged(f'{error}; {advice}') from error
+    if is_lost:
+        raise _Damaged(f'{place} {path}: the weights of its best epoch are lost; {advice}')
     with contextlib.suppress(UserError):
         state = load_checkpoint(str(path.with_name(LAST)), '')
         module, identity = (state.get(name) if isinstance(state.get(name), dict) else {}
                             for name in ('module', 'identity'))
         weights = {name[8:]: value for name, value in module.items() if name.startswith('student.')}
         weights = state.get('model', weights)       # older states have no 'model'
-        return _checksum(step.opt, weights, identity.get('classes'), what)
+        return _checksum(run.opt, weights, identity.get('classes'), place)
     return None
 
 
-def _is_lost(step):
-    """Whether a resumed run could not write the weights of its best epoch again."""
+def _is_lost(run):
+    """Return whether a resumed run could not write the weights of its best epoch again."""
     with contextlib.suppress(UserError):
-        return not last_is_best(step, read_run(str(step.folder)))
+        return not last_is_best(run, read_run(str(run.folder)))
     return False
 
 
-def _checksum(opt, weights, classes, what):
-    """As train_student.py makes it. Raises UserError where the weights are not those of the teacher's net."""
-    classes = SIZES.get(opt.dataset, (classes,))[0]
-    if not isinstance(classes, int) or not 0 < classes < 10**5:
+def _checksum(opt, weights, num_classes, place):
+    """Return the checksum that train_student.py records. Raises UserError for weights of another net."""
+    num_classes = SIZES.get(opt.dataset, (num_classes,))[0]
+    if not isinstance(num_classes, int) or not 0 < num_classes < 10**5:
         return UNKNOWN
-    net = build(opt.model_t, classes, pixels(opt), what)
-    load_weights(net, without_prefix(weights, net.state_dict())[0], f'{what}: not the weights of {opt.model_t}')
+    net = build(opt.model_t, num_classes, pixels(opt), place)
+    load_weights(net, without_prefix(weights, net.state_dict())[0], f'{place}: not the weights of {opt.model_t}')
     return weights_checksum(net)

@@ -1,387 +1,225 @@
-"""The runs of a table: each an ordinary command, and which of them wait for another's checkpoint."""
+"""Plan the runs of a table: the command and folder of each run, and the run whose checkpoint it needs."""
 import contextlib
-import io
 import itertools
-import json
 import os
 import re
-import shlex
-from argparse import Namespace
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-
-import torch
 
 from dataset import dataset_key, source_dict
-from distiller_zoo import get_method, make_distiller
-from distiller_zoo.checks import check_pairwise_batch
-from helper.cli import Parser, nearest_flag, values
-from helper.distributed import check_batch_size
-from helper.errors import UserError, nearest, printable
+from distiller_zoo import get_method
+from helper.cli import values
+from helper.errors import UserError, printable
 from helper.run_folder import RunPaths, folder_name
-from models.find import build, check_name, is_user_file
+from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from options import LARGEST, flags, student_options, teacher_options, with_recipe
+from options import LARGEST, student_options, teacher_options, with_recipe
 
+from .command_line import check_flags
+from .pair_check import PairCheck, pixels
+from .planned_run import PlannedRun
 from .table_file import ALONE, Row, Table
 
-COMMAND_LINE = 'the command line'     # in messages, of the flags for every run
 ROOT = Path(__file__).resolve().parents[1]
-REFUSED = {     # flag of the train scripts -> why a table's runs may not have it
-    **dict.fromkeys(('--path-t', '--model', '--model_s', '--distill', '--trial', '-t', '--seed', '--save_dir',
-                     '--resume', '--gpu_id', '--multiprocessing-distributed', '--dist-url'),
-                    'reproduce.py sets this flag itself'),
-    **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
-    '--teacher_cache': 'give the table  teacher_cache = true',
-    '--overwrite': 'a table replaces no run; move its folder away instead',
-}
-SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
-         'imagenette': (10, 224)}       # classes, pixels
 
 
-@dataclass(eq=False)
-class Step:
-    """A run of a table. `progress.py` knows whether it is finished."""
+@dataclass
+class _Teacher:
+    """A teacher's checkpoint: written by a run of the table, or downloaded."""
 
-    name: str                       # its log's, unique in the table
-    what: str                       # how messages name it
-    script: str
-    arguments: list[str]            # without what says where it computes
-    opt: Namespace                  # the arguments, parsed
-    folder: Path
+    name: str
+    label: str
     checkpoint: Path
-    net: str                        # that it trains
-    trial: int                      # 1, 2, ...; 0 of a teacher
-    after: 'Step | None' = None     # whose checkpoint it needs
-    teaches: bool = False           # whether another step needs its checkpoint
-    cells: list[tuple[str, str]] = field(default_factory=list)      # (row's label, pair) that it is a trial of
+    run: PlannedRun | None = None
+    saved: dict = field(default_factory=dict)       # the metadata of a downloaded checkpoint
 
-    def command(self, placement: list[str], python: str = 'python') -> list[str]:
-        """The words of the command line, for the folder in which this process is.
-
-        placement: the flags of where it computes, which come first, so that the table's --num_workers counts.
-        """
-        script = self.script if Path.cwd() == ROOT else str(ROOT / self.script)
-        return [python, script, *placement, *self.arguments]
-
-
-def steps_of(table: Table, save_dir: str, more: list[str]) -> list[Step]:
-    """The runs of a table in the order in which they run: the teachers, all first trials, all second ones, ...
-
-    more: flags of every run, after the table's.
-
-    Every command has been parsed by the script's own parser, and every pair of nets has been given to its methods.
-    Raises UserError that names the file and the row.
-    """
-    plan = _Plan(table, save_dir, more)
-    for pair in table.pairs:
-        for row in table.rows:
-            if (row.label, str(pair)) not in table.left_out:
-                plan.add_cell(pair, table.row_for(row, pair))
-        plan.check_image_sizes(pair)
-    if plan.not_cached and not plan.cached:
-        *_, why = plan.not_cached.values()
-        raise UserError(f'{table.path}: teacher_cache: no run of the table can use it ({why}); leave it out')
-    return sorted(plan.steps.values(), key=lambda step: step.trial)
-
-
-def cut(table: Table, steps: list[Step], rows: str | None, pairs: str | None, seeds: str | None
-        ) -> tuple[Table, list[Step]]:
-    """The table and its steps, reduced to the named rows, pairs and seeds, with the teachers that they need.
-
-    Each argument has names with commas between them, or is None: all. A run keeps its folder and its trial's number.
-    Raises UserError for a name that the table does not have.
-    """
-    rows = _named(rows, {row.label: row for row in table.rows}, '--rows', table)
-    pairs = _named(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)
-    seeds = _named(seeds, {str(seed): seed for seed in table.seeds}, '--seeds', table)
-    cells = {(row.label, str(pair)) for row in rows for pair in pairs} - table.left_out
-    if not cells:
-        raise UserError(f'--rows and --pairs: {table.path} leaves out these cells; name others')
-    kept = {step for step in steps if cells & {*step.cells} and step.opt.seed in seeds}
-    while before := {step.after for step in kept if step.after} - kept:
-        kept |= before
-    return replace(table, rows=rows, pairs=pairs, seeds=seeds), [step for step in steps if step in kept]
-
-
-def _named(text, known, flag, table):
-    """The values of `known`, name -> value, that `text` names, in the order of the table."""
-    if text is None:
-        return [*known.values()]
-    names = [' '.join(name.replace('->', ' -> ').split()) for name in text.split(',')]
-    for name in names:
-        if name not in known:
-            raise UserError(f'{flag} {name}: {table.path} does not have it; {nearest(name, known)}')
-    return [value for name, value in known.items() if name in names]
-
-
-class _Plan:
-    """Collects the steps; one that several cells need is there once."""
-
-    def __init__(self, table, save_dir, more):
-        self.table, self.save_dir, self.more = table, save_dir, more
-        self.steps: dict[str, Step] = {}        # by the run's folder
-        self.teachers: dict[str, tuple[Path, Step | None]] = {}
-        self.auxiliaries: dict[str, Step] = {}  # by their teacher
-        self.nets: dict[Path, str] = {}         # of fetched checkpoints
-        self.fetched: dict[Path, dict] = {}     # their 'arch' and 'inputs'
-        self.blank = {}
-        # With teacher_cache: `what` of the steps that use one, and why others do not.
-        self.cached: set[str] = set()
-        self.not_cached: dict[str, str] = {}
-        for key in ('options', 'teacher_options', 'student_options'):
-            _check_words(getattr(table, key), f'{table.path}: {key}')
-        _check_words(more, COMMAND_LINE)
-
-    def add_cell(self, pair, row):
-        what = f'{self.table.path}: row {row.label}, {pair}'
-        _check_words([*row.flags, *pair.flags], what)
-        for trial, seed in enumerate(self.table.seeds, 1):
-            if row.method == ALONE:
-                step = self._alone(pair, row, trial, seed, what)
-            else:
-                step = self._distilled(pair, row, trial, seed, what)
-            if (row.label, str(pair)) in step.cells or any(p == str(pair) for _, p in step.cells):
-                raise UserError(f'{what}: is the same run as row {step.cells[0][0]}; give each once')
-            step.cells.append((row.label, str(pair)))
-
-    def check_image_sizes(self, pair):
-        """Raises UserError if a student alone would train on images of another size than its teacher."""
-        steps = [step for step in self.steps.values() if str(pair) in {name for _, name in step.cells}
-                 and dataset_key(step.opt.dataset) in source_dict and 'image_size' not in step.opt.flags.given]
-        for alone in (step for step in steps if step.script == 'train_teacher.py'):
-            for taught in (step for step in steps if step.script == 'train_student.py'):
-                size = taught.opt.image_size
-                if size != alone.opt.image_size:
-                    raise UserError(f'{alone.what}: its images would have {alone.opt.image_size} pixels, but those of '
-                                    f'the teacher {pair.teacher} have {size}; give --image_size {size} in options')
-
-    def _alone(self, pair, row, trial, seed, what):
-        words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        name = f'{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
-        same = self._named(name)
-        if same and all(of != str(pair) for _, of in same.cells):       # by the flags of another pair
-            name = f'{folder_name(pair.teacher)}-{name}'
-        return self._teacher_step(pair.student, words, f'{trial}{_suffix(row)}', seed, name, what)
-
-    def _distilled(self, pair, row, trial, seed, what):
-        source, after = self._teacher(pair.teacher)
-        suffix = _suffix(row)
-        if get_method(row.method).spec.auxiliary_teacher and self.table.auxiliary:
-            after = self._auxiliary(pair.teacher)
-            source, suffix = after.checkpoint, f'{suffix}_{folder_name(pair.teacher)}'
-        words = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        name = f'{folder_name(pair.teacher)}-{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
-        step = self._student_step(pair.student, row, words, source, after, pair.teacher, f'{trial}{suffix}', seed,
-                                  name, what)
-        if trial == 1:
-            self._check_pair(step, what)
-        return step
-
-    def _teacher(self, name):
-        """(checkpoint, the step that makes it or None where it is there already)."""
-        if name not in self.teachers:
-            fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
-            if fetched and os.path.isfile(fetched):
-                self.teachers[name] = fetched, None
-            else:
-                words = [*self.table.options, *self.table.teacher_options]
-                step = self._teacher_step(name, words, '0', self.table.seeds[0], f'teacher-{folder_name(name)}',
-                                          f'{self.table.path}: teacher {name}')
-                self.teachers[name] = step.checkpoint, step
-        return self.teachers[name]
-
-    def _auxiliary(self, teacher):
-        if teacher not in self.auxiliaries:
-            row = self.table.auxiliary
-            what = f'{self.table.path}: auxiliary teacher {row.label}, taught by {teacher}'
-            words = [*self.table.options, *self.table.student_options, *row.flags]
-            name = f'auxiliary-{folder_name(teacher)}-{folder_name(row.label)}'
-            step = self._student_step(row.label, row, words, *self._teacher(teacher), teacher, 'auxiliary',
-                                      self.table.seeds[0], name, what)
-            self._check_pair(step, what)
-            self.auxiliaries[teacher] = step
-        return self.auxiliaries[teacher]
-
-    def _teacher_step(self, model, words, trial, seed, name, what):
-        arguments = ['--model', model, *words, '--trial', trial, '--seed', str(seed), *self._last()]
-        opt = self._parsed(teacher_options, arguments, what)
-        return self._step(name, what, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), None)
-
-    def _student_step(self, model, row, words, source, after, teacher, trial, seed, name, what):
-        arguments = ['--path-t', str(source), '--model_s', model, '--distill', row.method, *words,
-                     '--trial', trial, '--seed', str(seed), *self._last()]
-        if is_user_file(teacher):
-            arguments += ['--model_t', teacher]
-        if what in self.cached:
-            arguments.append('--teacher_cache')
-        opt = self._parsed(student_options, arguments, what)
-        if self.table.teacher_cache and what not in self.cached and what not in self.not_cached:
-            try:
-                opt = student_options([*arguments, '--teacher_cache'])
-                arguments.append('--teacher_cache')
-                self.cached.add(what)
-            except UserError as error:      # not with this method, or with flags as --mixup
-                self.not_cached[what] = f'{what}: {error}'
-        if 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict:     # see take_image_size
-            opt.image_size = after.opt.image_size if after else self._size_of(source, teacher) or opt.image_size
-        opt.model_t = after.net if after else self._net_of(source, teacher, pixels(opt))
-        return self._step(name, what, 'train_student.py', arguments, opt, RunPaths.of_student(opt), after)
-
-    def _parsed(self, options, arguments, what):
-        """The options. Where they are right without the flags of the command line, these are at fault."""
-        try:
-            _check_words(with_recipe(arguments)[:-len(arguments)], '--recipe')
-            return options(arguments)
-        except (UserError, ValueError) as error:
-            if self.more:
-                with contextlib.suppress(UserError, ValueError):
-                    options(arguments[:-len(self.more)])
-                    what = COMMAND_LINE
-            raise UserError(f'{what}: {error}') from error
-
-    def _last(self):
-        return ['--save_dir', self.save_dir, '--resume', 'auto', *self.more]
-
-    def _step(self, name, what, script, arguments, opt, paths, after):
-        folder, number = paths.folder, re.match(r'\d*', opt.trial)[0]
-        found = self.steps.get(str(folder))
-        if found is None:
-            if same := self._named(name):
-                raise UserError(f'{what}: its log would be that of {same.what.partition(": ")[2]}; give the row '
-                                f'another name')
-            net = check_name(opt.model if script == 'train_teacher.py' else opt.model_s, pixels(opt), what)
-            found = Step(name, what, script, arguments, opt, folder, paths.best, net, int(number or 0), after)
-            self.steps[str(folder)] = found
-            if after:
-                after.teaches = True
-        elif values(found.opt) != values(opt):
-            raise UserError(f'{what}: would be written into {folder}, as {found.what.partition(": ")[2]} with other '
-                            f'flags; ' + ('give the row another name' if found.name == name else
-                                          'leave one of the two out'))
-        return found
-
-    def _named(self, name):
-        return next((step for step in self.steps.values() if step.name == name), None)
-
-    def _fetched(self, path, name):
-        """The checkpoint in a fetched file, without the weights."""
-        if path not in self.fetched:
-            found = open_checkpoint(str(path), f'{self.table.path}: teacher {name}')
-            self.fetched[path] = {key: value for key, value in found.items() if key in ('arch', 'inputs')}
-        return self.fetched[path]
-
-    def _size_of(self, path, name):
-        """The image size in a fetched checkpoint; None if it has none."""
-        inputs = self._fetched(path, name).get('inputs')
+    def image_size(self) -> int | None:
+        """Return the size of the images on which it was trained; None if unknown."""
+        if self.run:
+            return self.run.opt.image_size
+        inputs = self.saved.get('inputs')
         size = inputs.get('size') if isinstance(inputs, dict) else None
         return size if type(size) is int and 0 < size <= LARGEST else None
 
-    def _net_of(self, path, name, size):
-        """The net that a fetched checkpoint holds, as train_student.py will name it: `name`, or that resolved."""
-        if path not in self.nets:
-            what = f'{self.table.path}: teacher {name}'
-            found = find_architecture(str(path), self._fetched(path, name), f'{what}:')
-            if check_name(found, size, f'{what}: {path}: holds') != check_name(name, size, what):
-                raise UserError(f'{what}: {path}: holds a {printable(found)}; let fetched name a checkpoint of {name}')
-            self.nets[path] = found
-        return self.nets[path]
+    def net(self, image_size: int) -> str:
+        """Return the net in the checkpoint, as train_student.py names it. Raises UserError for another net."""
+        if self.run:
+            return self.run.net
+        net = find_architecture(str(self.checkpoint), self.saved, f'{self.label}:')
+        if check_name(net, image_size, f'{self.label}: {self.checkpoint}: holds') != \
+                check_name(self.name, image_size, self.label):
+            raise UserError(f'{self.label}: {self.checkpoint}: holds a {printable(net)}; let fetched name a checkpoint '
+                            f'of {self.name}')
+        return net
 
-    def _check_pair(self, step, what):
-        """Give both nets to the method, which refuses what it cannot serve."""
-        opt, method = step.opt, get_method(step.opt.distill)
-        classes, pixels = SIZES.get(opt.dataset, (10, opt.image_size))
-        labels = torch.arange(50000) % classes
-        data = SimpleNamespace(num_classes=classes, image_size=pixels, labels=labels, n_train=len(labels))
-        nets = [self._blank(name, classes, pixels, teaches, stages, what)
-                for name, teaches, stages in ((opt.model_s, False, opt.stages), (opt.model_t, True, opt.stages_t))]
+
+def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[PlannedRun]:
+    """Return the runs of a table in the order of training: teachers, all first trials, all second trials, ...
+
+    The scripts' own parsers check every command, whose last arguments are extra_args, and the methods check every pair
+    of nets. Raises UserError that names the file and the row.
+    """
+    planner = _Planner(table, save_dir, extra_args)
+    for pair in table.pairs:
+        for row in table.rows:
+            if (row.label, str(pair)) not in table.left_out:
+                planner.add_cell(pair, table.row_for(row, pair))
+        planner.check_image_sizes(pair)
+    cache_errors = [*planner.cache_errors.values()]
+    if cache_errors and all(cache_errors):
+        raise UserError(f'{table.path}: teacher_cache: no run of the table can use it ({cache_errors[-1]}); leave it '
+                        f'out')
+    return sorted(planner.runs.values(), key=lambda run: run.trial)
+
+
+class _Planner:
+    """Collects the runs of a table. Cells with the same command share a run."""
+
+    def __init__(self, table, save_dir, extra_args):
+        self.table, self.extra_args = table, extra_args
+        self.last_arguments = ['--save_dir', save_dir, '--resume', 'auto', *extra_args]
+        self.runs: dict[Path, PlannedRun] = {}          # by folder
+        self.teachers: dict[str, _Teacher] = {}
+        self.auxiliaries: dict[str, _Teacher] = {}      # by the name of their teacher
+        self.cache_errors: dict[str, str | None] = {}   # label of runs -> why they cannot use teacher_cache
+        self.pair_check = PairCheck()
+        for key in ('options', 'teacher_options', 'student_options'):
+            check_flags(getattr(table, key), f'{table.path}: {key}')
+        check_flags(extra_args, 'the command line')
+
+    def add_cell(self, pair, row):
+        label = f'{self.table.path}: row {row.label}, {pair}'
+        check_flags([*row.flags, *pair.flags], label)
+        flags = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
+        plan = self._plan_alone if row.method == ALONE else self._plan_distilled
+        for trial, seed in enumerate(self.table.seeds, 1):
+            run = plan(pair, row, flags, trial, seed, label)
+            if any(other == str(pair) for _, other in run.cells):
+                raise UserError(f'{label}: is the same run as row {run.cells[0][0]}; give each once')
+            run.cells.append((row.label, str(pair)))
+
+    def check_image_sizes(self, pair):
+        """Raise UserError if a student alone would train on images of another size than its teacher."""
+        runs = [run for run in self.runs.values() if str(pair) in {other for _, other in run.cells}
+                and _follows_teacher_size(run.opt)]
+        for alone, taught in itertools.product(runs, runs):
+            size = taught.opt.image_size
+            if hasattr(taught.opt, 'distill') and not hasattr(alone.opt, 'distill') and size != alone.opt.image_size:
+                raise UserError(f'{alone.label}: its images would have {alone.opt.image_size} pixels, but those of the '
+                                f'teacher {pair.teacher} have {size}; give --image_size {size} in options')
+
+    def _plan_alone(self, pair, row, flags, trial, seed, label):
+        name = f'{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
+        same_name = self._named(name)
+        if same_name and all(other != str(pair) for _, other in same_name.cells):   # another pair has other flags
+            name = f'{folder_name(pair.teacher)}-{name}'
+        return self._plan_teacher(pair.student, flags, f'{trial}{_suffix(row)}', seed, name, label)
+
+    def _plan_distilled(self, pair, row, flags, trial, seed, label):
+        teacher, suffix = self._teacher(pair.teacher), _suffix(row)
+        if get_method(row.method).spec.auxiliary_teacher and self.table.auxiliary:
+            teacher, suffix = self._auxiliary(teacher), f'{suffix}_{folder_name(pair.teacher)}'
+        name = f'{folder_name(pair.teacher)}-{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
+        run = self._plan_student(pair.student, row.method, flags, teacher, f'{trial}{suffix}', seed, name, label)
+        if trial == 1:
+            self.pair_check.check(run.opt, label)
+        return run
+
+    def _teacher(self, name):
+        if name not in self.teachers:
+            label = f'{self.table.path}: teacher {name}'
+            fetched = self.table.fetched and Path(self.table.fetched.replace('{teacher}', name))
+            if fetched and os.path.isfile(fetched):
+                checkpoint = open_checkpoint(str(fetched), label)
+                saved = {key: checkpoint[key] for key in ('arch', 'inputs') if key in checkpoint}
+                self.teachers[name] = _Teacher(name, label, fetched, saved=saved)
+            else:
+                run = self._plan_teacher(name, [*self.table.options, *self.table.teacher_options], '0',
+                                         self.table.seeds[0], f'teacher-{folder_name(name)}', label)
+                self.teachers[name] = _Teacher(name, label, run.checkpoint, run)
+        return self.teachers[name]
+
+    def _auxiliary(self, teacher):
+        if teacher.name not in self.auxiliaries:
+            net, method = self.table.auxiliary.label, self.table.auxiliary.method
+            label = f'{self.table.path}: auxiliary teacher {net}, taught by {teacher.name}'
+            flags = [*self.table.options, *self.table.student_options, *self.table.auxiliary.flags]
+            name = f'auxiliary-{folder_name(teacher.name)}-{folder_name(net)}'
+            run = self._plan_student(net, method, flags, teacher, 'auxiliary', self.table.seeds[0], name, label)
+            self.pair_check.check(run.opt, label)
+            self.auxiliaries[teacher.name] = _Teacher(net, label, run.checkpoint, run)
+        return self.auxiliaries[teacher.name]
+
+    def _plan_teacher(self, net, flags, trial, seed, name, label):
+        arguments = ['--model', net, *flags, '--trial', trial, '--seed', str(seed), *self.last_arguments]
+        opt = self._parse(teacher_options, arguments, label)
+        return self._add(name, label, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), opt.model)
+
+    def _plan_student(self, net, method, flags, teacher, trial, seed, name, label):
+        arguments = ['--path-t', str(teacher.checkpoint), '--model_s', net, '--distill', method, *flags,
+                     '--trial', trial, '--seed', str(seed), *self.last_arguments]
+        if is_user_file(teacher.name):
+            arguments += ['--model_t', teacher.name]
+        opt = self._parse(student_options, arguments, label)
+        if self.table.teacher_cache and self.cache_errors.get(label) is None:
+            try:
+                opt = student_options([*arguments, '--teacher_cache'])
+                arguments.append('--teacher_cache')
+                self.cache_errors[label] = None
+            except UserError as error:      # the method or a flag such as --mixup does not allow it
+                self.cache_errors[label] = f'{label}: {error}'
+        if _follows_teacher_size(opt):
+            opt.image_size = teacher.image_size() or opt.image_size
+        opt.model_t = teacher.net(pixels(opt))
+        return self._add(name, label, 'train_student.py', arguments, opt, RunPaths.of_student(opt), opt.model_s,
+                         teacher.run)
+
+    def _parse(self, options, arguments, label):
+        """Return the options. If they are right without the flags of the command line, the error blames those."""
         try:
-            check_pairwise_batch(method.spec, opt.batch_size)
-            with contextlib.redirect_stdout(io.StringIO()):
-                make_distiller(*nets, opt, data)
-        except UserError as error:
-            raise UserError(f'{what}: {error}') from error
+            check_flags(with_recipe(arguments)[:-len(arguments)], '--recipe')
+            return options(arguments)
+        except (UserError, ValueError) as error:
+            if self.extra_args:
+                with contextlib.suppress(UserError, ValueError):
+                    options(arguments[:-len(self.extra_args)])
+                    label = 'the command line'
+            raise UserError(f'{label}: {error}') from error
 
-    def _blank(self, name, classes, pixels, teaches, stages, what):
-        """A net that has not learnt, and that computes its outputs once for all methods. One that teaches is frozen."""
-        key = name, classes, pixels, teaches, str(stages)
-        if key not in self.blank:
-            net = self.blank[key] = build(name, classes, pixels, what)
-            compute, known = net.outputs, {}
+    def _add(self, name, label, script, arguments, opt, paths, net, teacher_run=None):
+        """Return the run of these options, which is new unless its folder is planned already."""
+        folder = paths.folder
+        run = self.runs.get(folder)
+        if run is None:
+            if same_name := self._named(name):
+                raise UserError(f'{label}: its log would be that of {same_name.short_label}; give the row another name')
+            trial = int(re.match(r'\d*', opt.trial)[0] or 0)
+            run = self.runs[folder] = PlannedRun(name, label, script, arguments, opt, folder, paths.best,
+                                                 check_name(net, pixels(opt), label), trial, teacher_run)
+            if teacher_run:
+                teacher_run.has_students = True
+        elif values(run.opt) != values(opt):
+            raise UserError(f'{label}: would be written into {folder}, as {run.short_label} with other flags; '
+                            + ('give the row another name' if run.name == name else 'leave one of the two out'))
+        return run
 
-            def outputs(images, preact=False):
-                asked = images.shape, preact
-                known[asked] = known.get(asked) or compute(images, preact)
-                return known[asked]
-            net.outputs = outputs
-        return self.blank[key].requires_grad_()     # SimKD has frozen a part of it for another pair
+    def _named(self, name):
+        return next((run for run in self.runs.values() if run.name == name), None)
 
 
-def pixels(opt) -> int:
-    """The height and width of the images on which these options train."""
-    return SIZES.get(opt.dataset, (10, opt.image_size))[1]
+def _follows_teacher_size(opt):
+    """Return whether a student's run takes the image size of its teacher, see options.take_image_size."""
+    return dataset_key(opt.dataset) in source_dict and 'image_size' not in opt.flags.given
 
 
 def _suffix(row: Row) -> str:
-    """What a trial's name has more where the folder's does not show all of the row's flags."""
+    """Return the suffix of the trial's name for flags of the row that the folder's name does not show."""
     shown = ('-r', '-a', '-b', '--gamma', '--alpha', '--beta')
-    hidden = [word for word in row.flags if word.startswith('-') and not re.match(r'-[\d.]', word)
-              and word.split('=')[0] not in shown]
-    return f'_{_slug(row.label)}' if hidden else ''
-
-
-def known_flags(parser: Parser) -> tuple[Namespace, list[str]]:
-    """(the options of a script's parser, the words that are left: flags of every run). Raises UserError."""
-    opt, more = parser.parse_known()
-    known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
-    for flag in (word.partition('=')[0] for word in more if word.startswith('--')):
-        name = flag[2:].replace('-', '_')
-        if not {name, name.removeprefix('no_')} & known:
-            parser.error(f'{flag}: no such flag; {nearest_flag(flag, (f"--{other}" for other in known))}')
-    return opt, more
+    flags = [flag.split('=')[0] for flag in row.flags if flag.startswith('-') and not re.match(r'-[\d.]', flag)]
+    return '' if {*flags} <= {*shown} else f'_{_slug(row.label)}'
 
 
 def _slug(label):
-    """A row's label as a part of a file's name."""
+    """Return a row's label as a part of a file name."""
     return re.sub(r'[^\w.+-]+', '_', label)[:40]
-
-
-def _check_words(words, what):
-    """Raises UserError for a flag that is not allowed in a table."""
-    refused = {flag.replace('_', '-'): why for flag, why in REFUSED.items()}
-    for word in words:
-        name = word.split('=')[0].replace('_', '-') if word.startswith('--') else word[:2]
-        if name in refused:
-            raise UserError(f'{what}: {word}: {refused[name]}; leave it out')
-
-
-def check_batches(steps: list[Step], processes: int) -> None:
-    """Raises UserError unless the number of processes divides the batch of each run."""
-    for step in steps:
-        try:
-            check_batch_size(step.opt, processes)
-            if hasattr(step.opt, 'distill'):
-                check_pairwise_batch(get_method(step.opt.distill).spec, step.opt.batch_size // processes)
-        except UserError as error:
-            raise UserError(f'{step.what}: {error}') from error
-
-
-def expected(opt) -> dict:
-    """option -> value, of those that a run with these options must have had: what decides its result."""
-    names = ({*values(opt)} - opt.flags.may_differ) | {'epochs', 'seed'}
-    return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
-
-
-def shell(words: list[str], threads: str | None = None) -> str:
-    """A command line that a person can paste. threads: OMP_NUM_THREADS."""
-    return (f'OMP_NUM_THREADS={shlex.quote(threads)} ' if threads else '') + shlex.join(words)
-
-
-def waves(steps: list[Step]) -> list[list[Step]]:
-    """The steps in groups, each of which waits for nothing but the groups before it."""
-    depth = {}
-    for step in steps:
-        depth[step] = depth[step.after] + 1 if step.after else 0
-    return [list(group) for _, group in itertools.groupby(sorted(steps, key=depth.get), key=depth.get)]

@@ -1,4 +1,4 @@
-"""A worker: the processes of some steps at the same time, with their logs, until all have ended or a signal came."""
+"""The processes of runs that start together, with their logs and records."""
 import contextlib
 import os
 import signal
@@ -6,80 +6,96 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from helper.launch import STOP_SIGNALS, end_with_parent
 
-from .plan import shell
+from .command_line import shell
+from .planned_run import PlannedRun
 from .progress import HEARTBEAT, Record
 
 GRACE = 300         # seconds that a run has to finish its step and save
 
 
-class Work:
-    """Steps that run at the same time: one, or several trials that share a GPU."""
+class Processes:
+    """The processes of some runs: of one, or of trials that share a GPU."""
 
-    def __init__(self, logs: Path, steps: list, placement: list[str], threads: str | None):
-        """placement: flags of every step that say where it computes. threads: OMP_NUM_THREADS of each step."""
-        self.logs, self.steps, self.placement, self.threads = logs, steps, placement, threads
-        self.processes: dict = {}           # step -> process, of those that have not ended
-        self.codes: dict = {}               # step -> exit code, of the others
-        self.beaten = 0.0
-        self.asked = False                  # whether this process told them to end
+    def __init__(self, logs: Path, runs: list[PlannedRun], device_flags: list[str], threads: str | None):
+        """device_flags: added to each command. threads: OMP_NUM_THREADS of each process."""
+        self.logs, self.runs, self.device_flags, self.threads = logs, runs, device_flags, threads
+        self.running: dict[PlannedRun, subprocess.Popen] = {}
+        self.codes: dict[PlannedRun, int] = {}      # exit codes of the processes that have ended
+        self.last_beat = 0.0
+        self.was_stopped = False                    # this process told them to end
 
     def start(self) -> None:
-        """Start them; each writes to the end of its log."""
+        """Start all runs; each appends to its log."""
         environment = {**os.environ, **({'OMP_NUM_THREADS': self.threads} if self.threads else {})}
-        for step in self.steps:
-            record = Record(self.logs, step)
-            record.begin(shell(step.command(self.placement), self.threads))
-            # A port of its own: another run on this machine may have several processes too.
+        for run in self.runs:
+            record = Record(self.logs, run)
+            record.begin(shell(run.command(self.device_flags), self.threads))
+            # A separate port, since other runs on this machine may use several processes too.
             port = ['--dist-url', f'tcp://127.0.0.1:{_free_port()}'] \
-                if '--multiprocessing-distributed' in self.placement else []
+                if '--multiprocessing-distributed' in self.device_flags else []
             with open(record.log, 'ab') as log:
-                # A session of its own: Ctrl-C in the terminal comes to this process alone, which passes it on.
-                self.processes[step] = subprocess.Popen(
-                    step.command([*self.placement, *port], sys.executable), env=environment, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                # A separate session: Ctrl-C in the terminal reaches this process only, which passes it on.
+                self.running[run] = subprocess.Popen(
+                    run.command([*self.device_flags, *port], sys.executable), env=environment,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                     preexec_fn=partial(_in_new_process, os.getpid()))
 
-    def ended(self) -> bool:
-        """Whether all have ended; to be asked again and again, also by the handler of a signal that interrupts it."""
+    def have_ended(self) -> bool:
+        """Return whether all have ended, and update their records. A signal handler that interrupts it may call it."""
         now = time.monotonic()
-        beat, self.beaten = now - self.beaten > HEARTBEAT, now if now - self.beaten > HEARTBEAT else self.beaten
-        for step, process in list(self.processes.items()):
+        is_beat = now - self.last_beat > HEARTBEAT
+        if is_beat:
+            self.last_beat = now
+        for run, process in list(self.running.items()):
             code = _exit_code(process.pid)
             if code is not None:
-                self.codes[step] = process.returncode = code
-                Record(self.logs, step).end(code, self.asked)
-                self.processes.pop(step, None)
-            elif beat:
-                Record(self.logs, step).beat()
-        return not self.processes
+                self.codes[run] = process.returncode = code
+                Record(self.logs, run).end(code, self.was_stopped)
+                self.running.pop(run, None)
+            elif is_beat:
+                Record(self.logs, run).beat()
+        return not self.running
 
     def stop(self, seconds: float = GRACE) -> None:
-        """Ask all to save and end, and wait for them so long; then end what is left."""
-        self.signal(signal.SIGTERM)
+        """Tell all to save and end, and kill those that have not ended in time."""
+        self.terminate()
         until = time.monotonic() + seconds
-        while not self.ended() and time.monotonic() < until:
+        while not self.have_ended() and time.monotonic() < until:
             time.sleep(0.05)
         self.kill()
 
-    def signal(self, number: int) -> None:
-        self.asked = True
-        for process in list(self.processes.values()):
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, number)
+    def terminate(self) -> None:
+        """Tell all to save and end."""
+        self._send(os.kill, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End what has not ended, with all that it has started."""
-        self.asked = True
-        for process in list(self.processes.values()):
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-        while not self.ended():
+        """Kill those that have not ended, with all processes that they have started."""
+        self._send(os.killpg, signal.SIGKILL)
+        while not self.have_ended():
             time.sleep(0.02)
+
+    def _send(self, kill, number):
+        self.was_stopped = True
+        for process in list(self.running.values()):
+            with contextlib.suppress(OSError):
+                kill(process.pid, number)
+
+
+@contextlib.contextmanager
+def stop_signals_handled(handler: Callable):
+    """Call handler(signal number, frame) for each stop signal inside the context."""
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _free_port() -> int:
@@ -89,18 +105,20 @@ def _free_port() -> int:
 
 
 def _exit_code(pid):
-    """Of a child that has ended; None while it runs. Not Popen.poll(): a handler of a signal may have interrupted that,
-    and would wait for its lock for ever."""
+    """Return the exit code of a child process; None while it runs.
+
+    Popen.poll() takes a lock: a signal handler that interrupts it would wait for that lock for ever.
+    """
     try:
-        found, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:       # what the handler has interrupted had just asked; as Popen, which says 0 then
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:       # the handler has interrupted a call that had just succeeded; Popen says 0 too
         return 0
-    return os.waitstatus_to_exitcode(status) if found else None
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _in_new_process(parent):
-    """Signals as usual, also where `parent` has them ignored, and one when that process is killed."""
+    """Restore the default signal handlers, and end with the parent process even if that is killed."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)       # submitit's; the worker then tells the runs
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)       # submitit's signal; the job passes it on as SIGTERM
     end_with_parent(parent)

@@ -1,7 +1,8 @@
-"""The charts of a report: accuracy curves of a pair, and what a method learnt through the epochs."""
+"""The charts of a report: accuracy by epoch, and the matrices that a method learnt, such as SemCKD's attention."""
 from statistics import mean
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import figure_style, integer_ticks
@@ -9,47 +10,47 @@ from analysis.figures import figure_style, integer_ticks
 from .results import Cell
 
 
-def colour(place: int) -> str:
-    """The colour of the row at this place of a table, the same in every chart."""
-    return matplotlib.colors.to_hex(matplotlib.colormaps['tab20'](place % 10 * 2 + place // 10 % 2))
+def colour(index: int) -> str:
+    """Return the colour of a table's row, the same in every chart."""
+    return matplotlib.colors.to_hex(matplotlib.colormaps['tab20'](index % 10 * 2 + index // 10 % 2))
 
 
-def _marker(epochs) -> str | None:
-    """A line of a single epoch cannot be seen without."""
-    return 'o' if len(epochs) == 1 else None
+def _plot(axis: Axes, values, **style):
+    """Draw a line over the epochs; a single epoch needs a marker to be visible."""
+    axis.plot(range(1, len(values) + 1), values, marker='o' if len(values) == 1 else None, **style)
+    integer_ticks(axis.xaxis)
+    axis.grid(alpha=0.25)
 
 
 @figure_style()
 def curves(cells: list[tuple[int, Cell]]) -> Figure:
-    """Test accuracy by epoch, the mean of a cell's trials and their range. cells: (place of the row, cell).
+    """Plot test accuracy by epoch: the mean and the range of a cell's trials. cells: (index of the row, cell).
 
-    Every line has the id 'row-PLACE', so that the page can show and hide it.
+    Each line has the id 'row-INDEX', by which the page shows and hides it.
     """
     fig = Figure((7, max(4, 0.19 * len(cells))), layout='constrained')      # as high as the legend
     axis = fig.add_subplot(xlabel='epoch', ylabel='test top-1 (%)')
-    for place, cell in cells:
-        by_epoch = list(zip(*(run['curve'] for run in cell.runs), strict=False))      # as many epochs as all have
-        numbers = range(1, len(by_epoch) + 1)
-        # The space before the label, since matplotlib leaves out what begins with '_'.
-        axis.plot(numbers, [mean(values) for values in by_epoch], color=colour(place), label=f' {cell.row.label}',
-                  linewidth=1.5, marker=_marker(by_epoch), gid=f'row-{place}')
-        if len(cell.runs) > 1:
-            axis.fill_between(numbers, [min(values) for values in by_epoch], [max(values) for values in by_epoch],
-                              color=colour(place), alpha=0.15, linewidth=0, gid=f'range-{place}')
-    integer_ticks(axis.xaxis)
-    axis.grid(alpha=0.25)
+    for index, cell in cells:
+        by_epoch = list(zip(*(run['curve'] for run in cell.results), strict=False))     # the epochs that all runs have
+        # Matplotlib omits labels that begin with '_', hence the space.
+        _plot(axis, [mean(values) for values in by_epoch], color=colour(index), label=f' {cell.row.label}',
+              linewidth=1.5, gid=f'row-{index}')
+        if len(cell.results) > 1:
+            axis.fill_between(range(1, len(by_epoch) + 1), [min(values) for values in by_epoch],
+                              [max(values) for values in by_epoch], color=colour(index), alpha=0.15, linewidth=0,
+                              gid=f'range-{index}')
     fig.legend(loc='outside right upper', fontsize='small')
     return fig
 
 
 @figure_style()
 def learnt(name: str, cell: Cell) -> Figure:
-    """What a method learnt, a matrix (student's stages, teacher's stages) an epoch: the mean of the trials.
+    """Plot a matrix (student stages, teacher stages) by epoch, as the mean of the trials.
 
-    A panel for each stage of the student, a line for each stage of the teacher.
+    Each student stage has a panel, and each teacher stage a line in it.
     """
-    epochs = [[run['pictures_by_epoch'][epoch][name] for run in cell.runs]
-              for epoch in range(min(len(run['pictures_by_epoch']) for run in cell.runs))]
+    epochs = [[run['pictures_by_epoch'][epoch][name] for run in cell.results]
+              for epoch in range(min(len(run['pictures_by_epoch']) for run in cell.results))]
     average = [[[mean(values) for values in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
                for matrices in epochs]
     stages_s, stages_t = len(average[0]), len(average[0][0])
@@ -57,19 +58,16 @@ def learnt(name: str, cell: Cell) -> Figure:
     for s in range(stages_s):
         axis = fig.add_subplot(1, stages_s, s + 1, title=f'student stage {s + 1}', xlabel='epoch', ylim=(0, 1))
         for t in range(stages_t):
-            axis.plot(range(1, len(average) + 1), [matrix[s][t] for matrix in average], color=colour(t),
-                      marker=_marker(average), label=f'teacher stage {t + 1}' if s == 0 else None)
-        integer_ticks(axis.xaxis)
-        axis.grid(alpha=0.25)
+            _plot(axis, [matrix[s][t] for matrix in average], color=colour(t),
+                  label=f'teacher stage {t + 1}' if s == 0 else None)
         axis.tick_params(labelleft=s == 0)
     fig.legend(loc='outside right upper', fontsize='small')
     return fig
 
 
 def matrices(cell: Cell) -> list[str]:
-    """The names of the matrices that all trials of a cell have in all epochs, of one shape."""
-    runs = cell.runs
-    names = runs[0]['pictures'] if runs else {}
-    return [name for name in names
+    """Return the names of the matrices that all trials of a cell have in all epochs, in one shape."""
+    runs = cell.results
+    return [name for name in (runs[0]['pictures'] if runs else {})
             if len({str([len(row) for row in epoch.get(name, [])]) for run in runs
                     for epoch in run['pictures_by_epoch']}) == 1]

@@ -1,336 +1,218 @@
-"""Run the steps of a table as array jobs of Slurm, by submitit; a pre-empted one is queued again, and goes on."""
+"""Run a table as array jobs of Slurm, through submitit."""
 import contextlib
 import io
-import math
 import os
-import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from helper.cli import number
-from helper.errors import UserError, nearest, printable, reason
-from helper.files import read_json, write_json
+from helper.errors import UserError, printable
+from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 
-from .local import gpu_flags, groups, threads_of
-from .plan import ROOT, Step, waves
-from .processes import Work
-from .progress import DONE, FAILED, LEFT, RUNNING, Progress, Record, progress, result, summary
+from .devices import check_trial_parallel, device_flags, group_trials, threads_of
+from .planned_run import ROOT, PlannedRun, waves
+from .processes import stop_signals_handled
+from .progress import DONE, FAILED, LEFT, RUNNING, Progress, progress_of, read_or_empty, summary
+from .slurm_commands import ask, check_commands, check_partition, configured, message, parse_option
+from .slurm_job import NOTICE, START, Job
 
-NOTICE = 90         # seconds before its time limit at which a job is told, or up to a minute earlier
-SAVING = 60         # of these, how long its runs have to save
-ENDING = 600        # seconds that a job whose runs were told to end waits for Slurm to end it too
-POLL = 5            # seconds between two looks at the queue
-SHOWN = 3           # jobs that ended without their runs, and lines of each
-USUAL = {'None', 'Dependency', 'BeginTime'}        # reasons to wait that say nothing; the last: queued again
-
-COMMANDS = 'sbatch', 'squeue', 'sinfo', 'scancel', 'scontrol', 'srun'
-# What --sbatch may not say, because this file says it, or because it changes what sbatch answers.
-OURS = {'array', 'chdir', 'error', 'job-name', 'nodes', 'ntasks', 'ntasks-per-node', 'open-mode', 'output', 'parsable',
-        'quiet', 'requeue', 'signal', 'test-only', 'wait', 'wrap'}
-FLAGS = {'partition': '--partition', 'cpus-per-task': '--cpus', 'time': '--time'}
-
-# A job's Python begins with submitit's signal held back, which would end it while it loads torch. Job lets it through.
-START = ('import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); '
-         'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])')
+POLL = 5            # seconds between two queries of the queue
+SHOWN = 3           # jobs that ended without their runs to print, and lines of each
+USUAL = {'None', 'Dependency', 'BeginTime'}        # reasons to wait that need no message; BeginTime: queued again
 
 
 def add_arguments(add: Callable) -> None:
-    add('--partition', help="where the jobs run; else Slurm's default")
+    add('--partition', help="where the jobs run; default: Slurm's default")
     add('--cpus', type=number(int, low=1, high=1024), default=4, help='cores of each job')
     add('--time', type=number(int, low=2, high=10**6), default=1440,
-        help='minutes of each job; one that needs more is queued again and goes on')
-    add('--sbatch', nargs='+', default=[], metavar='KEY=VALUE', help='more for sbatch, as account=vision qos=low')
-
-
-class Job:
-    """What a job does: some steps at the same time. submitit pickles it, calls it, and knows its `checkpoint`."""
-
-    def __init__(self):
-        self.work = None
-
-    def __call__(self, logs: Path, steps: list[Step], placement: list[str], threads: str | None) -> None:
-        """See Work; skips steps that have failed or have no finished teacher. A step that dies is started again."""
-        stopped = False
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-        while not stopped and (ready := [step for step in steps if not result(step) and not Record(logs, step).failed()
-                                         and (step.after is None or result(step.after))]):
-            self.work = Work(logs, ready, placement, threads)
-            self.work.start()
-            while not self.work.ended():
-                time.sleep(0.2)
-            stopped = bool({128 + signal.SIGTERM, -signal.SIGTERM} & {*self.work.codes.values()})
-            steps = [step for step in ready if Record(logs, step).deaths()]
-        # SIGTERM is Slurm's beginning of a cancellation, a requeue, or a pre-emption without another signal. A job that
-        # returned now would be complete, and not be queued again.
-        until = time.monotonic() + ENDING
-        while stopped and time.monotonic() < until:
-            time.sleep(0.2)
-
-    def checkpoint(self, *arguments):
-        """The job is pre-empted, or its time is nearly over: the runs save and end, and the job is queued again."""
-        from submitit.helpers import DelayedSubmission
-        if self.work:
-            self.work.stop(SAVING)
-        return DelayedSubmission(Job(), *arguments)
+        help='minutes of each job; a run that needs more is queued again and continues')
+    add('--sbatch', nargs='+', default=[], metavar='KEY=VALUE', help='other options of sbatch: account=vision qos=low')
 
 
 class Slurm:
-    """The jobs of a table. They live on when this process ends without cancelling them; the next one finds them."""
+    """The jobs of a table. They live on if this process ends without cancelling them; the same command finds them."""
 
     def __init__(self, opt, name: str, save: Path):
-        """Raises UserError where submitit or Slurm is not there, and for jobs that it would never start."""
+        """Raises UserError if submitit or Slurm is missing, and for jobs that Slurm would never start."""
         try:
             import submitit
         except ImportError as error:
             raise UserError('--cluster slurm: needs submitit, which is not installed; pip install submitit') from error
-        if missing := [command for command in COMMANDS if not shutil.which(command)]:
-            raise UserError(f"--cluster slurm: there is no {missing[0]} here; run this where Slurm's commands are, or "
-                            f'leave it out to run on this machine')
+        check_commands()
         self.submitit, self.opt, self.name, self.save, self.logs = submitit, opt, name, save, save / 'logs'
-        self.signals: list[int] = []        # that came
-        self.more = dict(_key_and_value(text) for text in opt.sbatch)
-        self.cluster = _configured('ClusterName')
-        self._check_partition()
+        self.registry = save / 'slurm.json'
+        self.signals: list[int] = []        # received so far
+        self.sbatch_options = dict(parse_option(text) for text in opt.sbatch)
+        self.cluster = configured('ClusterName')
+        check_partition(opt.partition, opt.cpus, opt.time, has_qos='qos' in self.sbatch_options)
+        self.gpus = 1 if opt.gpus is None else opt.gpus
+        check_trial_parallel(opt.trial_parallel, self.gpus)
         share = max(1, opt.cpus // opt.trial_parallel)
-        gpus = 1 if opt.gpus is None else opt.gpus
-        if gpus > 1 and opt.trial_parallel > 1:
-            raise UserError(f'--trial_parallel {opt.trial_parallel}: trials share one GPU; leave it out, or --gpus')
-        self.gpus, self.threads = gpus, None if gpus else threads_of(share)
-        self.flags = [*(gpu_flags([str(i) for i in range(gpus)]) if gpus else ['--gpu_id', 'cpu']),
-                      '--num_workers', str(share)]
+        self.threads = threads_of(self.gpus, share)
+        self.flags = device_flags([str(i) for i in range(self.gpus)], share)
 
-    def _check_partition(self):
-        """sbatch takes jobs that ask for more than there is, which would then wait for ever."""
-        nodes = [line.split() for line in _ask('sinfo', '-a', '-h', '-N', '-o', '%P %l %c').splitlines()]
-        names = {name.rstrip('*') for name, *_ in nodes}
-        wanted = (self.opt.partition or '').split(',') if self.opt.partition is not None else \
-            [name.rstrip('*') for name, *_ in nodes if name.endswith('*')]
-        if not wanted or not {*wanted} <= names:
-            raise UserError(f'--partition {self.opt.partition}: no such partition; {nearest("", names)}' if wanted else
-                            f'--partition: this Slurm has no default; {nearest("", names)}')
-        limits, cpus = zip(*((_minutes(limit), int(cpus)) for name, limit, cpus in nodes
-                             if name.rstrip('*') in wanted), strict=True)
-        if self.opt.time > max(limits) and 'qos' not in self.more:     # which can raise the limit
-            raise UserError(f'--time {self.opt.time}: partition {wanted[0]} gives a job at most {max(limits):.0f} '
-                            f'minutes; a run that needs more is queued again and goes on')
-        if self.opt.cpus > max(cpus):
-            raise UserError(f'--cpus {self.opt.cpus}: a node of partition {wanted[0]} has at most {max(cpus)}')
-
-    def run(self, steps: list[Step]) -> dict[Step, Progress]:
-        """Submit what is neither done nor queued already, and wait for all of it.
+    def run(self, runs: list[PlannedRun]) -> dict[PlannedRun, Progress]:
+        """Submit the runs that are neither done nor queued, and wait for all jobs.
 
         Ctrl-C and SIGTERM cancel the jobs, which save and end; another signal leaves them in the queue.
         """
-        before = {number: signal.signal(number, lambda number, _: self.signals.append(number))
-                  for number in STOP_SIGNALS}
-        try:
-            jobs = self._earlier_jobs()
+        with stop_signals_handled(lambda signal_number, _: self.signals.append(signal_number)):
+            jobs = self._queued_jobs()
             queued = {name for names in jobs.values() for name in names}
-            self._submit([[step for step in wave if step.name not in queued
-                           and progress(step, self.logs).state in (LEFT, RUNNING)] for wave in waves(steps)], jobs)
-            now = self._watch(steps, jobs)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        self._explain(steps, now, jobs)
-        return now
+            self._submit([[run for run in wave if run.name not in queued
+                           and progress_of(run, self.logs).state in (LEFT, RUNNING)] for wave in waves(runs)], jobs)
+            progress = self._wait(runs, jobs)
+        self._explain(progress, jobs)
+        return progress
 
-    def _earlier_jobs(self):
-        """job -> names of its steps, of the jobs of earlier processes that are still in the queue."""
-        registry = self.save / 'slurm.json'
-        known = {}
-        with contextlib.suppress(UserError):
-            known = read_json(registry, str(registry))
-        known = known if isinstance(known, dict) else {}
-        queue, jobs = self._queue(), known.get('jobs')
-        if jobs and known.get('cluster') != self.cluster:
-            print(printable(f'{registry}: names jobs of the cluster {known.get("cluster")}; this is {self.cluster}, so '
-                            f'they are left alone'))
+    def _queued_jobs(self):
+        """Return job -> names of its runs, for the queued jobs of an earlier process."""
+        registry = read_or_empty(self.registry, dict)
+        queue, jobs = self._queue(), registry.get('jobs')
+        if jobs and registry.get('cluster') != self.cluster:
+            print(printable(f'{self.registry}: names jobs of the cluster {registry.get("cluster")}; this is '
+                            f'{self.cluster}, so they are left alone'))
             return {}
         return {job: names for job, names in jobs.items() if job in queue} if isinstance(jobs, dict) else {}
 
     def _queue(self) -> dict[str, str]:
-        """job ('JOB' or 'ARRAY_TASK') -> why it waits, for this user's jobs with the table's name. Raises UserError.
+        """Return job ('JOB' or 'ARRAY_TASK') -> why it waits, for this user's jobs of this table. Raises UserError.
 
-        Job numbers alone do not identify jobs: another cluster, or this one after a reset, reuses them.
+        The name identifies the table: another cluster, or this one after a reset, uses the same job numbers.
         """
-        lines = _ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i|%r|%j').splitlines()
-        found = (line.split('|', 2) for line in lines)
-        return {job: why for job, why, name in found if name == self.name}
+        lines = ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i|%r|%j').splitlines()
+        return {job: why for job, why, name in (line.split('|', 2) for line in lines) if name == self.name}
 
-    def _cancel(self, jobs, enough: Callable[[], bool]) -> None:
-        """Cancel jobs, until none is in the queue, or `enough`."""
+    def _cancel(self, jobs, give_up: Callable[[], bool]) -> None:
+        """Cancel jobs until none is in the queue, or until give_up()."""
         left = sorted(jobs)
-        while left and not enough():
-            for part in range(0, len(left), 100):
-                with contextlib.suppress(UserError):    # some have ended meanwhile, or Slurm does not answer now
-                    _ask('scancel', *left[part:part + 100])
+        while left and not give_up():
+            for i in range(0, len(left), 100):
+                with contextlib.suppress(UserError):    # some have just ended, or Slurm does not answer
+                    ask('scancel', *left[i:i + 100])
             time.sleep(1)
             with contextlib.suppress(UserError):
                 left = sorted({*jobs} & {*self._queue()})
 
     def _submit(self, waves, jobs):
-        """Add to `jobs` an array for each wave, which begins when the jobs that it waits for have ended in some way.
+        """Submit an array for each wave, which starts when the jobs of its teachers have ended, and add it to `jobs`.
 
-        Where one is not taken, cancels those before it and raises UserError.
+        If Slurm refuses one, cancel those before it and raise UserError.
         """
         job_of = {name: job for job, names in jobs.items() for name in names}
-        new, last = {}, None
-        most = max(1, int(_configured('MaxArraySize') or 1001))
+        new, last_array = {}, None
+        max_size = max(1, int(configured('MaxArraySize') or 1001))
         for wave in waves:
-            parts = groups(wave, self.opt.trial_parallel)
-            for some in (parts[i:i + most] for i in range(0, len(parts), most)):
-                first = {job_of[step.after.name] for part in some for step in part
-                         if step.after and step.after.name in job_of}
-                if self.opt.jobs and last:      # so that --jobs holds for all arrays together
-                    first = {*first, last}
+            groups = group_trials(wave, self.opt.trial_parallel)
+            for array in (groups[i:i + max_size] for i in range(0, len(groups), max_size)):
+                dependencies = {job_of[run.teacher_run.name] for group in array for run in group
+                                if run.teacher_run and run.teacher_run.name in job_of}
+                if self.opt.jobs and last_array:      # --jobs limits all arrays together
+                    dependencies.add(last_array)
                 if self.signals:
                     break
                 try:
-                    with _signals_held():
-                        submitted = self._submit_array(some, sorted(first))
-                        new |= {job: [step.name for step in part] for job, part in zip(submitted, some, strict=True)}
-                        write_json(self.save / 'slurm.json', {'cluster': self.cluster, 'jobs': jobs | new})
+                    with _signals_blocked():
+                        submitted = self._submit_array(array, sorted(dependencies))
+                        new |= {job: [run.name for run in group] for job, group in zip(submitted, array, strict=True)}
+                        write_json(self.registry, {'cluster': self.cluster, 'jobs': jobs | new})
                 except (UserError, RuntimeError, OSError, ValueError) as error:
                     self._cancel(new, lambda: bool(self.signals))
-                    raise UserError(f'--cluster slurm: the jobs were not taken ({_said(error)})') from error
-                last = submitted[0].partition('_')[0]
+                    raise UserError(f'--cluster slurm: the jobs were not taken ({message(error)})') from error
+                last_array = submitted[0].partition('_')[0]
                 job_of |= {name: job for job, names in new.items() for name in names}
         jobs |= new
 
-    def _submit_array(self, parts, first):
-        """Returns the jobs' ids, as Slurm shows them."""
+    def _submit_array(self, groups, dependencies):
+        """Submit a job for each group of runs. Returns the ids of the jobs."""
         executor = self.submitit.AutoExecutor(
             self.save / 'slurm', cluster='slurm', slurm_max_num_timeout=10**6,
             slurm_python=shlex.join([sys.executable, '-c', START]))
         executor.update_parameters(
             name=self.name, timeout_min=self.opt.time, cpus_per_task=self.opt.cpus, tasks_per_node=1, nodes=1,
-            slurm_array_parallelism=min(self.opt.jobs or len(parts), len(parts)), slurm_signal_delay_s=NOTICE,
+            slurm_array_parallelism=min(self.opt.jobs or len(groups), len(groups)), slurm_signal_delay_s=NOTICE,
             slurm_setup=[f'export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}'],
-            slurm_srun_args=['--cpus-per-task', str(self.opt.cpus)],        # since Slurm 22.05 not taken from sbatch
-            slurm_additional_parameters={'requeue': True, **self.more,
-                                         **({'dependency': 'afterany:' + ':'.join(first)} if first else {})},
+            slurm_srun_args=['--cpus-per-task', str(self.opt.cpus)],    # since Slurm 22.05 srun ignores that of sbatch
+            slurm_additional_parameters={'requeue': True, **self.sbatch_options, **(
+                {'dependency': 'afterany:' + ':'.join(dependencies)} if dependencies else {})},
             **({'slurm_partition': self.opt.partition} if self.opt.partition else {}),
             **({'gpus_per_node': self.gpus} if self.gpus else {}))
-        with contextlib.redirect_stderr(io.StringIO()):     # submitit prints what the error says too
-            submitted = executor.map_array(Job(), [self.logs] * len(parts), parts, [self.flags] * len(parts),
-                                           [self.threads] * len(parts))
+        with contextlib.redirect_stderr(io.StringIO()):     # submitit also prints the text of its exception
+            submitted = executor.map_array(Job(), [self.logs] * len(groups), groups, [self.flags] * len(groups),
+                                           [self.threads] * len(groups))
         return [job.job_id for job in submitted]
 
-    def _watch(self, steps, jobs):
-        """Show how far the steps are, until none of the jobs is in the queue."""
-        now, shown = {}, None
-        while True:
+    def _wait(self, runs, jobs):
+        """Show the progress until none of the jobs is in the queue."""
+        progress, shown, ours = {}, None, None
+        while ours is None or ours:
             if self.signals:
                 self._leave(jobs)
             try:
-                queue, why = self._queue(), ''       # asked before the files: a job that has left it has written all
+                queue = self._queue()       # before the files, which are complete once a job has left the queue
+                ours, why = {*jobs} & {*queue}, ''
             except UserError:
-                queue, why = None, ', squeue does not answer'
-            now = {step: now[step] if step in now and now[step].state == DONE else progress(step, self.logs)
-                   for step in steps}
-            ours = {*jobs} & {*queue} if queue is not None else None
-            running = sum(p.state == RUNNING for p in now.values())
-            if ours and not running:
-                waits = sorted({queue[job] for job in ours} - USUAL)
-                why = f', Slurm: {", ".join(waits)}' if waits else ''
-            text = summary(self.name, now, self.opt.jobs or max(1, running)) + why
+                ours, why = None, ', squeue does not answer'
+            progress = {run: progress[run] if run in progress and progress[run].state == DONE
+                        else progress_of(run, self.logs) for run in runs}
+            running = sum(now.state == RUNNING for now in progress.values())
+            if ours and not running and (reasons := {queue[job] for job in ours} - USUAL):
+                why = f', Slurm: {", ".join(sorted(reasons))}'
+            text = summary(self.name, progress, self.opt.jobs or max(1, running)) + why
+            ended = [now.state for now in progress.values() if now.state in (DONE, FAILED)], why
             if sys.stdout.isatty():
                 print(f'\r\x1b[K{text}', end='', flush=True)
-            elif (ended := ([p.state for p in now.values() if p.state in (DONE, FAILED)], why)) != shown:
+            elif ended != shown:
                 shown = ended
                 print(text, flush=True)
-            if ours is not None and not ours:
-                break
-            until = time.monotonic() + POLL
+            until = time.monotonic() + (POLL if ours is None or ours else 0)
             while time.monotonic() < until and not self.signals:
                 time.sleep(0.2)
-        for progress_of in now.values():
-            if progress_of.state == RUNNING:        # killed without a word
-                progress_of.state = LEFT
+        for now in progress.values():
+            if now.state == RUNNING:        # its job was killed
+                now.state = LEFT
         if sys.stdout.isatty():
             print()
-        return now
+        return progress
 
     def _leave(self, jobs):
-        """After a signal: cancel the jobs, or leave them. Ends this process."""
-        cancel = self.signals[0] in (signal.SIGINT, signal.SIGTERM)
-        name = signal.Signals(self.signals[0]).name
+        """After a signal: cancel the jobs or leave them, and end this process."""
+        cancels = self.signals[0] in (signal.SIGINT, signal.SIGTERM)
         with contextlib.suppress(OSError):      # the terminal may be gone
-            print(f'\n{name}: ' + ('the jobs are cancelled, and their runs save' if cancel else
-                                   'the jobs go on; the same command finds them again'), flush=True)
-        if cancel:
+            print(f'\n{signal.Signals(self.signals[0]).name}: ' + (
+                'the jobs are cancelled, and their runs save' if cancels else
+                'the jobs continue; the same command finds them again'), flush=True)
+        if cancels:
             self._cancel(jobs, lambda: len(self.signals) > 1)
-            print('stopped; the same command goes on', flush=True)
+            print('stopped; the same command continues', flush=True)
         sys.exit(128 + self.signals[0])
 
-    def _explain(self, steps, now, jobs):
-        """Print what Slurm and submitit have written of jobs that ended without their runs."""
+    def _explain(self, progress, jobs):
+        """Print the errors of jobs that ended without their runs."""
         job_of = {name: job for job, names in jobs.items() for name in names}
-        left = [step for step in steps if now[step].state == LEFT and step.name in job_of
-                and (step.after is None or now[step.after].state == DONE)]
-        for step in left[:SHOWN]:
-            log = self.save / 'slurm' / f'{job_of[step.name]}_0_log.err'
+        left = [run for run, now in progress.items() if now.state == LEFT and run.name in job_of
+                and (run.teacher_run is None or progress[run.teacher_run].state == DONE)]
+        for run in left[:SHOWN]:
+            log = self.save / 'slurm' / f'{job_of[run.name]}_0_log.err'
             lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
             lines = [line for line in lines if 'error' in line.lower()] or lines
-            print('\n'.join([f'left: {step.name}, job {job_of[step.name]} ended without it ({log})',
-                             *(f'    {printable(line)[:300]}' for line in lines[-SHOWN:])]))
+            print(f'left: {run.name}, job {job_of[run.name]} ended without it ({log})')
+            for line in lines[-SHOWN:]:
+                print(f'    {printable(line)[:300]}')
         if left[SHOWN:]:
             print(f'and {len(left) - SHOWN} more')
 
 
 @contextlib.contextmanager
-def _signals_held():
-    """A signal waits until the end of it, for this process and for those that it starts."""
+def _signals_blocked():
+    """Delay signals until the end of the context, for this process and for those that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _key_and_value(text):
-    key, equals, value = text.partition('=')
-    if not equals or not value or not re.fullmatch(r'[a-z][a-z_-]*', key):
-        raise UserError(f'--sbatch {text}: give KEY=VALUE, as account=vision')
-    name = key.replace('_', '-')
-    if name in FLAGS or name in OURS:
-        raise UserError(f'--sbatch {text}: ' + (f'give it by {FLAGS[name]}' if name in FLAGS else
-                                                'reproduce.py says this to sbatch itself; leave it out'))
-    return key.replace('-', '_'), value
-
-
-def _minutes(limit: str) -> float:
-    """Of a time limit as Slurm writes it: '1-02:00:00' is 1560."""
-    match = re.fullmatch(r'(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)', limit)
-    days, hours, minutes, seconds = (int(text or 0) for text in match.groups()) if match else (0, math.inf, 0, 0)
-    return days * 1440 + hours * 60 + minutes + seconds / 60
-
-
-def _configured(name: str) -> str | None:
-    """A value of Slurm's configuration; None where it does not say."""
-    match = re.search(rf'^{name}\s*=\s*(\S+)', _ask('scontrol', 'show', 'config'), re.M)
-    return match[1] if match else None
-
-
-def _said(error) -> str:
-    """What sbatch answered, without its name and the advice to ask for help."""
-    lines = [re.sub(r'^sbatch: (error: )?', '', line) for line in str(error).splitlines()
-             if not line.startswith('Try "')]
-    return printable(' '.join(lines))[:500] or reason(error)
-
-
-def _ask(*words: str) -> str:
-    """What one of Slurm's commands prints. Raises UserError."""
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, 'stderr', None) or error
-        raise UserError(f'--cluster slurm: {words[0]} does not answer ({_said(said)})') from error

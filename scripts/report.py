@@ -15,24 +15,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.runs import ACCURACY_KEYS  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from experiments import report, report_text  # noqa: E402
+from experiments.command_line import parse_known_flags  # noqa: E402
 from experiments.folder_check import check, file_of, owner_of  # noqa: E402
-from experiments.plan import known_flags, steps_of  # noqa: E402
-from experiments.progress import DONE, progress  # noqa: E402
-from experiments.table_file import TABLES, find, read  # noqa: E402
+from experiments.plan import plan_runs  # noqa: E402
+from experiments.progress import DONE, progress_of  # noqa: E402
+from experiments.table_file import TABLES, find_table, read_table  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
 from helper.errors import UserError, nearest, run_main  # noqa: E402
 
 
-def draw(pair, steps, labels, save):
+def draw(pair, runs, labels, save):
     """The figures of a pair's teacher and its first trials, where they are done."""
-    teachers = [step.opt.path_t for step in steps for _, of in step.cells if of == str(pair)
-                and hasattr(step.opt, 'distill') and not get_method(step.opt.distill).spec.auxiliary_teacher]
-    runs = [str(step.folder) for label in labels for step in steps if (label, str(pair)) in step.cells
-            and step.trial == 1]
-    if teachers and runs:
+    teachers = [run.opt.path_t for run in runs for _, other in run.cells if other == str(pair)
+                and hasattr(run.opt, 'distill') and not get_method(run.opt.distill).spec.auxiliary_teacher]
+    folders = [str(run.folder) for label in labels for run in runs if (label, str(pair)) in run.cells
+               and run.trial == 1]
+    if teachers and folders:
         print(f'figures of {pair}')
         drawn = subprocess.run([sys.executable, str(Path(__file__).with_name('visualize.py')), '--path-t', teachers[0],
-                                *runs, '--output', str(save / 'figures' / f'{pair.teacher}-{pair.student}')])
+                                *folders, '--output', str(save / 'figures' / f'{pair.teacher}-{pair.student}')])
         if drawn.returncode:
             raise UserError(f'--figures: those of {pair} could not be drawn, as said above')
 
@@ -46,7 +47,7 @@ def main():
                         help="the epoch of the accuracies; not given: that of the table's published figures")
     parser.add_argument('--figures', nargs='*', metavar='ROW',
                         help='draw the figures of these rows, or of all where none is named')
-    opt, more = known_flags(parser)
+    opt, extra_args = parse_known_flags(parser)
     name = opt.table
     if os.path.isdir(name) and not (TABLES / f'{name}.toml').is_file():
         if os.path.isfile(Path(name) / 'history.json'):
@@ -56,21 +57,21 @@ def main():
         folder = Path(name)
         opt.save_dir, name = name, file_of(folder) or owner_of(folder) or folder.resolve().name
         name = f'{name}.toml' if os.path.isfile(f'{name}.toml') else name
-    table = read(find(name))
+    table = read_table(find_table(name))
     save = Path(opt.save_dir or f'save/{table.name}')
     if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
-    steps = steps_of(table, str(save), more)
-    check(table, steps, reading=True)
-    now = {step: progress(step, save / 'logs') for step in steps}
+    runs = plan_runs(table, str(save), extra_args)
+    check(table, runs, read_only=True)
+    progress = {run: progress_of(run, save / 'logs') for run in runs}
     if opt.figures is not None:
         labels = [row.label for row in table.rows]
         for label in opt.figures:
             if label not in labels:
                 raise UserError(f'--figures {label}: no such row in {table.path}; {nearest(label, labels)}')
         for pair in table.pairs:
-            draw(pair, [step for step in steps if now[step].state == DONE], opt.figures or labels, save)
-    show(report_text.plain(report.write(table, steps, save, now, opt.epoch)))
+            draw(pair, [run for run in runs if progress[run].state == DONE], opt.figures or labels, save)
+    show(report_text.plain(report.write(table, save, progress, opt.epoch)))
     print(f'report: {save}/report.html')
 
 

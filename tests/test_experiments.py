@@ -24,12 +24,13 @@ from conftest import ROOT, assert_same, outcome_of
 
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict, get_method
-from experiments import local, slurm
+from experiments import devices, local, slurm
+from experiments.devices import Devices, group_trials
 from experiments.folder_check import check_data
-from experiments.local import Places, groups
-from experiments.plan import cut, steps_of, waves
-from experiments.progress import SILENT, Record, progress, seconds_left, summary
-from experiments.table_file import TABLES, read
+from experiments.plan import plan_runs
+from experiments.planned_run import select_part, waves
+from experiments.progress import SILENT, Record, progress_of, seconds_left, summary
+from experiments.table_file import TABLES, read_table
 from helper.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
 from helper.cli import values
 from helper.errors import UserError, nearest
@@ -216,7 +217,7 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
 def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
     """It has none; the other rows have."""
     rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --reprob 0.2', 'AT': 'attention'}
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
     assert {step.cells[0][0]: ('--teacher_cache' in step.arguments, bool(step.opt.teacher_cache))
             for step in steps if step.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
 
@@ -228,7 +229,7 @@ def test_two_nets_of_one_name_in_different_files(tmp_path):
         (tmp_path / part / 'net.py').write_text('from models import model_dict\n\n\ndef small(num_classes):\n'
                                                 '    return model_dict["resnet8"](num_classes=num_classes)\n')
     pairs = [f'resnet14 -> {tmp_path}/{part}/net.py:small' for part in 'ab']
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[1])), 'save', [])
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[1])), 'save', [])
     assert len({step.folder for step in steps}) == len({step.name for step in steps}) == len(steps) == 2 + 2 * 4
 
 
@@ -236,8 +237,8 @@ def test_two_nets_of_one_name_in_different_files(tmp_path):
 def whole(tmp_path):
     """(a table of two pairs, its steps)."""
     pairs = ['resnet14 -> resnet8', 'resnet20 -> resnet8']
-    table = read(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[7, 5, 9], left_out=[f'KD: {pairs[1]}']))
-    return table, steps_of(table, 'save', [])
+    table = read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[7, 5, 9], left_out=[f'KD: {pairs[1]}']))
+    return table, plan_runs(table, 'save', [])
 
 
 @pytest.mark.parametrize('rows, pairs, seeds, names', [
@@ -249,7 +250,7 @@ def whole(tmp_path):
 def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
     """A run keeps its folder, and its trial is counted in the whole table."""
     table, steps = whole
-    part, kept = cut(table, steps, rows, pairs, seeds)
+    part, kept = select_part(table, steps, rows, pairs, seeds)
     assert [step.name for step in kept] == (names or [step.name for step in steps])
     assert {*kept} <= {*steps}
     assert [row.label for row in part.rows] == {'KD': ['KD'], 'HKD': ['HKD'], 'KD, Student': ['Student', 'KD'],
@@ -265,7 +266,7 @@ def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
     ('KD', 'resnet20 -> resnet8', None, '--rows and --pairs: {} leaves out these cells; name others')])
 def test_a_part_that_a_table_does_not_have(whole, rows, pairs, seeds, said):
     with pytest.raises(UserError, match=f'^{re.escape(said.format(whole[0].path))}'):
-        cut(*whole, rows, pairs, seeds)
+        select_part(*whole, rows, pairs, seeds)
 
 
 def test_the_estimate_of_a_table(call, pretend, tmp_path, capsys):
@@ -338,9 +339,9 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
 def test_a_fetched_teacher_may_say_what_its_name_means(tmp_path):
     """ResNet18 is ResNet18_cifar for small images."""
     save_checkpoint(tmp_path / 'ResNet18.pth', {'model': {}, 'arch': 'ResNet18_cifar'})
-    table = read(write_table(tmp_path / 'mini.toml', pairs=['ResNet18 -> resnet8'], rows={'KD': 'kd'},
+    table = read_table(write_table(tmp_path / 'mini.toml', pairs=['ResNet18 -> resnet8'], rows={'KD': 'kd'},
                              fetched=f'{tmp_path}/{{teacher}}.pth'))
-    assert {step.opt.model_t for step in steps_of(table, 'save', [])} == {'ResNet18_cifar'}
+    assert {step.opt.model_t for step in plan_runs(table, 'save', [])} == {'ResNet18_cifar'}
 
 
 def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
@@ -350,15 +351,15 @@ def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
     changes = {'rows': {'Student': 'alone', 'KD': 'kd'}, 'fetched': f'{tmp_path}/{{teacher}}.pth'}
 
     def sizes(options):
-        table = read(write_table(tmp_path / 'mini.toml', ('auxiliary',), options=options, **changes))
-        return {step.opt.image_size for step in steps_of(table, 'save', [])}
+        table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary',), options=options, **changes))
+        return {step.opt.image_size for step in plan_runs(table, 'save', [])}
     with pytest.raises(UserError, match='would have 32 pixels, .* resnet14 have 224; give --image_size 224 in options'):
         sizes('--dataset folder')
     assert sizes('--dataset folder --image_size 224') == {224} and sizes('--dataset digits') == {32}
 
 
 def test_steps_wait_for_their_teacher(tmp_path):
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml')), 'save', [])
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), 'save', [])
     assert [[step.name for step in wave] for wave in waves(steps)] == [
         ['teacher-resnet14', 'resnet8-Student-1', 'resnet8-Student-2'],
         ['auxiliary-resnet14-resnet14', 'resnet14-resnet8-KD-1', 'resnet14-resnet8-SemCKD-1', 'resnet14-resnet8-KD-2',
@@ -371,7 +372,7 @@ def test_a_student_of_two_pairs_with_different_flags(tmp_path):
     """Each pair has a run alone, and a log of its own; one of the same flags is shared."""
     pairs = ['resnet14 -> resnet8 --learning_rate 0.05', 'resnet20 -> resnet8 --learning_rate 0.1',
              'vgg8 -> resnet8 --learning_rate 0.05']
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml', pairs=pairs, rows={'Student': 'alone'}, seeds=[1],
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, rows={'Student': 'alone'}, seeds=[1],
                                       student_options='')), 'save', [])
     assert {step.name: (step.opt.learning_rate, [pair for _, pair in step.cells]) for step in steps} == {
         'resnet8-Student-1': (0.05, ['resnet14 -> resnet8', 'vgg8 -> resnet8']),
@@ -381,16 +382,16 @@ def test_a_student_of_two_pairs_with_different_flags(tmp_path):
 def test_a_net_that_teaches_itself(tmp_path):
     """Every method is given two nets when a pair is checked, also where both have one name."""
     rows = {name: name if name in ('kd', 'ctkd') else f'{name} -b 1' for name in distiller_dict}
-    table = read(write_table(tmp_path / 'mini.toml', pairs=['resnet8 -> resnet8'], rows=rows, seeds=[1]))
-    assert len(steps_of(table, 'save', [])) == 1 + 1 + len(distiller_dict)
+    table = read_table(write_table(tmp_path / 'mini.toml', pairs=['resnet8 -> resnet8'], rows=rows, seeds=[1]))
+    assert len(plan_runs(table, 'save', [])) == 1 + 1 + len(distiller_dict)
 
 
 def test_odd_labels(tmp_path, call, capsys):
     """They stay what they are in the table, and make harmless names of files."""
     labels = ['<script>alert(1)</script>', '../../up', '温度', '$x_1$ & 5%', 'a' * 300, "it's \"so\": #1", '-r']
     rows = {label: f'kd --kd_T {i + 2}' for i, label in enumerate(labels)}
-    table = read(write_table(tmp_path / 'odd.toml', rows=rows, seeds=[1]))
-    steps = [step for step in steps_of(table, str(tmp_path / 'save'), []) if step.cells]
+    table = read_table(write_table(tmp_path / 'odd.toml', rows=rows, seeds=[1]))
+    steps = [step for step in plan_runs(table, str(tmp_path / 'save'), []) if step.cells]
     assert [step.cells[0][0] for step in steps] == labels
     for step in steps:
         for file in (Record(tmp_path / 'logs', step).log, step.folder):
@@ -410,10 +411,10 @@ def test_odd_labels(tmp_path, call, capsys):
 
 def test_flags_of_single_cells(tmp_path):
     """They follow the row's, for one pair alone. SimKD, which freezes a part of the student, serves several pairs."""
-    table = read(write_table(tmp_path / 'x.toml', rows={'SimKD': 'simkd --simkd_factor 4'}, seeds=[1],
+    table = read_table(write_table(tmp_path / 'x.toml', rows={'SimKD': 'simkd --simkd_factor 4'}, seeds=[1],
                              pairs=['resnet14 -> resnet8', 'resnet20 -> resnet8'], teacher_cache=False,
                              cells={'SimKD: resnet20 -> resnet8': '-b 2 --simkd_factor 8'}))
-    steps = [step for step in steps_of(table, str(tmp_path / 'save'), []) if step.cells]
+    steps = [step for step in plan_runs(table, str(tmp_path / 'save'), []) if step.cells]
     assert [(step.opt.beta, step.opt.simkd_factor, step.opt.trial) for step in steps] == [
         (1.0, 4, '1_SimKD'), (2.0, 8, '1_SimKD')]
 
@@ -430,14 +431,14 @@ TEXT = 'TEXT '      # what follows is that of a file of options
 BAD = {     # changes of MINI, or the text of the file -> the message, after the file's name
     'method': ({'rows': {'A': 'kt'}}, f'row A kt: no such method; {nearest("kt", distiller_dict)}'),
     'sum': ({'rows': {'A': 'kd+kd'}}, 'row A kd+kd: names a method twice; give each once'),
-    'no method': ({'rows': {'A': ' '}}, 'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
+    'no method': ({'rows': {'A': ' '}}, 'row A: give a method and its flags, as "kd -a 0.9", or "alone"'),
     'a row in a row': ('title = "x"\nseeds = [1]\npairs = ["a -> b"]\n[rows.A]\nb = "kd"\n',
-                       'row A: give a method and its flags, as "kd -r 1 -a 1 -b 0", or "alone"'),
+                       'row A: give a method and its flags, as "kd -a 0.9", or "alone"'),
     'quotes': ({'rows': {'A': "kd 'x"}}, "row A: kd 'x: No closing quotation; give quotation marks in pairs, and "
                                         'no backslash at the end'),
     'NUL': ({'options': '--dataset folder --data_dir \0'},
-            "options: '\\x00': give words of characters that can be seen"),
-    'a control character': ({'rows': {'A': 'kd --dataset \x1b[31m'}}, "row A: '\\x1b[31m': give words of characters"),
+            "options: '\\x00': give printable characters"),
+    'a control character': ({'rows': {'A': 'kd --dataset \x1b[31m'}}, "row A: '\\x1b[31m': give printable characters"),
     'student': ({'pairs': ['resnet14 -> vgg88']}, 'pairs: resnet14 -> vgg88: vgg88: no such model; did you mean vgg8'),
     'teacher': ({'pairs': ['renset14 -> vgg8']}, 'pairs: renset14 -> vgg8: renset14: no such model; did you mean'),
     'arrow': ({'pairs': ['resnet14 > vgg8']},
@@ -448,8 +449,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, cells, fetched, left_out, options, pairs, '
                           'published, rows, seeds, student_options, teacher_cache, teacher_options, title'),
     'near key': ({'pair': []}, 'pair: no such key; did you mean pairs? there are: auxiliary'),
-    'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows] and below it lines as  '
-                              'KD = "kd -r 1 -a 1 -b 0"'),
+    'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows], then lines like  KD = "kd -a 0.9"'),
     'no pairs': ({'pairs': []}, 'pairs is missing or empty; give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
     'no title': ({'without': ['title']}, 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
     'no seeds': ({'seeds': []}, 'seeds is missing or empty; give it as [1, 2, 3, 4], one trial for each'),
@@ -468,8 +468,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'all left_out': ({'rows': {'KD': 'kd'}, 'left_out': ['KD: resnet14 -> resnet8']},
                      'left_out: names every cell of the table; leave one in'),
     'published': ({'published': 'SemCKT'},
-                  'published SemCKT: analysis/published.csv has no figures of it; did you mean SemCKD? there are: '),
-    'several published': ({'published': ['SemCKD', 3]}, 'published 3: analysis/published.csv has no figures of it; '),
+                  'published SemCKT: analysis/published.csv has no figures from it; did you mean SemCKD? there are: '),
+    'several published': ({'published': ['SemCKD', 3]}, 'published 3: analysis/published.csv has no figures from it; '),
     'cells': ({'cells': {'KT: resnet14 -> resnet8': '-b 1'}},
               'cells: KT: resnet14 -> resnet8: give a row and a pair of this table, as '),
     'cells alone': ({'cells': {'Student: resnet14 -> resnet8': '--epochs 1'}},
@@ -478,7 +478,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
                        'row KD, resnet14 -> resnet8: --seed: reproduce.py sets this flag itself; leave it out'),
     'cells that are left out': ({'cells': {'KD: resnet14 -> resnet8': '-b 1'}, 'left_out': ['KD: resnet14 -> resnet8']},
                                 'cells: KD: resnet14 -> resnet8: is left out; name it in one of the two keys'),
-    'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and how it learns, as '
+    'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and its method, as '
                                              '"resnet8x4_double: pkt -b 30000"'),
     "the auxiliary's net": ({'auxiliary': 'resnet15: pkt'}, 'auxiliary: resnet15: pkt: resnet15: no such model; '),
     "the auxiliary's method": ({'auxiliary': 'resnet14: pk'}, 'auxiliary pk: no such method; '),
@@ -537,19 +537,18 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         'row Student, resnet20 -> resnet8: would be written into save/mini/models/'
         'resnet8_digits_lr_0.02_decay_0.0005_trial_1, as row Student, resnet14 -> resnet8 with other flags; leave one '
         'of the two out'),
-    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "rows: 'A\\nb': give a name in one line, of characters that "
-                                                       "can be seen"),
-    'an empty label': ({'rows': {'': 'kd'}}, "rows: '': give a name in one line, of characters that can be seen"),
+    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "rows: 'A\\nb': give a name of one line of printable characters"),
+    'an empty label': ({'rows': {'': 'kd'}}, "rows: '': give a name of one line of printable characters"),
     'a title of two lines': ({'title': 'a\nb'},
-                             "title: 'a\\nb': give a name in one line, of characters that can be seen"),
+                             "title: 'a\\nb': give a name of one line of printable characters"),
     'the same label twice': ('title = "x"\n[rows]\nKD = "kd"\nKD = "kd"\n', 'Cannot overwrite a value (at line 4, '
-                             'column 10): KD = "kd"; a table is a TOML file, as those in scripts/tables'),
+                             'column 10): KD = "kd"; a table is a TOML file like those in scripts/tables'),
     'no TOML': ('title: x\n', "Expected '=' after a key in a key/value pair (at line 1, column 6): title: x; a table "
-                              'is a TOML file, as those in scripts/tables'),
+                              'is a TOML file like those in scripts/tables'),
     'binary': (b'\x89PNG\x00\xff', "'utf-8' codec can't decode byte 0x89 in position 0: invalid start byte; a table "
-                                   'is a TOML file, as those in scripts/tables'),
+                                   'is a TOML file like those in scripts/tables'),
     'empty': ('', 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
-    'huge': ('#' * 10**6 + '\n', 'more than 1000000 bytes; a table is a TOML file, as those in scripts/tables'),
+    'huge': ('#' * 10**6 + '\n', 'more than 1000000 bytes; a table is a TOML file like those in scripts/tables'),
     'deep': (f'title = {"[" * 10**5}', ''),
     'a number of 5000 digits': (f'seeds = [{"9" * 5000}]', 'Exceeds the limit (4300 digits) for integer string '
                                                             'conversion'),
@@ -579,7 +578,7 @@ def test_a_table_with_a_byte_order_mark(tmp_path):
     """As editors on Windows write it."""
     path = write_table(tmp_path / 'mini.toml')
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
-    assert read(path).title == 'Mini'
+    assert read_table(path).title == 'Mini'
 
 
 def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
@@ -616,7 +615,7 @@ def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
     (['--gpu_id', ''], "--gpu_id: '': give a path; this one is empty. Is a variable not set?"),
     (['--trial_parallel', '0'], '--trial_parallel: 0: give a whole number'),
     (['--data_dir', ''], "the command line: --data_dir: '': give a path; this one is empty."),
-    *(([flag, value], f'{flag}: is of jobs of Slurm; give --cluster slurm too, or leave it out')
+    *(([flag, value], f'{flag}: needs --cluster slurm; give that too, or leave it out')
       for flag, value in (('--partition', 'gpu'), ('--time', '9'), ('--cpus', '2'), ('--sbatch', 'mem=1G'))),
     (['--cluster', 'cloud'], "--cluster: invalid choice: 'cloud'"),
 ])
@@ -702,9 +701,9 @@ def test_a_folder_that_cannot_be_used(call, tmp_path, monkeypatch, capsys, save,
 
 def places(monkeypatch, gpus, cores=8, gpu_id=None, jobs=None, gpus_per_run=None, trial_parallel=1):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    monkeypatch.setattr(local, 'cores', lambda: cores)
+    monkeypatch.setattr(devices, 'cores', lambda: cores)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    return Places(gpu_id, jobs, gpus_per_run, trial_parallel)
+    return Devices(gpu_id, jobs, gpus_per_run, trial_parallel)
 
 
 def test_places_on_a_cpu(monkeypatch):
@@ -719,7 +718,7 @@ def test_places_on_a_cpu(monkeypatch):
     found = places(monkeypatch, 0, jobs=100)
     assert (found.threads, len(found.flags)) == ('1', 100)
     monkeypatch.setenv('OMP_NUM_THREADS', '3')      # exported by the user
-    found = Places('cpu', 2, None, 1)
+    found = Devices('cpu', 2, None, 1)
     assert (found.threads, found.flags[0]) == ('3', ['--gpu_id', 'cpu', '--num_workers', '4'])
     for given in ({'gpu_id': 'cpu'}, {'gpus_per_run': 0}):
         assert places(monkeypatch, 4, **given).flags == [['--gpu_id', 'cpu', '--num_workers', '1']] * 8
@@ -767,12 +766,12 @@ def test_a_batch_that_the_gpus_of_a_run_cannot_share(call, tmp_path, monkeypatch
 
 
 def test_trials_that_share_a_gpu(tmp_path):
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml', seeds=[1, 2, 3])), 'save', [])
-    found = [[step.name for step in group] for group in groups(steps, 2)]
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', seeds=[1, 2, 3])), 'save', [])
+    found = [[step.name for step in group] for group in group_trials(steps, 2)]
     assert [f'resnet14-resnet8-KD-{trial}' for trial in (1, 2)] in found and ['resnet14-resnet8-KD-3'] in found
     assert ['resnet8-Student-1', 'resnet8-Student-2'] in found and ['teacher-resnet14'] in found
     assert sorted(sum(found, [])) == sorted(step.name for step in steps)
-    assert [len(group) for group in groups(steps, 1)] == [1] * len(steps)
+    assert [len(group) for group in group_trials(steps, 1)] == [1] * len(steps)
 
 
 # Runs
@@ -965,7 +964,7 @@ def finished(step, **facts) -> None:
 
 def pretend_runs(save: Path) -> dict:
     """A table in `save` whose teacher and KD-1 are finished, of nets that have not learnt: {name: step}."""
-    steps = {step.name: step for step in steps_of(read(Path('mini.toml')), str(save), [])}
+    steps = {step.name: step for step in plan_runs(read_table(Path('mini.toml')), str(save), [])}
     net = model_dict['resnet14'](num_classes=10)
     learnt_from = {'teacher (checksum)': weights_checksum(net), 'model_t': 'resnet14'}
     for name, facts in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
@@ -1025,7 +1024,7 @@ def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):
 
     def run(self):      # and where they change while the table runs
         set_facts(kd, **{'images (checksum)': 9})
-        return self.now
+        return self.progress
     monkeypatch.setattr(local.Local, 'run', run)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
@@ -1037,14 +1036,14 @@ def test_two_tables_in_one_folder(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ('mini.toml', 'other.toml'):
         write_table(Path(name))
-    monkeypatch.setattr(local.Local, 'run', lambda self: self.now)
+    monkeypatch.setattr(local.Local, 'run', lambda self: self.progress)
     with pytest.raises(SystemExit):
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
     capsys.readouterr()
     before = contents(tmp_path)
     assert refused(call, capsys, 'other.toml', '--save_dir', 'save', mains=(reproduce.main, report.main)) == (
         '--save_dir save: is the folder of the table mini, whose report and logs this one would replace; give each '
-        'table a folder of its own, as save/other')
+        'table its own folder, as save/other')
     assert contents(tmp_path) == before
     call(report.main, 'mini.toml', '--save_dir', 'save')
 
@@ -1138,7 +1137,7 @@ def test_a_teacher_that_its_last_state_brings_back(call, tmp_path, monkeypatch, 
     write_table(Path('mini.toml'))
     steps = pretend_runs(Path('save'))
     steps['teacher-resnet14'].checkpoint.unlink()
-    monkeypatch.setattr(local.Local, 'run', lambda self: self.now)
+    monkeypatch.setattr(local.Local, 'run', lambda self: self.progress)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
     out, err = capsys.readouterr()
@@ -1154,14 +1153,14 @@ def test_failures(call, pretend, tmp_path, capsys):
                'pairs': ['resnet14 -> resnet8', 'resnet20 -> resnet8'], 'teacher_options': '--learning_rate 1e30',
                'rows': {'Student': 'alone', 'Wild': 'similarity -b 1e38'}}
     arguments = [write_table(Path('mini.toml'), **changes), '--save_dir', 'save']
-    steps = {step.name: step for step in steps_of(read(arguments[0]), 'save', [])}
+    steps = {step.name: step for step in plan_runs(read_table(arguments[0]), 'save', [])}
     finished(steps['resnet8-Student-1'])
     pretend('for i in 1 2 3 4 5 6; do echo "line $i of $0"; done; echo "error: the loss diverged" >&2; exit 1')
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments)
     out, err = capsys.readouterr()
     assert caught.value.code == 1
-    assert err == 'not all is done; the same command goes on, with --retry also what has failed\n'
+    assert err == 'not all is done; the same command continues, with --retry also what has failed\n'
     assert 'mini: 1 done, 0 running, 2 failed, 0 left, 1 without its teacher\n' in out
     failed = re.findall(r'^failed: (\S+) \((\S+)\)\n((?:    .*\n)+)', out, re.M)
     assert [entry[:2] for entry in failed] == [(name, f'save/logs/{name}.log') for name in
@@ -1210,9 +1209,9 @@ def test_what_a_finished_run_has_lost(call, tmp_path, monkeypatch, capsys, fault
         file.write_text(json.dumps(json_of(kd.folder, 'history.json')[:1] if 'history' in file.name else {}))
     if fault == 'weights that last.pth does not have':
         (kd.folder / 'history.json').write_text(json.dumps(json_of(kd.folder, 'history.json')[::-1]))
-    assert progress(kd, Path('save/logs')).state == state
+    assert progress_of(kd, Path('save/logs')).state == state
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
-    lost = f'\nlost: the weights of {kd.name} ({kd.checkpoint}); its figures stay. To have them again, move the ' \
+    lost = f'\nlost: the weights of {kd.name} ({kd.checkpoint}); its figures stay. To train them again, move the ' \
            f'folder away\n'
     assert (lost in capsys.readouterr().out) == said
 
@@ -1254,13 +1253,13 @@ def test_ctrl_c_and_kills(call, mini, table, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments, '--retry')
     assert caught.value.code == 2 and one_line(capsys) == (
-        f'--save_dir {save}: another reproduce.py is at work there; --status shows how far it is')
+        f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
     assert {name: content for name, content in contents(save).items() if 'logs/' not in name and name in before} == \
         {name: content for name, content in before.items() if 'logs/' not in name}
     wait_for(lambda: (kd / 'last.pth').exists() or (semckd / 'last.pth').exists())
     os.killpg(process.pid, signal.SIGINT)
     out = finish(process, tmp_path, 130)
-    assert re.search(r'\nSIGINT: \d running; each saves and ends\nstopped; the same command goes on\n$', out)
+    assert re.search(r'\nSIGINT: \d running; each saves and ends\nstopped; the same command continues\n$', out)
     assert not runs_of(save)
     logs = ''.join((save / 'logs' / f'resnet14-resnet8-{row}-1.log').read_text() for row in ('KD', 'SemCKD'))
     assert re.search(r'SIGTERM: stopped after (step \d of epoch 2|epoch \d), saved in ', logs)
@@ -1321,11 +1320,11 @@ def test_ten_kills(mini, table, tmp_path):
 
 def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
     """(steps, their states and records after local.Local has run them)."""
-    steps, logs = steps_of(table, 'save', []), Path('save/logs')
+    steps, logs = plan_runs(table, 'save', []), Path('save/logs')
     logs.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(local, 'cores', lambda: cores)
+    monkeypatch.setattr(devices, 'cores', lambda: cores)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    now = local.Local('mini', logs, steps, Places('cpu', jobs, None, trial_parallel), trial_parallel).run()
+    now = local.Local('mini', logs, steps, Devices('cpu', jobs, None, trial_parallel), trial_parallel).run()
     return {step.name: (now[step].state, Record(logs, step).read()) for step in steps}
 
 
@@ -1337,7 +1336,7 @@ def at_once(records):
 @pytest.mark.parametrize('jobs, trial_parallel, threads, most', [(1, 1, 8, 1), (2, 1, 4, 2), (1, 3, 2, 3)])
 def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, most):
     pretend('echo OMP_NUM_THREADS $OMP_NUM_THREADS; echo "$@"; sleep 0.5; echo the end; exit 1')
-    table = read(write_table(tmp_path / 'mini.toml', **ALONE))
+    table = read_table(write_table(tmp_path / 'mini.toml', **ALONE))
     found = run(table, jobs=jobs, trial_parallel=trial_parallel, monkeypatch=monkeypatch)
     assert {*found} == {f'resnet8-{label}-{trial}' for label in ('Student', 'Other') for trial in (1, 2, 3)}
     records = [record for _, record in found.values()]
@@ -1361,9 +1360,9 @@ def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, mos
 def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeypatch, capsys, end, why):
     """A run that always dies has failed, and its log says how. A stop signal from outside is no failure."""
     for module in ('experiments.local', 'experiments.progress'):
-        monkeypatch.setattr(f'{module}.MOST_STARTS', 2)
+        monkeypatch.setattr(f'{module}.MAX_STARTS', 2)
     pretend(f'echo here; {end}')
-    found = run(read(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
+    found = run(read_table(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
                 monkeypatch=monkeypatch)
     assert {name: end for name, (end, _) in found.items()} == {'resnet8-Student-1': 'failed' if why else 'left'}
     log = Path('save/logs/resnet8-Student-1.log')
@@ -1376,21 +1375,21 @@ def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeyp
 def test_a_second_ctrl_c(pretend, tmp_path):
     """What does not end when it is asked to is ended at once, with all that it has started."""
     pretend('trap "" TERM; sleep 600 & touch "$0.$$" "$0.$!"; wait; sleep 600')
-    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
     logs.mkdir(parents=True)
     with subprocess.Popen(['sh', '-c', f"""
             until [ $(ls | grep -c pretend.sh.) = 4 ]; do sleep 0.05; done
             kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}
             sleep 30; touch late; kill -9 $(ls | sed -n s/pretend.sh.//p)"""], start_new_session=True) as watcher:
         with pytest.raises(SystemExit) as caught:
-            local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
+            local.Local('mini', logs, steps, Devices('cpu', 2, None, 1), 1).run()
         os.killpg(watcher.pid, signal.SIGKILL)
     assert caught.value.code == 130 and not Path('late').exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     wait_for(lambda: not any(alive(int(file.suffix[1:])) for file in tmp_path.glob('pretend.sh.*')))
     codes = [Record(logs, step).read().get('code') for step in steps]
     assert codes.count(-9) == 2 and codes.count(None) == 4
-    assert {progress(step, logs).state for step in steps} == {'left'}
+    assert {progress_of(step, logs).state for step in steps} == {'left'}
 
 
 def test_runs_end_with_what_started_them(pretend, tmp_path):
@@ -1412,7 +1411,7 @@ def test_runs_end_with_what_started_them(pretend, tmp_path):
 def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
     """The runs are asked to save, not killed, also where nothing can be printed any more."""
     pretend('trap "echo saved; exit 143" TERM; echo began; while :; do sleep 0.05; done')
-    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
     logs.mkdir(parents=True)
 
     def show(*_):
@@ -1420,7 +1419,7 @@ def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
         raise said
     monkeypatch.setattr(local, 'summary', show)
     with pytest.raises(OSError) as caught:
-        local.Local('mini', logs, steps, Places('cpu', 2, None, 1), 1).run()
+        local.Local('mini', logs, steps, Devices('cpu', 2, None, 1), 1).run()
     assert caught.value is said
     assert [log.read_text() for log in logs.glob('*.log')] == ['began\nsaved\n'] * 2
     assert [Record(logs, step).read().get('code') for step in steps] == [143, 143, None, None, None, None]
@@ -1429,17 +1428,17 @@ def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
 # How far it is
 
 def test_the_state_of_a_step(tmp_path):
-    steps, logs = steps_of(read(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), []), tmp_path
+    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), []), tmp_path
     teacher = next(step for step in steps if step.name == 'teacher-resnet14')
     student = next(step for step in steps if step.name == 'resnet14-resnet8-HKD-1')
     record = Record(logs, teacher)
 
     def states():
-        return [progress(step, logs).state for step in (teacher, student.after, student)]
+        return [progress_of(step, logs).state for step in (teacher, student.teacher_run, student)]
     assert states() == ['left', 'left', 'left'] and record.read() == {}
     record.begin('python x')
     assert states() == ['running', 'left', 'left'] and record.read()['command'] == 'python x'
-    assert progress(teacher, logs, set()).state == 'left'
+    assert progress_of(teacher, logs, set()).state == 'left'
     os.utime(record.path, (time.time() - SILENT - 1,) * 2)       # its worker has given no sign of life
     assert states() == ['left', 'left', 'left']
     record.beat()
@@ -1456,19 +1455,19 @@ def test_the_state_of_a_step(tmp_path):
     folder.mkdir(parents=True)
     for history in ('[', '{}', '[3, null, {"seconds": "2"}, {"seconds": NaN}]', 'null'):
         (folder / 'history.json').write_text(history)
-        assert progress(teacher, logs).part == 0
+        assert progress_of(teacher, logs).part == 0
     (folder / 'history.json').write_text('[{"seconds": 1.5}]')
-    assert (progress(teacher, logs).part, progress(teacher, logs).seconds) == (0.5, 1.5)
+    assert (progress_of(teacher, logs).part, progress_of(teacher, logs).seconds) == (0.5, 1.5)
     for parameters in ('[', '[]', '{"Total time": 3}', '{"Total time": "3"}'):
         (folder / 'parameters.json').write_text(parameters)
         (folder / 'resnet14_best.pth').touch()
-        assert progress(teacher, logs).state == 'left'
+        assert progress_of(teacher, logs).state == 'left'
 
 
 def test_the_time_that_is_left(tmp_path):
     """By what others of the same nets and method took, else by other students or teachers."""
-    steps = steps_of(read(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
-    now = {step: progress(step, tmp_path, set()) for step in steps}
+    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
+    now = {step: progress_of(step, tmp_path, set()) for step in steps}
     by_name = {step.name: now[step] for step in steps}
     assert seconds_left(now, 2) is None and summary('mini', now, 2) == 'mini: 0 done, 0 running, 0 failed, 10 left'
     by_name['teacher-resnet14'].__init__('done', 1.0, 40.0)
@@ -1495,7 +1494,7 @@ def test_the_time_that_is_left(tmp_path):
 def test_odd_seconds(call, tmp_path, monkeypatch, capsys, seconds):
     """Those of a file that was changed or damaged stop neither --status nor the report."""
     monkeypatch.chdir(tmp_path)
-    steps = steps_of(read(write_table(Path('mini.toml'), **ALONE)), 'save', [])
+    steps = plan_runs(read_table(write_table(Path('mini.toml'), **ALONE)), 'save', [])
     for step in steps[:3]:
         step.folder.mkdir(parents=True)
         (step.folder / 'history.json').write_text(json.dumps([{'seconds': seconds}]))

@@ -23,8 +23,8 @@ from distiller_zoo import get_method
 from experiments import report_charts
 from experiments.folder_check import claim
 from experiments.report_text import as_csv, figure, latex, markdown, notes, signed
-from experiments.results import Cell, Found, Trial, epoch_of_published, published_for
-from experiments.table_file import TABLES, Pair, Row, Table, read
+from experiments.results import Cell, TableResults, Trial, epoch_of_published, published_for
+from experiments.table_file import TABLES, Pair, Row, Table, read_table
 from helper.cli import values
 from helper.files import read_json
 from helper.run_folder import RunPaths
@@ -175,7 +175,7 @@ def test_csv(table, texts):
 
 def page_cell(page, row, pair):
     """The HTML of a cell of the table of accuracies."""
-    place = list(ROWS).index(row) * 7 + list(dict.fromkeys(str(pair) for pair in read(
+    place = list(ROWS).index(row) * 7 + list(dict.fromkeys(str(pair) for pair in read_table(
         ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs)).index(pair)
     return re.search(rf'<button data-dialog="cell-{place}">(.*?)</button>', page, re.S)[1]
 
@@ -255,7 +255,7 @@ def test_a_single_epoch_is_seen():
     """A line of one point needs a marker, and its axis one whole number."""
     found = found_of({'Student': [70.0], 'KD': [73.0]})
     for cell in found.cells.values():
-        cell.runs[0].update(curve=[cell.runs[0]['top1']], pictures={'attention': [[0.5, 0.5]]},
+        cell.results[0].update(curve=[cell.results[0]['top1']], pictures={'attention': [[0.5, 0.5]]},
                             pictures_by_epoch=[{'attention': [[0.5, 0.5]]}])
     curves = report_charts.curves([*enumerate(found.cells.values())])
     for chart in (curves, report_charts.learnt('attention', found.cells['KD', 'a -> b'])):
@@ -293,7 +293,7 @@ def test_markdown(table, texts):
     pairs, gains = list(dict.fromkeys(pair for _, pair in figures)), improvement(figures)
     lines = texts['md'].splitlines()
     assert lines[0] == "# SemCKD's table, CIFAR-100"
-    assert lines[4:6] == ['| | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | SemCKD ARI |',
+    assert lines[4:6] == ['|  | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | SemCKD ARI |',
                           '|---' * 9 + '|']
     for line, row in zip(lines[6:14], ROWS, strict=True):
         cells = [expected(figures, row, pair) for pair in pairs]
@@ -303,7 +303,7 @@ def test_markdown(table, texts):
         assert line == f'| {row} | ' + ' | '.join(said) + f' | {gain}'
         percent = gains.get(row, (None,))[0]
         assert gain.startswith(('–' if percent is None else f'{percent:.2f}%') + ' (' if row in gains else ' |')
-    assert lines[14] == '| Teacher | ' + ' | '.join(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs) + ' | |'
+    assert lines[14] == '| Teacher | ' + ' | '.join(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs) + ' |  |'
 
 
 def test_latex(table, texts):
@@ -390,7 +390,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     Path('mine.toml').write_bytes((TABLES / 'digits.toml').read_bytes())
-    claim(read(Path('mine.toml')), Path('here'))
+    claim(read_table(Path('mine.toml')), Path('here'))
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     assert read_json(Path('here/table.json'), '') == {'table': 'mine', 'file': os.path.abspath('mine.toml')}
@@ -417,14 +417,14 @@ def run_of(top1, last=None):
             'facts': {}}
 
 
-def found_of(accuracies: dict, **settings) -> Found:
+def found_of(accuracies: dict, **settings) -> TableResults:
     """What a table of one pair has found. accuracies: row -> top-1 of its trials; 'Student' is alone."""
     pair = Pair('a', 'b')
     rows = [Row(label, 'alone' if label.startswith('Student') else 'kd') for label in accuracies]
     table = Table(Path('x.toml'), 'A | B <i>', [pair], rows, [1], **settings)
     trials = {label: [Trial(SimpleNamespace(name=label), None, None, run_of(top1)) for top1 in values]
               for label, values in accuracies.items()}
-    return Found(table, {(row.label, 'a -> b'): Cell(row, pair, trials[row.label], None) for row in rows}, [])
+    return TableResults(table, {(row.label, 'a -> b'): Cell(row, pair, trials[row.label], None) for row in rows}, [])
 
 
 def test_improvement():
@@ -441,10 +441,10 @@ def test_improvement():
 def test_trials_of_other_data():
     """They are not averaged, and are named."""
     found = found_of({'Student': [70.0, 71.0], 'KD': [73.0, 74.0]})
-    for place, run in enumerate(run for cell in found.cells.values() for run in cell.runs):
+    for place, run in enumerate(run for cell in found.cells.values() for run in cell.results):
         run['facts'] = {'classes': 4, **({} if place == 0 else {'images (checksum)': place // 3})}
     for cell in found.cells.values():
-        del cell.runs       # it was kept
+        del cell.results       # it was kept
     student, kd = found.cells.values()
     assert (student.mean('best'), kd.mean('best')) == (70.5, None)
     assert notes(found, 'best') == ['No mean, since the trials have different data: KD, a -> b.']
@@ -512,7 +512,7 @@ def test_escapes():
 
 def published_cells(name):
     """(the table, {(row, pair): the figure beside it or None})."""
-    table, parsed, found = read(ROOT / 'scripts' / 'tables' / f'{name}.toml'), {}, {}
+    table, parsed, found = read_table(ROOT / 'scripts' / 'tables' / f'{name}.toml'), {}, {}
     for pair in table.pairs:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
@@ -582,7 +582,7 @@ def test_in_a_browser(table, texts, tmp_path):
     pressed = json.loads(base64.b64decode(re.search(r'<pre id="pressed">([^<]+)</pre>', chromium.stdout)[1]))
     asked, by_best, from_high, from_low, by_name, shown, opened, left_open = pressed
     assert asked == []
-    pair = read(ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs[0]
+    pair = read_table(ROOT / 'scripts' / 'tables' / f'{TABLE}.toml').pairs[0]
     for order, kind in ((by_best, 0), (from_high, 1), (reversed(from_low), 1)):
         assert [*order] == sorted(ROWS, key=lambda row: -mean(trial[kind] for trial in figures[row, str(pair)]))
     assert by_name == [*ROWS]

@@ -209,7 +209,7 @@ def test_command_ended(tmp_path, reference, number):
     command = Command(tmp_path, 'small')
     command.wait_for_middle(TEACHER)
     code, output = command.end_by(number)
-    assert code == -9 or (code == 129 and 'SIGHUP: the jobs go on' in output)
+    assert code == -9 or (code == 129 and 'SIGHUP: the jobs continue' in output)
     command = Command(tmp_path, 'small')
     assert_ends(command, reference)
     assert command.arrays() == 2
@@ -221,7 +221,7 @@ def test_ctrl_c(tmp_path, reference):
     command.wait_for_middle(TEACHER)
     jobs = {command.job(TEACHER), command.job(SEMCKD)}
     code, output = command.end_by(signal.SIGINT)
-    assert code == 130 and output.endswith('stopped; the same command goes on\n')
+    assert code == 130 and output.endswith('stopped; the same command continues\n')
     assert not jobs & {*slurm('squeue', '-h', '-r', '-o', '%i').split()}
     command = Command(tmp_path, 'small')
     assert_ends(command, reference)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import slurm
-from experiments.plan import Step
-from experiments.progress import MOST_STARTS, Record
+from experiments import slurm, slurm_job
+from experiments.planned_run import PlannedRun
+from experiments.progress import MAX_STARTS, Record
 from options import teacher_options
 from scripts import reproduce
 
@@ -81,7 +81,7 @@ def assert_refused(answer, words):
     ('--sbatch qos=low Account=vision', '--sbatch Account=vision: give KEY=VALUE'),
     ('--sbatch time=5', '--sbatch time=5: give it by --time'),
     ('--sbatch cpus_per_task=5', '--sbatch cpus_per_task=5: give it by --cpus'),
-    ('--sbatch array=0-5', '--sbatch array=0-5: reproduce.py says this to sbatch itself'),
+    ('--sbatch array=0-5', '--sbatch array=0-5: reproduce.py sets this option itself'),
 ])
 def test_refused_flags(run, flags, words):
     assert_refused(run(*flags.split()), words)
@@ -210,7 +210,7 @@ class TestJob:
         def step(program, name='a', after=None):
             script = tmp_path / f'{name}.py'
             script.write_text(f'import os, signal, sys, time\nprint("began", flush=True)\n{program}')
-            return Step(name, name, str(script), [], teacher_options(['--seed', '1']), tmp_path / name,
+            return PlannedRun(name, name, str(script), [], teacher_options(['--seed', '1']), tmp_path / name,
                         tmp_path / name / 'x', '', 1, after)
         return step
 
@@ -219,9 +219,9 @@ class TestJob:
         ('sys.exit(143)', True), ('os.kill(os.getpid(), signal.SIGTERM)', True)])
     def test_end(self, tmp_path, monkeypatch, step, program, waits):
         """A job whose runs were told to end waits for Slurm, which else would take it for complete."""
-        monkeypatch.setattr(slurm, 'ENDING', 1.5 if waits else 600)
+        monkeypatch.setattr(slurm_job, 'ENDING', 1.5 if waits else 600)
         began = time.monotonic()
-        slurm.Job()(tmp_path / 'logs', [step(program)], [], '1')
+        slurm_job.Job()(tmp_path / 'logs', [step(program)], [], '1')
         seconds = time.monotonic() - began
         assert seconds > 1.5 if waits else seconds < 600
 
@@ -229,17 +229,17 @@ class TestJob:
         """It is started again in the same job, and then has failed."""
         died = step('os.kill(os.getpid(), signal.SIGKILL)')
         for _ in range(2):
-            slurm.Job()(tmp_path / 'logs', [died], [], '1')
-        lines = [f'ended by SIGKILL (out of memory?), start {start} of {MOST_STARTS}'
-                 for start in range(1, MOST_STARTS + 1)]
+            slurm_job.Job()(tmp_path / 'logs', [died], [], '1')
+        lines = [f'ended by SIGKILL (out of memory?), start {start} of {MAX_STARTS}'
+                 for start in range(1, MAX_STARTS + 1)]
         assert (tmp_path / 'logs/a.log').read_text().splitlines() == [
             line for said in lines for line in ('began', said)]
-        assert Record(tmp_path / 'logs', died).failed()
+        assert Record(tmp_path / 'logs', died).has_failed()
 
     def test_ports(self, tmp_path, step):
         """Runs of several processes on one machine meet at different ports."""
         steps = [step('print(sys.argv[-2:])', 'a'), step('print(sys.argv[-2:])', 'b')]
-        slurm.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
+        slurm_job.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
         ports = {int(re.search(r"--dist-url', 'tcp://127.0.0.1:(\d+)'", (tmp_path / f'logs/{name}.log').read_text())[1])
                  for name in 'ab'}
         assert len(ports) == 2
@@ -248,7 +248,7 @@ class TestJob:
         """What has failed, and what has no teacher."""
         failed = step('sys.exit(1)')
         for _ in range(2):
-            slurm.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], '1')
+            slurm_job.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], '1')
         assert (tmp_path / 'logs/a.log').read_text() == 'began\n'
         assert not (tmp_path / 'logs/b.log').exists()
 
@@ -262,7 +262,7 @@ class TestJob:
             raise Ended
 
         saves = 'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nprint("ready", flush=True)\ntime.sleep(60)'
-        job, again = slurm.Job(), []
+        job, again = slurm_job.Job(), []
         arguments = tmp_path / 'logs', [step(saves), step(saves, 'b')], [], '1'
         before = signal.signal(signal.SIGALRM, handler)
         try:
@@ -272,7 +272,7 @@ class TestJob:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-        assert (again[0].function.work, again[0].args) == (None, arguments)
+        assert (again[0].function.processes, again[0].args) == (None, arguments)
         for each in arguments[1]:
             assert Record(tmp_path / 'logs', each).read()['code'] == 143
 '''

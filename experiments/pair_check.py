@@ -1,0 +1,51 @@
+"""Check that a method can train a pair of nets, before any data is read."""
+import contextlib
+import functools
+import io
+from types import SimpleNamespace
+
+import torch
+
+from distiller_zoo import get_method, make_distiller
+from distiller_zoo.checks import check_pairwise_batch
+from helper.errors import UserError
+from models.find import build
+
+SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
+         'imagenette': (10, 224)}       # data set -> classes, pixels
+
+
+def pixels(opt) -> int:
+    """Return the height and width of the training images."""
+    return SIZES.get(opt.dataset, (10, opt.image_size))[1]
+
+
+class PairCheck:
+    """Builds methods with untrained nets. Each net is built once, and its outputs are computed once."""
+
+    def __init__(self):
+        self.nets = {}
+
+    def check(self, opt, label: str) -> None:
+        """Raise UserError if the method of these options cannot train the pair."""
+        method = get_method(opt.distill)
+        classes, size = SIZES.get(opt.dataset, (10, opt.image_size))
+        labels = torch.arange(50000) % classes
+        data = SimpleNamespace(num_classes=classes, image_size=size, labels=labels, n_train=len(labels))
+        student, teacher = (self._net(name, classes, size, is_teacher, stages, label) for name, is_teacher, stages in
+                            ((opt.model_s, False, opt.stages), (opt.model_t, True, opt.stages_t)))
+        try:
+            check_pairwise_batch(method.spec, opt.batch_size)
+            with contextlib.redirect_stdout(io.StringIO()):
+                make_distiller(student, teacher, opt, data)
+        except UserError as error:
+            raise UserError(f'{label}: {error}') from error
+
+    def _net(self, name, classes, size, is_teacher, stages, label):
+        key = name, classes, size, is_teacher, str(stages)      # a method freezes its teacher, so roles share no net
+        if key not in self.nets:
+            net = self.nets[key] = build(name, classes, size, label)
+            outputs = functools.cache(lambda shape, preact, net_outputs=net.outputs:
+                                      net_outputs(torch.zeros(shape), preact))
+            net.outputs = lambda images, preact=False: outputs(images.shape, preact)
+        return self.nets[key].requires_grad_()      # SimKD freezes a part of a student

@@ -1,0 +1,99 @@
+"""A run of a table, and what can be said of several runs."""
+import itertools
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from distiller_zoo import get_method
+from distiller_zoo.checks import check_pairwise_batch
+from helper.cli import values
+from helper.distributed import check_batch_size
+from helper.errors import UserError, nearest
+
+from .table_file import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(eq=False)
+class PlannedRun:
+    """A run of a table. progress.py says whether it is finished."""
+
+    name: str                       # of its log, unique in the table
+    label: str                      # in messages: the table's file, and the row and pair
+    script: str
+    arguments: list[str]            # without the flags for the device
+    opt: Namespace                  # the parsed arguments
+    folder: Path
+    checkpoint: Path
+    net: str                        # the trained net
+    trial: int                      # 1, 2, ...; 0 for a teacher
+    teacher_run: 'PlannedRun | None' = None     # must finish first
+    has_students: bool = False      # another run needs its checkpoint
+    cells: list[tuple[str, str]] = field(default_factory=list)      # (row label, pair) of the cells with this trial
+
+    @property
+    def short_label(self) -> str:
+        """The label without the table's file."""
+        return self.label.partition(': ')[2]
+
+    def command(self, device_flags: list[str], python: str = 'python') -> list[str]:
+        """Return the command line for the current folder. The table's flags follow device_flags and override them."""
+        script = self.script if Path.cwd() == ROOT else str(ROOT / self.script)
+        return [python, script, *device_flags, *self.arguments]
+
+
+def select_part(table: Table, runs: list[PlannedRun], rows: str | None, pairs: str | None, seeds: str | None
+                ) -> tuple[Table, list[PlannedRun]]:
+    """Return the table and its runs, reduced to the named rows, pairs and seeds, with the teachers that they need.
+
+    Each argument is a list of names with commas, or None for all. A run keeps its folder and trial number. Raises
+    UserError for an unknown name.
+    """
+    rows = _select(rows, {row.label: row for row in table.rows}, '--rows', table)
+    pairs = _select(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)
+    seeds = _select(seeds, {str(seed): seed for seed in table.seeds}, '--seeds', table)
+    cells = {(row.label, str(pair)) for row in rows for pair in pairs} - table.left_out
+    if not cells:
+        raise UserError(f'--rows and --pairs: {table.path} leaves out these cells; name others')
+    selected = {run for run in runs if cells & {*run.cells} and run.opt.seed in seeds}
+    while teacher_runs := {run.teacher_run for run in selected if run.teacher_run} - selected:
+        selected |= teacher_runs
+    return replace(table, rows=rows, pairs=pairs, seeds=seeds), [run for run in runs if run in selected]
+
+
+def _select(text, known, flag, table):
+    """Return the values of `known`, name -> value, that the comma list names, in the order of the table."""
+    if text is None:
+        return [*known.values()]
+    names = [' '.join(name.replace('->', ' -> ').split()) for name in text.split(',')]
+    for name in names:
+        if name not in known:
+            raise UserError(f'{flag} {name}: {table.path} does not have it; {nearest(name, known)}')
+    return [value for name, value in known.items() if name in names]
+
+
+def check_batches(runs: list[PlannedRun], processes: int) -> None:
+    """Raise UserError unless the batch of each run can be divided among its processes."""
+    for run in runs:
+        try:
+            check_batch_size(run.opt, processes)
+            if hasattr(run.opt, 'distill'):
+                check_pairwise_batch(get_method(run.opt.distill).spec, run.opt.batch_size // processes)
+        except UserError as error:
+            raise UserError(f'{run.label}: {error}') from error
+
+
+def expected_options(opt) -> dict:
+    """Return option -> value of the options that decide a run's result, as parameters.json has them."""
+    names = ({*values(opt)} - opt.flags.may_differ) | {'epochs', 'seed'}
+    return {name: value for name, value in json.loads(json.dumps(values(opt))).items() if name in names}
+
+
+def waves(runs: list[PlannedRun]) -> list[list[PlannedRun]]:
+    """Return the runs in groups, each of which needs only the groups before it."""
+    depth = {}
+    for run in runs:
+        depth[run] = depth[run.teacher_run] + 1 if run.teacher_run else 0
+    return [list(group) for _, group in itertools.groupby(sorted(runs, key=depth.get), key=depth.get)]
