@@ -45,7 +45,12 @@ class PairCheck:
         key = name, classes, size, is_teacher, str(stages)      # a method freezes its teacher, so roles share no net
         if key not in self.nets:
             net = self.nets[key] = build(name, classes, size, label)
-            outputs = functools.cache(lambda shape, preact, net_outputs=net.outputs:
-                                      net_outputs(torch.zeros(shape), preact))
-            net.outputs = lambda images, preact=False: outputs(images.shape, preact)
+            net.outputs = _cached(net.outputs)
         return self.nets[key].requires_grad_()      # SimKD freezes a part of a student
+
+
+def _cached(outputs):
+    """Return Net.outputs with a cache for blank images, which serves calls without gradients."""
+    cached = functools.cache(lambda shape, preact: outputs(torch.zeros(shape), preact))
+    return lambda images, preact=False: \
+        outputs(images, preact) if torch.is_grad_enabled() else cached(images.shape, preact)

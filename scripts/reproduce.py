@@ -89,17 +89,20 @@ def main():
     lock = FolderLock(save, shared=True)      # with report.py
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
-    claim(table, save)
-    if opt.retry:
-        for record in (Record(logs, run) for run in runs):
-            if record.has_failed():
-                record.forget()
-    progress = devices.run(runs) if opt.cluster == 'slurm' else \
-        Local(table.name, logs, runs, devices, opt.trial_parallel).run()
-    print(failures(progress, logs), end='')
-    show(report_text.plain(report.write(table, save, progress)))
-    print(f'report: {save}/report.html')
-    check_data(runs)
+    try:
+        claim(table, save)
+        if opt.retry:
+            for record in (Record(logs, run) for run in runs):
+                if record.has_failed():
+                    record.forget()
+        progress = devices.run(runs) if opt.cluster == 'slurm' else \
+            Local(table.name, logs, runs, devices, opt.trial_parallel).run()
+        print(failures(progress, logs), end='')
+        show(report_text.plain(report.write(table, save, progress)))
+        print(f'report: {save}/report.html')
+        check_data(runs)
+    finally:
+        lock.release()
     if any(now.state != DONE for now in progress.values()):
         print('not all is done; the same command continues, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)

@@ -537,7 +537,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         'row Student, resnet20 -> resnet8: would be written into save/mini/models/'
         'resnet8_digits_lr_0.02_decay_0.0005_trial_1, as row Student, resnet14 -> resnet8 with other flags; leave one '
         'of the two out'),
-    'a label of two lines': ({'rows': {'A\nb': 'kd'}}, "rows: 'A\\nb': give a name of one line of printable characters"),
+    'a label of two lines': ({'rows': {'A\nb': 'kd'}},
+                             "rows: 'A\\nb': give a name of one line of printable characters"),
     'an empty label': ({'rows': {'': 'kd'}}, "rows: '': give a name of one line of printable characters"),
     'a title of two lines': ({'title': 'a\nb'},
                              "title: 'a\\nb': give a name of one line of printable characters"),
