@@ -1,4 +1,4 @@
-"""The file of the teacher's answers: shared by processes, filled in parts, and never half-believed."""
+"""The file format of --teacher_cache: shared by processes, filled little by little, and checked when it is read."""
 import contextlib
 import errno
 import json
@@ -13,11 +13,11 @@ import numpy as np
 from helper.errors import UserError
 from helper.files import locked
 
-HEADER = 4096                       # bytes before the checksums
+HEADER = 4096       # bytes before the checksums
 
 
 def values_at(slots: int) -> int:
-    """The offset of the cached outputs, after the header and a checksum of each, in whole blocks."""
+    """The offset of the outputs: after the header and a checksum of each, rounded up to whole blocks."""
     return HEADER + -(-4 * slots // HEADER) * HEADER
 
 
@@ -27,25 +27,25 @@ def file_bytes(slots: int, width: int) -> int:
 
 
 class CacheFile:
-    """One kind of answer to `slots` slots, float32 (slots, width), in a file that processes share.
+    """The teacher's outputs for `slots` slots, float32 (slots, width), in a file that processes share.
 
-    The file holds a header, a checksum of each answer (0: not there yet), and the answers. An answer is written once,
-    under a lock, and its checksum after it: a process that is killed in between leaves it out. The file is sparse: it
-    takes room as it is filled. Answers that are there are read by a memory map. All else goes without one: a full disk
-    would end a process that writes into a map, and on some file systems one that reads what was never written.
+    The file holds a header, a checksum of each output (0: not written yet), and the outputs. An output is written once,
+    under a lock, and its checksum after it, so that a process that is killed between the two leaves a valid file. The
+    file is sparse: it takes disk space as it is filled. Outputs are read through a memory map, and only those that have
+    been written: on a full disk, and on some file systems, other accesses to a map would end the process.
     """
 
     def __init__(self, path: Path, facts: dict, slots: int, width: int):
-        """Opens the file, or makes an empty one. facts: what must be the same for the answers to be the same.
+        """Open the file, or make an empty one. facts: what determines the outputs.
 
-        Raises UserError for a file that is damaged or holds something else, OSError for one that cannot be made.
+        Raises UserError for a file that is damaged or has other facts, OSError for one that cannot be made.
         """
         self.path, self.slots, self.width = path, slots, width
         self.values_at, self.bytes = values_at(slots), file_bytes(slots, width)
         self.header = json.dumps({'teacher cache': 1, 'slots': slots, 'width': width, **facts}).encode().ljust(HEADER)
         self.seed = zlib.crc32(self.header)
         self.writable = os.access(path, os.W_OK) or not os.path.exists(path)
-        # Made if it is not there, never cut, and without waiting for the other end of a pipe.
+        # Without O_TRUNC, and without waiting for the other end of a pipe.
         flags = os.O_RDWR | os.O_CREAT if self.writable else os.O_RDONLY
         flags |= getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
         self.file = os.fdopen(os.open(path, flags, 0o644), 'r+b' if self.writable else 'rb', buffering=0)
@@ -54,24 +54,24 @@ class CacheFile:
         with locked(self.path) if self.writable else contextlib.nullcontext():
             self._check()
         self.map = mmap.mmap(self.file.fileno(), self.bytes, access=mmap.ACCESS_READ)
-        if hasattr(mmap, 'MADV_WILLNEED'):      # read it ahead: later accesses are single pages all over the file
+        if hasattr(mmap, 'MADV_WILLNEED'):      # read ahead: later accesses are single pages all over the file
             self.map.madvise(mmap.MADV_WILLNEED)
         self.values = np.frombuffer(self.map, np.float32, slots * width, self.values_at).reshape(slots, width)
 
     def _check(self):
-        """Write the header of a new file, compare that of another. Sets `checksums`, as they are now."""
-        found = self._read(0, HEADER)
-        new = self.writable and not found.strip(b'\0')      # or its process was killed before it wrote the header
-        if new:
+        """Write the header of a new file, or compare the header of an old one. Sets `checksums`."""
+        header = self._read(0, HEADER)
+        is_new = self.writable and not header.strip(b'\0')      # or its process was killed before it wrote the header
+        if is_new:
             self.file.truncate(self.bytes)
-        elif found != self.header:
-            raise UserError(f'--teacher_cache: {self.path}: {_difference(found, self.header)}; remove it, or give '
+        elif header != self.header:
+            raise UserError(f'--teacher_cache: {self.path}: {_difference(header, self.header)}; remove it, or give '
                             f'another folder')
         self._check_size()
         self.count()
-        if new and self.checksums.any():
-            raise UserError(f'--teacher_cache: {self.path}: is damaged, it has answers and no header; remove it')
-        if new:
+        if is_new and self.checksums.any():
+            raise UserError(f'--teacher_cache: {self.path}: is damaged, it has outputs and no header; remove it')
+        if is_new:
             self._write(0, self.header)
 
     def _check_size(self):
@@ -81,37 +81,36 @@ class CacheFile:
                             f'{self.bytes:,}; remove it')
 
     def count(self) -> int:
-        """How many answers are there, also by other processes."""
+        """The number of outputs in the file, those of other processes too."""
         self.checksums = np.frombuffer(self._read(HEADER, 4 * self.slots), np.uint32).copy()
         return int(np.count_nonzero(self.checksums))
 
-    def to_come(self) -> int:
-        """Bytes of the disk that the file will still take."""
-        there = os.fstat(self.file.fileno())
-        return max(0, self.bytes - getattr(there, 'st_blocks', 0) * 512)
+    def needed_bytes(self) -> int:
+        """Bytes of disk space that the file will still take."""
+        return max(0, self.bytes - getattr(os.fstat(self.file.fileno()), 'st_blocks', 0) * 512)
 
     def has(self, slots: np.ndarray) -> np.ndarray:
-        """Which of these answers are there, bool (N,)."""
+        """Whether each of these outputs is in the file, bool (N,)."""
         for slot in slots[self.checksums[slots] == 0].tolist():     # another process may have written it
             self.checksums[slot] = int.from_bytes(self._read(HEADER + 4 * slot, 4), 'little')
         return self.checksums[slots] != 0
 
     def read(self, slots: np.ndarray) -> np.ndarray:
-        """float32 (N, width) of answers that are there. Raises UserError for one that is not what was written."""
-        self._check_size()      # a map of a file that was cut would end the process
+        """float32 (N, width), of outputs that are in the file. Raises UserError if one differs from its checksum."""
+        self._check_size()      # reading beyond the end of a file that was cut would end the process
         values = self.values[slots]
         for slot, value, checksum in zip(slots.tolist(), values, self.checksums[slots].tolist(), strict=True):
             if self._checksum(slot, value) != checksum:
-                raise UserError(f'--teacher_cache: {self.path}: is damaged, answer {slot} is not what was written; '
+                raise UserError(f'--teacher_cache: {self.path}: is damaged, output {slot} is not what was written; '
                                 f'remove it')
         return values
 
     def write(self, slots: np.ndarray, values: np.ndarray) -> None:
-        """Keep answers that are not there yet. Raises OSError when the disk is full; what is there stays."""
+        """Write the outputs that are not in the file yet. Raises OSError if the disk is full; older outputs stay."""
         values = np.ascontiguousarray(values, np.float32)
         with locked(self.path):
-            new = ~self.has(slots)
-            for slot, value in zip(slots[new].tolist(), values[new], strict=True):
+            is_new = ~self.has(slots)
+            for slot, value in zip(slots[is_new].tolist(), values[is_new], strict=True):
                 checksum = self._checksum(slot, value)
                 self._write(self.values_at + slot * 4 * self.width, value.tobytes())
                 self._write(HEADER + slot * 4, checksum.to_bytes(4, 'little'))
@@ -126,15 +125,15 @@ class CacheFile:
 
     def _write(self, offset, content):
         self.file.seek(offset)
-        if self.file.write(content) != len(content):        # a disk that became full took only a part
+        if self.file.write(content) != len(content):        # the disk became full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _difference(found, header):
-    """What another header says, for a person."""
+def _difference(header, expected):
+    """What differs between the header of a file and the expected one, as text."""
     try:
-        found, own = json.loads(found), json.loads(header)
-        differ = [f'{name} {found[name]}, now {value}' for name, value in own.items() if found[name] != value]
-        return f'belongs to something else ({"; ".join(differ)})'
+        header, expected = json.loads(header), json.loads(expected)
+        differing = [f'{name} {header[name]}, now {value}' for name, value in expected.items() if header[name] != value]
+        return f'belongs to something else ({"; ".join(differing)})'
     except (ValueError, TypeError, KeyError):
         return 'is no teacher cache, or its beginning is damaged'

@@ -91,14 +91,14 @@ def test_batches_from_memory(fake, channels_last):
 
 
 @pytest.mark.parametrize('near', [True, False])
-def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
-    """All of them there, none, and some; in the memory of the GPU, and in the file."""
+def test_cached_teacher_outputs(fake, near, tmp_path, monkeypatch):
+    """All of a batch cached, none, and some; with and without a copy in the memory of the GPU."""
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
     file = CacheFile(tmp_path / 'logits.cache', {}, 40, 5)
     file.write(np.arange(20), np.ones((20, 5), np.float32))
     cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', {})
     cache.writable = False
-    assert (cache.copy is not None) == near
+    assert (cache.device_copy is not None) == near
     asked = []
 
     def ask(images):
@@ -107,9 +107,9 @@ def test_answers_of_the_teacher(fake, near, tmp_path, monkeypatch):
     loader = TeacherOutputLoader(SimpleNamespace(batch_size=16), cache, ask)
     images = torch.zeros(16, 3, 8, 8, device=CUDA)
     for slots in (range(16), range(24, 40), range(12, 28)):
-        logits = loader.answers(images, np.array(slots))['logits']
+        logits = loader.outputs(images, np.array(slots)).logits
         assert logits.device == CUDA and logits.shape == (16, 5) and logits.dtype == torch.float32
-    assert asked == [16, 4 if near else 8]      # near, the second batch's answers are there for the third
+    assert asked == [16, 4 if near else 8]      # near: the second batch's outputs are cached for the third
 
 
 def test_the_gpu_of_a_mac(fake, monkeypatch):

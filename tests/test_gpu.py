@@ -46,7 +46,7 @@ class NoWaiting:
 def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loader: loader, cache=None):
     """The average loss of each epoch of three steps, of the first stage alone where there is one.
 
-    cache: a folder for the teacher's answers.
+    cache: a folder for the teacher's outputs.
     """
     distiller, loader, opt = build(method, size=32, device=device)
     distiller.to(device, memory_format=torch.channels_last)

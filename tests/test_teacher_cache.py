@@ -1,4 +1,4 @@
-"""--teacher_cache: a run with it equals one without, and a file is shared, filled in parts and never half-believed."""
+"""--teacher_cache: results equal those without it; its files are shared, filled little by little, and checked."""
 import errno
 import multiprocessing
 import os
@@ -24,38 +24,38 @@ from scripts import fill_teacher_cache
 FACTS = {'teacher (checksum)': 1}
 
 
-def answer_file(folder, slots=40, width=5, facts=FACTS, name='answers.cache'):
+def cache_file(folder, slots=40, width=5, facts=FACTS, name='outputs.cache'):
     return CacheFile(folder / name, facts, slots, width)
 
 
 def some(*slots, width=5):
-    """Slots, and an answer for each that is the same whenever it is asked for."""
+    """Slots, and random outputs that depend on the slot alone."""
     return np.array(slots), np.stack([np.random.default_rng(slot).normal(size=width) for slot in slots]).astype('f')
 
 
 # The file
 
-def test_answers_come_back(tmp_path):
-    file, (slots, values) = answer_file(tmp_path), some(3, 39, 0)
+def test_outputs_are_read_back(tmp_path):
+    file, (slots, values) = cache_file(tmp_path), some(3, 39, 0)
     assert file.count() == 0 and not file.has(slots).any()
     file.write(slots, values)
-    for other in (file, answer_file(tmp_path)):
+    for other in (file, cache_file(tmp_path)):
         assert other.count() == 3 and (other.read(slots[::-1]) == values[::-1]).all()
-    file.write(slots[:1], values[:1] + 1)       # an answer is written once
+    file.write(slots[:1], values[:1] + 1)       # an output is written once
     assert (file.read(slots) == values).all()
 
 
-def test_it_takes_room_as_it_is_filled(tmp_path):
-    file = answer_file(tmp_path, 10**6)
-    whole = file.to_come()
+def test_the_file_takes_disk_space_as_it_is_filled(tmp_path):
+    file = cache_file(tmp_path, 10**6)
+    whole = file.needed_bytes()
     assert whole > 20e6
     file.write(*some(0, 1))
-    assert 0 < whole - file.to_come() < 10**5
+    assert 0 < whole - file.needed_bytes() < 10**5
 
 
 def test_a_process_that_is_killed_while_it_writes(tmp_path, monkeypatch):
-    """The values are in the file, their checksum is not: the answer is not there."""
-    file, write = answer_file(tmp_path), CacheFile._write
+    """Values without their checksum do not count as written."""
+    file, write = cache_file(tmp_path), CacheFile._write
 
     def killed(self, offset, content):
         if len(content) == 4:       # the checksum
@@ -65,18 +65,18 @@ def test_a_process_that_is_killed_while_it_writes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         file.write(*some(7))
     monkeypatch.undo()
-    other = answer_file(tmp_path)
+    other = cache_file(tmp_path)
     assert other.values[7].any() and not other.has(np.array([7])).any()
     other.write(*some(7))
     assert (other.read(np.array([7])) == some(7)[1]).all()
 
 
 def test_one_that_is_killed_before_the_header(tmp_path):
-    path = answer_file(tmp_path).path
+    path = cache_file(tmp_path).path
     size = path.stat().st_size
     path.write_bytes(b'')
     os.truncate(path, size)
-    assert answer_file(tmp_path).count() == 0
+    assert cache_file(tmp_path).count() == 0
 
 
 def damage(path, kind):
@@ -97,46 +97,46 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize('kind, words', [
-    ('a value', 'is damaged, answer 39 is not what was written; remove it'), ('a checksum', 'is damaged, answer 39'),
-    ('moved', 'is damaged, answer 39'), ('short', 'is damaged, it has'), ('the header', 'its beginning is damaged'),
+    ('a value', 'is damaged, output 39 is not what was written; remove it'), ('a checksum', 'is damaged, output 39'),
+    ('moved', 'is damaged, output 39'), ('short', 'is damaged, it has'), ('the header', 'its beginning is damaged'),
     ('a text of another kind', 'is no teacher cache')])
 def test_damage(tmp_path, kind, words):
-    answer_file(tmp_path).write(*some(38, 39))
-    path = tmp_path / 'answers.cache'
+    cache_file(tmp_path).write(*some(38, 39))
+    path = tmp_path / 'outputs.cache'
     damage(path, kind)
     before = path.read_bytes()
     with pytest.raises(UserError) as caught:
-        answer_file(tmp_path).read(np.array([38, 39]))
+        cache_file(tmp_path).read(np.array([38, 39]))
     assert str(path) in str(caught.value) and words in str(caught.value) and path.read_bytes() == before
 
 
 def test_a_foreign_file(tmp_path):
-    answer_file(tmp_path)
+    cache_file(tmp_path)
     with pytest.raises(UserError, match=r'belongs to something else \(teacher \(checksum\) 1, now 2\); remove it'):
-        answer_file(tmp_path, facts={'teacher (checksum)': 2})
+        cache_file(tmp_path, facts={'teacher (checksum)': 2})
     with pytest.raises(UserError, match='width 5, now 6'):
-        answer_file(tmp_path, width=6)
+        cache_file(tmp_path, width=6)
     os.mkfifo(tmp_path / 'pipe')
     with pytest.raises(UserError, match='pipe: is no file'):
-        answer_file(tmp_path, name='pipe')
+        cache_file(tmp_path, name='pipe')
 
 
 def test_a_foreign_file_without_its_header(tmp_path):
-    """Zeros there do not make it a new one, and its answers are not taken for others'."""
-    file = answer_file(tmp_path)
+    """Zeros in place of the header do not make it a new file, and its outputs do not fit another header."""
+    file = cache_file(tmp_path)
     file.write(*some(3))
     content = bytearray(file.path.read_bytes())
     file.path.write_bytes(bytes(4096) + content[4096:])
-    with pytest.raises(UserError, match='is damaged, it has answers and no header'):
-        answer_file(tmp_path)
-    other = answer_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache')
+    with pytest.raises(UserError, match='is damaged, it has outputs and no header'):
+        cache_file(tmp_path)
+    other = cache_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache')
     other.path.write_bytes(other.path.read_bytes()[:4096] + content[4096:])
-    with pytest.raises(UserError, match='is damaged, answer 3'):
-        answer_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache').read(np.array([3]))
+    with pytest.raises(UserError, match='is damaged, output 3'):
+        cache_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache').read(np.array([3]))
 
 
 def test_a_file_that_is_cut_while_it_is_used(tmp_path):
-    file = answer_file(tmp_path, 10**5)
+    file = cache_file(tmp_path, 10**5)
     file.write(*some(3))
     os.truncate(file.path, 5000)
     with pytest.raises(UserError, match='is damaged, it has 5,000 bytes'):
@@ -145,15 +145,15 @@ def test_a_file_that_is_cut_while_it_is_used(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='may write everything')
 def test_a_file_that_may_only_be_read(tmp_path):
-    file = answer_file(tmp_path)
+    file = cache_file(tmp_path)
     file.write(*some(3))
     file.path.chmod(0o444)
-    other = answer_file(tmp_path)
+    other = cache_file(tmp_path)
     assert not other.writable and (other.read(np.array([3])) == some(3)[1]).all()
 
 
 def write_all(folder, seed, barrier):
-    file = answer_file(folder, 500)
+    file = cache_file(folder, 500)
     barrier.wait()
     for slots in np.split(np.random.default_rng(seed).permutation(500), 50):
         values = some(*slots)[1]
@@ -169,10 +169,10 @@ def test_processes_share_a_file(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    file = answer_file(tmp_path, 500)
+    file = cache_file(tmp_path, 500)
     assert file.count() == 500
     off = file.read(np.arange(500)) - some(*range(500))[1]
-    assert (off.std(1) < 1e-6).all()        # each answer is of one process
+    assert (off.std(1) < 1e-6).all()        # each output is of one process
 
 
 # The loader
@@ -189,7 +189,7 @@ def fill(cache, distiller, loader):
 
 
 def curve(tmp_path, kind, method='kd', steps=100, near=False):
-    """(losses of the steps, how many images the teacher was asked for)."""
+    """(losses of the steps, number of images that the teacher computed)."""
     distiller, loader, opt = build(method, batch=8, size=16)
     fold_batchnorm(distiller.teacher, 16)
     asked, ask = [], distiller.teacher_outputs
@@ -218,7 +218,7 @@ def curve(tmp_path, kind, method='kd', steps=100, near=False):
 
 
 def test_the_curve_of_a_run_without(tmp_path, capsys):
-    """100 steps: while the cache is filled, filled before, and filled before by another run."""
+    """100 steps while the cache is filled, and with a full one."""
     expected, asked = curve(tmp_path, 'without')
     filling, fewer = curve(tmp_path, 'filling')
     assert 0 < fewer < asked
@@ -231,7 +231,7 @@ def test_the_curve_of_a_run_without(tmp_path, capsys):
 
 @pytest.mark.parametrize('near', [False, True])
 def test_the_embedding_too(tmp_path, near):
-    """A file of logits that another method has filled is used, and lacks the embedding."""
+    """The logits that another method has cached are used, and the embedding is added."""
     curve(tmp_path, 'full', 'kd', 1)
     expected, asked = curve(tmp_path, 'without', 'srrl', 9)
     found, asked_too = curve(tmp_path, 'filling', 'srrl', 9, near)
@@ -241,7 +241,7 @@ def test_the_embedding_too(tmp_path, near):
 
 @pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.spec.is_cacheable(CACHED_OUTPUTS)])
 def test_every_cacheable_method(tmp_path, method):
-    """A step that is told the teacher's answers equals one that asks; and the teacher stays behind."""
+    """A step with given teacher outputs equals one that computes them, and needs no teacher on the device."""
     losses = []
     for told in (False, True):
         distiller, loader, opt = build(method)
@@ -262,14 +262,14 @@ def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(CacheFile, '_write', full)
     distiller, loader, opt = build('kd')
     assert cached(tmp_path, distiller, loader, opt) is None
-    assert 'the disk is full, so no answers are kept' in capsys.readouterr().out
+    assert 'the disk is full, so no outputs are cached' in capsys.readouterr().out
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='--teacher_cache .*/file/x: .* cannot be used .*; give another folder'):
         cached(tmp_path / 'file' / 'x', distiller, loader, opt)
 
 
 def test_the_teachers_accuracy(tmp_path):
-    """Known to later runs with the same test set; a file that cannot be written is done without."""
+    """Later runs with the same test set read it; a file that cannot be written is ignored."""
     distiller, loader, opt = build('kd')
     cached(tmp_path, distiller, loader, opt).save_accuracy(12.5)
     assert cached(tmp_path, distiller, loader, opt).accuracy == 12.5
@@ -281,8 +281,8 @@ def test_the_teachers_accuracy(tmp_path):
     cache.save_accuracy(12.5)
 
 
-def test_answers_of_another_process_reach_the_device(tmp_path):
-    """A copy in the memory of a GPU learns of what was written after it was made."""
+def test_outputs_of_another_process_reach_the_device(tmp_path):
+    """The copy on a GPU gets what other processes write after it was made."""
     distiller, loader, opt = build('kd')
     one, two = (cached(tmp_path, distiller, loader, opt) for _ in range(2))
     two.copy_to_device()
@@ -304,7 +304,7 @@ def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
     losses, _ = curve(tmp_path, 'filling', steps=9)
     monkeypatch.undo()
     out = capsys.readouterr().out
-    assert out.count('no more answers are kept (No space left on device)') == 1
+    assert out.count('no more outputs are cached (No space left on device)') == 1
     assert losses == pytest.approx(curve(tmp_path, 'without', steps=9)[0], rel=1e-5)
     content = next(tmp_path.glob('*.cache')).read_bytes()
     assert np.count_nonzero(np.frombuffer(content, np.uint32, 24 * VARIANTS, 4096)) == 9
@@ -314,7 +314,7 @@ def test_too_little_room(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=1000))
     distiller, loader, opt = build('kd')
     cache = cached(tmp_path, distiller, loader, opt)
-    assert not cache.writable and 'no more answers are kept: it would take another' in capsys.readouterr().out
+    assert not cache.writable and 'no more outputs are cached: it would take another' in capsys.readouterr().out
     list(TeacherOutputLoader(loader, cache, distiller.teacher_outputs))
     assert cache.files['logits'].count() == 0
 
@@ -326,7 +326,7 @@ def student(call, teacher, small, save, *flags):
 
 
 def test_a_full_cache_needs_no_teacher(call, teacher, small, tmp_path, monkeypatch, capsys):
-    """Filled by the script, then used by two runs that never ask; the teacher's accuracy is known too."""
+    """The script fills it, with the teacher's accuracy; two runs then never run the teacher."""
     flags = ['--path-t', teacher, '--model_s', 'resnet8', '--save_dir', tmp_path, *small]
     call(fill_teacher_cache.main, *flags, '--distill', 'rkd')
     assert '(100 % of 0.16 MB)' in capsys.readouterr().out
@@ -383,11 +383,11 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
     file.write_bytes(content)
     with pytest.raises(SystemExit) as caught:
         student(call, teacher, small, tmp_path, '--teacher_cache', '--trial', 2, '--epochs', 20)
-    assert caught.value.code == 2 and f'{file}: is damaged, answer' in capsys.readouterr().err
+    assert caught.value.code == 2 and f'{file}: is damaged, output' in capsys.readouterr().err
 
 
 def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
-    one, two = answer_file(tmp_path, 2), answer_file(tmp_path, 2, name='other.cache')
+    one, two = cache_file(tmp_path, 2), cache_file(tmp_path, 2, name='other.cache')
     cache = TeacherCache({'logits': one, 'embedding': two}, CPU, tmp_path / 'a.json', {})
     one.write(*some(0, 1))
     assert not cache.full and not cache.has(np.array([0, 1])).any()
