@@ -53,6 +53,21 @@ def pytest_configure(config):
     TEMPORARY.append(tempfile.tempdir)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of a file with a module fixture in one process; run all other tests in any free process."""
+    from xdist.scheduler import LoadScopeScheduling
+    whole = {f'tests/{file.name}' for file in Path(__file__).parent.glob('test_*.py')
+             if "scope='module'" in file.read_text()}
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return file if file in whole else nodeid
+
+    return Scheduling(config, log)
+
+
 def free_port() -> int:
     """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
