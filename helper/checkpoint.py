@@ -15,10 +15,10 @@ BEFORE_VERSIONS = {'model', 'arch', 'num_classes', 'best_acc'}      # keys of ou
 TRANSFORMED = {'model', 'arch', 'num_classes'}      # the same, of scripts/model_transform.py
 
 
-def save_checkpoint(path: Path, state: dict, keep: str | None = None) -> None:
-    """Write `state` and the version of the format to `path`, atomically. keep: the new name of an older file."""
+def save_checkpoint(path: Path, state: dict, backup: str | None = None) -> None:
+    """Write `state` and the version of the format to `path`, atomically. backup: the new name of an older file."""
     state = {**state, 'format_version': FORMAT_VERSION}
-    write_atomically(path, lambda file: torch.save(state, file), keep)
+    write_atomically(path, lambda file: torch.save(state, file), backup)
 
 
 def is_ours(state: dict) -> bool:
@@ -34,53 +34,52 @@ def load_checkpoint(path: str, flag: str) -> dict:
     Only tensors and plain values are read. Other objects beside the weights, as argparse.Namespace, are left out, and a
     line names them. Raises UserError for anything else; see unpickle.read_untrusted.
     """
-    what = f'{flag} {path}'
+    source = f'{flag} {path}'
     if os.path.isdir(path):
         files = sorted((p.name for p in Path(path).glob('*.pth') if p.name != 'previous.pth'),
                        key=lambda name: (name == 'last.pth', name))
-        raise UserError(f'{what}: is a folder; give the checkpoint file'
+        raise UserError(f'{source}: is a folder; give the checkpoint file'
                         + (f' in it, one of {", ".join(files)}' if files else ', NAME.pth'))
     if not os.path.exists(path):
-        raise UserError(f'{what}: no such file; give a checkpoint, NAME.pth')
-    with open_regular(path, what) as file:
-        state, objects = read_untrusted(file, what)
+        raise UserError(f'{source}: no such file; give a checkpoint, NAME.pth')
+    with open_regular(path, source) as file:
+        state, objects = read_untrusted(file, source)
     if not isinstance(state, dict):
-        raise UserError(f'{what}: holds a {type(state).__name__}; a checkpoint is a dictionary with "model" in it')
+        raise UserError(f'{source}: holds a {type(state).__name__}; a checkpoint is a dictionary with "model" in it')
     if objects:
         names = [*dict.fromkeys('NumPy values' if name.startswith('numpy') else name for name in objects
                                 if not name.startswith('_codecs'))]         # of NumPy's values
-        print(f'{what}: objects beside the weights are left out: {listed(names, most=4)}')
+        print(f'{source}: objects beside the weights are left out: {listed(names, most=4)}')
     return state
 
 
-def load_weights(net: nn.Module, weights: dict, what: str) -> None:
+def load_weights(net: nn.Module, weights: dict, source: str) -> None:
     """Fill `net`, or change nothing and raise UserError that names the first key that does not fit and its shapes."""
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f'{what}: holds no weights; a checkpoint keeps a state_dict under "model"')
-    own = net.state_dict()
-    faults = [fault for key in {**own, **weights} if (fault := _compare_weight(key, own, weights))]
+        raise UserError(f'{source}: holds no weights; a checkpoint keeps a state_dict under "model"')
+    expected = net.state_dict()
+    faults = [fault for key in {**expected, **weights} if (fault := _compare_weight(key, expected.get(key), weights))]
     if faults:
-        more = f', and {len(faults) - 1} more' if len(faults) > 1 else ''
-        raise UserError(f'{what}: {faults[0]}{more}')
-    net.load_state_dict({**own, **weights})
+        rest = f', and {len(faults) - 1} more' if len(faults) > 1 else ''
+        raise UserError(f'{source}: {faults[0]}{rest}')
+    net.load_state_dict({**expected, **weights})
 
 
-def _compare_weight(key, own, weights):
-    """Why the weight `key` does not fit, or None. Checkpoints older than torch 0.4.1 do not count batches."""
-    if key not in weights:
-        return None if key.endswith('num_batches_tracked') else f'{key} {tuple(own[key].shape)} is missing'
-    value = weights[key]
-    if key not in own:
+def _compare_weight(key, expected, weights):
+    """Why the weight `key` does not fit the tensor `expected` (None: the net has no such key), or None."""
+    value = weights.get(key)
+    if expected is None:
         return f'{key} {tuple(getattr(value, "shape", ()))} is not in the model'
-    expected = tuple(own[key].shape)
-    if not isinstance(value, torch.Tensor):
-        return f'{key} is {type(value).__name__}, the model has {expected}'
-    if value.shape != own[key].shape:
-        return f'{key} is {tuple(value.shape)}, the model has {expected}'
+    shape = tuple(expected.shape)
+    if key not in weights:      # checkpoints older than torch 0.4.1 do not count batches
+        return None if key.endswith('num_batches_tracked') else f'{key} {shape} is missing'
+    if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
+        actual = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        return f'{key} is {actual}, the model has {shape}'
     if value.layout != torch.strided or value.device.type != 'cpu':
         return f'{key} is a {value.layout} tensor on {value.device}, the model has a plain one'
-    if value.is_floating_point() != own[key].is_floating_point():
-        return f'{key} is {value.dtype}, the model has {own[key].dtype}'
+    if value.is_floating_point() != expected.is_floating_point():
+        return f'{key} is {value.dtype}, the model has {expected.dtype}'
     return None
 
 

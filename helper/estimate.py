@@ -20,27 +20,29 @@ BATCHES = 8             # timed batches of the test set
 LOG_BYTES = 1500        # an epoch's share of the JSON and TensorBoard files and of last.pth
 
 
-class _Timed(Exception):
+class _EndOfTiming(Exception):
     """The timed part of an epoch is over."""
 
 
 class Timer(NullRun):
-    """Replaces a Run: times training steps or validation batches, and ends the epoch by _Timed."""
+    """Replaces a Run: times training steps or validation batches, and ends the epoch by _EndOfTiming."""
 
-    def __init__(self, device: torch.device, most: int | None = None):
-        """most: batches after which it ends, the same in all processes; not given: after SECONDS."""
-        self.device, self.most, self.batches, self.calls = device, most, 0, 0
+    def __init__(self, device: torch.device, max_batches: int | None = None):
+        """max_batches: ends after so many, the same in all processes; not given: after SECONDS."""
+        self.device, self.max_batches, self.batches, self.calls = device, max_batches, 0, 0
         self.marks = [(0, time.perf_counter())]     # (finished batches, time)
 
     def end_step(self, batches: int = 1) -> None:
         self.batches += batches
         self.calls += 1
-        if self.device.type == 'cuda' and self.calls % 10 and self.most is None:
+        if self.device.type == 'cuda' and self.calls % 10 and self.max_batches is None:
             return          # synchronising at each step would slow a GPU down
         self.mark()
         (_, first), (_, last) = self.marks[min(WARM_UP, len(self.marks) - 1)], self.marks[-1]
-        if self.batches == self.most if self.most else distributed.broadcast(lambda: last - first > SECONDS):
-            raise _Timed
+        is_over = self.batches == self.max_batches if self.max_batches else \
+            distributed.broadcast(lambda: last - first > SECONDS)
+        if is_over:
+            raise _EndOfTiming
 
     def stop_if_asked(self) -> None:
         self.end_step()
@@ -60,7 +62,7 @@ class Timer(NullRun):
 def _step_seconds(module, data, opt, precision, device, rate):
     optimizer, timer = module.make_optimizer(rate, opt), Timer(device)
     wrapped = distributed.wrap(module, device, unused=module.in_first_stage)
-    with contextlib.suppress(_Timed):
+    with contextlib.suppress(_EndOfTiming):
         train_epoch(1, data.train_loader, wrapped, optimizer, opt, timer, precision)
         if timer.marks[-1][0] < timer.batches:      # on a GPU the last steps have no mark
             timer.mark()
@@ -70,7 +72,7 @@ def _step_seconds(module, data, opt, precision, device, rate):
 def _validation_seconds(net, loader, device):
     # All processes stop at the same batch, before their first exchange, because their numbers of batches can differ.
     timer = Timer(device, min(distributed.gather(min(BATCHES, len(loader)))))
-    with contextlib.suppress(_Timed):
+    with contextlib.suppress(_EndOfTiming):
         validate(loader, net, timer)
     return timer.seconds_per_batch() * len(loader)
 
@@ -96,13 +98,10 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
              teacher: nn.Module | None = None, init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
     """Time some steps of a run, and print and return the costs of the whole run. All processes call this.
 
-    module: a distiller_zoo.Vanilla on its device. checkpoint() returns the content of its checkpoints. teacher: given
-    if the run validates it first. init_rate: the rate of a first stage. cache_bytes: the size of the full teacher's
-    cache.
+    module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teacher:
+    given if the run validates it first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
 
-    Returns {'hours', 'epochs', 'seconds_per_epoch', 'seconds_of_validation', 'images_per_second', 'memory_bytes' (of
-    one process; None if unknown), 'disk_bytes', 'teacher_cache_bytes', 'classes'}. The last printed line is the same as
-    JSON.
+    The last printed line is the result as JSON; 'memory_bytes' is of one process, None if unknown.
     """
     steps, before = len(data.train_loader), 0.0
     if teacher is not None:

@@ -19,10 +19,10 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 
 @contextlib.contextmanager
-def replacing(path: Path, keep: str | None = None) -> Iterator[Path]:
+def replacing(path: Path, backup: str | None = None) -> Iterator[Path]:
     """Yield an empty file in the same folder, which becomes `path` at the end of the block.
 
-    The old file stays whole until then, and after an exception. keep: the name that it gets in the same folder.
+    The old file stays whole until then, and after an exception. backup: its new name in the same folder.
     """
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=UNFINISHED, dir=path.parent)
     try:
@@ -32,8 +32,8 @@ def replacing(path: Path, keep: str | None = None) -> Iterator[Path]:
         finally:
             os.close(handle)
         os.chmod(temporary, 0o644)
-        if keep and path.exists():
-            _keep(path, path.with_name(keep))
+        if backup and path.exists():
+            _back_up(path, path.with_name(backup))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -42,13 +42,13 @@ def replacing(path: Path, keep: str | None = None) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
-def write_atomically(path: Path, content: bytes | Callable, keep: str | None = None) -> None:
+def write_atomically(path: Path, content: bytes | Callable, backup: str | None = None) -> None:
     """Write `content`, or call content(binary file). The old file stays whole until all is written.
 
-    keep: the name that the old file gets in the same folder. Raises UserError.
+    backup: the new name of the old file in the same folder. Raises UserError.
     """
     try:
-        with replacing(path, keep) as temporary, open(temporary, 'wb') as file:
+        with replacing(path, backup) as temporary, open(temporary, 'wb') as file:
             if callable(content):
                 content(file)
             else:
@@ -58,8 +58,8 @@ def write_atomically(path: Path, content: bytes | Callable, keep: str | None = N
         raise UserError(f'{path}: cannot be written ({text}); what was there before is whole') from error
 
 
-def _keep(path, older):
-    """Give the file at `path` the name `older` too; there is no moment without a file at `path`."""
+def _back_up(path, older):
+    """Give the file at `path` the name `older` too, without a moment in which `path` does not exist."""
     link = path.with_name(f'.{older.name}{UNFINISHED}')
     link.unlink(missing_ok=True)
     try:
@@ -93,8 +93,8 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def open_regular(path: str | Path, what: str):
-    """Open an untrusted file for reading bytes. Raises UserError, which begins with `what`.
+def open_regular(path: str | Path, source: str):
+    """Open an untrusted file for reading bytes. Raises UserError, which begins with `source`.
 
     Refuses what is not a regular file: a FIFO or a device may never end.
     """
@@ -102,36 +102,36 @@ def open_regular(path: str | Path, what: str):
         # Non-blocking: opening a FIFO without a writer would wait.
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except (OSError, ValueError) as error:      # ValueError: a NUL in the name
-        raise UserError(f'{what}: cannot be read ({getattr(error, "strerror", None) or error})') from error
+        raise UserError(f'{source}: cannot be read ({getattr(error, "strerror", None) or error})') from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError(f'{what}: is no file (a folder, a device or a pipe); give a file')
+        raise UserError(f'{source}: is no file (a folder, a device or a pipe); give a file')
     return os.fdopen(handle, 'rb')
 
 
-def read_text(path: str | Path, what: str, largest: int = 1 << 20) -> str:
+def read_text(path: str | Path, source: str, max_bytes: int = 1 << 20) -> str:
     """The text of an untrusted file, UTF-8 with or without a byte-order mark. Raises UserError: see _parse."""
-    return _parse(path, what, largest, 'no text', lambda content: content.decode('utf-8-sig'))
+    return _parse(path, source, max_bytes, 'no text', lambda content: content.decode('utf-8-sig'))
 
 
-def read_json(path: str | Path, what: str, largest: int = 1 << 28):
+def read_json(path: str | Path, source: str, max_bytes: int = 1 << 28):
     """The value in an untrusted JSON file; NaN and Infinity are refused. Raises UserError: see _parse."""
     def refuse(constant):
         raise ValueError(f'a number is {constant}')
 
-    return _parse(path, what, largest, 'no JSON', lambda content: json.loads(content, parse_constant=refuse))
+    return _parse(path, source, max_bytes, 'no JSON', lambda content: json.loads(content, parse_constant=refuse))
 
 
-def _parse(path, what, largest, fault, parse):
-    """parse(content of the file). Raises UserError, which begins with `what`, also for more than `largest` bytes."""
-    with open_regular(path, what) as file:
+def _parse(path, source, max_bytes, fault, parse):
+    """parse(content). Raises UserError, which begins with `source`, also for more than `max_bytes` bytes."""
+    with open_regular(path, source) as file:
         try:
-            content = file.read(largest + 1)
-            if len(content) > largest:
-                raise ValueError(f'more than {largest} bytes')
+            content = file.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                raise ValueError(f'more than {max_bytes} bytes')
             return parse(content)
         except (OSError, ValueError, RecursionError, MemoryError) as error:
-            raise UserError(f'{what}: {fault} that can be read ({reason(error)})') from error
+            raise UserError(f'{source}: {fault} that can be read ({reason(error)})') from error
 
 
 def make_folder(folder: Path, save_dir: Path | None = None) -> None:

@@ -208,10 +208,10 @@ class Wandb:
         """Send what is left, for half a minute at most: the system may end this process soon."""
         self._call('finish')
 
-    def _call(self, name, *arguments, **more):
+    def _call(self, name, *arguments, **options):
         try:
             if self.run:
-                getattr(self.run, name)(*arguments, **more)
+                getattr(self.run, name)(*arguments, **options)
         except Exception as error:      # of many kinds, when its own process has ended
             self.run = None
             print(f'--wandb: nothing is reported any more ({reason(error)})', flush=True)
@@ -240,10 +240,10 @@ def predicts_one_class(test: dict) -> bool:
     return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
 
 
-def warn_of_one_class(what: str, test: dict) -> None:
-    """Print a line if the net `what` predicts one class for all test images. test: see predicts_one_class."""
+def warn_of_one_class(name: str, test: dict) -> None:
+    """Print a line if the net `name` predicts one class for all test images. test: see predicts_one_class."""
     if predicts_one_class(test):
-        print(f'{what} predicts one class for all test images: its top-1 is only the share of that class')
+        print(f'{name} predicts one class for all test images: its top-1 is only the share of that class')
 
 
 def show_evaluation(name: str, test: dict) -> None:

@@ -196,7 +196,7 @@ class Run:
                  'step': step, 'epochs': self.opt.epochs, **training, 'log': self.records.state()}
         if not self.has_saved:      # a file of an earlier run is not the state before this one
             (self.paths.folder / PREVIOUS).unlink(missing_ok=True)
-        save_checkpoint(self.paths.folder / LAST, state, keep=PREVIOUS if self.has_saved else None)
+        save_checkpoint(self.paths.folder / LAST, state, backup=PREVIOUS if self.has_saved else None)
         self.has_saved = True
 
     def _stop(self, number, step):

@@ -34,23 +34,23 @@ class TrainingState:
 
     def collect(self, step: int) -> dict:
         """The state after `step` steps of an epoch. All processes call this; the result of process 0 counts."""
-        random, own = distributed.gather(random_state()), []
+        random, parts = distributed.gather(random_state()), []
         if step:
             buffers = self._buffers_per_process() if distributed.world_size() > 1 else {}
-            own = distributed.gather({'meter': self.meter.state(),
-                                      'buffers': {name: value.cpu() for name, value in buffers.items()}})
+            parts = distributed.gather({'meter': self.meter.state(),
+                                        'buffers': {name: value.cpu() for name, value in buffers.items()}})
         return {'module': self.module.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                'scaler': self.precision.scaler.state_dict(), 'random': random, 'own': own,
+                'scaler': self.precision.scaler.state_dict(), 'random': random, 'own': parts,
                 'loader': self._order_at_start if step else self._order_state()}
 
-    def load_module(self, state: dict, fresh_optimizer: torch.optim.Optimizer, what: str) -> None:
-        """Check the state and load its weights. fresh_optimizer: for the check. what: begins an error message."""
+    def load_module(self, state: dict, fresh_optimizer: torch.optim.Optimizer, source: str) -> None:
+        """Check the state and load its weights. fresh_optimizer: for the check. source: begins an error message."""
         check_optimizer(fresh_optimizer, state['optimizer'])
         buffers = self._buffers_per_process()
         for name, value in (item for part in state['own'] for item in part['buffers'].items()):
             if name in buffers and (value.shape != buffers[name].shape or not value.isfinite().all()):
                 raise ValueError(f'{name} of a process')
-        load_weights(self.module, state['module'], f'{what}: does not fit this run')
+        load_weights(self.module, state['module'], f'{source}: does not fit this run')
 
     def load_stage(self, state: dict) -> None:
         """Load what the loop needs at the start of an epoch: optimiser, gradient scaler, random numbers."""
@@ -68,13 +68,16 @@ class TrainingState:
         With another number of processes, the first loads the sum of the averages.
         """
         self.loader.order.first_batch = state['step']
-        is_same_number = len(state['own']) == distributed.world_size()
-        own = state['own'][distributed.rank()] if is_same_number else {'buffers': {}}
-        meters = [own] if is_same_number else state['own'] if distributed.is_main() else []
-        self.meter.restore([part['meter'] for part in meters], next(self.module.parameters()).device)
+        parts, buffers = state['own'], {}
+        if len(parts) == distributed.world_size():
+            parts = [parts[distributed.rank()]]
+            buffers = parts[0]['buffers']
+        elif not distributed.is_main():
+            parts = []
+        self.meter.restore([part['meter'] for part in parts], next(self.module.parameters()).device)
         for name, value in self._buffers_per_process().items():     # after DDP has made them equal
-            if name in own['buffers']:
-                value.copy_(own['buffers'][name])
+            if name in buffers:
+                value.copy_(buffers[name])
 
     def _order_state(self):
         return None if self.loader.order.generator is None else self.loader.order.generator.get_state()
@@ -89,24 +92,24 @@ class TrainingState:
 
 def load_state(path, module: nn.Module, loader) -> dict:
     """The state in the untrusted file at `path`, checked for a run of `module` on `loader`. Raises UserError."""
-    what = f'--resume {path}'
+    source = f'--resume {path}'
     state = load_checkpoint(str(path), '--resume')
-    with as_user_error(what):
+    with as_user_error(source):
         for name, kind in PARTS.items():
             if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
-                raise UserError(f'{what}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a '
+                raise UserError(f'{source}: is no {LAST} of a run ("{name}" is missing or odd); give the {LAST} that a '
                                 f'run keeps in its folder')
         finished = state['epoch'] - 1 if state['stage'] == 'train' else 0       # epochs
         if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or not state['random'] or \
                 (state['step'] and len(state['own']) != len(state['random'])) or \
                 not Records.fits(state['log']) or len(state['log']['history']) != finished:
-            raise UserError(f'{what}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
+            raise UserError(f'{source}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
         if state['step'] > len(loader) or (state['stage'] == 'init' and not module.has_first_stage) or \
                 (state['loader'] is None) != (loader.order.generator is None):
-            raise UserError(f'{what}: its numbers make no sense for this run')
+            raise UserError(f'{source}: its numbers make no sense for this run')
         for name, value in state['module'].items():
             if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.isfinite().all():
-                raise UserError(f'{what}: {name} is not finite')
+                raise UserError(f'{source}: {name} is not finite')
         _check_random(state)
         Meter().restore([part['meter'] for part in state['own']], torch.device('cpu'))
         if state['scaler']:
@@ -119,14 +122,14 @@ def load_state(path, module: nn.Module, loader) -> dict:
 
 
 @contextlib.contextmanager
-def as_user_error(what: str):
-    """Turn any exception that an untrusted state causes into one line that begins with `what`."""
+def as_user_error(source: str):
+    """Turn any exception that an untrusted state causes into one line that begins with `source`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{what}: not the state of this run ({reason(error, 150)})') from error
+        raise UserError(f'{source}: not the state of this run ({reason(error, 150)})') from error
 
 
 def _check_random(state):

@@ -12,8 +12,8 @@ import torch
 
 from .errors import UserError
 
-MOST_VALUES = 2 * 10**6     # in a checkpoint, without the tensors' elements; shared values count each time
-MOST_LEVELS = 50            # of containers within each other
+MAX_VALUES = 2 * 10**6     # in a checkpoint, without the tensors' elements; shared values count each time
+MAX_LEVELS = 50            # of containers within each other
 LEGACY_PICKLES = 5          # in a file of the format before torch 1.6
 # Modules and functions that no checkpoint needs. Nothing is ever called; a file that would call them is refused.
 SYSTEM = ('os', 'posix', 'nt', 'sys', 'subprocess', 'builtins.eval', 'builtins.exec', 'builtins.__import__')
@@ -23,11 +23,11 @@ class _Refused(Exception):
     """A fault that this module finds in a file, in words for the user."""
 
 
-def read_untrusted(file, what: str) -> tuple[object, list[str]]:
+def read_untrusted(file, source: str) -> tuple[object, list[str]]:
     """(the value in an open file, the names of objects in it that are neither tensors nor plain values).
 
-    An _Inert replaces each object. Raises UserError, which begins with `what`, for a file that holds only such objects,
-    would call the system, is no checkpoint, would fill the memory, or would never end.
+    An _Inert replaces each object. Raises UserError, which begins with `source`, for a file that holds only such
+    objects, would call the system, is no checkpoint, would fill the memory, or would never end.
     """
     objects = []
     try:
@@ -37,18 +37,18 @@ def read_untrusted(file, what: str) -> tuple[object, list[str]]:
         has_tensors = _check_values(value)
     except Exception as error:      # anything that a damaged or hostile file makes the unpickler raise
         if name := _first_import(file):
-            raise _holds_objects(what, name) from error
+            raise _holds_objects(source, name) from error
         detail = f' ({error})' if isinstance(error, _Refused) else ''
-        raise UserError(f'{what}: not a PyTorch checkpoint, or cut short or damaged{detail}; fetch or train it again'
+        raise UserError(f'{source}: not a PyTorch checkpoint, or cut short or damaged{detail}; fetch or train it again'
                         ) from error
     system = [name for name in objects if name.partition('.')[0] in SYSTEM or name in SYSTEM]
     if system or (objects and not has_tensors):
-        raise _holds_objects(what, [*system, *objects][0])
+        raise _holds_objects(source, [*system, *objects][0])
     return value, objects
 
 
-def _holds_objects(what, name):
-    return UserError(f'{what}: refused, it holds code or objects beside tensors ({name}); give a checkpoint as '
+def _holds_objects(source, name):
+    return UserError(f'{source}: refused, it holds code or objects beside tensors ({name}); give a checkpoint as '
                      f'torch.save writes of a state_dict')
 
 
@@ -95,7 +95,7 @@ def _unpickle(file, objects):
 
     # With weights_only=False torch uses this unpickler, which is stricter than its own.
     reader = SimpleNamespace(__name__='data', Unpickler=Unpickler,
-                             load=lambda file, **more: Unpickler(file, **more).load())
+                             load=lambda file, **options: Unpickler(file, **options).load())
     return torch.load(file, map_location='cpu', weights_only=False, pickle_module=reader)
 
 
@@ -153,7 +153,7 @@ def _check_pickle(file):
             marks.append(len(stack))
         elif 'PUT' in opcode.name or opcode.name == 'MEMOIZE':
             index = len(memo) if argument is None else argument
-            if index > MOST_VALUES:     # an unpickler in C allocates memory for all smaller numbers
+            if index > MAX_VALUES:     # an unpickler in C allocates memory for all smaller numbers
                 raise _Refused('a memo index that is too large')
             memo[index] = stack[-1]
         elif 'GET' in opcode.name:
@@ -164,7 +164,7 @@ def _check_pickle(file):
             held, levels = sum(n for n, _ in values), max((level for _, level in values), default=0)
             stack += [(1 + held, 1 + levels if values else 0)] * len(opcode.stack_after)
             reached += held
-            if reached > 5 * MOST_VALUES or levels > MOST_LEVELS:      # a container counts the values of those in it
+            if reached > 5 * MAX_VALUES or levels > MAX_LEVELS:      # a container counts the values of those in it
                 raise _Refused('values within values without end')
 
 
@@ -174,7 +174,7 @@ def _check_values(state) -> bool:
     while waiting:
         value, name, level = waiting.pop()
         reached += 1
-        if level > MOST_LEVELS or reached > MOST_VALUES:
+        if level > MAX_LEVELS or reached > MAX_VALUES:
             raise _Refused('values within values without end')
         if isinstance(value, dict):
             waiting += [(v, key, level + 1) for key, v in value.items()]

@@ -147,7 +147,7 @@ ODD = {
 @pytest.mark.parametrize('kind', ODD)
 def test_values_that_no_checkpoint_holds(tmp_path, monkeypatch, kind):
     make, words = ODD[kind]
-    monkeypatch.setattr(unpickle, 'MOST_VALUES', 10**5)
+    monkeypatch.setattr(unpickle, 'MAX_VALUES', 10**5)
     torch.save({'model': {'w': make()}}, tmp_path / 'x.pth')
     with pytest.raises(UserError) as caught:
         load_checkpoint(str(tmp_path / 'x.pth'), '--path-t')
