@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import Data  # noqa: E402
 from dataset.image import MAX_PIXELS  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
-from distiller_zoo import get_method  # noqa: E402
+from distiller_zoo import distiller_dict, get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.files import locked  # noqa: E402
 from models import model_dict  # noqa: E402
@@ -89,6 +89,14 @@ def options(method, teacher='resnet14', student='resnet8', batch=8, **changes):
     """The options of train_student.py that a distiller and the loops read."""
     opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', student, '--batch_size', str(batch)])
     return SimpleNamespace(**{**vars(opt), 'model_t': teacher, 'nce_k': 10, **changes})
+
+
+def flags_of_methods() -> set:
+    """The options that methods add with add_arguments."""
+    found = set()
+    for method in distiller_dict.values():
+        method.add_arguments(lambda *names, **_: found.add(names[-1].lstrip('-').replace('-', '_')))
+    return found
 
 
 def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, device=CPU, **changes):

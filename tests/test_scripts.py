@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import few, options, write_images
+from conftest import few, flags_of_methods, options, write_images
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import train_student
@@ -44,7 +44,7 @@ def weights(path):
 
 def test_defaults():
     opt = student_options(['--path-t', 'x'])
-    assert vars(opt) == {
+    expected = {
         'path_t': 'x', 'print_freq': 200, 'batch_size': 64, 'num_workers': len(os.sched_getaffinity(0)),
         'epochs': 240, 'gpu_id': '0',
         'learning_rate': 0.05, 'lr_decay_epochs': [150, 180, 210], 'lr_decay_rate': 0.1, 'weight_decay': 5e-4,
@@ -71,6 +71,8 @@ def test_defaults():
         'model_ema_warmup': False, 'aa': None, 'reprob': 0.0, 'balance_classes': False,
         'normalise': 'usual', 'images_in': 'auto', 'estimate': False, 'overwrite': False,
         'same_classes': False, 'fit': 'crop', 'max_pixels': 178956970, 'split': None}
+    others = vars(opt).keys() - expected.keys()
+    assert {name: vars(opt)[name] for name in expected} == expected and others <= flags_of_methods()
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
     assert opt.flags.defaults['lr_decay_epochs'] == [150, 180, 210] and 'learning_rate' not in opt.flags.may_differ
     assert opt.flags.given == {'path_t'}
