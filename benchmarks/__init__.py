@@ -1,2 +1,2 @@
-"""python -m benchmarks: what is measured, a file a subject."""
+"""Speed and memory measurements, one file a subject: python -m benchmarks SUBJECT."""
 import helper  # noqa: F401, before torch: it sets how threads wait

@@ -1,4 +1,4 @@
-"""python -m benchmarks SUBJECT: images a second, and what they are made of. A file of this folder for each subject."""
+"""python -m benchmarks SUBJECT: measure speed and memory. Each subject is a file of this folder."""
 import argparse
 import importlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from distiller_zoo import get_method
 from helper.cli import Parser, number, path, values
 from helper.compile import check_compiler, turn_on_fast
-from helper.device import KINDS, cores, select_device
+from helper.device import KINDS, cores, cpu_name, select_device
 from helper.errors import UserError, run_main
 from helper.files import write_json
 from models import resolve
@@ -20,15 +20,15 @@ SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scali
 
 
 def subject(name: str):
-    """The module of a subject: measure(opt, device) -> rows, dictionaries of one kind; show(rows) if it has its own.
+    """The module of a subject. It has measure(opt, device) -> rows, dictionaries with the same keys.
 
-    add_arguments(add), where it has one, adds the options that are for this subject alone.
+    Optional: show(rows), a table of its own; add_arguments(add), flags for this subject alone.
     """
     return importlib.import_module(f'benchmarks.{name}')
 
 
 def check_pairs(opt):
-    """Raises UserError unless each --pair names two nets and, but for `methods`, a method."""
+    """Raise UserError unless each --pair names two nets and a method, which `methods` does not need."""
     for pair in opt.pair or []:
         words = pair.split(',')
         if len(words) not in ((2, 3) if opt.what == 'methods' else (3,)):
@@ -51,8 +51,7 @@ def main():
     add('--rounds', type=number(int, low=1),
         help='rounds of each side, after one to warm up; not given: 5, for whole 3')
     add('--num_workers', type=number(int, low=0),
-        help="processes of the loaders that have some; not given: 8, as in the original SemCKD code; for imagenet one "
-             "for each core")
+        help="worker processes of a loader; not given: 8, as in the original SemCKD code; for imagenet one a core")
     add('--gpu_id', default='0')
     add('--data_dir', type=path, default='./data')
     add('--compile', action='store_true', help='the fast recipe compiles its step')
@@ -60,7 +59,7 @@ def main():
     add('--fast', action='store_true', help='the fast recipe is that of --fast')
     add('--brief', action='store_true',
         help='recipes without the shares of the parts and of the ceiling; methods without memory')
-    add('--json', type=path, metavar='FILE', help='write what was measured there too')
+    add('--json', type=path, metavar='FILE', help='also write the measurements to this file')
     for name in SUBJECTS:
         if hasattr(subject(name), 'add_arguments'):
             subject(name).add_arguments(parser.group(name))
@@ -73,7 +72,8 @@ def main():
     device = select_device('cpu' if opt.what in ('threads', 'convolutions') else opt.gpu_id)
     if opt.compile:
         check_compiler(device)
-    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else common.cpu_name()
+    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
+        f'{cpu_name()}, {torch.get_num_threads()} threads'
     unit = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}.get(opt.what, f'{opt.steps} steps')
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
     module = subject(opt.what)

@@ -1,41 +1,33 @@
-"""What the benchmarks share: a loader that repeats one batch, timing by turns, building a pair of nets."""
-import re
+"""What the benchmarks share: loaders, a method with its nets, timing in turn, memory, and the table."""
+import multiprocessing
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from dataset import Data
+from dataset.memory import MemoryLoader
 from distiller_zoo import SOFT_LABELS, get_method
+from helper import distributed
 from helper.cli import table
-from helper.compile import compile_forward
+from helper.compile import compile_forward, keep_memory
 from models import model_dict, resolve
 from models.fold import fold_batchnorm
 from options import student_options
 
 CLASSES = 100
 N_TRAIN = 50_000        # as CIFAR: the size of memories of all images
+PAIRS = ('resnet20,resnet8,kd', 'resnet110,resnet20,kd', 'wrn_40_2,wrn_16_2,attention', 'resnet32x4,resnet8x4,semckd')
+DIGITS = {'ratio': 2, f'times {SOFT_LABELS}': 2, 'torch ms': 2, 'winograd ms': 2, 'ms a step': 1, 'seconds': 1}
 
 
-class OnDevice:
-    """A DataLoader whose batches are brought to the device one after the other."""
-
-    def __init__(self, loader, device):
-        self.loader, self.device = loader, device
-        self.batch_size, self.n_samples = loader.batch_size, len(loader.dataset)
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        for batch in self.loader:
-            yield [t.to(self.device) for t in batch]
-
-
-class Ready:
-    """A loader that gives the same batch again and again."""
+class RepeatedBatch:
+    """A loader that yields the same batch `steps` times."""
 
     def __init__(self, batch, steps):
         self.batch, self.steps, self.batch_size = batch, steps, len(batch[1])
@@ -48,73 +40,98 @@ class Ready:
         return iter([self.batch] * self.steps)
 
 
+class WorkerProcessLoader:
+    """A DataLoader with worker processes, whose batches are moved to the device one after the other."""
+
+    def __init__(self, images, batch_size, num_workers, device, shuffle=True):
+        context = 'fork' if num_workers and sys.platform == 'linux' else None       # Linux's default in a script
+        self.loader = DataLoader(images, batch_size, shuffle, num_workers=num_workers, pin_memory=device.type == 'cuda',
+                                 persistent_workers=num_workers > 0, multiprocessing_context=context)
+        self.device, self.batch_size, self.n_samples = device, batch_size, len(images)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield [t.to(self.device) for t in batch]
+
+
+def random_images(opt):
+    """(uint8 images (N, 3, 32, 32), labels (N,)) for opt.steps batches in each process."""
+    generator = torch.Generator().manual_seed(0)
+    n = opt.batch_size * opt.steps * distributed.world_size()
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, CLASSES, (n,), generator=generator)
+
+
+def memory_loader(opt, device):
+    """The loader of train_student.py, over random images."""
+    return MemoryLoader(*random_images(opt), opt.batch_size, device, train=True, rank=distributed.rank(),
+                        world_size=distributed.world_size())
+
+
 def build(pair, opt, device, fast=True, compiled=False):
-    """(distiller, optimiser, options) of (teacher, student, method)."""
-    teacher, student, method = pair
+    """(distiller, optimiser, options) for 'TEACHER,STUDENT,METHOD'. fast: as train_student.py prepares them."""
+    teacher_name, student_name, method = pair.split(',')
     torch.manual_seed(0)
-    gentle = ['-b', '1'] if get_method(method).spec.published.get('beta') else []
-    options = student_options(['--path-t', '-', '--distill', method, '--model_s', student, *gentle, '--batch_size',
+    # The nets are untrained: with a large beta, or a real learning rate, some methods diverge within a few steps.
+    beta = ['-b', '1'] if get_method(method).spec.published.get('beta') else []
+    learning_rate = 1e-9
+    options = student_options(['--path-t', '-', '--distill', method, '--model_s', student_name, *beta, '--batch_size',
                                str(opt.batch_size), '--print-freq', str(10**9)])
-    options.model_t = teacher
-    data = Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES)
-    teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher, student))
-    distiller = get_method(method)(student, teacher, options, data)
+    options.model_t = teacher_name
+    teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher_name, student_name))
+    distiller = get_method(method)(student, teacher, options,
+                                   Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES))
     if distiller.in_first_stage:
         distiller.end_first_stage()
     if fast:
         fold_batchnorm(teacher, 32)
+        if device.type == 'cpu':
+            keep_memory()
     distiller.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
     if compiled:
         compile_forward(distiller, opt.batch_size, device)
-    rate = 1e-9         # the nets are not trained ones: a real rate makes some methods diverge within a few steps
-    return distiller, distiller.make_optimizer(rate, options), options
+    return distiller, distiller.make_optimizer(learning_rate, options), options
 
 
-def wait(device):
+def fill_with_noise(cache) -> None:
+    """Fill a teacher cache with random outputs."""
+    rng = np.random.default_rng(0)
+    for file in cache.files.values():
+        for slots in np.array_split(np.arange(file.slots), 1 + file.slots // 10**5):
+            file.write(slots, rng.normal(size=(len(slots), file.width)).astype(np.float32))
+
+
+def new_process() -> ProcessPoolExecutor:
+    """An executor with one new process."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+
+
+def seconds(run, device) -> float:
+    """The seconds that run() takes, until the device has finished."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def timed(run, device, rounds):
-    """Median seconds of run(), after one call to warm up."""
-    seconds = []
-    for _ in range(rounds + 1):
-        wait(device)
-        start = time.perf_counter()
-        run()
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def alternate(sides, images, opt, device):
-    """name -> median images/s of each function in `sides`, one round of each in turn, the first round left out."""
-    speeds = {name: [] for name in sides}
-    for _ in range(opt.rounds + 1):
-        for name, run in sides.items():
-            wait(device)
-            start = time.perf_counter()
-            run()
-            wait(device)
-            speeds[name].append(images / (time.perf_counter() - start))
-    return {name: statistics.median(values[1:]) for name, values in speeds.items()}
-
-
-def begin_peak(device) -> None:
-    """Forget the peak of memory so far."""
+    start = time.perf_counter()
+    run()
     if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == 'linux':
-        Path('/proc/self/clear_refs').write_text('5')
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
-def peak_memory(device) -> float | None:
-    """MiB at the peak: of tensors on a GPU, or on a CPU of the whole process; None where the system does not say."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform != 'linux':
-        return None
-    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+def alternate(sides: dict, rounds: int, device) -> dict:
+    """name -> median seconds of each function in `sides`: all in turn in each round, after a round to warm up."""
+    measured = [[seconds(run, device) for run in sides.values()] for _ in range(rounds + 1)]
+    return {name: statistics.median(column)
+            for name, column in zip(sides, zip(*measured[1:], strict=True), strict=True)}
+
+
+def compare(label: str, sides: dict, images: int, opt, device, **columns) -> list[dict]:
+    """A row for each function in `sides`, which processes so many images: its speed, and the ratio to the first one."""
+    median = alternate(sides, opt.rounds, device)
+    first = next(iter(median.values()))
+    return [{**columns, label: name, 'images/s': images / s, 'ratio': first / s} for name, s in median.items()]
 
 
 def exhaust(loader):
@@ -122,15 +139,26 @@ def exhaust(loader):
         pass
 
 
-def show(rows):
-    """Any rows as a table."""
-    exact = ('ratio', f'times {SOFT_LABELS}', 'torch ms', 'winograd ms')
-    cells = [[f'{v:.2f}' if key in exact else f'{v:.1f}' if key == 'ms a step' else
-              f'{v:.0f}' if isinstance(v, float) else str(v) for key, v in row.items()] for row in rows]
-    print(table(list(rows[0]), cells, '<' + '>' * (len(rows[0]) - 1)))
+def reset_peak_memory(device) -> None:
+    """Set the peak of memory to what is in use now."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == 'linux':
+        Path('/proc/self/clear_refs').write_text('5')
 
 
-def cpu_name():
-    """The processor, as Linux names it, and the threads that torch uses."""
-    found = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text()) if sys.platform == 'linux' else None
-    return f'{found[1] if found else "CPU"}, {torch.get_num_threads()} threads'
+def peak_memory(device) -> float | None:
+    """The peak in MiB: of tensors on a GPU, of the whole process on a CPU; None if the system does not report it."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform != 'linux':
+        return None
+    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+
+
+def show(rows: list[dict]) -> None:
+    """Print the rows as a table, without their lists and dictionaries."""
+    heads = [key for key, value in rows[0].items() if not isinstance(value, (list, dict))]
+    cells = [['-' if row[key] is None else f'{row[key]:.{DIGITS.get(key, 0)}f}' if isinstance(row[key], float) else
+              str(row[key]) for key in heads] for row in rows]
+    print(table(heads, cells, ''.join('<' if isinstance(rows[0][key], str) else '>' for key in heads)))

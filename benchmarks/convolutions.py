@@ -20,17 +20,19 @@ def convolutions(channels, size, opt, device):
     images, grad = torch.randn(2, opt.batch_size, channels, size, size)
     images, grad, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, grad, conv.weight))
 
-    def backward(*wanted):
+    def backward(*needs_gradient):
         torch.ops.aten.convolution_backward(grad, images, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
-                                            (*wanted, False))
+                                            (*needs_gradient, False))
     passes = {'forward': (lambda: F.conv2d(images, weight, padding=1), lambda: conv3x3(images, weight)),
               'gradient of the images': (lambda: backward(True, False), lambda: input_gradient(grad, weight)),
               'gradient of the weights': (lambda: backward(False, True), lambda: weight_gradient(images, grad))}
-    sides = {(name, i): side for name, both in passes.items() for i, side in enumerate(both)}
-    speed = alternate(sides, 1, opt, device)
-    return [{'channels, pixels': f'{channels}, {size} x {size}', 'pass': name, 'torch ms': 1000 / speed[name, 0],
-             'winograd ms': 1000 / speed[name, 1], 'ratio': speed[name, 1] / speed[name, 0],
-             'used': 'yes' if is_faster(conv, images) else 'no'} for name in passes]
+    rows = []
+    for name, (torch_pass, winograd_pass) in passes.items():
+        median = alternate({'torch': torch_pass, 'winograd': winograd_pass}, opt.rounds, device)
+        rows.append({'channels, pixels': f'{channels}, {size} x {size}', 'pass': name,
+                     'torch ms': 1000 * median['torch'], 'winograd ms': 1000 * median['winograd'],
+                     'ratio': median['torch'] / median['winograd'], 'used': 'yes' if is_faster(conv, images) else 'no'})
+    return rows
 
 
 def measure(opt, device):

@@ -1,63 +1,49 @@
-"""A step of every method, and its peak memory, compared with soft labels alone, for one pair of nets; without first
-stages."""
-import multiprocessing
-
+"""A step of every method, and its peak memory, compared with soft labels alone, for one pair; without first stages."""
 import torch
 
 from distiller_zoo import SOFT_LABELS, distiller_dict
-from helper.compile import keep_memory
 from helper.device import select_device
+from helper.errors import reason
 from helper.loops import train_epoch
 
-from .common import Ready, alternate, begin_peak, build, peak_memory
-from .loader import loaders
+from .common import RepeatedBatch, alternate, build, memory_loader, new_process, peak_memory, reset_peak_memory
 
 
-def prepare(method, opt, device):
-    """(a loader of one batch, what train_epoch needs beside it) for a method with the nets of --pair."""
-    pair = (opt.pair or ['resnet32x4,resnet8x4'])[0].split(',')[:2]
-    images, target, index = next(iter(loaders(opt, device)[0]))
+def training(method, opt, device):
+    """A function that trains opt.steps steps of a method on one batch, with the nets of --pair."""
+    teacher, student = (opt.pair or ['resnet32x4,resnet8x4'])[0].split(',')[:2]
+    images, target, index = next(iter(memory_loader(opt, device)))
     views = len(distiller_dict[method].spec.views)
-    batch = images if views == 1 else torch.stack([images] * views), target, index
-    return Ready(batch, opt.steps), build([*pair, method], opt, device)
+    loader = RepeatedBatch((images if views == 1 else torch.stack([images] * views), target, index), opt.steps)
+    task = build(f'{teacher},{student},{method}', opt, device)
+    return lambda: train_epoch(1, loader, *task)
 
 
-def memory(method, opt, connection):
-    """In a process of its own: MiB at the peak of a round, after one to warm up."""
+def peak(method, opt):
+    """The peak memory of a round in MiB, after a round to warm up."""
     device = select_device(opt.gpu_id, quiet=True)
-    if device.type == 'cpu':
-        keep_memory()
-    loader, run = prepare(method, opt, device)
-    train_epoch(1, loader, *run)
-    begin_peak(device)
-    train_epoch(1, loader, *run)
-    connection.send(peak_memory(device))
+    train = training(method, opt, device)
+    train()
+    reset_peak_memory(device)
+    train()
+    return peak_memory(device)
 
 
-def in_a_process(method, opt):
-    """memory() of a method; None where there is no answer."""
-    context = multiprocessing.get_context('spawn')
-    here, there = context.Pipe()
-    process = context.Process(target=memory, args=(method, opt, there), daemon=True)
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
+def peak_in_new_process(method, opt):
+    """peak(method, opt), or None if it fails."""
+    with new_process() as process:
+        try:
+            return process.submit(peak, method, opt).result()
+        except Exception as error:      # out of memory, or killed for it
+            print(f'{method}: memory not measured ({reason(error)})')
+            return None
 
 
 def measure(opt, device):
-    """A row for each method: ms a step, all methods by turns within every round; and unless --brief, its memory."""
-    runs = {method: prepare(method, opt, device) for method in distiller_dict}
-    images = next(iter(runs.values()))[0].n_samples
-    speed = alternate({method: lambda loader=loader, run=run: train_epoch(1, loader, *run)
-                       for method, (loader, run) in runs.items()}, images, opt, device)
-    rows = [{'method': method, 'ms a step': opt.batch_size / s * 1000, f'times {SOFT_LABELS}': speed[SOFT_LABELS] / s}
-            for method, s in speed.items()]
-    runs.clear()
+    """A row for each method: ms a step, all methods in turn in every round; and its memory unless --brief."""
+    median = alternate({method: training(method, opt, device) for method in distiller_dict}, opt.rounds, device)
+    rows = [{'method': method, 'ms a step': 1000 * s / opt.steps, f'times {SOFT_LABELS}': s / median[SOFT_LABELS]}
+            for method, s in median.items()]
     for row in () if opt.brief else rows:
-        row['peak MiB'] = in_a_process(row['method'], opt)
+        row['peak MiB'] = peak_in_new_process(row['method'], opt)
     return rows

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from helper.cli import number
 from models.find import build
 
-from .common import CLASSES, alternate
+from .common import CLASSES, compare
 
 NETS = 'timm:resnet18 timm:convnext_atto timm:vit_tiny_patch16_224 torchvision:regnet_y_400mf torchvision:resnet18'
 
@@ -15,18 +15,17 @@ def add_arguments(add):
     add('--image_size', type=number(int, low=16), default=64, help='pixels')
 
 
-def step(net, logits, batch, steps):
-    """`steps` times forward and backward; logits(images) is one or the other way to ask the net."""
-    def run():
-        images, target = batch
-        for _ in range(steps):
-            net.zero_grad()
-            F.cross_entropy(logits(images), target).backward()
-    return run
-
-
 def measure(opt, device):
     """A row for each net and side."""
+    images = torch.randn(opt.batch_size, 3, opt.image_size, opt.image_size, device=device)
+    target = torch.arange(opt.batch_size, device=device) % CLASSES
+
+    def training(net, logits):
+        def run():
+            for _ in range(opt.steps):
+                net.zero_grad()
+                F.cross_entropy(logits(images), target).backward()
+        return run
     rows = []
     for name in opt.nets:
         adapter = build(name, CLASSES, opt.image_size, '--nets').to(device)
@@ -34,10 +33,7 @@ def measure(opt, device):
         if name.startswith('torchvision:'):     # its adapter has replaced the net by its trace
             from torchvision import models
             library = models.get_model(name.partition(':')[2], num_classes=CLASSES).to(device)
-        images = torch.randn(opt.batch_size, 3, opt.image_size, opt.image_size, device=device)
-        batch = images, torch.arange(opt.batch_size, device=device) % CLASSES
-        sides = {'library': step(library, library, batch, opt.steps),
-                 'adapter': step(adapter, lambda x, net=adapter: net.outputs(x).logits, batch, opt.steps)}
-        speed = alternate(sides, opt.batch_size * opt.steps, opt, device)
-        rows += [{'net': name, 'side': side, 'images/s': s, 'ratio': s / speed['library']} for side, s in speed.items()]
+        sides = {'library': training(library, library),
+                 'adapter': training(adapter, lambda x, net=adapter: net.outputs(x).logits)}
+        rows += compare('side', sides, opt.batch_size * opt.steps, opt, device, net=name)
     return rows

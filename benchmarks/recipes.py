@@ -1,15 +1,15 @@
 """Whole training, loader included, by two recipes in turn, each in a process of its own.
 
 `reference`: float32, eager, NCHW, an image at a time through torchvision's transforms in worker processes, the teacher
-as it was trained, a loss and an accuracy read back every step. `fast`: what train_student.py does, and with --compile
-and --amp what these flags do.
+as it was trained, the loss and the accuracy read back every step. `fast`: as train_student.py trains, with --compile
+and --amp if given.
 """
-import csv
+import contextlib
 import multiprocessing
 import re
 import statistics
 import sys
-import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -17,22 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cpu_kernels.fuse import Rewritten
 from distiller_zoo import SOFT_LABELS
-from helper.cli import table
-from helper.compile import allow_tf32, keep_memory
+from helper.compile import allow_tf32
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import NullRun, train_epoch
 
-from .common import Ready, begin_peak, build, exhaust, peak_memory, timed, wait
-from .loader import loaders
-
-PAIRS = Path(__file__).resolve().parents[1] / 'analysis' / 'benchmark_pairs.csv'
-
-
-def standard_pairs() -> list[str]:
-    """The pairs that are measured where no --pair is given: 'TEACHER,STUDENT,METHOD'."""
-    with open(PAIRS, newline='') as file:
-        return [f'{row["teacher"]},{row["student"]},{row["method"]}' for row in csv.DictReader(file)]
+from . import common
+from .common import PAIRS, RepeatedBatch, alternate, build, exhaust, memory_loader, new_process, peak_memory, seconds
+from .loader import reference_loader
 
 
 class ReadEveryStep(NullRun):
@@ -47,150 +39,140 @@ class ReadEveryStep(NullRun):
 
 
 class Recipe:
-    """One side of the comparison, in its process."""
+    """One side of the comparison, in its process. pair: 'TEACHER,STUDENT,METHOD'."""
 
     def __init__(self, fast, pair, opt):
         self.fast, self.pair, self.opt = fast, pair, opt
         self.device = select_device(opt.gpu_id, quiet=True)
         self.precision = Precision(opt.amp if fast else None, self.device)
-        if fast:
-            keep_memory()
         if fast and opt.fast:
             allow_tf32()
-        self.loader = loaders(opt, self.device)[not fast]
+        self.loader = (memory_loader if fast else reference_loader)(opt, self.device)
         self.distiller, self.optimizer, self.options = self.build(pair)
-        self.hook = None if fast else ReadEveryStep()
+        self.run = None if fast else ReadEveryStep()
 
     def build(self, pair):
         return build(pair, self.opt, self.device, self.fast, self.fast and self.opt.compile)
 
     def round(self):
         """Seconds of opt.steps training steps."""
-        wait(self.device)
-        start = time.perf_counter()
-        train_epoch(1, self.loader, self.distiller, self.optimizer, self.options, self.hook, self.precision)
-        wait(self.device)
-        return time.perf_counter() - start
+        return seconds(lambda: train_epoch(1, self.loader, self.distiller, self.optimizer, self.options, self.run,
+                                           self.precision), self.device)
 
-    def begin_peak(self):
+    def reset_peak(self):
         """Forget the peak of memory so far, as of compiling."""
-        begin_peak(self.device)
+        common.reset_peak_memory(self.device)
 
     def peak(self):
-        """MiB: (as peak_memory; what the loader's workers hold beside it)."""
+        """MiB: (peak_memory, memory that only the loader's workers hold or None)."""
         if sys.platform != 'linux' or self.device.type == 'cuda':
             return peak_memory(self.device), 0.0 if self.device.type == 'cuda' else None
         workers = [Path(f'/proc/{worker.pid}/smaps_rollup').read_text() for worker in multiprocessing.active_children()]
-        own = sum(int(kib) for text in workers for kib in re.findall(r'^Private_\w+:\s+(\d+)', text, re.M))
-        return peak_memory(self.device), own / 1024
+        private = sum(int(kib) for text in workers for kib in re.findall(r'^Private_\w+:\s+(\d+)', text, re.M))
+        return peak_memory(self.device), private / 1024
+
+    def time(self, run, rounds):
+        """Median seconds of run(), after one call to warm up."""
+        return alternate({'': run}, rounds, self.device)['']
 
     def parts(self):
         """Seconds a step of each part on its own, and the share of the matrix-product ceiling that a step reaches."""
         images, target, index = batch = next(iter(self.loader))
         if not self.fast:
             images = batch[0] = images.contiguous()
-        ready, rounds = Ready(batch, self.opt.steps), self.opt.rounds
+        repeated, rounds = RepeatedBatch(batch, self.opt.steps), self.opt.rounds
 
         def step(distiller, optimizer):
-            return timed(lambda: train_epoch(1, ready, distiller, optimizer, self.options, self.hook,
-                                               self.precision), self.device, rounds) / len(ready)
-        whole = step(self.distiller, self.optimizer)
-        soft, soft_optimizer, _ = self.build((*self.pair[:2], SOFT_LABELS))
-        plain = step(soft, soft_optimizer) if self.pair[2] != SOFT_LABELS else whole
-
-        teacher, rewritten = self.distiller.teacher_outputs, Rewritten()
+            return self.time(lambda: train_epoch(1, repeated, distiller, optimizer, self.options, self.run,
+                                                 self.precision), rounds) / len(repeated)
+        teacher_name, student_name, method = self.pair.split(',')
+        whole = soft_labels = step(self.distiller, self.optimizer)
+        if method != SOFT_LABELS:
+            soft_labels = step(*self.build(f'{teacher_name},{student_name},{SOFT_LABELS}')[:2])
+        teacher_outputs, rewritten = self.distiller.teacher_outputs, Rewritten()
         if self.fast and self.opt.compile and self.device.type == 'cpu':
             rewritten = Rewritten(self.distiller.teacher)
         elif self.fast and self.opt.compile:
-            teacher = torch.compile(teacher, dynamic=False)
+            teacher_outputs = torch.compile(teacher_outputs, dynamic=False)
 
-        def ask():
+        def run_teacher():
             with self.precision.autocast(), rewritten.in_use():
-                teacher(images)
-        seconds = {'loader': timed(lambda: exhaust(self.loader), self.device, rounds) / len(self.loader),
-                   'teacher': timed(ask, self.device, 4 * rounds),
-                   'optimiser': timed(self.optimizer.step, self.device, 4 * rounds)}
-        seconds['student'] = max(0.0, plain - seconds['teacher'] - seconds['optimiser'])
-        seconds['method'] = max(0.0, whole - plain)
-        macs = self.macs(images, target, index)
-        return seconds, macs / whole / self.ceiling()
+                teacher_outputs(images)
+        loader = self.time(lambda: exhaust(self.loader), rounds) / len(self.loader)
+        teacher, optimizer = self.time(run_teacher, 4 * rounds), self.time(self.optimizer.step, 4 * rounds)
+        parts = {'loader': loader, 'teacher': teacher, 'student': max(0.0, soft_labels - teacher - optimizer),
+                 'method': max(0.0, whole - soft_labels), 'optimiser': optimizer}
+        return parts, self.multiply_adds(images, target, index) / whole / self.ceiling()
 
-    def macs(self, images, target, index):
-        """Multiply-adds of one step, forward and backward, as torch counts them."""
+    def multiply_adds(self, images, target, index):
+        """The multiply-adds of one step, forward and backward, as torch counts them."""
         distiller, _, _ = build(self.pair, self.opt, self.device)
         with FlopCounterMode(display=False) as counter:
             distiller.train()(images, target, index)[0]['loss'].backward()
         return counter.get_total_flops() / 2
 
     def ceiling(self):
-        """Multiply-adds a second of a large square matrix product in this recipe's type."""
+        """The multiply-adds a second of a large square matrix product in this recipe's type."""
         n = 8192 if self.device.type == 'cuda' else 1536
         a = torch.randn(n, n, device=self.device, dtype=self.precision.dtype or torch.float32)
-        return n**3 / timed(lambda: a @ a, self.device, 5)
+        return n**3 / self.time(lambda: a @ a, 5)
 
 
-def serve(connection, fast, pair, opt):
-    """The process of a recipe: does what it is told."""
-    recipe = Recipe(fast, pair, opt)
-    while True:
-        name = connection.recv()
-        if name is None:
-            return
-        connection.send(getattr(recipe, name)())
+def start(*arguments):
+    """Build the recipe of this process."""
+    global _recipe
+    _recipe = Recipe(*arguments)
+
+
+def call(method):
+    """Call a method of the recipe of this process."""
+    return getattr(_recipe, method)()
+
+
+def measure_pair(pair, opt, processes):
+    """A row for each recipe of a pair. processes: name of the recipe -> the executor of its process."""
+    def ask(name, function, *arguments):
+        try:
+            return processes[name].submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise UserError(f'--pair {pair}: the process of {name} has ended; its message is above') from None
+    for name in processes:
+        ask(name, start, name == 'fast', pair, opt)
+    for method in ('round', 'reset_peak'):      # one round to warm up, which compiles
+        for name in processes:
+            ask(name, call, method)
+    rounds = [{name: opt.steps * opt.batch_size / ask(name, call, 'round') for name in processes}
+              for _ in range(opt.rounds)]
+    rows = []
+    for name in processes:
+        speeds = [speed[name] for speed in rounds]
+        row = {'pair': pair, 'recipe': name, 'images/s': statistics.median(speeds), 'ratio': 1.0, 'all rounds': speeds}
+        if rows:
+            row['ratio'] = row['images/s'] / rows[0]['images/s']
+        row['peak MiB'], row['workers MiB'] = ask(name, call, 'peak')
+        if not opt.brief:
+            row['seconds a step'], row['of ceiling'] = ask(name, call, 'parts')
+        rows.append(row)
+        print(f'{pair}, {name}: {row["images/s"]:.0f} images/s', file=sys.stderr, flush=True)
+    return rows
 
 
 def measure(opt, device):
     """A row for each recipe of each pair: medians of rounds that alternate between the two processes."""
-    rows, context = [], multiprocessing.get_context('spawn')
-    for pair in opt.pair or standard_pairs():
-        ends, processes = {}, []
-        for name in ('reference', 'fast'):
-            ends[name], other = context.Pipe()
-            processes.append(context.Process(target=serve, args=(other, name == 'fast', pair.split(','), opt)))
-            processes[-1].start()
-            other.close()
-
-        def ask(name, what, ends=ends, pair=pair):
-            ends[name].send(what)
-            try:
-                return ends[name].recv()
-            except EOFError:
-                raise UserError(f'--pair {pair}: the process of {name} has ended; its message is above') from None
-        for what in ('round', 'begin_peak'):        # one to warm up, which compiles
-            for name in ends:
-                ask(name, what)
-        seconds = {name: [] for name in ends}
-        for _ in range(opt.rounds):
-            for name in ends:
-                seconds[name].append(ask(name, 'round'))
-        images = opt.steps * opt.batch_size
-        for name in ends:
-            row = {'pair': pair, 'recipe': name, 'images/s': images / statistics.median(seconds[name]),
-                   'all rounds': [images / s for s in seconds[name]]}
-            row['peak MiB'], row['workers MiB'] = ask(name, 'peak')
-            row['ratio'] = row['images/s'] / (rows[-1]['images/s'] if name == 'fast' else row['images/s'])
-            if not opt.brief:
-                row['seconds a step'], row['of ceiling'] = ask(name, 'parts')
-            rows.append(row)
-            print(f'{pair}, {name}: {row["images/s"]:.0f} images/s', file=sys.stderr, flush=True)
-        for end, process in zip(ends.values(), processes, strict=True):
-            end.send(None)
-            process.join()
+    rows = []
+    for pair in opt.pair or PAIRS:
+        with contextlib.ExitStack() as stack:
+            processes = {name: stack.enter_context(new_process()) for name in ('reference', 'fast')}
+            rows += measure_pair(pair, opt, processes)
     return rows
 
 
 def show(rows):
-    """The rows as a table; the parts as percentages of their sum."""
-    names = ('loader', 'teacher', 'student', 'method', 'optimiser')
-    cells = []
+    """Print the rows as a table, the parts as percentages of their sum."""
+    table_rows = []
     for row in rows:
-        parts = row.get('seconds a step')
-        whole = parts and sum(parts.values())
-        shares = [parts[name] / whole for name in names] + [row['of ceiling']] if parts else []
-        memory = ['-' if row[name] is None else f'{row[name]:.0f}' for name in ('peak MiB', 'workers MiB')]
-        cells.append((row['pair'], row['recipe'], f'{row["images/s"]:.0f}', f'{row["ratio"]:.2f}', *memory,
-                      *(f'{100 * share:.0f}' for share in shares)))
-    heads = ('pair', 'recipe', 'images/s', 'ratio', 'peak MiB', 'workers MiB')
-    if len(cells[0]) > len(heads):
-        heads += tuple(f'{name} %' for name in names) + ('of ceiling %',)
-    print(table(heads, cells, '<<' + '>' * (len(heads) - 2)))
+        parts = row.get('seconds a step', {})
+        cells = {key: value for key, value in row.items() if key != 'of ceiling'}
+        cells |= {f'{name} %': 100 * s / sum(parts.values()) for name, s in parts.items()}
+        table_rows.append({**cells, 'of ceiling %': 100 * row['of ceiling']} if parts else cells)
+    common.show(table_rows)

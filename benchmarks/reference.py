@@ -1,7 +1,7 @@
 """python -m benchmarks.reference: one epoch by the reference recipe as a process of its own, for the subject `whole`.
 
-What the original SemCKD script does from its start to its end: the images through PIL in worker processes, the teacher
-validated, an epoch with the loss and the accuracies read back every step, the student validated and saved.
+It does what the original SemCKD script does: images through PIL in worker processes, the teacher validated, an epoch in
+which the loss and the accuracies are read back every step, the student validated and saved.
 """
 import pickle
 from pathlib import Path
@@ -16,13 +16,13 @@ from helper.errors import run_main
 from helper.loops import train_epoch, validate
 from models.load import open_checkpoint
 
-from .common import build
-from .loader import per_image
+from .common import WorkerProcessLoader, build
+from .loader import PerImage
 from .recipes import ReadEveryStep
 
 
 def read(folder: Path, split: str):
-    """(images uint8 (N, 3, 32, 32), labels (N,)) of a file of CIFAR-100."""
+    """(images uint8 (N, 3, 32, 32), labels (N,)) of one split of CIFAR-100."""
     with open(folder / 'cifar-100-python' / split, 'rb') as file:
         content = pickle.load(file, encoding='latin1')
     return torch.from_numpy(content['data']).view(-1, 3, 32, 32), torch.tensor(content['fine_labels'])
@@ -42,10 +42,12 @@ def main():
 
     device = select_device(opt.gpu_id, quiet=True)
     writer = SummaryWriter(opt.save_dir)
-    train_loader = per_image(*read(Path(opt.data_dir), 'train'), opt.batch_size, opt.num_workers, device)
-    test_loader = per_image(*read(Path(opt.data_dir), 'test'), max(1, opt.batch_size // 2), opt.num_workers // 2,
-                            device, train=False)
-    distiller, _, options = build(opt.pair.split(','), opt, device, fast=False)
+    train_images, test_images = (PerImage(*read(Path(opt.data_dir), split), split == 'train')
+                                 for split in ('train', 'test'))
+    train_loader = WorkerProcessLoader(train_images, opt.batch_size, opt.num_workers, device)
+    test_loader = WorkerProcessLoader(test_images, max(1, opt.batch_size // 2), opt.num_workers // 2, device,
+                                      shuffle=False)
+    distiller, _, options = build(opt.pair, opt, device, fast=False)
     load_weights(distiller.teacher, open_checkpoint(opt.path_t, '--path_t')['model'], opt.path_t)
     options.print_freq = 100
     optimizer = distiller.make_optimizer(options.learning_rate, options)

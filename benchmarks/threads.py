@@ -2,63 +2,57 @@
 import multiprocessing
 import os
 import statistics
-import time
+from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
-from helper.compile import keep_memory
-from helper.device import select_device
+import torch
+
 from helper.loops import train_epoch
 
-from .common import Ready, build
-from .loader import loaders
+from .common import RepeatedBatch, build, memory_loader, seconds
 
 SETTINGS = {'as OpenMP is': {'GOMP_SPINCOUNT': '300000'}, 'as the scripts set it': {'GOMP_SPINCOUNT': '2000'},
             'asleep at once': {'OMP_WAIT_POLICY': 'PASSIVE'}, 'one thread': {'OMP_NUM_THREADS': '1'}}
-NAMES = {name for setting in SETTINGS.values() for name in setting}
+VARIABLES = {name for setting in SETTINGS.values() for name in setting}
 
 
-def step(barrier, connection, pair, opt):
-    """The process of a run: after all are ready it steps until opt.steps are made, and sends the median in ms."""
-    device = select_device('cpu')
-    keep_memory()
-    batch = next(iter(loaders(opt, device)[0]))
-    distiller, optimizer, options = build(pair.split(','), opt, device, True, opt.compile)
-
-    def once():
-        start = time.perf_counter()
-        train_epoch(1, Ready(batch, 1), distiller, optimizer, options)
-        return 1000 * (time.perf_counter() - start)
-    once()
-    barrier.wait()
-    connection.send(statistics.median(once() for _ in range(opt.steps)))
+def use_barrier(barrier):
+    """Keep the barrier of a new process, which can only be passed on when the process starts."""
+    global _barrier
+    _barrier = barrier
 
 
-def together(count, setting, pair, opt):
-    """The mean over `count` processes at once of their medians, ms."""
+def step_time(pair, opt):
+    """The median ms of opt.steps steps, which begin when all runs are ready."""
+    device = torch.device('cpu')
+    loader = RepeatedBatch(next(iter(memory_loader(opt, device))), 1)
+    task = build(pair, opt, device, compiled=opt.compile)
+
+    def step():
+        return 1000 * seconds(lambda: train_epoch(1, loader, *task), device)
+    step()
+    _barrier.wait()
+    return statistics.median(step() for _ in range(opt.steps))
+
+
+def step_time_of_runs(count, setting, pair, opt):
+    """The mean of step_time over `count` processes at once, in ms."""
     context = multiprocessing.get_context('spawn')
-    barrier, ends, processes = context.Barrier(count), [], []
-    kept = {name: value for name, value in os.environ.items() if name not in NAMES}
-    with patch.dict(os.environ, {**kept, **setting}, clear=True):       # OpenMP reads them when a process starts
-        for _ in range(count):
-            end, other = context.Pipe()
-            ends.append(end)
-            processes.append(context.Process(target=step, args=(barrier, other, pair, opt)))
-            processes[-1].start()
-    found = [end.recv() for end in ends]
-    for process in processes:
-        process.join()
-    return statistics.mean(found)
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    # OpenMP reads the variables when a process starts.
+    with patch.dict(os.environ, {**environment, **setting}, clear=True), \
+            ProcessPoolExecutor(count, context, use_barrier, (context.Barrier(count),)) as runs:
+        return statistics.mean(runs.map(step_time, [pair] * count, [opt] * count))
 
 
 def measure(opt, device):
-    """A row for each setting of each pair: medians of rounds by turns."""
+    """A row for each setting of each pair: medians of rounds in turn."""
     rows = []
     for pair in opt.pair or ('resnet110,resnet20,kd',):
-        found = {name: ([], []) for name in SETTINGS}
+        times = {(name, count): [] for name in SETTINGS for count in (1, 2)}
         for _ in range(opt.rounds):
-            for name, setting in SETTINGS.items():
-                for count in (1, 2):
-                    found[name][count - 1].append(together(count, setting, pair, opt))
-        rows += [{'pair': pair, 'threads that wait': name, 'alone, ms a step': statistics.median(alone),
-                  'two at once, ms a step': statistics.median(two)} for name, (alone, two) in found.items()]
+            for name, count in times:
+                times[name, count].append(step_time_of_runs(count, SETTINGS[name], pair, opt))
+        rows += [{'pair': pair, 'threads that wait': name, 'alone, ms a step': statistics.median(times[name, 1]),
+                  'two at once, ms a step': statistics.median(times[name, 2])} for name in SETTINGS]
     return rows

@@ -1,11 +1,11 @@
-"""Saving, resuming, many processes, options, the loop: no mathematics of distillation.
+"""Runs, options, the training loop and several processes: everything but the mathematics of distillation.
 
-Importing it sets how long a thread of OpenMP, which torch computes with on a CPU, spins while it waits for the others,
-before it sleeps. By default it spins for milliseconds. Beside another busy process the thread that is waited for may
-have been put off its core, and the one that spins keeps a core from it; docs/performance.md has figures. OpenMP reads
-this once, when torch is imported, so the scripts import this room before anything else. What the user has set stays.
+Importing it sets how long an OpenMP thread, with which torch computes on a CPU, spins before it sleeps while it waits
+for others. By default it spins for milliseconds, and keeps a core busy that another process may need. OpenMP reads the
+setting once, when torch is imported, so the scripts import `helper` first. A setting of the user stays.
+docs/performance.md has measurements.
 """
 import os
 
 if 'OMP_WAIT_POLICY' not in os.environ:
-    os.environ.setdefault('GOMP_SPINCOUNT', '2000')     # rounds of GNU's runtime, some 50 microseconds
+    os.environ.setdefault('GOMP_SPINCOUNT', '2000')     # rounds of GNU's runtime, about 50 microseconds

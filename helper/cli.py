@@ -1,4 +1,4 @@
-"""The terminal: a parser with one-line errors, converters of flags, and tables."""
+"""The command line: a parser with one-line errors, types of flags, and text for the terminal."""
 import argparse
 import contextlib
 import functools
@@ -12,8 +12,8 @@ from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
 
-# A flag's name in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its name here, for the
-# error message.
+# Name of a flag in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its names here, for
+# error messages.
 USUAL_NAMES = {usual: ours.split() for ours, names in {
     'learning_rate': 'lr base_lr', 'weight_decay': 'wd', 'batch_size': 'bs batch', 'num_workers': 'workers j nw',
     'model_s model': 'arch net network student model model_name backbone path_s', 'model_t': 'teacher arch_t',
@@ -41,13 +41,13 @@ USUAL_NAMES = {usual: ours.split() for ours, names in {
 
 @dataclass
 class Flags:
-    """What is known of the options beside their values; an attribute of the options, `opt.flags`."""
+    """Facts about the options beside their values; the attribute `flags` of the options."""
 
     defaults: dict          # option -> value when the flag is not given
-    may_differ: set         # options that say how or where a run computes, not what: they may change with --resume
-    filled_in: list = field(default_factory=list)   # not given by the user, so drawn or counted by the program
-    given: set = field(default_factory=set)         # options that the command line or its --recipe has
-    recipe: set = field(default_factory=set)        # those that the --recipe has
+    may_differ: set         # options for how or where a run computes, which may change with --resume
+    filled_in: list = field(default_factory=list)   # options that the program draws or counts if they are not given
+    given: set = field(default_factory=set)         # options given on the command line or in its --recipe
+    recipe: set = field(default_factory=set)        # options given in the --recipe
 
 
 def values(opt) -> dict:
@@ -62,7 +62,7 @@ def current_options(saved: dict) -> dict:
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts '-' and '_' alike between the words of a flag; a mistake is a UserError."""
+    """A parser that accepts both '-' and '_' between the words of a flag, and raises UserError for a mistake."""
 
     def __init__(self, **kwargs):
         self.may_differ: set[str] = set()
@@ -72,32 +72,32 @@ class Parser(argparse.ArgumentParser):
                           help='show the traceback of an error')      # helper.errors looks for the flag itself
 
     def add_argument(self, *names, may_differ: bool = False, **settings):
-        """As argparse's. may_differ: the flag may change when a run is resumed, and between trials of a comparison."""
+        """may_differ: the flag may change when a run is resumed, and between trials of a comparison."""
         action = super().add_argument(*names, **settings)
         if may_differ:
             self.may_differ.add(action.dest)
         return action
 
     def group(self, title: str) -> Callable:
-        """A group of --help. Returns its add_argument. A flag that another group has added alike is shared with it.
+        """Return the add_argument of a new group in --help. Groups share a flag that they add with equal settings.
 
-        Raises ValueError for a flag that exists already with other settings.
+        It raises ValueError for a flag that exists with other settings.
         """
         group = self.add_argument_group(title)
 
         def add(*names, may_differ=False, **settings):
             name = names[-1].replace('-', '_')
-            alike = {'may_differ': may_differ, **{key: value for key, value in settings.items() if key != 'help'}}
-            if name not in {flag.replace('-', '_') for flag in self._option_string_actions}:
-                self.group_flags[name] = alike
+            shared = {'may_differ': may_differ, **{key: value for key, value in settings.items() if key != 'help'}}
+            if name not in self._known_flags():
+                self.group_flags[name] = shared
                 action = group.add_argument(*names, **settings)
                 self.may_differ |= {action.dest} if may_differ else set()
-            elif self.group_flags.get(name) != alike:
+            elif self.group_flags.get(name) != shared:
                 raise ValueError(f'{title}: {names[-1]} exists already, with other settings')
         return add
 
     def flags(self) -> Flags:
-        """The defaults, and which options may differ."""
+        """The defaults, and the options that may differ."""
         return Flags({a.dest: a.type(a.default) if a.type and isinstance(a.default, str) else a.default
                       for a in self._actions if argparse.SUPPRESS not in (a.default, a.dest)}, self.may_differ)
 
@@ -120,126 +120,120 @@ class Parser(argparse.ArgumentParser):
             flag = unknown[0].partition('=')[0]
             self.error(f'{unknown[0]}: no such flag; {nearest_flag(flag, self._option_string_actions)}')
         if unknown:
-            self.error(f'{unknown[0]}: belongs to no flag; {self._what_takes(sys.argv[1:] if args is None else args)}')
+            usage = self._usage_of_overfull_flag(sys.argv[1:] if args is None else args)
+            self.error(f'{unknown[0]}: belongs to no flag; {usage}')
         return opt
 
-    def _what_takes(self, args):
-        """The usage of the first flag with too many words after it, for an error message."""
-        flags = {flag.replace('-', '_'): action for flag, action in self._option_string_actions.items()}
-        behind = []         # (flag's action, words), in order
-        for word in args:
-            name, equals, value = word.partition('=')
-            if action := flags.get(name.replace('-', '_')):
-                behind.append((action, [value] if equals else []))
-            elif behind:
-                behind[-1][1].append(word)
-        for action, words in behind:
+    def _usage_of_overfull_flag(self, args):
+        """The usage of the first flag that is followed by too many values, for an error message."""
+        known, given = self._known_flags(), []
+        for arg in args:
+            name, equals, value = arg.partition('=')
+            if flag := known.get(name.replace('-', '_')):
+                given.append((self._option_string_actions[flag], [value] if equals else []))
+            elif given:
+                given[-1][1].append(arg)
+        for action, values in given:
             flag = next(name for name in action.option_strings if len(action.option_strings) == 1 or name[:2] == '--')
-            if action.nargs == 0 and words:
+            if action.nargs == 0 and values:
                 return f'{flag} takes no value'
-            if action.nargs in (None, '?') and len(words) > 1:
+            if action.nargs in (None, '?') and len(values) > 1:
                 with contextlib.suppress(argparse.ArgumentTypeError):
-                    if action.type not in (None, path) and action.type(','.join(words)):
-                        return f'separate its values with commas: {flag} {",".join(words)}'
+                    if action.type not in (None, path) and action.type(','.join(values)):
+                        return f'separate its values with commas: {flag} {",".join(values)}'
                 return f'{flag} takes one value: {action.help}'
         return 'a flag begins with --'
 
-    def parse_known(self, args=None, namespace=None):
-        """(the options, the words that no flag of this parser takes)."""
-        known = {flag.replace('-', '_'): flag for flag in self._option_string_actions}
+    def _known_flags(self) -> dict:
+        """A flag with '_' between its words -> the flag."""
+        return {flag.replace('-', '_'): flag for flag in self._option_string_actions}
 
-        def canonical(token):
-            name, equals, value = token.partition('=')
-            return known.get(name.replace('-', '_'), name) + equals + value if token.startswith('--') else token
+    def parse_known(self, args=None, namespace=None):
+        """(the options, the arguments that no flag of this parser accepts)."""
+        known = self._known_flags()
+
+        def canonical(arg):
+            name, equals, value = arg.partition('=')
+            return known.get(name.replace('-', '_'), name) + equals + value if arg.startswith('--') else arg
 
         args = sys.argv[1:] if args is None else args
-        return self.parse_known_args([canonical(token) for token in args], namespace)
+        return self.parse_known_args([canonical(arg) for arg in args], namespace)
 
     def error(self, message):
         raise UserError(message.removeprefix('argument '))
 
 
 def nearest_flag(flag: str, flags: Iterable[str]) -> str:
-    """What `flags` have instead of a flag that is not among them, for an error message."""
+    """A hint at the one of `flags` that an unknown flag may stand for, for an error message."""
     flags = {known.lstrip('-').replace('-', '_'): known for known in flags if known.startswith('--')}
-    usual = flag.lstrip('-').replace('-', '_').lower()
-    ours = [flags[name] for name in USUAL_NAMES.get(usual, ()) if name in flags]
-    return f'here it is {ours[0]}' if ours else nearest(flag, flags.values())
+    usual_name = flag.lstrip('-').replace('-', '_').lower()
+    matches = [flags[name] for name in USUAL_NAMES.get(usual_name, ()) if name in flags]
+    return f'here it is {matches[0]}' if matches else nearest(flag, flags.values())
 
 
-@functools.cache        # so that two flags with the same bounds have the same converter
+# Types of flags: functions for argparse that convert a text, or raise ArgumentTypeError.
+
+@functools.cache        # two flags with the same bounds then have the same type
 def number(kind, low=None, above=None, high=None):
-    """A converter for argparse: an int or a float with bounds (low and high are allowed, `above` is not)."""
-    words = 'a whole number' if kind is int else 'a number'
+    """An int or a float with bounds (low and high are allowed, `above` is not)."""
     bounds = [f'{text} {bound}' for text, bound in (('of at least', low), ('above', above), ('of at most', high))
               if bound is not None]
-    wanted = ' '.join([words, ' and '.join(bounds)]).strip()
+    wanted = ' '.join(['a whole number' if kind is int else 'a number', ' and '.join(bounds)]).strip()
 
     def convert(text):
         try:
             value = kind(text)
-            finite = math.isfinite(value)
-        except (ValueError, OverflowError):     # no number, a whole number of hundreds of digits
-            value, finite = 0, False
-        bad = not finite or (low is not None and value < low) or (above is not None and value <= above) \
-            or (high is not None and value > high)
-        if bad:
+            is_valid = (math.isfinite(value) and (low is None or value >= low) and (above is None or value > above)
+                        and (high is None or value <= high))
+        except (ValueError, OverflowError):     # no number, or a whole number of hundreds of digits
+            is_valid = False
+        if not is_valid:
             raise argparse.ArgumentTypeError(f'{text[:80]}: give {wanted}')
         return value
     return convert
 
 
-def path(text: str) -> str:
-    """A converter for argparse: a path as it is, but not an empty one, as that of a shell variable that is not set."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f'{text!r}: give a path; this one is empty. Is a variable not set?')
-    if any('\ud800' <= c <= '\udfff' for c in text):        # how Python keeps bytes that it cannot read
-        raise argparse.ArgumentTypeError(f'{text}: not in the encoding of this terminal; set LC_ALL=C.UTF-8')
-    return text
+def numbers(convert: Callable, wanted: str, count: int | None = None) -> Callable:
+    """`count` values, or any number of them, separated by commas."""
+    def convert_all(text):
+        try:
+            values = [convert(part) for part in text.split(',')]
+        except argparse.ArgumentTypeError:
+            values = []
+        if not values or len(values) != (count or len(values)):
+            raise argparse.ArgumentTypeError(f'{text[:80]}: give {wanted}')
+        return values
+    return convert_all
 
 
-def weights(text):
+epoch_list = numbers(number(int, low=1, high=MOST_EPOCHS), 'epochs as whole numbers with commas, as 150,180,210')
+stage_list = numbers(number(int, low=0, high=9999), 'the numbers of stages, from 0, with commas, as 2,5,8,11')
+
+
+def weights(text: str) -> float | list[float]:
     """'45' -> 45.0, '45,0.8' -> [45.0, 0.8]."""
-    try:
-        values = [number(float)(word) for word in text.split(',')]
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f'{text[:80]}: give a number, or several with commas, as 45,0.8') from None
+    values = numbers(number(float), 'a number, or several with commas, as 45,0.8')(text)
     return values if len(values) > 1 else values[0]
 
 
 def colours(low: float | None = None, above: float | None = None) -> Callable:
-    """A converter for argparse: '0.485,0.456,0.406' -> a list of three numbers of at most 1, one a colour."""
-    def convert(text):
-        try:
-            red, green, blue = (number(float, low, above, high=1)(word) for word in text.split(','))
-        except (argparse.ArgumentTypeError, ValueError):
-            raise argparse.ArgumentTypeError(f'{text[:80]}: give three numbers of 0 to 1 with commas, for pixels of 0 '
-                                             f'to 1, as 0.485,0.456,0.406') from None
-        return [red, green, blue]
-    return convert
+    """Three numbers of at most 1, one a colour: '0.485,0.456,0.406'."""
+    wanted = 'three numbers of 0 to 1 with commas, for pixels of 0 to 1, as 0.485,0.456,0.406'
+    return numbers(number(float, low, above, high=1), wanted, count=3)
+
+
+def path(text: str) -> str:
+    """A path that is not empty, as it is when the shell's variable for it is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'{text!r}: give a path; this one is empty. Is a variable not set?')
+    if any('\ud800' <= c <= '\udfff' for c in text):        # stand for bytes that Python cannot decode
+        raise argparse.ArgumentTypeError(f'{text}: not in the encoding of this terminal; set LC_ALL=C.UTF-8')
+    return text
 
 
 def comma_list(value) -> str:
-    """What `weights` reads: [45.0, 0.8] -> '45.0,0.8'; a single value as it is."""
+    """The inverse of `weights`: [45.0, 0.8] -> '45.0,0.8'; a single value as it is."""
     return ','.join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def epoch_list(text):
-    """'150,180,210' -> [150, 180, 210]."""
-    try:
-        epochs = [int(word) for word in text.split(',')]
-    except ValueError:
-        epochs = [0]
-    if min(epochs) < 1 or max(epochs) > MOST_EPOCHS:
-        raise argparse.ArgumentTypeError(f'{text[:80]}: give epochs as whole numbers with commas, as 150,180,210')
-    return epochs
-
-
-def stage_list(text):
-    """'2,5,8' -> [2, 5, 8]."""
-    if not all(word.isascii() and word.isdecimal() and len(word) < 5 for word in text.split(',')):
-        raise argparse.ArgumentTypeError(f'{text[:80]}: give the numbers of stages, from 0, with commas, as 2,5,8,11')
-    return [int(word) for word in text.split(',')]
 
 
 def readable_bytes(count: int) -> str:
@@ -262,10 +256,8 @@ def show(text: str) -> None:
 
 
 def table(head: tuple, rows: list[tuple], alignment: str = '') -> str:
-    """Columns of strings under their heads; alignment has '<' or '>' for each, left where it is short."""
-    alignment = alignment.ljust(len(head), '<')
+    """Columns of strings under their heads. alignment: '<' or '>' for each column, '<' where it is too short."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    columns = list(zip(alignment, widths, strict=True))
-    lines = ['  '.join(f'{cell:{side}{width}}' for cell, (side, width) in zip(row, columns, strict=True)).rstrip()
-             for row in (head, *rows)]
+    formats = [f'{side}{width}' for side, width in zip(alignment.ljust(len(head), '<'), widths, strict=True)]
+    lines = ['  '.join(map(format, row, formats)).rstrip() for row in (head, *rows)]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])

@@ -1,4 +1,4 @@
-"""Where a run computes, in how many bits, and its random numbers."""
+"""The device of a run, its precision and its random numbers."""
 import contextlib
 import os
 import platform
@@ -18,24 +18,24 @@ KINDS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}     # the values 
 
 
 def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
-    """The device of --gpu_id: 'cpu', 'mps', the GPU of a Mac, or the number of a GPU.
+    """The device of --gpu_id: 'cpu', 'mps' (the GPU of a Mac) or the number of a GPU.
 
-    For a number a machine without CUDA falls back to the CPU with one line.
+    Without CUDA, a number selects the CPU, which is printed unless `quiet`.
     """
     if gpu_id == 'cpu':
         return torch.device('cpu')
-    words = gpu_id.split(',')
-    if MPS in words:
-        if len(words) > 1:
+    entries = gpu_id.split(',')
+    if MPS in entries:
+        if len(entries) > 1:
             raise UserError(f'--gpu_id {gpu_id}: the GPU of a Mac trains in a single process; give --gpu_id mps')
         if not torch.backends.mps.is_available():
             raise UserError('--gpu_id mps: PyTorch finds no GPU of Apple on this machine; give the number of a GPU, as '
                             '0, or cpu')
         return torch.device(MPS)
-    if len(words) > 1 and set(words) == {'cpu'}:
+    if len(entries) > 1 and set(entries) == {'cpu'}:
         raise UserError(f'--gpu_id {gpu_id}: one process trains on one device; add --multiprocessing-distributed')
     try:
-        ids = [int(word) for word in words]
+        ids = [int(entry) for entry in entries]
     except ValueError:
         ids = [-1]
     if min(ids) < 0:
@@ -57,13 +57,13 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
 
 
 def cores() -> int:
-    """The processor cores that this process may use; under torchrun, those of all machines together."""
+    """The number of processor cores that this process may use; under torchrun, the total of all machines."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return here * cluster.machine_count()
 
 
 def cpu_name() -> str:
-    """The model of the processor, as Linux names it."""
+    """The model of the processor, as Linux reports it."""
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text().splitlines():
             if line.startswith('model name'):
@@ -72,7 +72,7 @@ def cpu_name() -> str:
 
 
 def finest(device: torch.device) -> torch.dtype:
-    """The floating point of the most bits that a device has: Apple's GPUs have 32."""
+    """The most precise floating-point type of a device; Apple's GPUs have no float64."""
     return torch.float32 if device.type == MPS else torch.float64
 
 
@@ -82,7 +82,7 @@ def memory_format(opt) -> torch.memory_format:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also makes cuDNN choose the same algorithms every time."""
+    """Seed Python, NumPy and torch; `deterministic` also makes cuDNN select the same algorithms in every run."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -91,14 +91,14 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or in this machine as far as the system says."""
+    """The free bytes of a GPU, or of this machine; practically infinite if the system does not report them."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
     except (OSError, StopIteration, ValueError):
-        return 1 << 62      # not known: no limit
+        return 1 << 62
 
 
 def surroundings() -> dict:
@@ -120,7 +120,7 @@ def random_state() -> dict:
 
 
 def restore_random_state(state: dict) -> None:
-    """Restore what random_state returned. A damaged state raises what the generators raise."""
+    """Restore the result of random_state. The generators raise various errors for a damaged one."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
@@ -138,11 +138,11 @@ class Precision:
     smallest_scale = 2.0 ** -14
 
     def __init__(self, kind: str | None, device: torch.device):
-        """kind: the value of --amp: None, 'auto', 'bfloat16' or 'float16'. auto is bfloat16 where the GPU has it."""
+        """kind: the value of --amp: None, 'auto', 'bfloat16' or 'float16'. auto is bfloat16 if the GPU supports it."""
         self.device = device
         if kind == 'auto' and device.type in ('cpu', MPS):
-            what = 'are not faster on a CPU' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
-            print(f'--amp: 16 bits {what}: computing in float32; --amp bfloat16 enables them anyway')
+            why = 'are not faster on a CPU' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
+            print(f'--amp: 16 bits {why}: computing in float32; --amp bfloat16 enables them anyway')
             kind = None
         elif kind == 'float16' and device.type == MPS:
             raise UserError('--amp float16: not on a GPU of Apple; give --amp bfloat16, or leave it out')
@@ -156,7 +156,7 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def check(self) -> None:
-        """Raises UserError when the gradients overflow at any scale: then the run has diverged."""
+        """Raise UserError if the gradients overflow at any scale: then the run has diverged."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < self.smallest_scale:
             raise UserError(f'--amp float16: the gradients are not finite at any scale (now {self.scaler.get_scale():g}'
                             f'): the run diverged; lower --learning_rate or --beta')

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import CPU, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import Ready
+from benchmarks.common import RepeatedBatch
 from dataset.memory import MemoryLoader
 from distiller_zoo import DistillKL, Vanilla, distiller_dict, get_method
 from helper.errors import UserError
@@ -128,7 +128,7 @@ class Synchronisations(TorchDispatchMode):
 def test_a_step_does_not_wait_for_the_device(method):
     distiller, loader, opt = build(method)
     if len(distiller.spec.views) > 1:        # a strong view is drawn image by image, on the CPU
-        loader = Ready(next(iter(loader)), 3)
+        loader = RepeatedBatch(next(iter(loader)), 3)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     with Synchronisations() as mode:
         train_epoch(1, loader, distiller, optimizer, opt)

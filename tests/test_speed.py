@@ -270,7 +270,7 @@ def test_benchmarks_of_processes(call, capfd, monkeypatch):
     assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
     monkeypatch.setattr(threads, 'SETTINGS', {'one thread': {'OMP_NUM_THREADS': '1'}})
     call(benchmark, 'threads', '--pair', 'resnet14,resnet8,kd', *few)
-    assert 'resnet14,resnet8,kd         one thread' in capfd.readouterr().out
+    assert 'resnet14,resnet8,kd  one thread' in capfd.readouterr().out
 
 
 @pytest.mark.slow
