@@ -366,8 +366,8 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
     (['--distill', 'semckd'], ' correlation, '), (['--distill', 'semckd'], ' rkd, '),
     (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; it goes with'),
     (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint asks the teacher for more'),
-    (['--dataset', 'imagenet'], '--teacher_cache: a random crop of --dataset imagenet takes too many forms to keep; it '
-                                f'goes with {", ".join(IN_MEMORY)}')])
+    (['--dataset', 'imagenet'], '--teacher_cache: random crops of --dataset imagenet have too many variants to store; '
+                                f'it goes with {", ".join(IN_MEMORY)}')])
 def test_refused(flags, words):
     with pytest.raises(UserError) as caught:
         train_student.student_options(['--path-t', 'x', '--teacher_cache', *flags])

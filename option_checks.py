@@ -1,0 +1,126 @@
+"""Checks of options that do not go together or have no effect. Each raises a UserError of one line."""
+from dataset import IN_MEMORY, dataset_key, source_dict
+from dataset.teacher_cache import CACHED_OUTPUTS
+from distiller_zoo import distiller_dict
+from helper.cli import comma_list
+from helper.errors import UserError
+from helper.optim import has_momentum
+
+
+def check_effects(opt) -> None:
+    """Refuse a given flag that has no effect.
+
+    A flag on the command line may repeat the default, to undo that flag of a recipe.
+    """
+    has_schedule = opt.sched != 'step'
+    loads_checkpoint = 'path_t' in opt or bool(opt.evaluate)
+    effects = {     # option -> the flag that it depends on, and whether the option has an effect
+        'image_size': ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict),
+        'lr_decay_epochs': ('--sched step', not has_schedule), 'lr_decay_rate': ('--sched step', not has_schedule),
+        'min_lr': ('--sched cosine, tanh or poly', has_schedule),
+        'poly_power': ('--sched poly', opt.sched == 'poly'),
+        'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),
+        'momentum': (f'an --opt that has one: --opt {opt.opt}', has_momentum(opt.opt)),
+        'checkpoint_key': ('--evaluate', loads_checkpoint), 'same_classes': ('--evaluate', loads_checkpoint),
+        'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
+        'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
+        'dot_delta': ('--opt dot', opt.opt == 'dot'),
+    }
+    for option in sorted(opt.flags.given & effects.keys()):
+        (needed, has_effect), value = effects[option], getattr(opt, option)
+        undoes_recipe = option in opt.flags.recipe and value == opt.flags.defaults[option]
+        if not has_effect and not undoes_recipe:
+            text = '' if value is True else f' {comma_list(value)}'
+            raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
+    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate'}
+    if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
+        raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
+
+
+def check_mps(opt) -> None:
+    """Refuse flags that Apple's GPUs do not support."""
+    for option in ('compile', 'fast', 'multiprocessing_distributed', 'sync_bn'):
+        if getattr(opt, option):
+            raise UserError(f'--{option}: not with --gpu_id mps; leave one of the two out')
+
+
+def check_method(opt, method) -> None:
+    """Refuse flags that do not suit --distill."""
+    spec, distil = method.spec, f'--distill {opt.distill}'
+    if opt.logit_stand and not spec.published_logit_stand:
+        raise UserError(f'--logit_stand: it was not published with {distil}; it goes with '
+                        f'{names_of(lambda other: other.published_logit_stand)}')
+    if opt.opt == 'dot':
+        check_dot(opt, method)
+    mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
+    augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob}
+    step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1}
+    several_views = len(spec.views) > 1
+    for flag, is_on in mixes.items():
+        if is_on and not spec.is_mixable:
+            cause = 'sees several views of an image' if several_views else 'needs one class for each image'
+            raise UserError(f'{flag}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
+    for flag, is_on in augmentations.items():
+        if is_on and opt.teacher_cache:
+            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips; leave one of the two out')
+    for flag, is_on in step_flags.items():
+        if is_on and (spec.own_backward or opt.opt == 'dot'):
+            raise UserError(f'{flag}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '
+                            f'backward passes; leave one of the two out')
+    if opt.model_ema is not None and (not spec.deploys_student or opt.opt == 'dot'):
+        raise UserError(f'--model_ema {opt.model_ema:g}: ' + (
+            'not with --opt dot; leave one of the two out' if spec.deploys_student else
+            f'{distil} deploys more than the student; leave it out'))
+    if opt.opt != 'sgd' and spec.own_optimizer:
+        raise UserError(f'--opt {opt.opt}: {distil} has an optimiser of its own; leave one of the two out')
+    if opt.teacher_cache and dataset_key(opt.dataset) not in IN_MEMORY:
+        raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; it '
+                        f'goes with {", ".join(IN_MEMORY)}')
+    if opt.teacher_cache and not spec.is_cacheable(CACHED_OUTPUTS):
+        cause = 'sees several views of an image' if several_views else \
+            'asks the teacher for more than logits and embedding'
+        raise UserError(f'--teacher_cache: {distil} {cause}; it goes with '
+                        f'{names_of(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
+
+
+def check_dot(opt, method) -> None:
+    """Refuse --opt dot without gradients of both a task and a distillation, and momenta out of range."""
+    if method.spec.own_backward or method.spec.own_optimizer:
+        raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
+    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_own_loss(opt) else []
+    distils = opt.alpha or any(betas)
+    if not opt.gamma or not distils:
+        cause = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
+        raise UserError(f'--opt dot: keeps the gradients of two losses apart, but {cause}; leave it out')
+    if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:
+        raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and '
+                        f'plus it below 1; give a smaller one')
+
+
+def check_flags_of_methods(opt, method) -> None:
+    """Refuse a given flag of another method, and --beta for a method without a loss of its own."""
+    parts = getattr(method, 'methods', None) or {opt.distill: method}
+    flags = {name: flags_of(other) for name, other in distiller_dict.items()}
+    for option in sorted(opt.flags.given):
+        users = [name for name, other in distiller_dict.items() if option in flags[name] or
+                 (option in ('init_epochs', 'init_learning_rate') and other.spec.first_stage)]
+        if users and not {*users} & {*parts}:
+            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
+                            f'with {", ".join(users)}')
+    # FSP has a published weight although its own loss is only used in the first stage.
+    has_weight = len(parts) > 1 or method.has_own_loss(opt) or method.spec.published.get('beta')
+    if 'beta' in opt.flags.given and opt.beta and not has_weight:
+        raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
+                        f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')
+
+
+def names_of(condition) -> str:
+    """The names of the methods whose spec meets a condition."""
+    return ', '.join(name for name, method in distiller_dict.items() if condition(method.spec))
+
+
+def flags_of(method) -> set[str]:
+    """The names of the options that a method adds."""
+    options = set()
+    method.add_arguments(lambda *names, **_: options.add(names[-1].lstrip('-').replace('-', '_')))
+    return options
