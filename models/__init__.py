@@ -9,9 +9,7 @@ from helper.errors import UserError, nearest
 
 from .cifar_resnet import cifar_resnet_models
 from .mobilenetv2 import mobilenetv2_models
-from .resnet_small_stem import resnet_small_stem_models
-from .shufflenetv1 import shufflenetv1_models
-from .shufflenetv2 import shufflenetv2_models
+from .shufflenet import shufflenet_models
 from .vgg import vgg_models
 from .wrn import wrn_models
 
@@ -26,8 +24,8 @@ IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 
             'vgg11_imagenet', 'vgg13_imagenet', 'MobileNetV2_Imagenet', 'ShuffleV2_Imagenet', 'shufflenet_v2_x0_5',
             'shufflenet_v2_x2_0')
 
-model_dict = {**cifar_resnet_models, **resnet_small_stem_models, **wrn_models, **vgg_models, **mobilenetv2_models,
-              **shufflenetv1_models, **shufflenetv2_models, **{name: partial(_imagenet, name) for name in IMAGENET}}
+model_dict = {**cifar_resnet_models, **wrn_models, **vgg_models, **mobilenetv2_models, **shufflenet_models,
+              **{name: partial(_imagenet, name) for name in IMAGENET}}
 
 # Each name has two nets: with a 3x3 stem for small images, with torchvision's 7x7 stem and max pool for large ones.
 TWO_STEMS = ('ResNet18', 'ResNet34', 'ResNet50')

@@ -41,6 +41,10 @@ class Net(nn.Module):
         if preact:
             raise NotImplementedError(f'{_name(self)} has no pre-activations')
 
+    def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
+        """The batch norm before the last ReLU of each stage. Raises NotImplementedError if there is none."""
+        raise NotImplementedError(f'{_name(self)} has no single batch norm before the last ReLU of each stage')
+
     def count_stages(self, image_size: int) -> int:
         """Number of stages that feats can have."""
         return len(probe(self, image_size).feats) - 2

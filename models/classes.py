@@ -1,47 +1,41 @@
-"""Compare the classes of a checkpoint with those of the data by their names, and reorder a net's outputs."""
+"""Compare the classes of a checkpoint with the data's by their names, and reorder a net's outputs."""
 import torch
 from torch import nn
 
 from helper.errors import UserError, listed
 
-from .base import Net
+from .base import Net, noise_images
 
-MOST_NAMED = 5      # classes that a message names
+MAX_NAMED = 5       # classes in a message
 
 
 def class_order(names, data, what: str) -> list[int] | None:
-    """For each class of the data its number in the checkpoint. None if both have the same order, if one of them has no
-    names, or if data.same_classes is set.
+    """For each class of the data its number in the checkpoint; None if there is nothing to reorder.
 
-    names: the classes of an untrusted checkpoint, in its order. Raises UserError that begins with `what` if the names
-    differ.
+    names: the classes of an untrusted checkpoint, in its order. Nothing is reordered if the orders are equal, if one
+    side has no names, or if data.same_classes is set. Raises UserError that begins with `what` if the names differ.
     """
     wanted = [*getattr(data, 'classes', ())]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names or not wanted \
             or names == wanted or getattr(data, 'same_classes', False):
         return None
-    if sorted(names) != sorted(wanted) or len({*names}) < len(names):
-        raise UserError(f'{what}: {_difference(names, wanted)}')
-    numbers = {name: i for i, name in enumerate(names)}
-    return [numbers[name] for name in wanted]
-
-
-def _difference(names, wanted):
-    here, there = {*names}, {*wanted}
-    said = 'its classes are in another order than those of the data, and some have the same name'
-    if here != there:
-        only = [listed([name for name in group if name not in other], MOST_NAMED)
-                for group, other in ((names, there), (wanted, here))]
-        said = f'its class names are not those of the data: only the checkpoint has {only[0] or "none"}, only the ' \
-               f'data have {only[1] or "none"}'
+    if sorted(names) == sorted(wanted) and len({*names}) == len(names):
+        numbers = {name: i for i, name in enumerate(names)}
+        return [numbers[name] for name in wanted]
+    fault = 'its classes are in another order than those of the data, and some have the same name'
+    if {*names} != {*wanted}:
+        only_here, only_data = (listed([name for name in some if name not in others], MAX_NAMED) or 'none'
+                                for some, others in ((names, {*wanted}), (wanted, {*names})))
+        fault = f'its class names are not those of the data: only the checkpoint has {only_here}, only the data have ' \
+                f'{only_data}'
     pairs = [f'{i}: {name} is {other}' for i, (name, other) in enumerate(zip(names, wanted, strict=False))
              if name != other]
-    return f'{said}; give data with the same class names, or --same_classes if the classes mean the same in their ' \
-           f'order ({listed(pairs, MOST_NAMED)})'
+    raise UserError(f'{what}: {fault}; give data with the same class names, or --same_classes if the classes mean the '
+                    f'same in their order ({listed(pairs, MAX_NAMED)})')
 
 
 def match_classes(net: nn.Module, names, data, what: str) -> None:
-    """Reorder the outputs of `net` from the class order `names` of its checkpoint to that of the data; a line says so.
+    """Reorder the outputs of `net` from its checkpoint's class order `names` to the data's, and print that.
 
     Raises UserError as class_order does.
     """
@@ -53,20 +47,19 @@ def match_classes(net: nn.Module, names, data, what: str) -> None:
 
 @torch.no_grad()
 def reorder_classes(net: nn.Module, order: list[int], image_size: int) -> None:
-    """Change `net` in place, so that its logit i is the former logit order[i]. It is put into eval mode.
+    """Change `net` in place: its logit i becomes the former logit order[i]. Puts it into eval mode.
 
-    If a linear layer gives the logits, its rows are reordered, so that methods that read this layer see the same
+    If a linear layer returns the logits, its rows are reordered, so that methods that read this layer get the same
     classes. Otherwise the logits themselves are reordered.
     """
-    parameter = next(net.parameters())
-    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    images = noise_images(image_size).to(next(net.parameters()).device)
     wanted = net.eval()(images)[:, order]
     for layer in [*net.modules()][::-1]:
         if type(layer) is nn.Linear and layer.out_features == len(order):
             _reorder_rows(layer, order)
             if torch.allclose(net(images), wanted, rtol=1e-4, atol=1e-5):
                 return
-            _reorder_rows(layer, [order.index(i) for i in range(len(order))])     # not that layer: undo
+            _reorder_rows(layer, [order.index(i) for i in range(len(order))])     # another layer: undo
     net.class_order = order
     if not isinstance(net, Net):
         net.register_forward_hook(lambda module, inputs, logits: logits[:, order])

@@ -46,7 +46,6 @@ class ResNet(Net, resnet.ResNet):
         return self.fc
 
     def get_bn_before_relu(self):
-        """The last batch norm of each stage."""
         return [getattr(stage[-1], 'bn3', stage[-1].bn2) for stage in self.layers]
 
     def embed(self, features):

@@ -50,7 +50,6 @@ class MobileNetV2(Net):
         kaiming_fan_out_(self, linear_std=0.01)
 
     def get_bn_before_relu(self):
-        """The last batch norm of the block groups whose output is a feature."""
         return [self.blocks[group][-1].conv[-1] for group in FEATURE_GROUPS]
 
     def get_classifier(self):

@@ -37,7 +37,6 @@ class VGG(Net):
         kaiming_fan_out_(self, linear_std=0.01)
 
     def get_bn_before_relu(self):
-        """The last batch norm of every block but the first."""
         return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]
 
     def get_classifier(self):

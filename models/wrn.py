@@ -64,7 +64,6 @@ class WideResNet(Net):
     activated = False       # the next stage applies the batch norm and the ReLU
 
     def get_bn_before_relu(self):
-        """The batch norm after each stage."""
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
 
     def get_classifier(self):
