@@ -1,4 +1,4 @@
-"""How alike teacher and students are, and how sure: numbers of trained nets on test images."""
+"""Metrics of trained nets on test images: similarity to the teacher, Grad-CAM and calibration."""
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.base import Net
 
-BINS = 15           # of the confidence, as Guo et al. have them
-CKA_BATCH = 100     # images whose maps are in memory at once
+BINS = 15           # of the confidence, as in Guo et al.
+CKA_BATCH = 100     # images whose feature maps are in memory at once
 
 
 @torch.no_grad()
@@ -17,20 +17,19 @@ def read_test_set(loader: Iterable, nets: list[nn.Module], wanted: Iterable[int]
                   ) -> tuple[Tensor, list[Tensor], dict[int, Tensor]]:
     """(class of each test image (N,), logits (N, classes) of each net, number -> image (3, H, W)), on the CPU.
 
-    loader: gives (images, target, index). wanted: numbers of the images to keep, as the nets see them. With no nets it
+    loader: yields (images, target, index). wanted: numbers of the images to return, preprocessed. Without nets, reading
     stops at the last of them.
     """
     wanted, targets, logits, kept = {*wanted}, [], [[] for _ in nets], {}
     for images, target, index in loader:
         targets.append(target.cpu())
-        for found, net in zip(logits, nets, strict=True):
-            found.append(net(images).float().cpu())
-        for place, number in enumerate(index.tolist()):
-            if number in wanted:
-                kept[number] = images[place].to('cpu', copy=True)      # not the whole batch
+        for batches, net in zip(logits, nets, strict=True):
+            batches.append(net(images).float().cpu())
+        kept |= {number: images[i].to('cpu', copy=True)        # a view would keep the whole batch
+                 for i, number in enumerate(index.tolist()) if number in wanted}
         if not nets and len(kept) == len(wanted):
             break
-    return torch.cat(targets), [torch.cat(found) for found in logits], kept
+    return torch.cat(targets), [torch.cat(batches) for batches in logits], kept
 
 
 @torch.no_grad()
@@ -41,14 +40,14 @@ def embeddings(net: Net, images: Tensor, batch: int) -> Tensor:
 
 
 def tsne(embedding: Tensor, seed: int) -> Tensor:
-    """(N, C) -> points (N, 2), N at least 4. Van der Maaten and Hinton, JMLR 2008; scikit-learn's, begun by PCA.
+    """(N, C) -> points (N, 2), N at least 4. Van der Maaten and Hinton, JMLR 2008; scikit-learn's, initialised by PCA.
 
-    The perplexity is 30, or for few images a third of their number. Embeddings that are all the same give one point.
+    The perplexity is 30, or for fewer than 91 images a third of their number. Identical embeddings give one point.
     """
     from sklearn.manifold import TSNE
     x = embedding.double()
     x = x - x.mean(0)
-    if not x.any():     # scikit-learn divides by their deviation, and then crashes
+    if not x.any():     # scikit-learn fails, since it divides by their deviation
         return torch.zeros(len(x), 2)
     perplexity = min(30, (len(x) - 1) / 3)
     points = TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform((x / x.std()).numpy())
@@ -58,17 +57,16 @@ def tsne(embedding: Tensor, seed: int) -> Tensor:
 def correlation_difference(logits_s: Tensor, logits_t: Tensor) -> Tensor:
     """Two (N, classes) -> (classes, classes), the absolute difference of the correlation matrices of the logits.
 
-    Tian et al., ICLR 2020, Contrastive Representation Distillation, arXiv:1910.10699. A class whose logit is the same
-    for all images has no correlation: NaN.
+    Tian et al., ICLR 2020, arXiv:1910.10699. NaN for a class whose logit is the same for all images.
     """
     return (torch.corrcoef(logits_s.double().t()) - torch.corrcoef(logits_t.double().t())).abs()
 
 
 def centred_gram(features: Tensor) -> Tensor:
-    """(N, ...) -> (N * N,) float64: the products of all pairs of images, U-centred (Szekely and Rizzo, Annals of
-    Statistics 2014), so that hsic is a dot product. N is at least 4."""
+    """(N, ...) -> (N * N,) float64, N at least 4: the U-centred Gram matrix, with which hsic is a dot product. Szekely
+    and Rizzo, Annals of Statistics 2014."""
     x, n = features.flatten(1).float(), len(features)
-    x = x - x.mean(0)       # changes nothing but the rounding
+    x = x - x.mean(0)       # for the rounding alone
     gram = (x @ x.t()).double().fill_diagonal_(0)
     rows = gram.sum(1) / (n - 2)
     gram = gram - rows - rows[:, None] + rows.sum() / (n - 1)
@@ -76,46 +74,37 @@ def centred_gram(features: Tensor) -> Tensor:
 
 
 def hsic(grams_a: Tensor, grams_b: Tensor) -> Tensor:
-    """Rows of centred_gram, (A, N * N) and (B, N * N) -> (A, B): the unbiased estimate HSIC_1 (Song et al., JMLR 2012)
-    of each pair."""
+    """The unbiased HSIC_1 (Song et al., JMLR 2012) of each pair of rows, (A, N * N) and (B, N * N) -> (A, B)."""
     n = round(grams_a.shape[1] ** 0.5)
     return grams_a @ grams_b.t() / (n * (n - 3))
 
 
 @torch.no_grad()
 def stage_cka(teacher: Net, students: list[Net], images: Tensor, batch: int = CKA_BATCH) -> list[Tensor]:
-    """Linear CKA of each feature of a student with each of the teacher: for each student (features_s, features_t).
+    """Linear CKA between the features of each student and of the teacher: for each student (features_s, features_t).
 
-    Features are Outputs.feats: the stem, the stages, the embedding; maps count whole, flattened to (N, C * H * W).
-    Kornblith et al., ICML 2019, Similarity of Neural Network Representations Revisited, arXiv:1905.00414, in the
-    minibatch form of Nguyen, Raghu and Kornblith, ICLR 2021, arXiv:2010.15327: HSIC_1 is unbiased and averaged over
-    parts of at most `batch` images, and CKA = HSIC(s, t) / sqrt(HSIC(s, s) HSIC(t, t)). images: (N, 3, H, W), N at
-    least 4. Chance can bring it a little below 0, and a feature that is the same for all images has none: NaN.
+    Features are Outputs.feats, maps flattened to (N, C * H * W). images: (N, 3, H, W), N at least 4. Kornblith et al.,
+    ICML 2019, arXiv:1905.00414, in the minibatch form of Nguyen et al., ICLR 2021, arXiv:2010.15327: the unbiased
+    HSIC_1 is averaged over parts of at most `batch` images, and CKA = HSIC(s, t) / sqrt(HSIC(s, s) HSIC(t, t)). A value
+    can be slightly below 0 by chance, and is NaN for a feature that is the same for all images.
     """
-    device, sums = next(teacher.parameters()).device, [0] * len(students)
-    own_s, own_t = [0] * len(students), 0
+    device, total = next(teacher.parameters()).device, 0
     for part in images.tensor_split(-(-len(images) // batch)):
-        part = part.to(device)
-        grams_t = _grams(teacher, part)
-        own_t = own_t + hsic(grams_t, grams_t).diagonal()
-        for i, student in enumerate(students):
-            grams_s = _grams(student, part)
-            sums[i] = sums[i] + hsic(grams_s, grams_t)
-            own_s[i] = own_s[i] + hsic(grams_s, grams_s).diagonal()
-    return [(both / (own[:, None] * own_t).sqrt()).cpu() for both, own in zip(sums, own_s, strict=True)]
-
-
-def _grams(net, images):
-    return torch.stack([centred_gram(features) for features in net.outputs(images).feats])
+        grams = [torch.stack([centred_gram(features) for features in net.outputs(part.to(device)).feats])
+                 for net in (teacher, *students)]
+        total = total + hsic(torch.cat(grams), torch.cat(grams))
+    own = total.diagonal()
+    cka = (total / (own[:, None] * own).sqrt()).cpu()[:, :len(grams[0])]
+    return [*cka.split([len(rows) for rows in grams])][1:]
 
 
 def grad_cam(net: Net, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(where the net sees the class (N, H, W) from 0 to 1, logits (N, classes)) for images (N, 3, H, W).
+    """(class activation maps (N, H, W) from 0 to 1, logits (N, classes)) for images (N, 3, H, W).
 
-    Selvaraju et al., ICCV 2017, Grad-CAM, arXiv:1610.02391: the map before pooling, its channels weighted with the mean
-    gradient of the class's logit, summed, without what is negative, enlarged to the image and divided by its largest
-    value. classes: (N,), else those that the net predicts. Raises LookupError for a net whose logits do not come from
-    that map, as those of a transformer, which reads tokens.
+    Selvaraju et al., ICCV 2017, Grad-CAM, arXiv:1610.02391: the channels of the map before pooling are weighted with
+    the mean gradient of the class's logit and summed; the positive part is resized to the image and divided by its
+    maximum. classes: (N,); None: the predicted ones. Raises LookupError if the logits do not depend on that map, as in
+    a transformer.
     """
     with torch.enable_grad():
         out = net.outputs(images.detach().requires_grad_())
@@ -130,32 +119,32 @@ def grad_cam(net: Net, images: Tensor, classes: Tensor | None = None) -> tuple[T
 
 
 class Calibration(NamedTuple):
-    """Test images by how sure the net is of its answer, in BINS equal parts of (0, 1]."""
+    """Test images in equal bins of the confidence, (0, 1]. Empty bins have the values 0."""
 
-    count: Tensor           # (BINS,), images in each
-    confidence: Tensor      # (BINS,), mean probability of the predicted class; 0 where there is no image
-    accuracy: Tensor        # (BINS,), part of them that is right; 0 where there is no image
-    ece: float              # the expected calibration error
+    count: Tensor           # (bins,), number of images
+    confidence: Tensor      # (bins,), mean probability of the predicted class
+    accuracy: Tensor        # (bins,), fraction of correct predictions
+    ece: float              # expected calibration error
 
 
 def calibration(logits: Tensor, target: Tensor, bins: int = BINS) -> Calibration:
-    """Of logits (N, classes) and target (N,). Guo et al., ICML 2017, On Calibration of Modern Neural Networks,
-    arXiv:1706.04599: ECE is the mean of |accuracy - confidence| over the bins, each counted by its images."""
+    """Calibration from logits (N, classes) and target (N,). Guo et al., ICML 2017, arXiv:1706.04599: ECE is the mean of
+    |accuracy - confidence| over the bins, weighted by their images."""
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    count, sure, right = (torch.bincount(place, weights, bins)
-                          for weights in (None, confidence, (predicted == target).double()))
-    each = count.clamp(min=1)
-    return Calibration(count, sure / each, right / each, ((right - sure).abs().sum() / len(target)).item())
+    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count, confidence, correct = (torch.bincount(bin_index, weights, bins)
+                                  for weights in (None, confidence, (predicted == target).double()))
+    divisor = count.clamp(min=1)
+    return Calibration(count, confidence / divisor, correct / divisor,
+                       ((correct - confidence).abs().sum() / len(target)).item())
 
 
 def top1(logits: Tensor, target: Tensor) -> float:
-    """Percent of logits (N, classes) that are largest at target (N,): the accuracy, or with another net's predictions
-    as target the agreement with it."""
+    """Accuracy in percent of logits (N, classes); with another net's predictions as target (N,), the agreement."""
     return (logits.argmax(1) == target).double().mean().item() * 100
 
 
 def mean_kl(logits_s: Tensor, logits_t: Tensor) -> float:
-    """Mean KL(teacher || student) in nats at temperature 1, of two (N, classes)."""
+    """Mean KL(teacher || student) in nats at temperature 1, from two (N, classes)."""
     log_s, log_t = (F.log_softmax(logits.double(), dim=1) for logits in (logits_s, logits_t))
     return F.kl_div(log_s, log_t, reduction='batchmean', log_target=True).item()

@@ -1,4 +1,4 @@
-"""The arguments of scripts: a run folder or a checkpoint, and flags that override the data of the run."""
+"""The run folder or checkpoint that a user gives to a script: its options, its teacher and its data."""
 import functools
 import os
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from helper.cli import Parser, comma_list, path
 from helper.errors import UserError, printable
 from helper.files import read_json
 from helper.state import LAST
+from models.find import get_library, is_user_file
 from models.load import open_checkpoint
 from options import take_image_size, teacher_options
 
-OF_THE_RUN = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
-              'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
+DATA_OPTIONS = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
+                'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -23,29 +24,29 @@ class RunCheckpoint:
     flag: str
     checkpoint: Path
     parameters: dict
-    trusted: bool = True        # whether the files beside it are of the same run
+    trusted: bool = True        # whether the files beside the checkpoint belong to the same run
 
     @classmethod
-    def find(cls, given: str, what: str) -> 'RunCheckpoint':
-        """The checkpoint at `given`, or the best one in that run folder. Raises UserError that begins with `what`."""
-        checkpoint = Path(given)
+    def find(cls, given: str, flag: str) -> 'RunCheckpoint':
+        """The checkpoint at `given`, or the best one in that run folder. Raises UserError that begins with `flag`."""
+        checkpoint, what = Path(given), f'{flag} {given}'
         if os.path.isdir(given):
             best = sorted(checkpoint.glob('*_best.pth'))
-            if len(best) != 1:
+            if len(best) > 1:
+                raise UserError(f'{what}: has {len(best)} files NAME_best.pth; give one of them')
+            if not best:
                 last = checkpoint / LAST
-                found = f'has {len(best)} files NAME_best.pth; give one of them' if best else \
-                    f'holds no NAME_best.pth yet; give {last}, the last epoch' if last.is_file() else \
-                    'holds no NAME_best.pth; give the folder of a run, or a checkpoint'
-                raise UserError(f'{what} {given}: {found}')
+                raise UserError(f'{what}: holds no NAME_best.pth'
+                                + (f' yet; give {last}, the last epoch' if last.is_file() else
+                                   '; give the folder of a run, or a checkpoint'))
             checkpoint = best[0]
         elif not os.path.exists(given):
-            raise UserError(f'{what} {given}: no such file; give the folder of a run, or a checkpoint')
-        file, parameters = checkpoint.parent / 'parameters.json', {}
-        if file.exists():
-            parameters = read_json(file, f'{what} {given}: parameters.json')
-            if not isinstance(parameters, dict):
-                raise UserError(f'{what} {given}: parameters.json: not that of a run')
-        return cls(what, checkpoint, parameters)
+            raise UserError(f'{what}: no such file; give the folder of a run, or a checkpoint')
+        file = checkpoint.with_name('parameters.json')
+        parameters = read_json(file, f'{what}: parameters.json') if file.exists() else {}
+        if not isinstance(parameters, dict):
+            raise UserError(f'{what}: parameters.json: not the options of a run')
+        return cls(flag, checkpoint, parameters)
 
     def __str__(self):
         return str(self.checkpoint)
@@ -55,59 +56,70 @@ class RunCheckpoint:
         """The checkpoint, see models.load.open_checkpoint. Raises UserError."""
         return open_checkpoint(str(self), self.flag)
 
-    def check_metrics(self) -> None:
-        """Set `trusted` to False, with a line, if the metrics beside the checkpoint have another epoch or accuracy."""
-        if words := self.metrics_difference():
-            print(f'{self}: {words}, so those files are not used')
-            self.trusted = False
-
-    def metrics_difference(self) -> str:
-        """How the metrics beside the checkpoint differ from it, as text; '' if they do not."""
-        kinds = {LAST: ('test_last_metrics.json', {'epoch': 'epoch'})}
-        if self.checkpoint.name.endswith('_best.pth'):
-            kinds = {self.checkpoint.name: ('test_best_metrics.json', {'epoch': 'epoch', 'best_acc': 'test_acc'})}
-        name, pairs = kinds.get(self.checkpoint.name, (None, {}))
-        if name is None or not (file := self.checkpoint.with_name(name)).exists():
-            return ''
-        try:
-            found = read_json(file, str(file))
-            found = found if isinstance(found, dict) else {}
-        except UserError:
-            found = {}
-        known = {there: self.state[here] for here, there in pairs.items() if here in self.state}
-        differ = [f'{printable(f"{name} {found.get(name)}")[:50]}, not {printable(value)[:50]}'
-                  for name, value in known.items() if found.get(name) != value]
-        return f'{file.name} beside it is of another checkpoint ({"; ".join(differ)})' if differ else ''
-
     @property
     def trusted_parameters(self) -> dict:
-        """The parameters; empty if they are not of this checkpoint."""
+        """The parameters; empty if they belong to another checkpoint."""
         return self.parameters if self.trusted else {}
 
+    def check_metrics(self) -> None:
+        """Set `trusted` to False, and print why, if the metrics beside the checkpoint belong to another one."""
+        if difference := self.metrics_difference():
+            print(f'{self}: {difference}, so those files are not used')
+            self.trusted = False
 
-def teacher_open_args(parameters: dict) -> dict:
-    """The arguments of models.load.open_net with which a run opened its teacher."""
-    key = parameters.get('checkpoint_key')
-    given = {name: parameters.get(f'{name}_t') for name in ('mean', 'std', 'size', 'interpolation')}
-    return {'key': key if isinstance(key, str) else None,
-            'inputs': {name: value for name, value in given.items() if value is not None}}
+    def read_metrics(self, epoch: str) -> dict | None:
+        """The metrics beside the checkpoint, of the 'best' or 'last' epoch; {} for a damaged file, None for none."""
+        file = self.checkpoint.with_name(f'test_{epoch}_metrics.json')
+        try:
+            metrics = read_json(file, str(file)) if file.exists() else None
+        except UserError:
+            metrics = {}
+        return metrics if isinstance(metrics, dict | None) else {}
+
+    def metrics_difference(self) -> str:
+        """How the metrics beside the checkpoint differ from it in epoch or accuracy; '' if they do not."""
+        epoch = 'last' if self.checkpoint.name == LAST else 'best' if self.checkpoint.name.endswith('_best.pth') else ''
+        metrics = self.read_metrics(epoch) if epoch else None
+        if metrics is None:
+            return ''
+        keys = {'epoch': 'epoch', 'best_acc': 'test_acc'} if epoch == 'best' else {'epoch': 'epoch'}
+        differences = [f'{printable(f"{key} {metrics.get(key)}")[:50]}, not {printable(self.state[name])[:50]}'
+                       for name, key in keys.items() if name in self.state and metrics.get(key) != self.state[name]]
+        return f'test_{epoch}_metrics.json beside it is of another checkpoint ({"; ".join(differences)})' \
+            if differences else ''
+
+    def teacher(self) -> tuple[str, dict] | None:
+        """(path of the teacher's checkpoint, the arguments with which models.load.open_net opens it as the run did).
+
+        None if the run names no teacher. A net of a FILE.py is not named: only the user may say that its code is run.
+        """
+        parameters = self.trusted_parameters
+        file, name, key = (parameters.get(option) for option in ('path_t', 'model_t', 'checkpoint_key'))
+        if not isinstance(file, str):
+            return None
+        names_net = isinstance(name, str) and not is_user_file(name) and not get_library(file)
+        inputs = {part: parameters[f'{part}_t'] for part in ('mean', 'std', 'size', 'interpolation')
+                  if parameters.get(f'{part}_t') is not None}
+        return file, {'name': name if names_net else None, 'key': key if isinstance(key, str) else None,
+                      'inputs': inputs}
 
 
 def add_data_flags(parser: Parser) -> None:
     """Add the flags of the train scripts that select the data; their default is None."""
-    add = parser.add_argument_group('data', 'As in the train scripts. Not given: the values of the run.').add_argument
-    add('--dataset', help='its test set')
+    add = parser.add_argument_group('data', 'As in the train scripts; if omitted, the values of the run.').add_argument
+    add('--dataset', help='the data set on whose test images the nets are evaluated')
     add('--data_dir', type=path, help='the folder of the data')
-    add('--image_size', help='of --dataset folder and hf:')
-    add('--fit', help='of --dataset folder and hf:')
+    add('--image_size', help='side in pixels of the images of folder and hf:')
+    add('--fit', help='how images of folder and hf: become square: crop, squash or pad')
     add('--max_pixels', help='images with more pixels count as unreadable')
-    add('--images_in', help='of --dataset folder and hf:')
-    add('--split', help='of --dataset folder and hf:, the shares of training, validation and test images')
-    add('--batch_size', help='images at a time')
-    add('--num_workers', help='threads or processes that decode image files; not given: one for each core')
+    add('--images_in', help='where images of folder and hf: are kept: auto, memory or disk')
+    add('--split', help='the shares of training, validation and test images of folder and hf:')
+    add('--batch_size', help='images per batch')
+    add('--num_workers', help='threads or processes that decode image files; if omitted, one for each core')
     add('--use-lmdb', action='store_true', default=None, help='read imagenet from train.lmdb and val.lmdb')
-    add('--skip_bad_images', action='store_true', default=None, help='count unreadable images and skip them')
-    add('--same_classes', action='store_true', help='the class names in a checkpoint mean the same in this order')
+    add('--skip_bad_images', action='store_true', default=None, help='skip unreadable images and count them')
+    add('--same_classes', action='store_true',
+        help='accept class names in a checkpoint that differ from those of the data: they mean the same in this order')
 
 
 def data_options(run: RunCheckpoint, opt):
@@ -115,18 +127,16 @@ def data_options(run: RunCheckpoint, opt):
 
     If neither has an image size, the checkpoint's is used.
     """
-    parameters = run.parameters
-    if opt.dataset not in (None, parameters.get('dataset')):
-        parameters = {}
-    given = {name: getattr(opt, name, None) for name in (*OF_THE_RUN, 'num_workers', 'seed')}
-    values = {**{name: parameters.get(name) for name in OF_THE_RUN},
-              **{name: value for name, value in given.items() if value is not None}}
+    is_its_data = opt.dataset in (None, run.parameters.get('dataset'))
+    values = {name: run.parameters.get(name) if is_its_data else None for name in DATA_OPTIONS}
+    given = {name: getattr(opt, name, None) for name in (*DATA_OPTIONS, 'num_workers', 'seed')}
+    values |= {name: value for name, value in given.items() if value is not None}
     if given['image_size'] is None and dataset_key(values['dataset'] or '') not in source_dict:
-        del values['image_size']        # other data have a fixed size
+        values['image_size'] = None         # other data have a fixed size
     values['split'] = comma_list(values['split']) if values['split'] else None
-    found = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
-                            if value is not None and value is not False])
-    found.same_classes = opt.same_classes
-    if 'image_size' not in found.flags.given and dataset_key(found.dataset) in source_dict:
-        take_image_size(found, run.state, f'{run.flag} {run}')
-    return found
+    options = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
+                               if value is not None and value is not False])
+    options.same_classes = opt.same_classes
+    if 'image_size' not in options.flags.given and dataset_key(options.dataset) in source_dict:
+        take_image_size(options, run.state, f'{run.flag} {run}')
+    return options

@@ -444,9 +444,9 @@ def test_compare_says_what_an_accuracy_is_not():
         run['facts'] = {'classes': 5}
     assert words(compare.compare_table(group_trials(runs))) == [
         'model trained parameters trials top-1 % last % seconds', 'resnet8 alone 1,234 2 45.00 ± 7.07 44.00 ± 7.07 60']
-    assert list(compare.notes(group_trials(runs))) == []
+    assert list(compare.one_class_notes(group_trials(runs))) == []
     runs[0]['one_class'] = {'best': False, 'last': True}
-    assert list(compare.notes(group_trials(runs))) == [
+    assert list(compare.one_class_notes(group_trials(runs))) == [
         'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all test images; '
         'such an accuracy is only the share of that class']
 
@@ -454,7 +454,7 @@ def test_compare_says_what_an_accuracy_is_not():
 def test_the_legend_hides_no_curve():
     """It stands below the curves, with a line for each experiment, and the picture grows with it."""
     runs = [{**run_of('resnet8', 50.0, 't', f'method {i}'), 'curve': [50.0 - i], 'pictures': {}} for i in range(20)]
-    fig = compare.figure(group_trials(runs))
+    fig = compare.draw_figure(group_trials(runs))
     FigureCanvasAgg(fig).draw()
     (legend,), (axis,) = fig.legends, fig.axes
     assert len(legend.get_texts()) == 20 and axis.get_legend() is None

@@ -284,7 +284,7 @@ def test_from_the_command_line(call, runs, tmp_path, capsys):
          tmp_path / 'new' / 'figures', '--samples', 60)
     done, out = capsys.readouterr(), tmp_path / 'new' / 'figures'
     assert done.err == '' and done.out.startswith(
-        'resnet8 simkd: the network that it deploys gives no stages, so it is not in tsne, cka, gradcam\n')
+        'resnet8 simkd: the network that it deploys has no stages, so it is not in tsne, cka, gradcam\n')
     assert sorted(file.name for file in out.iterdir()) == sorted(
         f'{name}.{form}' for name in visualize.DRAW for form in ('json', 'png', 'svg'))
     for name in visualize.DRAW:
@@ -339,11 +339,11 @@ def test_names_of_nets_that_are_alike():
     taken = set()
     for trial, wanted in ((1, 'resnet8 kd'), (2, 'resnet8 kd, trial 2'), (2, 'resnet8 kd (2)'),
                           (1, 'resnet8 kd, trial 1'), (2, 'resnet8 kd (3)')):
-        name = visualize.label('resnet8', {'model_s': 'resnet8', 'distill': 'kd', 'trial': trial}, taken)
+        name = visualize.name_net('resnet8', {'model_s': 'resnet8', 'distill': 'kd', 'trial': trial}, taken)
         assert name == wanted
         taken.add(name)
-    assert visualize.label('resnet8 by simkd', {}, taken) == 'resnet8 by simkd'
-    assert visualize.label('x', {'model': 'a\x1b\n' * 1000}, taken) == ('a\\x1b\\n' * 1000)[:visualize.LONGEST]
+    assert visualize.name_net('resnet8 by simkd', {}, taken) == 'resnet8 by simkd'
+    assert visualize.name_net('x', {'model': 'a\x1b\n' * 1000}, taken) == ('a\\x1b\\n' * 1000)[:visualize.LONGEST]
 
 
 def change(folder, **parameters):
@@ -366,14 +366,14 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'two best': (['{tmp}/two'], 'STUDENT {tmp}/two: has 2 files NAME_best.pth; give one of them'),
     'code': (['{tmp}/code.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
               '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/code.pth: refused, it holds code'),
-    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students says who taught it; give a teacher's"),
+    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names its teacher; give a teacher's"),
     'teacher gone': (['{run}', '--path-t', 'gone.pth'], '--path-t gone.pth: no such file'),
     'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], 'STUDENT {teacher}: is the teacher; give'),
-    'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students learnt from several teachers, {teacher}, x'),
+    'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students have several teachers, {teacher}, x'),
     'other data': (['{run}', '{tmp}/digits'], '{tmp}/digits/resnet8_best.pth: a run with --dataset digits, but {run}'),
     'other folder': (['{run}', '{tmp}/moved'], 'a run with --data_dir /moved, but {run}'),
     'other size': (['{run}', '{tmp}/size'], 'a run with --image_size 24, but {run}'),
-    'parameters': (['{tmp}/list'], 'STUDENT {tmp}/list: parameters.json: not that of a run'),
+    'parameters': (['{tmp}/list'], 'STUDENT {tmp}/list: parameters.json: not the options of a run'),
     'no JSON': (['{tmp}/text'], 'STUDENT {tmp}/text: parameters.json: no JSON that can be read'),
     'nonsense': (['{tmp}/nonsense'], "--image_size: ['x']: give a whole number"),
     'classes': (['{run}', '--dataset', 'digits'], 'a net of 4 classes, but the data has 10'),
@@ -390,7 +390,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
                   '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN among'),
-    'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: what it gives is not'),
+    'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: its outputs are not'),
     'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot be written'),
 }
 
@@ -460,7 +460,7 @@ def test_few_images(call, small_run, tmp_path, capsys):
                 Image.new('RGB', (16, 16), (n * 20, 50, 90)).save(tmp_path / split / name / f'{n}.png')
     call(visualize.main, small_run, '--data_dir', tmp_path, '--gpu_id', 'cpu', '--output', tmp_path / 'out',
          '--classes', 1, '--only', 'tsne', 'gradcam', 'cka')
-    assert 'tsne: left out, it needs at least 4 test images\n' in capsys.readouterr().out
+    assert 'tsne: left out, the selected classes have fewer than 4 test images\n' in capsys.readouterr().out
     assert not (tmp_path / 'out' / 'tsne.json').exists() and read(tmp_path / 'out' / 'cka.json')['images'] == 12
     assert len(read(tmp_path / 'out' / 'gradcam.json')['images']) == 1
 
@@ -473,4 +473,4 @@ def test_a_deployed_net_alone(call, runs, tmp_path, capsys):
     call(visualize.main, folder, '--gpu_id', 'cpu', '--output', tmp_path, '--samples', 20)
     assert {file.stem for file in tmp_path.iterdir()} == {'tsne', 'correlations', 'gradcam', 'calibration'}
     assert [*read(tmp_path / 'gradcam.json')['nets']] == ['resnet14 (teacher)']
-    assert 'gives no stages, so it is not in tsne, cka, gradcam' in capsys.readouterr().out
+    assert 'has no stages, so it is not in tsne, cka, gradcam' in capsys.readouterr().out
