@@ -1,4 +1,4 @@
-"""What a run's checkpoint deploys, with the normalisation in front, and the configuration that rebuilds it."""
+"""The network that a checkpoint deploys, with its normalisation, and the configuration that rebuilds it."""
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,14 +11,11 @@ from models.find import build, get_library, is_user_file, parse_name
 from models.inputs import check_inputs
 from models.load import open_checkpoint
 
-OWN = 'this repository'     # whose code a net needs that is of no library
+OWN = 'this repository'     # in config.json, the library of nets that are of no other library
 
 
 class NormalisedNet(nn.Module):
-    """`net` behind the normalisation of its images: (N, 3, S, S) -> logits (N, classes), float32.
-
-    forward(images): uint8 of 0 to 255, or floating point of 0 to 1.
-    """
+    """`net` with the normalisation of its images (N, 3, S, S), uint8 from 0 to 255 or floating point from 0 to 1."""
 
     def __init__(self, net: nn.Module, mean: list[float], std: list[float]):
         super().__init__()
@@ -34,7 +31,7 @@ class NormalisedNet(nn.Module):
 
 @dataclass
 class DeployedNet:
-    """A network to ship: what it is called, what runs, what rebuilds it (see `config`), and the file it came from."""
+    """A network to export. config: of config.json. checkpoint: the file that it was loaded from."""
 
     name: str
     net: NormalisedNet
@@ -51,24 +48,24 @@ class DeployedNet:
         return sum(p.numel() for p in self.net.net.parameters())
 
     def example(self, batch: int, dtype: str) -> Tensor:
-        """A batch of noise as images."""
+        """A batch of random images."""
         pixels = torch.randint(0, 256, (batch, 3, self.size, self.size), dtype=torch.uint8,
                                generator=torch.Generator().manual_seed(0))
         return pixels if dtype == 'uint8' else pixels / 255
 
 
 def open_deployed_net(path: str, data, flag: str, arch: str | None = None,
-                 checkpoint: dict | None = None) -> DeployedNet:
+                      checkpoint: dict | None = None) -> DeployedNet:
     """The network that the checkpoint at `path` deploys. arch: its net, if the user gives it.
 
-    data: num_classes, image_size, inputs, classes and crop_pct, for whatever the checkpoint lacks. checkpoint: of
-    models.load.open_checkpoint or open_net, if it is open already. Raises UserError.
+    data: has what the checkpoint lacks of num_classes, image_size, inputs, classes and crop_pct. checkpoint: of
+    models.load.open_checkpoint or open_net, if it is already open. Raises UserError.
     """
     checkpoint = checkpoint or open_checkpoint(path, flag)
     inputs = check_inputs(checkpoint['inputs'], f'{flag} {path}') if 'inputs' in checkpoint else data.inputs
     classes = checkpoint.get('num_classes') or data.num_classes
-    facts = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
-    name, net = load_inference_net(path, facts, flag, arch, checkpoint)
+    sizes = SimpleNamespace(num_classes=classes, image_size=inputs['size'], inputs=inputs)
+    name, net = load_inference_net(path, sizes, flag, arch, checkpoint)
     names = checkpoint.get('classes')
     if not (isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)):
         names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]
@@ -80,8 +77,8 @@ def open_deployed_net(path: str, data, flag: str, arch: str | None = None,
 
 
 def _config(arch, net, method, classes, inputs):
-    """What config.json says: of timm's layout, with what rebuilds the net here in 'arch' and 'inference_net'."""
-    # Otherwise its library's net takes other images than those of this one: of another size, or grey.
+    """The content of config.json in timm's layout; 'arch' and 'inference_net' rebuild the net here."""
+    # A net with converted inputs (another size, grey) differs from its library's.
     is_plain = method is None and 'inputs' not in net._modules and getattr(net, 'channels', 3) == 3
     library = get_library(arch) if is_plain else None
     return {
@@ -95,7 +92,7 @@ def _config(arch, net, method, classes, inputs):
 
 
 def rebuild(config: dict, weights: dict) -> nn.Module:
-    """The network of a config.json with these weights. Raises whatever an untrusted one makes a builder raise."""
+    """The network of a config.json with these weights. Raises any exception for an untrusted config."""
     if is_user_file(config['arch']):
         raise ValueError(f'its net is the function {config["arch"]} of a file: take one of the other formats')
     net = build(config['arch'], config['num_classes'], config['inputs']['size'], trains=False)

@@ -1,7 +1,11 @@
-"""The formats of an exported network: how each is written, and how near to the network it must stay."""
+"""The export formats: how each file is written, and how closely it must agree with the network."""
+import contextlib
 import copy
+import errno
 import io
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from helper.errors import UserError, reason
 from helper.files import write_json
 
 from .deployed_net import DeployedNet
@@ -20,35 +25,51 @@ OPSET = 20      # of ONNX
 
 @dataclass
 class Export:
-    """What the formats are made of: the network, the kind of images it will take, and a folder to write into."""
+    """A network, the images that its files take, and the folder to write them into."""
 
-    student: DeployedNet
+    network: DeployedNet
     dtype: str                                      # uint8 or float32
     folder: Path
-    calibration: Callable[[], Iterable[np.ndarray]]     # gives batches of training images, for int8
+    calibration: Callable[[], Iterable[np.ndarray]]     # returns batches of training images, for int8
 
     @property
     def config(self) -> dict:
-        """What config.json says."""
-        return {**self.student.config, 'dtype': self.dtype}
+        """The content of config.json."""
+        return {**self.network.config, 'dtype': self.dtype}
 
     @property
     def example(self) -> dict:
-        """What tells both of PyTorch's exporters that a batch has any size."""
-        return {'args': (self.student.example(2, self.dtype), ),
+        """Arguments of torch.export.export and torch.onnx.export for batches of any size."""
+        return {'args': (self.network.example(2, self.dtype), ),
                 'dynamic_shapes': ({0: torch.export.Dim('batch', min=1)}, )}
+
+    def file(self, name: str) -> Path:
+        """The path of a format's file."""
+        return self.folder / FORMATS[name].file
+
+    def write(self, name: str) -> str:
+        """Write the file of a format. Returns why the exporter could not; '' if it could."""
+        try:
+            FORMATS[name].write(self, self.file(name))
+        except (UserError, OSError):
+            raise
+        except Exception as error:      # exporters raise anything for a net that they do not support
+            if shutil.disk_usage(self.folder).free < 2**20:     # each reports a full disk differently
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            return f'{type(error).__name__}: {reason(error)}'
+        return ''
 
 
 @dataclass(frozen=True)
 class Format:
     """A file of an export.
 
-    needs: libraries beside PyTorch, to write it and to run it. agreement: the least part of the test images, in %, for
-    which its first class must be the network's; None: its logits must be the network's, see check.TOLERANCE.
+    needs: libraries beside PyTorch that write and run it. agreement: the least share of test images, in %, for which it
+    must predict the same class as the network; None: its logits must be equal, see verify.TOLERANCE.
     """
 
     file: str
-    words: str
+    description: str
     write: Callable[[Export, Path], None]
     needs: tuple[str, ...] = ()
     agreement: float | None = None
@@ -56,25 +77,25 @@ class Format:
 
 def _write_safetensors(export, file):
     from safetensors.torch import save
-    net = export.student.net.net
+    net = export.network.net.net
     file.write_bytes(save({name: value.contiguous().clone() for name, value in net.state_dict().items()}))
     write_json(file.with_name(CONFIG), export.config)
 
 
 def _write_pt2(export, file):
-    content = io.BytesIO()      # PyTorch's own writer ends the process where a disk is full
-    torch.export.save(torch.export.export(export.student.net, **export.example), content)
+    content = io.BytesIO()      # PyTorch's own writer ends the process if the disk is full
+    torch.export.save(torch.export.export(export.network.net, **export.example), content)
     file.write_bytes(content.getbuffer())
 
 
 def _write_onnx(export, file, net=None):
     with _quiet():
-        torch.onnx.export(net or export.student.net, f=file, **export.example, dynamo=True, external_data=False,
+        torch.onnx.export(net or export.network.net, f=file, **export.example, dynamo=True, external_data=False,
                           opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
 
 
 def _write_fp16(export, file):
-    _write_onnx(export, file, copy.deepcopy(export.student.net).half())
+    _write_onnx(export, file, copy.deepcopy(export.network.net).half())
 
 
 def _write_int8(export, file):
@@ -82,12 +103,10 @@ def _write_int8(export, file):
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.batches = iter(export.calibration())
+        batches = iter(export.calibration())
 
         def get_next(self):
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch}
+            return next(({INPUT: batch} for batch in self.batches), None)
 
     plain, prepared = (file.with_suffix(f'.{name}.onnx') for name in ('plain', 'prepared'))
     _write_onnx(export, plain)
@@ -99,18 +118,17 @@ def _write_int8(export, file):
     prepared.unlink()
 
 
-class _quiet(warnings.catch_warnings):
-    """Without the advice that the exporters give to those who write networks."""
-
-    def __enter__(self):
-        super().__enter__()
-        warnings.simplefilter('ignore')
-        self.level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error):
-        logging.disable(self.level)
-        super().__exit__(*error)
+@contextlib.contextmanager
+def _quiet():
+    """Hide the warnings of the exporters, which are for authors of networks."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)
 
 
 ONNX = ('onnx', 'onnxscript', 'onnxruntime')

@@ -1,8 +1,5 @@
-"""What a network costs where it is used: parameters, arithmetic, disk, memory, time; in every format, in turn."""
+"""--latency: parameters, multiplications, disk, memory and time of a network in each format."""
 import contextlib
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,83 +9,99 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import figures
 from helper.cli import table
-from helper.errors import UserError
+from helper.device import surroundings
+from helper.files import write_json
 
 from .deployed_net import DeployedNet
 from .formats import FORMATS, Export
 from .runtime_process import RuntimeProcess
+from .verify import Evaluations
 
-BATCH = 64              # of the throughput
-ROUNDS = 10             # of each side, in turn, after one to warm up
-SINGLES = 10            # images one by one in a round
-SIDES = {'safetensors': 'PyTorch', 'pt2': 'torch.export', 'onnx': 'ONNX', 'fp16': 'ONNX fp16', 'int8': 'ONNX int8'}
-EXACT = {'MB': 2, 'p50 ms': 2, 'p95 ms': 2, 'top-1 %': 2}
-SHOWN = ('net', 'runtime', 'parameters', 'MACs', 'MB', 'peak MB', 'p50 ms', 'p95 ms', f'images/s at {BATCH}', 'top-1 %')
+FILES = ('latency.json', 'latency.png', 'latency.svg')
+BATCH = 64              # for the throughput
+ROUNDS = 10             # after one to warm up
+SINGLES = 10            # single images a round
+RUNTIMES = {'safetensors': 'PyTorch', 'pt2': 'torch.export', 'onnx': 'ONNX', 'fp16': 'ONNX fp16', 'int8': 'ONNX int8'}
+DIGITS = {'MB': 2, 'p50 ms': 2, 'p95 ms': 2, 'top-1 %': 2}      # after the point; of other numbers none
+COLUMNS = ('net', 'runtime', 'parameters', 'MACs', 'MB', 'peak MB', 'p50 ms', 'p95 ms', f'images/s at {BATCH}',
+           'top-1 %')
 
 
-def macs(student: DeployedNet) -> int:
-    """Multiplications with an addition for one image: convolutions, linear layers and attention."""
+def measure(export: Export, names: list[str], results: Evaluations, teacher: DeployedNet | None,
+            threads: int) -> tuple[str, str]:
+    """Write FILES, for an export and its teacher in the formats `names`. Returns (a table, a line that compares them).
+
+    The teacher is exported into a temporary folder beside that of the export, and not verified.
+    """
+    nets = {f'student {export.network.name}': (export, {name: results.formats[name].top1 for name in names})}
+    if teacher:
+        folder = export.folder.with_name('teacher')
+        folder.mkdir()
+        of_teacher, top1 = Export(teacher, export.dtype, folder, export.calibration), {}
+        for name in names:
+            if fault := of_teacher.write(name):
+                print(f'{teacher.name}: not measured as {FORMATS[name].description} ({fault})')
+            else:
+                top1[name] = results.teacher.top1 if FORMATS[name].agreement is None else None
+        nets = {f'teacher {teacher.name}': (of_teacher, top1), **nets}
+    rows, machine = measure_rows(nets, threads), surroundings()['machine']
+    note = f'on {threads} thread{"s"[:threads > 1]}'
+    write_json(export.folder / FILES[0], {'machine': machine, 'threads': threads, 'rows': rows})
+    figures.save_figure(draw_figure(rows, note), export.folder / 'latency')
+    cells = [['' if v is None else f'{v:.{DIGITS.get(key, 0)}f}' if isinstance(v, float) else
+              f'{v:,}' if isinstance(v, int) else v for key, v in row.items()] for row in rows]
+    text = table(COLUMNS, cells, '<<' + '>' * (len(COLUMNS) - 2))
+    # The line shows the last exact format that both have.
+    runtimes = [row['runtime'] for row in rows if row['net'].startswith('teacher') and row['top-1 %'] is not None]
+    runtime = (runtimes or [rows[0]['runtime']])[-1]
+    line = [f'{row["net"]}: {row["MB"]:.2f} MB, {row["p50 ms"]:.2f} ms an image, top-1 {row["top-1 %"]:.2f} %'
+            for row in reversed(rows) if row['runtime'] == runtime]
+    return f'{note}, {machine.partition(", threads")[0]}:\n{text}', ' | '.join([*line, runtime])
+
+
+def count_macs(network: DeployedNet) -> int:
+    """Multiply-accumulate operations for one image, in convolutions, linear layers and attention."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        student.net(student.example(1, 'uint8'))
+        network.net(network.example(1, 'uint8'))
     return counter.get_total_flops() // 2
 
 
-def measure(nets: dict[str, tuple[Export, list[str], dict]], threads: int) -> list[dict]:
-    """A row for each net and format: disk, memory and time on `threads` threads, with what is given of its accuracy.
+def measure_rows(nets: dict[str, tuple[Export, dict]], threads: int) -> list[dict]:
+    """A row of COLUMNS for each net and format, measured on `threads` threads.
 
-    nets: what a net is called -> (its Export, names of formats whose files lie in its folder, {format: top-1 in %}).
-    Every file runs in a process of its own; all of them take turns, so that what else the machine does falls on all.
+    nets: name -> (its Export, {format: top-1 in %, or None} of the files to measure). Each file runs in its own
+    process. They take turns, so that other load on the machine affects all of them alike.
     """
+    files = [(name, export, form, top1[form]) for name, (export, top1) in nets.items()
+             for form in RUNTIMES if form in top1]
     with contextlib.ExitStack() as stack:
-        sides = [(name, export, form, stack.enter_context(RuntimeProcess(export.folder / FORMATS[form].file, threads)))
-                 for name, (export, formats, _) in nets.items() for form in SIDES if form in formats]
-        single, whole = [[] for _ in sides], [[] for _ in sides]
-        for turn in range(ROUNDS + 1):
-            for i, (_, export, _, process) in enumerate(sides):
-                seconds = process.ask(export.student.example(1, export.dtype).numpy(), SINGLES)[1]
-                single[i] += [*seconds] if turn else []
-        peaks = [process.peak for *_, process in sides]
-        for turn in range(ROUNDS // 2 + 1):
-            for i, (_, export, _, process) in enumerate(sides):
-                seconds = process.ask(export.student.example(BATCH, export.dtype).numpy())[1]
-                whole[i] += [*seconds] if turn else []
+        processes = [stack.enter_context(RuntimeProcess(export.file(form), threads)) for _, export, form, _ in files]
+
+        def time_in_turns(rounds, batch, count):
+            seconds = [[] for _ in files]
+            for turn in range(rounds + 1):
+                for i, (_, export, _, _) in enumerate(files):
+                    times = processes[i].run(export.network.example(batch, export.dtype).numpy(), count)[1]
+                    seconds[i] += [*times] if turn else []
+            return seconds
+
+        single = time_in_turns(ROUNDS, 1, SINGLES)
+        peaks = [process.peak for process in processes]
+        batches = time_in_turns(ROUNDS // 2, BATCH, 1)
     rows = []
-    for (name, export, form, _), one, many, peak in zip(sides, single, whole, peaks, strict=True):
+    for (name, export, form, top1), one, many, peak in zip(files, single, batches, peaks, strict=True):
         p50, p95 = np.percentile(one, [50, 95]) * 1e3
-        rows.append(dict(zip(SHOWN, (
-            name, SIDES[form], export.student.parameters, macs(export.student),
-            (export.folder / FORMATS[form].file).stat().st_size / 1e6, peak / 1e6, p50, p95,
-            BATCH / float(np.median(many)), nets[name][2].get(form)), strict=True)))
+        rows.append(dict(zip(COLUMNS, (
+            name, RUNTIMES[form], export.network.parameters, count_macs(export.network),
+            export.file(form).stat().st_size / 1e6, peak / 1e6, p50, p95, BATCH / float(np.median(many)), top1),
+            strict=True)))
     return rows
 
 
-@contextlib.contextmanager
-def exported(student: DeployedNet, formats: Iterable[str], dtype: str, calibration):
-    """(an Export of this net in a temporary folder, the formats that could be written), unchecked: for measure()."""
-    with tempfile.TemporaryDirectory() as folder:
-        export, written = Export(student, dtype, Path(folder), calibration), []
-        for name in formats:
-            try:
-                FORMATS[name].write(export, export.folder / FORMATS[name].file)
-                written.append(name)
-            except UserError:
-                raise
-            except Exception as error:      # an exporter can stumble over a net in any way
-                print(f'{student.name}: not measured as {FORMATS[name].words} ({type(error).__name__})')
-        yield export, written
-
-
-def show(rows: list[dict]) -> str:
-    """The rows as a table."""
-    cells = [['' if v is None else f'{v:.{EXACT.get(key, 0)}f}' if isinstance(v, float) else
-              f'{v:,}' if isinstance(v, int) else v for key, v in row.items()] for row in rows]
-    return table(SHOWN, cells, '<<' + '>' * (len(SHOWN) - 2))
-
-
 @figures.figure_style()
-def picture(rows: list[dict], words: str) -> Figure:
-    """Accuracy against the median latency of one image, a mark for each row. words: under the axis."""
+def draw_figure(rows: list[dict], note: str) -> Figure:
+    """Accuracy against the median latency of one image, a mark for each row. note: on the axis."""
     fig = Figure(figsize=(6, 4), layout='constrained')
     axes = fig.add_subplot()
     marks = dict(zip(dict.fromkeys(row['runtime'] for row in rows), 'os^Dv', strict=False))
@@ -97,7 +110,7 @@ def picture(rows: list[dict], words: str) -> Figure:
         if row['top-1 %'] is not None:
             axes.plot(row['p50 ms'], row['top-1 %'], marks[row['runtime']], color=colours[row['net']],
                       label=f'{row["net"]}, {row["runtime"]}', alpha=0.8)
-    axes.set(xlabel=f'median ms an image, {words}', ylabel='top-1 of the test set in %', xscale='log')
+    axes.set(xlabel=f'median ms an image, {note}', ylabel='top-1 of the test set in %', xscale='log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter('{x:g}')
     axes.xaxis.set_minor_formatter('')

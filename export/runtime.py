@@ -1,10 +1,10 @@
-"""Run an exported network, each format by its own runtime; needs nothing of this repository for a library's net.
+"""Run an exported file by its own runtime. For a net of timm or torchvision it needs nothing else of this repository.
 
-As a program it is a process with one such network: python export/runtime.py FILE [THREADS]. It reads requests, a
-count and a batch of images each, runs the batch so many times, and writes the seconds that each run took with the peak
-memory so far in bytes, then the logits.
+As a program, python export/runtime.py FILE [THREADS], it reads requests from stdin: a count and a batch of images. It
+runs the batch that many times, and writes the seconds of each run with the peak memory in bytes, then the logits.
 """
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 CONFIG = 'config.json'
-KINDS = {'.onnx': 'an ONNX file', '.pt2': 'a file of torch.export',
-         '.safetensors': f'the weights of the net in {CONFIG}'}
+KINDS = {'.onnx': 'an ONNX file', '.pt2': 'a torch.export file', '.safetensors': f'the weights of the net in {CONFIG}'}
+BUILDERS = {'timm': ('timm', 'create_model'), 'torchvision': ('torchvision.models', 'get_model')}       # of libraries
 INPUT, OUTPUT = 'images', 'logits'
 
 
 def open_export(file: str | Path, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """The network in an exported file: images (N, 3, S, S) as the export takes them -> logits (N, classes).
+    """The network in an exported file, a function of images (N, 3, S, S) in the export's dtype -> logits (N, classes).
 
-    The format is that of its name: .onnx by onnxruntime, .pt2 by torch.export, .safetensors by PyTorch with the
-    config.json beside it. threads: at most so many compute. Raises what a runtime raises for a file that it cannot run.
+    onnxruntime runs .onnx, torch.export .pt2, and PyTorch .safetensors with the config.json beside it. threads: the
+    most that compute. Raises any exception of a runtime that cannot run the file.
     """
     return {'.onnx': _onnx, '.pt2': _pt2, '.safetensors': _safetensors}[Path(file).suffix](str(file), threads)
 
@@ -46,34 +46,26 @@ def _pt2(file, threads):
 
 
 def _safetensors(file, threads):
+    import torch
     from safetensors.torch import load_file
     config = json.loads(Path(file).with_name(CONFIG).read_text())
     weights = load_file(file)
-    if config['library'] == 'timm':
-        import timm
-        net = timm.create_model(config['architecture'], num_classes=config['num_classes'], **config['model_args'])
-        net.load_state_dict(weights)
-    elif config['library'] == 'torchvision':
-        import torchvision
-        net = torchvision.models.get_model(config['architecture'], num_classes=config['num_classes'],
-                                           **config['model_args'])
+    if config['library'] in BUILDERS:
+        module, function = BUILDERS[config['library']]
+        build = getattr(importlib.import_module(module), function)
+        net = build(config['architecture'], num_classes=config['num_classes'], **config['model_args'])
         net.load_state_dict(weights)
     else:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from export.deployed_net import rebuild
         net = rebuild(config, weights)
     net.eval().requires_grad_(False)
-    return _torch(_normalised(net, config['inputs']), threads)
+    mean, std = (torch.tensor(config['inputs'][key]).view(3, 1, 1) for key in ('mean', 'std'))
 
-
-def _normalised(net, inputs):
-    import torch
-    mean, std = (torch.tensor(inputs[key]).view(3, 1, 1) for key in ('mean', 'std'))
-
-    def run(images):
+    def normalise_and_run(images):
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         return net((images - mean) / std)
-    return run
+    return _torch(normalise_and_run, threads)
 
 
 def _torch(net, threads):
@@ -88,10 +80,10 @@ def _torch(net, threads):
 
 
 def peak_memory() -> float:
-    """Bytes of this process at its peak; NaN where the system does not say."""
+    """The peak memory of this process in bytes; NaN where the system does not report it."""
     status = Path('/proc/self/status')
-    found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024.0 if found else float('nan')
+    match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+    return int(match[1]) * 1024.0 if match else float('nan')
 
 
 def send(file, array: np.ndarray) -> None:
@@ -104,28 +96,28 @@ def send(file, array: np.ndarray) -> None:
 
 
 def receive(file) -> np.ndarray | None:
-    """The array that `send` wrote; None at the end. Raises ValueError where the other side stopped in its middle."""
-    count = file.read(8)
-    return np.lib.format.read_array(io.BytesIO(file.read(int.from_bytes(count, 'little')))) if count else None
+    """The array that `send` wrote; None at the end. Raises ValueError if the other side stopped in the middle."""
+    size = file.read(8)
+    return np.lib.format.read_array(io.BytesIO(file.read(int.from_bytes(size, 'little')))) if size else None
 
 
 @contextlib.contextmanager
 def _explained(fault: str):
-    """End the process with one line: `fault`, and the runtime's message without the names of its exceptions."""
+    """End the process with one line on an error: `fault`, and the runtime's message without names of exceptions."""
     try:
         yield
     except (ImportError, MemoryError):
         raise
-    except Exception as error:      # a runtime fails over a damaged file in any way
+    except Exception as error:      # runtimes raise anything for a damaged file
         names = r'\[ONNXRuntimeError\] : \d+ : \w+ : |\w*(Error|Exception)(\(s\) in [\w ]+:| while|:) '
-        words = re.sub(names, '', ' '.join(str(error).split()))[:200]
-        sys.exit(f'{fault} ({words or "its runtime does not say why"})')
+        text = re.sub(names, '', ' '.join(str(error).split()))[:200]
+        sys.exit(f'{fault} ({text or "its runtime gives no reason"})')
 
 
 def serve(file: str, threads: int | None = None) -> None:
     """Answer requests until there are no more."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)       # what a library prints must not get between the answers
+    requests, output = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)       # libraries print to stdout
     with _explained(f'damaged, cut short, or not {KINDS[Path(file).suffix]}'):
         run = open_export(file, threads)
     while (count := receive(requests)) is not None:
@@ -135,8 +127,8 @@ def serve(file: str, threads: int | None = None) -> None:
             with _explained(f'cannot take {images.dtype} images of shape {images.shape}'):
                 logits = run(images)
             seconds.append(time.perf_counter() - start)
-        send(answers, np.array([*seconds, peak_memory()]))
-        send(answers, np.ascontiguousarray(logits, np.float32))
+        send(output, np.array([*seconds, peak_memory()]))
+        send(output, np.ascontiguousarray(logits, np.float32))
 
 
 if __name__ == '__main__':

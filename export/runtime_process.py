@@ -1,4 +1,4 @@
-"""A process of its own with one exported network, as its user will run it."""
+"""Run an exported file in a process of its own, as its user would."""
 import contextlib
 import subprocess
 import sys
@@ -13,33 +13,35 @@ from . import runtime
 
 
 class RuntimeProcess:
-    """An exported file in a fresh process: ask(images) gives its logits. Raises UserError when the process fails."""
+    """An exported file in a new process, as a context manager. Raises UserError when the process fails."""
 
     def __init__(self, file: Path, threads: int | None = None):
-        self.file, self.errors = file, tempfile.TemporaryFile()     # noqa: SIM115, until close()
+        self.file, self.errors = file, tempfile.TemporaryFile()     # noqa: SIM115, until __exit__
         arguments = [sys.executable, runtime.__file__, str(file), *([str(threads)] if threads else [])]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
-        self.peak = float('nan')        # bytes at its peak, after the last answer
+        self.peak = float('nan')        # peak memory in bytes, after the last run
 
-    def ask(self, images: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, images: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(logits (N, classes), the seconds of each of `count` runs)."""
         try:
             runtime.send(self.process.stdin, np.array(count))
             runtime.send(self.process.stdin, np.ascontiguousarray(images))
             *seconds, self.peak = runtime.receive(self.process.stdout)
             return runtime.receive(self.process.stdout), np.array(seconds)
-        except (OSError, ValueError, TypeError, EOFError) as error:     # TypeError: nothing came
-            raise UserError(f'{self.file.name}: {self._last_words()}') from error
+        except (OSError, ValueError, TypeError, EOFError) as error:     # TypeError: receive() returned None
+            raise UserError(f'{self.file.name}: {self._error_text()}') from error
 
-    def _last_words(self):
+    def _error_text(self):
         self.process.kill()
         self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors='replace').strip().splitlines()
         return printable(lines[-1])[:300] if lines else f'its process ended with exit code {self.process.returncode}'
 
-    def close(self) -> None:
-        """End the process."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -48,9 +50,3 @@ class RuntimeProcess:
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()

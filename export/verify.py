@@ -1,4 +1,4 @@
-"""Every exported file beside the network that it was made of, on the whole test set, each in a process of its own."""
+"""Compare every exported file with its network on the whole test set, each in its own process."""
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,116 +14,114 @@ from .deployed_net import NormalisedNet
 from .formats import FORMATS
 from .runtime_process import RuntimeProcess
 
-TOLERANCE = 1e-4    # of logits, or of the largest logit where that is above 1
+TOLERANCE = 1e-4    # of logits; relative to the network's largest logit if that is above 1
 
 
 @dataclass
 class Evaluation:
-    """What the test set says of one side."""
+    """Counts over the test set, for the network, a file or the teacher."""
 
-    seen: int = 0
-    right: int = 0                      # images whose first class is the true one
-    like: int = 0                       # ... is that of the network
+    images: int = 0
+    correct: int = 0
+    agreeing: int = 0                   # images with the same predicted class as the network's
     difference: float = 0.0             # the largest of any logit from the network's
     largest: float = 0.0                # the network's largest logit
-    failed: str | None = None           # why its runtime could not run it
-    predicted: set[int] = field(default_factory=set)        # first classes given to any image
+    failure: str | None = None          # why the file cannot be run
+    predicted: set[int] = field(default_factory=set)        # predicted classes
     true: set[int] = field(default_factory=set)             # classes of the images
 
     def add(self, logits: np.ndarray, expected: np.ndarray, target: np.ndarray) -> None:
-        """Count a batch."""
-        self.seen += len(target)
-        self.predicted |= {*logits.argmax(1).tolist()}
-        self.true |= {*target.tolist()}
-        self.right += int((logits.argmax(1) == target).sum())
-        self.like += int((logits.argmax(1) == expected.argmax(1)).sum())
-        difference = float(np.abs(logits - expected).max())
+        """Count a batch. expected: the network's logits."""
+        prediction, difference = logits.argmax(1), float(np.abs(logits - expected).max())
+        self.images += len(target)
+        self.correct += int((prediction == target).sum())
+        self.agreeing += int((prediction == expected.argmax(1)).sum())
         self.difference = max(self.difference, difference if np.isfinite(difference) else np.inf)
         self.largest = max(self.largest, float(np.abs(expected).max()))
+        self.predicted |= {*prediction.tolist()}
+        self.true |= {*target.tolist()}
 
     @property
     def top1(self) -> float:
         """Accuracy in %."""
-        return 100 * self.right / self.seen
+        return 100 * self.correct / self.images
 
     @property
     def agreement(self) -> float:
-        """For how many images, in %, the first class is that of the network."""
-        return 100 * self.like / self.seen
+        """Images, in %, with the same predicted class as the network's."""
+        return 100 * self.agreeing / self.images
 
     @property
     def single_class(self) -> int | None:
-        """The class predicted for all images, although they have several; None if there is no such class."""
+        """The class predicted for all images, if they have several classes; else None."""
         return min(self.predicted) if len(self.predicted) == 1 < len(self.true) else None
 
     def fault(self, agreement: float | None) -> str:
-        """Why a file of a format with this `agreement` (see formats.Format) is not good enough; '' for a good one."""
-        if self.failed:
-            return self.failed
-        if agreement is not None:
-            return '' if self.agreement >= agreement else \
-                f'gives the same first class for {self.agreement:.2f} % of the test images; at least {agreement} % ' \
-                f'are wanted'
+        """Why a file is not good enough for a Format with this `agreement`; '' if it is."""
+        if self.failure:
+            return self.failure
         allowed = TOLERANCE * max(1.0, self.largest)
-        return '' if self.difference <= allowed else \
-            f'its logits differ by up to {self.difference:.2g}; at most {allowed:.2g} is allowed'
+        if agreement is None and self.difference > allowed:
+            return f'its logits differ by up to {self.difference:.2g}; at most {allowed:.2g} is allowed'
+        if agreement is not None and self.agreement < agreement:
+            return (f'predicts the same class as the network for {self.agreement:.2f} % of the test images; at least '
+                    f'{agreement} % are required')
+        return ''
 
     def json(self) -> dict:
-        return {'test images': self.seen, 'top-1 %': self.top1, 'same first class %': self.agreement,
+        return {'test images': self.images, 'top-1 %': self.top1, 'same first class %': self.agreement,
                 'largest difference of logits': self.difference}
 
 
 @dataclass
 class Evaluations:
-    """Of the network itself, of each format, and of the teacher if there is one."""
-
-    network: Evaluation = field(default_factory=Evaluation)
-    formats: dict[str, Evaluation] = field(default_factory=dict)
-    teacher: Evaluation | None = None
+    network: Evaluation
+    formats: dict[str, Evaluation]
+    teacher: Evaluation | None
 
 
-def compare(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
-            order: list[int] | None = None) -> Evaluations:
-    """Run the files of the formats `names` in `folder` on all images of the loader, (images, target, index).
+def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
+             order: list[int] | None = None) -> Evaluations:
+    """Run the network, the files of the formats `names` in `folder` and the teacher on all images of the loader.
 
-    dtype: of the images that the files take. teacher: a network that takes the loader's images, with the classes of the
-    data. order: for each class of the data its number in `net`, if it differs. The first image also runs alone, which
-    tests that a file takes batches of several sizes.
+    dtype: of the images that the files take. teacher: a network that takes the loader's images and has the classes of
+    the data. order: for each class of the data its number in `net`, if it differs. The first image also runs alone, to
+    test that a file takes batches of any size.
     """
-    found = Evaluations(formats={name: Evaluation() for name in names}, teacher=Evaluation() if teacher else None)
+    results = Evaluations(Evaluation(), {name: Evaluation() for name in names}, Evaluation() if teacher else None)
     with contextlib.ExitStack() as stack:
-        runtimes = {name: stack.enter_context(RuntimeProcess(folder / FORMATS[name].file)) for name in names}
+        processes = {name: stack.enter_context(RuntimeProcess(folder / FORMATS[name].file)) for name in names}
         for images, target, _ in loader:
-            batch, of_data = pixels(loader, images, dtype), target.cpu().numpy()
-            target = of_data if order is None else np.asarray(order)[of_data]
-            if not found.network.seen:
-                _add(found, net, runtimes, batch[:1], target[:1], counted=False)
-            _add(found, net, runtimes, batch, target)
+            batch, target = pixels(loader, images, dtype), target.cpu().numpy()
+            if not results.network.images:
+                _run_files(results, processes, batch[:1], _logits(net, torch.from_numpy(batch[:1])), None)
+            expected = _logits(net, torch.from_numpy(batch))
+            if not np.isfinite(expected).all():
+                raise UserError('the outputs of the network are not finite: its run diverged; nothing is exported')
+            classes = target if order is None else np.asarray(order)[target]
+            results.network.add(expected, expected, classes)
+            _run_files(results, processes, batch, expected, classes)
             if teacher:
                 logits = _logits(teacher, images)
-                found.teacher.add(logits, logits, of_data)
-    return found
+                results.teacher.add(logits, logits, target)
+    return results
 
 
-def _add(found, net, runtimes, batch, target, counted=True):
-    expected = _logits(net, torch.from_numpy(batch))
-    if not np.isfinite(expected).all():
-        raise UserError("what the network gives is not finite: its run diverged; nothing is exported")
-    if counted:
-        found.network.add(expected, expected, target)
-    for name, process in runtimes.items():
-        outcome = found.formats[name]
-        if outcome.failed:
+def _run_files(results, processes, batch, expected, classes):
+    """Run a batch in all processes, and count it unless classes is None."""
+    for name, process in processes.items():
+        result = results.formats[name]
+        if result.failure:
             continue
         try:
-            logits = process.ask(batch)[0]
+            logits = process.run(batch)[0]
         except UserError as error:
-            outcome.failed = str(error)
+            result.failure = str(error)
             continue
         if logits.shape != expected.shape:
-            outcome.failed = f'gives logits of shape {logits.shape} for {len(batch)} images'
-        elif counted:
-            outcome.add(logits, expected, target)
+            result.failure = f'returns logits of shape {logits.shape} for {len(batch)} images'
+        elif classes is not None:
+            result.add(logits, expected, classes)
 
 
 def _logits(net, images: Tensor):
@@ -132,6 +130,6 @@ def _logits(net, images: Tensor):
 
 
 def pixels(loader, images: Tensor, dtype: str) -> np.ndarray:
-    """A loader's images (N, 3, S, S) as an export takes them: of 0 to 255 as uint8, or of 0 to 1 as float32."""
+    """A loader's images (N, 3, S, S) as an export takes them: uint8 from 0 to 255, or float32 from 0 to 1."""
     whole = loader.normalise.to_pixels(images).permute(0, 3, 1, 2).contiguous().cpu()
     return (whole if dtype == 'uint8' else whole / 255).numpy()

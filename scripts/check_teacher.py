@@ -1,4 +1,4 @@
-"""Say whether a file holds the whole weights of a model for small images, CIFAR's.
+"""Check that a file holds all weights of a model for small images (CIFAR).
 
 python scripts/check_teacher.py FILE MODEL [--num_classes 100]
 """
@@ -13,34 +13,32 @@ from helper.cli import Parser, number, path  # noqa: E402
 from helper.errors import run_main  # noqa: E402
 from models.load import load_net, open_checkpoint  # noqa: E402
 
-IMAGE_SIZE = 32     # ResNet50 and its like are meant in the form with the 3x3 stem
 
-
-def notes(checkpoint: dict) -> str:
-    """', epoch 240, accuracy 72.34', as far as the checkpoint tells them."""
+def training_notes(checkpoint: dict) -> str:
+    """', epoch 240, accuracy 72.34', as far as the checkpoint has them."""
     text = ''
-    for word, key in (('epoch', 'epoch'), ('accuracy', 'accuracy'), ('best accuracy', 'best_acc')):
+    for name, key in (('epoch', 'epoch'), ('accuracy', 'accuracy'), ('best accuracy', 'best_acc')):
         value = checkpoint.get(key)
-        if isinstance(value, torch.Tensor) and value.numel() == 1:      # as torch 1.0's training scripts kept it
+        if isinstance(value, torch.Tensor) and value.numel() == 1:      # in checkpoints of PyTorch 1.0
             value = value.item()
         if isinstance(value, int | float):
-            text += f', {word} {round(value, 2)}'
+            text += f', {name} {round(value, 2)}'
     return text
 
 
 def main():
-    parser = Parser(description='Check a published teacher.')
-    parser.add_argument('file', type=path, metavar='FILE', help='checkpoint')
-    parser.add_argument('model', metavar='MODEL', help='a name of models.model_dict')
-    parser.add_argument('--num_classes', type=number(int, low=1), default=100, help='of the data it was trained on')
+    parser = Parser(description='Check that a file holds all weights of a model for small images (CIFAR).')
+    parser.add_argument('file', type=path, metavar='FILE', help='the checkpoint')
+    parser.add_argument('model', metavar='MODEL', help='a name in models.model_dict')
+    parser.add_argument('--num_classes', type=number(int, low=1), default=100, help='number of classes of its data')
     parser.add_argument('--checkpoint_key', metavar='KEY',
-                        help='the key of the weights in FILE, as model_ema; not given: the average if there is one')
+                        help='the key of the weights in FILE, such as model_ema; if omitted, an average is preferred')
     opt = parser.parse_args()
     checkpoint = open_checkpoint(opt.file, 'teacher', opt.checkpoint_key)
-    net = load_net(opt.file, checkpoint, opt.model,
-                   SimpleNamespace(num_classes=opt.num_classes, image_size=IMAGE_SIZE), 'teacher')
+    data = SimpleNamespace(num_classes=opt.num_classes, image_size=32)      # a ResNet50 has the 3x3 stem
+    net = load_net(opt.file, checkpoint, opt.model, data, 'teacher')
     params = sum(p.numel() for p in net.parameters())
-    print(f'{opt.model} ok: {opt.num_classes} classes, {params:,} parameters{notes(checkpoint)}')
+    print(f'{opt.model} ok: {opt.num_classes} classes, {params:,} parameters{training_notes(checkpoint)}')
 
 
 if __name__ == '__main__':

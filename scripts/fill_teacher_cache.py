@@ -1,9 +1,9 @@
-"""Ask a teacher all that runs with --teacher_cache will ask it, with a progress bar.
+"""Fill the teacher cache with all outputs that runs with --teacher_cache need.
 
 python scripts/fill_teacher_cache.py --path-t FILE --dataset NAME [any other flag of train_student.py]
 
-Takes the command of a run: --distill decides what is kept (logits, and for some methods the embedding). Ctrl-C loses
-nothing, and the same command goes on; several of them, started at the same time, share the work.
+The flags are those of the run: --distill decides which outputs are stored (logits, for some methods the embedding).
+After Ctrl-C the same command continues. Several such processes at the same time share the work.
 """
 import random
 import sys
@@ -32,25 +32,26 @@ from options import open_teacher, student_options  # noqa: E402
 
 @torch.no_grad()
 def fill(cache, teacher, loader, batch_size):
-    """Ask for every form that is not there, form by form, in an order that differs between processes."""
-    forms, images = random.Random().sample(range(VARIANTS), VARIANTS), np.arange(loader.n_samples)
-    before = cache.has(np.arange(VARIANTS * len(images))).reshape(-1, VARIANTS).sum(0)       # of each form
-    with tqdm(total=VARIANTS * len(images), initial=int(before.sum()), desc='filling', unit='img',
+    """Store the missing outputs, one augmentation variant after another, in a random order for each process."""
+    images = np.arange(loader.n_samples)
+    stored = cache.has(np.arange(VARIANTS * len(images))).reshape(-1, VARIANTS).sum(0)      # of each variant
+    with tqdm(total=VARIANTS * len(images), initial=int(stored.sum()), desc='filling', unit='img',
               mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
-        for form in forms:
-            left = images[~cache.has(images * VARIANTS + form)]
-            bar.update(len(images) - len(left) - before[form])      # which another process has filled
-            for batch in np.split(left, range(batch_size, len(left), batch_size)) if len(left) else ():
-                out = teacher.outputs(loader.variant(torch.from_numpy(batch).to(cache.device), form))
-                cache.put(batch * VARIANTS + form, {kind: getattr(out, kind).float() for kind in cache.files})
+        for variant in random.Random().sample(range(VARIANTS), VARIANTS):
+            missing = images[~cache.has(images * VARIANTS + variant)]
+            bar.update(len(images) - len(missing) - stored[variant])        # stored by another process meanwhile
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start:start + batch_size]
+                out = teacher.outputs(loader.variant(torch.from_numpy(batch).to(cache.device), variant))
+                cache.put(batch * VARIANTS + variant, {kind: getattr(out, kind).float() for kind in cache.files})
                 bar.update(len(batch))
             cache.flush()
-            if len(left) and not cache.writable:
-                raise UserError('--teacher_cache: the disk is full; make room, and the same command goes on')
+            if len(missing) and not cache.writable:
+                raise UserError('--teacher_cache: the disk is full; free some space and run the same command again')
 
 
 def main():
-    opt = student_options(description=__doc__)
+    opt = student_options(description=' '.join(__doc__.split('\n\n')[::2]))      # without the command
     if not opt.teacher_cache:
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
     if opt.estimate:

@@ -1,11 +1,11 @@
-"""Turn torchvision's weights into a checkpoint that --path-t takes.
+"""Turn weights of torchvision into a checkpoint for --path-t.
 
-python scripts/model_transform.py IN [OUT]                      IN: a state_dict, as resnet34-333f7ec4.pth, or a
+python scripts/model_transform.py IN [OUT]                      IN: a state_dict such as resnet34-333f7ec4.pth, or a
                                                                 checkpoint with one under 'model' or 'state_dict'
-python scripts/model_transform.py --torchvision resnet34 [OUT]  download torchvision's own
+python scripts/model_transform.py --torchvision resnet34 [OUT]  downloads torchvision's weights
 
-OUT holds {'model': state_dict, 'arch': name, 'num_classes': n} and is save/models/ResNet34_vanilla/
-resnet34_transformed.pth for a ResNet34. Which net it is, is read from the keys and shapes.
+The keys and shapes tell which net it is. OUT holds {'model': state_dict, 'arch': name, 'num_classes': n}. If omitted,
+it is save/models/ResNet34_vanilla/resnet34_transformed.pth for a ResNet34.
 """
 import sys
 import warnings
@@ -23,56 +23,50 @@ from models.load import open_checkpoint  # noqa: E402
 from models.recognise import recognise  # noqa: E402
 from models.torchvision_net import download  # noqa: E402
 
-PUBLISHED = 'IMAGENET1K_V1'     # the weights of the papers' teachers: 73.31 % of resnet34
+PUBLISHED = 'IMAGENET1K_V1'     # the papers' teachers have these weights: 73.31 % for resnet34
 
 
 def torchvision_weights(name: str) -> dict:
     """torchvision's published state_dict, downloaded or from torch's cache. Raises UserError.
 
-    A net that model_dict does not have is refused before anything is downloaded.
+    A net that is not in model_dict is rejected before the download.
     """
     from torchvision import models
-    names = models.list_models(module=models)
-    flag = f'--torchvision {name}'
+    names, flag = models.list_models(module=models), f'--torchvision {name}'
     if name not in names:
         raise UserError(f'{flag}: torchvision has no such classifier; {nearest(name, names)}')
     with torch.device('meta'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
             state = models.get_model(name, weights=None).state_dict()
-        except NotImplementedError:     # regnets cannot be made without memory; none of them is ours
+        except NotImplementedError:     # a regnet, which needs memory to be built; model_dict has none
             state = {}
         recognise(state, flag)
     return download(models.get_model_weights(name)[PUBLISHED], flag, 'IN')
 
 
 def transform(weights: dict, what: str) -> dict:
-    """A state_dict as the checkpoint {'model', 'arch', 'num_classes'}. Raises UserError when it fits no net."""
+    """The checkpoint of a state_dict. Raises UserError if it fits no net."""
     name, num_classes = recognise(weights, what)
     net = model_dict[name](num_classes=num_classes)
     load_weights(net, weights, what)
     return {'model': net.state_dict(), 'arch': name, 'num_classes': num_classes}
 
 
-def default_path(arch: str) -> Path:
-    """Where the other scripts look for it."""
-    return Path('save', 'models', f'{arch}_vanilla', f'{arch.lower()}_transformed.pth')
-
-
 def main():
-    parser = Parser(description="Turn torchvision's weights into a checkpoint that --path-t takes.",
+    parser = Parser(description='Turn weights of torchvision into a checkpoint for --path-t.',
                     usage='%(prog)s IN [OUT] | --torchvision NAME [OUT]')
     parser.add_argument('files', nargs='*', type=path, metavar='IN OUT',
-                        help='the file to transform, and where to write it')
-    parser.add_argument('--torchvision', metavar='NAME', help="transform torchvision's own weights, as of resnet34")
+                        help='the file to transform, and the file to write')
+    parser.add_argument('--torchvision', metavar='NAME', help="use torchvision's weights of this net, such as resnet34")
     parser.add_argument('--checkpoint_key', metavar='KEY',
-                        help='the key of the weights in IN, as model_ema; not given: the average if there is one')
+                        help='the key of the weights in IN, such as model_ema; if omitted, an average is preferred')
     opt = parser.parse_args()
     files = opt.files if opt.torchvision else opt.files[1:]
     if len(files) > 1 or not (opt.files or opt.torchvision):
         raise UserError('give a file IN, or --torchvision NAME, and no more than one OUT')
     if opt.torchvision and opt.checkpoint_key:
-        raise UserError(f'--checkpoint_key {opt.checkpoint_key}: goes with a file IN, not with --torchvision')
+        raise UserError(f'--checkpoint_key {opt.checkpoint_key}: has no effect with --torchvision; leave one out')
     if opt.torchvision:
         what, weights = f'--torchvision {opt.torchvision}', torchvision_weights(opt.torchvision)
     else:
@@ -82,14 +76,14 @@ def main():
         if notes := ', '.join(filter(None, (read.get('source'), removed))):
             print(f'{what}: {notes}')
     checkpoint = transform(weights, what)
-    out = Path(files[0]) if files else default_path(checkpoint['arch'])
+    arch = checkpoint['arch']
+    out = Path(files[0] if files else f'save/models/{arch}_vanilla/{arch.lower()}_transformed.pth')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(out, checkpoint)
     except OSError as error:
-        raise UserError(f'OUT {out}: cannot be written ({error.strerror}); give a file in a folder that you may '
-                        f'write') from error
-    print(f'{checkpoint["arch"]}, {checkpoint["num_classes"]} classes: {out}')
+        raise UserError(f'OUT {out}: cannot be written ({error.strerror}); give a file in a writable folder') from error
+    save_checkpoint(out, checkpoint)
+    print(f'{arch}, {checkpoint["num_classes"]} classes: {out}')
 
 
 if __name__ == '__main__':

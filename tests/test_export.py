@@ -31,7 +31,7 @@ from export import latency, model_card, verify
 from export import load as load_module
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
-from export.load import ExportedFile, check_config
+from export.load import check_config, find_export
 from export.runtime import open_export
 from export.runtime_process import RuntimeProcess
 from helper.checkpoint import load_checkpoint
@@ -67,10 +67,10 @@ class Here:
     """In place of a RuntimeProcess: the runtime in this one, without the seconds that another takes to start."""
 
     def __init__(self, file, threads=None):
-        self.run = open_export(file)
+        self.net = open_export(file)
 
-    def ask(self, images, count=1):
-        return self.run(images), np.zeros(count)
+    def run(self, images, count=1):
+        return self.net(images), np.zeros(count)
 
     def __enter__(self):
         return self
@@ -149,8 +149,8 @@ def test_each_format_is_the_network(export, run, photographs, name):
     _, pixels = photographs
     logits = expected_logits(run / 'resnet8_best.pth', pixels)
     with RuntimeProcess(export / FORMATS[name].file, 1) as process:
-        found = np.concatenate([process.ask(part)[0] for part in (pixels[:1], pixels[1:])])
-        assert process.ask(pixels[:2], 3)[1].shape == (3,) and process.peak > 1e7
+        found = np.concatenate([process.run(part)[0] for part in (pixels[:1], pixels[1:])])
+        assert process.run(pixels[:2], 3)[1].shape == (3,) and process.peak > 1e7
     said = json.loads((export / 'model_card.json').read_text())['files'][FORMATS[name].file]
     difference = np.abs(found - logits).max()
     assert difference == pytest.approx(said['largest difference of logits'], rel=0.05, abs=2e-5)
@@ -191,7 +191,7 @@ def test_the_cost_of_all_formats(call, run, tmp_path, monkeypatch):
     call(export_student.main, run, '--out', out, '--int8', '--fp16', '--latency', '--num_workers', 0)
     rows = json.loads((out / 'latency.json').read_text())['rows']
     assert [row['net'].split()[0] for row in rows] == ['teacher'] * 5 + ['student'] * 5
-    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*latency.SIDES.values()]
+    assert [row['runtime'] for row in rows[:5]] == [row['runtime'] for row in rows[5:]] == [*latency.RUNTIMES.values()]
     for row in rows:
         assert 0 < row['p50 ms'] <= row['p95 ms'] and row['images/s at 64'] > 0 and row['peak MB'] > 10
     assert 'student resnet8, ONNX int8' in (out / 'latency.svg').read_text()
@@ -208,7 +208,7 @@ def test_multiplications(tmp_path):
     for layer in student.net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(see)
-    assert latency.macs(student) == sum(count)
+    assert latency.count_macs(student) == sum(count)
 
 
 @pytest.mark.parametrize('name', ['onnx', 'int8', 'safetensors'])
@@ -254,9 +254,9 @@ def test_a_format_that_disagrees_is_not_written(call, run, tmp_path, monkeypatch
     plain = FORMATS['safetensors']
 
     def write(export, file):
-        other = dataclasses.replace(export.student, net=opened(run / 'resnet8_best.pth').net)
+        other = dataclasses.replace(export.network, net=opened(run / 'resnet8_best.pth').net)
         next(iter(other.net.parameters())).data.mul_(1.01)
-        plain.write(dataclasses.replace(export, student=other), file)
+        plain.write(dataclasses.replace(export, network=other), file)
     monkeypatch.setitem(FORMATS, 'safetensors', dataclasses.replace(plain, write=write))
     flags = [run, '--formats', 'safetensors', '--out']
     line = fails(call, capsys, export_student.main, *flags, tmp_path / 'none')
@@ -271,7 +271,7 @@ def test_too_few_of_the_same_class():
     outcome, logits = verify.Evaluation(), np.eye(4, dtype=np.float32)
     outcome.add(logits[[0, 1, 2, 2]], logits, np.arange(4))
     assert outcome.fault(75) == '' and outcome.fault(97) == \
-        'gives the same first class for 75.00 % of the test images; at least 97 % are wanted'
+        'predicts the same class as the network for 75.00 % of the test images; at least 97 % are required'
     assert 'differ by up to 1; at most 0.0001 is allowed' in outcome.fault(None)
     outcome = verify.Evaluation()
     outcome.add(logits * np.nan, logits, np.arange(4))
@@ -286,7 +286,7 @@ def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
     call(export_student.main, run, '--out', out, '--formats', 'onnx', '--input', 'float')
     assert {file.name for file in out.iterdir()} == {'student.onnx', 'config.json', 'MODEL_CARD.md', 'model_card.json'}
     with RuntimeProcess(out / 'student.onnx') as process:
-        found, _ = process.ask(photographs[1][:5].astype(np.float32) / 255)
+        found, _ = process.run(photographs[1][:5].astype(np.float32) / 255)
     assert np.abs(found - expected_logits(run / 'resnet8_best.pth', photographs[1][:5])).max() < 1e-4
 
 
@@ -415,7 +415,7 @@ def test_without_a_library(call, run, export, photographs, tmp_path, capsys, mon
 @pytest.mark.parametrize('flag, wanted', [('calibration', 'int8'), ('threads', 'latency')])
 def test_a_flag_that_would_do_nothing(call, run, tmp_path, capsys, flag, wanted):
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', f'--{flag}', 2)
-    assert line == f'error: --{flag} 2: without --{wanted} it does nothing; add --{wanted}'
+    assert line == f'error: --{flag} 2: has no effect without --{wanted}; add --{wanted}'
 
 
 @pytest.mark.usefixtures('here')
@@ -517,8 +517,8 @@ def test_a_changed_byte(call, export, photographs, tmp_path, capsys, name):
     assert 'has no SHA-256 of ' in fails(call, capsys, predict.main, given, photographs[0][0])
     (tmp_path / 'x' / 'model_card.json').unlink()
     with pytest.raises(UserError, match='no such'):
-        ExportedFile.find(str(tmp_path / 'nowhere'), 'EXPORT')
-    ExportedFile.find(str(given), 'EXPORT')
+        find_export(str(tmp_path / 'nowhere'), 'EXPORT')
+    find_export(str(given), 'EXPORT')
     assert 'has no model_card.json, so the SHA-256' in capsys.readouterr().err
 
 
@@ -587,7 +587,7 @@ def test_a_configuration_of_another_net(call, export, photographs, tmp_path, cap
     config = json.loads((export / 'config.json').read_text())
     config |= {'classes': [*CLASSES, 'emu'], 'num_classes': 5}
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert 'gives (1, 4) for 1 images and 5 classes' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
+    assert 'returns (1, 4) for 1 images and 5 classes' in fails(call, capsys, predict.main, tmp_path, photographs[0][0])
 
 
 def test_images_that_are_none(call, export, photographs, tmp_path, capsys):
@@ -618,7 +618,7 @@ def test_weights_without_this_repository(call, tree, tmp_path, monkeypatch, arch
     out = tmp_path / 'out'
     call(export_student.main, checkpoint, '--out', out, '--formats', 'safetensors', '--dataset', 'folder',
          '--data_dir', tree, '--image_size', 16, '--batch_size', 16)
-    lines = model_card.three_lines(json.loads((out / 'config.json').read_text()))
+    lines = model_card.loading_code(json.loads((out / 'config.json').read_text()))
     assert lines in (out / 'MODEL_CARD.md').read_text() and 'export' not in lines
     monkeypatch.chdir(out)
     names = {}
@@ -686,5 +686,5 @@ def test_every_net(tmp_path, arch):
         file = tmp_path / FORMATS[name].file
         FORMATS[name].write(export, file)
         with RuntimeProcess(file) as process:
-            found = np.concatenate([process.ask(part.numpy())[0] for part in (images[:1], images[1:])])
+            found = np.concatenate([process.run(part.numpy())[0] for part in (images[:1], images[1:])])
         assert np.abs(found - logits).max() <= 1e-4 * max(1e-3, np.abs(logits).max()), name

@@ -14,7 +14,7 @@ from dataset.decode import resize_to_square
 from dataset.folder import Split, list_images, open_sources
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, limit_pixels, read_rgb
 from dataset.imagenet import Pipeline
-from export.model_card import _square
+from export.model_card import _resizing
 from helper import distributed
 from helper.errors import UserError
 from models.inputs import FITS, check_inputs
@@ -296,7 +296,7 @@ def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
         new_net('FILE', {'inputs': {**inputs, 'fit': fit}}, 'resnet8', data)
     assert capsys.readouterr().out == '--path-t FILE: was trained with --fit squash, but this run has --fit crop\n'
     sizes = {'size': 16, 'crop_pct': 1.0}
-    assert [_square({**sizes, 'fit': fit}).split(' pixels')[0] for fit in FITS] == [
+    assert [_resizing({**sizes, 'fit': fit}).split(' pixels')[0] for fit in FITS] == [
         'Scale the shorter side to 16', 'Scale both sides to 16', 'Scale the longer side to 16']
 
 
