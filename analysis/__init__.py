@@ -1,1 +1,1 @@
-"""What finished runs say: read, compared with what was published, drawn, and reported."""
+"""Reads finished runs, compares them with published figures, and measures and draws trained nets."""

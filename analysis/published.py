@@ -33,7 +33,7 @@ def published_figures(dataset: str, *preferred: str) -> dict[tuple, Published]:
     for source in preferred or published_sources():
         for row in read_table('published.csv'):
             if (row['source'], row['dataset']) == (source, dataset):
-                key = row['teacher'], row['student'], method_key(row['method'], options_of(row))
+                key = row['teacher'], row['student'], method_key(row['method'], parse_options(row))
                 figures.setdefault(key, Published(float(row['top1']), float(row['std']) if row['std'] else None,
                                                   source, row['epoch']))
     return figures
@@ -44,7 +44,7 @@ def method_key(method: str, options: dict) -> str:
     return ', '.join(['+'.join(sorted(method.split('+'))), *(f'{k} {options[k]}' for k in sorted(options))])
 
 
-def options_of(row: dict) -> dict:
+def parse_options(row: dict) -> dict:
     """The options in a row of published.csv, 'name=value;name=value'."""
     return dict(text.split('=') for text in row['options'].split(';') if text)
 
@@ -52,7 +52,7 @@ def options_of(row: dict) -> dict:
 def non_default_options(parameters: dict, options: dict) -> dict:
     """option -> value as text: the non-default options among those that published.csv lists for this method."""
     method = parameters['distill']
-    names = {name for row in read_table('published.csv') if row['method'] == method for name in options_of(row)}
+    names = {name for row in read_table('published.csv') if row['method'] == method for name in parse_options(row)}
     if not names:
         return {}
     values, defaults = {name: options.get(name) for name in names}, flags(student=True).defaults

@@ -1,1 +1,1 @@
-"""The student as a product: exported, checked, measured and described; behind export_student.py and predict.py."""
+"""Exports a network, verifies and times the files, and describes them in a model card."""

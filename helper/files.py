@@ -134,8 +134,9 @@ def _parse(path, source, max_bytes, fault, parse):
             raise UserError(f'{source}: {fault} that can be read ({reason(error)})') from error
 
 
-def make_folder(folder: Path, save_dir: Path | None = None) -> None:
-    """Make a folder and check that it can be written. save_dir: for the message; not given: folder is of a run."""
+def make_folder(folder: Path, given: str | None = None) -> None:
+    """Make a folder and check that it can be written. given: the flag with its value for the error message; None: the
+    --save_dir of a run's folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -143,7 +144,7 @@ def make_folder(folder: Path, save_dir: Path | None = None) -> None:
     except OSError as error:
         wanted = 'shorter names, of --trial or --save_dir' if error.errno == errno.ENAMETOOLONG else \
             'a folder that you may write'
-        raise UserError(f'--save_dir {save_dir or folder.parent.parent}: cannot write {folder} ({error.strerror}); '
+        raise UserError(f'{given or f"--save_dir {folder.parent.parent}"}: cannot write {folder} ({error.strerror}); '
                         f'give {wanted}') from error
 
 

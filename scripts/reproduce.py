@@ -85,7 +85,7 @@ def main():
         return
 
     for folder in (save, logs):
-        make_folder(folder, save)
+        make_folder(folder, f'--save_dir {save}')
     lock = FolderLock(save, shared=True)      # with report.py
     if not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')

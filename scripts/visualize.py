@@ -8,7 +8,6 @@ flags are read from the run's parameters.json. Each figure is written to --outpu
 JSON.
 """
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +24,7 @@ from distiller_zoo import load_inference_net  # noqa: E402
 from helper.cli import Parser, number, path  # noqa: E402
 from helper.device import select_device  # noqa: E402
 from helper.errors import UserError, printable, run_main  # noqa: E402
-from helper.files import write_json  # noqa: E402
+from helper.files import make_folder, write_json  # noqa: E402
 from models.load import load_net, open_net  # noqa: E402
 
 ROWS, MOST_ROWS = 5, 50     # Grad-CAM's images: by default, and at most
@@ -156,17 +155,6 @@ def read_test_set(comparison, names):
         net.logits = net.check(values)
 
 
-def make_output(folder):
-    """Make the folder and check that it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f'--output {folder}: cannot be written ({error.strerror}); give a folder that you may write'
-                        ) from error
-
-
 def main():
     opt, students = options()
     device = select_device(opt.gpu_id, quiet=True)
@@ -174,7 +162,7 @@ def main():
     teacher, *students = load_nets(opt, students, data, device)
     comparison = Comparison(teacher, students, data, opt, numbers=select_images(data, opt))
     names, folder = select_figures(comparison), Path(opt.output)
-    make_output(folder)
+    make_folder(folder, f'--output {folder}')
     read_test_set(comparison, names)
     for name in names:
         figure, numbers = DRAW[name](comparison)

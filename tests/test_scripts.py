@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import train_student
 import train_teacher
 from analysis import published
-from analysis.runs import group_trials, original_teacher
+from analysis.runs import experiment_labels, group_trials, original_teacher
 from distiller_zoo import distiller_dict
 from helper import cli, records
 from helper import run as run_module
@@ -437,6 +437,14 @@ def test_compare_trials_and_published():
     assert words(compare.compare_table(group_trials(runs + other)))[0].startswith('data model ')
 
 
+def test_a_label_names_few_settings():
+    """Options that always differ together are named once, those that are alike not at all."""
+    runs = [run_of('resnet8', 70.0, batch_size=size, learning_rate=rate, epochs=epochs, momentum=0.9)
+            for size, rate, epochs in ((64, 0.1, 1), (128, 0.2, 1), (128, 0.2, 2))]
+    assert experiment_labels([[run] for run in runs]) == [
+        'alone, batch_size 64, epochs 1', 'alone, batch_size 128, epochs 1', 'alone, batch_size 128, epochs 2']
+
+
 def test_compare_says_what_an_accuracy_is_not():
     """A net of one class is named; of at most five classes the first five say nothing; a deviation stands at both."""
     runs = [run_of('resnet8', 50.0, dataset='folder'), run_of('resnet8', 40.0, dataset='folder')]
@@ -495,7 +503,7 @@ def test_relative_improvement():
     for row in published.read_table('published.csv'):     # every method, net and option exists
         if row['method'] != 'alone':
             opt = student_options(['--path-t', 'x', '--distill', row['method'], '--dataset', row['dataset']])
-            assert all(hasattr(opt, name) for name in published.options_of(row))
+            assert all(hasattr(opt, name) for name in published.parse_options(row))
         assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
     imagenet = published.published_figures('imagenet')
     assert imagenet['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD', 'best')

@@ -391,7 +391,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
                   '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN among'),
     'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: its outputs are not'),
-    'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot be written'),
+    'output': (['{run}', '--output', '{teacher}'], '--output {teacher}: cannot write {teacher} ('),
 }
 
 
