@@ -1,5 +1,5 @@
 """Metrics of trained nets on test images: similarity to the teacher, Grad-CAM and calibration."""
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,23 +13,23 @@ CKA_BATCH = 100     # images whose feature maps are in memory at once
 
 
 @torch.no_grad()
-def read_test_set(loader: Iterable, nets: list[nn.Module], wanted: Iterable[int]
+def read_test_set(loader: Iterable, nets: list[nn.Module], numbers: Collection[int]
                   ) -> tuple[Tensor, list[Tensor], dict[int, Tensor]]:
     """(class of each test image (N,), logits (N, classes) of each net, number -> image (3, H, W)), on the CPU.
 
-    loader: yields (images, target, index). wanted: numbers of the images to return, preprocessed. Without nets, reading
+    loader: yields (images, target, index). numbers: of the images to return, preprocessed. Without nets, reading
     stops at the last of them.
     """
-    wanted, targets, logits, kept = {*wanted}, [], [[] for _ in nets], {}
+    targets, logits, selected = [], [[] for _ in nets], {}
     for images, target, index in loader:
         targets.append(target.cpu())
         for batches, net in zip(logits, nets, strict=True):
             batches.append(net(images).float().cpu())
-        kept |= {number: images[i].to('cpu', copy=True)        # a view would keep the whole batch
-                 for i, number in enumerate(index.tolist()) if number in wanted}
-        if not nets and len(kept) == len(wanted):
+        selected |= {number: images[i].to('cpu', copy=True)        # a view would keep the whole batch
+                 for i, number in enumerate(index.tolist()) if number in numbers}
+        if not nets and len(selected) == len(numbers):
             break
-    return torch.cat(targets), [torch.cat(batches) for batches in logits], kept
+    return torch.cat(targets), [torch.cat(batches) for batches in logits], selected
 
 
 @torch.no_grad()
@@ -93,8 +93,8 @@ def stage_cka(teacher: Net, students: list[Net], images: Tensor, batch: int = CK
         grams = [torch.stack([centred_gram(features) for features in net.outputs(part.to(device)).feats])
                  for net in (teacher, *students)]
         total = total + hsic(torch.cat(grams), torch.cat(grams))
-    own = total.diagonal()
-    cka = (total / (own[:, None] * own).sqrt()).cpu()[:, :len(grams[0])]
+    norm = total.diagonal()
+    cka = (total / (norm[:, None] * norm).sqrt()).cpu()[:, :len(grams[0])]
     return [*cka.split([len(rows) for rows in grams])][1:]
 
 

@@ -27,7 +27,7 @@ class Published(NamedTuple):
 def published_figures(dataset: str, *preferred: str) -> dict[tuple, Published]:
     """(teacher or '', student, method_key or 'alone') -> the figure of the first source that has one.
 
-    preferred: the sources, in order; if there are none, all in the order of the file.
+    preferred: the sources, in order; by default all, in the order of the file.
     """
     figures = {}
     for source in preferred or published_sources():

@@ -29,23 +29,23 @@ class RunCheckpoint:
     @classmethod
     def find(cls, given: str, flag: str) -> 'RunCheckpoint':
         """The checkpoint at `given`, or the best one in that run folder. Raises UserError that begins with `flag`."""
-        checkpoint, what = Path(given), f'{flag} {given}'
+        checkpoint, source = Path(given), f'{flag} {given}'
         if os.path.isdir(given):
             best = sorted(checkpoint.glob('*_best.pth'))
             if len(best) > 1:
-                raise UserError(f'{what}: has {len(best)} files NAME_best.pth; give one of them')
+                raise UserError(f'{source}: has {len(best)} files NAME_best.pth; give one of them')
             if not best:
                 last = checkpoint / LAST
-                raise UserError(f'{what}: holds no NAME_best.pth'
+                raise UserError(f'{source}: holds no NAME_best.pth'
                                 + (f' yet; give {last}, the last epoch' if last.is_file() else
                                    '; give the folder of a run, or a checkpoint'))
             checkpoint = best[0]
         elif not os.path.exists(given):
-            raise UserError(f'{what}: no such file; give the folder of a run, or a checkpoint')
+            raise UserError(f'{source}: no such file; give the folder of a run, or a checkpoint')
         file = checkpoint.with_name('parameters.json')
-        parameters = read_json(file, f'{what}: parameters.json') if file.exists() else {}
+        parameters = read_json(file, f'{source}: parameters.json') if file.exists() else {}
         if not isinstance(parameters, dict):
-            raise UserError(f'{what}: parameters.json: not the options of a run')
+            raise UserError(f'{source}: parameters.json: not the options of a run')
         return cls(flag, checkpoint, parameters)
 
     def __str__(self):

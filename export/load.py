@@ -70,9 +70,8 @@ def check_checksums(folder: Path, names: list[str], flag: str) -> None:
                                 f'of {CARD}; copy or export it again')
 
 
-def check_config(config, what: str) -> dict:
-    """The content of an untrusted config.json. Raises UserError that begins with `what` if an export did not write it.
-    """
+def check_config(config, source: str) -> dict:
+    """An untrusted config.json, checked. Raises UserError that begins with `source` if it is not one of an export."""
     config = config if isinstance(config, dict) else {}
     classes, arguments = config.get('classes'), config.get('model_args')
     inputs = config.get('inputs') if isinstance(config.get('inputs'), dict) else {}
@@ -81,9 +80,9 @@ def check_config(config, what: str) -> dict:
             or not all(isinstance(config.get(key), str) for key in ('architecture', 'library', 'arch')) \
             or not isinstance(config.get('inference_net'), str | None) or not isinstance(arguments, dict) \
             or {*arguments} & {*NOT_SETTINGS} or any('\ud800' <= c < '\udc80' for c in ''.join(classes)):
-        raise UserError(f'{what}: its {CONFIG} is not that of an export: classes, dtype or the network are missing or '
-                        f'invalid; export it again')
+        raise UserError(f'{source}: its {CONFIG} is not one of an export: classes, dtype or the network are missing '
+                        f'or invalid; export it again')
     crop = inputs.get('crop_pct')
     if not isinstance(crop, float) or not any(math.isclose(crop, valid) for valid in (1.0, CROP_PCT)):
-        raise UserError(f'{what}: its {CONFIG} has crop_pct {str(crop)[:20]}; it must be 1.0 or {CROP_PCT}')
-    return {**config, 'inputs': {**check_inputs(inputs, what), 'crop_pct': crop}}
+        raise UserError(f'{source}: its {CONFIG} has crop_pct {str(crop)[:20]}; it must be 1.0 or {CROP_PCT}')
+    return {**config, 'inputs': {**check_inputs(inputs, source), 'crop_pct': crop}}

@@ -1,4 +1,4 @@
-"""Run an exported file by its own runtime. For a net of timm or torchvision it needs nothing else of this repository.
+"""Run an exported file by its own runtime. A net of timm or torchvision needs nothing else from this repository.
 
 As a program, python export/runtime.py FILE [THREADS], it reads requests from stdin: a count and a batch of images. It
 runs the batch that many times, and writes the seconds of each run with the peak memory in bytes, then the logits.

@@ -1,4 +1,4 @@
-"""Run an exported file in a process of its own, as its user would."""
+"""Run an exported file in a separate process, as its user would."""
 import contextlib
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Compare every exported file with its network on the whole test set, each in its own process."""
+"""Compare every exported file with its network on the whole test set, each in a separate process."""
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -143,8 +143,8 @@ def read_runs(folders: list[str]) -> list[dict]:
     """The runs in these folders, each once; prints a line for each that cannot be read. Raises UserError if none can.
     """
     finished, errors = [], []
-    found = [run for folder in folders for run in runs.find_run_folders(folder) or [folder]]
-    for folder in {Path(folder).resolve(): folder for folder in found}.values():
+    run_folders = [run for folder in folders for run in runs.find_run_folders(folder) or [folder]]
+    for folder in {Path(folder).resolve(): folder for folder in run_folders}.values():
         try:
             finished.append(runs.read_run(folder))
         except UserError as error:      # for example a downloaded teacher or an unfinished run

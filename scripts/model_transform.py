@@ -45,11 +45,11 @@ def torchvision_weights(name: str) -> dict:
     return download(models.get_model_weights(name)[PUBLISHED], flag, 'IN')
 
 
-def transform(weights: dict, what: str) -> dict:
+def transform(weights: dict, source: str) -> dict:
     """The checkpoint of a state_dict. Raises UserError if it fits no net."""
-    name, num_classes = recognise(weights, what)
+    name, num_classes = recognise(weights, source)
     net = model_dict[name](num_classes=num_classes)
-    load_weights(net, weights, what)
+    load_weights(net, weights, source)
     return {'model': net.state_dict(), 'arch': name, 'num_classes': num_classes}
 
 
@@ -68,14 +68,14 @@ def main():
     if opt.torchvision and opt.checkpoint_key:
         raise UserError(f'--checkpoint_key {opt.checkpoint_key}: has no effect with --torchvision; leave one out')
     if opt.torchvision:
-        what, weights = f'--torchvision {opt.torchvision}', torchvision_weights(opt.torchvision)
+        source, weights = f'--torchvision {opt.torchvision}', torchvision_weights(opt.torchvision)
     else:
-        what = f'IN {opt.files[0]}'
-        read = open_checkpoint(opt.files[0], 'IN', opt.checkpoint_key)
-        weights, removed = without_common_prefix(read['model'])
-        if notes := ', '.join(filter(None, (read.get('source'), removed))):
-            print(f'{what}: {notes}')
-    checkpoint = transform(weights, what)
+        source = f'IN {opt.files[0]}'
+        loaded = open_checkpoint(opt.files[0], 'IN', opt.checkpoint_key)
+        weights, removed = without_common_prefix(loaded['model'])
+        if notes := ', '.join(filter(None, (loaded.get('source'), removed))):
+            print(f'{source}: {notes}')
+    checkpoint = transform(weights, source)
     arch = checkpoint['arch']
     out = Path(files[0] if files else f'save/models/{arch}_vanilla/{arch.lower()}_transformed.pth')
     try:

@@ -55,20 +55,20 @@ def find_images(paths):
     """The given files and the images in the given folders. Raises UserError for a path without an image."""
     files = []
     for name in paths:
-        what = f'IMAGE_OR_FOLDER {name}'
+        source = f'IMAGE_OR_FOLDER {name}'
         if os.path.isdir(name):
             try:
                 images, others = list_images(name)
             except OSError as error:
                 raise UserError(f'IMAGE_OR_FOLDER {error.filename}: cannot be read ({error.strerror})') from error
-            print_skipped(what, others, to=sys.stderr)
+            print_skipped(source, others, to=sys.stderr)
             if not images:
-                raise UserError(f'{what}: holds no image; images are {" ".join(EXTENSIONS)}')
+                raise UserError(f'{source}: holds no image; images are {" ".join(EXTENSIONS)}')
             files += images
         elif os.path.exists(name):
             files.append(name)
         else:
-            raise UserError(f'{what}: no such file or folder')
+            raise UserError(f'{source}: no such file or folder')
     return files
 
 

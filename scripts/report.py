@@ -42,11 +42,11 @@ def parse_table(opt):
     """(name or file of the table, folder of its runs or None) from TABLE and --save_dir. Raises UserError."""
     if not os.path.isdir(opt.table) or (TABLES / f'{opt.table}.toml').is_file():
         return opt.table, opt.save_dir
-    folder, what = Path(opt.table), f'TABLE {opt.table}'
+    folder, source = Path(opt.table), f'TABLE {opt.table}'
     if (folder / 'history.json').is_file():
-        raise UserError(f'{what}: is the folder of a run, not of a table; scripts/compare.py shows runs')
+        raise UserError(f'{source}: is the folder of a run, not of a table; scripts/compare.py shows runs')
     if opt.save_dir:
-        raise UserError(f'{what}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
+        raise UserError(f'{source}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
     name = file_of(folder) or owner_of(folder) or folder.resolve().name
     return f'{name}.toml' if os.path.isfile(f'{name}.toml') else name, folder
 
