@@ -26,7 +26,7 @@ def read_folder(folder: Path, flag: str) -> dict:
     config = read_json(folder / CONFIG, f'{flag} {folder / CONFIG}')
     net = config.get('architecture') if isinstance(config, dict) else None
     if not isinstance(net, str):
-        raise UserError(f'{flag} {folder / CONFIG}: names no architecture of timm; give the file of safetensors, and '
+        raise UserError(f'{flag} {folder / CONFIG}: names no architecture of timm; give the safetensors file, and '
                         f'--model_t for its net')
     arguments = config.get('model_args') if isinstance(config.get('model_args'), dict) else {}
     settings = [f'{key}={value}' for key, value in arguments.items() if key not in NOT_SETTINGS]
@@ -47,7 +47,8 @@ def read_safetensors(file: Path, flag: str) -> dict:
     try:
         return load_file(file)
     except Exception as error:      # of a damaged or missing file
-        raise UserError(f'{flag} {file}: is no whole file of safetensors ({reason(error)}); fetch it again') from error
+        raise UserError(f'{flag} {file}: is not a complete safetensors file ({reason(error)}); fetch it '
+                        f'again') from error
 
 
 def find_weights(state: dict, what: str, key: str | None = None) -> tuple[dict, str]:

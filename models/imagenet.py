@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
 
 from .base import Net
+from .layers import StageNet
 
 
 def _before_relu(block, x):
@@ -18,8 +19,10 @@ def _before_relu(block, x):
     return x + shortcut
 
 
-class ResNet(Net, resnet.ResNet):
+class ResNet(StageNet, resnet.ResNet):
     """Features: after the max pool (N, 64, H/4, W/4), after layer1 to layer4, the pooled embedding."""
+
+    num_stages = 4
 
     def __init__(self, block, layers, num_classes: int = 1000, widen: int = 1, **kwargs):
         super().__init__(block, layers, num_classes=num_classes, **kwargs)
@@ -37,10 +40,6 @@ class ResNet(Net, resnet.ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-
-    @property
-    def layers(self) -> list[nn.Sequential]:
-        return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def get_classifier(self):
         return self.fc

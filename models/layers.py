@@ -8,7 +8,7 @@ from .base import Net
 
 
 class StageNet(Net):
-    """conv1, bn1 and ReLU, then layer1, layer2, ...: blocks that return their output BEFORE its last ReLU."""
+    """conv1, bn1 and ReLU, then layer1, layer2, ...: stages of blocks that return their output BEFORE its last ReLU."""
 
     num_stages = 3
 

@@ -23,7 +23,7 @@ def find_architecture(path: str, checkpoint: dict, flag: str = '--path-t') -> st
     option, arch = OPTIONS.get(flag), checkpoint.get('arch')
     if isinstance(arch, str):
         if is_user_file(arch):
-            advice = f'add {option} {arch}' if option else 'that cannot be said here'
+            advice = f'add {option} {arch}' if option else 'this command has no option for that'
             raise UserError(f'{flag} {path}: a net of the file {arch}, whose code is only run if you say so; {advice}')
         return arch
     folder = Path(path).resolve().parent.name

@@ -23,7 +23,7 @@ def check(name: str, flag: str) -> None:
     plain, _, tag = name.partition('.')
     if not timm.is_model(name):
         raise UserError(f'{flag} timm:{name}: timm {timm.__version__} has no such net; '
-                        f'{nearest(plain, timm.list_models(), "timm.list_models() tells all")}')
+                        f'{nearest(plain, timm.list_models(), "timm.list_models() lists all")}')
     tags = [known.partition('.')[2] for known in timm.list_pretrained(f'{plain}.*')] if tag else ['']
     if tag not in tags:
         raise UserError(f'{flag} timm:{name}: no such published weights; there are: {", ".join(tags) or "none"}')
@@ -64,9 +64,9 @@ def published(name: str, flag: str) -> tuple[str, dict]:
     try:
         net = import_timm(flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights
-        raise UserError(f'{flag} timm:{name}: its weights cannot be had ({reason(error)}); timm downloads them where '
-                        f'there is a network: fetch them there, and give the folder or the file of safetensors here, '
-                        f'with --model_t timm:{name}') from error
+        raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({reason(error)}); fetch them where '
+                        f'there is a network, and give their folder, or their safetensors file with --model_t '
+                        f'timm:{name}') from error
     return f'timm:{name}', {'model': net.state_dict(), 'num_classes': net.num_classes,
                             'inputs': published_inputs(name, flag)}
 

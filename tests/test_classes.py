@@ -1,4 +1,4 @@
-"""The class names of a checkpoint and of the data: another order is followed, other names are refused."""
+"""Class names of a checkpoint and of the data: outputs are reordered if the order differs; other names are refused."""
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +27,7 @@ def data_of(classes, same_classes=False):
 
 
 def in_another_order(teacher, file, classes=None):
-    """The teacher's checkpoint with its classes in another order, and then called `classes`."""
+    """The teacher's checkpoint with its classes in another order, or renamed to `classes`."""
     state = load_checkpoint(str(teacher), '')
     for name in ('fc.weight', 'fc.bias'):
         state['model'][name] = state['model'][name][ORDER]
@@ -61,7 +61,7 @@ def test_class_order():
 
 
 class Scaled(Net):
-    """Its logits are not those of a linear layer, though it has one."""
+    """Has a linear layer that does not return its logits."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ def test_reordered_outputs(name):
 
 
 def test_a_teacher_in_another_order(teacher, other, tree, capsys):
-    """The same net, but its file: the same outputs, checksum of the file and cached outputs."""
+    """Outputs and their checksum stay the same; the checksum of the file differs."""
     data = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)
     nets = {}
     for file in (str(teacher), other):

@@ -75,7 +75,7 @@ def options_of(method, *flags):
 
 @pytest.mark.parametrize('name', [*(f'timm:{n}' for n in TIMM), *(f'torchvision:{n}' for n in TORCHVISION)])
 def test_net(name):
-    """The contract, logits equal to the library's own, and a step of soft labels and of a method that compares maps."""
+    """The contract, logits equal to the library's, and a training step of kd+similarity."""
     plain = name.partition(':')[2]
     size, sizes, pooled = (TIMM if name.startswith('timm') else TORCHVISION)[plain]
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_net(name):
 
 
 def reference(name, size, weights):
-    """The library's own net with these weights: they have its keys."""
+    """The library's net with these weights: they have its keys."""
     library, _, plain = name.partition(':')
     plain, given = find.parse_name(name, '')
     if library == 'timm':
@@ -138,7 +138,7 @@ def test_a_name_with_settings():
 
 
 def test_a_net_of_another_size_than_the_data():
-    """img_size: the images are resized before it, in a checkpoint that is loaded for other data too."""
+    """With img_size, images are resized before the net, also when its checkpoint is loaded for other data."""
     net = build(f'{VIT},img_size=24', 10, 16).eval()
     x = torch.randn(2, 3, 16, 16)
     larger = nn.functional.interpolate(x, 24, mode='bicubic', antialias=True)
@@ -150,7 +150,7 @@ def test_a_net_of_another_size_than_the_data():
 
 
 def test_timm_decides_what_has_no_decay():
-    """Position embeddings and the class token, as where timm gets the net itself."""
+    """Position embeddings and the class token have no weight decay, as in timm's scripts."""
     net = build(VIT, 10, 16)
     optimizer = new_optimizer(Vanilla(net), 0.1, student_options(['--path-t', 'x', '--opt', 'adamw']))
     free = {id(p) for group in optimizer.param_groups if not group['weight_decay'] for p in group['params']}
@@ -158,7 +158,7 @@ def test_timm_decides_what_has_no_decay():
 
 
 def test_versions_of_the_library():
-    """torchvision reads the version of an mnasnet's weights."""
+    """The state_dict keeps the version that torchvision reads in an mnasnet's weights."""
     net = build('torchvision:mnasnet0_5', 10, 32)
     torchvision_models.mnasnet0_5(num_classes=10).load_state_dict(net.state_dict())
 
@@ -168,8 +168,8 @@ def test_tokens_become_a_map():
     assert tokens_to_map(tokens, 2, 3)[1, :, 1, 2].equal(tokens[1, 1 + 5])
 
 
-def test_chosen_stages(call, teacher, small, tmp_path):
-    """--stages and --stages_t: the method sees these stages alone, of any net."""
+def test_selected_stages(call, teacher, small, tmp_path):
+    """--stages and --stages_t: feats has only these stages, for any net."""
     net = build(VIT, 10, 16).eval()
     x = torch.randn(2, 3, 16, 16)
     before = net.outputs(x)
@@ -216,7 +216,7 @@ def test_bad_input(call, teacher, small, tmp_path, capsys, flags, words):
 
 
 def test_sync_bn_keeps_activations(monkeypatch):
-    """timm's batch norms have the activation in them: they are not replaced by plain ones."""
+    """timm's batch norms include the activation, so --sync_bn does not replace them by plain ones."""
     monkeypatch.setattr(distributed, 'world_size', lambda: 2)
     with pytest.raises(UserError, match='--sync_bn: not for nets with BatchNormAct2d'):
         synchronise_batchnorm(build('timm:mobilenetv3_small_050', 10, 64))
@@ -233,7 +233,7 @@ def test_timm_is_not_installed(monkeypatch):
 
 
 def test_inputs():
-    """The loader's images become those that the net was trained on, as PIL and torchvision make them."""
+    """Inputs converts images as PIL and torchvision do."""
     from PIL import Image
     from torchvision.transforms import v2
     from torchvision.transforms.v2 import functional
@@ -248,8 +248,8 @@ def test_inputs():
     torch.testing.assert_close(same, functional.normalize(pixels[None] / 255, wanted['mean'], wanted['std']))
 
 
-def test_each_net_sees_images_as_it_was_trained(monkeypatch):
-    """Published weights come with timm's mean, deviation, size and interpolation; the checksum knows of them."""
+def test_published_preprocessing(monkeypatch):
+    """Published weights have timm's mean, std, size and interpolation; the checksum of the outputs includes them."""
     made = timm.create_model
     monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
     name, checkpoint = open_net('timm:resnet10t.c3_in1k')
@@ -271,7 +271,7 @@ def test_no_network(monkeypatch):
     def fail(*_, **__):
         raise OSError('no network')
     monkeypatch.setattr(timm, 'create_model', fail)
-    with pytest.raises(UserError, match='--path-t timm:resnet10t: its weights cannot be had .no network.'):
+    with pytest.raises(UserError, match='--path-t timm:resnet10t: its weights cannot be downloaded .no network.'):
         open_net('timm:resnet10t')
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fail)
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fail)
@@ -280,7 +280,7 @@ def test_no_network(monkeypatch):
 
 
 def test_a_file_of_safetensors(call, small, tmp_path, capsys):
-    """A teacher from timm's own formats: FILE --model_t timm:NAME, and a folder with a configuration."""
+    """A teacher in timm's formats: FILE with --model_t timm:NAME, and a folder with a configuration."""
     from safetensors.torch import save_file
     torch.manual_seed(0)
     made = timm.create_model('resnet10t', num_classes=4)
@@ -301,7 +301,7 @@ def test_a_file_of_safetensors(call, small, tmp_path, capsys):
         call(train_student.main, '--path-t', folder / 'model.safetensors', *small, '--save_dir', tmp_path)
     assert 'give --model_t, or let its name begin with one of' in capsys.readouterr().err
     (folder / 'model.safetensors').write_bytes(b'x' * 100)
-    with pytest.raises(UserError, match='is no whole file of safetensors'):
+    with pytest.raises(UserError, match='is not a complete safetensors file'):
         open_net(str(folder))
 
 
@@ -318,8 +318,8 @@ def broken(num_classes):
 '''
 
 
-def test_a_net_of_ones_own(call, small, tmp_path, capsys):
-    """FILE.py:FUNCTION as teacher and as student. A checkpoint alone runs no code."""
+def test_a_net_of_a_users_file(call, small, tmp_path, capsys):
+    """FILE.py:FUNCTION as teacher and as student. A checkpoint alone does not run code."""
     file = tmp_path / 'my_net.py'
     file.write_text(OWN)
     call(train_teacher.main, '--model', f'{file}:build', *small, '--save_dir', tmp_path)
@@ -357,7 +357,7 @@ def build(num_classes):
 
 
 def test_modules_beside_a_net(tmp_path):
-    """Imported as Python imports them, of each file's own folder; their code is a part of what a cache is of."""
+    """A file imports modules from its folder; the checksum of the teacher's outputs includes their code."""
     checksums = []
     for folder, kind in (('a', 'ReLU'), ('b', 'Sigmoid'), ('a', 'ReLU')):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -503,7 +503,7 @@ FAULTS = {
 
 
 def test_nets_that_do_not_fit(tmp_path):
-    """Said when the net is built, each in one line; as a teacher a net needs no gradients."""
+    """Each fault is an error of one line when the net is built; a teacher needs no gradients."""
     file = tmp_path / 'faulty.py'
     file.write_text(FAULTY)
     for function, words in FAULTS.items():
@@ -525,7 +525,7 @@ def test_nets_that_do_not_fit(tmp_path):
 
 
 def test_a_net_of_one_channel(tmp_path, capsys):
-    """It sees red, green and blue as Pillow makes grey of them, of timm as of a file."""
+    """It gets grey images with Pillow's weights, from timm as from a file."""
     from PIL import Image
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     grey = torch.stack([torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert('L')))
@@ -545,7 +545,7 @@ def test_a_net_of_one_channel(tmp_path, capsys):
 
 @pytest.mark.parametrize('student', [VIT, 'torchvision:shufflenet_v2_x0_5', 'resnet8'])
 def test_a_convnext_teaches(call, small, tmp_path, student):
-    """simkd, whose deployed net has the teacher's norm and classifier: resumed to the bit, and loaded again."""
+    """simkd deploys the teacher's norm and classifier: the run resumes bit-identically, and the net loads again."""
     call(train_teacher.main, '--model', CONVNEXT, *small, '--save_dir', tmp_path)
     made, = tmp_path.glob('models/*/*_best.pth')
     flags = ['--path-t', made, '--model_s', student, '--distill', 'simkd', *small, '--skip-validation']
@@ -561,7 +561,7 @@ def test_a_convnext_teaches(call, small, tmp_path, student):
 
 @pytest.mark.parametrize('method', [m for m in distiller_dict if not distiller_dict[m].spec.first_stage])
 def test_across_families(method):
-    """A ConvNeXt teaches a transformer: each method takes a step, or says in one line which methods can."""
+    """With a ConvNeXt as teacher of a transformer each method takes a step, or its error lists methods that can."""
     teacher, student = build(CONVNEXT, 10, 32), build(VIT, 10, 32)
     has_beta = method in ('kd', 'ctkd') or distiller_dict[method].spec.published.get('beta')
     opt = options_of(method, *([] if has_beta else ['-b', '1']))
@@ -599,7 +599,7 @@ def test_ofa_loss():
 
 
 def test_the_distillation_token():
-    """DeiT: the first classifier learns from the labels, the token's from the teacher's class; both are shipped."""
+    """DeiT: one classifier learns the labels, the token's the teacher's class; the deployed net averages them."""
     torch.manual_seed(0)
     student = build('timm:deit_tiny_distilled_patch16_224,patch_size=8,embed_dim=24,num_heads=2,depth=2', 10, 16)
     teacher = model_dict['resnet8'](num_classes=10)

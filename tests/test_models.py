@@ -19,7 +19,7 @@ LOGITS_ONLY = ('vgg11_imagenet', 'vgg13_imagenet')          # the reference cut 
 
 
 def empty(name, num_classes):
-    """The net without the time that its initialisation takes."""
+    """The net, uninitialised to save time."""
     with torch.device('meta'):
         return model_dict[name](num_classes=num_classes).to_empty(device='cpu')
 
@@ -32,7 +32,7 @@ def close(got, want):
 
 
 def follows_the_rules(net, x):
-    """What models.base.Net promises, of any net; needs no reference numbers."""
+    """Check the contract of models.base.Net, without reference numbers."""
     with torch.inference_mode():
         out = net.outputs(x)
         feats, logits = net(x, is_feat=True)
@@ -52,7 +52,7 @@ def follows_the_rules(net, x):
 
 @pytest.mark.parametrize('name', ['wrn_16_1', 'MobileNetV2', 'ShuffleV2', 'resnet8', 'ShuffleV2_Imagenet'])
 def test_the_map_that_pooling_sees(name):
-    """After all that comes before the pooling, the last ReLU too: not always the last stage's output."""
+    """It comes directly before the pooling, after the last ReLU: not always the last stage's output."""
     net = fill_(empty(name, 10)).eval()
     with torch.inference_mode():
         out = net.outputs(tensor(7, 2, 3, 64, 64))
@@ -63,7 +63,7 @@ def test_the_map_that_pooling_sees(name):
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'vgg13_imagenet'))
                                   for name in model_dict if name not in WIDER])
 def test_model(name):
-    """The rules and the round trip for any net; the reference numbers where there are some."""
+    """The contract, a state_dict round trip, and the reference numbers if the fixtures have them."""
     reference = REFERENCE.get(name)
     num_classes = reference['num_classes'] if reference else 100
     net = fill_(empty(name, num_classes)).eval()
@@ -110,22 +110,22 @@ def test_model(name):
 
 
 def test_preact_does_not_count_a_batch_twice():
-    """In training, asking for pre-activations leaves the running statistics as a plain forward does."""
+    """In training, preact=True updates the running statistics exactly as a plain forward pass does."""
     for name in ('wrn_16_1', 'resnet8'):
         torch.manual_seed(0)
         plain = model_dict[name](num_classes=10).train()
-        asked = model_dict[name](num_classes=10).train()
-        asked.load_state_dict(plain.state_dict())
+        with_preact = model_dict[name](num_classes=10).train()
+        with_preact.load_state_dict(plain.state_dict())
         x = tensor(1, 4, 3, 32, 32)
         plain(x)
-        asked(x, is_feat=True, preact=True)
+        with_preact(x, is_feat=True, preact=True)
         for key, value in plain.state_dict().items():
-            assert torch.equal(value, asked.state_dict()[key]), key
+            assert torch.equal(value, with_preact.state_dict()[key]), key
 
 
 @pytest.mark.parametrize('name', ['resnet8x4', 'wrn_16_2', 'vgg8', 'MobileNetV2', 'ResNet18_cifar'])
 def test_initial_weights(name):
-    """Kaiming's normal distribution by fan_out, in the convolutions that are large enough to tell; batch norms 1, 0."""
+    """Kaiming's normal distribution by fan_out, in convolutions large enough to measure; batch norms 1, 0."""
     torch.manual_seed(0)
     large = 0
     for module in model_dict[name](num_classes=10).modules():

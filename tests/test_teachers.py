@@ -33,11 +33,11 @@ TOOLS = [pytest.param(tool, marks=pytest.mark.skipif(not shutil.which(tool), rea
 
 
 class Server(ThreadingHTTPServer):
-    """Serves files[path] from memory; asked holds (path, Range header) of every request."""
+    """Serves files[path] from memory; requests holds (path, Range header) of every request."""
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.files, self.asked, self.ranges, self.cut = {}, [], True, None
+        self.files, self.requests, self.ranges, self.cut = {}, [], True, None
         self.url = f'http://127.0.0.1:{self.server_port}'
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         wanted = self.headers['Range']
-        self.server.asked.append((self.path, wanted))
+        self.server.requests.append((self.path, wanted))
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
@@ -106,7 +106,7 @@ def fetch(server, tmp_path):
 
 @pytest.fixture
 def place(tmp_path):
-    """place(name): where the teacher's file goes."""
+    """place(name): the path of the teacher's file."""
     return lambda name: tmp_path / 'models' / f'{name}_vanilla' / 'ckpt_epoch_240.pth'
 
 
@@ -124,14 +124,14 @@ def checkpoint_bytes(path, state, **kwargs):
 
 
 def teacher_bytes(path, name):
-    """As the published ones: torch 1.0's format, accuracy a tensor."""
+    """In the published format: torch 1.0's, with the accuracy as a tensor."""
     return checkpoint_bytes(path, {'epoch': 240, 'model': model_dict[name](num_classes=100).state_dict(),
                                    'accuracy': torch.tensor([72.34])}, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.skipif(not shutil.which('curl'), reason='no curl here')
 def test_good_and_bad_teachers(server, fetch, place, tmp_path):
-    """One run over a whole, a hostile, a cut, a wrong and a missing file: the whole one comes, the others are named."""
+    """One run for a complete, a hostile, a cut, a wrong and a missing file fetches the first and names the others."""
     mark = tmp_path / 'ran'
     whole = teacher_bytes(tmp_path / 'a', 'resnet56')
     server.put('resnet56', whole)
@@ -150,10 +150,10 @@ def test_good_and_bad_teachers(server, fetch, place, tmp_path):
     for name in ('resnet110', 'wrn_40_2', 'vgg13', 'ResNet50'):
         assert names_in(place(name).parent) == []
 
-    server.asked.clear()
+    server.requests.clear()
     again = fetch('resnet56', whole=whole)
     assert again.returncode == 0 and again.stdout == f'resnet56 ok, already in {place("resnet56")}\n'
-    assert server.asked == [] and names_in(place('resnet56').parent) == [NAME]
+    assert server.requests == [] and names_in(place('resnet56').parent) == [NAME]
 
 
 @pytest.mark.parametrize('tool', TOOLS)
@@ -166,22 +166,22 @@ def test_broken_off_and_resumed(server, fetch, place, tool):
     server.cut = None
     done = fetch('resnet56', tool=tool, whole=BYTES)
     assert done.returncode == 0 and done.stderr == '' and 'resumed' in done.stdout
-    assert server.asked == [(f'/resnet56_vanilla/{NAME}', None), (f'/resnet56_vanilla/{NAME}', 'bytes=70000-')]
+    assert server.requests == [(f'/resnet56_vanilla/{NAME}', None), (f'/resnet56_vanilla/{NAME}', 'bytes=70000-')]
     assert place('resnet56').read_bytes() == BYTES and names_in(place('resnet56').parent) == [NAME]
 
 
 @pytest.mark.parametrize('tool', TOOLS)
 @pytest.mark.parametrize('part', [BYTES, BYTES[::-1], BYTES + b'more', BYTES[1000:3000]],
                          ids=['complete', 'garbage', 'too long', 'of another file'])
-def test_odd_parts(server, fetch, place, tool, part):
-    """A complete .part is taken as it is (the server says 416); a wrong one is fetched from the start."""
+def test_complete_and_wrong_parts(server, fetch, place, tool, part):
+    """A complete .part is used as it is (the server returns 416); a wrong one is fetched from the start."""
     server.put('resnet56', BYTES)
     place('resnet56').parent.mkdir(parents=True)
     place('resnet56').with_name(f'{NAME}.part').write_bytes(part)
     done = fetch('resnet56', tool=tool, whole=BYTES)
     assert (done.returncode, done.stderr) == (0, '')
     assert place('resnet56').read_bytes() == BYTES and names_in(place('resnet56').parent) == [NAME]
-    assert [wanted for _, wanted in server.asked] == [f'bytes={len(part)}-', *([None] if part != BYTES else [])]
+    assert [wanted for _, wanted in server.requests] == [f'bytes={len(part)}-', *([None] if part != BYTES else [])]
 
 
 @pytest.mark.parametrize('tool', TOOLS)
@@ -215,14 +215,14 @@ def test_what_cannot_be_started(server, fetch, place, tmp_path):
             f'there are: wrn_40_2 resnet56 resnet110 resnet32x4 vgg13 ResNet50\n')
     done = fetch('resnet56', tool='neither')
     assert done.returncode == 2 and done.stderr == 'error: neither curl nor wget is here; install one of them\n'
-    assert server.asked == [] and not (tmp_path / 'models').exists()
+    assert server.requests == [] and not (tmp_path / 'models').exists()
     (tmp_path / 'models').touch()
     done = fetch('resnet56')
     assert done.returncode == 1 and done.stderr.startswith('error: resnet56: not fetched: mkdir: ')
 
 
 def test_a_check_that_does_not_run_blames_no_file(place, tmp_path):
-    """Without torch a whole file must not count as damaged."""
+    """Without torch a complete file must not count as damaged."""
     place('resnet56').parent.mkdir(parents=True)
     place('resnet56').write_bytes(BYTES)
     (tmp_path / 'python').write_text('#!/bin/sh\necho "no module named torch" >&2\nexit 1\n')
@@ -272,7 +272,7 @@ def test_what_is_no_net():
 
 @pytest.fixture(scope='module')
 def resnet18():
-    """torchvision's resnet18 with random weights, and the state_dict of a training that has begun."""
+    """torchvision's resnet18 with random weights and running statistics of one batch."""
     from torchvision.models import resnet18
     net = resnet18(weights=None)
     net(torch.rand(2, 3, 64, 64))
@@ -333,7 +333,7 @@ def test_transform_refuses(call, resnet18, tmp_path, capsys):
 
 
 def test_torchvision_weights(call, tmp_path, monkeypatch, capsys):
-    """From torch's cache, and one line when there is nothing and no network."""
+    """Weights come from torch's cache; without them and without a network there is an error of one line."""
     from torchvision import models
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'home'))
@@ -363,8 +363,8 @@ def test_torchvision_weights(call, tmp_path, monkeypatch, capsys):
     assert all(torch.equal(value, checkpoint['model'][key]) for key, value in state.items())
 
 
-def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
-    """A file from elsewhere: as its library says, as the flags say; the images have its size unless it is given."""
+def test_preprocessing_of_a_teacher(call, small, tmp_path, capsys):
+    """Another program's file: its library or the flags decide the preprocessing, and the size without --image_size."""
     timm = pytest.importorskip('timm')
     file = tmp_path / 'x.pth'
     torch.save({'state_dict': timm.create_model('resnet10t', num_classes=4).state_dict(), 'arch': 'resnet10t'}, file)
@@ -406,7 +406,7 @@ def test_how_a_teacher_sees_images(call, small, tmp_path, capsys):
 
 
 def test_the_size_of_images(call, small, tmp_path, capsys):
-    """A student has its teacher's, an evaluation that of its checkpoint; parameters.json has the one that was used."""
+    """A student uses its teacher's size, an evaluation its checkpoint's; parameters.json records it."""
     data = [*small[:4], *small[6:], '--save_dir', tmp_path]
     call(train_teacher.main, '--model', 'resnet8', *data, '--image_size', 24)
     teacher, = tmp_path.glob('models/*/resnet8_best.pth')
@@ -433,7 +433,7 @@ def test_a_teacher_that_diverged(tmp_path):
 
 @pytest.mark.parametrize('method', [['kd', '--model_ema', '0.5'], ['simkd']])
 def test_the_last_epoch_as_a_checkpoint(call, small, teacher, tmp_path, capsys, method):
-    """last.pth is what the run has measured: the average of the weights, or the net that the method deploys."""
+    """last.pth holds the net that the run has validated: the averaged weights, or the net that the method deploys."""
     call(train_student.main, '--path-t', teacher.parent / 'last.pth', '--model_s', 'resnet8', *small, '--save_dir',
          tmp_path, '--distill', *method)
     assert f'--path-t {teacher.parent}/last.pth: is used as the checkpoint after epoch 1\n' in capsys.readouterr().out
