@@ -1,4 +1,4 @@
-"""The library of kernels: kept for later runs, and never loaded when it is not what was built."""
+"""The library of kernels is saved for later runs; a damaged or untrusted file is never loaded."""
 import os
 import subprocess
 import sys
@@ -18,7 +18,7 @@ try:
 except OSError as missing:
     pytest.skip(f'kernels: {missing}', allow_module_level=True)
 
-# A run that uses the library: whether it was built, and the OpenMP runtimes of the process.
+# Uses the library; prints whether it was built, and the number of OpenMP runtimes in the process.
 PROGRAM = """
 import torch
 from cpu_kernels.build import library
@@ -38,7 +38,7 @@ def start(cache):
 
 
 def finish(process):
-    """(whether the library was built, how many OpenMP runtimes there are)"""
+    """(whether the library was built, number of OpenMP runtimes)"""
     out = process.communicate()[0].split()
     assert process.returncode == 0
     return out[0] == 'True', int(out[1])
@@ -60,7 +60,7 @@ def was_built():
 
 @pytest.mark.slow
 def test_found_by_later_runs(cache):
-    """Also when several start at once."""
+    """Two runs that start at once both build it; a later run loads the saved file."""
     assert [finish(p) for p in [start(cache) for _ in range(2)]] == [(True, 1)] * 2
     kept, = cache.glob('semckd-kernels/*.so')
     assert len(list(kept.parent.iterdir())) == 2 and not kept.parent.stat().st_mode & 0o077
@@ -68,8 +68,8 @@ def test_found_by_later_runs(cache):
 
 
 def test_damaged_or_open_to_others(cache, monkeypatch):
-    """It is built anew."""
-    monkeypatch.setattr(build, 'FLAGS', (*build.FLAGS, '-O0'))      # which takes the compiler a third of the time
+    """A damaged file, or one that others can write, is built again."""
+    monkeypatch.setattr(build, 'FLAGS', (*build.FLAGS, '-O0'))      # compiles in a third of the time
     assert was_built() and not was_built()
     kept, = cache.glob('semckd-kernels/*.so')
     with open(kept, 'r+b') as file:     # not the file that this process has loaded
@@ -97,7 +97,7 @@ def test_what_cannot_be_built(cache, monkeypatch):
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != 'AVX512', reason='8 lanes are used here anyway')
 def test_eight_lanes(cache, monkeypatch):
-    """What processors with AVX2 use."""
+    """The kernels for processors with AVX2, which have 8 floats a register."""
     monkeypatch.setattr(build, 'FLAGS', (*build.FLAGS, '-mno-avx512f'))
     images, weight = torch.randn(3, 32, 14, 9), torch.randn(48, 32, 3, 3)
     grad = torch.randn(3, 48, 14, 9)

@@ -1,4 +1,4 @@
-"""Every tensor is on the right device: all on a fake 'cuda', which needs no GPU, where a mismatch raises an error.
+"""Every tensor is on the right device: all are on a fake 'cuda', which needs no GPU; a mismatch raises an error.
 
 Forward passes and batches alone: a backward pass needs the driver.
 """
@@ -26,7 +26,7 @@ CUDA = torch.device('cuda', 0)
 
 @pytest.fixture
 def fake():
-    """A mode in which tensors have a device and a shape, and no values."""
+    """A mode in which tensors have a device and a shape but no values."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield mode
@@ -73,7 +73,7 @@ def test_methods(fake, method, training):
     ('crd', lambda d: setattr(d.sampler, 'labels', torch.zeros(24, dtype=torch.int64))),
     ('vid', lambda d: setattr(d.criteria[0], 'log_scale', torch.nn.Parameter(torch.zeros(16))))])
 def test_one_tensor_on_the_cpu_is_found(fake, method, move):
-    """Were it not, the tests here would see nothing."""
+    """A tensor on the wrong device is detected, so the tests in this file are not vacuous."""
     distiller, batch = faked(method)
     move(distiller)
     with pytest.raises(RuntimeError, match='(?i)device'):
@@ -113,7 +113,7 @@ def test_cached_teacher_outputs(fake, near, tmp_path, monkeypatch):
 
 
 def test_the_gpu_of_a_mac(fake, monkeypatch):
-    """Chosen by its name; sums are of 32 bits there, and what it cannot do is refused."""
+    """--gpu_id mps selects it; it sums in float32, and unsupported flags are refused."""
     flags = ['--gpu_id', 'mps']
     with pytest.raises(UserError, match='--gpu_id mps: PyTorch finds no GPU of Apple on this machine; give the number'):
         select_device('mps')
@@ -132,7 +132,7 @@ def test_the_gpu_of_a_mac(fake, monkeypatch):
 
 
 def test_batches_from_workers(tmp_path):
-    """The loader moves and normalises what its workers have read; here one batch that was read before."""
+    """The loader moves and normalises the batches of its workers; here one that was read in advance."""
     for split in ('train', 'val'):
         write_images(tmp_path / 'imagenet' / split, 3, size=32)
     opt = data_options(dataset='imagenet', data_dir=str(tmp_path), batch_size=4, num_workers=0)

@@ -1,4 +1,4 @@
-"""Several processes: real ones, of gloo on this machine."""
+"""Training with several real processes, connected by gloo on this machine."""
 import itertools
 import json
 import os
@@ -49,7 +49,7 @@ def two(entries='cpu,cpu'):
 
 
 def test_batch_ranges():
-    """Every part of every batch once, equal between the processes; a rest that cannot be divided is left out."""
+    """Each part of each batch occurs once; all processes get equal parts; an indivisible rest is left out."""
     for n, batch, world, drop in ((48, 8, 2, 0), (50, 8, 2, 0), (53, 8, 2, 0), (17, 4, 4, 0), (31, 4, 2, 1),
                                   (17, 8, 1, 0), (19, 8, 2, 0), (3, 1, 2, 0)):
         parts = [batch_ranges(n, batch, drop, rank, world) for rank in range(world)]
@@ -87,7 +87,7 @@ def test_sampler_divides_what_one_process_sees():
 
 
 def make(method, rank, world, **changes):
-    """(distiller, loader, options): alike in every process but for the part of the batches."""
+    """(distiller, loader, options), the same in every process except for its part of the batches."""
     torch.manual_seed(0)
     cls = get_method(method)
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
@@ -101,7 +101,7 @@ def make(method, rank, world, **changes):
 
 
 def steps(distiller, loader, opt, sgd=0.01, amp=None):
-    """An epoch of the first stage, where there is one, and two of distillation: ([averages], optimiser)."""
+    """Train the first stage, if there is one, for an epoch, and two more: ([averages], optimiser)."""
     found = []
     if distiller.in_first_stage:
         module = distributed.wrap(distiller, CPU, unused=True)
@@ -135,7 +135,7 @@ def accumulated(rank, world):
 
 
 def same(value) -> bool:
-    """Whether all processes have this state, to the bit."""
+    """Whether this state is bit-identical in all processes."""
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
                for other in distributed.gather(flat(value))[1:] for a, b in zip(flat(value), other, strict=True))
 
@@ -147,7 +147,7 @@ def flat(value):
 
 
 def every_method(opt, device):
-    """In each process: what the tests below look at, as JSON."""
+    """Runs in each process: collect what the tests below check, and write it as JSON."""
     torch.set_num_threads(1)
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
@@ -209,7 +209,7 @@ def every_method(opt, device):
 
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
-    """What two processes found in every_method."""
+    """The results of every_method in two processes."""
     out = tmp_path_factory.mktemp('together') / 'found.json'
     launch(every_method, of_two(out=str(out)))
     return json.loads(out.read_text())
@@ -222,7 +222,7 @@ def of_two(**more):
 
 
 def test_options_of_all_processes(together):
-    """Process 0's drawn seed is that of all; another option in one of them is refused by all, in the same words."""
+    """All use the seed that process 0 drew; all refuse a different option of one process, with the same message."""
     assert together['options alike'] == [None, None] and together['options drawn'] == [5, 5]
     assert together['options other'] == 2 * ['process 0 and process 1 differ: kd_T 4.0 and 5.0; start all of them with '
                                              'the same command, code and torch']
@@ -238,7 +238,7 @@ def test_crd_memory_takes_in_the_whole_batch(together):
 
 
 def test_two_processes_train_as_one(together):
-    """With batch norms over both, losses and weights are those of one process with the whole batch."""
+    """With --sync_bn, two processes give the losses and weights of one process with the whole batch."""
     distiller, loader, opt = make('kd', 0, 1)
     averages, _ = steps(distiller, loader, opt, sgd=0.05)
     for a, b in zip(averages, together['sync_bn'], strict=True):
@@ -250,7 +250,7 @@ def test_two_processes_train_as_one(together):
 
 
 def test_two_processes_accumulate_as_one(together):
-    """--grad_accum 2: one process with the batch of both gives the same; two updates exchange the gradients twice."""
+    """--grad_accum 2: two processes equal one with the whole batch; two updates exchange the gradients twice."""
     averages, weights, exchanges = together['accumulated']
     expected, expected_weights, _ = accumulated(0, 1)
     for each in (averages, expected):
@@ -276,7 +276,7 @@ def test_validation_is_that_of_one_process(together):
 
 
 def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):
-    """Then the same command goes on for another epoch, in one process."""
+    """A run of two processes is continued by one process for another epoch."""
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, '--save_dir', tmp_path, *small]
     call(train_student.main, *arguments, *two())
     out = capfd.readouterr().out
@@ -312,7 +312,7 @@ def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
     assert caught.value.code == code and words in error and error.count('\n') == 1 and 'gloo' not in error
 
 
-# train_teacher.py, whose processes then write down which images an epoch serves each of them.
+# Runs train_teacher.py; then each process writes the indices of the images that it gets in an epoch.
 TRAIN_AND_SHOW = '''
 import json, os
 import train_teacher
@@ -332,7 +332,7 @@ launch(train, teacher_options())
 
 
 def test_torchrun(small, tmp_path):
-    """The real launcher, one node, no --seed: one epoch of all its processes serves each image once."""
+    """With the real launcher on one node and without --seed, the processes get each image once an epoch."""
     (tmp_path / 'train.py').write_text(TRAIN_AND_SHOW)
     seed = small.index('--seed')
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
@@ -361,7 +361,7 @@ def test_two_nodes_under_srun(small, tmp_path):
     assert '2 processes, cpu' in out and out.count('epoch 1: ') == 1 and nothing == ''
 
 
-# train_teacher.py, which takes a while to leave.
+# Runs train_teacher.py, and takes two seconds to exit.
 LEAVES_SLOWLY = '''
 import atexit, time
 atexit.register(time.sleep, 2)
@@ -373,7 +373,7 @@ run_main(train_teacher.main)
 
 @pytest.mark.slow
 def test_stopped_processes_keep_their_code(small, tmp_path):
-    """srun ends the second process of a run once the first one has saved and left: both return 128 + SIGUSR1."""
+    """srun ends the second process after the first has saved and exited: both return 128 + SIGUSR1."""
     (tmp_path / 'train.py').write_text(LEAVES_SLOWLY)
     started = two_tasks(tmp_path / 'train.py', '--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2000)
     for line in started[0].stdout:
@@ -400,7 +400,7 @@ def test_progress_counts_the_images_of_all_processes(monkeypatch):
 
 
 def test_processes_that_end_at_once_leave_no_warnings(monkeypatch):
-    """Python's process that removes their semaphores is told so; the others do not see the setting."""
+    """Only Python's resource tracker, which removes their semaphores, gets the setting against warnings."""
     seen = []
     monkeypatch.setattr(helper.launch.resource_tracker, 'ensure_running',
                         lambda: seen.append(os.environ['PYTHONWARNINGS']))
@@ -417,7 +417,7 @@ def test_first_host():
         assert first_host(nodes) == host
 
 
-BAD = {     # arguments, environment, what the line says
+BAD = {     # arguments, environment, part of the message
     'both launchers': (two(), {'WORLD_SIZE': '2', 'RANK': '0'}, 'WORLD_SIZE is set'),
     'indivisible': ([*two('cpu,cpu,cpu'), '--batch_size', '16'], {}, '--batch_size 16: cannot be divided among 3'),
     'more processes than images': ([*two('cpu,cpu,cpu'), '--batch_size', '2'], {}, 'fewer images than the 3 processes'),
@@ -473,19 +473,19 @@ def test_url_in_use(call, small, tmp_path, capfd):
      'the 2 processes did not meet and gave up after 0 s (Name or service not known); is the address that of process '
      '0, open to all, and does every process start?')])
 def test_why_processes_did_not_meet(error, seconds, said):
-    """The seconds are those that have passed, and more of them are advised only where these were used up."""
+    """The message has the elapsed seconds, and advises a longer timeout only if they reached it."""
     assert explain_failed_meeting(error, 2, seconds, 60).startswith(said)
     assert ('--dist-timeout' in said) == ('--dist-timeout' in explain_failed_meeting(error, 2, seconds, 60))
 
 
 def test_the_others_do_not_come(small, tmp_path):
-    """The wait for processes that never start is bounded, and ends in one line."""
+    """The wait for processes that never start ends after --dist-timeout, with one line."""
     command = [sys.executable, ROOT / 'train_teacher.py', '--dist-timeout', '2', '--save_dir', tmp_path,
                *map(str, small)]
     env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1'}
     started = [subprocess.Popen(command, env={**env, 'RANK': rank, 'MASTER_PORT': str(free_port())},
                                 stderr=subprocess.PIPE, text=True) for rank in '01']
-    for process in started:         # process 0 waits for the other, process 1 finds nobody there
+    for process in started:         # process 0 waits for process 1, which calls another port
         error = process.communicate()[1]
         assert process.returncode == 2 and error.count('\n') == 1
         assert error.startswith('error: MASTER_ADDR') and 'the 2 processes did not meet within 2 s' in error
@@ -493,7 +493,7 @@ def test_the_others_do_not_come(small, tmp_path):
 
 
 def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
-    """SIGTERM to the process that the user started: all stop at one step and save together."""
+    """After SIGTERM to the launching process, all processes stop at the same step and save together."""
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 40, '--learning_rate',
                  0.02, '--skip-validation']
     command = [sys.executable, ROOT / 'train_student.py', *arguments, *two(), '--save_dir', tmp_path / 'parts']
@@ -508,7 +508,7 @@ def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
     assert len(state['random']) == 2 and state['epoch'] < 40
 
 
-# A script whose processes get Ctrl-C before they have imported anything.
+# A script whose processes get Ctrl-C before their first import.
 INTERRUPTED = '''
 import os, signal
 if __name__ == '__mp_main__':
@@ -536,7 +536,7 @@ def test_ctrl_c_while_processes_start(tmp_path):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells a process that its parent has ended')
 def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
-    """SIGKILL to the process that the user started, with SIGINT ignored as in a script's background: all end, saved."""
+    """After SIGKILL to the launching process, all save and end, even if SIGINT is ignored as in a background job."""
     command = [sys.executable, ROOT / 'train_teacher.py', '--model', 'resnet8', *small, *two(), '--epochs', 2000,
                '--save_dir', tmp_path]
     process = subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE,
@@ -554,7 +554,7 @@ def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
 
 
 def stopped(opt, device):
-    """train_student.py, which a signal reaches in the second step of an epoch."""
+    """Run train_student.py, which gets a signal in the second step of an epoch."""
     original = Run.end_step
 
     def end_step(self, batches):
@@ -566,7 +566,7 @@ def stopped(opt, device):
 
 
 def test_resumed_within_an_epoch(call, small, teacher, tmp_path):
-    """Two processes that stop within an epoch end as if they had not: memories, samples, each one's statistics."""
+    """Two processes that stop within an epoch and resume give the result of an uninterrupted run."""
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--batch_size', 8, '--learning_rate',
                  0.02, '--skip-validation']
     call(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'whole')

@@ -1,4 +1,4 @@
-"""Rewritten nets compute what the plain ones do, and are themselves unchanged; batch norm equals torch's."""
+"""Rewritten nets equal the plain ones, which stay unchanged; our batch norm equals torch's."""
 import copy
 
 import pytest
@@ -37,7 +37,7 @@ def error(found, exact):
 @pytest.mark.parametrize('residual', [False, True])
 @pytest.mark.parametrize('relu', [False, True])
 def test_batch_norm(channels, residual, relu):
-    """Output, gradients and running statistics, in two steps, beside those in float64."""
+    """Output, gradients and running statistics of two steps, compared with float64."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(channels)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -119,8 +119,8 @@ def both(net, images, preact, train):
 
 
 def assert_near(found, exact):
-    """Outputs and statistics to rounding. Of gradients a few values differ, where rounding turns the sign of what a
-    ReLU reads; where they would be zero there is rounding alone."""
+    """Outputs and statistics are equal up to rounding. A few gradients differ more, because rounding changes the sign
+    of a ReLU's input; gradients whose exact value is zero are pure rounding errors."""
     largest = max(t.abs().max() for t in exact)
     for one, other in zip(found, exact, strict=True):
         assert one.shape == other.shape
@@ -129,7 +129,7 @@ def assert_near(found, exact):
 
 @pytest.mark.parametrize('name', [name for name in model_dict if name not in SLOW])
 def test_rewritten_nets(name):
-    """In training, and folded and frozen: all outputs, gradients and running statistics."""
+    """All outputs, gradients and running statistics, in training and of a folded and frozen net."""
     torch.manual_seed(0)
     size = 64 if 'imagenet' in name.lower() else 32
     net = model_dict[name](num_classes=10).to(memory_format=torch.channels_last)
@@ -161,8 +161,8 @@ def test_preactivations_in_training(name):
 
 @pytest.mark.parametrize('name, norms, convolutions', [('resnet8', 9, 4), ('wrn_16_1', 13, 10)])
 def test_how_much_is_fused(name, norms, convolutions):
-    """All norms, the convolutions of 3x3 that have no stride and channels in 16s, and where there are no norms left
-    those with a ReLU or a sum after them: neither is left alone."""
+    """All norms and supported 3x3 convolutions are fused; after folding, so are convolutions before a ReLU or a sum. No
+    ReLU and no sum is left."""
     net = model_dict[name](num_classes=10)
     for frozen in (False, True):
         made = fuse.rewrite(net, type(net).outputs)
@@ -174,7 +174,7 @@ def test_how_much_is_fused(name, norms, convolutions):
 
 
 class Odd(nn.Module):
-    """Nothing may be fused where a value has another reader, or is written over in between."""
+    """Nets in which a value has another reader, or is overwritten, so that it must not be fused."""
 
     def __init__(self, kind):
         super().__init__()
@@ -213,7 +213,7 @@ def test_a_net_with_hooks_stays():
 
 
 def test_the_parts_of_a_method():
-    """SemCKD's regressors; the compiled step's gradients are the plain one's."""
+    """SemCKD's regressors are rewritten; the gradients equal those of the plain step."""
     found = []
     for compiled in (False, True):
         distiller, loader, _ = build('semckd', batch=8)
@@ -229,7 +229,7 @@ def test_the_parts_of_a_method():
 
 
 def test_outside_a_step_nothing_changes():
-    """Evaluation is untouched, to the bit, and so is what is exported."""
+    """Evaluation is bit-identical, and the exported net has no fused module."""
     distiller, loader, opt = build('kd', size=32)
     net, images = distiller.student, random(4, 3, 32, 32)
     state, evaluated = copy.deepcopy(net.state_dict()), net.eval()(images)

@@ -18,12 +18,12 @@ from scripts import fill_teacher_cache
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 GPU = torch.device('cuda', 0)
-# kdsvd's eigenvectors are computed with the host's help, and a strong view is made image by image.
+# kdsvd computes eigenvectors partly on the CPU, and a strong view is made image by image.
 WAITS = ['kdsvd', *(name for name, method in distiller_dict.items() if len(method.spec.views) > 1)]
 
 
 class NoWaiting:
-    """A loader in whose epoch, but for the first step, whatever waits for the GPU raises an error."""
+    """A loader; after the first step of an epoch, any wait for the GPU raises an error."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -44,7 +44,7 @@ class NoWaiting:
 
 
 def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loader: loader, cache=None):
-    """The average loss of each epoch of three steps, of the first stage alone where there is one.
+    """The average loss of each epoch of three steps; of methods with a first stage, only of that stage.
 
     cache: a folder for the teacher's outputs.
     """
@@ -66,7 +66,7 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
 
 @pytest.mark.parametrize('method', distiller_dict)
 def test_the_losses_of_the_cpu(method):
-    """The nets and the batches are the same; CRD draws its negatives on the device."""
+    """Nets and batches are the same on both devices; only CRD draws its negatives on the device."""
     tolerance = 0.1 if method == 'crd' else 5e-3        # convolutions in TF32
     assert losses(method, GPU) == pytest.approx(losses(method, CPU), rel=tolerance)
 
@@ -89,8 +89,8 @@ def test_the_compiled_step(method, amp):
 @pytest.mark.parametrize('near', [True, False])
 @pytest.mark.parametrize('method', ['kd', 'srrl', 'rkd'])
 def test_the_cache(method, near, compiled, tmp_path, monkeypatch):
-    """In the memory of the GPU and, where it does not fit, in the file: the same losses, and no step waits; a second
-    run finds what the first has kept."""
+    """In GPU memory or, if it does not fit, in the file: the losses are equal and no step waits. A second run reads
+    what the first saved."""
     if not near:
         monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (0, 0))
     expected = losses(method, GPU, 4)
@@ -104,7 +104,7 @@ def test_the_cache(method, near, compiled, tmp_path, monkeypatch):
 
 
 def run(call, small, teacher, tmp_path, *flags):
-    """The history of train_student.py on the tree, from two epochs and a third after --resume."""
+    """The history of train_student.py on the tree of images: two epochs, and a third after --resume."""
     torch.compiler.reset()
     flags = ['--path-t', teacher, '--distill', 'semckd', '--model_s', 'resnet8', '-b', 1, '--save_dir', tmp_path,
              '--learning_rate', 0.001, *small, *flags]

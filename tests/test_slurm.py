@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures('cluster')
 
 
 class Job:
-    """A script that is submitted, with its output."""
+    """A submitted script and its output."""
 
     def __init__(self, folder: Path, script: str, *flags):
         folder.mkdir()
@@ -29,13 +29,13 @@ class Job:
         wait_for_slurm(lambda: self.log.exists() and words in self.log.read_text())
 
     def wait(self) -> str:
-        """The output, once the job has ended for good."""
+        """Wait until the job has ended for good, and return its output."""
         wait_for_slurm(lambda: self.field('JobState') not in ('PENDING', 'RUNNING', 'COMPLETING', 'REQUEUED'))
         return self.log.read_text()
 
 
 def documented(arguments, nodes, tasks) -> str:
-    """The script of docs/distributed.md with another command and other numbers."""
+    """The script of docs/distributed.md with another command and other values."""
     script = re.search(r'^#!/bin/sh\n.*?(?=^```)', (ROOT / 'docs/distributed.md').read_text(), re.M | re.S)[0]
     for old, new in (('--nodes 2', f'--nodes {nodes}'), ('--ntasks-per-node 4', f'--ntasks-per-node {tasks}'),
                      ('--gpus-per-node 4', f'--gpus-per-node {tasks}'), ('--cpus-per-task 4', '--cpus-per-task 1'),
@@ -47,7 +47,7 @@ def documented(arguments, nodes, tasks) -> str:
 
 @pytest.fixture(scope='module')
 def arguments(tmp_path_factory, call):
-    """Of a student's run on the digits, some seconds long; its teacher has one epoch."""
+    """The arguments of a student's run on digits that takes some seconds; its teacher has one epoch."""
     save = tmp_path_factory.mktemp('teacher')
     flags = ['--dataset', 'digits', '--gpu_id', 'cpu', '--num_workers', 0, '--seed', 1]
     call(train_teacher.main, '--model', 'resnet14', '--epochs', 1, '--save_dir', save, *flags)
@@ -57,7 +57,7 @@ def arguments(tmp_path_factory, call):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory, call, arguments):
-    """What two processes without Slurm leave."""
+    """The files of a run of two processes without Slurm."""
     save = tmp_path_factory.mktemp('plain')
     call(train_student.main, *arguments, '--save_dir', save, '--multiprocessing-distributed', '--gpu_id', 'cpu,cpu',
          '--dist-url', f'tcp://127.0.0.1:{free_port()}')
@@ -75,7 +75,7 @@ def test_documented_script(tmp_path, arguments, uninterrupted, nodes, tasks):
 
 @pytest.mark.parametrize('by', ['SIGUSR1', 'a pre-emption', 'a pre-emption with SIGTERM'])
 def test_interrupted(tmp_path, arguments, uninterrupted, by):
-    """The run saves, the job is queued again and the run goes on, to the same weights."""
+    """The run saves, the job is queued again, and the run continues to the same weights."""
     script = documented([*arguments, '--save_dir', tmp_path], 2, 1)
     if by == 'a pre-emption with SIGTERM':      # as from a Slurm without preempt_send_user_signal
         script = script.replace('--signal USR1@60 ', '')
@@ -90,7 +90,7 @@ def test_interrupted(tmp_path, arguments, uninterrupted, by):
     assert log.count(f'{"SIGTERM" if "SIGTERM" in by else "SIGUSR1"}: stopped after ') == 1
     assert log.count('resuming from ') == 1
     assert [log.count(f'epoch {epoch}: train') for epoch in range(1, 5)] == 4 * [1]
-    assert job.field('PreemptTime') == 'None'       # so that a task that fails later does not queue the job again
+    assert job.field('PreemptTime') == 'None'       # so a task that fails later does not queue the job again
     assert_same(outcome(tmp_path), uninterrupted)
 
 

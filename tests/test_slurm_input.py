@@ -1,4 +1,4 @@
-"""--cluster slurm without a Slurm: what it refuses, what it says to sbatch, and what a job does."""
+"""--cluster slurm without a real Slurm: refused input, the arguments of sbatch, and the work of a job."""
 import json
 import re
 import signal
@@ -37,7 +37,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """A function that changes what the commands of Slurm do, here shell scripts."""
+    """A function that replaces a command of Slurm by a shell script."""
     def write(name, text):
         (tmp_path / 'bin' / name).write_text(f'#!/bin/sh\n{text}\n')
         (tmp_path / 'bin' / name).chmod(0o755)
@@ -55,7 +55,7 @@ def programs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(call, capfd, programs):
-    """run(*flags): reproduce.py with them. Returns its exit code, output and errors."""
+    """run(*flags) runs reproduce.py and returns its exit code, output and errors."""
     def run(*flags):
         with pytest.raises(SystemExit) as ended:
             call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--cluster', 'slurm', '--gpus', 0, '--cpus', 1,
@@ -117,7 +117,7 @@ def test_limits_of_a_qos(run):
 
 
 def test_second_array_refused(run, programs):
-    """The first is cancelled."""
+    """If sbatch refuses the second array, the first is cancelled."""
     programs('sbatch', '[ ! -f submitted ] || { echo "sbatch: error: Too many" >&2; exit 1; }\n'
                        'echo "1_0|Priority|mini" > queue; touch submitted; echo "Submitted batch job 1"')
     assert_refused(run(), 'the jobs were not taken (Too many)')
@@ -155,7 +155,7 @@ def test_more_jobs_than_an_array_may_have(run, programs, jobs, waits):
 
 
 def test_jobs_of_before(run, programs):
-    """What is in the queue is not submitted again. A list of jobs that cannot be read is as none."""
+    """Queued jobs are not submitted again. An unreadable list of jobs is ignored."""
     programs('squeue', 'cat queue; : > queue')
     Path('save').mkdir()
     Path('save/slurm.json').write_text('[')
@@ -173,7 +173,7 @@ def test_jobs_of_before(run, programs):
     ('1_0|None|mini', 'beta', 'save/slurm.json: names jobs of the cluster beta; this is alpha, so they are left alone'),
 ])
 def test_a_foreign_job_of_the_same_number(run, programs, queue, cluster, said):
-    """It is neither waited for nor cancelled, and the table's run is submitted."""
+    """A foreign job is neither awaited nor cancelled, and the table's run is submitted."""
     programs('squeue', 'cat queue; : > queue')
     Path('save').mkdir()
     Path('save/slurm.json').write_text(json.dumps({'cluster': cluster, 'jobs': {'1_0': ['teacher-resnet14']}}))
@@ -200,11 +200,11 @@ esac""")
 
 
 class TestJob:
-    """What submitit calls."""
+    """The function that submitit calls in a job."""
 
     @pytest.fixture
     def step(self, tmp_path):
-        """step(program): one that runs it."""
+        """step(program) returns a Step that runs the program."""
         (tmp_path / 'logs').mkdir()
 
         def step(program, name='a', after=None):
@@ -218,7 +218,7 @@ class TestJob:
         ('sys.exit(1)', False), ('os.kill(os.getpid(), signal.SIGSEGV)', False),
         ('sys.exit(143)', True), ('os.kill(os.getpid(), signal.SIGTERM)', True)])
     def test_end(self, tmp_path, monkeypatch, step, program, waits):
-        """A job whose runs were told to end waits for Slurm, which else would take it for complete."""
+        """A job whose runs were told to end waits for Slurm, which would otherwise consider it complete."""
         monkeypatch.setattr(slurm_job, 'ENDING', 1.5 if waits else 600)
         began = time.monotonic()
         slurm_job.Job()(tmp_path / 'logs', [step(program)], [], '1')
@@ -226,7 +226,7 @@ class TestJob:
         assert seconds > 1.5 if waits else seconds < 600
 
     def test_a_run_that_always_dies(self, tmp_path, step):
-        """It is started again in the same job, and then has failed."""
+        """A run that always dies is started again in the same job, and then counts as failed."""
         died = step('os.kill(os.getpid(), signal.SIGKILL)')
         for _ in range(2):
             slurm_job.Job()(tmp_path / 'logs', [died], [], '1')
@@ -237,7 +237,7 @@ class TestJob:
         assert Record(tmp_path / 'logs', died).has_failed()
 
     def test_ports(self, tmp_path, step):
-        """Runs of several processes on one machine meet at different ports."""
+        """Two runs of several processes on one machine use different ports."""
         steps = [step('print(sys.argv[-2:])', 'a'), step('print(sys.argv[-2:])', 'b')]
         slurm_job.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
         ports = {int(re.search(r"--dist-url', 'tcp://127.0.0.1:(\d+)'", (tmp_path / f'logs/{name}.log').read_text())[1])
@@ -245,7 +245,7 @@ class TestJob:
         assert len(ports) == 2
 
     def test_left_out(self, tmp_path, step):
-        """What has failed, and what has no teacher."""
+        """A job skips runs that have failed, and runs without a teacher."""
         failed = step('sys.exit(1)')
         for _ in range(2):
             slurm_job.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], '1')
@@ -253,7 +253,7 @@ class TestJob:
         assert not (tmp_path / 'logs/b.log').exists()
 
     def test_checkpoint(self, tmp_path, step):
-        """The handler of a signal ends the runs, wherever it interrupts the job."""
+        """The signal handler ends the runs, wherever it interrupts the job."""
         class Ended(Exception):
             pass
 

@@ -1,4 +1,4 @@
-"""What is fast computes the same: folded teachers, the compiled step, 16 bits; and the benchmark runs."""
+"""Folded teachers, the compiled step and 16 bits compute the same as the plain step; the benchmarks run."""
 import importlib
 import json
 import os
@@ -26,11 +26,11 @@ from models import model_dict
 from models.fold import fold_batchnorm
 
 SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double', 'resnext50_32x4d')
-PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms that read a sum stay
+PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms after a sum stay
 
 
 def with_statistics(name):
-    """A net in eval mode whose batch norms do something."""
+    """A net in eval mode whose batch norms are not the identity."""
     torch.manual_seed(0)
     net = model_dict[name](num_classes=10).eval()
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -45,7 +45,7 @@ def with_statistics(name):
 @pytest.mark.parametrize('name', [name for name in model_dict if name not in SLOW])
 @torch.no_grad()
 def test_a_folded_net_computes_the_same(name):
-    """Logits, features and pre-activations, to rounding."""
+    """Logits, features and pre-activations are equal up to rounding."""
     net, norms = with_statistics(name)
     size = 64 if 'imagenet' in name.lower() else 32
     images = torch.randn(2, 3, size, size)
@@ -66,7 +66,7 @@ def test_a_folded_net_computes_the_same(name):
 
 
 def test_a_norm_that_others_read_stays():
-    """The convolution's output is a feature too, or is read twice: nothing may be folded into it."""
+    """If the convolution's output is also a feature, or is read twice, nothing is folded into it."""
     class Net(torch.nn.Module):
         def __init__(self, kind):
             super().__init__()
@@ -91,7 +91,7 @@ def test_compile_without_a_compiler(monkeypatch):
 
 
 def test_sgd_from_zeros_is_sgd():
-    """The momentum that is there before the first step changes no step."""
+    """The zero momentum before the first step changes no step."""
     opt = SimpleNamespace(momentum=0.9, weight_decay=5e-4)
     torch.manual_seed(0)
     nets = [torch.nn.Linear(5, 3) for _ in range(2)]
@@ -108,7 +108,7 @@ def test_sgd_from_zeros_is_sgd():
 
 
 def test_the_eager_sgd_is_torchs():
-    """Weights and state to the bit, after a state was loaded too."""
+    """Weights and state are bit-identical, also after a state is loaded."""
     opt = SimpleNamespace(momentum=0.9, weight_decay=5e-4)
     torch.manual_seed(0)
     nets = [torch.nn.Linear(5, 3) for _ in range(2)]
@@ -134,7 +134,7 @@ def test_the_eager_sgd_is_torchs():
 
 
 def test_a_plain_run_imports_no_slow_package(small, teacher, tmp_path):
-    """Each of these takes a good part of a second: torch's compiler, and what other flags and scripts need."""
+    """Packages that take long to import: torch's compiler, and those that only other flags and scripts need."""
     slow = ('torch._dynamo', 'torch._inductor', 'sympy', 'sklearn', 'scipy', 'torchvision', 'matplotlib', 'lmdb',
             'nvidia.dali')
     flags = [str(flag) for flag in ('train_student.py', '--path-t', teacher, '--save_dir', tmp_path, *small)]
@@ -158,7 +158,7 @@ def test_the_waiting_that_the_user_has_set_stays(name, value, monkeypatch):
 
 
 class Curve(Meter):
-    """A meter that keeps every step's loss."""
+    """A meter that records the loss of every step."""
 
     losses: list
 
@@ -178,16 +178,16 @@ def curve(monkeypatch, fast, amp=None, batch=32, epochs=34):
         compile_forward(distiller, batch, CPU)
     Curve.losses = losses = []
     monkeypatch.setattr('helper.loops.Meter', Curve)
-    optimizer = sgd(distiller.parameters(), 0.001, opt)      # gentle: a large step makes much of a little rounding
+    optimizer = sgd(distiller.parameters(), 0.001, opt)      # a larger rate would amplify rounding errors
     for epoch in range(1, epochs + 1):
         train_epoch(epoch, loader, distiller, optimizer, opt, precision=Precision(amp, CPU))
     return losses[:100]
 
 
 def test_the_fast_curve_is_the_reference_curve(monkeypatch):
-    """100 steps in float32: folded, channels_last and compiled, beside NCHW and eager."""
+    """100 steps in float32: folded, channels_last and compiled, compared with NCHW and eager."""
     reference, fast = (curve(monkeypatch, fast) for fast in (False, True))
-    assert len(fast) == 100 and fast != reference          # another order of sums: the compiled step did run
+    assert len(fast) == 100 and fast != reference          # sums in another order: the compiled step was used
     assert fast == pytest.approx(reference, rel=1e-3) and fast[:10] == pytest.approx(reference[:10], rel=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_the_curve_in_16_bits(monkeypatch):
 
 @pytest.mark.parametrize('method', distiller_dict)
 def test_every_method_in_16_bits(method):
-    """The losses are those of float32 to 2 %, and not the same; relational losses are float32 throughout."""
+    """The losses are within 2 % of float32, but not equal; relational losses are computed in float32."""
     found = []
     for amp in (None, 'bfloat16'):
         distiller, loader, opt = build(method)
@@ -275,7 +275,7 @@ def test_benchmarks_of_processes(call, capfd, monkeypatch):
 
 @pytest.mark.slow
 def test_whole_processes(call, tmp_path, monkeypatch, capfd):
-    """Both sides train a student on all images, with the flags given; the figures are those of the processes."""
+    """Both sides train a student on all images with the given flags; the numbers are those of the processes."""
     monkeypatch.setattr(whole, 'tempfile', SimpleNamespace(TemporaryDirectory=lambda: nullcontext(str(tmp_path))))
     start = time.perf_counter()
     call(benchmark, 'whole', '--pair', 'resnet8,resnet8,kd', '--images', 48, '--rounds', 1, '--batch_size', 16,
@@ -319,7 +319,7 @@ def test_benchmark_of_the_cache_refuses(call, capsys):
 
 
 def test_cores(monkeypatch):
-    """Of several machines under torchrun, the cores of all."""
+    """Under torchrun, the cores of all machines."""
     one = cores()
     monkeypatch.setenv('WORLD_SIZE', '8')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')

@@ -1,4 +1,4 @@
-"""Winograd's convolution and its gradients equal the usual ones, and what follows it too."""
+"""Winograd's convolution, its gradients and its bias, sum and ReLU equal torch's."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ def largest_error(found, exact):
     (16, 16, 32, 32), (32, 64, 16, 16), (64, 48, 8, 8), (128, 128, 4, 4), (16, 32, 7, 7), (32, 16, 14, 9),
     (16, 16, 1, 3)])
 def test_as_conv2d(channels, filters, height, width):
-    """Output and gradients, beside those in float64; also where no tile or only a part of one lies inside."""
+    """Output and gradients, compared with float64; also for images smaller than a tile or without whole tiles."""
     torch.manual_seed(0)
     images, weight, grad = random(5, channels, height, width), random(filters, channels, 3, 3), None
     found, exact = [], []
@@ -57,7 +57,7 @@ def test_no_images():
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('channels, filters, height, width', [(16, 48, 7, 9), (32, 32, 8, 8)])
 def test_epilogue(bias, residual, relu, channels, filters, height, width):
-    """Frozen, and with all gradients."""
+    """With frozen tensors, and with all gradients."""
     torch.manual_seed(0)
     given = [random(3, channels, height, width), random(filters, channels, 3, 3),
              torch.randn(filters) if bias else None, random(3, filters, height, width) if residual else None]
