@@ -128,22 +128,18 @@ def collate(samples):
 
 
 class Batches:
-    """(index, seed) of each sample in this process's part of each batch; shuffled anew every epoch, or in order."""
+    """(index, seed) of each sample in each batch of this process; shuffled anew every epoch, or in order."""
 
-    def __init__(self, n: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, rank: int = 0,
+    def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
                  world_size: int = 1):
-        self.shuffle = shuffle
-        self.order = EpochOrder(n, batch_size, drop_last, seed, rank, world_size)
-        test_indices = range(rank, n, world_size)
-        self.test_batches = [test_indices[i:i + batch_size] for i in range(0, len(test_indices), batch_size)]
+        self.order = EpochOrder(n, batch_size, train, drop_last, seed, rank, world_size)
 
     def __len__(self):
-        return len(self.order if self.shuffle else self.test_batches)
+        return len(self.order)
 
     def __iter__(self):
-        if not self.shuffle:
-            for indices in self.test_batches:
-                yield [(index, 0) for index in indices]
+        if not self.order.train:
+            yield from ([(index, 0) for index in indices] for indices in self.order.test_batches)
             return
         order = self.order.permutation().tolist()
         seeds = self.order.integers(2**63 - 1, len(order)).tolist()

@@ -78,10 +78,9 @@ class MemoryLoader:
         Each of `world_size` processes yields its part of every training batch, and every world_size-th test image.
         batch_size: of one process.
         """
-        self.rank, self.world_size = rank, world_size
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
-        self.order = EpochOrder(len(target), batch_size, drop_last, seed, rank, world_size)
+        self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size)
         self.mean, self.std = mean, std
         height, width = images.shape[2:]
         self.normalise = Normalise(mean, std, width, device, channels_last)
@@ -101,17 +100,15 @@ class MemoryLoader:
         return len(self.target)
 
     def __len__(self) -> int:
-        """Batches in an epoch, of this process."""
-        n_test = len(range(self.rank, self.n_samples, self.world_size))
-        return len(self.order) if self.train else -(-n_test // self.batch_size)
+        return len(self.order)
 
     def __iter__(self):
         return self._training_batches() if self.train else self._test_batches()
 
     def _test_batches(self):
-        index = torch.arange(self.n_samples, device=self.device)[self.rank::self.world_size]
-        for batch in index.split(self.batch_size) if len(index) else ():
-            yield self.normalise(self.images[batch]), self.target[batch], batch
+        for indices in self.order.test_batches:
+            index = torch.arange(indices.start, indices.stop, indices.step, device=self.device)
+            yield self.normalise(self.images[index]), self.target[index], index
 
     def _training_batches(self):
         order = self.order.permutation()

@@ -22,21 +22,25 @@ def batch_ranges(n: int, batch_size: int, drop_last: bool, rank: int, world_size
 
 
 class EpochOrder:
-    """The random order of n images in each epoch, and the part of it that is each batch of this process.
+    """The order of n images in each epoch, random in training, and the part of it that is each batch of this process.
 
     All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
-    state at the epoch's start and set `first_batch` to the number of batches that are done.
+    state at the epoch's start and set `first_batch` to the number of batches that are done. test_batches: the image
+    indices of each test batch, of every world_size-th image.
     """
 
-    def __init__(self, n: int, batch_size: int, drop_last: bool, seed: int, rank: int = 0, world_size: int = 1):
-        self.n = n
+    def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
+                 world_size: int = 1):
+        self.n, self.train = n, train
         self.ranges = batch_ranges(n, batch_size, drop_last, rank, world_size)
         self.generator = torch.Generator().manual_seed(seed)
         self.first_batch = 0
+        indices = range(rank, n, world_size)
+        self.test_batches = [indices[i:i + batch_size] for i in range(0, len(indices), batch_size)]
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.ranges)
+        """Batches in an epoch, of this process."""
+        return len(self.ranges if self.train else self.test_batches)
 
     def permutation(self) -> torch.Tensor:
         """The image indices in the order of a new epoch."""

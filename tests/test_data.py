@@ -31,7 +31,7 @@ from helper.resume import IMAGES, fingerprint
 
 
 def test_augmentation_is_torchvisions():
-    """Every offset and flip, and no other image, with the frequencies of the per-image pipeline."""
+    """The loader yields every crop offset and flip, and no other image, with torchvision's frequencies."""
     torch.manual_seed(0)
     image = torch.randint(1, 256, (1, 3, 32, 32), dtype=torch.uint8)        # no black pixel: padding shows
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
@@ -94,7 +94,7 @@ def test_epochs_are_shuffled_and_seeded():
 
 
 def test_two_views(tree, tmp_path):
-    """The first is the one view of a loader with one; the second has a crop of its own; strong is augmented beyond."""
+    """The first view equals that of a loader with one view; the second has its own crop, and is stronger if asked."""
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     target = torch.arange(24)
 
@@ -121,7 +121,7 @@ def test_two_views(tree, tmp_path):
 
 
 def test_strong_view():
-    """Drawn operations, of which some leave an image as it is, and a grey square of at most half the side."""
+    """Random operations, some without effect, then a grey square of at most half the side."""
     torch.manual_seed(0)
     image = torch.randint(0, 100, (3, 32, 32), dtype=torch.uint8)
     results = [Strong()(image) for _ in range(40)]
@@ -156,7 +156,7 @@ def test_digits():
 
 
 def test_the_digits_are_scikit_learns():
-    """The scans, and train_test_split's own split, in its order."""
+    """The images and their split and order equal scikit-learn's."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     scans, labels = load_digits(return_X_y=True)
@@ -176,7 +176,7 @@ def test_digits_without_scikit_learn(monkeypatch):
 
 @pytest.mark.parametrize('name', ['CIFAR10', 'CIFAR100'])
 def test_cifar(name, monkeypatch, tmp_path):
-    """The files that torchvision wants, and what torchvision reads from them."""
+    """The files and their content equal torchvision's."""
     theirs, (folder, train, test, meta, labels, names) = getattr(datasets, name), getattr(cifar, name)
     sums = dict([*theirs.train_list, *theirs.test_list, (theirs.meta['filename'], theirs.meta['md5'])])
     assert {file: cifar.MD5[file] for file in (*train, test, meta)} == sums and theirs.base_folder == folder
@@ -232,7 +232,7 @@ def test_images_of_every_mode(tmp_path):
 
 
 def bad_tree(tmp_path, kind):
-    """A data folder with one fault, and what the error must say."""
+    """A data folder with one fault, and words of the error."""
     if kind == 'missing':
         return tmp_path / 'nowhere', 'no such folder'
     if kind == 'empty':
@@ -272,7 +272,7 @@ NAMES = ['a', 'b']
     ((PART, (IMAGES_OF_TEN, LABELS_OF_TEN + 1), NAMES), 'test labels from 1 to 2 for 2 classes, which count from 0'),
     ((PART, (IMAGES_OF_TEN[:, :, :4, :4], LABELS_OF_TEN), NAMES), 'train images of 8 and test images of 4 pixels')])
 def test_a_data_set_of_ones_own(monkeypatch, loaded, words):
-    """What its function returns is checked once, and named with the data set."""
+    """A fault in the function's value is an error that names the data set."""
     monkeypatch.setitem(dataset.memory_dict, 'mine', lambda opt: loaded)
     opt = data_options(dataset='mine', batch_size=4)
     with pytest.raises(UserError) as caught:
@@ -286,7 +286,7 @@ def test_a_data_set_of_ones_own(monkeypatch, loaded, words):
 
 
 def test_links(tmp_path):
-    """A class folder or an image may be a link; one that leads back is not followed round and round."""
+    """A class folder or an image may be a link; a link to a parent folder is not followed twice."""
     write_images(tmp_path / 'elsewhere', 3)
     write_images(tmp_path / 'train', 4)
     write_images(tmp_path / 'val', 2, classes=[*CLASSES, 'eel'])
@@ -309,7 +309,7 @@ NO_IMAGES = {'empty': b'', 'text': b'text', 'eps': EPS, 'cut tiff': b'II*\0\x08\
 
 @pytest.mark.parametrize('kind', NO_IMAGES)
 def test_no_image(tmp_path, monkeypatch, kind):
-    """One line that names the file, and no other program is started to read it."""
+    """The error names the file, and no external program is started to read it."""
     (tmp_path / 'gs').write_text(f'#!/bin/sh\n: > {tmp_path}/started\n')
     (tmp_path / 'gs').chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path))
@@ -346,7 +346,7 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
 
 
 def test_a_part_of_the_training_images():
-    """--train_fraction: of each class that part, the same whatever the seed, within every larger part."""
+    """--train_fraction takes the same part of each class for every seed, and a subset of every larger part."""
     whole, half, tenth = (dataset.get_dataloaders(data_options(dataset='digits', train_fraction=part, seed=seed), CPU)
                           for seed, part in enumerate((1.0, 0.5, 0.1)))
     counts = torch.bincount(whole.labels)
@@ -365,7 +365,7 @@ def test_a_part_of_the_training_images():
 
 
 def test_a_lone_last_image_is_served(tree):
-    """Joined to the batch before; only who asks for whole batches goes without it."""
+    """A single last image joins the batch before, except with drop_last."""
     for drop_last, sizes in ((False, [48]), (True, [47])):
         data = dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=47), CPU, drop_last)
         batches = list(data.train_loader)
@@ -374,7 +374,7 @@ def test_a_lone_last_image_is_served(tree):
 
 
 def test_semckd_alone_leaves_out_a_short_batch(call, small, teacher, tmp_path):
-    """48 images in batches of 20: two steps for semckd, three for the others. As the train script serves them."""
+    """48 images in batches of 20 make two steps for semckd and three for other methods."""
     import train_student
     for method, steps in (('semckd', 2), ('kd', 3)):
         call(train_student.main, '--path-t', teacher, '--distill', method, *small, '--batch_size', 20, '--epochs', 1,
@@ -398,7 +398,7 @@ def test_bad_folder(tmp_path, kind):
 
 
 def test_which_split_is_measured(tmp_path, capsys):
-    """One rule for folder and imagenet: the first of test, validation, valid and val that has folders of classes."""
+    """The test set is the first of test, validation, valid and val that has class folders."""
     write_images(tmp_path / 'train', 2)
     for name, images in (('val', 1), ('valid', 2), ('validation', 3)):
         write_images(tmp_path / name, images)
@@ -428,7 +428,7 @@ def test_shares():
 
 
 def test_divide():
-    """Stratified, by the names alone: another image changes little, the order nothing."""
+    """The split is stratified and depends on the names: a new image changes little, the order nothing."""
     labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2 + [3])
     names = [f'{label}/{i}.png' for i, label in enumerate(labels.tolist())]
     found = divide(labels, names, [0.8, 0.1, 0.1])
@@ -469,7 +469,7 @@ def test_a_folder_without_splits(tmp_path, images_in, capsys):
 
 
 def test_a_run_keeps_its_split(call, tmp_path, capfd):
-    """The lists lie beside the run, and its checkpoint is measured on its own test images."""
+    """The run folder lists the images of each split, and a checkpoint is measured on its own test images."""
     import train_teacher
     write_images(tmp_path / 'images', 6)
     flags = ['--dataset', 'folder', '--data_dir', tmp_path / 'images', '--image_size', 16, '--split', '0.5,0.5',
@@ -495,7 +495,7 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
 
 
 def test_the_checksum_of_the_images(tree, tmp_path):
-    """It is that of the files, wherever they are and however they are read; another image or name changes it."""
+    """The checksum depends on the images and their names, not on the folder or how they are read."""
     copy = shutil.copytree(tree, tmp_path / 'copy')
 
     def checksum(**changes):
@@ -516,7 +516,7 @@ def test_the_checksum_of_the_images(tree, tmp_path):
 
 
 def test_a_sample_of_many_files(monkeypatch, tree):
-    """Of a large split the content of some files counts, and the name and size of all."""
+    """The checksum of a large split covers the content of some files, and the name and size of all."""
     monkeypatch.setattr(source, 'SAMPLE', 6)
     train, read = scan(tree)[0], []
     entries = [f'{name} 1' for name in train.names]
@@ -531,7 +531,7 @@ def test_batch_larger_than_the_data(tree):
 
 
 def test_measured_colours(tree):
-    """--normalise measure: the training images have mean 0 and deviation 1, of all and of a part alike."""
+    """--normalise measure: all training images together have mean 0 and deviation 1, also with --train_fraction."""
     opt = data_options(data_dir=str(tree), normalise='measure')
     data = dataset.get_dataloaders(opt, CPU)
     images = torch.cat([images for images, *_ in data.unaugmented_loader()])
@@ -544,7 +544,7 @@ def test_measured_colours(tree):
 
 
 def test_a_folder_that_does_not_fit_in_memory(tree, monkeypatch, capsys):
-    """It is read while training, said in a line: the same test images and classes, the training images augmented."""
+    """It is read while training, with the same test images and classes, and a line says so."""
     opt = data_options(data_dir=str(tree), image_size=24, train_fraction=0.5, num_workers=0, normalise='measure')
     usual = dataset.get_dataloaders(opt, CPU)
     monkeypatch.setattr(dataset, 'free_memory', lambda device: 10**5)

@@ -21,7 +21,7 @@ hf = pytest.importorskip('datasets')
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path_factory):
-    """Nothing is asked of the hub, and nothing kept in the home folder."""
+    """Use no network, and write nothing to the home folder."""
     monkeypatch.setattr(hf.config, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(hf.config, 'HF_DATASETS_CACHE', str(tmp_path_factory.mktemp('cache')))
 
@@ -90,7 +90,7 @@ def test_the_column_of_the_classes(on_disk, label, classes):
 
 
 def test_splits_that_count_their_classes_differently(splits, tmp_path):
-    """The names decide, not the numbers."""
+    """The class names decide, not the numbers."""
     names = [*reversed(CLASSES)]
     other = splits['test'].map(lambda row: {'label': 3 - row['label']}).cast_column('label', hf.ClassLabel(names=names))
     hf.DatasetDict(train=splits['train'], test=other).save_to_disk(tmp_path)
@@ -99,7 +99,7 @@ def test_splits_that_count_their_classes_differently(splits, tmp_path):
 
 
 def test_without_a_test_set_that_has_labels(splits, tmp_path):
-    """The test set of a competition holds -1: the validation set takes its place."""
+    """A test set whose labels are all -1 is replaced by the validation set."""
     blank = splits['test'].remove_columns('label').add_column('label', [-1] * len(splits['test']))
     blank = blank.cast_column('label', splits['test'].features['label'])
     hf.DatasetDict(train=splits['train'], test=blank, validation=splits['test'].select(range(5))).save_to_disk(tmp_path)
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_one_line(on_disk, settings, words):
 
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])
 def test_damaged_images(splits, tmp_path, images_in):
-    """Bytes that are no image, and a row without one: one line, or passed over."""
+    """Bytes that are no image and an empty row are an error, or skipped with --skip_bad_images."""
     columns = {'img': [{'bytes': b'none', 'path': None}, None, *({'bytes': png(i), 'path': None} for i in range(6))],
                'label': [0, 1] * 4}
     features = hf.Features({'img': hf.Image(), 'label': hf.ClassLabel(names=['a', 'b'])})

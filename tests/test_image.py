@@ -1,4 +1,4 @@
-"""How pictures are read: every mode and format, turned as their EXIF tag says, alike by every loader."""
+"""Reading of images: every mode and format, rotated by their EXIF orientation, and the same in every loader."""
 import argparse
 import io
 from collections import Counter
@@ -106,7 +106,7 @@ def pictures(tmp_path_factory):
 
 
 def test_every_mode_of_every_format(pictures):
-    """The same picture whatever it is stored as: to the value where the format loses nothing."""
+    """All files give the same pixels, exactly for lossless formats."""
     wanted, folder = pictures
     assert len(wanted) > 60
     for name, pixels in wanted.items():
@@ -119,7 +119,7 @@ def test_every_mode_of_every_format(pictures):
 @pytest.mark.parametrize('kind, mode', [('PNG', 'LA'), ('PNG', 'RGBA'), ('PNG', 'P'), ('WEBP', 'RGBA'), ('TIFF', 'LA')])
 @pytest.mark.parametrize('colour', [0, 255])
 def test_a_drawing_in_one_colour_on_a_transparent_ground(kind, mode, colour):
-    """It does not become blank: black is put on white, white on black."""
+    """The image does not become blank: black is put on white, white on black."""
     if mode == 'P':
         image, settings = Image.fromarray(GREY, 'P'), {'transparency': bytes(range(256))}
         image.putpalette([colour] * 768)
@@ -168,7 +168,7 @@ def test_a_damaged_exif_block_is_no_obstacle(kind, exif):
 
 
 def test_every_loader_reads_alike(pictures, tmp_path, call):
-    """The folder, Hugging Face, LMDB and predict.py, all pictures of the table and turned ones: the same pixels."""
+    """The folder, Hugging Face, LMDB and predict.py read the same pixels from all images."""
     hf, _ = pytest.importorskip('datasets'), pytest.importorskip('lmdb')
     from dataset import folder2lmdb
     from dataset.huggingface import HubSplit
@@ -194,7 +194,7 @@ def test_every_loader_reads_alike(pictures, tmp_path, call):
 
 
 def test_endings():
-    """Those of Pillow for the formats that are read, and none of those that stay out."""
+    """The extensions are Pillow's for the formats that are read."""
     Image.init()
     known = {}
     for name, kind in Image.registered_extensions().items():
@@ -205,7 +205,7 @@ def test_endings():
 
 
 def test_files_that_are_left_out(tmp_path, capsys):
-    """They are counted by their endings; hidden files, and folders such as .ipynb_checkpoints, are passed over."""
+    """Other files are counted by extension; hidden files and folders, as .ipynb_checkpoints, are ignored."""
     for split in ('train', 'val'):
         write_images(tmp_path / split, 2)
         write_images(tmp_path / split / 'ant', 1, classes=('.ipynb_checkpoints', '__MACOSX', 'deeper'))
@@ -286,7 +286,7 @@ def test_a_line_of_pixels_becomes_a_square(fit, size):
 
 
 def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
-    """One of another run is named; an export follows it, and its card says it in words."""
+    """A run with another --fit is named; an export follows it, and its card describes it."""
     inputs = {'mean': [0.5] * 3, 'std': [0.2] * 3, 'size': 16, 'interpolation': 'bilinear'}
     assert check_inputs(inputs, '')['fit'] == 'crop' and check_inputs({**inputs, 'fit': 'pad'}, '')['fit'] == 'pad'
     with pytest.raises(UserError, match='FILE: does not say how its net sees images'):
@@ -312,7 +312,7 @@ def test_flags_without_an_effect(changes, words):
 
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])
 def test_max_pixels(oblong, images_in):
-    """Images of that many pixels are read, larger ones named with the flag, by this process and by a new worker."""
+    """This process and a new worker read images up to the limit, and name larger ones with the flag."""
     opt = data_options(data_dir=oblong, max_pixels=96 * 24 - 1, batch_size=2, images_in=images_in, num_workers=0)
     try:
         with pytest.raises(UserError, match='0.png: has 2304 pixels, and --max_pixels allows 2303; give --max_pixels '
@@ -331,7 +331,7 @@ def test_max_pixels(oblong, images_in):
 
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])
 def test_a_set_without_a_readable_image(tmp_path, images_in):
-    """One line, where the training images or the test images are all unreadable."""
+    """It is an error if all training images or all test images are unreadable."""
     for split in ('train', 'val'):
         write_images(tmp_path / split, 2)
     opt = data_options(data_dir=tmp_path, images_in=images_in, skip_bad_images=True, num_workers=0, batch_size=2)
@@ -346,7 +346,7 @@ def test_a_set_without_a_readable_image(tmp_path, images_in):
 
 
 def test_skipped_images_are_named_once(tmp_path, capsys, monkeypatch):
-    """At the end of an epoch, with those of the other processes."""
+    """A line at the end of an epoch names the skipped images of all processes."""
     for split in ('train', 'val'):
         write_images(tmp_path / split, 4)
     for n in range(2):

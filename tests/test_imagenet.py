@@ -114,7 +114,7 @@ def test_the_checksum_of_a_database_is_that_of_its_files(photographs, databases)
 
 
 def test_two_views(photographs, databases):
-    """Of folder and LMDB, with workers and without: the first is that of a loader with one, the second is stronger."""
+    """The first view equals that of a loader with one view, the second is stronger, with and without workers."""
     views = {'views': ('weak', 'strong')}
     one = next(iter(dataset.get_dataloaders(settings(photographs), CPU).train_loader))
     two = next(iter(dataset.get_dataloaders(settings(photographs), CPU, **views).train_loader))
@@ -190,7 +190,7 @@ DAMAGED = {     # what is changed -> what is said, and whether only when the ima
 
 @pytest.mark.parametrize('case', DAMAGED)
 def test_damaged_databases(databases, tmp_path, case):
-    """One line that names the file, and the record where it is one; --skip_bad_images passes over bad records."""
+    """The error names the file and the record; --skip_bad_images skips bad records."""
     lmdb = pytest.importorskip('lmdb')
     shutil.copytree(databases, tmp_path / 'data')
     change, words = DAMAGED[case]
@@ -231,7 +231,7 @@ def test_folder2lmdb_refuses(photographs, tmp_path, call, capsys, kind):
 
 
 def test_training_images_are_cropped_and_flipped(photographs):
-    """By the seed: other places of the image, both ways round. Dark on the left, light on the right."""
+    """The seed decides crop and flip of an image that is dark on the left and light on the right."""
     class Halves:
         labels = torch.zeros(1)
 
@@ -248,7 +248,7 @@ def test_training_images_are_cropped_and_flipped(photographs):
 
 
 def test_a_worker_process_that_is_killed(photographs, call, capfd):
-    """As by the system when the memory is full: one line."""
+    """A killed worker process, as when the memory is full, is an error of one line."""
     opt = settings(photographs, num_workers=1)
     source = open_sources(opt)[0]
     source.read = lambda i: os.kill(os.getpid(), signal.SIGKILL)
@@ -289,7 +289,7 @@ class FakeDali:
 
 
 def test_what_dali_is_asked_for(photographs, monkeypatch):
-    """Area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flips of one half in training; the centre in validation."""
+    """Random crops of area 0.1 to 1 and aspect 0.8 to 1.25 and flips in training; the centre in validation."""
     opt = settings(photographs, dali='cpu')
     train, val, _ = open_sources(opt)
     asked = FakeDali(monkeypatch, 24).asked
@@ -401,7 +401,7 @@ def test_dali_on_the_cpu(photographs):
 
 
 def test_dali_reads_images_as_the_other_loaders(tmp_path):
-    """Turned as their tag says, in each format that DALI takes; others are refused, and a broken file is named."""
+    """DALI rotates images by their EXIF orientation; other formats are refused, and a damaged file is named."""
     pytest.importorskip('nvidia.dali')
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
     files = []
@@ -429,7 +429,7 @@ def test_dali_reads_images_as_the_other_loaders(tmp_path):
 
 
 def test_dali_parts(photographs):
-    """Three ranks together read every validation image exactly once, epoch after epoch, parts of unequal size too."""
+    """Three processes together read every validation image exactly once in every epoch, in unequal parts."""
     pytest.importorskip('nvidia.dali')
     from dataset.imagenet_dali import DaliLoader
     opt = settings(photographs, dali='cpu', num_workers=1, batch_size=3)
@@ -444,7 +444,7 @@ def test_dali_parts(photographs):
 
 
 def test_command_line(photographs, databases, call, tmp_path, capfd):
-    """A teacher from the folder, a student of it from LMDB, and both measured again."""
+    """Train a teacher from the folder and a student from LMDB, and measure both again."""
     flags = ['--dataset', 'imagenet', '--batch_size', 12, '--epochs', 1, '--gpu_id', 'cpu', '--seed', 0,
              '--num_workers', 0, '--save_dir', tmp_path, '--learning_rate', 0.001]
     call(train_teacher.main, '--model', 'shufflenet_v2_x0_5', '--data_dir', photographs, *flags)
