@@ -116,7 +116,10 @@ class Distiller(TrainingTask):
 
     def soft_labels(self, out_s: Outputs, out_t: Outputs):
         """(student's logits, teacher's logits, temperature) for a loss on soft labels."""
-        return self.logit_transforms(out_s.logits, out_t.logits, self.temperature)
+        soft = out_s.logits, out_t.logits, self.temperature
+        for transform in self.logit_transforms:     # of --logit_stand; usually none
+            soft = transform(*soft)
+        return soft
 
     def weighted_sum(self, losses: dict) -> Tensor:
         return sum(self.weighted(losses).values())

@@ -53,7 +53,7 @@ transforms: list[type[LogitTransform]] = [LogitStandardization]
 
 
 class LogitTransforms(nn.ModuleList):
-    """The transforms that the options ask for, one after the other."""
+    """The transforms that the options ask for; without --logit_stand there are none."""
 
     def __init__(self, opt, num_classes: int):
         requested = (transform.from_options(opt, num_classes) for transform in transforms)
@@ -67,8 +67,3 @@ class LogitTransforms(nn.ModuleList):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         for transform in self:
             transform.begin_epoch(epoch, epochs)
-
-    def forward(self, logits_s: Tensor, logits_t: Tensor, temperature):
-        for transform in self:
-            logits_s, logits_t, temperature = transform(logits_s, logits_t, temperature)
-        return logits_s, logits_t, temperature
