@@ -22,7 +22,7 @@ class Net(nn.Module):
     A subclass defines `stages` and `get_classifier`, and overrides what differs.
     """
 
-    activated = True            # the stages' maps come after their last ReLU, or there is none
+    activated = True            # the stages' maps come after their last ReLU, if they have one
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:

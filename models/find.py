@@ -14,7 +14,7 @@ from .base import Net, probe
 
 LIBRARIES = {'timm': timm_net, 'torchvision': torchvision_net}
 DROP_PATH = {'timm': 'drop_path_rate', 'torchvision': 'stochastic_depth_prob'}      # arguments of their builders
-# Arguments of a library's builder that do not belong into a name: they load weights, for which --path-t is there.
+# Arguments of a library's builder that a name cannot set: classes come from the data, weights from --path-t.
 NOT_SETTINGS = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'weights',
                 'weights_backbone', 'num_classes', 'features_only')
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224     # pixels for which the nets of model_dict were made

@@ -55,7 +55,7 @@ def find_weights(state: dict, what: str, key: str | None = None) -> tuple[dict, 
     """(the state_dict in a checkpoint, a text that says where it was). what: begins the messages.
 
     key: --checkpoint_key; A/B is B in A. By default an average of the weights, else the weights under a usual key, else
-    the checkpoint itself. Raises UserError if there are none, or several.
+    the checkpoint itself. Raises UserError unless there is exactly one set.
     """
     if key is not None:
         return _weights_at(state, key, what), f"weights under '{printable(key)}'"
@@ -126,7 +126,7 @@ def without_prefix(weights: dict, names) -> tuple[dict, str]:
 
     names: of the net's state_dict. A prefix, for example 'module.' of nn.DataParallel, is removed if more names match
     without it than with it. Weights that lack the prefix belong to other nets and are left out. Raises ValueError if
-    several prefixes each have the whole net.
+    several prefixes each have all of the net's weights.
     """
     names = {name for name in names if not name.endswith('num_batches_tracked')}
     prefixes = Counter()

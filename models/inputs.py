@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from helper.errors import UserError, reason
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
-FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.folder.squared
+FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.decode.resize_to_square
 
 
 def check_inputs(inputs, what: str) -> dict:
