@@ -28,7 +28,7 @@ class Devices:
         self.gpus = len(groups[0])      # of each run
         share = max(1, cores() // (len(groups) * trial_parallel))
         self.flags = [device_flags(group, share) for group in groups]
-        self.threads = threads_of(self.gpus, share)
+        self.threads = cpu_threads(self.gpus, share)
 
 
 def _groups_of_gpus(gpus, available, gpu_id, gpus_per_run):
@@ -57,7 +57,7 @@ def device_flags(gpus: list[str], workers: int) -> list[str]:
             '--num_workers', str(workers)]
 
 
-def threads_of(gpus: int, cores_per_run: int) -> str | None:
+def cpu_threads(gpus: int, cores_per_run: int) -> str | None:
     """Return OMP_NUM_THREADS of a run on the CPU: the exported value, else its cores. None for a run on GPUs."""
     return None if gpus else os.environ.get('OMP_NUM_THREADS') or str(cores_per_run)
 

@@ -41,7 +41,8 @@ def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None
             print(printable(error), file=sys.stderr)
     save = Path(runs[0].opt.save_dir)
     try:
-        if (owner := owner_of(save)) not in (None, table.name):
+        owner, _ = owner_of(save)
+        if owner not in (None, table.name):
             raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one '
                             f'would replace; give each table its own folder, as save/{table.name}')
         for run in runs:
@@ -54,16 +55,11 @@ def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None
                         f'you can read and write, with a shorter name if it is too long') from error
 
 
-def owner_of(save: Path) -> str | None:
-    """Return the name of the folder's table; None without a note."""
-    owner = read_or_empty(save / OWNER, dict).get('table')
-    return owner if isinstance(owner, str) else None
-
-
-def file_of(save: Path) -> str | None:
-    """Return the file of the folder's table; None without a note, or if the file is gone."""
-    file = read_or_empty(save / OWNER, dict).get('file')
-    return file if isinstance(file, str) and os.path.isfile(file) else None
+def owner_of(save: Path) -> tuple[str | None, str | None]:
+    """Return the name and the file of the folder's table; None for what is not noted, or for a file that is gone."""
+    note = read_or_empty(save / OWNER, dict)
+    name, file = (note[key] if isinstance(note.get(key), str) else None for key in ('table', 'file'))
+    return name, file if file and os.path.isfile(file) else None
 
 
 def claim(table: Table, save: Path) -> None:

@@ -16,12 +16,18 @@ from models.load import open_checkpoint
 from models.recognise import find_architecture
 from options import LARGEST, student_options, teacher_options, with_recipe
 
-from .command_line import check_flags
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
 from .table_file import ALONE, Row, Table
 
-ROOT = Path(__file__).resolve().parents[1]
+REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
+    **dict.fromkeys(('--path-t', '--model', '--model-s', '--distill', '--trial', '-t', '--seed', '--save-dir',
+                     '--resume', '--gpu-id', '--multiprocessing-distributed', '--dist-url'),
+                    'reproduce.py sets this flag itself'),
+    **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
+    '--teacher-cache': 'give the table  teacher_cache = true',
+    '--overwrite': 'a table replaces no run; move its folder away instead',
+}
 
 
 @dataclass
@@ -64,7 +70,7 @@ def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[Planne
     for pair in table.pairs:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
-                planner.add_cell(pair, table.row_for(row, pair))
+                planner.add_cell(pair, table.cells.get((row.label, str(pair)), row))
         planner.check_image_sizes(pair)
     cache_errors = [*planner.cache_errors.values()]
     if cache_errors and all(cache_errors):
@@ -206,6 +212,14 @@ class _Planner:
 
     def _named(self, name):
         return next((run for run in self.runs.values() if run.name == name), None)
+
+
+def check_flags(arguments: list[str], label: str) -> None:
+    """Raise UserError for a flag that a table's runs cannot have."""
+    for argument in arguments:
+        flag = argument.split('=')[0].replace('_', '-') if argument.startswith('--') else argument[:2]
+        if flag in REFUSED:
+            raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
 
 
 def _follows_teacher_size(opt):

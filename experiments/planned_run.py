@@ -1,15 +1,17 @@
-"""A run of a table, and what can be said of several runs."""
+"""A run of a table: its command, its options, and the selection of runs by row, pair and seed."""
 import itertools
 import json
+import shlex
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distiller_zoo import get_method
 from distiller_zoo.checks import check_pairwise_batch
-from helper.cli import values
+from helper.cli import Parser, nearest_flag, values
 from helper.distributed import check_batch_size
 from helper.errors import UserError, nearest
+from options import flags
 
 from .table_file import Table
 
@@ -42,6 +44,22 @@ class PlannedRun:
         """Return the command line for the current folder. The table's flags follow device_flags and override them."""
         script = self.script if Path.cwd() == ROOT else str(ROOT / self.script)
         return [python, script, *device_flags, *self.arguments]
+
+
+def parse_known_flags(parser: Parser) -> tuple[Namespace, list[str]]:
+    """Return the options of a script, and the remaining arguments, which are flags of every run. Raises UserError."""
+    opt, extra_args = parser.parse_known()
+    known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
+    for flag in (argument.partition('=')[0] for argument in extra_args if argument.startswith('--')):
+        name = flag[2:].replace('-', '_')
+        if not {name, name.removeprefix('no_')} & known:
+            parser.error(f'{flag}: no such flag; {nearest_flag(flag, (f"--{other}" for other in known))}')
+    return opt, extra_args
+
+
+def shell(argv: list[str], threads: str | None = None) -> str:
+    """Return a command line for a shell. threads: the value of OMP_NUM_THREADS."""
+    return (f'OMP_NUM_THREADS={shlex.quote(threads)} ' if threads else '') + shlex.join(argv)
 
 
 def select_part(table: Table, runs: list[PlannedRun], rows: str | None, pairs: str | None, seeds: str | None

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from helper.launch import STOP_SIGNALS, end_with_parent
 
-from .command_line import shell
-from .planned_run import PlannedRun
+from .planned_run import PlannedRun, shell
 from .progress import HEARTBEAT, Record
 
 GRACE = 300         # seconds that a run has to finish its step and save

@@ -35,7 +35,7 @@ class Progress:
 
 
 class Record:
-    """logs/NAME.json beside logs/NAME.log: what the process that started a run says of it."""
+    """logs/NAME.json beside logs/NAME.log: how a run was started and how it ended."""
 
     def __init__(self, logs: Path, run: PlannedRun):
         self.run, self.path, self.log = run, logs / f'{run.name}.json', logs / f'{run.name}.log'
@@ -72,19 +72,28 @@ class Record:
         name = number.name if number else f'signal {-code}'
         return f'ended by {name}' + (' (out of memory?)' if number == signal.SIGKILL else '')
 
-    def deaths(self) -> int:
-        """Return how often in a row the run died or ended without a result, with its current options."""
+    def read(self) -> dict:
+        """Return the record; empty if it is missing or damaged."""
+        return read_or_empty(self.path, dict)
+
+    def _count(self, key):
+        """Return a whole number of the record; 0 if the run's options have changed since."""
         content = self.read()
-        deaths = content.get('deaths') if content.get('options') == expected_options(self.run.opt) else 0
-        return deaths if isinstance(deaths, int) else 0
+        number = content.get(key) if content.get('options') == expected_options(self.run.opt) else 0
+        return number if isinstance(number, int) else 0
+
+    def deaths(self) -> int:
+        """Return how often in a row the run died or ended without a result."""
+        return self._count('deaths')
+
+    def has_failed(self) -> bool:
+        """Return whether the run ended with an error, which a stop signal is not, or died MAX_STARTS times."""
+        code = self._count('code')
+        return (code > 0 and _signal_of(code) is None) or self.deaths() >= MAX_STARTS
 
     def forget(self) -> None:
         """Let a failed run start again."""
         self.path.unlink(missing_ok=True)
-
-    def read(self) -> dict:
-        """Return the record; empty if it is missing or damaged."""
-        return read_or_empty(self.path, dict)
 
     def is_alive(self) -> bool:
         """Return whether a process on any machine is training the run."""
@@ -92,17 +101,6 @@ class Record:
             return self.read().get('state') == 'running' and time.time() - self.path.stat().st_mtime < SILENT
         except OSError:
             return False
-
-    def has_failed(self) -> bool:
-        """Return whether the run ended with an error or died MAX_STARTS times, with its current options.
-
-        A stop signal is not a failure.
-        """
-        content = self.read()
-        code = content.get('code')
-        if not isinstance(code, int) or content.get('options') != expected_options(self.run.opt):
-            return False
-        return (code > 0 and _signal_of(code) is None) or self.deaths() >= MAX_STARTS
 
     def last_lines(self) -> list[str]:
         """Return the last lines of the log."""

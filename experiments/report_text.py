@@ -147,6 +147,7 @@ def latex(results: TableResults) -> str:
             return '--'
         text = ours(cell, epoch, LATEX_PLUS_MINUS)
         return rf'\textbf{{{text}}}' if results.is_highest(cell, epoch) else text
+
     lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {EPOCH[epoch]}',
              r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',
              line('Teacher', *(pair.teacher.translate(LATEX) for pair in table.pairs)),

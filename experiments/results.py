@@ -17,8 +17,7 @@ from analysis.published import (
 from analysis.runs import ACCURACY_KEYS, have_same_data
 from distiller_zoo import get_method
 
-from .command_line import shell
-from .planned_run import PlannedRun, expected_options
+from .planned_run import PlannedRun, expected_options, shell
 from .progress import DONE, FAILED, Progress, Record, load_result
 from .table_file import ALONE, Pair, Row, Table
 
@@ -143,8 +142,11 @@ class TableResults:
 
 def collect(table: Table, progress: dict[PlannedRun, Progress], logs: Path, epoch: str | None = None) -> TableResults:
     """Read the results of a table so far. epoch: 'best' or 'last'; None: the epoch of the published figures."""
-    trials = {run: _trial(run, now, logs) for run, now in progress.items()}
-    cells = {}
+    trials, cells = {}, {}
+    for run, now in progress.items():
+        record = Record(logs, run)
+        trials[run] = Trial(run, now, record.log, load_result(run) if now.state == DONE else None,
+                            record.last_lines() if now.state == FAILED else [])
     for pair in table.pairs:
         for row in table.rows:
             own = [trial for run, trial in trials.items() if (row.label, str(pair)) in run.cells]
@@ -158,12 +160,6 @@ def epoch_of_published(cells) -> str:
     """Return 'last' if all published figures of a known epoch are of the last one, else 'best'."""
     known = {cell.published.epoch for cell in cells if cell.published} - {'unknown'}
     return 'last' if known == {'last'} else 'best'
-
-
-def _trial(run, progress, logs):
-    record = Record(logs, run)
-    return Trial(run, progress, record.log, load_result(run) if progress.state == DONE else None,
-                 record.last_lines() if progress.state == FAILED else [])
 
 
 def published_for(table: Table, pair: Pair, opt) -> Published | None:

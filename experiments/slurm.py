@@ -14,7 +14,7 @@ from helper.errors import UserError, printable
 from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 
-from .devices import check_trial_parallel, device_flags, group_trials, threads_of
+from .devices import check_trial_parallel, cpu_threads, device_flags, group_trials
 from .planned_run import ROOT, PlannedRun, waves
 from .processes import stop_signals_handled
 from .progress import DONE, FAILED, LEFT, RUNNING, Progress, progress_of, read_or_empty, summary
@@ -53,7 +53,7 @@ class Slurm:
         self.gpus = 1 if opt.gpus is None else opt.gpus
         check_trial_parallel(opt.trial_parallel, self.gpus)
         share = max(1, opt.cpus // opt.trial_parallel)
-        self.threads = threads_of(self.gpus, share)
+        self.threads = cpu_threads(self.gpus, share)
         self.flags = device_flags([str(i) for i in range(self.gpus)], share)
 
     def run(self, runs: list[PlannedRun]) -> dict[PlannedRun, Progress]:

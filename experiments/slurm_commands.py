@@ -14,6 +14,7 @@ FLAGS = {'partition': '--partition', 'cpus-per-task': '--cpus', 'time': '--time'
 
 
 def check_commands() -> None:
+    """Raise UserError if a command is missing."""
     if missing := [command for command in COMMANDS if not shutil.which(command)]:
         raise UserError(f"--cluster slurm: there is no {missing[0]} here; run this where Slurm's commands are, or "
                         f'leave it out to run on this machine')

@@ -61,10 +61,6 @@ class Table:
         """The name of the file, and of the table's folder in save/."""
         return self.path.stem
 
-    def row_for(self, row: Row, pair: Pair) -> Row:
-        """The row with the extra flags of [cells] for this pair."""
-        return self.cells.get((row.label, str(pair)), row)
-
     @property
     def headline(self) -> str | None:
         """The label of the last method, whose improvement over the others is shown; None without a method."""

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.runs import ACCURACY_KEYS  # noqa: E402
 from distiller_zoo import get_method  # noqa: E402
 from experiments import report, report_text  # noqa: E402
-from experiments.command_line import parse_known_flags  # noqa: E402
-from experiments.folder_check import check, file_of, owner_of  # noqa: E402
+from experiments.folder_check import check, owner_of  # noqa: E402
 from experiments.plan import plan_runs  # noqa: E402
+from experiments.planned_run import parse_known_flags  # noqa: E402
 from experiments.progress import DONE, progress_of  # noqa: E402
 from experiments.table_file import TABLES, find_table, read_table  # noqa: E402
 from helper.cli import Parser, path, show  # noqa: E402
@@ -47,7 +47,8 @@ def parse_table(opt):
         raise UserError(f'{source}: is the folder of a run, not of a table; scripts/compare.py shows runs')
     if opt.save_dir:
         raise UserError(f'{source}: is a folder, and so is --save_dir {opt.save_dir}; give one of the two')
-    name = file_of(folder) or owner_of(folder) or folder.resolve().name
+    owner, file = owner_of(folder)
+    name = file or owner or folder.resolve().name
     return f'{name}.toml' if os.path.isfile(f'{name}.toml') else name, folder
 
 

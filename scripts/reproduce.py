@@ -12,12 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import report, report_text, slurm  # noqa: E402
-from experiments.command_line import parse_known_flags, shell  # noqa: E402
 from experiments.devices import Devices  # noqa: E402
 from experiments.folder_check import check, check_data, claim  # noqa: E402
 from experiments.local import Local  # noqa: E402
 from experiments.plan import plan_runs  # noqa: E402
-from experiments.planned_run import check_batches, select_part  # noqa: E402
+from experiments.planned_run import check_batches, parse_known_flags, select_part, shell  # noqa: E402
 from experiments.progress import DONE, RUNNING, Record, failures, progress_of, summary  # noqa: E402
 from experiments.table_file import find_table, read_table  # noqa: E402
 from experiments.time_estimate import estimate  # noqa: E402

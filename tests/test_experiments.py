@@ -1,4 +1,4 @@
-"""A table of runs: its file, the commands, the runs to their end through all that interrupts them, and bad input."""
+"""A table of runs: its file, the commands, finishing the runs through all interruptions, and bad input."""
 import csv
 import errno
 import json
@@ -88,10 +88,10 @@ def runs_of(save: Path) -> list[int]:
     found = []
     for entry in Path('/proc').glob('[0-9]*'):
         try:
-            words = (entry / 'cmdline').read_bytes().decode(errors='replace').split('\0')
+            argv = (entry / 'cmdline').read_bytes().decode(errors='replace').split('\0')
         except OSError:
             continue
-        if str(save) in words and any(word.endswith(('/train_teacher.py', '/train_student.py')) for word in words):
+        if str(save) in argv and any(word.endswith(('/train_teacher.py', '/train_student.py')) for word in argv):
             found.append(int(entry.name))
     return found
 
@@ -125,34 +125,34 @@ def of_runs(save: Path) -> dict:
 # The commands
 
 def commands(text):
-    """[(the comment above it, the words of a command)] of --dry-run's output."""
+    """[(the comment above it, the arguments of a command)] of --dry-run's output."""
     found, comment = [], None
     for line in text.splitlines():
         if line.startswith('# '):
             comment = line[2:]
         elif line:
-            words = shlex.split(line.partition('    #')[0])
-            assert re.fullmatch(r'OMP_NUM_THREADS=\d+', words[0]) and words[1] == 'python'
-            found.append((comment, words[2:]))
+            argv = shlex.split(line.partition('    #')[0])
+            assert re.fullmatch(r'OMP_NUM_THREADS=\d+', argv[0]) and argv[1] == 'python'
+            found.append((comment, argv[2:]))
     return found
 
 
-def parsed(words):
+def parsed(argv):
     """(the script, its options), by the script's own parser."""
-    script = Path(words[0])
+    script = Path(argv[0])
     assert script.parent == ROOT and script.is_file()
-    return script.stem, {'train_teacher': teacher_options, 'train_student': student_options}[script.stem](words[1:])
+    return script.stem, {'train_teacher': teacher_options, 'train_student': student_options}[script.stem](argv[1:])
 
 
 @pytest.mark.parametrize('name', [pytest.param(file.stem, marks=[pytest.mark.slow] * (file.stem == 'newer_cifar100'))
                                   for file in TABLES.glob('*.toml')])
 def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
-    """The commands of every cell are what the table says, and each trains on the checkpoint that another one writes."""
+    """Every cell has the commands of the table, and each student learns from a checkpoint that a planned run writes."""
     monkeypatch.chdir(tmp_path)
     call(reproduce.main, name, '--dry-run', '--jobs', 1)
     assert not [*tmp_path.iterdir()]
     table, text = tomllib.loads((TABLES / f'{name}.toml').read_text()), capsys.readouterr().out
-    found = [(comment, *parsed(words)) for comment, words in commands(text)]
+    found = [(comment, *parsed(argv)) for comment, argv in commands(text)]
     if name == 'semckd_cifar100':
         assert len(found) == 3 + 3 + 7 * 8 * 4 and text.count('    # the same run as above') == 2 * 4
     teachers = {opt.model: opt for comment, script, opt in found if comment == f'teacher {getattr(opt, "model", "")}'}
@@ -161,9 +161,9 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
     has_hkd = any(row.split()[0] == 'hkd' for row in table['rows'].values())
     assert {*auxiliary} == ({*teachers} if has_hkd else set())
     for teacher, opt in auxiliary.items():
-        net, words = table['auxiliary'].split(': ')
+        net, argv = table['auxiliary'].split(': ')
         opt.model_t = teacher
-        assert (opt.model_s, opt.distill, opt.seed) == (net, words.split()[0], table['seeds'][0])
+        assert (opt.model_s, opt.distill, opt.seed) == (net, argv.split()[0], table['seeds'][0])
         assert opt.path_t == str(RunPaths.of_teacher(teachers[teacher]).best)
     for opt in teachers.values():
         assert (opt.seed, opt.trial) == (table['seeds'][0], '0')
@@ -174,7 +174,7 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
         teacher, _, student = pair.split()
         if f'{label}: {pair}' in table.get('left_out', []):
             continue
-        method, *words = f'{row} {table.get("cells", {}).get(f"{label}: {pair}", "")}'.split()
+        method, *argv = f'{row} {table.get("cells", {}).get(f"{label}: {pair}", "")}'.split()
         for trial, seed in enumerate(table['seeds'], 1):
             comment, script, opt = next(cells)
             assert comment == f'{pair}, {label}'
@@ -185,8 +185,8 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
                 continue
             assert (script, opt.model_s, opt.distill) == ('train_student', student, method)
             for flag, option in (('-r', 'gamma'), ('-a', 'alpha'), ('-b', 'beta')):
-                if flag in words:       # the last one counts
-                    weights = [float(value) for value in words[-words[::-1].index(flag)].split(',')]
+                if flag in argv:       # the last one counts
+                    weights = [float(value) for value in argv[-argv[::-1].index(flag)].split(',')]
                     assert getattr(opt, option) in (weights, *weights)
                 elif '+' not in method:
                     assert getattr(opt, option) == get_method(method).published_options(opt)[option]
@@ -204,7 +204,7 @@ def test_dry_run(call, tmp_path, monkeypatch, capsys, name):
 def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     call(reproduce.main, write_table(Path('mini.toml')), '--dry-run', '--save_dir', tmp_path / 'a b', '--amp')
-    found = [(comment, words, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    found = [(comment, argv, *parsed(argv)) for comment, argv in commands(capsys.readouterr().out)]
     assert len(found) == 10 and all((opt.amp, opt.save_dir) == ('auto', str(tmp_path / 'a b')) for *_, opt in found)
     assert {opt.learning_rate for comment, *_, opt in found} == {0.02, 0.05}
     assert [comment for comment, *_, opt in found if opt.learning_rate == 0.05] == ['teacher resnet14']
@@ -217,9 +217,9 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
 def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
     """It has none; the other rows have."""
     rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --reprob 0.2', 'AT': 'attention'}
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
-    assert {step.cells[0][0]: ('--teacher_cache' in step.arguments, bool(step.opt.teacher_cache))
-            for step in steps if step.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1])), 'save', [])
+    assert {run.cells[0][0]: ('--teacher_cache' in run.arguments, bool(run.opt.teacher_cache))
+            for run in runs if run.cells} == {row: (row == 'KD', row == 'KD') for row in rows}
 
 
 def test_two_nets_of_one_name_in_different_files(tmp_path):
@@ -229,8 +229,8 @@ def test_two_nets_of_one_name_in_different_files(tmp_path):
         (tmp_path / part / 'net.py').write_text('from models import model_dict\n\n\ndef small(num_classes):\n'
                                                 '    return model_dict["resnet8"](num_classes=num_classes)\n')
     pairs = [f'resnet14 -> {tmp_path}/{part}/net.py:small' for part in 'ab']
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[1])), 'save', [])
-    assert len({step.folder for step in steps}) == len({step.name for step in steps}) == len(steps) == 2 + 2 * 4
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, seeds=[1])), 'save', [])
+    assert len({run.folder for run in runs}) == len({run.name for run in runs}) == len(runs) == 2 + 2 * 4
 
 
 @pytest.fixture
@@ -249,10 +249,10 @@ def whole(tmp_path):
     (None, None, None, None)])
 def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
     """A run keeps its folder, and its trial is counted in the whole table."""
-    table, steps = whole
-    part, kept = select_part(table, steps, rows, pairs, seeds)
-    assert [step.name for step in kept] == (names or [step.name for step in steps])
-    assert {*kept} <= {*steps}
+    table, runs = whole
+    part, kept = select_part(table, runs, rows, pairs, seeds)
+    assert [run.name for run in kept] == (names or [run.name for run in runs])
+    assert {*kept} <= {*runs}
     assert [row.label for row in part.rows] == {'KD': ['KD'], 'HKD': ['HKD'], 'KD, Student': ['Student', 'KD'],
                                                 None: [*MINI['rows']]}[rows]
     assert part.seeds == {'7': [7], '9,5': [5, 9], '5': [5], None: [7, 5, 9]}[seeds]
@@ -270,24 +270,24 @@ def test_a_part_that_a_table_does_not_have(whole, rows, pairs, seeds, said):
 
 
 def test_the_estimate_of_a_table(call, pretend, tmp_path, capsys):
-    """One run of each row and pair is timed, with a net in the place of a teacher that is not trained yet."""
+    """One run of each row and pair is timed; an untrained net replaces a teacher that is not trained yet."""
     pretend('echo "$@" >> commands; hours=2; for last; do :; done\n'
             'case "$*" in *--path-t*) [ -e "$last" ] || exit 1; hours=0.5 ;; esac\n'
             'echo "{\\"hours\\": $hours, \\"classes\\": 10}"')
     write_table(Path('mini.toml'), rows={'Student': 'alone', 'KD': 'kd'}, seeds=[1, 2, 3])
-    steps = pretend_runs(Path('save'))
+    runs = pretend_runs(Path('save'))
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--dry-run', '--estimate', '--jobs', 3, '--gpu_id', 'cpu')
     assert capsys.readouterr().out.rpartition('\n\n')[2].splitlines() == [
         'row Student, resnet14 -> resnet8: 2.0 h a run, 3 left: 6.0 h',
         'row KD, resnet14 -> resnet8: 30.0 min a run, 2 left: 1.0 h',      # the teacher and a trial are done
         'estimate: 7.0 h for one run after the other; 3 at the same time: about 2.3 h']
-    shutil.rmtree(steps['teacher-resnet14'].folder)
-    shutil.rmtree(steps['resnet14-resnet8-KD-1'].folder)
+    shutil.rmtree(runs['teacher-resnet14'].folder)
+    shutil.rmtree(runs['resnet14-resnet8-KD-1'].folder)
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--dry-run', '--estimate', '--jobs', 3, '--gpu_id', 'cpu')
     assert capsys.readouterr().out.rpartition('\n\n')[2].startswith('teacher resnet14: 2.0 h a run, 1 left: 2.0 h\n')
     taught, = [line.split() for line in Path('commands').read_text().splitlines() if 'train_student' in line][1:]
     assert '--estimate' in taught and taught[-1].endswith('/teacher.pth') and not Path(taught[-1]).exists()
-    assert not steps['teacher-resnet14'].folder.exists() and not Path('save/logs').exists()
+    assert not runs['teacher-resnet14'].folder.exists() and not Path('save/logs').exists()
     for flags, said in ((['--estimate'], 'give --dry-run too'), (['--estimate', '--dry-run', '--cluster', 'slurm'],
                                                                 'leave out --cluster slurm')):
         assert refused(call, capsys, 'mini.toml', *flags) == f'--estimate: times runs on this machine; {said}'
@@ -315,7 +315,7 @@ def test_a_fetched_teacher_is_taken(call, tmp_path, monkeypatch, capsys):
     file.parent.mkdir(parents=True)
     torch.save({'model': model_dict['resnet20'](num_classes=10).state_dict()}, file)
     call(reproduce.main, table, '--dry-run')
-    found = [(comment, *parsed(words)) for comment, words in commands(capsys.readouterr().out)]
+    found = [(comment, *parsed(argv)) for comment, argv in commands(capsys.readouterr().out)]
     assert [comment for comment, *_ in found[:5]] == [
         'teacher resnet14', 'auxiliary teacher resnet14, taught by resnet14',
         'auxiliary teacher resnet14, taught by resnet20', 'teacher vgg8',
@@ -341,7 +341,7 @@ def test_a_fetched_teacher_may_say_what_its_name_means(tmp_path):
     save_checkpoint(tmp_path / 'ResNet18.pth', {'model': {}, 'arch': 'ResNet18_cifar'})
     table = read_table(write_table(tmp_path / 'mini.toml', pairs=['ResNet18 -> resnet8'], rows={'KD': 'kd'},
                              fetched=f'{tmp_path}/{{teacher}}.pth'))
-    assert {step.opt.model_t for step in plan_runs(table, 'save', [])} == {'ResNet18_cifar'}
+    assert {run.opt.model_t for run in plan_runs(table, 'save', [])} == {'ResNet18_cifar'}
 
 
 def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
@@ -352,29 +352,29 @@ def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
 
     def sizes(options):
         table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary',), options=options, **changes))
-        return {step.opt.image_size for step in plan_runs(table, 'save', [])}
+        return {run.opt.image_size for run in plan_runs(table, 'save', [])}
     with pytest.raises(UserError, match='would have 32 pixels, .* resnet14 have 224; give --image_size 224 in options'):
         sizes('--dataset folder')
     assert sizes('--dataset folder --image_size 224') == {224} and sizes('--dataset digits') == {32}
 
 
-def test_steps_wait_for_their_teacher(tmp_path):
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), 'save', [])
-    assert [[step.name for step in wave] for wave in waves(steps)] == [
+def test_runs_wait_for_their_teacher(tmp_path):
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), 'save', [])
+    assert [[run.name for run in wave] for wave in waves(runs)] == [
         ['teacher-resnet14', 'resnet8-Student-1', 'resnet8-Student-2'],
         ['auxiliary-resnet14-resnet14', 'resnet14-resnet8-KD-1', 'resnet14-resnet8-SemCKD-1', 'resnet14-resnet8-KD-2',
          'resnet14-resnet8-SemCKD-2'],
         ['resnet14-resnet8-HKD-1', 'resnet14-resnet8-HKD-2']]
-    assert [step.trial for step in steps] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert [run.trial for run in runs] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
 def test_a_student_of_two_pairs_with_different_flags(tmp_path):
     """Each pair has a run alone, and a log of its own; one of the same flags is shared."""
     pairs = ['resnet14 -> resnet8 --learning_rate 0.05', 'resnet20 -> resnet8 --learning_rate 0.1',
              'vgg8 -> resnet8 --learning_rate 0.05']
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, rows={'Student': 'alone'}, seeds=[1],
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', pairs=pairs, rows={'Student': 'alone'}, seeds=[1],
                                       student_options='')), 'save', [])
-    assert {step.name: (step.opt.learning_rate, [pair for _, pair in step.cells]) for step in steps} == {
+    assert {run.name: (run.opt.learning_rate, [pair for _, pair in run.cells]) for run in runs} == {
         'resnet8-Student-1': (0.05, ['resnet14 -> resnet8', 'vgg8 -> resnet8']),
         'resnet20-resnet8-Student-1': (0.1, ['resnet20 -> resnet8'])}
 
@@ -391,14 +391,14 @@ def test_odd_labels(tmp_path, call, capsys):
     labels = ['<script>alert(1)</script>', '../../up', '温度', '$x_1$ & 5%', 'a' * 300, "it's \"so\": #1", '-r']
     rows = {label: f'kd --kd_T {i + 2}' for i, label in enumerate(labels)}
     table = read_table(write_table(tmp_path / 'odd.toml', rows=rows, seeds=[1]))
-    steps = [step for step in plan_runs(table, str(tmp_path / 'save'), []) if step.cells]
-    assert [step.cells[0][0] for step in steps] == labels
-    for step in steps:
-        for file in (Record(tmp_path / 'logs', step).log, step.folder):
+    runs = [run for run in plan_runs(table, str(tmp_path / 'save'), []) if run.cells]
+    assert [run.cells[0][0] for run in runs] == labels
+    for run in runs:
+        for file in (Record(tmp_path / 'logs', run).log, run.folder):
             assert re.fullmatch(r'[\w.+:-]+', file.name) and len(file.name.encode()) < 250
-        assert Record(tmp_path / 'logs', step).log.parent == tmp_path / 'logs'
-        assert step.folder.parent == tmp_path / 'save' / 'student_model'
-    assert len({step.name for step in steps}) == len({step.folder for step in steps}) == len(labels)
+        assert Record(tmp_path / 'logs', run).log.parent == tmp_path / 'logs'
+        assert run.folder.parent == tmp_path / 'save' / 'student_model'
+    assert len({run.name for run in runs}) == len({run.folder for run in runs}) == len(labels)
     (tmp_path / 'save').mkdir()
     call(report.main, tmp_path / 'odd.toml', '--save_dir', tmp_path / 'save')
     page = (tmp_path / 'save' / 'report.html').read_text()
@@ -414,8 +414,8 @@ def test_flags_of_single_cells(tmp_path):
     table = read_table(write_table(tmp_path / 'x.toml', rows={'SimKD': 'simkd --simkd_factor 4'}, seeds=[1],
                              pairs=['resnet14 -> resnet8', 'resnet20 -> resnet8'], teacher_cache=False,
                              cells={'SimKD: resnet20 -> resnet8': '-b 2 --simkd_factor 8'}))
-    steps = [step for step in plan_runs(table, str(tmp_path / 'save'), []) if step.cells]
-    assert [(step.opt.beta, step.opt.simkd_factor, step.opt.trial) for step in steps] == [
+    runs = [run for run in plan_runs(table, str(tmp_path / 'save'), []) if run.cells]
+    assert [(run.opt.beta, run.opt.simkd_factor, run.opt.trial) for run in runs] == [
         (1.0, 4, '1_SimKD'), (2.0, 8, '1_SimKD')]
 
 
@@ -503,10 +503,10 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
        for place, change, where in (
            ('options', {'options': f'--dataset digits {flag} 3'}, 'options'),
            ('a row', {'rows': {'A': f'kd {flag} 3'}}, 'row A, resnet14 -> resnet8'))},
-    **{f'{words} in a file of options': (
-        {'student_options': f'--recipe {TEXT}{words}'},
-        f'row Student, resnet14 -> resnet8: --recipe: {words.split()[0]}: {why}; leave it out')
-       for words, why in (('--evaluate x', 'a run with this flag trains nothing'),
+    **{f'{argv} in a file of options': (
+        {'student_options': f'--recipe {TEXT}{argv}'},
+        f'row Student, resnet14 -> resnet8: --recipe: {argv.split()[0]}: {why}; leave it out')
+       for argv, why in (('--evaluate x', 'a run with this flag trains nothing'),
                           ('--list', 'a run with this flag trains nothing'),
                           ('--resume', 'reproduce.py sets this flag itself'))},
     '--help': ({'options': '-h'}, 'options: -h: a run with this flag trains nothing; leave it out'),
@@ -582,7 +582,7 @@ def test_a_table_with_a_byte_order_mark(tmp_path):
     assert read_table(path).title == 'Mini'
 
 
-def test_what_is_no_table_file(call, tmp_path, monkeypatch, capsys):
+def test_a_path_that_is_not_a_table_file(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.mkfifo('fifo.toml')
     Path('folder.toml').mkdir()
@@ -698,7 +698,7 @@ def test_a_folder_that_cannot_be_used(call, tmp_path, monkeypatch, capsys, save,
     assert caught.value.code == 2 and one_line(capsys).startswith(f'--save_dir {save}: {said}')
 
 
-# Where the runs compute
+# Devices
 
 def places(monkeypatch, gpus, cores=8, gpu_id=None, jobs=None, gpus_per_run=None, trial_parallel=1):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
@@ -767,12 +767,12 @@ def test_a_batch_that_the_gpus_of_a_run_cannot_share(call, tmp_path, monkeypatch
 
 
 def test_trials_that_share_a_gpu(tmp_path):
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml', seeds=[1, 2, 3])), 'save', [])
-    found = [[step.name for step in group] for group in group_trials(steps, 2)]
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', seeds=[1, 2, 3])), 'save', [])
+    found = [[run.name for run in group] for group in group_trials(runs, 2)]
     assert [f'resnet14-resnet8-KD-{trial}' for trial in (1, 2)] in found and ['resnet14-resnet8-KD-3'] in found
     assert ['resnet8-Student-1', 'resnet8-Student-2'] in found and ['teacher-resnet14'] in found
-    assert sorted(sum(found, [])) == sorted(step.name for step in steps)
-    assert [len(group) for group in group_trials(steps, 1)] == [1] * len(steps)
+    assert sorted(sum(found, [])) == sorted(run.name for run in runs)
+    assert [len(group) for group in group_trials(runs, 1)] == [1] * len(runs)
 
 
 # Runs
@@ -953,27 +953,27 @@ def test_damaged_parameters(call, tmp_path, monkeypatch, capsys, content, said):
         assert err == message + '\n' and ('mini: 1 done, 0 running' in out or 'report: my save:1' in out)
 
 
-def finished(step, **facts) -> None:
+def finished(run, **facts) -> None:
     """What a run of two epochs leaves, but for its checkpoints."""
-    step.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True)
     curve = [{'epoch': 1, 'test_acc': 5.0, 'seconds': 1.0}, {'epoch': 2, 'test_acc': 6.0, 'seconds': 1.0}]
     for file, content in (
-            ('parameters', {**values(step.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
+            ('parameters', {**values(run.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
             ('history', curve), ('test_best_metrics', {'test_acc': 6.0, 'test_acc_top5': 9.0, 'epoch': 2})):
-        (step.folder / f'{file}.json').write_text(json.dumps(content))
+        (run.folder / f'{file}.json').write_text(json.dumps(content))
 
 
 def pretend_runs(save: Path) -> dict:
     """A table in `save` whose teacher and KD-1 are finished, of nets that have not learnt: {name: step}."""
-    steps = {step.name: step for step in plan_runs(read_table(Path('mini.toml')), str(save), [])}
+    runs = {run.name: run for run in plan_runs(read_table(Path('mini.toml')), str(save), [])}
     net = model_dict['resnet14'](num_classes=10)
     learnt_from = {'teacher (checksum)': weights_checksum(net), 'model_t': 'resnet14'}
     for name, facts in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
-        finished(steps[name], **facts)
-        torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, steps[name].checkpoint)
+        finished(runs[name], **facts)
+        torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, runs[name].checkpoint)
     torch.save({'module': {f'student.{key}': value for key, value in net.state_dict().items()},
-                'identity': {'classes': 10}}, steps['teacher-resnet14'].folder / 'last.pth')
-    return steps
+                'identity': {'classes': 10}}, runs['teacher-resnet14'].folder / 'last.pth')
+    return runs
 
 
 def refused(call, capsys, *arguments, mains=(reproduce.main,)) -> str:
@@ -993,22 +993,22 @@ def test_runs_on_a_part_of_the_same_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
     found = pretend_runs(Path('save'))
-    steps = [found['teacher-resnet14'], found['resnet14-resnet8-KD-1']]
-    for number, step in enumerate(steps):
-        (step.folder / 'parameters.json').write_text(json.dumps({'training images': number, 'images (checksum)': 7}))
-    steps[1].opt.train_fraction = 0.5
-    check_data(steps)
-    (steps[1].folder / 'parameters.json').write_text(json.dumps({'images (checksum)': 8}))
+    runs = [found['teacher-resnet14'], found['resnet14-resnet8-KD-1']]
+    for number, run in enumerate(runs):
+        (run.folder / 'parameters.json').write_text(json.dumps({'training images': number, 'images (checksum)': 7}))
+    runs[1].opt.train_fraction = 0.5
+    check_data(runs)
+    (runs[1].folder / 'parameters.json').write_text(json.dumps({'images (checksum)': 8}))
     with pytest.raises(UserError, match=r'holds a run on other data than .* \(images \(checksum\) 8 and 7\)'):
-        check_data(steps)
+        check_data(runs)
 
 
 def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):
     """They are not put into one table: a teacher and its student, or two trials of a cell."""
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
-    steps = pretend_runs(Path('save'))
-    teacher, kd = (steps[name].folder for name in ('teacher-resnet14', 'resnet14-resnet8-KD-1'))
+    runs = pretend_runs(Path('save'))
+    teacher, kd = (runs[name].folder for name in ('teacher-resnet14', 'resnet14-resnet8-KD-1'))
 
     def set_facts(folder, **facts):
         (folder / 'parameters.json').write_text(json.dumps({**json_of(folder, 'parameters.json'), **facts}))
@@ -1093,8 +1093,8 @@ def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, 
     """It is said before anything starts, and the other students are not taken for this teacher's."""
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
-    steps = pretend_runs(Path('save'))
-    teacher, kd = steps['teacher-resnet14'], steps['resnet14-resnet8-KD-1']
+    runs = pretend_runs(Path('save'))
+    teacher, kd = runs['teacher-resnet14'], runs['resnet14-resnet8-KD-1']
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
     out, err = capsys.readouterr()
     assert out.startswith('mini: 2 done, 0 running, 0 failed, 8 left') and not err
@@ -1136,8 +1136,8 @@ def test_a_teacher_that_its_last_state_brings_back(call, tmp_path, monkeypatch, 
     """Its checkpoint is lost, but the run that goes on writes the same net again: its students stay done."""
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
-    steps = pretend_runs(Path('save'))
-    steps['teacher-resnet14'].checkpoint.unlink()
+    runs = pretend_runs(Path('save'))
+    runs['teacher-resnet14'].checkpoint.unlink()
     monkeypatch.setattr(local.Local, 'run', lambda self: self.progress)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
@@ -1154,8 +1154,8 @@ def test_failures(call, pretend, tmp_path, capsys):
                'pairs': ['resnet14 -> resnet8', 'resnet20 -> resnet8'], 'teacher_options': '--learning_rate 1e30',
                'rows': {'Student': 'alone', 'Wild': 'similarity -b 1e38'}}
     arguments = [write_table(Path('mini.toml'), **changes), '--save_dir', 'save']
-    steps = {step.name: step for step in plan_runs(read_table(arguments[0]), 'save', [])}
-    finished(steps['resnet8-Student-1'])
+    runs = {run.name: run for run in plan_runs(read_table(arguments[0]), 'save', [])}
+    finished(runs['resnet8-Student-1'])
     pretend('for i in 1 2 3 4 5 6; do echo "line $i of $0"; done; echo "error: the loss diverged" >&2; exit 1')
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments)
@@ -1319,14 +1319,14 @@ def test_ten_kills(mini, table, tmp_path):
 
 # One process that starts others which only pretend to train
 
-def run(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
+def run_locally(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
     """(steps, their states and records after local.Local has run them)."""
-    steps, logs = plan_runs(table, 'save', []), Path('save/logs')
+    runs, logs = plan_runs(table, 'save', []), Path('save/logs')
     logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(devices, 'cores', lambda: cores)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    now = local.Local('mini', logs, steps, Devices('cpu', jobs, None, trial_parallel), trial_parallel).run()
-    return {step.name: (now[step].state, Record(logs, step).read()) for step in steps}
+    now = local.Local('mini', logs, runs, Devices('cpu', jobs, None, trial_parallel), trial_parallel).run()
+    return {run.name: (now[run].state, Record(logs, run).read()) for run in runs}
 
 
 def at_once(records):
@@ -1338,7 +1338,7 @@ def at_once(records):
 def test_jobs(pretend, tmp_path, monkeypatch, jobs, trial_parallel, threads, most):
     pretend('echo OMP_NUM_THREADS $OMP_NUM_THREADS; echo "$@"; sleep 0.5; echo the end; exit 1')
     table = read_table(write_table(tmp_path / 'mini.toml', **ALONE))
-    found = run(table, jobs=jobs, trial_parallel=trial_parallel, monkeypatch=monkeypatch)
+    found = run_locally(table, jobs=jobs, trial_parallel=trial_parallel, monkeypatch=monkeypatch)
     assert {*found} == {f'resnet8-{label}-{trial}' for label in ('Student', 'Other') for trial in (1, 2, 3)}
     records = [record for _, record in found.values()]
     assert {state for state, _ in found.values()} == {'failed'} and {record['code'] for record in records} == {1}
@@ -1363,7 +1363,7 @@ def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeyp
     for module in ('experiments.local', 'experiments.progress'):
         monkeypatch.setattr(f'{module}.MAX_STARTS', 2)
     pretend(f'echo here; {end}')
-    found = run(read_table(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
+    found = run_locally(read_table(write_table(tmp_path / 'mini.toml', rows={'Student': 'alone'}, seeds=[1])),
                 monkeypatch=monkeypatch)
     assert {name: end for name, (end, _) in found.items()} == {'resnet8-Student-1': 'failed' if why else 'left'}
     log = Path('save/logs/resnet8-Student-1.log')
@@ -1376,21 +1376,21 @@ def test_what_never_ends_well_is_not_started_for_ever(pretend, tmp_path, monkeyp
 def test_a_second_ctrl_c(pretend, tmp_path):
     """What does not end when it is asked to is ended at once, with all that it has started."""
     pretend('trap "" TERM; sleep 600 & touch "$0.$$" "$0.$!"; wait; sleep 600')
-    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    runs, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
     logs.mkdir(parents=True)
     with subprocess.Popen(['sh', '-c', f"""
             until [ $(ls | grep -c pretend.sh.) = 4 ]; do sleep 0.05; done
             kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}
             sleep 30; touch late; kill -9 $(ls | sed -n s/pretend.sh.//p)"""], start_new_session=True) as watcher:
         with pytest.raises(SystemExit) as caught:
-            local.Local('mini', logs, steps, Devices('cpu', 2, None, 1), 1).run()
+            local.Local('mini', logs, runs, Devices('cpu', 2, None, 1), 1).run()
         os.killpg(watcher.pid, signal.SIGKILL)
     assert caught.value.code == 130 and not Path('late').exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     wait_for(lambda: not any(alive(int(file.suffix[1:])) for file in tmp_path.glob('pretend.sh.*')))
-    codes = [Record(logs, step).read().get('code') for step in steps]
+    codes = [Record(logs, run).read().get('code') for run in runs]
     assert codes.count(-9) == 2 and codes.count(None) == 4
-    assert {progress_of(step, logs).state for step in steps} == {'left'}
+    assert {progress_of(run, logs).state for run in runs} == {'left'}
 
 
 def test_runs_end_with_what_started_them(pretend, tmp_path):
@@ -1412,7 +1412,7 @@ def test_runs_end_with_what_started_them(pretend, tmp_path):
 def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
     """The runs are asked to save, not killed, also where nothing can be printed any more."""
     pretend('trap "echo saved; exit 143" TERM; echo began; while :; do sleep 0.05; done')
-    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
+    runs, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml', **ALONE)), 'save', []), Path('save/logs')
     logs.mkdir(parents=True)
 
     def show(*_):
@@ -1420,22 +1420,22 @@ def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
         raise said
     monkeypatch.setattr(local, 'summary', show)
     with pytest.raises(OSError) as caught:
-        local.Local('mini', logs, steps, Devices('cpu', 2, None, 1), 1).run()
+        local.Local('mini', logs, runs, Devices('cpu', 2, None, 1), 1).run()
     assert caught.value is said
     assert [log.read_text() for log in logs.glob('*.log')] == ['began\nsaved\n'] * 2
-    assert [Record(logs, step).read().get('code') for step in steps] == [143, 143, None, None, None, None]
+    assert [Record(logs, run).read().get('code') for run in runs] == [143, 143, None, None, None, None]
 
 
 # How far it is
 
-def test_the_state_of_a_step(tmp_path):
-    steps, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), []), tmp_path
-    teacher = next(step for step in steps if step.name == 'teacher-resnet14')
-    student = next(step for step in steps if step.name == 'resnet14-resnet8-HKD-1')
+def test_the_state_of_a_run(tmp_path):
+    runs, logs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), []), tmp_path
+    teacher = next(run for run in runs if run.name == 'teacher-resnet14')
+    student = next(run for run in runs if run.name == 'resnet14-resnet8-HKD-1')
     record = Record(logs, teacher)
 
     def states():
-        return [progress_of(step, logs).state for step in (teacher, student.teacher_run, student)]
+        return [progress_of(run, logs).state for run in (teacher, student.teacher_run, student)]
     assert states() == ['left', 'left', 'left'] and record.read() == {}
     record.begin('python x')
     assert states() == ['running', 'left', 'left'] and record.read()['command'] == 'python x'
@@ -1467,9 +1467,9 @@ def test_the_state_of_a_step(tmp_path):
 
 def test_the_time_that_is_left(tmp_path):
     """By what others of the same nets and method took, else by other students or teachers."""
-    steps = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
-    now = {step: progress_of(step, tmp_path, set()) for step in steps}
-    by_name = {step.name: now[step] for step in steps}
+    runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), str(tmp_path / 'save'), [])
+    now = {run: progress_of(run, tmp_path, set()) for run in runs}
+    by_name = {run.name: now[run] for run in runs}
     assert seconds_left(now, 2) is None and summary('mini', now, 2) == 'mini: 0 done, 0 running, 0 failed, 10 left'
     by_name['teacher-resnet14'].__init__('done', 1.0, 40.0)
     assert seconds_left(now, 2) is None     # nothing is known of a student
@@ -1495,10 +1495,10 @@ def test_the_time_that_is_left(tmp_path):
 def test_odd_seconds(call, tmp_path, monkeypatch, capsys, seconds):
     """Those of a file that was changed or damaged stop neither --status nor the report."""
     monkeypatch.chdir(tmp_path)
-    steps = plan_runs(read_table(write_table(Path('mini.toml'), **ALONE)), 'save', [])
-    for step in steps[:3]:
-        step.folder.mkdir(parents=True)
-        (step.folder / 'history.json').write_text(json.dumps([{'seconds': seconds}]))
+    runs = plan_runs(read_table(write_table(Path('mini.toml'), **ALONE)), 'save', [])
+    for run in runs[:3]:
+        run.folder.mkdir(parents=True)
+        (run.folder / 'history.json').write_text(json.dumps([{'seconds': seconds}]))
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
     assert capsys.readouterr().out == 'mini: 0 done, 0 running, 0 failed, 6 left\n'
     call(report.main, 'mini.toml', '--save_dir', 'save')

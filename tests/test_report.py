@@ -37,17 +37,17 @@ ROWS = {'Student': 'alone', 'KD': 'kd', 'FitNet': 'hint', 'AT': 'attention', 'SP
 EPOCHS = 3
 
 
-def write_run(words: list[str], pair: str, top1: float, last: float) -> None:
+def write_run(argv: list[str], pair: str, top1: float, last: float) -> None:
     """The files of a finished run, as the command `words` would leave them, with these accuracies."""
-    student = Path(words[0]).stem == 'train_student'
-    opt = (student_options if student else teacher_options)(words[1:])
+    student = Path(argv[0]).stem == 'train_student'
+    opt = (student_options if student else teacher_options)(argv[1:])
     if student:
         opt.model_t = 'resnet8x4_double' if get_method(opt.distill).spec.auxiliary_teacher else pair.split()[0]
     paths = (RunPaths.of_student if student else RunPaths.of_teacher)(opt)
     folder = paths.folder
     folder.mkdir(parents=True)
     parameters = {**values(opt), 'Total params': 1.25, 'Total time': 0.5 if student else 1800, 'processes': 1,
-                  'machine': 'a <fast> machine', 'versions': 'torch 9', 'command': shlex.join(['python', *words])}
+                  'machine': 'a <fast> machine', 'versions': 'torch 9', 'command': shlex.join(['python', *argv])}
     picture = {'attention': [[0.25, 0.75], [1.0, 0.0]]} if getattr(opt, 'distill', '') == 'semckd' else {}
     curve = [top1 - 1, top1, last]
     history = [{'epoch': epoch, 'test_acc': accuracy, 'seconds': 600.0, 'train': {'images_per_second': 1000.0},
@@ -72,21 +72,21 @@ def table(tmp_path_factory, call):
             if line.startswith('# '):
                 comment = line[2:]
             elif line:
-                words = shlex.split(line, comments=True)[2:]
+                argv = shlex.split(line, comments=True)[2:]
                 pair, _, row = comment.partition(', ')
                 top1 = round(draw.uniform(60, 80), 2)
                 last = round(top1 - draw.uniform(0, 1), 2)
                 if comment.startswith('teacher '):
                     teachers[comment.split()[1]] = top1
-                    write_run(words, '', top1, last)
+                    write_run(argv, '', top1, last)
                 elif comment.startswith('auxiliary '):
-                    write_run(words, comment.rpartition(' ')[2], top1, last)
+                    write_run(argv, comment.rpartition(' ')[2], top1, last)
                 elif 'the same run as above' in line:
                     same = next(key for key in figures if key[0] == row and key[1].split()[2] == pair.split()[2])
                     figures[row, pair] = figures[same]
                 else:
                     figures.setdefault((row, pair), []).append((top1, last))
-                    write_run(words, pair, top1, last)
+                    write_run(argv, pair, top1, last)
     return folder, figures, teachers
 
 
@@ -277,8 +277,8 @@ def test_dialogs_and_costs(table, texts):
             assert f'<h3>trial {trial}, seed {trial}</h3>\n<p>best epoch {top1:.2f}, last {last:.2f}, 30.0 minutes' \
                 in content
         commands = [shlex.split(command) for command in re.findall('<pre>(.*?)</pre>', content)]
-        assert [words[words.index('--trial') + 1].split('_')[0] for words in commands] == ['1', '2', '3', '4']
-        assert {words[words.index('--distill') + 1] if '--distill' in words else 'alone' for words in commands} == {
+        assert [argv[argv.index('--trial') + 1].split('_')[0] for argv in commands] == ['1', '2', '3', '4']
+        assert {argv[argv.index('--distill') + 1] if '--distill' in argv else 'alone' for argv in commands} == {
             ROWS[row]}
         assert content.count('>folder</a>') == 4
     # A student alone that two pairs share is one run.
@@ -397,13 +397,13 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     Path('here/table.json').unlink()
     Path('run').mkdir()
     Path('run/history.json').touch()
-    for arguments, words in (
+    for arguments, argv in (
             (['here'], 'TABLE here: no such table'), (['run'], 'TABLE run: is the folder of a run'),
             (['save/digits', '--save_dir', 'here'],
              'TABLE save/digits: is a folder, and so is --save_dir here; give one of the two')):
         with pytest.raises(SystemExit):
             call(report.main, *arguments)
-        assert capsys.readouterr().err.startswith(f'error: {words}')
+        assert capsys.readouterr().err.startswith(f'error: {argv}')
     # A figure that cannot be read is left out.
     Path('here/figures/folder.svg').mkdir(parents=True)
     Path('here/figures/dangling.svg').symlink_to('nowhere')
@@ -516,7 +516,7 @@ def published_cells(name):
     for pair in table.pairs:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
-                own = table.row_for(row, pair)
+                own = table.cells.get((row.label, str(pair)), row)
                 if own not in parsed:
                     parsed[own] = teacher_options([*table.options, *own.flags]) if own.method == 'alone' else \
                         student_options(['--path-t', 'x', '--distill', own.method, *table.options, *own.flags])

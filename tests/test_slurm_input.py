@@ -203,31 +203,31 @@ class TestJob:
     """The function that submitit calls in a job."""
 
     @pytest.fixture
-    def step(self, tmp_path):
-        """step(program) returns a Step that runs the program."""
+    def make_run(self, tmp_path):
+        """make_run(program) returns a PlannedRun of the program."""
         (tmp_path / 'logs').mkdir()
 
-        def step(program, name='a', after=None):
+        def make_run(program, name='a', after=None):
             script = tmp_path / f'{name}.py'
             script.write_text(f'import os, signal, sys, time\nprint("began", flush=True)\n{program}')
             return PlannedRun(name, name, str(script), [], teacher_options(['--seed', '1']), tmp_path / name,
                         tmp_path / name / 'x', '', 1, after)
-        return step
+        return make_run
 
     @pytest.mark.parametrize('program, waits', [
         ('sys.exit(1)', False), ('os.kill(os.getpid(), signal.SIGSEGV)', False),
         ('sys.exit(143)', True), ('os.kill(os.getpid(), signal.SIGTERM)', True)])
-    def test_end(self, tmp_path, monkeypatch, step, program, waits):
+    def test_end(self, tmp_path, monkeypatch, make_run, program, waits):
         """A job whose runs were told to end waits for Slurm, which would otherwise consider it complete."""
         monkeypatch.setattr(slurm_job, 'ENDING', 1.5 if waits else 600)
         began = time.monotonic()
-        slurm_job.Job()(tmp_path / 'logs', [step(program)], [], '1')
+        slurm_job.Job()(tmp_path / 'logs', [make_run(program)], [], '1')
         seconds = time.monotonic() - began
         assert seconds > 1.5 if waits else seconds < 600
 
-    def test_a_run_that_always_dies(self, tmp_path, step):
+    def test_a_run_that_always_dies(self, tmp_path, make_run):
         """A run that always dies is started again in the same job, and then counts as failed."""
-        died = step('os.kill(os.getpid(), signal.SIGKILL)')
+        died = make_run('os.kill(os.getpid(), signal.SIGKILL)')
         for _ in range(2):
             slurm_job.Job()(tmp_path / 'logs', [died], [], '1')
         lines = [f'ended by SIGKILL (out of memory?), start {start} of {MAX_STARTS}'
@@ -236,23 +236,23 @@ class TestJob:
             line for said in lines for line in ('began', said)]
         assert Record(tmp_path / 'logs', died).has_failed()
 
-    def test_ports(self, tmp_path, step):
+    def test_ports(self, tmp_path, make_run):
         """Two runs of several processes on one machine use different ports."""
-        steps = [step('print(sys.argv[-2:])', 'a'), step('print(sys.argv[-2:])', 'b')]
-        slurm_job.Job()(tmp_path / 'logs', steps, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
+        runs = [make_run('print(sys.argv[-2:])', 'a'), make_run('print(sys.argv[-2:])', 'b')]
+        slurm_job.Job()(tmp_path / 'logs', runs, ['--gpu_id', '0,1', '--multiprocessing-distributed'], '1')
         ports = {int(re.search(r"--dist-url', 'tcp://127.0.0.1:(\d+)'", (tmp_path / f'logs/{name}.log').read_text())[1])
                  for name in 'ab'}
         assert len(ports) == 2
 
-    def test_left_out(self, tmp_path, step):
+    def test_left_out(self, tmp_path, make_run):
         """A job skips runs that have failed, and runs without a teacher."""
-        failed = step('sys.exit(1)')
+        failed = make_run('sys.exit(1)')
         for _ in range(2):
-            slurm_job.Job()(tmp_path / 'logs', [failed, step('', 'b', failed)], [], '1')
+            slurm_job.Job()(tmp_path / 'logs', [failed, make_run('', 'b', failed)], [], '1')
         assert (tmp_path / 'logs/a.log').read_text() == 'began\n'
         assert not (tmp_path / 'logs/b.log').exists()
 
-    def test_checkpoint(self, tmp_path, step):
+    def test_checkpoint(self, tmp_path, make_run):
         """The signal handler ends the runs, wherever it interrupts the job."""
         class Ended(Exception):
             pass
@@ -263,7 +263,7 @@ class TestJob:
 
         saves = 'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nprint("ready", flush=True)\ntime.sleep(60)'
         job, again = slurm_job.Job(), []
-        arguments = tmp_path / 'logs', [step(saves), step(saves, 'b')], [], '1'
+        arguments = tmp_path / 'logs', [make_run(saves), make_run(saves, 'b')], [], '1'
         before = signal.signal(signal.SIGALRM, handler)
         try:
             signal.setitimer(signal.ITIMER_REAL, 2)
