@@ -23,7 +23,7 @@ class Spec:
     preact_s: bool = False      # feature maps of the student are taken before their ReLU
     preact_t: bool = False      # the same for the teacher
     reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
-    auxiliary_teacher: bool = False     # --path-t is a distilled net; published tables name the net that taught it
+    auxiliary_teacher: str = '' # the method that distils the net of --path-t; published tables name that net's teacher
     needs_class: bool = False   # each image has one class, so mixup and CutMix do not apply
     pairwise: bool = False      # compares images within a batch, so a batch has at least two
     drop_last: bool = False     # a short last batch is dropped

@@ -66,9 +66,11 @@ def shell_variables() -> str:
     """The lists that run_cifar_distill.sh reads. Methods with an auxiliary teacher come last."""
     names = sorted(distiller_dict, key=lambda name: distiller_dict[name].spec.auxiliary_teacher)
     first_stage = [name for name in names if distiller_dict[name].spec.first_stage]
-    pkt = [float(published_options('pkt', 'cifar100')[name]) for name in WEIGHTS]
+    first, = filter(None, (method.spec.auxiliary_teacher for method in distiller_dict.values()))
+    weights = [float(published_options(first, 'cifar100')[name]) for name in WEIGHTS]
     return '\n'.join([f'ALL="{" ".join(names)}"', f'FIRST_STAGE="{" ".join(first_stage)}"',
-                      'PKT_WEIGHTS="-r {} -a {} -b {}" PKT_NAME="pkt_r:{}_a:{}_b:{}"'.format(*pkt, *pkt)])
+                      f'{first.upper()}_WEIGHTS="-r {{}} -a {{}} -b {{}}"'.format(*weights) +
+                      f' {first.upper()}_NAME="{first}_r:{{}}_a:{{}}_b:{{}}"'.format(*weights)])
 
 
 BLOCKS = {'README.md': {'methods': methods_paragraph, 'results': results_table},
