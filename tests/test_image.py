@@ -173,7 +173,7 @@ def test_every_loader_reads_alike(pictures, tmp_path, call):
     from dataset import folder2lmdb
     from dataset.huggingface import HubSplit
     from dataset.lmdb_source import LmdbSource
-    from scripts.predict import read
+    from scripts.predict import read_images
     _, folder = pictures
     exif = Image.Exif()
     exif[0x112] = 6
@@ -187,7 +187,7 @@ def test_every_loader_reads_alike(pictures, tmp_path, call):
     rows = hf.Dataset.from_dict({'image': [{'bytes': Path(file).read_bytes(), 'path': None} for file in train.files]},
                                 features=hf.Features({'image': hf.Image()}))
     others = [HubSplit(rows, 'image', train.labels, 'hf', 'train').read, LmdbSource(tmp_path / 'train.lmdb').read,
-              [image for _, image in read(train.files, lambda image: image, skip=False)].__getitem__]
+              [image for _, image in read_images(train.files, lambda image: image, skip=False)].__getitem__]
     assert len(train.files) > 60 and train.read(len(train.files) - 1).size == (4, 8)
     for i, file in enumerate(train.files):
         assert all(other(i).tobytes() == train.read(i).tobytes() for other in others), file
