@@ -7,7 +7,7 @@ from .first_stage import FirstStage
 
 
 class ABDistiller(FirstStage, Distiller):
-    """The first stage fits the boundaries; the second trains the task with soft labels, and has no use for beta."""
+    """The first stage fits the boundaries. The second trains the task with soft labels and does not use beta."""
 
     spec = Spec(
         title='AB', paper='Heo et al., AAAI 2019, arXiv:1811.03233', uses='stage pre-activations, in a first stage',

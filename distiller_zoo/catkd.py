@@ -6,7 +6,7 @@ from .criteria.catkd import CATKDLoss, activation_maps
 
 
 class CATKDDistiller(Distiller):
-    """The student keeps the bias of its classifier, which the published code takes away."""
+    """The student keeps the bias of its classifier, which the authors' code removes."""
 
     spec = Spec(
         title='CAT-KD', paper='Guo et al., CVPR 2023, arXiv:2304.12777',

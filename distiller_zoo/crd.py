@@ -23,7 +23,7 @@ class CRDDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.sampler = ContrastSampler(data.labels, opt.nce_k, opt.mode == 'relax')
         if not self.sampler.fewest_negatives:
-            raise UserError('--distill crd: contrasts images with those of other classes, but the data has one class')
+            raise UserError('--distill crd: contrasts images of different classes, but the data has one class')
         if self.sampler.repeats:
             print(f'--nce_k {opt.nce_k}: the other classes have {self.sampler.fewest_negatives} samples; '
                   f'negatives are drawn with repetition')

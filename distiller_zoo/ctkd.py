@@ -11,7 +11,7 @@ from .dkd import DKDDistiller
 class CTKDDistiller(DKDDistiller):
     """Li et al., AAAI 2023, Curriculum Temperature for Knowledge Distillation, arXiv:2211.16231; the global version.
 
-    The soft labels, or dkd's loss, at the learnt temperature instead of --kd_T.
+    The loss is that of the soft labels or of dkd, at a learnt temperature instead of --kd_T.
     """
 
     spec = Spec(
@@ -42,7 +42,7 @@ class CTKDDistiller(DKDDistiller):
         super().build(opt, data, shapes_s, shapes_t)
         self.base, self.loops = opt.ctkd_base, opt.ctkd_loops
         self.global_temperature = GlobalTemperature()
-        self.register_buffer('strength', torch.zeros(()), persistent=False)     # of the epoch
+        self.register_buffer('strength', torch.zeros(()), persistent=False)     # set by begin_epoch
 
     def begin_epoch(self, epoch, epochs):
         super().begin_epoch(epoch, epochs)

@@ -1,4 +1,4 @@
-"""DeiT: the student learns the class that the teacher sees, by a token of its own where it has one."""
+"""The method deit: the student learns the class that the teacher predicts, by its distillation token if it has one."""
 import torch.nn.functional as F
 
 from .base import Distiller, Spec
@@ -8,9 +8,9 @@ class DeiTDistiller(Distiller):
     """Touvron et al., ICML 2021, Training data-efficient image transformers and distillation through attention,
     arXiv:2012.12877: hard-label distillation.
 
-    A student of timm with a distillation token, as deit_tiny_distilled_patch16_224, has a second classifier for it,
-    which learns from the teacher while the first learns from the labels; measured and shipped, it gives the mean of
-    both. Any other student learns both with its one classifier.
+    A student of timm with a distillation token, such as deit_tiny_distilled_patch16_224, has a second classifier that
+    learns from the teacher while the first learns from the labels. At inference it returns the mean of both. Any other
+    student learns both with its one classifier.
     """
 
     spec = Spec(

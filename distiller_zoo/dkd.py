@@ -6,7 +6,7 @@ from .criteria.dkd import dkd_loss
 
 
 class DKDDistiller(Distiller):
-    """Its two weights are inside the loss, which takes the place of the soft labels: alpha is 0 unless -a is given."""
+    """Its loss contains its two weights and replaces the soft labels: alpha is 0 unless -a is given."""
 
     spec = Spec(
         title='DKD', paper='Zhao et al., CVPR 2022, arXiv:2203.08679', uses='logits',

@@ -8,7 +8,7 @@ from .first_stage import FirstStage
 
 
 class FTDistiller(FirstStage, Distiller):
-    """A first stage trains the paraphraser on the teacher alone; then it is frozen."""
+    """The first stage trains the paraphraser on the teacher alone and then freezes it."""
 
     spec = Spec(
         title='FT', paper='Kim et al., NeurIPS 2018, arXiv:1802.04977', uses='feats[-2], paraphrased in a first stage',
@@ -27,7 +27,7 @@ class FTDistiller(FirstStage, Distiller):
 
     @classmethod
     def init_rate(cls, opt):
-        """0.01 for a ResNet or wide ResNet as student, as in RepDistiller, else --learning_rate."""
+        """0.01 for a student that is a ResNet or wide ResNet, as in RepDistiller, else --learning_rate."""
         return 0.01 if opt.model_s.startswith(('resnet', 'wrn')) else opt.learning_rate
 
     def end_first_stage(self):

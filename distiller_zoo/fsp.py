@@ -7,7 +7,7 @@ from .first_stage import FirstStage
 
 
 class FSPDistiller(FirstStage, Distiller):
-    """The first stage fits the flows; the second trains the task with soft labels, and has no use for beta."""
+    """The first stage fits the flows. The second trains the task with soft labels and does not use beta."""
 
     spec = Spec(
         title='FSP', paper='Yim et al., CVPR 2017', uses='feats[:-1], in a first stage', published={'beta': 50.0},

@@ -9,7 +9,7 @@ from .criteria.hkd import HKDLoss
 
 
 class HKDDistiller(Distiller):
-    """The second of two passes: --path-t is an auxiliary teacher that was itself distilled, with pkt."""
+    """The second of two distillations: --path-t is an auxiliary teacher that was itself distilled with pkt."""
 
     spec = Spec(
         title='HKD', paper='Passalis et al., CVPR 2020, arXiv:2005.00727', uses='stage features, in order',
@@ -22,8 +22,8 @@ class HKDDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         if not re.match('S[:~].+_T[:~]', Path(opt.path_t).resolve().parent.name):
-            print(f'--distill hkd: {opt.model_t} was not itself distilled; the published way is an auxiliary teacher, '
-                  f'between the teacher and the student in size, that learnt by --distill pkt')
+            print(f'--distill hkd: {opt.model_t} was not itself distilled; the paper uses an auxiliary '
+                  f'teacher, between teacher and student in size, distilled with --distill pkt')
         self.criterion = HKDLoss(opt.hkd_initial_weight, opt.hkd_decay)
 
     @in_float32

@@ -14,9 +14,10 @@ class IRGDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         layers = {'type': number(int, low=0), 'nargs': '+', 'default': [], 'metavar': 'LAYER'}
-        add('--transform_layer_t', **layers, help="the teacher's features whose changes are compared, two for each")
+        add('--transform_layer_t', **layers,
+            help="the teacher's feature layers whose transformations are compared, in pairs")
         add('--transform_layer_s', **layers, help="the student's")
-        add('--no_edge_transform', action='store_true', help='leave the edges out of these changes')
+        add('--no_edge_transform', action='store_true', help='leave edges out of these transformations')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.layers_s, self.layers_t = opt.transform_layer_s, opt.transform_layer_t

@@ -1,9 +1,9 @@
-"""KD: the student learns the teacher's softened logits."""
+"""The method kd: the student learns the teacher's softened logits."""
 from .base import Distiller, Spec, is_imagenet
 
 
 class KDDistiller(Distiller):
-    """The soft-label loss of the base is the whole method; its weight is alpha, not beta."""
+    """The method is the soft-label loss of its base class; its weight is alpha, not beta."""
 
     spec = Spec(
         title='KD', paper='Hinton et al., NIPS workshop 2014, arXiv:1503.02531', uses='logits', own_loss=False,

@@ -11,8 +11,8 @@ class OFAKDDistiller(Distiller):
     """Hao et al., NeurIPS 2023, One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
     Distillation, arXiv:2310.19444.
 
-    Only logits of the teacher are compared, so that it may be of any kind. The heads are as wide as the wider of the
-    two nets' embeddings, and are not deployed.
+    Only the teacher's logits are compared, so it may be of any architecture. The heads are as wide as the wider
+    embedding of the two nets, and are not deployed.
     """
 
     spec = Spec(
@@ -22,7 +22,7 @@ class OFAKDDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--ofa_gamma', type=number(float, low=1, high=10), default=1.5,
-            help='how much more the true class counts where the teacher is sure; the paper chooses it for each pair')
+            help='extra weight of the true class where the teacher is confident; the paper chooses it for each pair')
 
     def build(self, opt, data, shapes_s, shapes_t):
         maps = shapes_s.feats[1:-1]

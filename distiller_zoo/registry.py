@@ -65,15 +65,15 @@ SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods
 
 
 def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
-    """The Distiller class of a method's name, or of several names with '+' between them.
+    """Return the Distiller class of a method, or of a sum of methods such as 'rkd+crd'.
 
-    Raises UserError that names `flag` for no method, and for methods that cannot be added.
+    Raises UserError that names `flag` for an unknown method, and for methods that cannot be added.
     """
     names = name.split('+')
     for part in names:
         if part not in distiller_dict:
-            what = f', {part}' if part and len(names) > 1 else ''
-            raise UserError(f'{flag} {name}: no such method{what}; {nearest(part or name, distiller_dict)}')
+            unknown = f', {part}' if part and len(names) > 1 else ''
+            raise UserError(f'{flag} {name}: no such method{unknown}; {nearest(part or name, distiller_dict)}')
     if len(names) == 1:
         return distiller_dict[name]
     if len({*names}) < len(names):
@@ -82,9 +82,9 @@ def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
 
 
 def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distiller:
-    """The method opt.distill for these nets, of which it sees the stages of --stages and --stages_t.
+    """Build the method opt.distill for these nets, with the stages of --stages and --stages_t.
 
-    Raises UserError that names other methods where it cannot serve them.
+    Raises UserError that suggests other methods if it cannot distil between these nets.
     """
     for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
         if stages is not None:
@@ -99,10 +99,10 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
 
 def load_inference_net(path: str, data, flag: str, arch: str | None = None,
                        checkpoint: dict | None = None) -> tuple[str, nn.Module]:
-    """(name, the network that the checkpoint at `path` deploys) for data.num_classes classes of data.image_size pixels.
+    """Return (name, network) that the checkpoint at `path` deploys, with the classes in the order of the data.
 
-    arch: its net, if the user gives it. checkpoint: of models.load.open_checkpoint, if it is open already. The classes
-    of the network are in the order of the data. Raises UserError that names `flag`.
+    arch: the name of its net, if the user gives one. checkpoint: the result of models.load.open_checkpoint, if it is
+    open already. Raises UserError that names `flag`.
     """
     checkpoint = {**(checkpoint or open_checkpoint(path, flag))}
     name = arch or find_architecture(path, checkpoint, flag)
@@ -114,7 +114,7 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
     student = new_net(path, checkpoint, name, data, flag)
     try:
         net = rebuild(student, checkpoint['model'])
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # of an untrusted file
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:      # an untrusted file
         raise UserError(f'{flag} {path}: {fault} ({reason(error)})') from error
     fill(net, checkpoint, f'{flag} {path}', fault)
     width = net.eval()(torch.zeros(1, 3, data.image_size, data.image_size)).shape[-1]

@@ -8,7 +8,7 @@ from .criteria.semckd import SelfA, SemCKDLoss
 
 
 class SemCKDDistiller(Distiller):
-    """Every pair of a student and a teacher stage, weighted by learnt attention."""
+    """Compares every student stage with every teacher stage, weighted by learnt attention."""
 
     spec = Spec(
         title='SemCKD', paper='Chen et al., AAAI 2021, arXiv:2012.03236', uses='stage features, all pairs',
@@ -25,7 +25,7 @@ class SemCKDDistiller(Distiller):
         channels_t = [shape[0] for shape in shapes_t.feats[1:-1]]
         self.attention = SelfA(len(channels_s), len(channels_t), opt.batch_size, channels_s, channels_t)
         self.criterion = SemCKDLoss()
-        # The sum of the batches' mean attention in this epoch, and the number of batches: shown, not trained with.
+        # The sum of the batches' mean attention in this epoch and the number of batches, for pictures().
         self.register_buffer('attention_sum', torch.zeros(len(channels_s), len(channels_t)))
         self.register_buffer('attention_batches', torch.zeros(()))
 
@@ -40,8 +40,7 @@ class SemCKDDistiller(Distiller):
         return {**super().checkpoint(), 'attention': self.attention.state_dict()}
 
     def pictures(self):
-        """The mean attention of the epoch, a row for each student stage and a column for each teacher stage. It then
-        starts anew."""
+        """The mean attention of the epoch: rows are student stages, columns teacher stages. Resets the mean."""
         mean = distributed.mean(self.attention_sum / self.attention_batches.clamp(min=1))
         self.attention_sum.zero_()
         self.attention_batches.zero_()

@@ -13,10 +13,10 @@ from .criteria.simkd import SimKDProjector, project
 
 
 class Reused(nn.Module):
-    """What SimKD deploys: the student's body, the projector, and the teacher's classifier.
+    """The network that SimKD deploys: the student's body, the projector, and the teacher's classifier.
 
-    classifier: of the pooled map: linear, or a LayerNorm and it. size: height of the map that the projector reads at
-    most.
+    classifier: a linear layer, or a LayerNorm and a linear layer, for the pooled map. size: largest height of the map
+    that the projector reads; larger maps are pooled.
     """
 
     def __init__(self, body: nn.Module, projector: SimKDProjector, classifier: nn.Module, size: int):
@@ -24,7 +24,7 @@ class Reused(nn.Module):
         self.body, self.projector, self.classifier = body, projector, classifier
         self.size = size
         device = next(classifier.parameters()).device
-        self.register_buffer('map_size', torch.tensor(size, device=device))     # for who rebuilds it
+        self.register_buffer('map_size', torch.tensor(size, device=device))     # read by rebuild_inference_net
         if isinstance(classifier, nn.Sequential):
             self.register_buffer('norm_eps', torch.tensor(classifier[0].eps, dtype=torch.float64, device=device))
 
@@ -36,8 +36,8 @@ class Reused(nn.Module):
 class SimKDDistiller(Distiller):
     """Chen et al., CVPR 2022, Knowledge Distillation with the Reused Teacher Classifier, arXiv:2203.14001.
 
-    The loss is the mean squared error of the projected map and the teacher's, of which the larger is average-pooled
-    first. The student's own classifier is not trained; accuracies are those of the deployed network.
+    The loss is the mean squared error between the student's projected map and the teacher's map; the larger of the two
+    is average-pooled first. The student's own classifier is not trained: accuracies are those of the deployed network.
     """
 
     spec = Spec(
@@ -48,14 +48,14 @@ class SimKDDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--simkd_factor', type=number(int, low=1, high=4096), default=2,
-            help="how much narrower the projector's middle is than the teacher's map")
+            help="channels of the teacher's map divided by those in the middle of the projector")
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, [shapes_s.map], [shapes_t.map])
         check_heads(opt, [('--path-t', opt.model_t, self.teacher, shapes_t)], allow_norm=True)
         self.size = min(shapes_s.map[-1], shapes_t.map[-1])
         self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
-        self.classifier = copy.deepcopy(self.teacher.pooled_head())     # frozen, as all of the teacher
+        self.classifier = copy.deepcopy(self.teacher.pooled_head())     # frozen
         self.freeze_head(data)
 
     def freeze_head(self, data):
@@ -82,6 +82,7 @@ class SimKDDistiller(Distiller):
         return Reused(student, projector, classifier, size)
 
     def student_outputs(self, images):
+        """Outputs with the projected map and the logits of the teacher's classifier."""
         out = self.student.outputs(images)
         projected = project(out.map, self.projector, self.size)
         return out._replace(logits=self.classifier(projected.mean((2, 3))), map=projected)

@@ -1,17 +1,17 @@
-"""The loss of the task: the cross-entropy with the labels, as its flags change it."""
+"""The task loss: cross-entropy with the labels, or the variant that the options ask for."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def task_loss(opt=None, data=None) -> nn.Module:
-    """The loss of logits (N, classes) with the target, (N,) or with mixed images (N, classes) -> scalar.
+    """Return the loss: logits (N, classes), target (N,) or for mixed images (N, classes) -> scalar.
 
-    opt: the parsed options; None for the plain cross-entropy. data: dataset.Data, for the weights of --balance_classes.
+    opt: the parsed options; None: plain cross-entropy. data: dataset.Data, for the class weights of --balance_classes.
     """
     if opt is None:
         return nn.CrossEntropyLoss()
-    smoothing = 0.0 if opt.mixup or opt.cutmix else opt.smoothing       # a mixed target has it already
+    smoothing = 0.0 if opt.mixup or opt.cutmix else opt.smoothing       # mixed targets are already smoothed
     if opt.bce_loss:
         from timm.loss import BinaryCrossEntropy
         return BinaryCrossEntropy(smoothing)
@@ -21,10 +21,10 @@ def task_loss(opt=None, data=None) -> nn.Module:
 
 
 class BalancedCrossEntropy(nn.Module):
-    """The mean over the batch of each image's cross-entropy times the weight of its class.
+    """The mean over the batch of each image's cross-entropy times the weight of its class, (classes,).
 
-    torch's own divides by the sum of the weights in the batch, so that the mean over several processes would differ
-    from that of one. weight: (classes,).
+    torch's weighted loss divides by the sum of the weights in the batch, so its mean over several processes would
+    differ from the result of one process.
     """
 
     def __init__(self, weight: Tensor, smoothing: float):
@@ -37,10 +37,7 @@ class BalancedCrossEntropy(nn.Module):
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """How much each class counts so that all count alike, whatever their number of images: samples / (classes * count).
-
-    labels: int64 (N,). Returns (num_classes,); a class without images has 0.
-    """
+    """labels int64 (N,) -> weights (num_classes,) that balance the classes: samples / (classes * count), or 0."""
     counts = labels.bincount(minlength=num_classes)
     weights = len(labels) / (num_classes * counts.clamp(min=1).double())
     return torch.where(counts > 0, weights, 0.0).float()

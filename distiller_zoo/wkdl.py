@@ -35,7 +35,7 @@ class WKDLDistiller(Distiller):
             raise UserError(f'--wkdl_cost cka: class {counts.argmin().item()}, counted from 0, has no training image; '
                             f'give --wkdl_cost classifier')
         rows = F.normalize(self.teacher.get_classifier().weight.detach(), dim=1)
-        cost = transport_cost(1 - rows @ rows.t())      # until prepare, where another is asked for
+        cost = transport_cost(1 - rows @ rows.t())      # replaced in prepare if --wkdl_cost asks for it
         self.criterion = WKDLogitLoss(cost, opt.kd_T, opt.wkdl_weight)
 
     def prepare(self, data):
@@ -44,25 +44,25 @@ class WKDLDistiller(Distiller):
 
     @torch.no_grad()
     def class_features(self, data):
-        """The teacher's features of the training images as they are: (classes, samples, channels).
+        """The teacher's features of the unaugmented training images: (classes, samples, channels).
 
-        The s-th samples of all classes stand together in the order of the data; of each class as many images as the
-        smallest has. A sample is a position of the map that pooling sees, of ImageNet an image's logits.
+        Each class contributes its first images, as many as the smallest class has. A sample is a position of the map
+        before pooling; for ImageNet it is an image's logits.
         """
         labels = data.labels
         counts = torch.bincount(labels, minlength=data.num_classes)
-        by_class, place = labels.argsort(stable=True), torch.empty_like(labels)
-        place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+        by_class, rank_in_class = labels.argsort(stable=True), torch.empty_like(labels)
+        rank_in_class[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
         features = None
         for images, target, index in data.unaugmented_loader():
             out = self.teacher.outputs(images)
             samples = out.logits[:, None] if self.of_logits else out.map.flatten(2).transpose(1, 2)
             if features is None:
                 features = samples.new_zeros(data.num_classes, int(counts.min()), *samples.shape[1:])
-            places = place.to(index.device)[index]
-            kept = places < features.shape[1]
-            features[target[kept], places[kept]] = samples[kept]
-        # Each process has filled in its own images; the others' are zeros there.
+            rank = rank_in_class.to(index.device)[index]
+            is_used = rank < features.shape[1]
+            features[target[is_used], rank[is_used]] = samples[is_used]
+        # Each process fills in its own images; the rest is zero, so the sum is the whole.
         return distributed.mean(features).mul_(distributed.world_size()).flatten(1, 2)
 
     def begin_epoch(self, epoch, epochs):

@@ -170,7 +170,7 @@ def test_divergence_says_what_to_lower(call, small, teacher, tmp_path, capfd, mo
 
 def test_hkd_says_that_its_teacher_is_no_auxiliary_one(call, small, teacher, tmp_path, capfd):
     call(train_student.main, '--path_t', teacher, *small, '--distill', 'hkd', '--save_dir', tmp_path)
-    assert '--distill hkd: resnet14 was not itself distilled; the published way is' in capfd.readouterr().out
+    assert '--distill hkd: resnet14 was not itself distilled; the paper uses' in capfd.readouterr().out
     call(train_student.main, '--path_t', next(tmp_path.glob('student_model/*/resnet8_best.pth')), *small, '--distill',
          'hkd', '--save_dir', tmp_path, '--trial', 'b')
     assert 'was not itself distilled' not in capfd.readouterr().out
