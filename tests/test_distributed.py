@@ -275,22 +275,6 @@ def test_validation_is_that_of_one_process(together):
                                           '--learning_rate']
 
 
-def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):
-    """A run of two processes is continued by one process for another epoch."""
-    arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, '--save_dir', tmp_path, *small]
-    call(train_student.main, *arguments, *two())
-    out = capfd.readouterr().out
-    assert out.count('teacher top-1') == 1 and '2 processes, cpu' in out and out.count('epoch 1: ') == 1
-    folder = next((tmp_path / 'student_model').iterdir())
-    parameters = json.loads((folder / 'parameters.json').read_text())
-    assert (parameters['batch_size'], parameters['multiprocessing_distributed']) == (16, True)
-    accuracy = load_checkpoint(str(teacher), '')['best_acc']
-    assert f'teacher top-1: {accuracy:.2f}' in out
-    call(train_student.main, *arguments, '--epochs', 2, '--resume', 'auto')
-    out = capfd.readouterr().out
-    assert 'resumed by 1' in out and 'epoch 2: ' in out and 'epoch 1: ' not in out
-
-
 def fails_in_one(opt, device):
     if distributed.rank() == 1:
         if opt.how == 'user error':
@@ -565,11 +549,21 @@ def stopped(opt, device):
     train_student.train(opt, device)
 
 
-def test_resumed_within_an_epoch(call, small, teacher, tmp_path):
-    """Two processes that stop within an epoch and resume give the result of an uninterrupted run."""
+def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):
+    """A run of two processes that stops within an epoch resumes as if it had not, and continues in one process.
+
+    Its state has the memories, the samples and the statistics of each process.
+    """
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--batch_size', 8, '--learning_rate',
-                 0.02, '--skip-validation']
+                 0.02]
     call(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'whole')
+    out = capfd.readouterr().out
+    assert out.count('teacher top-1') == 1 and '2 processes, cpu' in out and out.count('epoch 1: ') == 1
+    parameters = json.loads(next(tmp_path.glob('whole/student_model/*/parameters.json')).read_text())
+    assert (parameters['batch_size'], parameters['multiprocessing_distributed']) == (8, True)
+    accuracy = load_checkpoint(str(teacher), '')['best_acc']
+    assert f'teacher top-1: {accuracy:.2f}' in out
+
     arguments += ['--save_dir', tmp_path / 'parts']
     with pytest.raises(SystemExit) as caught:
         launch(stopped, student_options(list(map(str, [*arguments, *two()]))))
@@ -577,3 +571,8 @@ def test_resumed_within_an_epoch(call, small, teacher, tmp_path):
     assert (caught.value.code, state['epoch'], len(state['own'])) == (143, 1, 2) and state['step'] > 1
     call(train_student.main, *arguments, *two(), '--resume')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+
+    capfd.readouterr()
+    call(train_student.main, *arguments, '--epochs', 2, '--resume', 'auto')
+    out = capfd.readouterr().out
+    assert 'resumed by 1' in out and 'epoch 2: ' in out and 'epoch 1: ' not in out
