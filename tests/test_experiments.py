@@ -42,7 +42,7 @@ from scripts import report, reproduce
 PYTHON = sys.executable
 MINI = {
     'title': 'Mini', 'seeds': [1, 2],
-    'options': '--dataset digits --train_fraction 0.2 --epochs 2 --batch_size 32',
+    'options': '--dataset digits --train_fraction 0.1 --epochs 2 --batch_size 16',
     'student_options': '--learning_rate 0.02',
     'auxiliary': 'resnet14: pkt -b 100', 'teacher_cache': True, 'pairs': ['resnet14 -> resnet8'],
     'rows': {'Student': 'alone', 'KD': 'kd', 'HKD': 'hkd -b 1', 'SemCKD': 'semckd -b 10'},
