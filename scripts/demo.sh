@@ -1,6 +1,6 @@
 #!/bin/sh
-# From nothing to a student to ship: a teacher, then a student alone, with KD and with SemCKD, their comparison, and the
-# files of the best of them, on data that needs no download.
+# Train a teacher and three students (alone, with KD, with SemCKD) on handwritten digits, compare them, and export the
+# student with KD. Only packages are downloaded.
 set -eu
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-export.txt
@@ -20,7 +20,7 @@ python train_teacher.py --model resnet8 $STUDENT $COMMON
 echo; echo "3/5 the student with KD"
 python train_student.py --path-t "$TEACHER" --distill kd --model_s resnet8 $STUDENT $COMMON
 echo; echo "4/5 the student with SemCKD"
-# The published beta, 400, is for a teacher of 240 epochs; the features of a young one are larger, and so is its loss.
+# The published beta, 400, belongs to a teacher of 240 epochs. The features of this teacher, and so the loss, are larger.
 python train_student.py --path-t "$TEACHER" --distill semckd --model_s resnet8 -b 10 $STUDENT $COMMON
 
 echo

@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh from the repository's root: makes .venv when no environment is active, and installs
-# the requirements file given as REQUIREMENTS into the active one.
+# Make .venv if no environment is active, activate it, and install the requirements file named by REQUIREMENTS.
+# demo.sh and test.sh source this file from the repository's root.
 if [ -z "${VIRTUAL_ENV:-}" ] && { [ -z "${CONDA_PREFIX:-}" ] || [ "${CONDA_DEFAULT_ENV:-}" = base ]; }; then
     if [ ! -f .venv/bin/activate ]; then
         echo "making a Python environment in .venv"

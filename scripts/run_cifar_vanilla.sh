@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train every teacher of the tables alone, each as the paper does. Arguments go to each run.
+# Train every teacher of the tables as the paper does. Arguments go to each run.
 #   sh scripts/run_cifar_vanilla.sh --gpu_id 1
 #   TEACHERS=resnet32x4 sh scripts/run_cifar_vanilla.sh
 set -eu

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make the environment when none is active, then run the whole test suite, one process per core. Arguments go to pytest.
+# Make the environment if none is active, then run all tests but the slow ones, one process per core. Arguments go to
+# pytest.
 set -eu
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-dev.txt

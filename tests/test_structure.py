@@ -1,8 +1,10 @@
 """Which packages import which: no package imports one from a higher layer, and no import is circular."""
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 
+import pytest
 from conftest import ROOT
 
 # A package may import only from the layers before its own.
@@ -65,6 +67,31 @@ def test_the_criteria_need_only_torch():
                 absolute = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
                     [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
                 assert {module.partition('.')[0] for module in absolute} <= {'torch', *sys.stdlib_module_names}, file
+
+
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'analysis' / 'README.md', *(ROOT / 'docs').glob('*.md')]
+
+
+def anchors_of(page):
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+    headings = re.findall(r'^#+ (.*)$', text, re.M)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_of_the_docs(page):
+    for link in re.findall(r'\]\((?!https?:)([^)]+)\)', page.read_text()):
+        file, _, anchor = link.partition('#')
+        target = page.parent / file if file else page
+        assert target.exists() and (not anchor or anchor in anchors_of(target)), link
+
+
+def test_files_of_the_docs():
+    """Python files and shell scripts that a page names exist; * stands for several."""
+    for page in PAGES:
+        for name in re.findall(r'`([a-z_/]*[a-z0-9_*]+\.(?:py|sh))`', page.read_text()):
+            assert any(any(ROOT.glob(f'{folder}{name}')) for folder in ('', '*/', '*/*/')), f'{page.name}: {name}'
 
 
 def test_tests_do_not_import_each_other():
