@@ -38,17 +38,17 @@ class Adapter(Net):
         """
         raise NotImplementedError(type(self).__name__)
 
-    def measure(self, what: str) -> Tensor:
+    def measure(self, label: str) -> Tensor:
         """Run the net on two noise images of its size and keep the widths of its outputs. Returns the logits.
 
-        Raises UserError that begins with `what` if the net cannot take them.
+        Raises UserError that begins with `label` if the net cannot take them.
         """
         try:
             out = probe(self, noise_images(self.image_size), gradient=True)
             self.widths = out.map.shape[1], out.embedding.shape[1]
             self.head_norm = _find_head_norm(self.net, out.map.detach().mean((2, 3)), out.embedding.detach())
         except Exception as error:      # a net can fail for a size in any way
-            raise UserError(f'{what}: cannot be used with images of {self.image_size} pixels '
+            raise UserError(f'{label}: cannot be used with images of {self.image_size} pixels '
                             f'({reason(error)}); give larger ones, other settings or another net') from error
         return out.logits
 
@@ -112,10 +112,10 @@ def create_net(builder: Callable, library: str, name: str, num_classes: int, set
                         f'{reason(error)}); give other settings, or leave them out') from error
 
 
-def check_size(size, what: str) -> int:
-    """The image size in a net's name. Raises UserError that begins with `what`."""
+def check_size(size, label: str) -> int:
+    """The image size in a net's name. Raises UserError that begins with `label`."""
     if type(size) is not int or not 8 <= size <= 4096:
-        raise UserError(f'{what}={size}: give the pixels of a side, from 8 to 4096')
+        raise UserError(f'{label}={size}: give the pixels of a side, from 8 to 4096')
     return size
 
 

@@ -49,12 +49,13 @@ class Net(nn.Module):
         """Number of stages that feats can have."""
         return len(probe(self, image_size).feats) - 2
 
-    def select_stages(self, stages: list[int], image_size: int, what: str) -> None:
-        """Keep only these stages in feats, counted from 0. Raises UserError that begins with `what`."""
+    def select_stages(self, stages: list[int], image_size: int, label: str) -> None:
+        """Keep only these stages in feats, counted from 0. Raises UserError that begins with `label`."""
         self.selected_stages = None     # so that count_stages includes all
         count = self.count_stages(image_size)
         if sorted({*stages}) != stages or stages[-1] >= count:
-            raise UserError(f'{what}: {_name(self)} has the stages 0 to {count - 1}; give some of them in rising order')
+            raise UserError(f'{label}: {_name(self)} has the stages 0 to {count - 1}; give some of them in rising '
+                            f'order')
         self.selected_stages = stages
 
     def convert_inputs(self, x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from .base import Net, noise_images
 MAX_NAMED = 5       # classes in a message
 
 
-def class_order(names, data, what: str) -> list[int] | None:
+def class_order(names, data, label: str) -> list[int] | None:
     """For each class of the data its number in the checkpoint; None if there is nothing to reorder.
 
     names: the classes of an untrusted checkpoint, in its order. Nothing is reordered if the orders are equal, if one
-    side has no names, or if data.same_classes is set. Raises UserError that begins with `what` if the names differ.
+    side has no names, or if data.same_classes is set. Raises UserError that begins with `label` if the names differ.
     """
     wanted = [*getattr(data, 'classes', ())]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names or not wanted \
@@ -30,19 +30,19 @@ def class_order(names, data, what: str) -> list[int] | None:
                 f'{only_data}'
     pairs = [f'{i}: {name} is {other}' for i, (name, other) in enumerate(zip(names, wanted, strict=False))
              if name != other]
-    raise UserError(f'{what}: {fault}; give data with the same class names, or --same_classes if the classes mean the '
+    raise UserError(f'{label}: {fault}; give data with the same class names, or --same_classes if the classes mean the '
                     f'same in their order ({listed(pairs, MAX_NAMED)})')
 
 
-def match_classes(net: nn.Module, names, data, what: str) -> None:
+def match_classes(net: nn.Module, names, data, label: str) -> None:
     """Reorder the outputs of `net` from its checkpoint's class order `names` to the data's, and print that.
 
     Raises UserError as class_order does.
     """
-    order = class_order(names, data, what)
+    order = class_order(names, data, label)
     if order is not None:
         reorder_classes(net, order, data.image_size)
-        print(f'{what}: has the classes of the data in another order; its outputs are reordered to match the data')
+        print(f'{label}: has the classes of the data in another order; its outputs are reordered to match the data')
 
 
 @torch.no_grad()

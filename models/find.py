@@ -109,22 +109,22 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
         net = user_file.build(name, num_classes, image_size, flag, trains)
     else:
         return model_dict[name](num_classes=num_classes)        # the tests check its logits
-    what = f'{flag} {name}'
-    if fault := _find_fault(_compute_logits(net, image_size, what), num_classes, trains):
-        raise UserError(f'{what}: {fault}')
+    label = f'{flag} {name}'
+    if fault := _find_fault(_compute_logits(net, image_size, label), num_classes, trains):
+        raise UserError(f'{label}: {fault}')
     if isinstance(net, Adapter) and net.channels == 1:
-        print(f'{what}: takes one channel, so it gets grey images')
+        print(f'{label}: takes one channel, so it gets grey images')
     return net
 
 
-def _compute_logits(net, image_size, what):
+def _compute_logits(net, image_size, label):
     """The logits of a new net for two noise images. Raises UserError if it cannot take them."""
     if isinstance(net, Adapter):
-        return net.measure(what)
+        return net.measure(label)
     try:
         return probe(net, torch.randn(2, 3, image_size, image_size), gradient=True).logits
     except Exception as error:      # of a user's code
-        raise UserError(f'{what}: fails for images of {image_size} pixels with {type(error).__name__} '
+        raise UserError(f'{label}: fails for images of {image_size} pixels with {type(error).__name__} '
                         f'({reason(error)}); --debug shows where') from error
 
 

@@ -51,29 +51,29 @@ def read_safetensors(file: Path, flag: str) -> dict:
                         f'again') from error
 
 
-def find_weights(state: dict, what: str, key: str | None = None) -> tuple[dict, str]:
-    """(the state_dict in a checkpoint, a text that says where it was). what: begins the messages.
+def find_weights(state: dict, label: str, key: str | None = None) -> tuple[dict, str]:
+    """(the state_dict in a checkpoint, a text that says where it was). label: begins the messages.
 
     key: --checkpoint_key; A/B is B in A. By default an average of the weights, else the weights under a usual key, else
     the checkpoint itself. Raises UserError unless there is exactly one set.
     """
     if key is not None:
-        return _weights_at(state, key, what), f"weights under '{printable(key)}'"
+        return _weights_at(state, key, label), f"weights under '{printable(key)}'"
     averages, raw = _weights_under(state, AVERAGES), _weights_under(state, RAW)
     candidates = averages or raw
     if not candidates and _has_tensors(state):
         return _without_wrappers(state), ''
     if len(candidates) > 1:
-        raise UserError(f'{what}: holds several sets of weights; choose one by --checkpoint_key, of '
+        raise UserError(f'{label}: holds several sets of weights; choose one by --checkpoint_key, of '
                         f'{", ".join(map(printable, candidates))}')
     if not candidates:
         objects = [f"'{name}' is a {printable(type(state[name]).__name__)} and " for name in (*AVERAGES, *RAW)
                    if not isinstance(state.get(name, {}), dict | torch.Tensor)]
         others = _weights_under(state, state)
         if others and not objects:
-            raise UserError(f'{what}: holds no weights under a usual name; --checkpoint_key chooses one of '
+            raise UserError(f'{label}: holds no weights under a usual name; --checkpoint_key chooses one of '
                             f'{", ".join(map(printable, others))}')
-        raise UserError(f'{what}: {"".join(objects[:1])}holds no weights; save the state_dict() of the net, under '
+        raise UserError(f'{label}: {"".join(objects[:1])}holds no weights; save the state_dict() of the net, under '
                         f'"model"')
     (name, weights), = candidates.items()
     note = '' if name in USUAL else f"weights under '{printable(name)}'"
@@ -103,7 +103,7 @@ def _weights_under(state, keys):
     return weights
 
 
-def _weights_at(state, key, what):
+def _weights_at(state, key, label):
     """The state_dict at `key`, A/B; also the weights whose names begin with 'B.'. Raises UserError."""
     value = state
     for part in key.split('/'):
@@ -112,7 +112,7 @@ def _weights_at(state, key, what):
         value = value.get(part, prefixed or None)
         if not isinstance(value, dict):
             known = [printable(path) for path in _weights_under(state, state)]
-            raise UserError(f'{what}: --checkpoint_key {key}: no weights are there; '
+            raise UserError(f'{label}: --checkpoint_key {key}: no weights are there; '
                             f'{nearest(key, known) if known else "it has no weights under a key"}')
     return _without_wrappers(value)
 

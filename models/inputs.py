@@ -11,8 +11,8 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.decode.resize_to_square
 
 
-def check_inputs(inputs, what: str) -> dict:
-    """'inputs' of an untrusted checkpoint, checked and complete. Raises UserError that begins with `what`."""
+def check_inputs(inputs, label: str) -> dict:
+    """'inputs' of an untrusted checkpoint, checked and complete. Raises UserError that begins with `label`."""
     def is_colour(values, low):
         return isinstance(values, (list, tuple)) and len(values) == 3 and \
             all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
@@ -21,8 +21,9 @@ def check_inputs(inputs, what: str) -> dict:
     fit = given.get('fit', FITS[0])
     if not is_colour(mean, -math.inf) or not is_colour(std, 0) or type(size) is not int or not 0 < size < 10**4 \
             or interpolation not in INTERPOLATIONS or fit not in FITS:
-        raise UserError(f'{what}: does not say how its net sees images: wanted are mean and std of three colours, size '
-                        f'and interpolation, one of {", ".join(INTERPOLATIONS)}; found {reason(ValueError(given))}')
+        raise UserError(f'{label}: does not say how its net sees images: wanted are mean and std of three colours, '
+                        f'size and interpolation, one of {", ".join(INTERPOLATIONS)}; found '
+                        f'{reason(ValueError(given))}')
     return {'mean': [float(v) for v in mean], 'std': [float(v) for v in std], 'size': size,
             'interpolation': interpolation, 'fit': fit}
 

@@ -42,18 +42,18 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
     return name, checkpoint
 
 
-def _merge_inputs(checkpoint, inputs, what):
+def _merge_inputs(checkpoint, inputs, label):
     """The checkpoint's preprocessing with the user's. This project's checkpoints allow no other. Raises UserError."""
     known = checkpoint.get('inputs')
     if is_ours(checkpoint) and known is not None:
-        checked = check_inputs(known, what)
+        checked = check_inputs(known, label)
         for key, value in inputs.items():
             if checked[key] != value:
-                raise UserError(f'--{key}_t {value}: {what} says that its net takes images with {key} '
+                raise UserError(f'--{key}_t {value}: {label} says that its net takes images with {key} '
                                 f'{checked[key]}; leave it out')
         return known
     if known is None and ('mean' in inputs) != ('std' in inputs):
-        raise UserError(f'--mean_t and --std_t: {what} says neither; give both, or none')
+        raise UserError(f'--mean_t and --std_t: {label} says neither; give both, or none')
     return {**(known or {}), **inputs}
 
 
@@ -66,7 +66,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
 
     key: --checkpoint_key. Raises UserError that names `flag`.
     """
-    what = f'{flag} {path}'
+    label = f'{flag} {path}'
     if os.path.isfile(os.path.join(path, CONFIG)):
         checkpoint, is_foreign = read_folder(Path(path), flag), False
     elif path.endswith('.safetensors'):
@@ -74,36 +74,36 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     else:
         checkpoint = load_checkpoint(path, flag)
         if {'identity', 'module', 'stage'} <= checkpoint.keys():
-            checkpoint = _of_state(checkpoint, what)
+            checkpoint = _of_state(checkpoint, label)
         is_foreign = not is_ours(checkpoint)
     if is_foreign:
-        weights, source = find_weights(checkpoint, what, key)
+        weights, source = find_weights(checkpoint, label, key)
         known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
         return {**known, 'model': weights, 'source': source, 'their_arch': checkpoint.get('arch')}
     if key is not None:
-        raise UserError(f'--checkpoint_key {key}: {what} has one set of weights; leave it out')
+        raise UserError(f'--checkpoint_key {key}: {label} has one set of weights; leave it out')
     if checkpoint.get('format_version', 0) > FORMAT_VERSION:
-        raise UserError(f'{what}: was written by a later version of this project, in format '
+        raise UserError(f'{label}: was written by a later version of this project, in format '
                         f'{checkpoint["format_version"]}; this one reads up to {FORMAT_VERSION}')
     classes = checkpoint.get('num_classes')
     if classes is not None and (type(classes) is not int or not 0 < classes <= MOST_CLASSES):
-        raise UserError(f'{what}: says that its net has {printable(repr(classes)[:50])} classes instead of a whole '
+        raise UserError(f'{label}: says that its net has {printable(repr(classes)[:50])} classes instead of a whole '
                         f'number from 1 to {MOST_CLASSES:,}; the file is damaged')
     return checkpoint
 
 
-def _of_state(state, what):
+def _of_state(state, label):
     """The checkpoint within a last.pth. Raises UserError."""
     if not is_ours(state):
-        raise UserError(f'{what}: is the state of a run of an earlier version, from which --resume continues; give the '
-                        f'NAME_best.pth beside it')
+        raise UserError(f'{label}: is the state of a run of an earlier version, from which --resume continues; give '
+                        f'the NAME_best.pth beside it')
     if state['stage'] != 'train':
-        raise UserError(f'{what}: is the state of a run in its first stage, whose network has not learnt the classes '
+        raise UserError(f'{label}: is the state of a run in its first stage, whose network has not learnt the classes '
                         f'yet; train on with --resume auto')
     epoch, step = state.get('epoch'), state.get('step')
     if type(epoch) is not int or type(step) is not int:
-        raise UserError(f'{what}: is an incomplete last.pth; train on with --resume auto')
-    print(f'{what}: is used as the checkpoint after '
+        raise UserError(f'{label}: is an incomplete last.pth; train on with --resume auto')
+    print(f'{label}: is used as the checkpoint after '
           + (f'step {step} of epoch {epoch}' if step else f'epoch {epoch - 1}'))
     return {**{name: state[name] for name in OF_STATE if name in state}, 'epoch': epoch if step else epoch - 1}
 
@@ -113,23 +113,23 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
 
     Raises UserError if the checkpoint has other classes.
     """
-    classes, what = checkpoint.get('num_classes'), f'{flag} {path}'
+    classes, label = checkpoint.get('num_classes'), f'{flag} {path}'
     if classes is not None and classes != data.num_classes:
-        raise UserError(f'{what}: a net of {classes} classes, but the data has {data.num_classes}; '
+        raise UserError(f'{label}: a net of {classes} classes, but the data has {data.num_classes}; '
                         f'train one on this data with train_teacher.py')
     inputs, data_inputs = checkpoint.get('inputs'), getattr(data, 'inputs', None)
     if inputs is None:
-        return build(name, data.num_classes, data.image_size, f'{what}:', trains=False)
+        return build(name, data.num_classes, data.image_size, f'{label}:', trains=False)
     if 'source' in checkpoint and data_inputs:      # the user may give only some parts, for another program's file
         inputs = {**data_inputs, **inputs}
-    inputs = check_inputs(inputs, what)
-    net = build(name, data.num_classes, inputs['size'], f'{what}:', trains=False)
+    inputs = check_inputs(inputs, label)
+    net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False)
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion
-        print(f'{what}: images are converted to what its net has learnt from: {describe_inputs(inputs)}')
+        print(f'{label}: images are converted to what its net has learnt from: {describe_inputs(inputs)}')
     if data_inputs and 'fit' in checkpoint['inputs'] and inputs['fit'] != data_inputs['fit']:
-        print(f'{what}: was trained with --fit {inputs["fit"]}, but this run has --fit {data_inputs["fit"]}')
+        print(f'{label}: was trained with --fit {inputs["fit"]}, but this run has --fit {data_inputs["fit"]}')
     return net
 
 
@@ -138,36 +138,37 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
 
     Its classes are in the data's order. Its `checksum` is of the weights in the file, before they are reordered.
     """
-    what = f'{flag} {path}'
+    label = f'{flag} {path}'
     if 'inference_net' in checkpoint:
-        raise UserError(f'{what}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
+        raise UserError(f'{label}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
                         f'plain {name}; give the checkpoint of a plain network')
     net = new_net(path, checkpoint, name, data, flag)
-    fill(net, checkpoint, what, f'not the weights of {name} with {data.num_classes} classes')
+    fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
     net.checksum = weights_checksum(net)
-    match_classes(net, checkpoint.get('classes'), data, what)
+    match_classes(net, checkpoint.get('classes'), data, label)
     return net
 
 
-def fill(net: nn.Module, checkpoint: dict, what: str, fault: str) -> None:
+def fill(net: nn.Module, checkpoint: dict, label: str, fault: str) -> None:
     """Load the weights of a checkpoint of open_checkpoint. For another program's file print which are loaded.
 
-    Raises UserError that begins with `what`; `fault` follows if the weights do not fit.
+    Raises UserError that begins with `label`; `fault` follows if the weights do not fit.
     """
     weights, notes = checkpoint['model'], [checkpoint.get('source')]
     if 'source' in checkpoint:
         try:
             weights, removed = without_prefix(weights, net.state_dict())
         except ValueError as prefixes:
-            raise UserError(f'{what}: holds several such nets; choose one by --checkpoint_key, of {prefixes}') from None
+            raise UserError(f'{label}: holds several such nets; choose one by --checkpoint_key, of '
+                            f'{prefixes}') from None
         # googlenet and inception_v3 are built without their auxiliary classifiers.
         auxiliary = [key for key in weights if re.match('aux|Aux', key) and key not in net.state_dict()]
         weights = {key: value for key, value in weights.items() if key not in auxiliary}
         notes += [removed, f'{len(auxiliary)} weights of auxiliary classifiers left out' if auxiliary else '']
-    load_weights(net, weights, f'{what}: {fault}')
+    load_weights(net, weights, f'{label}: {fault}')
     if with_nan := [name for name, value in net.state_dict().items() if value.isnan().any()]:
         more = f', and {len(with_nan) - 1} more' if len(with_nan) > 1 else ''
-        raise UserError(f'{what}: {with_nan[0]} has NaN among its values{more}; give a checkpoint of a run that did '
+        raise UserError(f'{label}: {with_nan[0]} has NaN among its values{more}; give a checkpoint of a run that did '
                         f'not diverge')
     if any(notes):
-        print(f'{what}: {", ".join(filter(None, notes))}')
+        print(f'{label}: {", ".join(filter(None, notes))}')

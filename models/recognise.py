@@ -58,11 +58,11 @@ def _propose(checkpoint):
     return names + [hint] * (hint in model_dict and hint not in names)
 
 
-def recognise(weights: dict, what: str = 'weights') -> tuple[str, int]:
+def recognise(weights: dict, label: str = 'weights') -> tuple[str, int]:
     """(key of model_dict, number of classes) of the net with exactly the keys and shapes of `weights`.
 
     Batch counters are not compared: checkpoints older than torch 0.4.1 have none. Raises UserError that begins with
-    `what` and names the nearest nets if none matches.
+    `label` and names the nearest nets if none matches.
     """
     shapes = _shapes(weights)
     similarity = {}
@@ -73,12 +73,12 @@ def recognise(weights: dict, what: str = 'weights') -> tuple[str, int]:
         similarity[name] = len(expected.items() & shapes.items()) / len(expected.items() | shapes.items())
     near = sorted(filter(similarity.get, similarity), key=similarity.get, reverse=True)[:3]
     if not near:
-        raise UserError(f'{what}: no key and shape in it is that of a net of models.model_dict; '
+        raise UserError(f'{label}: no key and shape in it is that of a net of models.model_dict; '
                         f'give a state_dict, or a checkpoint with one under "model" or "state_dict"')
     expected = _expected_shapes(near[0], shapes)
     key, *others = [key for key in {**expected, **shapes} if expected.get(key) != shapes.get(key)]
     more = f', and {len(others)} more' if others else ''
-    raise UserError(f'{what}: matches no net of models.model_dict; nearest: {", ".join(near)}; '
+    raise UserError(f'{label}: matches no net of models.model_dict; nearest: {", ".join(near)}; '
                     f'{key} is {shapes.get(key, "missing")}, {near[0]} has {expected.get(key, "none")}{more}')
 
 

@@ -70,13 +70,13 @@ def published(name: str, flag: str) -> tuple[str, dict]:
                                             'inputs': published_inputs(name, flag)}
 
 
-def download(weights, what: str, taker: str) -> dict:
+def download(weights, label: str, taker: str) -> dict:
     """The state_dict of torchvision's `weights`. Raises UserError; `taker`: the option for a file fetched by hand."""
     try:
         with contextlib.redirect_stderr(sys.stdout):    # the progress bar is no error
             return weights.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
-        raise UserError(f'{what}: {weights.url} could not be downloaded ({reason(error)}); bring that file here and '
+        raise UserError(f'{label}: {weights.url} could not be downloaded ({reason(error)}); bring that file here and '
                         f'give its path as {taker}') from error
 
 

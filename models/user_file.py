@@ -23,7 +23,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool)
     Its `code_checksum` is the file's. Raises UserError that begins with `flag`.
     """
     path, _, function = name.rpartition(':')
-    what = f'{flag} {name}'
+    label = f'{flag} {name}'
     before = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         with _import_file(Path(path)) as module:
@@ -31,18 +31,18 @@ def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool)
     except (Exception, SystemExit) as error:      # anything can go wrong in a user's file
         fault = f'calls sys.exit({error.code!r})' if isinstance(error, SystemExit) else \
             f'fails with {type(error).__name__} ({reason(error)})'
-        raise UserError(f'{what}: {function}(num_classes={num_classes}) {fault}; --debug shows where') from error
+        raise UserError(f'{label}: {function}(num_classes={num_classes}) {fault}; --debug shows where') from error
     finally:
         is_changed = (torch.is_grad_enabled(), torch.get_default_dtype()) != before
         torch.set_grad_enabled(before[0])
         torch.set_default_dtype(before[1])
     if is_changed:
-        raise UserError(f'{what}: switches gradients, or the default dtype, for the whole program; leave that out, or '
+        raise UserError(f'{label}: switches gradients, or the default dtype, for the whole program; leave that out, or '
                         f'put it into a with block')
     if not isinstance(net, nn.Module):
-        raise UserError(f'{what}: returns a {type(net).__name__}; let it return a torch.nn.Module')
+        raise UserError(f'{label}: returns a {type(net).__name__}; let it return a torch.nn.Module')
     if fault := _find_fault([*net.parameters()], trains):
-        raise UserError(f'{what}: {fault}')
+        raise UserError(f'{label}: {fault}')
     if not isinstance(net, Net):
         from .traced import Traced  # imports torchvision, which takes seconds
         net = Traced(name, net, num_classes, image_size, flag, image_size, trains)
