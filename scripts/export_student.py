@@ -92,15 +92,12 @@ def check_out(given):
 
 
 def calibration_images(data, dtype, count):
-    """A function that yields training images in batches of 8, from the whole set: a folder has them by class."""
+    """Yield training images in batches of 8, spread over the whole set, since a folder has them by class."""
     n = min(count, data.n_train)
-
-    def batches():
-        loader = data.unaugmented_loader([i * data.n_train // n for i in range(n)])
-        for images, *_ in loader:
-            for part in images.split(8):
-                yield verify.pixels(loader, part, dtype)
-    return batches
+    loader = data.unaugmented_loader([i * data.n_train // n for i in range(n)])
+    for images, *_ in loader:
+        for part in images.split(8):
+            yield verify.pixels(loader, part, dtype)
 
 
 def open_teacher(opt, run, data):
@@ -186,7 +183,7 @@ def main():
     teacher, deployed_teacher = open_teacher(opt, run, data)
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
     with new_folder(out) as folder:
-        export, faults = Export(network, dtype, folder, calibration_images(data, dtype, opt.calibration)), {}
+        export, faults = Export(network, dtype, folder, lambda: calibration_images(data, dtype, opt.calibration)), {}
         for name in names:
             print(f'writing {FORMATS[name].file}', flush=True)
             faults[name] = export.write(name)

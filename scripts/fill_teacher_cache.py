@@ -43,7 +43,7 @@ def fill(cache, teacher, loader, batch_size):
             for start in range(0, len(missing), batch_size):
                 batch = missing[start:start + batch_size]
                 out = teacher.outputs(loader.variant(torch.from_numpy(batch).to(cache.device), variant))
-                cache.put(batch * VARIANTS + variant, {kind: getattr(out, kind).float() for kind in cache.files})
+                cache.put(batch * VARIANTS + variant, {field: getattr(out, field).float() for field in cache.files})
                 bar.update(len(batch))
             cache.flush()
             if len(missing) and not cache.writable:

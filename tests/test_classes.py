@@ -123,7 +123,7 @@ def test_an_export_is_measured_in_its_own_order(teacher, other, tree):
         shipped = verify.NormalisedNet(net, [*data.mean], [*data.std])
         order = class_order(checkpoint['classes'], data, '')
         found = verify.evaluate(shipped, tree, [], data.test_loader, 'uint8', nn.Sequential(net), order)
-        right.append((found.network.right, found.teacher.right))
+        right.append((found.network.correct, found.teacher.correct))
     assert right[0][0] == right[0][1] == right[1][0]
 
 

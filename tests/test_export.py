@@ -295,7 +295,7 @@ def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
 def test_calibration_sees_all_classes(tree, images_in, wanted):
     """Also of a folder, whose images are in the order of their classes."""
     data = get_dataloaders(data_options(data_dir=str(tree), images_in=images_in, num_workers=0), CPU)
-    found = np.concatenate([*export_student.calibration_images(data, 'uint8', wanted)()])
+    found = np.concatenate([*export_student.calibration_images(data, 'uint8', wanted)])
     files = scan(tree)[0].files
     kept = range(0, len(files), len(files) // 8 if wanted == 8 else 1)
     assert np.array_equal(found, [np.asarray(Image.open(files[i])).transpose(2, 0, 1) for i in kept])
