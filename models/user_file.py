@@ -104,9 +104,10 @@ def _is_taken(name, file):
 def _forget_modules_beside_other_files(folder):
     """Remove modules from sys.modules that are beside other users' files and have namesakes in `folder`."""
     other_folders = {Path(file).parent for file in _imported} - {folder}
+    namesakes = {path.name.removesuffix('.py') for path in folder.iterdir() if path.suffix == '.py' or path.is_dir()}
     for name, module in [*sys.modules.items()]:
         file, top = getattr(module, '__file__', None), name.partition('.')[0]
-        if not file or not ((folder / f'{top}.py').is_file() or (folder / top).is_dir()):
+        if not file or top not in namesakes:
             continue
         file = Path(file)
         is_ours = file.is_relative_to(ROOT) and file.parent != ROOT
