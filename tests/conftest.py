@@ -2,6 +2,7 @@
 import atexit
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -117,6 +118,13 @@ def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
     names = {*way.split()[0].split('+')}
     return [*(['--nce_k', str(negatives)] if 'crd' in names else []),
             *(['--init_epochs', str(init_epochs)] if any(get_method(name).spec.first_stage for name in names) else [])]
+
+
+def fork_server():
+    """A multiprocessing context whose processes need no seconds to import torch."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['train_student', 'torch._dynamo', 'torch.utils.tensorboard', 'torchvision'])
+    return context
 
 
 def first_view(images):

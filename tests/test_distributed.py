@@ -1,4 +1,6 @@
 """Training with several real processes, connected by gloo on this machine."""
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, assert_same, free_port, options, outcome
+from conftest import CPU, assert_same, fork_server, free_port, options, outcome
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import helper.launch
@@ -207,11 +209,28 @@ def every_method(opt, device):
         Path(opt.out).write_text(json.dumps(found))
 
 
+@contextlib.contextmanager
+def forked_processes():
+    """Let launch() fork its processes from a server, which is faster; their output cannot be read."""
+    fork_server()
+    start = functools.partial(torch.multiprocessing.start_processes, start_method='forkserver')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.multiprocessing, 'start_processes', start)
+        patch.setattr(helper.launch, '_child', child_of_server)
+        yield
+
+
+def child_of_server(*arguments):
+    helper.launch.end_with_parent = lambda parent: None     # the parent is the server
+    helper.launch._child(*arguments)        # not patched in this process
+
+
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
     """The results of every_method in two processes."""
     out = tmp_path_factory.mktemp('together') / 'found.json'
-    launch(every_method, of_two(out=str(out)))
+    with forked_processes():
+        launch(every_method, of_two(out=str(out)))
     return json.loads(out.read_text())
 
 
@@ -565,11 +584,12 @@ def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, cap
     assert f'teacher top-1: {accuracy:.2f}' in out
 
     arguments += ['--save_dir', tmp_path / 'parts']
-    with pytest.raises(SystemExit) as caught:
-        launch(stopped, student_options(list(map(str, [*arguments, *two()]))))
-    state = load_checkpoint(str(next(tmp_path.glob('parts/student_model/*/last.pth'))), '')
-    assert (caught.value.code, state['epoch'], len(state['own'])) == (143, 1, 2) and state['step'] > 1
-    call(train_student.main, *arguments, *two(), '--resume')
+    with forked_processes():
+        with pytest.raises(SystemExit) as caught:
+            launch(stopped, student_options(list(map(str, [*arguments, *two()]))))
+        state = load_checkpoint(str(next(tmp_path.glob('parts/student_model/*/last.pth'))), '')
+        assert (caught.value.code, state['epoch'], len(state['own'])) == (143, 1, 2) and state['step'] > 1
+        call(train_student.main, *arguments, *two(), '--resume')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
 
     capfd.readouterr()

@@ -2,7 +2,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, outcome
+from conftest import assert_same, fork_server, outcome
 
 import train_student
 import train_teacher
@@ -70,8 +69,7 @@ def run(arguments, out, moment, count):
 @pytest.mark.parametrize('times', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_again_and_again(call, small, teacher, tmp_path, times):
     """SIGKILL at drawn moments, while starting, training and writing; every time it goes on, and ends the same."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['train_student', 'torch.utils.tensorboard', 'torchvision'])
+    context = fork_server()
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 8, '--learning_rate', 0.02,
                  '--save_every', 1e-9]
     call(train_student.main, *arguments, '--save_dir', tmp_path / 'whole')
