@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cpu_kernels.fuse import Rewritten
 from distiller_zoo import SOFT_LABELS
-from helper.compile import allow_tf32
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.loops import NullRun, train_epoch
@@ -46,7 +45,7 @@ class Recipe:
         self.device = select_device(opt.gpu_id, quiet=True)
         self.precision = Precision(opt.amp if fast else None, self.device)
         if fast and opt.fast:
-            allow_tf32()
+            torch.set_float32_matmul_precision('high')
         self.loader = (memory_loader if fast else reference_loader)(opt, self.device)
         self.distiller, self.optimizer, self.options = self.build(pair)
         self.run = None if fast else ReadEveryStep()

@@ -29,10 +29,9 @@ def is_ours(state: dict) -> bool:
 
 
 def load_checkpoint(path: str, flag: str) -> dict:
-    """The dictionary in the untrusted file at `path`, on the CPU. `flag` is named in the errors.
+    """The dictionary in the untrusted file at `path`, on the CPU; see unpickle.read_untrusted. flag: for the errors.
 
-    Only tensors and plain values are read. Other objects beside the weights, as argparse.Namespace, are left out, and a
-    line names them. Raises UserError for anything else; see unpickle.read_untrusted.
+    Prints a line that names the objects left out beside the weights, as argparse.Namespace. Raises UserError.
     """
     source = f'{flag} {path}'
     if os.path.isdir(path):

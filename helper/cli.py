@@ -1,6 +1,7 @@
 """The command line: a parser with one-line errors, types of flags, and text for the terminal."""
 import argparse
 import contextlib
+import copy
 import functools
 import math
 import re
@@ -41,7 +42,7 @@ USUAL_NAMES = {usual: ours.split() for ours, names in {
 
 @dataclass
 class Flags:
-    """Facts about the options beside their values; the attribute `flags` of the options."""
+    """The attribute `flags` of the options."""
 
     defaults: dict          # option -> value when the flag is not given
     may_differ: set         # options for how or where a run computes, which may change with --resume
@@ -79,10 +80,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def group(self, title: str) -> Callable:
-        """Return the add_argument of a new group in --help. Groups share a flag that they add with equal settings.
-
-        It raises ValueError for a flag that exists with other settings.
-        """
+        """Return the add_argument of a new group in --help. Groups may share a flag only with equal settings."""
         group = self.add_argument_group(title)
 
         def add(*names, may_differ=False, **settings):
@@ -103,16 +101,11 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, args: list[str]) -> set[str]:
         """The options whose flags are in `args`, even with their default value."""
-        not_given = object()        # replaces the defaults
-        required = [action for action in self._actions if action.required]      # `args` may be a part of a command line
-        for action in required:
-            action.required = False
-        try:
-            opt, _ = self.parse_known(args, argparse.Namespace(**dict.fromkeys(self.flags().defaults, not_given)))
-        finally:
-            for action in required:
-                action.required = True
-        return {name for name, value in vars(opt).items() if value is not not_given}
+        parser = copy.deepcopy(self)
+        for action in parser._actions:
+            action.required, action.default = False, argparse.SUPPRESS
+        opt, _ = parser.parse_known(args)
+        return {*vars(opt)}
 
     def parse_args(self, args=None, namespace=None):
         opt, unknown = self.parse_known(args, namespace)

@@ -29,13 +29,14 @@ class Ranks:
     rank: int
     world_size: int
     local_rank: int
-    by_srun: bool = False
+    by_srun: bool
 
 
 def ranks_from_environment() -> Ranks | None:
     """The numbers of this process; None if neither torchrun nor srun started it. Raises UserError."""
     env = os.environ
-    if 'WORLD_SIZE' in env:
+    by_srun = 'WORLD_SIZE' not in env
+    if not by_srun:
         if read_count('WORLD_SIZE') > 1:
             for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT'):
                 if name not in env:
@@ -43,23 +44,21 @@ def ranks_from_environment() -> Ranks | None:
                                     f'sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT')
         env.setdefault('RANK', '0')
         env.setdefault('LOCAL_RANK', env['RANK'])
-        return _read_ranks('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
-    if read_count('SLURM_STEP_NUM_TASKS') > 1:
+        names = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK'
+    elif read_count('SLURM_STEP_NUM_TASKS') > 1:
         if 'SLURM_PROCID' not in env:
             raise UserError('SLURM_STEP_NUM_TASKS is set, but SLURM_PROCID is not; start with srun')
         env.setdefault('MASTER_ADDR', first_host(env.get('SLURM_STEP_NODELIST', '127.0.0.1')))
         # Each step has its own port, so that two steps on one machine do not collide.
         port = 20000 + (read_count('SLURM_JOB_ID') * 7 + read_count('SLURM_STEP_ID')) % 40000
         env.setdefault('MASTER_PORT', str(port))
-        return _read_ranks('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID', by_srun=True)
-    return None
-
-
-def _read_ranks(rank: str, world_size: str, local_rank: str, by_srun: bool = False) -> Ranks:
-    ranks = Ranks(read_count(rank), read_count(world_size), read_count(local_rank), by_srun)
+        names = 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID'
+    else:
+        return None
+    ranks = Ranks(*map(read_count, names), by_srun)
     if ranks.rank >= ranks.world_size:
-        raise UserError(f'{rank} {ranks.rank}: {world_size} is {ranks.world_size}; ranks count from 0')
-    port = os.environ.get('MASTER_PORT', '1')
+        raise UserError(f'{names[0]} {ranks.rank}: {names[1]} is {ranks.world_size}; ranks count from 0')
+    port = env.get('MASTER_PORT', '1')
     if ranks.world_size > 1 and not (port.isdecimal() and 0 < int(port) < 65536):
         raise UserError(f'MASTER_PORT {port}: give a number from 1 to 65535')
     return ranks

@@ -16,10 +16,7 @@ from .errors import UserError, reason
 
 
 def keep_memory() -> None:
-    """Let the C library keep the memory that a step frees for the next step, instead of returning it to the system.
-
-    Every step needs the same buffers, and the system clears each page that it hands out. Only glibc has this setting.
-    """
+    """Let glibc keep the memory that a step frees for the next step: the system clears each page that it hands out."""
     if sys.platform == 'linux':
         with contextlib.suppress(AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
@@ -34,17 +31,12 @@ def turn_on_fast(opt) -> None:
         opt.amp = opt.amp or 'auto'
 
 
-def allow_tf32() -> None:
-    """Compute matrix products in TF32 on GPUs that have it; convolutions use it by default."""
-    torch.set_float32_matmul_precision('high')
-
-
 def speed_up(module: nn.Module, opt, device: torch.device) -> None:
     """Apply --compile and --fast to `module`, which is already on its device, and what is always faster."""
     if device.type == 'cpu':
         keep_memory()
     if opt.fast and device.type == 'cuda':
-        allow_tf32()
+        torch.set_float32_matmul_precision('high')      # TF32, which convolutions use by default
     if opt.compile:
         check_compiler(device)
         print(f'--compile: {compile_forward(module, opt.batch_size, device)}')
@@ -60,10 +52,9 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> str:
-    """Make training steps of batch_size images faster. Other batches and evaluation run as before.
+    """Make training steps of batch_size images faster, and return a line that says how. Other batches run as before.
 
     On a CPU the nets are rewritten for our own kernels; on a GPU, and without these kernels, torch.compile is used.
-    Returns a line that says what was done and how long it took.
     """
     if device.type == 'cpu':
         start = time.perf_counter()
@@ -77,7 +68,10 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
             seconds = time.perf_counter() - start - library_seconds
             return f'kernels {f"built in {library_seconds:.1f} s" if was_built else "found"}, nets rewritten in ' \
                    f'{seconds:.1f} s'
-    torch_compile_forward(module, batch_size, device)
+    # Without a GPU the compiler warns about it, torch 2.11 and 2.15 in different ways.
+    warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    replace_forward(module, batch_size, TorchCompiled(module, device))
     return 'the first step is compiled, which takes a minute or so'
 
 
@@ -95,14 +89,6 @@ def rewrite_forward(module: nn.Module, batch_size: int) -> None:
         module.teacher_outputs = use_kernels(module.teacher_outputs)
 
 
-def torch_compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> None:
-    """Run the forward pass of full batches as torch.compile makes it."""
-    # Without a GPU the compiler warns about it, torch 2.11 and 2.15 in different ways.
-    warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
-    replace_forward(module, batch_size, TorchCompiled(module, device))
-
-
 def replace_forward(module: nn.Module, batch_size: int, fast) -> None:
     """Let module.forward call `fast` for training batches of batch_size images; others run as before."""
     plain = module.forward
@@ -114,11 +100,7 @@ def replace_forward(module: nn.Module, batch_size: int, fast) -> None:
 
 
 class TorchCompiled:
-    """The forward of a module, compiled by torch.
-
-    On a GPU the step is recorded as a CUDA graph, so hundreds of small kernels start as one. A module with several
-    backward passes a step is compiled without a graph.
-    """
+    """The forward of a module, compiled by torch; on a GPU as a CUDA graph, unless it has several backward passes."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.plain, self.calls = module.forward, 0

@@ -18,10 +18,7 @@ KINDS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}     # the values 
 
 
 def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
-    """The device of --gpu_id: 'cpu', 'mps' (the GPU of a Mac) or the number of a GPU.
-
-    Without CUDA, a number selects the CPU, which is printed unless `quiet`.
-    """
+    """The device of --gpu_id: 'cpu', 'mps' (the GPU of a Mac) or the number of a GPU; without CUDA the CPU."""
     if gpu_id == 'cpu':
         return torch.device('cpu')
     entries = gpu_id.split(',')

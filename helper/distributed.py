@@ -42,9 +42,9 @@ def is_main() -> bool:
 
 
 def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
-    """Meet the other processes at `url` ('env://': MASTER_ADDR and MASTER_PORT) and return the device of this one.
+    """Meet the other processes at `url` and return the device of this one. From here on only process 0 prints.
 
-    From here on only process 0 prints. Raises UserError if they do not meet within --dist-timeout.
+    url 'env://': MASTER_ADDR and MASTER_PORT. Raises UserError if they do not meet within --dist-timeout.
     """
     global _cpu_group
     if rank:
@@ -86,10 +86,7 @@ def _without_cpp_messages():
 
 
 def agree_on_options(opt) -> None:
-    """Copy the values that the program filled in (opt.flags.filled_in, as the seed) from process 0 to all processes.
-
-    Raises the same UserError in every process if they were started with different options, code or torch.
-    """
+    """Copy opt.flags.filled_in, as the seed, from process 0 to all. Raises UserError if options or code differ."""
     given = {name: value for name, value in values(opt).items() if name not in opt.flags.filled_in}
     check_alike({**given, 'torch': torch.__version__, 'code (checksum)': code_checksum()},
                 'start all of them with the same command, code and torch')
@@ -116,10 +113,7 @@ def code_checksum() -> int:
 
 
 def per_process_options(opt):
-    """A copy of the options in which batch_size and num_workers are those of one process; in `opt` they are totals.
-
-    Raises UserError if the batch cannot be divided.
-    """
+    """A copy of the options in which batch_size and num_workers are those of one process; in `opt` they are totals."""
     world = world_size()
     check_batch_size(opt, world)
     local = copy.copy(opt)
@@ -141,8 +135,7 @@ def check_batch_size(opt, world: int) -> None:
 def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
     """`module` under DDP if there are several processes. unused: some of its parameters may get no gradient.
 
-    DDP averages the gradients once in each backward pass, or not at all within its `no_sync`. It expects one backward
-    pass a step. So a module with `own_backward` stays as it is, and averages its gradients with average_gradients.
+    DDP expects one backward pass a step. So a module with `own_backward` stays as it is, and calls average_gradients.
     """
     if world_size() == 1 or module.own_backward:
         return module
@@ -200,32 +193,10 @@ def _average(tensors: list[Tensor]) -> None:
             t.copy_(averaged.view_as(t))
 
 
-class Agreement:
-    """The maximum of a number over all processes, known one call later.
-
-    No process waits for the network, because the exchange runs during the next step.
-    """
-
-    def __init__(self):
-        self.pending = None
-
-    def largest(self, value: int) -> int:
-        """The maximum of the previous call's values; in a single process this `value` itself."""
-        if world_size() == 1:
-            return value
-        previous = self.settle()
-        tensor = torch.tensor(value)
-        self.pending = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
-        return previous
-
-    def settle(self) -> int:
-        """Wait for the previous call's exchange and return its result, 0 if there was none."""
-        if self.pending is None:
-            return 0
-        tensor, work = self.pending
-        work.wait()
-        self.pending = None
-        return int(tensor)
+def start_max(value: int) -> tuple:
+    """(a tensor that will hold the maximum over the processes, the exchange to wait for); no process waits here."""
+    tensor = torch.tensor(value)
+    return tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
 
 
 def where(device: torch.device) -> str:

@@ -96,12 +96,10 @@ def _peak_bytes(device):
 
 def estimate(opt, module, data, precision: Precision, device: torch.device, checkpoint: Callable,
              teacher: nn.Module | None = None, init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
-    """Time some steps of a run, and print and return the costs of the whole run. All processes call this.
+    """Time some steps, and print and return the costs of the run, last as a line of JSON. All processes call this.
 
     module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teacher:
     given if the run validates it first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
-
-    The last printed line is the result as JSON; 'memory_bytes' is of one process, None if unknown.
     """
     steps, before = len(data.train_loader), 0.0
     if teacher is not None:

@@ -43,10 +43,7 @@ def replacing(path: Path, backup: str | None = None) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | Callable, backup: str | None = None) -> None:
-    """Write `content`, or call content(binary file). The old file stays whole until all is written.
-
-    backup: the new name of the old file in the same folder. Raises UserError.
-    """
+    """Write `content`, or call content(binary file), as `replacing` does. Raises UserError."""
     try:
         with replacing(path, backup) as temporary, open(temporary, 'wb') as file:
             if callable(content):
@@ -94,10 +91,7 @@ def _finite(value):
 
 
 def open_regular(path: str | Path, source: str):
-    """Open an untrusted file for reading bytes. Raises UserError, which begins with `source`.
-
-    Refuses what is not a regular file: a FIFO or a device may never end.
-    """
+    """Open an untrusted file for reading bytes. Raises UserError, also for a FIFO or a device, which may never end."""
     try:
         # Non-blocking: opening a FIFO without a writer would wait.
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
@@ -149,10 +143,7 @@ def make_folder(folder: Path, given: str | None = None) -> None:
 
 
 class FolderLock:
-    """Lets one run at a time write into a folder. The system releases the lock when its process ends in any way.
-
-    A file system without locks grants it to every process.
-    """
+    """Lets one run at a time write into a folder; ends with its process. File systems without locks grant it to all."""
 
     def __init__(self, folder: Path, shared: bool = False):
         """shared: others write there too, so an unfinished file counts as left over only after an hour."""

@@ -85,10 +85,7 @@ def end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def process_lifetime(rank: int):
-    """Return a context for everything that one of several processes does; the process ends with it.
-
-    An error of one process, or the same error of all, is reported once. Errors that it causes in others are not.
-    """
+    """Return a context for one of several processes, which ends with it. Each error is reported by one process."""
     code = 0
     try:
         yield
@@ -130,7 +127,7 @@ def spawn(train: Callable, opt) -> None:
         select_device(entry, quiet=True)
     distributed.check_batch_size(opt, len(entries))
     cluster.check_dist_url(opt.dist_url)
-    start_resource_tracker()
+    start_resource_tracker()        # unblocks Ctrl-C
     block_ctrl_c(True)      # until this process forwards signals and the new ones handle them
     processes = torch.multiprocessing.start_processes(_child, (train, opt), len(entries), join=False).processes
     forwarded = []
@@ -158,10 +155,7 @@ def _child(rank, train, opt):
 
 
 def start_resource_tracker() -> None:
-    """Start Python's resource tracker without its warnings. Its start unblocks Ctrl-C, so it comes before block_ctrl_c.
-
-    It removes the semaphores of a process that exits at once, as in process_lifetime, and would warn each time.
-    """
+    """Start Python's resource tracker, which would warn of each process that exits at once, without its warnings."""
     before = os.environ.get('PYTHONWARNINGS')
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (before, 'ignore:resource_tracker')))
     resource_tracker.ensure_running()
@@ -179,7 +173,7 @@ def block_ctrl_c(is_blocked: bool) -> None:
 def wait_for_all(processes: list, entries: list[str], forwarded: list[int]) -> None:
     """Wait until all processes have ended. When one fails, end the others and exit with its code.
 
-    entries: of --gpu_id, for the message. forwarded: the stop signals that the processes were sent.
+    forwarded: the stop signals that the processes were sent.
     """
     alive = {process.sentinel: rank for rank, process in enumerate(processes)}
     failed = None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .device import Precision
 from .distributed import average_batchnorm
 from .errors import UserError
-from .meter import ClassCount, FiniteCheck, Meter, Progress
+from .meter import FiniteCheck, Meter, Progress, count_classes
 
 
 class NullRun:
@@ -85,10 +85,7 @@ def forward(module, images, *rest):
 
 
 def update_weights(optimizer, scaler, clip_grad: float | None = None) -> None:
-    """Make one optimiser step, the norm of all gradients clipped to clip_grad.
-
-    With --amp float16 the scaler skips a step whose gradients overflow.
-    """
+    """Make one optimiser step, unless the scaler of float16 skips it. clip_grad: limit of the norm of all gradients."""
     if clip_grad is not None:
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group['params']], clip_grad)
@@ -100,22 +97,20 @@ def update_weights(optimizer, scaler, clip_grad: float | None = None) -> None:
 def validate(loader, net, run=None, source: str = '') -> dict:
     """Return {'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'}.
 
-    The processes share the images. The last two entries count the classes that the net predicts at least once, and
-    those with images. net(images) -> logits; it is put into eval mode. run: a helper.run.Run, which may stop here
-    after a signal. source: the flag and file of a net that this run does not train, for the error message.
-
-    Raises UserError in every process if the loss is not finite: NaN logits would count as a prediction.
+    The last two entries count the classes that the net predicts at least once, and those with images. net(images) ->
+    logits. run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run
+    does not train, for the error message. Raises UserError in every process if the loss is not finite.
     """
     net.eval()
     run = run or NullRun()
-    meter, classes = Meter(), ClassCount()
+    meter, classes = Meter(), []        # predicted and true ones of each batch; reading them would wait for a GPU
     for images, target, _ in loader:
         logits = net(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)
-        classes.update(logits, target)
+        classes.append(torch.stack([logits.argmax(1), target]))
         run.stop_if_asked()
     averages = meter.averages()
-    predicted, present = classes.counts()
+    predicted, present = count_classes(classes)
     if not averages:
         raise UserError('no test image could be read, so there is no accuracy')
     loss = averages['loss']

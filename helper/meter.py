@@ -25,10 +25,9 @@ class Meter:
 
     @torch.no_grad()
     def update(self, terms: dict, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Add a batch, without waiting for the device.
+        """Add a batch, without waiting for the device. terms: name -> scalar mean over the batch.
 
-        terms: name -> scalar mean over the batch. logits: (N, classes) or None. target: (N,), or (N, classes) for mixed
-        images, whose larger share counts as the class.
+        logits: (N, classes) or None. target: (N,), or (N, classes) for mixed images, whose larger share counts.
         """
         n = len(target)
         target = target.argmax(1) if target.dim() == 2 else target
@@ -62,10 +61,7 @@ class Meter:
             self.names, self.samples = names, self.samples + samples
 
     def averages(self, everywhere: bool = True) -> dict:
-        """name -> average so far. The only method that waits for the device.
-
-        everywhere: over all processes, which must then all call this; otherwise over this process alone.
-        """
+        """name -> average so far; waits for the device. everywhere: over all processes, which must all call this."""
         part = self.names, [] if self.sums is None else self.sums.tolist(), self.samples
         parts = [(names, sums, n) for names, sums, n in (distributed.gather(part) if everywhere else [part]) if n]
         samples = sum(n for _, _, n in parts)
@@ -73,24 +69,10 @@ class Meter:
         return {name: sum(column) / samples for name, column in zip(parts[0][0] if parts else [], columns, strict=True)}
 
 
-class ClassCount:
-    """Counts the classes that a net predicts for the test images, over all processes, without waiting for the GPU."""
-
-    def __init__(self):
-        self._flags = None      # bool (2, classes): which are predicted, which have images
-
-    def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """logits (N, classes), target (N,)."""
-        if self._flags is None:
-            self._flags = torch.zeros(2, logits.shape[1], dtype=torch.bool, device=logits.device)
-        self._flags[0].index_fill_(0, logits.argmax(1), True)
-        self._flags[1].index_fill_(0, target, True)
-
-    def counts(self) -> tuple[int, int]:
-        """(classes that are predicted at least once, classes with at least one image). All processes call this."""
-        parts = distributed.gather(None if self._flags is None else self._flags.cpu())
-        parts = [part for part in parts if part is not None]
-        return tuple(torch.stack(parts).any(0).sum(1).tolist()) if parts else (0, 0)
+def count_classes(batches: list[torch.Tensor]) -> list[int]:
+    """[number of predicted classes, number of classes with images] in all processes, from (2, N) classes per batch."""
+    mine = [set(row.unique().tolist()) for row in torch.cat(batches, 1)] if batches else [set(), set()]
+    return [len(set.union(*sets)) for sets in zip(*distributed.gather(mine), strict=True)]
 
 
 def describe(averages: dict) -> str:
@@ -136,10 +118,7 @@ class FiniteCheck:
                             f'rate {self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
 
     def check_weights(self, module: nn.Module) -> None:
-        """Check the weights before they are saved: a finite loss can still give an update that ruins them.
-
-        Waits for the device. Raises UserError.
-        """
+        """Raise UserError for weights that are not finite; a finite loss can still give an update that ruins them."""
         weights = [value for value in module.state_dict().values() if value.is_floating_point()]
         if not all(torch.stack([weight.isfinite().all() for weight in weights]).tolist()):
             raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
@@ -147,10 +126,7 @@ class FiniteCheck:
 
 
 class Progress:
-    """A tqdm bar where stderr is a terminal, plain lines where stdout is a file. A context manager around an epoch.
-
-    Counts the images of all processes. The meter is read, which waits for the device, only every print_freq steps.
-    """
+    """Shows an epoch, of all processes: a tqdm bar where stderr is a terminal, plain lines where stdout is a file."""
 
     def __init__(self, title: str, loader, print_freq: int, done: int = 0):
         """done: steps of this epoch that were already made before an interruption."""

@@ -12,9 +12,7 @@ OURS = ('sgd', 'dot')      # values of --opt; the others are timm's
 
 
 class Eager(Optimizer):
-    """An optimiser whose steps are never compiled: its methods without torch's decorators for that case.
-
-    The decorators import the compiler, which takes a second at the start of a run that does not use it.
+    """Methods without torch's decorators for compiled steps, which import the compiler: a second at the start of a run.
     """
 
     add_param_group, zero_grad, state_dict, load_state_dict = (
@@ -89,10 +87,9 @@ def has_momentum(name: str) -> bool:
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set the rates of this epoch (from 1). Returns that of the first group.
+    """Set the learning rates of an epoch, counted from 1, and return the one of the first group.
 
-    --sched step: each group's first rate, times lr_decay_rate for each listed epoch gone by. Others, and a warm-up, are
-    timm's, set anew for each epoch, so that they follow from the epoch alone.
+    They depend on the epoch alone. Warm-up and all schedules but 'step' are timm's.
     """
     if opt.sched != 'step' or opt.warmup_epochs:
         from timm.scheduler import create_scheduler_v2

@@ -20,10 +20,7 @@ METRICS = ('test_loss', 'test_acc', 'test_acc_top5')
 
 
 class Records:
-    """parameters.json, history.json, test_best_metrics.json, test_last_metrics.json, TensorBoard events and --wandb.
-
-    Also keeps the best accuracy. With several processes only the first one writes.
-    """
+    """The JSON files, TensorBoard events, --wandb and the best accuracy. Of several processes only the first writes."""
 
     def __init__(self, opt, paths, facts: dict, split: dict | None = None):
         """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split."""
@@ -103,10 +100,7 @@ class Records:
               flush=True)
 
     def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict) -> None:
-        """Report an epoch: add it to the history, to TensorBoard and to the terminal, and update the best.
-
-        Writes no file but TensorBoard's.
-        """
+        """Add an epoch to the history, to TensorBoard and to the terminal, and update the best. Writes no JSON."""
         metrics = {name: test[name] for name in METRICS}
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
@@ -233,15 +227,13 @@ def _ignore_failed_writes(args):
 
 
 def predicts_one_class(test: dict) -> bool:
-    """Whether a net predicts one class for all test images although they have several.
-
-    test: what validate returned, or an epoch of history.json; False for older runs, which do not record it.
+    """Whether a net predicts one class although there are several. test: of validate or history.json, even an old one.
     """
     return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
 
 
 def warn_of_one_class(name: str, test: dict) -> None:
-    """Print a line if the net `name` predicts one class for all test images. test: see predicts_one_class."""
+    """Print a line if the net `name` predicts one class for all test images."""
     if predicts_one_class(test):
         print(f'{name} predicts one class for all test images: its top-1 is only the share of that class')
 

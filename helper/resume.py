@@ -23,10 +23,7 @@ class AnotherRun(UserError):
 
 
 def fingerprint(data, **nets) -> dict:
-    """The facts of the data that must be the same in a resumed run, and in the runs that a table compares.
-
-    nets: role -> net; the code of a net from a user's file must be the same too.
-    """
+    """The facts of the data and of nets' code that must be the same in a resumed run, and in the runs of a table."""
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in,
@@ -67,9 +64,9 @@ class RunIdentity:
 
 
 def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState, lock: FolderLock) -> dict | None:
-    """Load the weights of --resume. Returns the state, with the `path` of its file; None if the run starts anew.
+    """Load the weights of --resume, and end the first stage if it is over. All processes call this. Raises UserError.
 
-    A state past the first stage ends that stage of the module too. All processes call this. Raises UserError.
+    Returns the state, with the `path` of its file; None if the run starts anew.
     """
     module, path = training.module, _saved_path(opt, paths.folder)
     if is_in(path, paths.folder):
@@ -147,10 +144,7 @@ def _check_same_run(state, path, opt, identity, module):
 
 
 def check_best(state: dict, paths: RunPaths, records) -> None:
-    """Check that the checkpoint of the best epoch so far exists, and copy it if the state is from another folder.
-
-    The state holds the figures of that epoch. If only the weights are lost, the figures stay; a state from another
-    folder without them starts a new count of the best.
+    """Check that the checkpoint of the best epoch exists; copy it, or count the best anew, if it is in another folder.
     """
     source, best, last = Path(state['path']).parent, records.best, finished_epoch(state)
     if best.get('epoch') in (None, last):       # none yet, or this run writes it soon

@@ -103,10 +103,7 @@ class Run:
         return f'lower {flags}' + (f'; the last good state is in {self.paths.folder / LAST}' if self.has_saved else '')
 
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:
-        """The epochs of a stage ('init' or 'train') that are still to be trained, counted from 1.
-
-        Loads the state of --resume into the optimiser first.
-        """
+        """The epochs of a stage ('init' or 'train') that are left, from 1. Loads --resume into the optimiser first."""
         self.stage, self.training.optimizer, self.epoch = stage, optimizer, 1
         state = self.resumed
         if state and STAGES.index(state['stage']) > STAGES.index(stage):
@@ -162,10 +159,7 @@ class Run:
         self.epoch += 1
 
     def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
-        """Record and save an epoch that was trained at learning rate `rate`, and validated.
-
-        train, test: what train_epoch and validate returned. pictures: of the module.
-        """
+        """Record and save an epoch. train, test: what train_epoch and validate returned. pictures: of the module."""
         seconds = time.perf_counter() - self.epoch_start
         self.records.epoch(self.epoch, rate, train, test, seconds, pictures or {})
         self.save(self.epoch + 1, 0)

@@ -59,10 +59,7 @@ def folder_name(name: str) -> str:
 
 
 def claim(lock: FolderLock, wait: bool) -> None:
-    """Make the folder and lock it for this run. wait: until another run there ends; otherwise raise UserError.
-
-    All processes call this.
-    """
+    """Make the folder and lock it. wait: until another run ends, else raise UserError. All processes call this."""
     def take():
         make_folder(lock.folder)
         return lock.take()
@@ -79,10 +76,7 @@ def claim(lock: FolderLock, wait: bool) -> None:
 
 
 def check_earlier_run(paths: RunPaths, identity, has_first_stage: bool, overwrite: bool) -> None:
-    """Raise UserError in all processes if this run would replace one with a finished epoch without --overwrite.
-
-    identity: the resume.RunIdentity of this run.
-    """
+    """Raise UserError in all processes if this run would replace one with a finished epoch without --overwrite."""
     earlier = distributed.broadcast(lambda: _describe_earlier_run(paths, identity, has_first_stage))
     if not earlier:
         return

@@ -18,7 +18,7 @@ class StopSignals:
     def __init__(self):
         self.number = 0
         self._arrived_at = 0.0
-        self._agreement = distributed.Agreement()
+        self._exchange = None       # of the requests after the last step
 
     def install(self) -> None:
         """Handle all stop signals."""
@@ -38,9 +38,22 @@ class StopSignals:
 
     def request_after_step(self, save_is_due: bool) -> int:
         """The largest request of any process: a stop signal, SAVE or 0. Several processes learn it one step later."""
-        return self._agreement.largest(self.number or (SAVE if save_is_due else 0))
+        request = self.number or (SAVE if save_is_due else 0)
+        if distributed.world_size() == 1:
+            return request
+        previous = self._finish_exchange()
+        self._exchange = distributed.start_max(request)     # runs during the next step
+        return previous
 
     def request_before_epoch(self) -> int:
         """The stop signal of any process, or 0. Waits for all processes."""
-        number = max(distributed.gather(max(self.number, self._agreement.settle())))
+        number = max(distributed.gather(max(self.number, self._finish_exchange())))
         return number if number > SAVE else 0
+
+    def _finish_exchange(self):
+        """Wait for the exchange after the last step. Returns its maximum, 0 if there was none."""
+        if self._exchange is None:
+            return 0
+        (largest, work), self._exchange = self._exchange, None
+        work.wait()
+        return int(largest)

@@ -19,10 +19,7 @@ PARTS = {'identity': dict, 'seed': int, 'stage': str, 'epoch': int, 'step': int,
 
 
 class TrainingState:
-    """Collects the parts of last.pth that the objects of a training loop hold, and loads them again.
-
-    module: a distiller_zoo.TrainingTask before DDP. loader: of the training images.
-    """
+    """Collects the parts of last.pth that a training loop holds, and loads them. module: a TrainingTask before DDP."""
 
     def __init__(self, module: nn.Module, loader, precision: Precision):
         self.module, self.loader, self.precision = module, loader, precision
@@ -63,16 +60,13 @@ class TrainingState:
             self.loader.order.generator.set_state(state['loader'])
 
     def load_step(self, state: dict) -> None:
-        """Load what differs within an epoch: the averages so far, the first batch, the buffers of each process.
-
-        With another number of processes, the first loads the sum of the averages.
-        """
+        """Load what differs within an epoch: the averages so far, the first batch, the buffers of each process."""
         self.loader.order.first_batch = state['step']
         parts, buffers = state['own'], {}
         if len(parts) == distributed.world_size():
             parts = [parts[distributed.rank()]]
             buffers = parts[0]['buffers']
-        elif not distributed.is_main():
+        elif not distributed.is_main():     # of another number of processes the first loads the sum
             parts = []
         self.meter.restore([part['meter'] for part in parts], next(self.module.parameters()).device)
         for name, value in self._buffers_per_process().items():     # after DDP has made them equal
@@ -145,10 +139,9 @@ def _check_random(state):
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load the state of a checkpoint into an optimiser that has not made a step yet.
+    """Load an untrusted state into an optimiser that has not made a step yet. Raises any exception.
 
     The settings come from the options; momentum, and entries that a step changes, as lamb's step count, from the file.
-    Raises any exception that an untrusted state causes.
     """
     fresh, stepped = optimizer.state_dict(), _after_a_step(optimizer)
     groups = []

@@ -45,10 +45,9 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise_batchnorm(module: nn.Module) -> None:
-    """--sync_bn: compute the statistics of batch norms over all processes. Parameters and their names stay.
+    """--sync_bn: let batch norms compute their statistics over all processes; parameters and their names stay.
 
-    torch does this on GPUs, timm for its norms with an activation, and CpuSyncBatchNorm on the CPU. Raises UserError
-    for norms that do more and have no synchronised version.
+    Raises UserError for norms that do more and have no synchronised version.
     """
     if distributed.world_size() == 1:
         return

@@ -24,10 +24,10 @@ class _Refused(Exception):
 
 
 def read_untrusted(file, source: str) -> tuple[object, list[str]]:
-    """(the value in an open file, the names of objects in it that are neither tensors nor plain values).
+    """(the value in an open file, the names of its objects that are neither tensors nor plain values, each an _Inert).
 
-    An _Inert replaces each object. Raises UserError, which begins with `source`, for a file that holds only such
-    objects, would call the system, is no checkpoint, would fill the memory, or would never end.
+    Raises UserError for a file that holds only such objects, would call the system, is no checkpoint, would fill the
+    memory, or would never end.
     """
     objects = []
     try:
@@ -36,8 +36,8 @@ def read_untrusted(file, source: str) -> tuple[object, list[str]]:
             value = _unpickle(_checked_copy(file), objects)
         has_tensors = _check_values(value)
     except Exception as error:      # anything that a damaged or hostile file makes the unpickler raise
-        if name := _first_import(file):
-            raise _holds_objects(source, name) from error
+        if objects and 'magic number' in str(error):        # a bare pickle, not of torch.save
+            raise _holds_objects(source, objects[0]) from error
         detail = f' ({error})' if isinstance(error, _Refused) else ''
         raise UserError(f'{source}: not a PyTorch checkpoint, or cut short or damaged{detail}; fetch or train it again'
                         ) from error
@@ -103,19 +103,17 @@ PLAIN = {'collections.OrderedDict': OrderedDict, 'builtins.set': set}
 
 
 def _checked_copy(file):
-    """The content of the file in memory, for torch to read. A zip archive is rebuilt from the records checked here.
-
-    An archive can be made so that two readers read different records; and torch does not check the checksums.
-    """
+    """The content of the file in memory, for torch to read; of a zip archive only the records checked here."""
     is_zip = file.read(4) == b'PK\3\4'       # torch decides by the same bytes
     file.seek(0)
     if not is_zip:
         copy = io.BytesIO(file.read())
         for _ in range(LEGACY_PICKLES):
-            _check_pickle(copy)
+            if copy.tell() < copy.getbuffer().nbytes:       # a bare pickle is one, whose objects the unpickler names
+                _check_pickle(copy)
         copy.seek(0)
         return copy
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(file) as archive:      # which two readers could read differently
         records = archive.infolist()
         names = [record.filename.lower() for record in records]     # torch ignores the case
         if any(name.endswith('constants.pkl') for name in names):
@@ -139,11 +137,8 @@ def _checked_copy(file):
 
 
 def _check_pickle(file):
-    """Refuse a pickle of tuples within tuples that, as a key, would take for ever to hash. Executes nothing of it.
-
-    Keeps for each value on the unpickler's stack how many values it holds, counted as often as they are reached, and
-    their levels.
-    """
+    """Refuse a pickle of tuples within tuples that, as a key, would take for ever to hash. Executes nothing of it."""
+    # stack: of the unpickler, for each value (how many values it holds, counted as often as they are reached, levels)
     stack, marks, memo, reached = [], [], {}, 0
     for opcode, argument, _ in pickletools.genops(file):
         count = len(opcode.stack_before)
@@ -188,20 +183,3 @@ def _check_values(state) -> bool:
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise _Refused(f'{name} claims a shape of {tuple(value.shape)}, which is more than the file holds')
     return has_tensors
-
-
-def _first_import(file) -> str | None:
-    """The first thing that a bare pickle file would import; None if it is no pickle. Executes nothing of it."""
-    strings = []
-    try:
-        file.seek(0)
-        for opcode, value, _ in pickletools.genops(file):
-            if opcode.name == 'GLOBAL':
-                return value.replace(' ', '.')
-            if opcode.name == 'STACK_GLOBAL':
-                return '.'.join(strings[-2:])
-            if isinstance(value, str):
-                strings.append(value)
-    except Exception:       # not a pickle
-        pass
-    return None
