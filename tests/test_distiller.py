@@ -16,8 +16,9 @@ from helper.meter import FiniteCheck
 from helper.optim import adjust_learning_rate
 from helper.records import predicts_one_class, show_evaluation
 
-PAIRS = {'same family': ('resnet14', 'resnet8'), 'other family': ('wrn_16_1', 'ShuffleV1'),
-         'extra stage': ('vgg8', 'resnet8'), '3 against 4 stages': ('resnet14', 'MobileNetV2')}
+PAIRS = {       # teacher, student, height of the images
+    'same family': ('resnet14', 'resnet8', 16), 'other family': ('wrn_16_1', 'ShuffleV1', 16),
+    'extra stage': ('vgg8', 'resnet8', 16), '3 against 4 stages': ('resnet14', 'MobileNetV2', 32)}
 EQUAL_CHANNELS = ('fsp', 'kdsvd')       # refuse a pair of nets of other widths
 
 
@@ -25,8 +26,9 @@ EQUAL_CHANNELS = ('fsp', 'kdsvd')       # refuse a pair of nets of other widths
 @pytest.mark.parametrize('method', distiller_dict)
 def test_two_steps(method, pair):
     """Loss finite, student and trainable part moved, teacher not, in the first stage and after it."""
+    teacher, student, size = PAIRS[pair]
     try:
-        distiller, loader, opt = build(method, *PAIRS[pair], size=32)
+        distiller, loader, opt = build(method, teacher, student, size=size)
     except UserError as error:
         assert method in EQUAL_CHANNELS and pair != 'same family' and 'equal channels' in str(error)
         return
