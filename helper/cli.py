@@ -62,13 +62,21 @@ def current_options(saved: dict) -> dict:
     return {**options, 'opt': 'dot'} if saved.get('optimizer') == 'dot' else options
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of flags, except None and False."""
+
+    def _get_help_string(self, action):
+        is_hidden = action.default is None or action.default is False
+        return action.help if is_hidden else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that accepts both '-' and '_' between the words of a flag, and raises UserError for a mistake."""
 
     def __init__(self, **kwargs):
         self.may_differ: set[str] = set()
         self.group_flags: dict[str, dict] = {}
-        super().__init__(**{'allow_abbrev': False, 'formatter_class': argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+        super().__init__(**{'allow_abbrev': False, 'formatter_class': HelpFormatter, **kwargs})
         self.add_argument('--debug', may_differ=True, action='store_true', default=argparse.SUPPRESS,
                           help='show the traceback of an error')      # helper.errors looks for the flag itself
 
