@@ -1,4 +1,4 @@
-"""What the tests share: builders of distillers and runs, a small tree of images, and a teacher trained on it."""
+"""Shared by the tests: builders of distillers and options, a small tree of images, a teacher, and the scheduler."""
 import atexit
 import functools
 import json
@@ -44,7 +44,7 @@ SLURM_CONF = os.environ.get('SLURM_CONF', '/tmp/slurm/slurm.conf')
 
 
 def pytest_configure(config):
-    """One thread a process: the tests run in one for each core, and start others."""
+    """Use one thread for each process: there is a process for each core, and tests start more."""
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
     # What libraries leave in the temporary folder, as wandb in a process that is killed, goes with the session. pytest
@@ -70,14 +70,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
 def write_images(root: Path, per_class: int, size: int = 16, classes=CLASSES) -> None:
-    """root/CLASS/N.png: noise around a colour of the class."""
+    """Write root/CLASS/N.png: noise around a colour of the class."""
     rng = np.random.default_rng(len(str(root.name)))
     for i, name in enumerate(classes):
         (root / name).mkdir(parents=True)
@@ -114,21 +114,21 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
 
 
 def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
-    """The flags of a method, or of a sum of them, that make its run short."""
+    """Flags that make a run of a method, or of a sum of methods, short."""
     names = {*way.split()[0].split('+')}
     return [*(['--nce_k', str(negatives)] if 'crd' in names else []),
             *(['--init_epochs', str(init_epochs)] if any(get_method(name).spec.first_stage for name in names) else [])]
 
 
 def fork_server():
-    """A multiprocessing context whose processes need no seconds to import torch."""
+    """A multiprocessing context that forks its processes from a server, which has imported torch."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['train_student', 'torch._dynamo', 'torch.utils.tensorboard', 'torchvision'])
     return context
 
 
 def first_view(images):
-    """(N, 3, H, W) of a batch that may have several views."""
+    """The images (N, 3, H, W) of a batch, or of its first view if it has two."""
     return images if images.dim() == 4 else images[0]
 
 
@@ -143,12 +143,12 @@ def data_options(**changes):
 
 
 def outcome(save):
-    """What a run left: all weights, the epochs' numbers without times, the best metrics."""
+    """The result of the run in `save`: all weights, the numbers of each epoch without times, the best metrics."""
     return outcome_of(next(p.parent for p in sorted(save.glob('*/*/last.pth'))))
 
 
 def outcome_of(folder):
-    """The same of one run's folder."""
+    """The same for the folder of a run."""
     best = load_checkpoint(str(next(folder.glob('*_best.pth'))), '')
     last = load_checkpoint(str(folder / 'last.pth'), '')
     history = json.loads((folder / 'history.json').read_text())
@@ -161,7 +161,7 @@ def outcome_of(folder):
 
 
 def assert_same(a, b):
-    """Equal to the bit."""
+    """Assert that two results are bit-identical."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -174,20 +174,20 @@ def assert_same(a, b):
 
 
 def slurm_environment() -> dict:
-    """Of a process that uses Slurm."""
+    """The environment of a process that uses Slurm."""
     return {**os.environ, 'SLURM_CONF': SLURM_CONF, 'OMP_NUM_THREADS': '1',
             'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
 def slurm(*command, timeout=60) -> str:
-    """What a command of Slurm writes to stdout."""
+    """Run a command of Slurm. Returns its stdout."""
     return subprocess.run([*map(str, command)], env=slurm_environment(), check=True, capture_output=True, text=True,
                           timeout=timeout).stdout
 
 
 @functools.cache
 def cluster_is_there() -> bool:
-    """Whether Slurm answers, and with the partitions of tests/slurm: no other cluster is given these jobs."""
+    """Whether Slurm answers with the partitions of tests/slurm. No other cluster gets these jobs."""
     try:
         return os.path.exists(SLURM_CONF) and \
             {'low', 'high'} <= set(slurm('sinfo', '-h', '-o', '%R', timeout=5).split())
@@ -196,7 +196,7 @@ def cluster_is_there() -> bool:
 
 
 def wait_for_slurm(condition, seconds=120):
-    """What `condition` returns once that is true."""
+    """Wait until `condition` returns something true. Returns it."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, slurm('squeue', '--long')
@@ -205,7 +205,7 @@ def wait_for_slurm(condition, seconds=120):
 
 
 class Hostile:
-    """Runs a shell command when it is unpickled."""
+    """Runs a shell command when unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -216,7 +216,7 @@ class Hostile:
 
 @pytest.fixture(scope='module')
 def cluster():
-    """The Slurm of tests/slurm for one file's tests at a time; they are skipped where it is not."""
+    """The Slurm of tests/slurm, for the tests of one file at a time. Skips them if it does not run."""
     if not cluster_is_there():
         pytest.skip('no Slurm to test on: sh tests/slurm/start.sh')
     with locked(Path(SLURM_CONF)):

@@ -40,7 +40,7 @@ def semckd(student, case):
 
 
 def maps(call, student='s', teacher='t', relu=True):
-    """call(student maps, teacher maps) -> (loss or losses, parts)."""
+    """call(student maps, teacher maps) returns (loss or losses, parts). Returns (loss, maps with a gradient, parts)."""
     feat_s, feat_t = features(student, 10, True, relu), features(teacher, 30, False, relu)
     loss, parts = call(feat_s, feat_t)
     used = [f for f, g in zip(feat_s, torch.autograd.grad(sum(as_list(loss)), feat_s, allow_unused=True,
@@ -53,7 +53,7 @@ def as_list(loss):
 
 
 def vectors(call):
-    """call(f_s, f_t) -> (loss, parts)."""
+    """call(f_s, f_t) returns (loss, parts). Returns (loss, [f_s], parts)."""
     f_s, f_t = tensor(50, 8, 64).requires_grad_(), tensor(51, 8, 96)
     loss, parts = call(f_s, f_t)
     return loss, [f_s], parts
@@ -126,24 +126,24 @@ def dkd(alpha, beta, temperature):
 
 
 def plain(criterion):
-    """A criterion of lists of maps, without a trainable part."""
+    """A criterion of lists of maps, without trainable parts."""
     return lambda feat_s, feat_t: (criterion(feat_s, feat_t), [])
 
 
 def last(criterion, dtype=torch.float32):
-    """As plain, on the last map alone."""
+    """As plain, but on the last maps only."""
     return lambda feat_s, feat_t: (criterion(*([feats[-1].to(dtype)] for feats in (feat_s, feat_t))), [])
 
 
 def test_hkd_weights_every_layer():
-    """And in float32 it is what it is in double."""
+    """Layer i has weight 100 * 0.7^i. In float32 the loss equals the reference, which was computed in double."""
     f_s, f_t = (features(which, seed, False)[-1] for which, seed in (('s', 10), ('t', 30)))
     one = REFERENCE['HKD_one_layer_same']['loss']
     assert zoo.HKDLoss(100)([f_s], [f_t]).item() == pytest.approx(one, rel=1e-4)
     assert zoo.HKDLoss(100, 0.7)([f_s, f_s], [f_t, f_t]).item() == pytest.approx(1.7 * one, rel=1e-4)
 
 
-# case -> function of the case's reference that returns (loss, inputs with gradients, trainable parts)
+# case -> function that takes the reference of the case and returns (loss, inputs with gradients, trainable parts)
 CASES = {
     'KD_T1': lambda case: kl(1),
     'KD_T4': lambda case: kl(4),
@@ -155,7 +155,7 @@ CASES = {
     'VID_mixed': lambda case: maps(vid, 'mixed'),
     'SemCKD_same': lambda case: semckd('s', case),
     'SemCKD_mixed': lambda case: semckd('mixed', case),
-    # In double: under HKD's square root stands what rounding leaves of |a|^2 + |a|^2 - 2<a, a>.
+    # In double: HKD takes the square root of |a|^2 + |a|^2 - 2<a, a>, which is only rounding error.
     'HKD_one_layer_same': lambda case: maps(last(zoo.HKDLoss(init_weight=100), torch.float64)),
     'HKD_one_layer_mixed': lambda case: maps(last(zoo.HKDLoss(init_weight=100), torch.float64), 'mixed'),
     'FitNet_half': fitnet, 'FitNet_double': fitnet, 'FitNet_equal': fitnet, 'FitNet_larger': fitnet,
@@ -198,6 +198,6 @@ def test_criterion(name):
             rms = want['param_grad_rms'][f'{i}.{key}' if prefixed else key]
             if rms is None:
                 assert parameter.grad is None
-            else:       # what is zero in exact arithmetic is compared with the loss, not with itself
+            else:       # the absolute tolerance is for gradients that are 0 in exact arithmetic
                 got = parameter.grad.double().pow(2).mean().sqrt().item()
                 assert got == pytest.approx(rms, rel=1e-3, abs=1e-6)

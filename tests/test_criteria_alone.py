@@ -1,4 +1,4 @@
-"""The criteria in somebody else's project: what is installed, what docs/criteria.md promises, what is refused."""
+"""Criteria in another project: the installed package, the table of docs/criteria.md, errors."""
 import ast
 import inspect
 import re
@@ -16,14 +16,14 @@ from options import student_options
 
 PAGE = (ROOT / 'docs/criteria.md').read_text()
 PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', PAGE, re.S)
-# method -> argument of a function -> the distiller's attribute that it is given
+# method -> argument of its function -> the attribute of the distiller with the value
 OF_FUNCTIONS = {'dkd': {'alpha': 'dkd_alpha', 'beta': 'dkd_beta', 'temperature': 'temperature'},
                 'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'}, 'wkdl': {'start': 'decay_from'},
                 'kd': {'T': 'temperature'}}
 
 
 def code(cell):
-    """The code in a cell of the table."""
+    """The code spans in a cell of the table."""
     return re.findall('`([^`]+)`', cell)
 
 
@@ -47,7 +47,7 @@ def published(cell):
 
 
 def arguments_of(function):
-    """'a, b=1', what a class, a function or a method is called with."""
+    """The arguments of a class, a function or a method, as 'a, b=1'."""
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(function).parameters.values()
                   if p.name not in ('self', 'args', 'kwargs')]
     return str(inspect.Signature(parameters))[1:-1]
@@ -70,7 +70,7 @@ def test_signatures_of_the_table(method):
 @pytest.mark.parametrize('method, dataset', [(method, dataset) for method, cells in TABLE.items() for dataset in (
     ('cifar100',) if cells[-1] == '–' else ('cifar100', 'imagenet'))])
 def test_published_values_of_the_table(method, dataset, monkeypatch):
-    """A run without flags has these weights, and makes the classes with these arguments, or else their defaults."""
+    """A run without flags has the weights of the table. Its classes get the arguments of the table, else defaults."""
     made, _, cifar100, imagenet = TABLE[method]
     weights, named, warm_up = published(cifar100 if dataset == 'cifar100' else imagenet)
     opt = student_options(['--path-t', 'x', '--distill', method, '--model_s', 'resnet8', '--batch_size', '8',
@@ -88,7 +88,7 @@ def test_published_values_of_the_table(method, dataset, monkeypatch):
 
 
 def record_arguments(monkeypatch, cls, given):
-    """Write the arguments with which objects of a class are made into `given`."""
+    """Record in `given` the arguments of each new object of a class."""
     init, signature = cls.__init__, inspect.signature(cls)
 
     def recording(self, *args, **kwargs):
@@ -110,8 +110,8 @@ def test_docstrings_have_the_published_values(method):
             assert re.search(rf'\b{re.escape(value)}(?!\.?\d)', text), value
 
 
-def test_every_criterion_says_what_it_takes():
-    """Shapes in, shapes out; SelfA and the like return several."""
+def test_every_docstring_has_the_shapes():
+    """Docstrings say input -> output, unless the only input is a number or a layer."""
     for name in zoo.__all__:
         criterion = getattr(zoo, name)
         text = criterion.forward.__doc__ if 'forward' in vars(criterion) else criterion.__doc__
@@ -133,7 +133,7 @@ def test_pip_installs_the_criteria_alone(monkeypatch):
     assert distribution.metadata.name == 'distiller-zoo' and distribution.install_requires == ['torch>=2.11']
 
 
-def test_what_is_installed_works_beside_other_packages(tmp_path, monkeypatch):
+def test_the_installed_package_works_beside_others(tmp_path, monkeypatch):
     """In a project with packages of its own names; the code of docs/criteria.md runs there."""
     for file in INSTALLED:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def test_what_is_installed_works_beside_other_packages(tmp_path, monkeypatch):
         _ = installed.distiller_dict
 
 
-def test_batches_that_a_criterion_cannot_compare():
+def test_batches_of_an_unusable_size():
     attention = zoo.SelfA(1, 1, 8, [4], [4])
     with pytest.raises(ValueError, match='batches of input_channel=8 samples, but this one has 5; .* drop_last=True'):
         attention([torch.ones(5, 4, 2, 2)], [torch.ones(5, 4, 2, 2)])

@@ -1,6 +1,6 @@
-"""The criteria of 2021 to 2026 against the reference numbers of tests/fixtures/criteria_newer.json.
+"""Criteria of 2021 to 2026 against the reference numbers of tests/fixtures/criteria_newer.json.
 
-Parts are set by value: W, G and B are the weights of convolutions, of batch norms, and biases, as the file names them.
+The file describes parameters as W(...), weights of convolutions, G(...), of batch norms, and b(...), biases.
 """
 import json
 import re
@@ -23,7 +23,7 @@ EXACT = 1e-4        # relative, of losses and gradients
 
 
 def value(text):
-    """The tensor that a text of the file describes: W(seed, shape), G(seed, c) or b(seed, c)."""
+    """The tensor for a description in the file: W(seed, shape), G(seed, c) or b(seed, c)."""
     kind, seed, *shape = re.findall(r'\w+', text)
     x = tensor(int(seed), *map(int, shape))
     if kind == 'W':
@@ -32,8 +32,7 @@ def value(text):
 
 
 def set_parts(case, rename):
-    """Set the parameters that `rename`, from a name of the file to ours, finds. Returns {name of the file: parameter}.
-    """
+    """Set the parameters of a case, which rename(name in the file) returns. Returns {name in the file: parameter}."""
     parameters = {}
     with torch.no_grad():
         for name, text in case['weights'].items():
@@ -44,7 +43,7 @@ def set_parts(case, rename):
 
 
 def of(module, *changes):
-    """A rename: the parameter of `module` after these replacements in its name."""
+    """A rename for set_parts: replace (old, new) in the name, then take that parameter of `module`."""
     def rename(name):
         for old, new in changes:
             name = re.sub(old, new, name)
@@ -62,7 +61,7 @@ def logits(scale=3.0, right=False, dtype=torch.float32):
 
 
 def on_logits(criterion, target=False, **drawn):
-    """A criterion of the two nets' logits."""
+    """A case for a criterion of both nets' logits, and of the target if `target`."""
     def run(case):
         s, t = logits(**drawn)
         return criterion(s, t, *([TARGET] if target else [])), [s], {}
@@ -141,8 +140,8 @@ def ctkd(epoch):
         temperature = part(strength)
         assert temperature.item() == pytest.approx(case['temperature'], rel=EXACT)
         loss = zoo.distill_kl(s, t, temperature)
-        # T^2 and the softmax pull theta in opposite ways, which leaves a thousandth of each: the reference, in
-        # float32, is 1e-3 away from the same formula in float64.
+        # The gradients through T^2 and through the softmax cancel to a thousandth of each, so the float32 reference
+        # differs by 1e-3 from the same formula in float64.
         theta_grad = torch.autograd.grad(loss, part.theta, retain_graph=True)[0].item()
         assert theta_grad == pytest.approx(case['theta_grad'], rel=2e-3)
         return loss, [s], {}
@@ -272,8 +271,8 @@ def dot(case):
             close(p, want)
 
 
-# case -> function of the case's reference that returns (loss, inputs with gradients, {name: parameter}), or checks all
-# of the reference itself
+# case -> function that takes the reference of the case and returns (loss, inputs with gradients, {name: parameter}), or
+# returns nothing and checks the whole reference itself
 CASES = {
     'DIST_tau1': on_logits(zoo.DISTLoss(1, 1, 1)), 'DIST_tau4': on_logits(zoo.DISTLoss(1, 1, 4)),
     'DIST_sharp': on_logits(zoo.DISTLoss(1, 1, 1), scale=12.0),
@@ -307,7 +306,7 @@ CASES = {
 
 
 def close(got, want):
-    """The digest of a tensor is that of the reference: rms and the first eight values, relative to the rms."""
+    """The tensor has the reference's rms and first eight values, with a tolerance relative to the rms."""
     got = digest(got)
     assert got['n'] == want['n'] and got['rms'] == pytest.approx(want['rms'], rel=EXACT)
     assert got['head'] == pytest.approx(want['head'], abs=EXACT * want['rms'])
