@@ -3,7 +3,6 @@ import contextlib
 import copy
 import inspect
 import os
-import random
 import sys
 import time
 import warnings
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import cluster
 from .cli import values
-from .device import MPS, select_device
+from .device import MPS, seed_everything, select_device
 from .errors import UserError
 
 _cpu_group = None       # the gloo group that exchanges values on the CPU
@@ -207,6 +205,4 @@ def where(device: torch.device) -> str:
 def seed_this_process(seed: int) -> None:
     """Give each process its own random numbers, after the module is built the same in all of them."""
     if rank():
-        torch.manual_seed(seed + rank())
-        random.seed(seed + rank())
-        np.random.seed((seed + rank()) % 2**32)
+        seed_everything(seed + rank(), torch.backends.cudnn.deterministic)

@@ -26,11 +26,9 @@ def replacing(path: Path, backup: str | None = None) -> Iterator[Path]:
     """
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=UNFINISHED, dir=path.parent)
     try:
-        try:
+        with open(handle, 'wb'):
             yield Path(temporary)
             os.fsync(handle)
-        finally:
-            os.close(handle)
         os.chmod(temporary, 0o644)
         if backup and path.exists():
             _back_up(path, path.with_name(backup))

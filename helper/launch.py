@@ -175,14 +175,11 @@ def wait_for_all(processes: list, entries: list[str], forwarded: list[int]) -> N
 
     forwarded: the stop signals that the processes were sent.
     """
-    alive = {process.sentinel: rank for rank, process in enumerate(processes)}
-    failed = None
+    alive, failed = processes, None
     while alive and failed is None:
-        for sentinel in wait(list(alive)):
-            rank = alive.pop(sentinel)
-            processes[rank].join()
-            if processes[rank].exitcode != 0 and failed is None:
-                failed = rank
+        wait([process.sentinel for process in alive])
+        alive = [process for process in alive if process.is_alive()]
+        failed = next((rank for rank, process in enumerate(processes) if process.exitcode), None)
     if failed is None:
         return
     code = processes[failed].exitcode

@@ -41,11 +41,6 @@ class Meter:
         self.sums += batch
         self.samples += n
 
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the averages can be read without waiting for a GPU."""
-        return self.sums is not None and self.sums.device.type == 'cpu'
-
     def state(self) -> dict:
         """This process's sums, for a checkpoint."""
         return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples}
@@ -152,8 +147,9 @@ class Progress:
         self.images += images * self.world
         self.bar.update(images * self.world)
         is_due, now = self.done % self.print_freq == 0, time.perf_counter()
-        # A bar on a terminal is also refreshed once a second where the meter can be read without waiting.
-        if not is_due and not (self.on_terminal and meter.on_cpu and now - self.shown_at > 1):
+        # Reading the meter waits for a GPU. Elsewhere a bar on a terminal is also refreshed once a second.
+        is_refresh = self.on_terminal and meter.sums.device.type == 'cpu' and now - self.shown_at > 1
+        if not is_due and not is_refresh:
             return
         self.shown_at = now
         averages = describe(meter.averages(everywhere=is_due))

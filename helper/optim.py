@@ -12,8 +12,7 @@ OURS = ('sgd', 'dot')      # values of --opt; the others are timm's
 
 
 class Eager(Optimizer):
-    """Methods without torch's decorators for compiled steps, which import the compiler: a second at the start of a run.
-    """
+    """Methods without torch's decorators for compiled steps, whose import of the compiler takes a second."""
 
     add_param_group, zero_grad, state_dict, load_state_dict = (
         inspect.unwrap(getattr(Optimizer, name))

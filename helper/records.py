@@ -227,8 +227,7 @@ def _ignore_failed_writes(args):
 
 
 def predicts_one_class(test: dict) -> bool:
-    """Whether a net predicts one class although there are several. test: of validate or history.json, even an old one.
-    """
+    """Whether a net predicts one class although there are several. test: of validate or any history.json."""
     return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
 
 

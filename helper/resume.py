@@ -49,11 +49,8 @@ class RunIdentity:
         self.values = {**options, **facts, 'amp': str(dtype)}
 
     def differences(self, saved: dict, seed) -> list[str]:
-        """The differences between this run and a saved one with the values `saved` and this seed, as texts.
-
-        An option that did not exist when the state was saved had its default. A fact that an old state lacks is not
-        compared.
-        """
+        """The differences between this run and a saved one with the values `saved` and this seed, as texts."""
+        # An option that did not exist then had its default; a fact that an old state lacks is not compared.
         saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_FACTS},
                  **current_options(saved)}
         texts = [f'{name} {saved.get(name)}, now {value}' for name, value in self.values.items()
@@ -144,8 +141,7 @@ def _check_same_run(state, path, opt, identity, module):
 
 
 def check_best(state: dict, paths: RunPaths, records) -> None:
-    """Check that the checkpoint of the best epoch exists; copy it, or count the best anew, if it is in another folder.
-    """
+    """Check the best checkpoint so far. If it is in another folder, copy it; if it is lost there, count anew."""
     source, best, last = Path(state['path']).parent, records.best, finished_epoch(state)
     if best.get('epoch') in (None, last):       # none yet, or this run writes it soon
         return
