@@ -2,6 +2,7 @@
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
@@ -112,20 +113,20 @@ def original_teacher(parameters: dict) -> str:
 
 
 def group_trials(runs: list[dict]) -> list[list[dict]]:
-    """The runs, grouped by experiment."""
+    """The runs, grouped by experiment: with the same options, and no different facts (older runs have fewer)."""
+    return group_runs(runs, lambda group, run: all(
+        run['experiment'] == other['experiment'] and _agree(run, other, run['facts']) for other in group))
+
+
+def group_runs(runs: list, fits: Callable) -> list[list]:
+    """Put each run into the first group with fits(group, run), else into a new one."""
     groups = []
     for run in runs:
-        group = next((group for group in groups if all(is_same_experiment(run, other) for other in group)), None)
-        if group is None:
-            groups.append([run])
-        else:
+        if group := next((group for group in groups if fits(group, run)), None):
             group.append(run)
+        else:
+            groups.append([run])
     return groups
-
-
-def is_same_experiment(run: dict, other: dict) -> bool:
-    """Whether two runs have the same options, and no different facts (older runs have fewer)."""
-    return run['experiment'] == other['experiment'] and _agree(run, other, run['facts'])
 
 
 def have_same_data(run: dict, other: dict) -> bool:

@@ -26,18 +26,13 @@ PAIRS = ('resnet20,resnet8,kd', 'resnet110,resnet20,kd', 'wrn_40_2,wrn_16_2,atte
 DIGITS = {'ratio': 2, f'times {SOFT_LABELS}': 2, 'torch ms': 2, 'winograd ms': 2, 'ms a step': 1, 'seconds': 1}
 
 
-class RepeatedBatch:
+class RepeatedBatch(list):
     """A loader that yields the same batch `steps` times."""
 
     def __init__(self, batch, steps):
-        self.batch, self.steps, self.batch_size = batch, steps, len(batch[1])
+        super().__init__([batch] * steps)
+        self.batch_size = len(batch[1])
         self.n_samples = steps * self.batch_size
-
-    def __len__(self):
-        return self.steps
-
-    def __iter__(self):
-        return iter([self.batch] * self.steps)
 
 
 class WorkerProcessLoader:
@@ -132,11 +127,6 @@ def compare(label: str, sides: dict, images: int, opt, device, **columns) -> lis
     median = alternate(sides, opt.rounds, device)
     first = next(iter(median.values()))
     return [{**columns, label: name, 'images/s': images / s, 'ratio': first / s} for name, s in median.items()]
-
-
-def exhaust(loader):
-    for _ in loader:
-        pass
 
 
 def reset_peak_memory(device) -> None:

@@ -1,6 +1,7 @@
 """The loaders of {data_dir}/imagenet alone at 224 pixels: torchvision's usual pipeline, and each of ours."""
-import functools
 import sys
+from collections import deque
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from dataset.normalise import IMAGENET_MEAN, IMAGENET_STD
 from helper.errors import UserError
 from options import teacher_options
 
-from .common import WorkerProcessLoader, compare, exhaust
+from .common import WorkerProcessLoader, compare
 
 LOADERS = {'folder': [], 'lmdb': ['--use-lmdb'], 'dali cpu': ['--dali', 'cpu'], 'dali gpu': ['--dali', 'gpu']}
 
@@ -40,5 +41,5 @@ def measure(opt, device):
     if not loaders:
         raise UserError(f'--data_dir {opt.data_dir}: no imagenet there that could be read')
     loaders = {'torchvision': torchvision_loader(opt, device), **loaders}
-    return compare('loader', {name: functools.partial(exhaust, loader) for name, loader in loaders.items()},
+    return compare('loader', {name: partial(deque, loader, 0) for name, loader in loaders.items()},
                    max(loader.n_samples for loader in loaders.values()), opt, device)

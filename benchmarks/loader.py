@@ -1,9 +1,11 @@
 """The loaders alone: CIFAR-size images augmented on the device, and by torchvision's transforms, an image at a time."""
+from collections import deque
+
 import torch
 
 from dataset.normalise import CIFAR_MEAN, CIFAR_STD
 
-from .common import WorkerProcessLoader, compare, exhaust, memory_loader, random_images
+from .common import WorkerProcessLoader, compare, memory_loader, random_images
 
 
 class PerImage(torch.utils.data.Dataset):
@@ -31,5 +33,5 @@ def reference_loader(opt, device):
 def measure(opt, device):
     """A row for each loader."""
     reference, fast = reference_loader(opt, device), memory_loader(opt, device)
-    return compare('loader', {'reference': lambda: exhaust(reference), 'fast': lambda: exhaust(fast)},
+    return compare('loader', {'reference': lambda: deque(reference, 0), 'fast': lambda: deque(fast, 0)},
                    opt.batch_size * opt.steps, opt, device)

@@ -4,11 +4,11 @@
 as it was trained, the loss and the accuracy read back every step. `fast`: as train_student.py trains, with --compile
 and --amp if given.
 """
-import contextlib
 import multiprocessing
 import re
 import statistics
 import sys
+from collections import deque
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from helper.errors import UserError
 from helper.loops import NullRun, train_epoch
 
 from . import common
-from .common import PAIRS, RepeatedBatch, alternate, build, exhaust, memory_loader, new_process, peak_memory, seconds
+from .common import PAIRS, RepeatedBatch, alternate, build, memory_loader, new_process, peak_memory, seconds
 from .loader import reference_loader
 
 
@@ -97,7 +97,7 @@ class Recipe:
         def run_teacher():
             with self.precision.autocast(), rewritten.in_use():
                 teacher_outputs(images)
-        loader = self.time(lambda: exhaust(self.loader), rounds) / len(self.loader)
+        loader = self.time(lambda: deque(self.loader, 0), rounds) / len(self.loader)
         teacher, optimizer = self.time(run_teacher, 4 * rounds), self.time(self.optimizer.step, 4 * rounds)
         parts = {'loader': loader, 'teacher': teacher, 'student': max(0.0, soft_labels - teacher - optimizer),
                  'method': max(0.0, whole - soft_labels), 'optimiser': optimizer}
@@ -160,9 +160,8 @@ def measure(opt, device):
     """A row for each recipe of each pair: medians of rounds that alternate between the two processes."""
     rows = []
     for pair in opt.pair or PAIRS:
-        with contextlib.ExitStack() as stack:
-            processes = {name: stack.enter_context(new_process()) for name in ('reference', 'fast')}
-            rows += measure_pair(pair, opt, processes)
+        with new_process() as reference, new_process() as fast:
+            rows += measure_pair(pair, opt, {'reference': reference, 'fast': fast})
     return rows
 
 

@@ -3,6 +3,7 @@ import os
 
 import torch
 
+from analysis.runs import group_runs
 from helper.device import cores
 from helper.errors import UserError
 
@@ -64,11 +65,4 @@ def cpu_threads(gpus: int, cores_per_run: int) -> str | None:
 
 def group_trials(runs: list[PlannedRun], size: int) -> list[list[PlannedRun]]:
     """Return the runs in groups that share a GPU: up to `size` trials of one cell."""
-    groups: list[list[PlannedRun]] = []
-    for run in runs:
-        group = next((group for group in groups if group[0].label == run.label and len(group) < size), None)
-        if group:
-            group.append(run)
-        else:
-            groups.append([run])
-    return groups
+    return group_runs(runs, lambda group, run: group[0].label == run.label and len(group) < size)

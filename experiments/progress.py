@@ -91,10 +91,6 @@ class Record:
         code = self._count('code')
         return (code > 0 and _signal_of(code) is None) or self.deaths() >= MAX_STARTS
 
-    def forget(self) -> None:
-        """Let a failed run start again."""
-        self.path.unlink(missing_ok=True)
-
     def is_alive(self) -> bool:
         """Return whether a process on any machine is training the run."""
         try:

@@ -69,7 +69,8 @@ def notes(results: TableResults, epoch: str) -> list[str]:
             pairs = ', '.join(f'{teacher} -> {student}' for teacher, student in improvement.left_out)
             sentences.append(f'{results.table.headline} ARI over {label} leaves out {pairs}: {label} is not better '
                              f'there than the student alone.')
-    if names := [f'{cell.row.label}, {cell.pair}' for cell in results.cells.values() if cell.is_mixed]:
+    if names := [f'{cell.row.label}, {cell.pair}' for cell in results.cells.values()
+                if not cell.results and any(trial.result for trial in cell.trials)]:
         sentences.append(f'No mean, since the trials have different data: {"; ".join(names)}.')
     if names := [trial.run.name for trial in results.trials() if trial.result and trial.result['one_class'][epoch]]:
         sentences.append(f'One class for all test images, so that the accuracy is only the share of that class: '

@@ -58,11 +58,6 @@ class Cell:
         return results if all(have_same_data(*pair) for pair in itertools.combinations(results, 2)) else []
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether the trials have different data."""
-        return not self.results and any(trial.result for trial in self.trials)
-
-    @property
     def missing(self) -> list[Trial]:
         return [trial for trial in self.trials if not trial.result]
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.cli import Parser, number, path  # noqa: E402
-from helper.errors import run_main  # noqa: E402
-from models.load import load_net, open_checkpoint  # noqa: E402
+from helper.cli import Parser, number, path
+from helper.errors import run_main
+from models.load import load_net, open_checkpoint
 
 
 def training_notes(checkpoint: dict) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from analysis import published, runs  # noqa: E402
-from distiller_zoo import get_method  # noqa: E402
-from helper.cli import Parser, path, show, table  # noqa: E402
-from helper.errors import UserError, printable, reason, run_main  # noqa: E402
+from analysis import published, runs
+from distiller_zoo import get_method
+from helper.cli import Parser, path, show, table
+from helper.errors import UserError, printable, reason, run_main
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 FEWEST_CLASSES = 6      # with fewer, top-5 says nothing

@@ -14,23 +14,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helper  # noqa: E402, F401, before torch: it sets how threads wait
+import helper  # noqa: F401, before torch: it sets how threads wait
 
 # isort: split
-import torch  # noqa: E402
+import torch
 
-from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options  # noqa: E402
-from dataset import get_dataloaders  # noqa: E402
-from export import latency, model_card, verify  # noqa: E402
-from export.deployed_net import open_deployed_net  # noqa: E402
-from export.formats import FORMATS, Export  # noqa: E402
-from export.runtime import CONFIG  # noqa: E402
-from helper.cli import Parser, number, path  # noqa: E402
-from helper.errors import UserError, printable, reason, run_main  # noqa: E402
-from helper.files import write_json  # noqa: E402
-from helper.launch import STOP_SIGNALS  # noqa: E402
-from models.classes import class_order  # noqa: E402
-from models.load import load_net, open_net  # noqa: E402
+from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
+from dataset import get_dataloaders
+from export import latency, model_card, verify
+from export.deployed_net import open_deployed_net
+from export.formats import FORMATS, Export
+from export.runtime import CONFIG
+from helper.cli import Parser, number, path
+from helper.errors import UserError, printable, reason, run_main
+from helper.files import write_json
+from helper.launch import STOP_SIGNALS
+from models.classes import class_order
+from models.load import load_net, open_net
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)

@@ -10,24 +10,24 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helper  # noqa: E402, F401, before torch: it sets how threads wait
+import helper  # noqa: F401, before torch: it sets how threads wait
 
 # isort: split
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import torch
+from tqdm import tqdm
 
-from dataset import get_dataloaders  # noqa: E402
-from dataset.memory import VARIANTS  # noqa: E402
-from dataset.teacher_cache import open_cache  # noqa: E402
-from distiller_zoo import get_method  # noqa: E402
-from helper.compile import compiled, keep_memory  # noqa: E402
-from helper.device import memory_format, select_device  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
-from helper.loops import validate  # noqa: E402
-from models.fold import fold_batchnorm  # noqa: E402
-from models.load import load_net  # noqa: E402
-from options import open_teacher, student_options  # noqa: E402
+from dataset import get_dataloaders
+from dataset.memory import VARIANTS
+from dataset.teacher_cache import open_cache
+from distiller_zoo import get_method
+from helper.compile import compiled, keep_memory
+from helper.device import memory_format, select_device
+from helper.errors import UserError, run_main
+from helper.loops import validate
+from models.fold import fold_batchnorm
+from models.load import load_net
+from options import open_teacher, student_options
 
 
 @torch.no_grad()

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helper.checkpoint import load_weights, save_checkpoint  # noqa: E402
-from helper.cli import Parser, path  # noqa: E402
-from helper.errors import UserError, nearest, run_main  # noqa: E402
-from models import model_dict  # noqa: E402
-from models.foreign import without_common_prefix  # noqa: E402
-from models.load import open_checkpoint  # noqa: E402
-from models.recognise import recognise  # noqa: E402
-from models.torchvision_net import download  # noqa: E402
+from helper.checkpoint import load_weights, save_checkpoint
+from helper.cli import Parser, path
+from helper.errors import UserError, nearest, run_main
+from models import model_dict
+from models.foreign import without_common_prefix
+from models.load import open_checkpoint
+from models.recognise import recognise
+from models.torchvision_net import download
 
 PUBLISHED = 'IMAGENET1K_V1'     # the papers' teachers have these weights: 73.31 % for resnet34
 

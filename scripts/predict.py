@@ -13,20 +13,20 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helper  # noqa: E402, F401, before torch: it sets how threads wait
+import helper  # noqa: F401, before torch: it sets how threads wait
 
 # isort: split
-import torch  # noqa: E402
+import torch
 
-from dataset.decode import report_unreadable  # noqa: E402
-from dataset.folder import list_images, print_skipped  # noqa: E402
-from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb  # noqa: E402
-from dataset.imagenet import Pipeline  # noqa: E402
-from export.load import find_export  # noqa: E402
-from export.runtime_process import RuntimeProcess  # noqa: E402
-from helper.cli import Parser, number, path, table  # noqa: E402
-from helper.errors import UserError, printable, run_main  # noqa: E402
-from helper.files import write_atomically  # noqa: E402
+from dataset.decode import report_unreadable
+from dataset.folder import list_images, print_skipped
+from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb
+from dataset.imagenet import Pipeline
+from export.load import find_export
+from export.runtime_process import RuntimeProcess
+from helper.cli import Parser, number, path, table
+from helper.errors import UserError, printable, run_main
+from helper.files import write_atomically
 
 
 def options():

@@ -12,16 +12,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from analysis.runs import ACCURACY_KEYS  # noqa: E402
-from distiller_zoo import get_method  # noqa: E402
-from experiments import report, report_text  # noqa: E402
-from experiments.folder_check import check, owner_of  # noqa: E402
-from experiments.plan import plan_runs  # noqa: E402
-from experiments.planned_run import parse_known_flags  # noqa: E402
-from experiments.progress import DONE, progress_of  # noqa: E402
-from experiments.table_file import TABLES, find_table, read_table  # noqa: E402
-from helper.cli import Parser, path, show  # noqa: E402
-from helper.errors import UserError, nearest, run_main  # noqa: E402
+from analysis.runs import ACCURACY_KEYS
+from distiller_zoo import get_method
+from experiments import report, report_text
+from experiments.folder_check import check, owner_of
+from experiments.plan import plan_runs
+from experiments.planned_run import parse_known_flags
+from experiments.progress import DONE, progress_of
+from experiments.table_file import TABLES, find_table, read_table
+from helper.cli import Parser, path, show
+from helper.errors import UserError, nearest, run_main
 
 
 def draw_figures(pair, runs, labels, save):

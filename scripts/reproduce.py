@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments import report, report_text, slurm  # noqa: E402
-from experiments.devices import Devices  # noqa: E402
-from experiments.folder_check import check, check_data, claim  # noqa: E402
-from experiments.local import Local  # noqa: E402
-from experiments.plan import plan_runs  # noqa: E402
-from experiments.planned_run import check_batches, parse_known_flags, select_part, shell  # noqa: E402
-from experiments.progress import DONE, RUNNING, Record, failures, progress_of, summary  # noqa: E402
-from experiments.table_file import find_table, read_table  # noqa: E402
-from experiments.time_estimate import estimate  # noqa: E402
-from helper.cli import Parser, number, path, show  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
-from helper.files import FolderLock, make_folder  # noqa: E402
+from experiments import report, report_text, slurm
+from experiments.devices import Devices
+from experiments.folder_check import check, check_data, claim
+from experiments.local import Local
+from experiments.plan import plan_runs
+from experiments.planned_run import check_batches, parse_known_flags, select_part, shell
+from experiments.progress import DONE, RUNNING, Record, failures, progress_of, summary
+from experiments.table_file import find_table, read_table
+from experiments.time_estimate import estimate
+from helper.cli import Parser, number, path, show
+from helper.errors import UserError, run_main
+from helper.files import FolderLock, make_folder
 
 
 def options():
@@ -93,7 +93,7 @@ def main():
         if opt.retry:
             for record in (Record(logs, run) for run in runs):
                 if record.has_failed():
-                    record.forget()
+                    record.path.unlink()
         progress = devices.run(runs) if opt.cluster == 'slurm' else \
             Local(table.name, logs, runs, devices, opt.trial_parallel).run()
         print(failures(progress, logs), end='')

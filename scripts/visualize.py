@@ -11,21 +11,21 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helper  # noqa: E402, F401, before torch: it sets how threads wait
+import helper  # noqa: F401, before torch: it sets how threads wait
 
 # isort: split
-import torch  # noqa: E402
+import torch
 
-from analysis import figures, metrics  # noqa: E402
-from analysis.comparison import DRAW, LONGEST, NEEDED, ComparedNet, Comparison  # noqa: E402
-from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options  # noqa: E402
-from dataset import get_dataloaders  # noqa: E402
-from distiller_zoo import load_inference_net  # noqa: E402
-from helper.cli import Parser, number, path  # noqa: E402
-from helper.device import select_device  # noqa: E402
-from helper.errors import UserError, printable, run_main  # noqa: E402
-from helper.files import make_folder, write_json  # noqa: E402
-from models.load import load_net, open_net  # noqa: E402
+from analysis import figures, metrics
+from analysis.comparison import DRAW, LONGEST, NEEDED, ComparedNet, Comparison
+from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
+from dataset import get_dataloaders
+from distiller_zoo import load_inference_net
+from helper.cli import Parser, number, path
+from helper.device import select_device
+from helper.errors import UserError, printable, run_main
+from helper.files import make_folder, write_json
+from models.load import load_net, open_net
 
 ROWS, MOST_ROWS = 5, 50     # Grad-CAM's images: by default, and at most
 

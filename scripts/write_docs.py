@@ -10,10 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from distiller_zoo import SOFT_LABELS, distiller_dict, get_method  # noqa: E402
-from helper.cli import Parser, comma_list  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
-from options import student_options  # noqa: E402
+from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
+from helper.cli import Parser, comma_list
+from helper.errors import UserError, run_main
+from options import student_options
 
 WEIGHTS = ('gamma', 'alpha', 'beta')
 RESULTS_COLUMNS = 4     # methods side by side in the README's table

@@ -1449,7 +1449,7 @@ def test_the_state_of_a_run(tmp_path):
         assert states() == [state, *['left' if state == 'left' else 'without its teacher'] * 2]
     record.log.write_text('a\r\n\n10%\r50%\r\x1b[31mb\n' + 'x' * 400 + '\n', newline='')
     assert record.last_lines() == ['a', '\\x1b[31mb', 'x' * 300]
-    record.forget()
+    record.path.unlink()
     assert states() == ['left', 'left', 'left']
 
     folder = teacher.folder
