@@ -73,14 +73,14 @@ def _without_cpp_messages():
     if '--debug' in sys.argv:
         yield
         return
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)
+    stderr = os.dup(2)
+    with open(os.devnull, 'w') as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(devnull)
 
 
 def agree_on_options(opt) -> None:

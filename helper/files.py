@@ -141,7 +141,7 @@ def make_folder(folder: Path, given: str | None = None) -> None:
 
 
 class FolderLock:
-    """Lets one run at a time write into a folder; ends with its process. File systems without locks grant it to all."""
+    """Lets one run at a time write into a folder. It ends with its process; a file system without locks grants it."""
 
     def __init__(self, folder: Path, shared: bool = False):
         """shared: others write there too, so an unfinished file counts as left over only after an hour."""

@@ -85,7 +85,7 @@ def end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def process_lifetime(rank: int):
-    """Return a context for one of several processes, which ends with it. Each error is reported by one process."""
+    """Return a context for one of several processes; the process ends with it. One process reports each error."""
     code = 0
     try:
         yield

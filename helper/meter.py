@@ -113,7 +113,7 @@ class FiniteCheck:
                             f'rate {self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
 
     def check_weights(self, module: nn.Module) -> None:
-        """Raise UserError for weights that are not finite; a finite loss can still give an update that ruins them."""
+        """Raise UserError for weights that are not finite: a finite loss can still give an update that ruins them."""
         weights = [value for value in module.state_dict().values() if value.is_floating_point()]
         if not all(torch.stack([weight.isfinite().all() for weight in weights]).tolist()):
             raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
@@ -121,7 +121,7 @@ class FiniteCheck:
 
 
 class Progress:
-    """Shows an epoch, of all processes: a tqdm bar where stderr is a terminal, plain lines where stdout is a file."""
+    """The progress of an epoch over all processes: a tqdm bar if stderr is a terminal, lines if stdout is a file."""
 
     def __init__(self, title: str, loader, print_freq: int, done: int = 0):
         """done: steps of this epoch that were already made before an interruption."""

@@ -50,7 +50,7 @@ def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
 
 
 def check_recipe(opt) -> None:
-    """Raises UserError for an optimiser or a schedule that there is not, or where timm, which makes it, is absent."""
+    """Raise UserError for an unknown optimiser, for rates that do not fit, or if timm is needed but not installed."""
     flags = {f'--opt {opt.opt}': opt.opt not in OURS, f'--sched {opt.sched}': opt.sched != 'step',
              '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
              '--cutmix': opt.cutmix, '--model_ema': opt.model_ema,
