@@ -87,7 +87,7 @@ def check_dot(opt, method) -> None:
     """Refuse --opt dot without gradients of both a task and a distillation, and momenta out of range."""
     if method.spec.own_backward or method.spec.own_optimizer:
         raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
-    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_own_loss(opt) else []
+    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_method_loss(opt) else []
     distils = opt.alpha or any(betas)
     if not opt.gamma or not distils:
         cause = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
@@ -108,7 +108,7 @@ def check_flags_of_methods(opt, method) -> None:
             raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
     # FSP has a published weight although its own loss is only used in the first stage.
-    has_weight = len(parts) > 1 or method.has_own_loss(opt) or method.spec.published.get('beta')
+    has_weight = len(parts) > 1 or method.has_method_loss(opt) or method.spec.published.get('beta')
     if 'beta' in opt.flags.given and opt.beta and not has_weight:
         raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
                         f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')

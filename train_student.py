@@ -39,7 +39,7 @@ def train(opt, device):
         return
 
     # Data and nets
-    opt.model_t, checkpoint_t = open_teacher(opt)
+    opt.model_t, checkpoint_t = open_teacher(opt)       # may set opt.image_size
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
     spec = method.spec
@@ -55,15 +55,16 @@ def train(opt, device):
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_cache(opt, spec.needs, teacher, data, device)
-    if cache and cache.full and not spec.reads_teacher and (opt.skip_validation or cache.accuracy is not None):
-        distiller.teacher_follows = False       # nothing asks the teacher: it stays in main memory
+    has_accuracy = opt.skip_validation or (cache is not None and cache.accuracy is not None)
+    if cache and cache.full and has_accuracy and not spec.reads_teacher:
+        distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
     else:
-        fold_batchnorm(teacher, data.image_size)
+        fold_batchnorm(teacher, data.image_size)        # which makes it faster
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         synchronise_batchnorm(distiller)
-    speed_up(distiller, local, device)
+    speed_up(distiller, local, device)      # replaces forward and teacher_outputs, which the cache takes below
     train_loader = data.train_loader
     if cache:
         train_loader = TeacherOutputLoader(train_loader, cache, distiller.teacher_outputs)
@@ -74,8 +75,9 @@ def train(opt, device):
         return {**distiller.checkpoint(), **describe_net(arch, data, opt)}
 
     if opt.estimate:
-        estimate(opt, distiller, data, precision, device, checkpoint, None if opt.skip_validation else teacher,
-                 init_rate, cache_bytes(opt, spec.needs, teacher, data))
+        estimate(opt, distiller, data, precision, device, checkpoint, init_rate=init_rate,
+                 teacher=None if opt.skip_validation else teacher,
+                 cache_bytes=cache_bytes(opt, spec.needs, teacher, data))
         return
 
     paths = RunPaths.of_student(opt)

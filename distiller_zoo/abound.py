@@ -7,11 +7,11 @@ from .first_stage import FirstStage
 
 
 class ABDistiller(FirstStage, Distiller):
-    """The first stage fits the boundaries. The second trains the task with soft labels and does not use beta."""
+    """The first stage fits activation boundaries. The second trains with labels and soft labels and ignores beta."""
 
     spec = Spec(
         title='AB', paper='Heo et al., AAAI 2019, arXiv:1811.03233', uses='stage pre-activations, in a first stage',
-        published={'beta': 1.0}, first_stage=True, own_loss=False)
+        published={'beta': 1.0}, first_stage=True, has_method_loss=False)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

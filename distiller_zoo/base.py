@@ -13,7 +13,7 @@ from .criteria.kd import distill_kl
 from .dot import DOT
 from .logit_transforms import LogitTransforms
 from .precision import in_float32  # noqa: F401, for the methods, which import what they need from here
-from .spec import Spec
+from .spec import Spec  # noqa: F401
 from .task import TrainingTask
 
 IMAGENET = ('imagenet', 'imagenette')     # the data sets for which methods use their values and layers for ImageNet
@@ -28,38 +28,16 @@ class Distiller(TrainingTask):
     """student + frozen teacher + a method's trainable part; forward returns the losses of one training step.
 
     A method is a subclass in a file of its own, named by its title and "Distiller". It declares its `spec`, builds its
-    criterion and trainable layers in `build`, and returns its loss from `method_loss`. The only other change is the
-    method's line in distiller_dict, in registry.py.
+    criterion and trainable layers in `build`, and returns its loss from `method_loss`. registry.py imports it and lists
+    it in distiller_dict.
 
     total loss = gamma * cross-entropy + alpha * T^2 * KL(teacher || student) + beta * method_loss
     """
 
-    spec: Spec
-
-    @classmethod
-    def add_arguments(cls, add: Callable) -> None:
-        """Add the method's flags: add('--name', type=..., default=..., help=...), as argparse's add_argument.
-
-        may_differ=True marks a flag that does not change the result. Values are numbers, strings or lists of them, and
-        are in `opt` of every run, whatever its method. Two methods may share a flag if they add it with equal settings.
-        """
-
-    def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:
-        """Make the criterion and the trainable layers.
-
-        shapes_s, shapes_t: shapes of both nets' outputs without the batch: (C, H, W) of a map, (C,) of the embedding.
-        Raises UserError for nets that the method cannot use.
-        """
-
-    def prepare(self, data) -> None:
-        """Called once before the first epoch, on the training device, but not when a run is resumed.
-
-        For what a method computes from the whole training set, by data.unaugmented_loader(): store it in a buffer.
-        """
-
-    def method_loss(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor) -> Tensor:
-        """The method's loss, a scalar, before beta. out_t has the fields in spec.needs; the others are None."""
-        raise NotImplementedError(f'{type(self).__name__} declares own_loss')
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.spec is TrainingTask.spec:
+            raise TypeError(f'{cls.__name__}: declare spec = Spec(title=..., paper=..., uses=...)')
 
     def __init__(self, student: nn.Module, teacher: nn.Module, opt, data):
         """student, teacher: models.base.Net. opt: the parsed options. data: dataset.Data."""
@@ -74,12 +52,11 @@ class Distiller(TrainingTask):
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
         self.logit_transforms = LogitTransforms(opt, data.num_classes)
-        self.uses_method_loss = self.has_own_loss(opt)
+        self.uses_method_loss = self.has_method_loss(opt)
         self.loss_warmup_epochs = opt.loss_warmup_epochs
         self.warms_soft_labels = bool(opt.loss_warmup_epochs) and not self.uses_method_loss
         self.register_buffer('schedule_factor', torch.ones(()), persistent=False)       # of beta; set by begin_epoch
         self.preact_s, self.preact_t = self.spec.preact_s, self.spec.preact_t
-        self.drop_last, self.own_buffers = self.spec.drop_last, self.spec.own_buffers
         self.own_backward = self.spec.own_backward or opt.opt == 'dot'
         self.scheduled_over_epochs = self.spec.scheduled_over_epochs or self.logit_transforms.scheduled_over_epochs
         try:
@@ -90,13 +67,13 @@ class Distiller(TrainingTask):
     def forward(self, images: Tensor, target: Tensor, index: Tensor | None = None, out_t: Outputs | None = None):
         """images (N, 3, H, W), target (N,), index (N,) -> (losses, the student's logits (N, classes)).
 
-        out_t: stored teacher outputs; the teacher computes them where they are not given. losses: {'loss': the total,
-        'ce': ..., 'kl': ..., 'method': ...}, scalars; all but the total are before their weights.
+        out_t: stored teacher outputs; if not given, the teacher computes them. losses: {'loss': the total, 'ce': ...,
+        'kl': ..., 'method': ...}, scalars; all but the total are unweighted.
         """
         if out_t is None:
             out_t = self.teacher_outputs(images)
         out_s = self.student_outputs(images)
-        losses = {'ce': self.task_loss(out_s.logits, target)}
+        losses = {'ce': self.label_loss(out_s.logits, target)}
         if self.alpha:
             losses['kl'] = distill_kl(*self.soft_labels(out_s, out_t))
         if self.uses_method_loss:
@@ -133,6 +110,24 @@ class Distiller(TrainingTask):
         alpha = self.alpha * self.schedule_factor if self.warms_soft_labels else self.alpha
         return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
 
+    def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:
+        """Make the criterion and the trainable layers.
+
+        opt: the options; opt.batch_size is the batch of this process. shapes_s, shapes_t: shapes of both nets' outputs
+        without the batch: (C, H, W) of a map, (C,) of the embedding. Raises UserError for nets that the method cannot
+        use.
+        """
+
+    def method_loss(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor) -> Tensor:
+        """The method's loss, a scalar, before beta. out_t has the fields in spec.needs; the others are None."""
+        raise NotImplementedError(f'{type(self).__name__}: define method_loss, or set has_method_loss=False in spec')
+
+    def prepare(self, data) -> None:
+        """Called once before the first epoch, on the training device, but not when a run is resumed.
+
+        For what a method computes from the whole training set, by data.unaugmented_loader(): store it in a buffer.
+        """
+
     def begin_epoch(self, epoch, epochs):
         """--loss_warmup_epochs: the weight of the method's loss grows linearly to its full value."""
         if self.loss_warmup_epochs:
@@ -148,31 +143,30 @@ class Distiller(TrainingTask):
         """The backward passes of --opt dot; an override makes those of a method that declares own_backward."""
         optimizer.backward(self, losses)
 
-    def inference_net(self):
-        """As TrainingTask's. A method whose spec says deploys_student=False also overrides rebuild_inference_net."""
-        return super().inference_net()
-
     @classmethod
     def rebuild_inference_net(cls, student: nn.Module, weights: dict) -> nn.Module:
         """inference_net() for a new student, without a teacher, into which `weights`, its state_dict, are loaded."""
         return student
 
-    def checkpoint(self):
-        """The network and the state of the method's trainable layers."""
-        net = self.inference_net()
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith(('student.', 'average'))}
-        return {'model': net.state_dict(), **({'distiller': state} if state else {}),
-                **({} if self.spec.deploys_student else {'inference_net': self.name})}
+    @classmethod
+    def add_arguments(cls, add: Callable) -> None:
+        """Add the method's flags: add('--name', type=..., default=..., help=...), as argparse's add_argument.
+
+        may_differ=True marks a flag that does not change the result. Values are numbers, strings or lists of them, and
+        are in `opt` of every run, whatever its method. Two methods may share a flag if they add it with equal settings.
+        """
 
     @classmethod
-    def has_own_loss(cls, opt) -> bool:
+    def has_method_loss(cls, opt) -> bool:
         """Whether there is a method_loss with these options."""
-        return cls.spec.own_loss
+        return cls.spec.has_method_loss
 
     @classmethod
     def published_options(cls, opt) -> dict:
         """option -> the value that a run uses if the option is not given."""
-        delta = None if opt.opt != 'dot' else 0.09 if is_imagenet(opt) else 0.075
+        delta = None
+        if opt.opt == 'dot':
+            delta = 0.09 if is_imagenet(opt) else 0.075
         return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None, 'dot_delta': delta,
                 **cls.spec.published,
                 **(cls.spec.published_imagenet if is_imagenet(opt) else {}),
@@ -190,6 +184,18 @@ class Distiller(TrainingTask):
         """Raises UserError for options that do not suit the method, before anything is built."""
         if isinstance(opt.beta, list):
             raise UserError(f'-b {comma_list(opt.beta)}: --distill {opt.distill} has one loss; give one weight')
+
+    def checkpoint(self):
+        """The network and the state of the method's trainable layers."""
+        net = self.inference_net()
+        state = {name: value for name, value in self.state_dict().items()
+                 if not name.startswith(('student.', 'average.')) and name != 'averaged_steps'}
+        content = {'model': net.state_dict()}
+        if state:
+            content['distiller'] = state
+        if not self.spec.deploys_student:
+            content['inference_net'] = self.name
+        return content
 
     def train(self, mode: bool = True):
         """The teacher stays in eval mode, its running statistics unchanged."""

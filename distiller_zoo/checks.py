@@ -4,6 +4,9 @@ from torch import nn
 from helper.errors import UserError
 from models.base import Outputs, probe
 
+from .first_stage import FirstStage
+from .multi_view import MultiView
+
 
 class PairError(UserError):
     """A method cannot distil between these two nets."""
@@ -12,6 +15,11 @@ class PairError(UserError):
 def check_declaration(method: type) -> None:
     """Raises ValueError for a method class that contradicts its own spec: an error of its author."""
     spec = method.spec
+    is_single = not hasattr(method, 'methods')      # a sum of methods handles views by itself
+    for declared, mixin, field in ((spec.first_stage, FirstStage, 'first_stage'),
+                                   (len(spec.views) > 1 and is_single, MultiView, 'several views')):
+        if bool(declared) != issubclass(method, mixin):
+            raise ValueError(f'{method.__name__}: {field} in spec and the mixin {mixin.__name__} go together')
     if unknown := {*spec.needs} - {*Outputs._fields}:
         raise ValueError(f'{method.__name__} needs {", ".join(unknown)}; a net gives {", ".join(Outputs._fields)}')
 

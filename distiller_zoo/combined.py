@@ -17,6 +17,7 @@ class Combined(Distiller):
     """The methods are parts that share the student and the teacher. A part contributes only its own loss, without its
     soft labels and cross-entropy; the soft labels are the part kd."""
 
+    spec = Spec(title='', paper='', uses='')     # combine() sets both
     methods: dict[str, type[Distiller]] = {}
 
     @classmethod
@@ -28,7 +29,7 @@ class Combined(Distiller):
         for name, value in (item for options in parts.values() for item in options.items()):
             values.setdefault(name, []).append(value)
         agreed = {name: first for name, (first, *others) in values.items() if all(other == first for other in others)}
-        betas = [options['beta' if method.has_own_loss(opt) else 'alpha'] for method, options in parts.items()]
+        betas = [options['beta' if method.has_method_loss(opt) else 'alpha'] for method, options in parts.items()]
         return {**agreed, 'gamma': values['gamma'][0], 'alpha': 0.0, 'beta': betas,
                 'dot_delta': super().published_options(opt)['dot_delta']}
 
@@ -59,7 +60,7 @@ class Combined(Distiller):
         views = images if len(self.spec.views) > 1 else [images]
         out_t = [self.teacher_outputs(view) for view in views] if out_t is None else [out_t]
         out_s = [self.student_outputs(view) for view in views]
-        losses = {'ce': sum(self.task_loss(out.logits, target) for out in out_s)}
+        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s)}
         for name, part in self.parts.items():
             count = len(part.spec.views)
             part_s, part_t = (out_s[:count], out_t[:count]) if count > 1 else (out_s[0], out_t[0])

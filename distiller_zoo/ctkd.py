@@ -35,7 +35,7 @@ class CTKDDistiller(DKDDistiller):
         return usual
 
     @classmethod
-    def has_own_loss(cls, opt):
+    def has_method_loss(cls, opt):
         return opt.ctkd_base == 'dkd'
 
     def build(self, opt, data, shapes_s, shapes_t):

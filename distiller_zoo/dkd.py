@@ -6,7 +6,8 @@ from .criteria.dkd import dkd_loss
 
 
 class DKDDistiller(Distiller):
-    """Its loss contains its two weights and replaces the soft labels: alpha is 0 unless -a is given."""
+    """The DKD loss replaces the soft labels, so alpha is 0 unless -a is given; --dkd_alpha and --dkd_beta weight its
+    terms."""
 
     spec = Spec(
         title='DKD', paper='Zhao et al., CVPR 2022, arXiv:2203.08679', uses='logits',

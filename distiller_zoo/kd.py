@@ -6,7 +6,7 @@ class KDDistiller(Distiller):
     """The method is the soft-label loss of its base class; its weight is alpha, not beta."""
 
     spec = Spec(
-        title='KD', paper='Hinton et al., NIPS workshop 2014, arXiv:1503.02531', uses='logits', own_loss=False,
+        title='KD', paper='Hinton et al., NIPS workshop 2014, arXiv:1503.02531', uses='logits', has_method_loss=False,
         published_logit_stand={'gamma': 0.1, 'alpha': 9.0, 'kd_T': 2.0})
 
     @classmethod

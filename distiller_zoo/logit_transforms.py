@@ -7,7 +7,9 @@ from .criteria.common import standardize_logits
 
 
 class LogitTransform(nn.Module):
-    """A change of both nets' logits, or of the temperature. It goes with every method, and its parameters learn.
+    """A change of both nets' logits, or of the temperature; its parameters learn.
+
+    It applies to the soft labels, and to methods whose loss calls self.soft_labels.
 
     List a subclass in `transforms`; several apply in that order.
     """

@@ -5,6 +5,8 @@ from .multi_view import MultiView
 
 
 class MLLDDistiller(MultiView, Distiller):
+    """Soft labels, and relations between images and between classes, on a weak and a strong view."""
+
     spec = Spec(
         title='MLLD', paper='Jin, Wang and Lin, CVPR 2023', uses='logits of two views',
         published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
@@ -12,7 +14,7 @@ class MLLDDistiller(MultiView, Distiller):
         published_logit_stand={'gamma': 0.1, 'beta': 9.0, 'kd_T': 2.0}, views=('weak', 'strong'), pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
-        self.criterion = MLLDLoss(opt.kd_T, opt.logit_stand)
+        self.criterion = MLLDLoss(opt.kd_T, opt.logit_stand)     # it has several temperatures, so it standardises
 
     @in_float32
     def method_loss(self, out_s, out_t, target, index):

@@ -9,12 +9,13 @@ class MultiView:
     for each view; the cross-entropy and the soft labels are summed over the views.
     """
 
-    def forward(self, images, target, index=None, out_t=None):
+    def forward(self, images, target, index=None):
         """As Distiller's, for images (views, N, 3, H, W); the logits are those of the first view."""
         out_t = [self.teacher_outputs(view) for view in images]
         out_s = [self.student_outputs(view) for view in images]
-        losses = {'ce': sum(self.task_loss(out.logits, target) for out in out_s)}
+        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s)}
         if self.alpha:
             losses['kl'] = sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))
-        losses['method'] = self.method_loss(out_s, out_t, target, index)
+        if self.uses_method_loss:
+            losses['method'] = self.method_loss(out_s, out_t, target, index)
         return {'loss': self.weighted_sum(losses), **losses}, out_s[0].logits

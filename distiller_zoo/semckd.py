@@ -37,6 +37,7 @@ class SemCKDDistiller(Distiller):
         return self.criterion(proj_s, target_t, weight)
 
     def checkpoint(self):
+        # The authors' code reads the key 'attention'.
         return {**super().checkpoint(), 'attention': self.attention.state_dict()}
 
     def pictures(self):

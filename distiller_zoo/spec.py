@@ -19,18 +19,18 @@ class Spec:
 
     # Inputs
     needs: tuple = ()           # teacher outputs besides logits: 'embedding', 'feats', 'map', fields of Outputs
-    views: tuple = ('weak',)    # augmentation of each view, keys of dataset.augment.VIEWS; several need MultiView
+    views: tuple = ('weak',)    # augmentation of each view, of dataset.augment.VIEWS; several need the mixin MultiView
     preact_s: bool = False      # feature maps of the student are taken before their ReLU
     preact_t: bool = False      # the same for the teacher
     reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
-    auxiliary_teacher: str = '' # the method that distils the net of --path-t; published tables name that net's teacher
+    auxiliary_teacher: str = '' # the method that trains the auxiliary teacher of --path-t; tables name the original one
     needs_class: bool = False   # each image has one class, so mixup and CutMix do not apply
     pairwise: bool = False      # compares images within a batch, so a batch has at least two
     drop_last: bool = False     # a short last batch is dropped
 
     # Training
-    own_loss: bool = True       # has a method_loss besides the soft labels
-    first_stage: bool = False   # begins with --init_epochs of init_loss; needs the FirstStage base class
+    has_method_loss: bool = True    # has a method_loss besides the soft labels
+    first_stage: bool = False   # begins with --init_epochs of init_loss; needs the mixin FirstStage
     scheduled_over_epochs: bool = False     # begin_epoch reads `epochs`, so a run cannot be extended
     own_buffers: tuple = ()     # names of buffers that differ between processes within an epoch
     own_backward: bool = False  # `backward` makes the backward passes of a step

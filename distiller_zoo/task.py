@@ -6,26 +6,26 @@ from torch.optim import Optimizer
 from helper.distributed import average_gradients
 from helper.optim import new_optimizer
 
-from .task_loss import task_loss
+from .label_loss import label_loss
+from .spec import Spec
 
 
 class TrainingTask(nn.Module):
     """`student` and the loss that trains it. Vanilla and Distiller extend this class with a forward pass.
 
-    The class attributes are the defaults; a subclass or an instance may set others.
+    `student` is the net that learns, also where it becomes a teacher. A Distiller sets the attributes below.
     """
 
-    drop_last = False               # drop a short last batch
+    spec = Spec(title='', paper='', uses='')
     scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a run cannot be extended
-    own_buffers = ()                # names of buffers that differ between processes within an epoch
     own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
 
     def __init__(self, student: nn.Module, opt=None, data=None):
-        """opt, data: the parsed options and dataset.Data, which determine the task loss; None: plain cross-entropy."""
+        """opt, data: the parsed options and dataset.Data, which determine the label loss; None: plain cross-entropy."""
         super().__init__()
         self.student = student
-        self.task_loss = task_loss(opt, data)
+        self.label_loss = label_loss(opt, data)
         self.average = None
         if opt is not None and opt.model_ema is not None:
             from timm.utils import ModelEmaV3
@@ -78,7 +78,10 @@ class TrainingTask(nn.Module):
             self.average.update(self.student, self.steps)
 
     def inference_net(self) -> nn.Module:
-        """Return the network to validate, save under 'model' and ship: images (N, 3, H, W) -> logits (N, classes)."""
+        """Return the network to validate, save under 'model' and ship: images (N, 3, H, W) -> logits (N, classes).
+
+        A method that returns another one declares deploys_student=False and overrides rebuild_inference_net.
+        """
         return self.student if self.average is None else self.average.module
 
     def checkpoint(self) -> dict:

@@ -3,8 +3,8 @@ from .task import TrainingTask
 
 
 class Vanilla(TrainingTask):
-    """`student` trained with the task loss."""
+    """`student` trained with the labels alone."""
 
     def forward(self, images, target, index=None):
         logits = self.student(images)
-        return {'loss': self.task_loss(logits, target)}, logits
+        return {'loss': self.label_loss(logits, target)}, logits

@@ -29,6 +29,8 @@ class NullRun:
 def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision: Precision | None = None) -> dict:
     """Return {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
 
+    In a first stage only 'loss' and 'images_per_second'.
+
     loader: yields the arguments of module.forward. module: a distiller_zoo.TrainingTask, or DDP around one. run: the
     helper.run.Run that saves within the epoch, or resumes in the middle of it. precision: --amp.
     """
@@ -49,7 +51,7 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
             with gradient_exchange(module, is_update_step):
                 with precision.autocast():
                     losses, logits = forward(module, images, target, *rest)
-                finite.add(progress.done + 1, losses)
+                finite.add(number + 1, losses)
                 if task.own_backward:
                     task.backward(losses, optimizer)
                 else:

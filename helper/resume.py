@@ -124,7 +124,7 @@ def _check_same_run(state, path, opt, identity, module):
         'another --trial without --resume, for a run beside it'
     differences = identity.differences(state['identity'], state['seed'])
     saved_processes, processes = len(state['random']), distributed.world_size()
-    if saved_processes != processes and module.drop_last:
+    if saved_processes != processes and module.spec.drop_last:
         differences.append(f'{_count_processes(saved_processes)}, now {processes}, and weights whose shapes depend on '
                            f'the batch of a process')
     if differences:

@@ -80,7 +80,7 @@ class TrainingState:
         """The buffers that differ between processes within an epoch, name -> tensor."""
         norms = [f'{name}.{kind}' for name, m in self.module.named_modules()
                  if isinstance(m, nn.modules.batchnorm._BatchNorm) for kind in ('running_mean', 'running_var')]
-        names = {*norms, *self.module.own_buffers}
+        names = {*norms, *self.module.spec.own_buffers}
         return {name: value for name, value in self.module.named_buffers() if name in names}
 
 

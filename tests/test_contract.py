@@ -18,7 +18,8 @@ from conftest import CPU, ROOT, assert_same, build, data_options, first_view, fr
 import dataset
 import train_student
 import train_teacher
-from distiller_zoo import distiller_dict, load_inference_net
+from distiller_zoo import Distiller, Spec, distiller_dict, load_inference_net
+from distiller_zoo.checks import check_declaration
 from distiller_zoo.criteria.kd import distill_kl
 from distiller_zoo.logit_transforms import transforms
 from helper.checkpoint import load_checkpoint
@@ -327,3 +328,21 @@ def test_no_method_name_elsewhere():
         for place, line in enumerate(file.read_text().splitlines(), start=1):
             found = re.search(rf'''['"]({names})['"]|--distill ({names})\b|distill == ''', line)
             assert not found, f'{file.relative_to(ROOT)}:{place}: {line.strip()}'
+
+
+def test_a_declaration_is_checked():
+    with pytest.raises(TypeError, match='NoSpec: declare spec = Spec'):
+        class NoSpec(Distiller):
+            pass
+
+    class OneView(Distiller):
+        spec = Spec(title='', paper='', uses='', views=('weak', 'strong'))
+    with pytest.raises(ValueError, match='OneView: several views in spec and the mixin MultiView go together'):
+        check_declaration(OneView)
+
+
+def test_a_checkpoint_has_all_buffers_of_the_method():
+    """Also one whose name begins as the average's."""
+    distiller, _, _ = build('kd')
+    distiller.register_buffer('average_map', torch.ones(2))
+    assert set(distiller.checkpoint()['distiller']) == {'average_map'}

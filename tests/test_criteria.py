@@ -201,3 +201,11 @@ def test_criterion(name):
             else:       # the absolute tolerance is for gradients that are 0 in exact arithmetic
                 got = parameter.grad.double().pow(2).mean().sqrt().item()
                 assert got == pytest.approx(rms, rel=1e-3, abs=1e-6)
+
+
+def test_semckd_has_a_regressor_for_each_pair():
+    """Layers 1, 11 and 11, 1 too. Fewer layers have the names of the published code."""
+    for layers in (3, 12):
+        attention = zoo.SelfA(layers, layers, 4, [2] * layers, [2] * layers)
+        names = {name for name, _ in attention.named_children() if name.startswith('regressor')}
+        assert len(names) == layers ** 2 and (layers > 10 or 'regressor12' in names)

@@ -395,7 +395,7 @@ def test_parts_keep_their_own_temperature_and_warm_up():
 
 def test_a_sum_has_the_part_s_buffers_and_pictures():
     distiller, loader, opt = build('semckd+kd', beta=[1.0, 1.0])
-    assert {*distiller.own_buffers} <= {name for name, _ in distiller.named_buffers()}
+    assert {*distiller.spec.own_buffers} <= {name for name, _ in distiller.named_buffers()}
     train_epoch(1, loader, distiller, distiller.make_optimizer(1e-3, opt), opt)
     assert len(distiller.pictures()['attention']) == 3
 

@@ -128,19 +128,19 @@ def test_losses():
     from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
     logits, target = torch.randn(6, 5), torch.arange(6) % 5
     net = build_net('resnet8', 5, 16)
-    smoothed = Vanilla(net, options('--smoothing', 0.2)).task_loss
+    smoothed = Vanilla(net, options('--smoothing', 0.2)).label_loss
     torch.testing.assert_close(smoothed(logits, target), LabelSmoothingCrossEntropy(0.2)(logits, target))
-    binary = Vanilla(net, options('--smoothing', 0.2, '--bce_loss')).task_loss
+    binary = Vanilla(net, options('--smoothing', 0.2, '--bce_loss')).label_loss
     assert binary(logits, target).equal(BinaryCrossEntropy(0.2)(logits, target))
     counts = torch.tensor([1, 2, 3, 0, 2])
     data = types.SimpleNamespace(labels=torch.arange(5).repeat_interleave(counts), num_classes=5)
-    balanced = Vanilla(net, options('--balance_classes'), data).task_loss
+    balanced = Vanilla(net, options('--balance_classes'), data).label_loss
     assert balanced.weight.tolist() == pytest.approx([8 / 5, 8 / 10, 8 / 15, 0, 8 / 10])
     assert sum(balanced.weight[data.labels]) == pytest.approx(8 * 4 / 5)        # of the classes that there are
     losses = nn.functional.cross_entropy(logits, target, reduction='none')
     torch.testing.assert_close(balanced(logits, target), (losses * balanced.weight[target]).mean())
     mixed = torch.rand(6, 5).softmax(1)
-    plain = Vanilla(net, options('--smoothing', 0.2, '--mixup', 1)).task_loss       # smoothed already
+    plain = Vanilla(net, options('--smoothing', 0.2, '--mixup', 1)).label_loss       # smoothed already
     torch.testing.assert_close(plain(logits, mixed), -(mixed * logits.log_softmax(1)).sum(1).mean())
 
 

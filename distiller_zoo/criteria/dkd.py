@@ -15,7 +15,7 @@ def binary_log_p(log_p, label):
 
 
 def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperature):
-    """The terms (N,) of which dkd_loss is the mean."""
+    """The loss of each image, (N,)."""
     true = true_class_mask(logit_s, target)
 
     def split(logits):

@@ -44,9 +44,9 @@ def _gram(f):
 class SelfA(nn.Module):
     """The trained part of SemCKD: attention over the teacher's layers, and a regressor for each pair of layers.
 
-    s_len, t_len: numbers of layers of the student and of the teacher. s_n, s_t: lists of their channels.
-    input_channel: the batch size, the width of the Gram matrices that the attention reads. Every batch must have this
-    size: drop a short last batch. Queries and keys have input_channel / factor values.
+    s_len, t_len: numbers of layers of the student and of the teacher. s_n, s_t: lists of the student's and the
+    teacher's channels. input_channel: the batch size, the width of the Gram matrices that the attention reads. Every
+    batch must have this size: drop a short last batch. Queries and keys have input_channel / factor values.
     """
 
     def __init__(self, s_len: int, t_len: int, input_channel: int, s_n: list, s_t: list, factor: int = 4):
@@ -58,7 +58,11 @@ class SelfA(nn.Module):
         for i in range(s_len):
             setattr(self, f'query_weight{i}', MLPEmbed(input_channel, width))
             for j in range(t_len):
-                setattr(self, f'regressor{i}{j}', Regressor(s_n[i], s_t[j]))
+                setattr(self, self.regressor_name(i, j), Regressor(s_n[i], s_t[j]))
+
+    def regressor_name(self, i: int, j: int) -> str:
+        """The authors' name for the regressor of student layer i and teacher layer j, if it is unique."""
+        return f'regressor{i}{j}' if max(self.s_len, self.t_len) <= 10 else f'regressor{i}_{j}'
 
     def attention(self, feat_s: list, feat_t: list):
         """(N, s_len, t_len): for each sample and student layer, a distribution over the teacher's layers.
@@ -88,7 +92,7 @@ class SelfA(nn.Module):
         proj_s, target_t = [], []
         for i, f_s in enumerate(feat_s):
             sizes = [min(f_s.shape[-1], f_t.shape[-1]) for f_t in feat_t]
-            proj_s.append([getattr(self, f'regressor{i}{j}')(pool_once('s', i, f_s, size))
+            proj_s.append([getattr(self, self.regressor_name(i, j))(pool_once('s', i, f_s, size))
                            for j, size in enumerate(sizes)])
             target_t.append([pool_once('t', j, f_t, sizes[j]) for j, f_t in enumerate(feat_t)])
         return proj_s, target_t, weight

@@ -1,10 +1,10 @@
-"""The task loss: cross-entropy with the labels, or the variant that the options ask for."""
+"""The loss on the labels: cross-entropy with the labels, or the variant that the options ask for."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def task_loss(opt=None, data=None) -> nn.Module:
+def label_loss(opt=None, data=None) -> nn.Module:
     """Return the loss: logits (N, classes), target (N,) or for mixed images (N, classes) -> scalar.
 
     opt: the parsed options; None: plain cross-entropy. data: dataset.Data, for the class weights of --balance_classes.
