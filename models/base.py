@@ -19,9 +19,10 @@ class Outputs(NamedTuple):
 class Net(nn.Module):
     """A convolutional network in three parts: stages, pooling, classifier.
 
-    A subclass defines `stages` and `get_classifier`, and overrides what differs.
+    A subclass defines `stages` and overrides what differs.
     """
 
+    classifier_name = 'fc'      # of the linear layer that returns the logits, or of a Sequential that ends with it
     activated = True            # the stages' maps come after their last ReLU, if they have one
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
 
@@ -34,7 +35,8 @@ class Net(nn.Module):
 
     def get_classifier(self) -> nn.Linear:
         """The layer that returns the logits."""
-        raise NotImplementedError(type(self).__name__)
+        layer = getattr(self, self.classifier_name)
+        return layer[-1] if isinstance(layer, nn.Sequential) else layer
 
     def refuse_preact(self, preact: bool) -> None:
         """Raise NotImplementedError if `preact` is set: the first line of `stages` in nets without pre-activations."""

@@ -92,9 +92,6 @@ class ResNet(StageNet):
     def get_bn_before_relu(self):
         return [stage[-1].bn2 for stage in self.layers]
 
-    def get_classifier(self):
-        return self.fc
-
 
 class ResNetCifar(StageNet):
     """`blocks`: how many of `block` each stage has.
@@ -103,7 +100,7 @@ class ResNetCifar(StageNet):
     (N, 128e, H/2, W/2), (N, 256e, H/4, W/4), (N, 512e, H/8, W/8), embedding (N, 512e).
     """
 
-    num_stages = 4
+    classifier_name = 'linear'
 
     def __init__(self, block: type, blocks: tuple, num_classes: int = 100):
         super().__init__()
@@ -119,9 +116,6 @@ class ResNetCifar(StageNet):
 
     def get_bn_before_relu(self):
         return [getattr(stage[-1], 'bn3', stage[-1].bn2) for stage in self.layers]
-
-    def get_classifier(self):
-        return self.linear
 
 
 NARROW, X4, DOUBLE = (16, 16, 32, 64), (32, 64, 128, 256), (64, 128, 256, 512)

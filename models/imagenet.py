@@ -22,8 +22,6 @@ def _before_relu(block, x):
 class ResNet(StageNet, resnet.ResNet):
     """Features: after the max pool (N, 64, H/4, W/4), after layer1 to layer4, the pooled embedding."""
 
-    num_stages = 4
-
     def __init__(self, block, layers, num_classes: int = 1000, widen: int = 1, **kwargs):
         super().__init__(block, layers, num_classes=num_classes, **kwargs)
         if widen > 1:
@@ -40,9 +38,6 @@ class ResNet(StageNet, resnet.ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-
-    def get_classifier(self):
-        return self.fc
 
     def get_bn_before_relu(self):
         return [getattr(stage[-1], 'bn3', stage[-1].bn2) for stage in self.layers]
@@ -66,13 +61,11 @@ class ResNet(StageNet, resnet.ResNet):
 class VGG(Net, vgg.VGG):
     """Features: the end of each of the five stages after its ReLU, then the flattened 7x7 average pool."""
 
+    classifier_name = 'classifier'
     num_features = 512
 
     def __init__(self, config: str, num_classes: int = 1000):
         super().__init__(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
-
-    def get_classifier(self):
-        return self.classifier[-1]
 
     def embed(self, features):
         return self.avgpool(features).flatten(1)
@@ -93,10 +86,8 @@ class VGG(Net, vgg.VGG):
 class MobileNetV2(Net, mobilenetv2.MobileNetV2):
     """Features: after features[0], [3], [6], [13], [17], then the pooled embedding (N, 1280)."""
 
+    classifier_name = 'classifier'
     FEATURES = (0, 3, 6, 13, 17)
-
-    def get_classifier(self):
-        return self.classifier[-1]
 
     def hidden(self, embedding):
         return self.classifier[:-1](embedding)      # dropout
@@ -113,9 +104,6 @@ class MobileNetV2(Net, mobilenetv2.MobileNetV2):
 
 class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):
     """Features: after the max pool, after stages 2 to 4, then the embedding pooled after conv5."""
-
-    def get_classifier(self):
-        return self.fc
 
     def stages(self, x, preact=False):
         self.refuse_preact(preact)

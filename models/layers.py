@@ -10,11 +10,9 @@ from .base import Net
 class StageNet(Net):
     """conv1, bn1 and ReLU, then layer1, layer2, ...: stages of blocks that return their output BEFORE its last ReLU."""
 
-    num_stages = 3
-
     @property
     def layers(self) -> list[nn.Sequential]:
-        return [getattr(self, f'layer{i}') for i in range(1, self.num_stages + 1)]
+        return [module for name, module in self.named_children() if name.startswith('layer')]
 
     def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))
@@ -43,8 +41,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def kaiming_fan_out_(net: nn.Module, linear_std: float | None = None) -> None:
     """Normal weights of variance 2 / fan_out for every convolution (He et al., ICCV 2015, arXiv:1502.01852).
 
-    fan_out is kernel area times output channels, not divided by groups. Convolution biases become 0, batch norms 1 and
-    0. With `linear_std`, linear layers get normal weights with this standard deviation and bias 0.
+    fan_out is kernel area times output channels, not divided by groups. Their biases become 0. With `linear_std`, linear
+    layers get normal weights with this standard deviation and bias 0.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -52,9 +50,6 @@ def kaiming_fan_out_(net: nn.Module, linear_std: float | None = None) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and linear_std is not None:
             nn.init.normal_(module.weight, std=linear_std)
             nn.init.zeros_(module.bias)

@@ -36,6 +36,8 @@ class MobileNetV2(Net):
     The blocks end without a ReLU, so `preact` changes nothing.
     """
 
+    classifier_name = 'classifier'
+
     def __init__(self, num_classes: int = 100, width: float = 0.5):
         super().__init__()
         inplanes = int(32 * width)
@@ -51,9 +53,6 @@ class MobileNetV2(Net):
 
     def get_bn_before_relu(self):
         return [self.blocks[group][-1].conv[-1] for group in FEATURE_GROUPS]
-
-    def get_classifier(self):
-        return self.classifier[-1]
 
     def stages(self, x, preact=False):
         x = self.conv1(x)

@@ -46,6 +46,8 @@ class ShuffleV1(StageNet):
     """Input (N, 3, H, W). Features: stem (N, 24, H, W), stages (N, 240, H/2, W/2), (N, 480, H/4, W/4),
     (N, 960, H/8, W/8), embedding (N, 960)."""
 
+    classifier_name = 'linear'
+
     def __init__(self, num_classes: int = 100, groups: int = 3):
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
@@ -55,9 +57,6 @@ class ShuffleV1(StageNet):
             setattr(self, f'layer{number}', make_stage(Bottleneck, inplanes, planes, units, 2, groups))
             inplanes = planes
         self.linear = nn.Linear(inplanes, num_classes)
-
-    def get_classifier(self):
-        return self.linear
 
 
 class BasicUnit(nn.Module):
@@ -112,6 +111,8 @@ class ShuffleV2(StageNet):
     """Input (N, 3, H, W). Features: stem (N, 24, H, W), stages (N, 116, H/2, W/2), (N, 232, H/4, W/4),
     (N, 464, H/8, W/8), embedding (N, 1024) after a last 1x1 convolution."""
 
+    classifier_name = 'linear'
+
     def __init__(self, num_classes: int = 100):
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
@@ -124,9 +125,6 @@ class ShuffleV2(StageNet):
         self.conv2 = nn.Conv2d(inplanes, V2_LAST, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(V2_LAST)
         self.linear = nn.Linear(V2_LAST, num_classes)
-
-    def get_classifier(self):
-        return self.linear
 
     def stages(self, x, preact=False):
         x = F.relu(self.bn1(self.conv1(x)))

@@ -27,6 +27,8 @@ class VGG(Net):
     (N, 512, H/8, W/8), then the embedding (N, 512). 64-pixel input is pooled once more before the last block.
     """
 
+    classifier_name = 'classifier'
+
     def __init__(self, convs: tuple, num_classes: int = 100):
         super().__init__()
         inplanes = 3
@@ -38,9 +40,6 @@ class VGG(Net):
 
     def get_bn_before_relu(self):
         return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]
-
-    def get_classifier(self):
-        return self.classifier
 
     def stages(self, x, preact=False):
         pooled_blocks = 4 if x.shape[2] == 64 else 3

@@ -66,9 +66,6 @@ class WideResNet(Net):
     def get_bn_before_relu(self):
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
 
-    def get_classifier(self):
-        return self.fc
-
     def stages(self, x, preact=False):
         maps = [self.conv1(x)]
         for block in (self.block1, self.block2, self.block3):
