@@ -13,9 +13,10 @@ import torch
 from helper.errors import UserError, reason
 
 # Folder, training files, test file, file of the class names, and the keys of labels and class names.
-CIFAR10 = ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'test_batch', 'batches.meta', 'labels',
-           'label_names')
-CIFAR100 = ('cifar-100-python', ['train'], 'test', 'meta', 'fine_labels', 'fine_label_names')
+FILES = {
+    'cifar10': ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'test_batch', 'batches.meta', 'labels',
+                'label_names'),
+    'cifar100': ('cifar-100-python', ['train'], 'test', 'meta', 'fine_labels', 'fine_label_names')}
 # Only files with these checksums are read: a pickle can run code.
 MD5 = {'data_batch_1': 'c99cafc152244af753f735de768cd75f', 'data_batch_2': 'd4bba439e000b95fd0a9bffe97cbabec',
        'data_batch_3': '54ebc095f3ab1f0389bbae665268c751', 'data_batch_4': '634d18415352ddfa80567beed471001a',
@@ -32,7 +33,8 @@ def _read(folder: Path, name: str) -> dict:
     return pickle.loads(content, encoding='latin1')
 
 
-def _splits(opt, folder, train, test, meta, labels, names):
+def _read_splits(opt):
+    folder, train, test, meta, labels, names = FILES[opt.dataset]
     folder, splits = Path(opt.data_dir) / folder, []
     for files in (train, [test]):
         parts = [_read(folder, name) for name in files]
@@ -41,25 +43,15 @@ def _splits(opt, folder, train, test, meta, labels, names):
     return *splits, _read(folder, meta)[names]
 
 
-def _load(name, opt, files):
-    """The splits and class names of the data set that torchvision calls `name`; downloaded if necessary."""
+def load(opt):
+    """((train images, labels), (test images, labels), classes): uint8 (N, 3, 32, 32) and int64 (N,)."""
     with contextlib.suppress(OSError):
-        return _splits(opt, *files)
+        return _read_splits(opt)
     from torchvision import datasets
     try:
-        getattr(datasets, name)(opt.data_dir, download=True)
-        return _splits(opt, *files)
+        getattr(datasets, opt.dataset.upper())(opt.data_dir, download=True)
+        return _read_splits(opt)
     except (OSError, RuntimeError) as error:        # no network, an unwritable folder, a damaged archive
         raise UserError(f'--dataset {opt.dataset}: not whole under --data_dir {opt.data_dir}, and the download failed '
                         f'({reason(error)}); put torchvision\'s archive of it there, or use '
                         f'--dataset digits, which needs none') from error
-
-
-def load_cifar10(opt):
-    """((train images, labels), (test images, labels), classes): uint8 (N, 3, 32, 32) and int64 (N,)."""
-    return _load('CIFAR10', opt, CIFAR10)
-
-
-def load_cifar100(opt):
-    """As load_cifar10, 100 classes."""
-    return _load('CIFAR100', opt, CIFAR100)

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.folder import scan  # noqa: E402
-from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, import_lmdb, pack, record_key  # noqa: E402
+from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, pack, record_key  # noqa: E402
 from dataset.source import read_bytes  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
-from helper.errors import UserError, run_main  # noqa: E402
+from helper.errors import UserError, import_optional, run_main  # noqa: E402
 from helper.files import replacing  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
@@ -25,7 +25,7 @@ COMMIT_EVERY = 1000     # images a transaction
 
 def write_split(split, root: Path, classes: list[str], path: Path) -> None:
     """Write the files of `split` to `path`; an older file there stays whole until all is written. Raises UserError."""
-    lmdb = import_lmdb()
+    lmdb = import_optional('lmdb', str(path))
     names = split.names
     try:
         names_record = '\n'.join(names).encode()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from helper.cli import comma_list
-from helper.errors import UserError, nearest, reason
+from helper.errors import UserError, import_optional, nearest, reason
 
 from .folder import list_images
 from .source import TEST_SPLITS, Source, read_bytes
@@ -106,10 +106,7 @@ class _Splits:
 
     def _load(self):
         """name -> datasets.Dataset of each split. Prints a line if the library reads only some files of a folder."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError(f'{self.flag}: needs the library datasets: pip install datasets') from error
+        datasets = import_optional('datasets', self.flag)
         name, config = self.name, self.settings.get('config')
         is_saved = os.path.exists(Path(name, 'dataset_dict.json'))
         if is_saved and config is not None:

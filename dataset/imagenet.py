@@ -127,26 +127,6 @@ def collate(samples):
     return torch.stack(images), torch.tensor(target), torch.tensor(index), errors
 
 
-class Batches:
-    """(index, seed) of each sample in each batch of this process; shuffled anew every epoch, or in order."""
-
-    def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
-                 world_size: int = 1):
-        self.order = EpochOrder(n, batch_size, train, drop_last, seed, rank, world_size)
-
-    def __len__(self):
-        return len(self.order)
-
-    def __iter__(self):
-        if not self.order.train:
-            yield from ([(index, 0) for index in indices] for indices in self.order.test_batches)
-            return
-        order = self.order.permutation().tolist()
-        seeds = self.order.integers(2**63 - 1, len(order)).tolist()
-        for start, end in self.order.remaining_ranges():
-            yield list(zip(order[start:end], seeds[start:end], strict=True))
-
-
 class WorkerLoader:
     """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
@@ -157,10 +137,9 @@ class WorkerLoader:
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        batches = Batches(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
-        self.order = batches.order
+        self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
         self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=batches,
+            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=self.order,
             collate_fn=collate, worker_init_fn=functools.partial(_begin_worker, opt.max_pixels),
             num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))

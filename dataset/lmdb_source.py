@@ -6,21 +6,12 @@ from pathlib import Path
 
 import torch
 
-from helper.errors import UserError, reason
+from helper.errors import UserError, import_optional, reason
 
 from .source import TEST_SPLITS, Source
 
 FORMAT = 'image files, version 1'
 META, LABELS, KEYS = b'__meta__', b'__labels__', b'__keys__'
-
-
-def import_lmdb():
-    """The lmdb package. Raises UserError that says how to install it."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError('--use-lmdb: needs the package lmdb; install it with: pip install lmdb') from error
-    return lmdb
 
 
 def record_key(i: int) -> bytes:
@@ -50,7 +41,7 @@ class LmdbSource(Source):
         self.path, self.name, self.opened = str(path), path.stem, None
         if not os.path.isfile(path):
             raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
-        import_lmdb()
+        import_optional('lmdb', '--use-lmdb')
         foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it anew')
         try:
             env = self._open()
@@ -71,10 +62,11 @@ class LmdbSource(Source):
 
     def _open(self):
         """This process's environment: one that was opened before a fork must not be used after it."""
+        import lmdb
         if self.opened is None or self.opened[0] != os.getpid():
             if self.opened is not None:
                 self.opened[1].close()      # the parent's: lmdb refuses to open a file a second time beside it
-            env = import_lmdb().open(self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+            env = lmdb.open(self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
             self.opened = os.getpid(), env
         return self.opened[1]
 

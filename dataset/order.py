@@ -42,6 +42,16 @@ class EpochOrder:
         """Batches in an epoch, of this process."""
         return len(self.ranges if self.train else self.test_batches)
 
+    def __iter__(self):
+        """Yield the batches of an epoch, each a list of (index, seed of its augmentation)."""
+        if not self.train:
+            yield from ([(index, 0) for index in indices] for indices in self.test_batches)
+            return
+        order = self.permutation().tolist()
+        seeds = self.integers(2**63 - 1, len(order)).tolist()
+        for start, end in self.remaining_ranges():
+            yield list(zip(order[start:end], seeds[start:end], strict=True))
+
     def permutation(self) -> torch.Tensor:
         """The image indices in the order of a new epoch."""
         return torch.randperm(self.n, generator=self.generator)

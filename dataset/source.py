@@ -2,7 +2,7 @@
 import contextlib
 import io
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -41,8 +41,12 @@ class Source:
         return read_rgb(name, io.BytesIO(data))
 
     def checksum(self) -> int:
-        """See file_checksum."""
-        return file_checksum(self.entries(), lambda i: self.content(i)[1], len(self.labels))
+        """CRC-32 of all entries, and of the content of at most SAMPLE readable files."""
+        crc, n = zlib.crc32('\n'.join(self.entries()).encode(errors='surrogateescape')), len(self.labels)
+        for i in range(0, n, -(-n // SAMPLE) or 1):
+            with contextlib.suppress(UserError, OSError):
+                crc = zlib.crc32(self.content(i)[1], crc)
+        return crc
 
 
 class Subset:
@@ -60,20 +64,6 @@ def read_bytes(path: str) -> bytes:
     """The content of a file. Raises UserError if it cannot be read."""
     with open_regular(path, path) as file:
         return file.read()
-
-
-def file_checksum(entries: Iterable[str], content: Callable[[int], bytes], n: int) -> int:
-    """CRC-32 of a split of n image files: of all entries, and of the content of at most SAMPLE readable files."""
-    crc = zlib.crc32('\n'.join(entries).encode(errors='surrogateescape'))
-    for i in range(0, n, -(-n // SAMPLE) or 1):
-        with contextlib.suppress(UserError, OSError):
-            crc = zlib.crc32(content(i), crc)
-    return crc
-
-
-def tensor_checksum(images: torch.Tensor) -> int:
-    """CRC-32 of all pixels of uint8 images (N, 3, H, W)."""
-    return zlib.crc32(images.contiguous().numpy())
 
 
 def joint_checksum(train: int, test: int) -> int:

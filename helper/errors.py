@@ -2,6 +2,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import os
 import re
 import sys
@@ -38,6 +39,15 @@ def nearest(name: str, known: Iterable[str], instead: str = '') -> str:
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     hint = f'did you mean {" or ".join(near)}? ' if near else ''
     return hint + (instead or f'there are: {", ".join(known)}')
+
+
+def import_optional(module: str, flag: str):
+    """A module that not every run needs. Raises UserError that begins with `flag` if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition('.')[0]
+        raise UserError(f'{flag}: {package} is not installed; pip install {package}') from error
 
 
 def run_main(main: Callable[[], None]) -> None:

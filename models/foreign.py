@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from helper.errors import UserError, nearest, printable, reason
+from helper.errors import UserError, import_optional, nearest, printable, reason
 from helper.files import read_json
 
 from .find import NOT_SETTINGS
@@ -40,12 +40,9 @@ def read_folder(folder: Path, flag: str) -> dict:
 
 def read_safetensors(file: Path, flag: str) -> dict:
     """The state_dict in a file of safetensors. Raises UserError."""
+    safetensors = import_optional('safetensors.torch', f'{flag} {file}')
     try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f'{flag} {file}: safetensors is not installed; pip install safetensors') from None
-    try:
-        return load_file(file)
+        return safetensors.load_file(file)
     except Exception as error:      # of a damaged or missing file
         raise UserError(f'{flag} {file}: is not a complete safetensors file ({reason(error)}); fetch it '
                         f'again') from error

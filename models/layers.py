@@ -41,8 +41,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def kaiming_fan_out_(net: nn.Module, linear_std: float | None = None) -> None:
     """Normal weights of variance 2 / fan_out for every convolution (He et al., ICCV 2015, arXiv:1502.01852).
 
-    fan_out is kernel area times output channels, not divided by groups. Their biases become 0. With `linear_std`, linear
-    layers get normal weights with this standard deviation and bias 0.
+    fan_out is kernel area times output channels, not divided by groups. Their biases become 0. With `linear_std`,
+    linear layers get normal weights with this standard deviation and bias 0.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -3,23 +3,14 @@ from functools import partial
 
 from torch import nn
 
-from helper.errors import UserError, nearest, reason
+from helper.errors import UserError, import_optional, nearest, reason
 
 from .adapter import Adapter, check_size, create_net, evenly_spaced, is_stem, tokens_to_map
 
 
-def import_timm(flag: str):
-    """The module timm. Raises UserError if it is not installed."""
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f'{flag}: timm is not installed; pip install timm') from None
-    return timm
-
-
 def check(name: str, flag: str) -> None:
     """Raise UserError unless timm has the net `name`, which may end in .TAG for its published weights."""
-    timm = import_timm(f'{flag} timm:{name}')
+    timm = import_optional('timm', f'{flag} timm:{name}')
     plain, _, tag = name.partition('.')
     if not timm.is_model(name):
         raise UserError(f'{flag} timm:{name}: timm {timm.__version__} has no such net; '
@@ -34,7 +25,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
 
     full: the name with the settings. Raises UserError if timm cannot build it.
     """
-    timm = import_timm(flag)
+    timm = import_optional('timm', flag)
     size = check_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
     if timm.get_pretrained_cfg(name).fixed_input_size:
         settings = {**settings, 'img_size': size}
@@ -53,7 +44,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
 
 def published_inputs(name: str, flag: str) -> dict:
     """Preprocessing of timm's net `name` by timm's configuration: mean, std, size, interpolation."""
-    config = import_timm(flag).get_pretrained_cfg(name)
+    config = import_optional('timm', flag).get_pretrained_cfg(name)
     return {'mean': [*config.mean], 'std': [*config.std], 'size': config.input_size[-1],
             'interpolation': config.interpolation}
 
@@ -62,7 +53,7 @@ def published(name: str, flag: str) -> tuple[str, dict]:
     """('timm:NAME', a checkpoint with the weights that timm downloads for NAME or NAME.TAG). Raises UserError."""
     check(name, flag)
     try:
-        net = import_timm(flag).create_model(name, pretrained=True)
+        net = import_optional('timm', flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights
         raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({reason(error)}); fetch them where '
                         f'there is a network, and give their folder, or their safetensors file with --model_t '

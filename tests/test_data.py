@@ -177,7 +177,7 @@ def test_digits_without_scikit_learn(monkeypatch):
 @pytest.mark.parametrize('name', ['CIFAR10', 'CIFAR100'])
 def test_cifar(name, monkeypatch, tmp_path):
     """The files and their content equal torchvision's."""
-    theirs, (folder, train, test, meta, labels, names) = getattr(datasets, name), getattr(cifar, name)
+    theirs, (folder, train, test, meta, labels, names) = getattr(datasets, name), cifar.FILES[name.lower()]
     sums = dict([*theirs.train_list, *theirs.test_list, (theirs.meta['filename'], theirs.meta['md5'])])
     assert {file: cifar.MD5[file] for file in (*train, test, meta)} == sums and theirs.base_folder == folder
 
@@ -189,7 +189,7 @@ def test_cifar(name, monkeypatch, tmp_path):
         (tmp_path / folder / file).write_bytes(pickle.dumps(content))
         monkeypatch.setitem(cifar.MD5, file, hashlib.md5((tmp_path / folder / file).read_bytes()).hexdigest())
     opt = data_options(dataset=name.lower(), data_dir=str(tmp_path))
-    *found, found_classes = getattr(cifar, f'load_{name.lower()}')(opt)
+    *found, found_classes = cifar.load(opt)
     monkeypatch.setattr(theirs, '_check_integrity', lambda self: True)
     monkeypatch.setitem(theirs.meta, 'md5', None)
     for (images, target), is_train in zip(found, (True, False), strict=True):
@@ -520,9 +520,12 @@ def test_a_sample_of_many_files(monkeypatch, tree):
     monkeypatch.setattr(source, 'SAMPLE', 6)
     train, read = scan(tree)[0], []
     entries = [f'{name} 1' for name in train.names]
-    first = source.file_checksum(entries, lambda i: read.append(i) or b'x', 48)
+    monkeypatch.setattr(train, 'content', lambda i: ('', read.append(i) or b'x'))
+    monkeypatch.setattr(train, 'entries', lambda: entries)
+    first = train.checksum()
     assert read == [*range(0, 48, 8)] and train.names[13] == 'train/bee/1.png'
-    assert source.file_checksum([*entries[:-1], 'train/dog/9.png 2'], lambda i: b'x', 48) != first
+    entries[-1] = 'train/dog/9.png 2'
+    assert train.checksum() != first
 
 
 def test_batch_larger_than_the_data(tree):

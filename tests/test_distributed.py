@@ -21,9 +21,8 @@ import helper.launch
 import train_student
 import train_teacher
 from dataset import Data
-from dataset.imagenet import Batches
 from dataset.memory import MemoryLoader
-from dataset.order import batch_ranges
+from dataset.order import EpochOrder, batch_ranges
 from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
@@ -81,10 +80,10 @@ def test_loaders_divide_what_one_process_sees(train):
 
 
 def test_sampler_divides_what_one_process_sees():
-    one = list(Batches(21, 8, True, False, seed=3))
-    parts = [list(Batches(21, 4, True, False, 3, rank, 2)) for rank in (0, 1)]
+    one = list(EpochOrder(21, 8, True, False, seed=3))
+    parts = [list(EpochOrder(21, 4, True, False, 3, rank, 2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*parts, strict=True)] == [*one[:2], one[2][:4]]
-    held_out = [i for rank in (0, 1) for batch in Batches(21, 4, False, False, 3, rank, 2) for i, _ in batch]
+    held_out = [i for rank in (0, 1) for batch in EpochOrder(21, 4, False, False, 3, rank, 2) for i, _ in batch]
     assert sorted(held_out) == list(range(21))
 
 

@@ -158,7 +158,7 @@ def test_bad_databases(databases, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='not written by'):
         LmdbSource(path)
     monkeypatch.setitem(sys.modules, 'lmdb', None)
-    with pytest.raises(UserError, match='needs the package lmdb; install it with: pip install lmdb'):
+    with pytest.raises(UserError, match='--use-lmdb: lmdb is not installed; pip install lmdb'):
         LmdbSource(path)
 
 
