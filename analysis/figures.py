@@ -27,7 +27,7 @@ STYLE = {
     'text.parse_math': False,       # a name with dollars in it is not a formula, nor is a label of a log axis
     'svg.fonttype': 'none', 'svg.hashsalt': 'figures',
 }
-STANDALONE = '<style>svg:root {background: white; color: black}</style>'    # does not apply within a page
+STANDALONE = '<style>svg:root {background: white; color: black}</style>'    # does not apply in a page
 
 
 def figure_style():
@@ -37,10 +37,7 @@ def figure_style():
 
 @figure_style()
 def to_svg(fig: Figure) -> str:
-    """An <svg> element to put into a page, with text as text, without a background, and with INK as the page's colour.
-
-    As a file of its own it is black on white. The same figure gives the same bytes.
-    """
+    """An <svg> element for a page: no background, INK in the page's colour. The same figure gives the same bytes."""
     _fix_layout(fig)
     buffer = io.StringIO()
     fig.savefig(buffer, format='svg', facecolor='none', metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -118,11 +115,8 @@ def tsne(points: dict[str, np.ndarray], labels: np.ndarray, classes: Sequence[st
 
 @figure_style()
 def correlations(differences: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """Differences between the correlation matrices of a student's and the teacher's logits, on one scale.
-
-    differences: student -> (classes, classes). classes: their names, which label the axes if there are at most
-    NAMED_CLASSES.
-    """
+    """Differences between the correlation matrices of students' logits and the teacher's, on one scale.
+    differences: student -> (classes, classes). classes: their names."""
     highest = max(np.nanmax(difference, initial=0) for difference in differences.values())
     has_names = len(classes) <= NAMED_CLASSES
     name_width = 0.8 * INCHES * max(map(len, classes)) if has_names else 0

@@ -76,10 +76,8 @@ def find_run_folders(folder: str) -> list[str]:
 
 
 def split_parameters(parameters: dict, is_student: bool) -> tuple[dict, dict]:
-    """(the options that decide what a run computes, the facts about its data, its teacher and its processes).
-
-    An option that did not exist yet when it ran has its default.
-    """
+    """(the options that decide what a run computes, the facts about its data, its teacher and its processes). Options
+    that did not exist yet when it ran have their defaults."""
     known = flags(is_student)
     names = {*known.defaults.keys() - (known.may_differ - {'epochs'}), 'model_t'}
     options = {name: value for name, value in {**known.defaults, **parameters}.items()
@@ -153,8 +151,7 @@ def experiment_labels(groups: list[list[dict]]) -> list[str]:
 
 
 def distinguishing_settings(runs: list[dict]) -> list[str]:
-    """The names of few options and facts that together differ between all runs; one is added at a time, the one with
-    which most runs differ."""
+    """The names of few options and facts that tell these runs apart, selected greedily."""
     def count(names):
         return len({str([{**run['facts'], **run['experiment']}.get(name) for name in names]) for run in runs})
 

@@ -141,8 +141,7 @@ def _check_teachers(runs, read_only):
 
 
 def _teacher_checksum(run):
-    """Return the checksum of a student's teacher, or of the net that the teacher's resumed run will save; None without
-    both."""
+    """Return the checksum of a student's teacher, or of the net that its resumed run will save; None without both."""
     path, teacher_run = Path(run.opt.path_t), run.teacher_run
     place = f'{teacher_run.label}:' if teacher_run else f'{run.label}: teacher'
     is_lost = teacher_run is not None and _is_lost(teacher_run)

@@ -61,10 +61,9 @@ class _Teacher:
 
 
 def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[PlannedRun]:
-    """Return the runs of a table in the order of training: teachers, all first trials, all second trials, ...
+    """Return the checked runs of a table in the order of training: teachers, all first trials, all second trials, ...
 
-    The scripts' own parsers check every command, whose last arguments are extra_args, and the methods check every pair
-    of nets. Raises UserError that names the file and the row.
+    extra_args: the last arguments of every command. Raises UserError that names the file and the row.
     """
     planner = _Planner(table, save_dir, extra_args)
     for pair in table.pairs:

@@ -66,8 +66,7 @@ def select_part(table: Table, runs: list[PlannedRun], rows: str | None, pairs: s
                 ) -> tuple[Table, list[PlannedRun]]:
     """Return the table and its runs, reduced to the named rows, pairs and seeds, with the teachers that they need.
 
-    Each argument is a list of names with commas, or None for all. A run keeps its folder and trial number. Raises
-    UserError for an unknown name.
+    rows, pairs, seeds: names with commas, or None for all. Raises UserError for an unknown name.
     """
     rows = _select(rows, {row.label: row for row in table.rows}, '--rows', table)
     pairs = _select(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)

@@ -104,10 +104,8 @@ def _free_port() -> int:
 
 
 def _exit_code(pid):
-    """Return the exit code of a child process; None while it runs.
-
-    Popen.poll() takes a lock: a signal handler that interrupts it would wait for that lock for ever.
-    """
+    """Return the exit code of a child process; None while it runs."""
+    # Popen.poll() takes a lock: a signal handler that interrupts it would wait for that lock for ever.
     try:
         ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:       # the handler has interrupted a call that had just succeeded; Popen says 0 too

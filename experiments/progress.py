@@ -51,10 +51,7 @@ class Record:
             os.utime(self.path)
 
     def end(self, code: int, was_stopped: bool = False) -> None:
-        """Record the end of the run. If it died, write how into its log, since it could not do so itself.
-
-        code: the exit code, negative for a signal, as in subprocess. was_stopped: this process told the run to end.
-        """
+        """Record the end of the run; if it died, write how into its log. was_stopped: this process told it to end."""
         cause, deaths = '' if was_stopped else self._cause_of_death(code), 0
         if cause:
             deaths = self.deaths() + 1
@@ -125,8 +122,7 @@ def _signal_of(code: int) -> signal.Signals | None:
 def load_result(run: PlannedRun) -> dict | None:
     """Return analysis.runs.read_run of a finished run; None if it has not finished, or if a file is lost or damaged.
 
-    A run whose best weights are lost still counts as finished, unless other runs need them or last.pth can restore
-    them.
+    A run without its best weights still counts as finished, unless other runs need them or last.pth has them.
     """
     with contextlib.suppress(UserError):
         result = read_run(str(run.folder))
@@ -161,8 +157,7 @@ def progress_of(run: PlannedRun, logs: Path, running: set | None = None) -> Prog
 def seconds_left(runs: dict[PlannedRun, Progress], at_once: int) -> float | None:
     """Estimate the remaining seconds of a table; None if no run of a kind that is left has an epoch yet.
 
-    A run takes as long as the others of the same method and nets, else as any student or any teacher. at_once: the
-    number of runs at the same time.
+    Runs take as long as others of the same method and nets, else as any student or teacher. at_once: runs at a time.
     """
     known: dict[object, list[float]] = {}
     for run, now in runs.items():

@@ -81,10 +81,8 @@ class Slurm:
         return {job: names for job, names in jobs.items() if job in queue} if isinstance(jobs, dict) else {}
 
     def _queue(self) -> dict[str, str]:
-        """Return job ('JOB' or 'ARRAY_TASK') -> why it waits, for this user's jobs of this table. Raises UserError.
-
-        The name identifies the table: another cluster, or this one after a reset, uses the same job numbers.
-        """
+        """Return job ('JOB' or 'ARRAY_TASK') -> why it waits, for this user's jobs of this table. Raises UserError."""
+        # The name identifies the table: another cluster, or this one after a reset, uses the same job numbers.
         lines = ask('squeue', '-h', '-r', '-u', str(os.getuid()), '-o', '%i|%r|%j').splitlines()
         return {job: why for job, why, name in (line.split('|', 2) for line in lines) if name == self.name}
 
@@ -100,10 +98,8 @@ class Slurm:
                 left = sorted({*jobs} & {*self._queue()})
 
     def _submit(self, waves, jobs):
-        """Submit an array for each wave, which starts when the jobs of its teachers have ended, and add it to `jobs`.
-
-        If Slurm refuses one, cancel those before it and raise UserError.
-        """
+        """Submit an array for each wave, which waits for its teachers, and add it to `jobs`. If one is refused, cancel
+        the others and raise UserError."""
         job_of = {name: job for job, names in jobs.items() for name in names}
         new, last_array = {}, None
         max_size = max(1, int(configured('MaxArraySize') or 1001))

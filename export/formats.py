@@ -62,16 +62,14 @@ class Export:
 
 @dataclass(frozen=True)
 class Format:
-    """A file of an export.
-
-    needs: libraries beside PyTorch that write and run it. agreement: the least share of test images, in %, for which it
-    must predict the same class as the network; None: its logits must be equal, see verify.TOLERANCE.
-    """
+    """A file of an export."""
 
     file: str
     description: str
     write: Callable[[Export, Path], None]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()         # libraries beside PyTorch that write and run it
+    # The least share of test images, in %, for which it must predict the network's class; None: its logits must be
+    # equal, see verify.TOLERANCE.
     agreement: float | None = None
 
 

@@ -70,8 +70,8 @@ def count_macs(network: DeployedNet) -> int:
 def measure_rows(nets: dict[str, tuple[Export, dict]], threads: int) -> list[dict]:
     """A row of COLUMNS for each net and format, measured on `threads` threads.
 
-    nets: name -> (its Export, {format: top-1 in %, or None} of the files to measure). Each file runs in its own
-    process. They take turns, so that other load on the machine affects all of them alike.
+    nets: name -> (its Export, {format: top-1 in %, or None} of the files to measure). The files run in processes that
+    take turns, so that other load on the machine affects all of them alike.
     """
     files = [(name, export, form, top1[form]) for name, (export, top1) in nets.items()
              for form in RUNTIMES if form in top1]

@@ -20,9 +20,7 @@ PREFERRED = ('onnx', 'int8', 'fp16', 'pt2', 'safetensors')
 
 def find_export(given: str, flag: str) -> tuple[Path, dict]:
     """(a file of an export, the content of config.json). In a folder, the first of PREFERRED that can run here.
-
-    Raises UserError that begins with `flag`.
-    """
+    Raises UserError."""
     path, names = Path(given), {form.file: name for name, form in FORMATS.items()}
     if path.is_dir():
         present = [name for name in PREFERRED if (path / FORMATS[name].file).exists()]
@@ -50,10 +48,7 @@ def missing_libraries(name: str) -> list[str]:
 
 
 def check_checksums(folder: Path, names: list[str], flag: str) -> None:
-    """Compare files of an export with their SHA-256 in its model card; prints a line if there is no card.
-
-    Raises UserError that begins with `flag` for a file that has changed since the export.
-    """
+    """Compare files of an export with their SHA-256 in its model card, if there is one. Raises UserError."""
     card = folder / CARD
     if not card.exists():
         print(f'{folder}: has no {CARD}, so the SHA-256 of its files is not checked', file=sys.stderr)

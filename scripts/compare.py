@@ -73,10 +73,7 @@ def one_class_notes(groups: list[list[dict]]) -> Iterator[str]:
 
 
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:
-    """The improvement of the method `ours` over each other one in these experiments, and the published one.
-
-    epoch: 'best' or 'last', whose accuracies are compared. Raises UserError if there is no improvement to show.
-    """
+    """The improvement of the method `ours` over each other one, and the published one. Raises UserError without any."""
     datasets, top1 = {group[0]['dataset'] for group in groups}, {}
     if len(datasets) > 1:
         raise UserError('--ari: these runs are on several data sets; give runs on one of them')
@@ -140,8 +137,7 @@ def save_figure(fig, file: Path) -> None:
 
 
 def read_runs(folders: list[str]) -> list[dict]:
-    """The runs in these folders, each once; prints a line for each that cannot be read. Raises UserError if none can.
-    """
+    """The runs in these folders, each once; prints those that cannot be read. Raises UserError if none can."""
     finished, errors = [], []
     run_folders = [run for folder in folders for run in runs.find_run_folders(folder) or [folder]]
     for folder in {Path(folder).resolve(): folder for folder in run_folders}.values():

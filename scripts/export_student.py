@@ -103,7 +103,7 @@ def calibration_images(data, dtype, count):
 def open_teacher(opt, run, data):
     """(the teacher for the loader's images, the same as a DeployedNet); (None, None) if there is none.
 
-    Prints why the run's own teacher is left out. Raises UserError for a teacher that --path-t names.
+    Raises UserError only for a teacher that --path-t names.
     """
     def load(file, args):
         name, checkpoint = open_net(file, **{**args, 'name': opt.model_t or args.get('name')})
@@ -129,10 +129,7 @@ def open_teacher(opt, run, data):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A folder that replaces `out` at the end of the block; after an exception, `out` stays as it was.
-
-    Raises UserError if it cannot be written.
-    """
+    """A folder that replaces `out` at the end of the block; after an exception, `out` stays as it was."""
     given, out = out, out.resolve()
     handlers = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in STOP_SIGNALS
                 if signal.getsignal(number) == signal.SIG_DFL}      # so that a signal removes unfinished files

@@ -27,10 +27,7 @@ PUBLISHED = 'IMAGENET1K_V1'     # the papers' teachers have these weights: 73.31
 
 
 def torchvision_weights(name: str) -> dict:
-    """torchvision's published state_dict, downloaded or from torch's cache. Raises UserError.
-
-    A net that is not in model_dict is rejected before the download.
-    """
+    """torchvision's published state_dict, downloaded or from torch's cache. Raises UserError."""
     from torchvision import models
     names, flag = models.list_models(module=models), f'--torchvision {name}'
     if name not in names:
@@ -41,7 +38,7 @@ def torchvision_weights(name: str) -> dict:
             state = models.get_model(name, weights=None).state_dict()
         except NotImplementedError:     # a regnet, which needs memory to be built; model_dict has none
             state = {}
-        recognise(state, flag)
+        recognise(state, flag)      # before the download
     return download(models.get_model_weights(name)[PUBLISHED], flag, 'IN')
 
 

@@ -31,8 +31,7 @@ ROWS, MOST_ROWS = 5, 50     # Grad-CAM's images: by default, and at most
 
 
 def options():
-    """(the options, the students). opt.data, opt.path_t and opt.teacher_args come from the runs unless flags set them.
-    """
+    """(the options, the students). opt.data, opt.path_t, opt.teacher_args come from the runs unless flags set them."""
     parser = Parser(description='Compare students with their teacher in figures.')
     add = parser.add_argument
     add('students', nargs='+', type=path, metavar='STUDENT', help='a run folder or a checkpoint')
