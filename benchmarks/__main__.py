@@ -20,7 +20,7 @@ SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scali
 
 
 def subject(name: str):
-    """The module of a subject. It has measure(opt, device) -> rows, dictionaries with the same keys.
+    """The module of a subject. Its measure(opt, device) returns or yields rows, dictionaries of the same keys.
 
     Optional: show(rows), a table of its own; add_arguments(add), flags for this subject alone.
     """
@@ -77,7 +77,7 @@ def main():
     unit = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}.get(opt.what, f'{opt.steps} steps')
     print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
     module = subject(opt.what)
-    rows = module.measure(opt, device)
+    rows = [*module.measure(opt, device)]
     getattr(module, 'show', common.show)(rows)
     if opt.json:
         write_json(Path(opt.json), {'machine': machine, 'torch': torch.__version__, 'options': values(opt),

@@ -38,12 +38,10 @@ def training(state, pair, opt, device, folder):
 
 def measure(opt, device):
     """A row for each state of the cache and each pair."""
-    rows = []
     for pair in opt.pair or PAIRS:
         method = pair.rpartition(',')[2]
         if not get_method(method).spec.is_cacheable(CACHED_OUTPUTS):
             raise UserError(f'--pair {pair}: {method} needs more of the teacher than the cache keeps; give another')
         with tempfile.TemporaryDirectory() as folder:
             sides = {state: training(state, pair, opt, device, folder) for state in ('without', 'filling', 'full')}
-            rows += compare('cache', sides, opt.batch_size * opt.steps, opt, device, pair=pair)
-    return rows
+            yield from compare('cache', sides, opt.batch_size * opt.steps, opt, device, pair=pair)

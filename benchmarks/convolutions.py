@@ -14,7 +14,7 @@ CONVOLUTIONS = ((16, 32), (32, 16), (64, 8), (128, 8), (128, 16), (256, 8), (512
 
 
 def convolutions(channels, size, opt, device):
-    """A row for each pass of a 3x3 convolution, from `channels` to as many, of square images."""
+    """Yield a row for each pass of a 3x3 convolution, from `channels` to as many, of square images."""
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
     images, grad = torch.randn(2, opt.batch_size, channels, size, size)
@@ -26,13 +26,11 @@ def convolutions(channels, size, opt, device):
     passes = {'forward': (lambda: F.conv2d(images, weight, padding=1), lambda: conv3x3(images, weight)),
               'gradient of the images': (lambda: backward(True, False), lambda: input_gradient(grad, weight)),
               'gradient of the weights': (lambda: backward(False, True), lambda: weight_gradient(images, grad))}
-    rows = []
     for name, (torch_pass, winograd_pass) in passes.items():
         median = alternate({'torch': torch_pass, 'winograd': winograd_pass}, opt.rounds, device)
-        rows.append({'channels, pixels': f'{channels}, {size} x {size}', 'pass': name,
-                     'torch ms': 1000 * median['torch'], 'winograd ms': 1000 * median['winograd'],
-                     'ratio': median['torch'] / median['winograd'], 'used': 'yes' if is_faster(conv, images) else 'no'})
-    return rows
+        yield {'channels, pixels': f'{channels}, {size} x {size}', 'pass': name,
+               'torch ms': 1000 * median['torch'], 'winograd ms': 1000 * median['winograd'],
+               'ratio': median['torch'] / median['winograd'], 'used': 'yes' if is_faster(conv, images) else 'no'}
 
 
 def measure(opt, device):

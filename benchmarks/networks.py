@@ -26,7 +26,6 @@ def measure(opt, device):
                 net.zero_grad()
                 F.cross_entropy(logits(images), target).backward()
         return run
-    rows = []
     for name in opt.nets:
         adapter = build(name, CLASSES, opt.image_size, '--nets').to(device)
         library = adapter.net
@@ -35,5 +34,4 @@ def measure(opt, device):
             library = models.get_model(name.partition(':')[2], num_classes=CLASSES).to(device)
         sides = {'library': training(library, library),
                  'adapter': training(adapter, lambda x, net=adapter: net.outputs(x).logits)}
-        rows += compare('side', sides, opt.batch_size * opt.steps, opt, device, net=name)
-    return rows
+        yield from compare('side', sides, opt.batch_size * opt.steps, opt, device, net=name)

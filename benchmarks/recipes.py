@@ -158,11 +158,9 @@ def measure_pair(pair, opt, processes):
 
 def measure(opt, device):
     """A row for each recipe of each pair: medians of rounds that alternate between the two processes."""
-    rows = []
     for pair in opt.pair or PAIRS:
         with new_process() as reference, new_process() as fast:
-            rows += measure_pair(pair, opt, {'reference': reference, 'fast': fast})
-    return rows
+            yield from measure_pair(pair, opt, {'reference': reference, 'fast': fast})
 
 
 def show(rows):

@@ -47,12 +47,11 @@ def step_time_of_runs(count, setting, pair, opt):
 
 def measure(opt, device):
     """A row for each setting of each pair: medians of rounds in turn."""
-    rows = []
     for pair in opt.pair or ('resnet110,resnet20,kd',):
         times = {(name, count): [] for name in SETTINGS for count in (1, 2)}
         for _ in range(opt.rounds):
             for name, count in times:
                 times[name, count].append(step_time_of_runs(count, SETTINGS[name], pair, opt))
-        rows += [{'pair': pair, 'threads that wait': name, 'alone, ms a step': statistics.median(times[name, 1]),
-                  'two at once, ms a step': statistics.median(times[name, 2])} for name in SETTINGS]
-    return rows
+        for name in SETTINGS:
+            yield {'pair': pair, 'threads that wait': name, 'alone, ms a step': statistics.median(times[name, 1]),
+                   'two at once, ms a step': statistics.median(times[name, 2])}

@@ -125,8 +125,6 @@ def measure_pair(pair, opt, folder: Path) -> list[dict]:
 
 def measure(opt, device):
     """A row for each side of each pair."""
-    rows = []
     for pair in opt.pair or PAIRS[:1]:
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure_pair(pair, opt, Path(folder))
-    return rows
+            yield from measure_pair(pair, opt, Path(folder))

@@ -29,7 +29,7 @@ def signed(value: float, digits: int) -> str:
 def ours(cell: Cell, epoch: str, plus_minus: str = ' ± ') -> str:
     """Return '75.27 ± 0.13', with '2 of 4' if some trials are missing; empty if all are."""
     text = figure(cell.mean(epoch), cell.deviation(epoch), plus_minus)
-    return f'{text}, {len(cell.results)} of {len(cell.trials)}' if cell.results and cell.missing else text
+    return f'{text}, {len(cell.results)} of {len(cell.trials)}' if 0 < len(cell.results) < len(cell.trials) else text
 
 
 def theirs(cell: Cell, epoch: str) -> str:

@@ -1,6 +1,6 @@
 """The results of a table so far: a cell for each row and pair, with its trials and the published figure."""
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,9 +28,8 @@ class Trial:
 
     run: PlannedRun
     progress: Progress
-    log: Path
+    record: Record
     result: dict | None
-    last_lines: list[str] = field(default_factory=list)     # of the log of a failed run
 
     @property
     def has_failed(self) -> bool:
@@ -56,10 +55,6 @@ class Cell:
         """The results of the finished trials; none if their data differ, since their mean would be meaningless."""
         results = [trial.result for trial in self.trials if trial.result]
         return results if all(have_same_data(*pair) for pair in itertools.combinations(results, 2)) else []
-
-    @property
-    def missing(self) -> list[Trial]:
-        return [trial for trial in self.trials if not trial.result]
 
     def mean(self, epoch: str) -> float | None:
         return mean(result[ACCURACY_KEYS[epoch]] for result in self.results) if self.results else None
@@ -139,9 +134,7 @@ def collect(table: Table, progress: dict[PlannedRun, Progress], logs: Path, epoc
     """Read the results of a table so far. epoch: 'best' or 'last'; None: the epoch of the published figures."""
     trials, cells = {}, {}
     for run, now in progress.items():
-        record = Record(logs, run)
-        trials[run] = Trial(run, now, record.log, load_result(run) if now.state == DONE else None,
-                            record.last_lines() if now.state == FAILED else [])
+        trials[run] = Trial(run, now, Record(logs, run), load_result(run) if now.state == DONE else None)
     for pair in table.pairs:
         for row in table.rows:
             own = [trial for run, trial in trials.items() if (row.label, str(pair)) in run.cells]
