@@ -84,7 +84,7 @@ def dataset_key(dataset: str) -> str:
 
 
 def check_dataset(opt) -> None:
-    """Raise UserError if no data set has the name opt.dataset, or if a flag does not go with it or its loader."""
+    """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
     key = dataset_key(opt.dataset)
     if key not in (*memory_dict, *source_dict, *LARGE) or opt.dataset == 'hf':
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
@@ -115,7 +115,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     """Load this process's part of opt.dataset. opt.batch_size: of one process.
 
     drop_last: leave out a short last training batch, as --mixup and --cutmix always do. views: of augment.VIEWS, of
-    each training image; with two, images are (2, B, 3, H, W). The test set always comes whole, with one view.
+    each training image; with two, images are (2, B, 3, H, W).
     """
     check_dataset(opt)
     if not views or not set(views) <= set(VIEWS):

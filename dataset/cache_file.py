@@ -27,18 +27,15 @@ def file_bytes(slots: int, width: int) -> int:
 
 
 class CacheFile:
-    """The teacher's outputs for `slots` slots, float32 (slots, width), in a file that processes share.
+    """The teacher's outputs for `slots` slots, float32 (slots, width), in a sparse file that processes share.
 
     The file holds a header, a checksum of each output (0: not written yet), and the outputs. An output is written once,
-    under a lock, and its checksum after it, so that a process that is killed between the two leaves a valid file. The
-    file is sparse: it takes disk space as it is filled. Outputs are read through a memory map, and only those that have
-    been written: on a full disk, and on some file systems, other accesses to a map would end the process.
+    under a lock, and its checksum after it, so that a killed process leaves a valid file. Only outputs that have been
+    written are read through the memory map: on a full disk, and on some file systems, other accesses end the process.
     """
 
     def __init__(self, path: Path, facts: dict, slots: int, width: int):
-        """Open the file, or make an empty one. facts: what determines the outputs.
-
-        Raises UserError for a file that is damaged or has other facts, OSError for one that cannot be made.
+        """Open or make the file. Raises UserError if it is damaged or has other `facts`, OSError if it cannot be made.
         """
         self.path, self.slots, self.width = path, slots, width
         self.values_at, self.bytes = values_at(slots), file_bytes(slots, width)

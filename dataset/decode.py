@@ -24,9 +24,7 @@ class Decoded(NamedTuple):
 
 
 def decode_all(source, opt) -> Decoded:
-    """All images of a source, scaled to squares by --fit, in --num_workers threads.
-
-    Raises UserError for an unreadable image; --skip_bad_images leaves it out and prints its name instead.
+    """All images of a source, as squares by --fit. Raises UserError, or with --skip_bad_images leaves bad images out.
     """
     size, n = opt.image_size, len(source.labels)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
@@ -90,10 +88,7 @@ def report_cropping(source) -> None:
 
 def report_unreadable(errors: Collection[str], n_readable: int, action: str, to: TextIO | None = None,
                       reported: Collection[str] = ()) -> None:
-    """Print one line that counts and names the images that --skip_bad_images skips. Raises UserError if none is left.
-
-    errors: of the unreadable images, without those in `reported`. action: 'left out' or 'skipped'. to: stdout if not
-    given.
+    """Print a line that names images that --skip_bad_images skips, except `reported`. Raises UserError if none is left.
     """
     if errors and not n_readable:
         raise UserError(f'--skip_bad_images: none of the {len(errors)} images can be read; the first is {min(errors)}')

@@ -10,10 +10,7 @@ from helper.errors import UserError
 
 
 def load(opt):
-    """((train images, labels), (test images, labels), classes): uint8 (N, 3, 32, 32) and int64 (N,).
-
-    Four fifths of each class train, one fifth tests, by a fixed seed.
-    """
+    """((train images, labels), (test images, labels), classes): uint8 (N, 3, 32, 32) and int64 (N,)."""
     package = find_spec('sklearn')      # reads its file alone: importing scikit-learn takes a second
     if not package:
         raise UserError('--dataset digits: its images come with scikit-learn, which is not installed; '
@@ -28,10 +25,8 @@ def load(opt):
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the test images.
-
-    They equal scikit-learn's train_test_split(test_size=0.2, random_state=0, stratify=labels), order included.
-    """
+    """Indices of the training and of the test images, those of scikit-learn's train_test_split(test_size=0.2,
+    random_state=0, stratify=labels), order included."""
     random, counts = np.random.RandomState(0), np.bincount(labels)
     n_train = len(labels) * 4 // 5
     exact = counts * n_train / len(labels)          # training images of each class, not rounded

@@ -59,10 +59,7 @@ def open_sources(opt) -> tuple[Split, Split, list[str]]:
 
 
 def open_whole(opt) -> tuple[Split, list[str]]:
-    """(source, classes) for --split: {data_dir}/CLASS/*, or {data_dir}/train/CLASS/* if `train` is the only folder.
-
-    Raises UserError as scan does, and for a folder that has a test set.
-    """
+    """(source, classes) for --split: {data_dir}/CLASS/*, or {data_dir}/train/CLASS/* if `train` is the only folder."""
     root = Path(opt.data_dir)
     if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted is {root}/CLASS/*')
@@ -77,8 +74,7 @@ def open_whole(opt) -> tuple[Split, list[str]]:
 def scan(root: Path) -> tuple[Split, Split, list[str]]:
     """(train, test, classes) of root/train/CLASS/* and root/NAME/CLASS/*, NAME the first of TEST_SPLITS with classes.
 
-    A class may have no test images. Raises UserError for a missing folder, a class without training images, and
-    classes that differ between the two.
+    Raises UserError for a missing folder, a class without training images, and classes that differ between the two.
     """
     names = ' or '.join(TEST_SPLITS)
     wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
@@ -139,10 +135,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_images(folder) -> tuple[list[str], list[str]]:
-    """(image files, other files) in a folder and its subfolders, sorted, without the hidden ones.
-
-    Links are followed, but to each folder once. Raises OSError for a folder that cannot be read.
-    """
+    """(image files, other files) below a folder, sorted, without hidden ones. Follows links. Raises OSError."""
     def fail(error):
         raise error
 
@@ -161,10 +154,7 @@ def list_images(folder) -> tuple[list[str], list[str]]:
 
 
 def print_skipped(place: str, files: Sequence[str], outside: Sequence[str] = (), to: TextIO | None = None) -> None:
-    """Print one line that counts the skipped files of a place by extension; nothing if there are none.
-
-    files: that are no images. outside: files outside the class folders. to: stdout if not given.
-    """
+    """Print a line that counts skipped files by extension: other files, and files `outside` the class folders."""
     if files or outside:
         counts = count_extensions(files) + [f'{n} outside the class folders' for n in count_extensions(outside)]
         print(f'{place}: {len(files) + len(outside)} files left out: {", ".join(counts)}', file=to)

@@ -43,7 +43,7 @@ class HubSplit(Source):
 def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
     """(train, test, classes) of opt.dataset. Raises UserError if it cannot be loaded, or has no images or classes."""
     splits = _Splits(opt)
-    train, test = splits.train_source(), splits.test_source()
+    train, test = splits.train, splits.test
     if train.labels is None or test is None:
         raise UserError(f'--dataset {opt.dataset}: needs a split to train on and one of {", ".join(TEST_SPLITS)}, each '
                         f'with labels of the same classes in all rows; it has {", ".join(splits.splits)}; give '
@@ -54,7 +54,7 @@ def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
 def open_whole(opt) -> tuple[HubSplit, list[str]]:
     """(source, classes) of the only split of opt.dataset that has labels, for --split. Raises UserError."""
     splits = _Splits(opt)
-    train, test = splits.train_source(), splits.test_source()
+    train, test = splits.train, splits.test
     if test is not None:
         raise UserError(f'--split {comma_list(opt.split)}: --dataset {opt.dataset} has the splits {train.name} and '
                         f'{test.name} already; leave it out')
@@ -65,27 +65,22 @@ def open_whole(opt) -> tuple[HubSplit, list[str]]:
 
 
 class _Splits:
-    """The splits of opt.dataset and their classes. Raises UserError."""
+    """The splits of opt.dataset and their classes. test: None if no split for testing has labels. Raises UserError."""
 
     def __init__(self, opt):
         self.flag = f'--dataset {opt.dataset}'
         self.name, self.settings = self._parse(opt.dataset)
         self.splits = self._load()
-        self.train = self.settings.get('train', 'train')
-        for key, split in (('train', self.train), ('test', self.settings.get('test', self.train))):
+        train = self.settings.get('train', 'train')
+        for key, split in (('train', train), ('test', self.settings.get('test', train))):
             if split not in self.splits:
                 raise UserError(f'{self.flag}: has no split {split}; it has {", ".join(self.splits)}; give {key}=SPLIT')
-        self.image, self.label = self._columns()
-        self.classes, self.numbers = self._classes()
-
-    def train_source(self):
-        return self._source(self.train)
-
-    def test_source(self):
-        """The test split; None if no split for testing has labels."""
-        usual = [split for split in TEST_SPLITS if split in self.splits and split != self.train]
+        self.image, self.label = self._columns(self.splits[train].features)
+        self.classes, self.numbers = self._classes(self.splits[train])
+        self.train = self._source(train)
+        usual = [split for split in TEST_SPLITS if split in self.splits and split != train]
         names = [self.settings['test']] if 'test' in self.settings else usual
-        return next((source for source in map(self._source, names) if source.labels is not None), None)
+        self.test = next((source for source in map(self._source, names) if source.labels is not None), None)
 
     def _source(self, split):
         return HubSplit(self.splits[split], self.image, self._labels(self.splits[split]), f'hf:{self.name}', split)
@@ -123,10 +118,9 @@ class _Splits:
                   f'reads all')
         return splits
 
-    def _columns(self):
+    def _columns(self, features):
         """The names of the image and label columns."""
         import datasets
-        features = self.splits[self.train].features
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
         classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         usual = [name for name in LABELS if name in (classes or features)] or (classes if len(classes) == 1 else [])
@@ -138,11 +132,10 @@ class _Splits:
                                 f'give {key}=COLUMN')
         return columns.values()
 
-    def _classes(self):
+    def _classes(self, rows):
         """(class names, value in a row -> class number). A value of a ClassLabel column is the name of a class."""
         import datasets
-        rows, label = self.splits[self.train], self.label
-        feature = rows.features[label]
+        label, feature = self.label, rows.features[self.label]
         if isinstance(feature, datasets.ClassLabel):
             values = feature.names
         elif isinstance(feature, datasets.Value) and {type(value) for value in rows.unique(label)} <= {int, str}:

@@ -43,11 +43,9 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0      # tags of a TIFF file
 
 
 def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> Image.Image:
-    """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB.
+    """The image at `path`, or in the open `file` of that name: upright, as 8-bit RGB; of several frames the first.
 
-    Rotated by its EXIF orientation, without transparency (see _without_alpha), with 16-bit and 32-bit values scaled to
-    8 bits (see _eight_bits), and only the first of several frames. Raises UserError that names an image which cannot be
-    read, has another format than `formats`, or more pixels than limit_pixels allows.
+    Raises UserError for an image that cannot be read, has another format, or more pixels than limit_pixels allows.
     """
     with file or open_regular(path, str(path)) as file:
         try:

@@ -36,11 +36,8 @@ def open_sources(opt):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The size of a data set's images in pixels, their crops, and their normalisation.
-
-    cropped: ImageNet's usual crops, of random size in training. Otherwise decode.resize_to_square scales the image by
-    `fit`, and training crops it after zero padding, as dataset.memory does.
-    """
+    """Size in pixels, crops and normalisation of images. cropped: ImageNet's crops, of random size in training; else
+    resize_to_square by `fit`, and training crops after zero padding, as dataset.memory does."""
 
     size: int = SIZE
     mean: tuple = IMAGENET_MEAN
@@ -61,13 +58,10 @@ class Pipeline:
         if train:
             steps.append(v2.RandomHorizontalFlip())
             if view == 'strong':
-                return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(), _channels_last])
+                return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(),
+                                   functools.partial(torch.permute, dims=(1, 2, 0))])
             steps += [AutoAugment(aa, self.size, self.mean)] if aa else []
         return v2.Compose([*steps, np.array, torch.from_numpy])
-
-
-def _channels_last(image):
-    return image.permute(1, 2, 0)
 
 
 class Images(torch.utils.data.Dataset):
@@ -112,10 +106,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them.
-
-    The first three are None if no image can be read.
-    """
+    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them."""
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -130,8 +121,7 @@ def collate(samples):
 class WorkerLoader:
     """Batches (images (B, 3, S, S) float32, target (B,), index (B,)) on `device`, read by worker processes.
 
-    With two views, training images are (2, B, 3, S, S). At the end of an epoch a line names the images that
-    --skip_bad_images skips in all processes, each image only once.
+    With two views, training images are (2, B, 3, S, S). A line after an epoch names newly skipped images.
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,

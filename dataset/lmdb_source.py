@@ -32,10 +32,7 @@ def unpack(record: bytes) -> tuple[int, str, bytes]:
 
 
 class LmdbSource(Source):
-    """The images of a split. Each process opens the file for itself, when it first reads.
-
-    Raises UserError for a file that is missing, cut short, or has another format.
-    """
+    """The images of a split. Each process opens the file for itself. Raises UserError for a missing or damaged file."""
 
     def __init__(self, path: Path):
         self.path, self.name, self.opened = str(path), path.stem, None

@@ -73,11 +73,8 @@ class MemoryLoader:
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
                  aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD):
-        """images: uint8 (N, 3, H, W). target: int64 (N,). drop_last: leave out a short last batch.
-
-        Each of `world_size` processes yields its part of every training batch, and every world_size-th test image.
-        batch_size: of one process.
-        """
+        """images: uint8 (N, 3, H, W). target: int64 (N,). batch_size: of one process. drop_last: without a short last
+        batch."""
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
         self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size)

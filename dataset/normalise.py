@@ -19,9 +19,7 @@ def measure_mean_std(images: torch.Tensor) -> tuple[tuple, tuple]:
 
 
 class Normalise:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W): (x / 255 - mean) / std, bit-identical to torchvision's.
-
-    mean, std: one number for each colour. width: W. channels_last: the memory layout of the result.
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W): (x / 255 - mean) / std, bit-identical to torchvision's. width: W.
     """
 
     def __init__(self, mean: tuple, std: tuple, width: int, device: torch.device, channels_last: bool = True):

@@ -25,8 +25,7 @@ class EpochOrder:
     """The order of n images in each epoch, random in training, and the part of it that is each batch of this process.
 
     All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
-    state at the epoch's start and set `first_batch` to the number of batches that are done. test_batches: the image
-    indices of each test batch, of every world_size-th image.
+    state at the epoch's start and set `first_batch` to the number of batches that are done.
     """
 
     def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,

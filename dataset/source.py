@@ -18,10 +18,8 @@ TEST_SPLITS = ('test', 'validation', 'valid', 'val')
 
 
 class Source:
-    """The images of one split, by number.
-
-    A subclass has `labels` int64 (N,), `name` of the split and `names` of the images, and defines content().
-    """
+    """The images of one split, by number. A subclass has `labels` int64 (N,), `name` and `names`, and defines
+    content()."""
 
     labels: torch.Tensor
     name: str = ''

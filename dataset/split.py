@@ -45,9 +45,9 @@ def divide(labels: torch.Tensor, names: Sequence[str], shares: Sequence[float]) 
 
 
 def stratified_indices(labels: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Sorted indices, int64, of the training images of --train_fraction: at least one of each class.
+    """Sorted indices of the training images of --train_fraction: at least one of each class of `labels` int64 (N,).
 
-    labels: int64 (N,). They alone decide, so that the part is the same for every --seed, and within every larger part.
+    The labels alone decide: the part is the same for every --seed, and within every larger part.
     """
     random, labels = np.random.RandomState(SEED), labels.numpy()
     parts = []

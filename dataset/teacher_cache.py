@@ -34,11 +34,8 @@ class TeacherCache:
     """The outputs of one teacher for the training images of one data set, of the fields that a method needs."""
 
     def __init__(self, files: dict[str, CacheFile], device: torch.device, accuracy_file: Path, checksums: dict):
-        """files: by field. device: of the outputs; a GPU keeps a copy of the files in its memory if it fits.
-
-        accuracy_file: JSON with the teacher's accuracy, if it has been measured. checksums: of the teacher and of the
-        test images, which must equal those in that file.
-        """
+        """files: by field. accuracy_file: JSON with the teacher's accuracy for these checksums, if it has been
+        measured."""
         self.files, self.device = files, device
         self.accuracy_file, self.checksums = accuracy_file, checksums
         self.accuracy = distributed.broadcast(self._read_accuracy)
@@ -73,7 +70,7 @@ class TeacherCache:
         return all(file.count() == file.slots for file in self.files.values())
 
     def _in_files(self, slots):
-        return np.logical_and.reduce([file.has(slots) for file in self.files.values()])
+        return np.all([file.has(slots) for file in self.files.values()], axis=0)
 
     def has(self, slots: np.ndarray) -> np.ndarray:
         """Whether all fields of each slot are cached, bool (N,)."""
@@ -117,9 +114,7 @@ class TeacherCache:
 
     def _read_accuracy(self):
         """The accuracy in the accuracy file; None if it has none for this teacher and these test images."""
-        if not self.accuracy_file.exists():
-            return None
-        try:
+        with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):       # missing or damaged
             content = read_json(self.accuracy_file, str(self.accuracy_file))
             differing = [name for name, value in self.checksums.items() if content.get(name) != value]
             if differing:
@@ -128,8 +123,7 @@ class TeacherCache:
                 return None
             accuracy = content['test_acc']
             return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 100 else None
-        except (UserError, TypeError, KeyError, AttributeError):
-            return None
+        return None
 
     def save_accuracy(self, accuracy: float) -> None:
         """Save the teacher's top-1 accuracy on the test images for later runs, if the file can be written."""
@@ -143,9 +137,9 @@ class TeacherCache:
 
 
 class TeacherOutputLoader:
-    """A training loader whose batches have the teacher's outputs too: (images, target, index, models.base.Outputs).
+    """A loader of (images, target, index, models.base.Outputs); fields that are not cached are None.
 
-    Fields that are not cached are None. teacher_outputs(images) -> Outputs computes what the cache lacks.
+    teacher_outputs(images) -> Outputs computes what the cache lacks.
     """
 
     def __init__(self, loader: MemoryLoader, cache: TeacherCache, teacher_outputs: Callable):
@@ -214,10 +208,9 @@ def outputs_checksum(teacher) -> int:
 
 
 def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device) -> TeacherCache | None:
-    """The cache of `teacher` in the folder opt.teacher_cache, whose state it prints; None without one.
+    """The cache of `teacher` in opt.teacher_cache, whose state it prints; None without one. Raises UserError.
 
-    needs: the fields to cache beside the logits. If the disk has no room for all outputs, none is added. All processes
-    must call it. Raises UserError.
+    needs: the fields to cache beside the logits. All processes must call it.
     """
     if not opt.teacher_cache:
         return None
@@ -245,8 +238,7 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     cache.writable &= is_full or needed < free
     print(f'teacher cache: {cache}')
     if not is_full:
-        room = f'it will take another {readable_bytes(needed)} of {readable_bytes(free)} free' if cache.writable else \
-            f'no more outputs are cached: it would take another {readable_bytes(needed)} of {readable_bytes(free)} ' \
-            f'free, or may not be written'
-        print(f'teacher cache: {room}')
+        room = f'another {readable_bytes(needed)} of {readable_bytes(free)} free'
+        print(f'teacher cache: it will take {room}' if cache.writable else
+              f'teacher cache: no more outputs are cached: it would take {room}, or may not be written')
     return cache

@@ -22,6 +22,7 @@ class Adapter(Net):
     settings = {}           # arguments of the library's builder beside the number of classes
     stage_names = []        # all stages, by the library's names
     channels = 3            # of the images that `net` takes, 3 or 1
+    num_features = head_hidden_size = None      # set by `measure`
 
     def __init__(self, name: str, net: nn.Module, image_size: int):
         super().__init__()
@@ -33,19 +34,15 @@ class Adapter(Net):
     def run(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """(N, channels, H, W) -> ([stem's output, a map for each selected stage], last map, embedding, logits).
 
-        Maps are (N, C, H, W). The classifier reads the embedding. If the library does not return the stem's output, the
-        first stage's map replaces it.
+        Maps are (N, C, H, W). If the library does not return the stem's output, the first stage's map replaces it.
         """
         raise NotImplementedError(type(self).__name__)
 
     def measure(self, label: str) -> Tensor:
-        """Run the net on two noise images of its size and keep the widths of its outputs. Returns the logits.
-
-        Raises UserError that begins with `label` if the net cannot take them.
-        """
+        """Logits for two noise images. Keeps the widths of all outputs. Raises UserError that begins with `label`."""
         try:
             out = probe(self, noise_images(self.image_size), gradient=True)
-            self.widths = out.map.shape[1], out.embedding.shape[1]
+            self.num_features, self.head_hidden_size = out.map.shape[1], out.embedding.shape[1]
             self.head_norm = _find_head_norm(self.net, out.map.detach().mean((2, 3)), out.embedding.detach())
         except Exception as error:      # a net can fail for a size in any way
             raise UserError(f'{label}: cannot be used with images of {self.image_size} pixels '
@@ -69,14 +66,6 @@ class Adapter(Net):
 
     def count_stages(self, image_size):
         return len(self.stage_names)
-
-    @property
-    def num_features(self):
-        return self.widths[0]
-
-    @property
-    def head_hidden_size(self):
-        return self.widths[1]
 
     def outputs(self, x, preact=False):
         self.refuse_preact(preact)

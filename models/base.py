@@ -17,10 +17,7 @@ class Outputs(NamedTuple):
 
 
 class Net(nn.Module):
-    """A convolutional network in three parts: stages, pooling, classifier.
-
-    A subclass defines `stages` and overrides what differs.
-    """
+    """A convolutional network in three parts: stages, pooling, classifier. A subclass defines `stages`."""
 
     classifier_name = 'fc'      # of the linear layer that returns the logits, or of a Sequential that ends with it
     activated = True            # the stages' maps come after their last ReLU, if they have one
@@ -52,7 +49,7 @@ class Net(nn.Module):
         return len(probe(self, image_size).feats) - 2
 
     def select_stages(self, stages: list[int], image_size: int, label: str) -> None:
-        """Keep only these stages in feats, counted from 0. Raises UserError that begins with `label`."""
+        """Keep only these stages in feats, counted from 0. Raises UserError."""
         self.selected_stages = None     # so that count_stages includes all
         count = self.count_stages(image_size)
         if sorted({*stages}) != stages or stages[-1] >= count:
@@ -83,10 +80,7 @@ class Net(nn.Module):
         return embedding
 
     def pooled_head(self) -> nn.Module:
-        """A module from the map's mean over its positions to logits: (N, num_features) -> (N, classes).
-
-        Raises NotImplementedError if the logits do not depend on that mean alone.
-        """
+        """The layers from the mean of the map to the logits. Raises NotImplementedError if these need more."""
         classifier = self.get_classifier()
         if self.num_features != classifier.in_features:
             raise NotImplementedError(f'{type(self).__name__} has other layers between pooling and classifier')

@@ -35,10 +35,7 @@ def class_order(names, data, label: str) -> list[int] | None:
 
 
 def match_classes(net: nn.Module, names, data, label: str) -> None:
-    """Reorder the outputs of `net` from its checkpoint's class order `names` to the data's, and print that.
-
-    Raises UserError as class_order does.
-    """
+    """Reorder the outputs of `net` from its class order `names` to the data's, and print that. Raises UserError."""
     order = class_order(names, data, label)
     if order is not None:
         reorder_classes(net, order, data.image_size)

@@ -48,10 +48,7 @@ def parse_name(name: str, flag: str) -> tuple[str, dict]:
 
 
 def check_name(name: str, image_size: int, flag: str) -> str:
-    """The name under which `build` finds this net for images of image_size pixels. Builds nothing.
-
-    Raises UserError that begins with `flag` if there is no such net.
-    """
+    """The name under which `build` finds this net. Raises UserError if there is no such net."""
     if library := get_library(name):
         LIBRARIES[library].check(parse_name(name, flag)[0], flag)
         return name
@@ -89,11 +86,9 @@ def warn_of_size(name: str, size: int, flag: str) -> None:
 
 def build(name: str, num_classes: int, image_size: int, flag: str = 'model', drop_path: float = 0.0,
           trains: bool = True) -> Net:
-    """The net `name` with new weights, for num_classes classes and images of image_size pixels.
+    """The net `name` with new weights. Raises UserError if it cannot be built, or if its logits are not as required.
 
     drop_path: probability in training of leaving out the last block of a library's net; lower for earlier blocks.
-    trains: False for a frozen teacher. Raises UserError that begins with `flag` if the net cannot be built, or if its
-    logits for two images are not as required.
     """
     name = check_name(name, image_size, flag)
     library = get_library(name)

@@ -119,11 +119,10 @@ def _without_wrappers(state):
 
 
 def without_prefix(weights: dict, names) -> tuple[dict, str]:
-    """(the weights by the names of a net, a text that says what was removed or left out).
+    """(the weights by the names in a net's state_dict, a text that says what was removed or left out).
 
-    names: of the net's state_dict. A prefix, for example 'module.' of nn.DataParallel, is removed if more names match
-    without it than with it. Weights that lack the prefix belong to other nets and are left out. Raises ValueError if
-    several prefixes each have all of the net's weights.
+    A prefix, for example 'module.' of nn.DataParallel, is removed if more names match without it. Weights without it
+    belong to other nets and are left out. Raises ValueError if several prefixes each have all of the net's weights.
     """
     names = {name for name in names if not name.endswith('num_batches_tracked')}
     prefixes = Counter()

@@ -28,17 +28,10 @@ def check_inputs(inputs, label: str) -> dict:
             'interpolation': interpolation, 'fit': fit}
 
 
-def describe_inputs(inputs: dict) -> str:
-    """Size, interpolation, mean and std in words."""
-    mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
-    return f'{inputs["size"]} pixels ({inputs["interpolation"]}), mean {mean}, std {std}'
-
-
 class Inputs(nn.Module):
     """Images (N, 3, H, W) as the loader preprocesses them -> (N, 3, S, S) as the net was trained on, on the device.
 
-    given, wanted: 'mean' and 'std' of the colours, for pixels from 0 to 1, and 'size', the side of an image. wanted
-    also has 'interpolation', which resizes an image: bilinear, bicubic or nearest.
+    given, wanted: 'mean' and 'std' of the colours, for pixels from 0 to 1. wanted also has 'size' and 'interpolation'.
     """
 
     def __init__(self, given: dict, wanted: dict):

@@ -11,7 +11,7 @@ from helper.errors import UserError, printable
 from .classes import match_classes
 from .find import LIBRARIES, build, get_library, parse_name
 from .foreign import CONFIG, find_weights, read_folder, read_safetensors, without_prefix
-from .inputs import Inputs, check_inputs, describe_inputs
+from .inputs import Inputs, check_inputs
 from .recognise import find_architecture
 
 MOST_CLASSES = 10**5
@@ -20,11 +20,9 @@ OF_STATE = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'infer
 
 def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,
              inputs: dict | None = None) -> tuple[str, dict]:
-    """(name of the net, its checkpoint as of open_checkpoint) for a file, a folder, or a library's published weights,
-    timm:NAME or torchvision:NAME, which that library downloads.
+    """(name, checkpoint of open_checkpoint) for a file, a folder, or a net of a library with weights that it downloads.
 
-    name: the net, if the user gives it. inputs: the preprocessing that the user gives by --mean_t, --std_t, --size_t
-    and --interpolation_t. Raises UserError that names `flag`.
+    name: if the user gives it. inputs: given by --mean_t, --std_t, --size_t and --interpolation_t. Raises UserError.
     """
     if library := get_library(path):
         for option, value in (('--model_t', name), ('--checkpoint_key', key)):
@@ -60,11 +58,9 @@ def _merge_inputs(checkpoint, inputs, label):
 def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -> dict:
     """The dictionary in an untrusted checkpoint: NAME.pth, a file of safetensors, or a folder with timm's config.json.
 
-    'model' is a state_dict. Checkpoints of this project and timm's folders also have, if known, 'arch', 'num_classes'
-    and 'inputs' (the preprocessing, see inputs.Inputs), and whatever else was saved. Other programs' files have instead
-    'source', a text that says which weights are loaded, and 'their_arch', their name of the net.
-
-    key: --checkpoint_key. Raises UserError that names `flag`.
+    'model' is a state_dict. Checkpoints of this project and timm's folders also have, if known, 'arch', 'num_classes',
+    'inputs' (see inputs.Inputs), and whatever else was saved. Other programs' files have instead 'source', a text that
+    says which weights are loaded, and 'their_arch', their name of the net. key: --checkpoint_key. Raises UserError.
     """
     label = f'{flag} {path}'
     if os.path.isfile(os.path.join(path, CONFIG)):
@@ -109,10 +105,7 @@ def _of_state(state, label):
 
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
-    """The net `name` for data.num_classes classes, with new weights and the preprocessing of the checkpoint.
-
-    Raises UserError if the checkpoint has other classes.
-    """
+    """The net `name` with new weights and the checkpoint's preprocessing. Raises UserError for other classes."""
     classes, label = checkpoint.get('num_classes'), f'{flag} {path}'
     if classes is not None and classes != data.num_classes:
         raise UserError(f'{label}: a net of {classes} classes, but the data has {data.num_classes}; '
@@ -127,7 +120,9 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion
-        print(f'{label}: images are converted to what its net has learnt from: {describe_inputs(inputs)}')
+        mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
+        print(f'{label}: images are converted to what its net has learnt from: {inputs["size"]} pixels '
+              f'({inputs["interpolation"]}), mean {mean}, std {std}')
     if data_inputs and 'fit' in checkpoint['inputs'] and inputs['fit'] != data_inputs['fit']:
         print(f'{label}: was trained with --fit {inputs["fit"]}, but this run has --fit {data_inputs["fit"]}')
     return net
@@ -150,10 +145,7 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
 
 
 def fill(net: nn.Module, checkpoint: dict, label: str, fault: str) -> None:
-    """Load the weights of a checkpoint of open_checkpoint. For another program's file print which are loaded.
-
-    Raises UserError that begins with `label`; `fault` follows if the weights do not fit.
-    """
+    """Load the weights of a checkpoint of open_checkpoint; for another program's file print which. Raises UserError."""
     weights, notes = checkpoint['model'], [checkpoint.get('source')]
     if 'source' in checkpoint:
         try:

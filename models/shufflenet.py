@@ -15,10 +15,7 @@ STEM, V2_LAST = 24, 1024
 
 
 class Bottleneck(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1. A stride-2 unit concatenates an average-pooled shortcut.
-
-    Returns the sum or concatenation BEFORE its ReLU, which the net applies.
-    """
+    """1x1, shuffle, 3x3 depthwise, 1x1; for stride 2 an average-pooled shortcut. Returns the result BEFORE its ReLU."""
 
     def __init__(self, inplanes: int, planes: int, stride: int, groups: int):
         super().__init__()

@@ -21,10 +21,7 @@ def check(name: str, flag: str) -> None:
 
 
 def build(full: str, name: str, settings: dict, num_classes: int, image_size: int, flag: str) -> Adapter:
-    """Net `name` of timm with new weights for images of image_size pixels. settings: arguments of timm's builder.
-
-    full: the name with the settings. Raises UserError if timm cannot build it.
-    """
+    """Net `name` of timm with new weights. full: the name with the settings, which are arguments of timm's builder."""
     timm = import_optional('timm', flag)
     size = check_size(settings.get('img_size', image_size), f'{flag} {full}: img_size')
     if timm.get_pretrained_cfg(name).fixed_input_size:

@@ -23,10 +23,7 @@ def check(name: str, flag: str) -> None:
 
 
 def build(full: str, name: str, settings: dict, num_classes: int, image_size: int, flag: str) -> Adapter:
-    """Net `name` of torchvision with new weights for images of image_size pixels. settings: its builder's arguments.
-
-    full: the name with the settings. Raises UserError if torchvision cannot build it.
-    """
+    """Net `name` of torchvision with new weights. full: the name with the settings, arguments of its builder."""
     from torchvision import models
 
     from .traced import LARGE_IMAGE, Traced
@@ -57,10 +54,7 @@ def published_inputs(name: str, flag: str) -> dict:
 
 
 def published(name: str, flag: str) -> tuple[str, dict]:
-    """('torchvision:NAME', a checkpoint with its published weights, the newest or those of NAME.WEIGHTS).
-
-    torchvision downloads them or reads its cache. Raises UserError.
-    """
+    """(name, checkpoint) with the newest published weights, or those of NAME.WEIGHTS. Raises UserError."""
     check(name, flag)
     state = download(_get_weights(name, flag), f'{flag} torchvision:{name}',
                      f'--path-t, with --model_t torchvision:{name}')

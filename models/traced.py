@@ -26,10 +26,8 @@ OTHER_STEPS = 'its forward pass takes other steps in training than in evaluation
 
 
 class Traced(Adapter):
-    """A module that torch.fx can trace, from images to logits.
-
-    Its stages are the last map of each size; of blocks that return tokens of one size, as in a ViT, four. The
-    classifier is the last linear layer with as many outputs as there are classes.
+    """A module that torch.fx can trace, from images to logits. Its stages are the last map of each size; of blocks that
+    return tokens of one size, as in a ViT, four. Its classifier is the last linear layer with an output for each class.
     """
 
     def __init__(self, name: str, net: nn.Module, num_classes: int, image_size: int, flag: str,
@@ -179,10 +177,7 @@ class _Block(NamedTuple):
     module: nn.Module
     node: fx.Node
     height: int | None      # of its map; None: tokens
-
-    @property
-    def learns(self):       # weights, not only a norm's
-        return any(p.dim() > 1 for p in self.module.parameters())
+    learns: bool            # weights, not only a norm's
 
 
 def _blocks(net, graph, names, shapes):
@@ -193,7 +188,8 @@ def _blocks(net, graph, names, shapes):
         shape = shapes.get(inside[-1], ()) if inside else ()
         if _is_map(shape):
             height = None if len(shape) == 3 else shape[1] if _is_nhwc(shape) else shape[2]
-            blocks.append(_Block(path, module, inside[-1], height))
+            learns = any(p.dim() > 1 for p in module.parameters())
+            blocks.append(_Block(path, module, inside[-1], height, learns))
     return blocks
 
 

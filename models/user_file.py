@@ -18,10 +18,7 @@ _imported: dict[str, tuple[bytes, object]] = {}         # file -> (its source, t
 
 
 def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool) -> Net:
-    """What FUNCTION(num_classes=num_classes) of FILE.py returns; traced unless it is a Net.
-
-    Its `code_checksum` is the file's. Raises UserError that begins with `flag`.
-    """
+    """The net that FUNCTION of FILE.py returns, traced unless it is a Net. Raises UserError that begins with `flag`."""
     path, _, function = name.rpartition(':')
     label = f'{flag} {name}'
     before = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -63,11 +60,8 @@ def _find_fault(parameters, trains):
 
 @contextlib.contextmanager
 def _import_file(file):
-    """Import a user's file as a module in sys.modules. Yields the module.
-
-    Its folder is first in sys.path within the context and last after it, so that no module in it hides one of this
-    project or of a library.
-    """
+    """Yield a user's file as a module in sys.modules. Its folder is first in sys.path within the context and last after
+    it, so that no module in it hides one of this project or of a library."""
     file = file.resolve()
     folder, source, name = str(file.parent), file.read_bytes(), file.stem
     _forget_modules_beside_other_files(file.parent)
