@@ -98,8 +98,7 @@ def stop_signals_handled(handler: Callable):
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
+    with socket.create_server(('127.0.0.1', 0)) as probe:
         return probe.getsockname()[1]
 
 

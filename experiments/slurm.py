@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helper.cli import number
-from helper.errors import UserError, printable
+from helper.errors import UserError, import_optional, printable
 from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 
@@ -39,12 +39,9 @@ class Slurm:
 
     def __init__(self, opt, name: str, save: Path):
         """Raises UserError if submitit or Slurm is missing, and for jobs that Slurm would never start."""
-        try:
-            import submitit
-        except ImportError as error:
-            raise UserError('--cluster slurm: needs submitit, which is not installed; pip install submitit') from error
+        self.submitit = import_optional('submitit', '--cluster slurm')
         check_commands()
-        self.submitit, self.opt, self.name, self.save, self.logs = submitit, opt, name, save, save / 'logs'
+        self.opt, self.name, self.save, self.logs = opt, name, save, save / 'logs'
         self.registry = save / 'slurm.json'
         self.signals: list[int] = []        # received so far
         self.sbatch_options = dict(parse_option(text) for text in opt.sbatch)

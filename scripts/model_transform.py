@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helper.checkpoint import load_weights, save_checkpoint
 from helper.cli import Parser, path
 from helper.errors import UserError, nearest, run_main
+from helper.files import make_folder
 from models import model_dict
 from models.foreign import without_common_prefix
 from models.load import open_checkpoint
@@ -75,10 +76,7 @@ def main():
     checkpoint = transform(weights, source)
     arch = checkpoint['arch']
     out = Path(files[0] if files else f'save/models/{arch}_vanilla/{arch.lower()}_transformed.pth')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'OUT {out}: cannot be written ({error.strerror}); give a file in a writable folder') from error
+    make_folder(out.parent, f'OUT {out}')
     save_checkpoint(out, checkpoint)
     print(f'{arch}, {checkpoint["num_classes"]} classes: {out}')
 

@@ -648,7 +648,7 @@ def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):
         patch.setitem(sys.modules, 'submitit', None)
         call(reproduce.main, 'mini.toml', '--cluster', 'slurm')
     assert caught.value.code == 2
-    assert one_line(capsys) == '--cluster slurm: needs submitit, which is not installed; pip install submitit'
+    assert one_line(capsys) == '--cluster slurm: submitit is not installed; pip install submitit'
     monkeypatch.setitem(sys.modules, 'submitit', slurm)      # whether it is installed or not
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(SystemExit) as caught:
