@@ -12,8 +12,7 @@ from helper.device import free_memory
 from helper.errors import UserError, listed, nearest, reason
 
 from . import cifar, digits, folder, huggingface, imagenet
-from .augment import VIEWS, AutoAugment
-from .batch_augment import BatchAugment, mixes
+from .augment import VIEWS, AutoAugment, BatchAugment, mixes
 from .decode import Decoded, decode_all, report_cropping
 from .image import MAX_PIXELS, limit_pixels
 from .memory import MemoryLoader, describe_fault

@@ -47,9 +47,11 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
 
     Raises UserError for an image that cannot be read, has another format, or more pixels than limit_pixels allows.
     """
+    Image.init()
+    formats = [name for name in formats if name in Image.OPEN]       # AVIF came with Pillow 11.2
     with file or open_regular(path, str(path)) as file:
         try:
-            with Image.open(file, formats=_known(formats)) as image:
+            with Image.open(file, formats=formats) as image:
                 image.load()
                 if image.format != 'TIFF':      # Pillow has rotated it already
                     with contextlib.suppress(Exception):        # whatever a damaged EXIF block makes Pillow raise
@@ -68,12 +70,6 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
 def limit_pixels(most: int) -> None:
     """Make read_rgb refuse larger images in this process: a small file can decode to one that fills the memory."""
     Image.MAX_IMAGE_PIXELS = most / 2       # Pillow warns above this limit, and refuses images above twice the limit
-
-
-def _known(formats):
-    """The formats that this version of Pillow has; AVIF came with 11.2."""
-    Image.init()        # once
-    return [name for name in formats if name in Image.OPEN]
 
 
 def _without_alpha(image):

@@ -100,9 +100,9 @@ class MemoryLoader:
         return len(self.order)
 
     def __iter__(self):
-        return self._training_batches() if self.train else self._test_batches()
-
-    def _test_batches(self):
+        if self.train:
+            yield from self._training_batches()
+            return
         for indices in self.order.test_batches:
             index = torch.arange(indices.start, indices.stop, indices.step, device=self.device)
             yield self.normalise(self.images[index]), self.target[index], index

@@ -1,8 +1,7 @@
 """--teacher_cache: the teacher's outputs for each augmentation variant of each training image, cached in files.
 
-The frozen teacher computes the same outputs for a variant (see memory.VARIANTS) in every epoch and in every run. They
-are computed when they are first needed, and read from then on. A slot is the number of a variant of an image, index *
-VARIANTS + variant. A file holds one field of models.base.Outputs.
+They are computed when they are first needed, and read from then on. A slot is the number of a variant of an image,
+index * VARIANTS + variant. A file holds one field of models.base.Outputs.
 """
 import contextlib
 import errno

@@ -58,17 +58,10 @@ class ResNet(StageNet, resnet.ResNet):
         return maps, x
 
 
-class VGG(Net, vgg.VGG):
-    """Features: the end of each of the five stages after its ReLU, then the flattened 7x7 average pool."""
+class FeatureNet(Net):
+    """A net of torchvision with `features` and a `classifier`. stage_ends: the numbers of the layers in feats."""
 
     classifier_name = 'classifier'
-    num_features = 512
-
-    def __init__(self, config: str, num_classes: int = 1000):
-        super().__init__(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
-
-    def embed(self, features):
-        return self.avgpool(features).flatten(1)
 
     def hidden(self, embedding):
         return self.classifier[:-1](embedding)
@@ -76,30 +69,30 @@ class VGG(Net, vgg.VGG):
     def stages(self, x, preact=False):
         self.refuse_preact(preact)
         maps = []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                maps.append(x)
-            x = layer(x)
-        return maps, x
-
-
-class MobileNetV2(Net, mobilenetv2.MobileNetV2):
-    """Features: after features[0], [3], [6], [13], [17], then the pooled embedding (N, 1280)."""
-
-    classifier_name = 'classifier'
-    FEATURES = (0, 3, 6, 13, 17)
-
-    def hidden(self, embedding):
-        return self.classifier[:-1](embedding)      # dropout
-
-    def stages(self, x, preact=False):
-        self.refuse_preact(preact)
-        maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if i in self.FEATURES:
+            if i in self.stage_ends:
                 maps.append(x)
         return maps, x
+
+
+class VGG(FeatureNet, vgg.VGG):
+    """Features: the end of each of the five stages after its ReLU, then the flattened 7x7 average pool."""
+
+    num_features = 512
+
+    def __init__(self, config: str, num_classes: int = 1000):
+        super().__init__(vgg.make_layers(vgg.cfgs[config], batch_norm=True), num_classes=num_classes)
+        self.stage_ends = [i - 1 for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+
+    def embed(self, features):
+        return self.avgpool(features).flatten(1)
+
+
+class MobileNetV2(FeatureNet, mobilenetv2.MobileNetV2):
+    """Features: after features[0], [3], [6], [13], [17], then the pooled embedding (N, 1280)."""
+
+    stage_ends = (0, 3, 6, 13, 17)
 
 
 class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):

@@ -17,8 +17,7 @@ from torch import nn
 import train_student
 import train_teacher
 from dataset import get_dataloaders
-from dataset.augment import AutoAugment, posterize
-from dataset.batch_augment import BatchAugment
+from dataset.augment import AutoAugment, BatchAugment, posterize
 from dataset.normalise import CIFAR_MEAN as MEAN
 from distiller_zoo import Vanilla
 from helper.errors import UserError
