@@ -13,6 +13,8 @@ from models.find import get_library, is_user_file
 from models.load import open_checkpoint
 from options import take_image_size, teacher_options
 
+from .runs import read_or_empty
+
 DATA_OPTIONS = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
                 'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
 
@@ -70,11 +72,7 @@ class RunCheckpoint:
     def read_metrics(self, epoch: str) -> dict | None:
         """The metrics beside the checkpoint, of the 'best' or 'last' epoch; {} for a damaged file, None for none."""
         file = self.checkpoint.with_name(f'test_{epoch}_metrics.json')
-        try:
-            metrics = read_json(file, str(file)) if file.exists() else None
-        except UserError:
-            metrics = {}
-        return metrics if isinstance(metrics, dict | None) else {}
+        return read_or_empty(file, dict) if file.exists() else None
 
     def metrics_difference(self) -> str:
         """How the metrics beside the checkpoint differ from it in epoch or accuracy; '' if they do not."""

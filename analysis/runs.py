@@ -1,4 +1,5 @@
 """Finished runs, read from their folders and grouped into trials of one experiment."""
+import contextlib
 import math
 import os
 import re
@@ -68,6 +69,14 @@ def read_run(folder: str) -> dict:
         return {**run, **{key: printable(name) for key, name in names.items()}}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def read_or_empty(path: Path, kind: type):
+    """The value of a JSON file; an empty one of this kind if the file is missing or damaged."""
+    with contextlib.suppress(UserError):
+        content = read_json(path, '')
+        return content if isinstance(content, kind) else kind()
+    return kind()
 
 
 def find_run_folders(folder: str) -> list[str]:

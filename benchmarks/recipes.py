@@ -129,7 +129,7 @@ def call(method):
 
 
 def measure_pair(pair, opt, processes):
-    """A row for each recipe of a pair. processes: name of the recipe -> the executor of its process."""
+    """Yield a row for each recipe of a pair. processes: name of the recipe -> the executor of its process."""
     def ask(name, function, *arguments):
         try:
             return processes[name].submit(function, *arguments).result()
@@ -142,18 +142,15 @@ def measure_pair(pair, opt, processes):
             ask(name, call, method)
     rounds = [{name: opt.steps * opt.batch_size / ask(name, call, 'round') for name in processes}
               for _ in range(opt.rounds)]
-    rows = []
-    for name in processes:
-        speeds = [speed[name] for speed in rounds]
-        row = {'pair': pair, 'recipe': name, 'images/s': statistics.median(speeds), 'ratio': 1.0, 'all rounds': speeds}
-        if rows:
-            row['ratio'] = row['images/s'] / rows[0]['images/s']
+    median = {name: statistics.median(speeds[name] for speeds in rounds) for name in processes}
+    for name, speed in median.items():
+        row = {'pair': pair, 'recipe': name, 'images/s': speed, 'ratio': speed / median['reference'],
+               'all rounds': [speeds[name] for speeds in rounds]}
         row['peak MiB'], row['workers MiB'] = ask(name, call, 'peak')
         if not opt.brief:
             row['seconds a step'], row['of ceiling'] = ask(name, call, 'parts')
-        rows.append(row)
-        print(f'{pair}, {name}: {row["images/s"]:.0f} images/s', file=sys.stderr, flush=True)
-    return rows
+        print(f'{pair}, {name}: {speed:.0f} images/s', file=sys.stderr, flush=True)
+        yield row
 
 
 def measure(opt, device):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from analysis.run_checkpoint import RunCheckpoint
-from analysis.runs import DATA_FACTS, read_run
+from analysis.runs import DATA_FACTS, read_or_empty, read_run
 from helper.checkpoint import load_checkpoint, load_weights, weights_checksum
 from helper.cli import current_options
 from helper.errors import UserError, printable
@@ -16,7 +16,7 @@ from models.foreign import without_prefix
 
 from .pair_check import SIZES, pixels
 from .planned_run import PlannedRun, expected_options
-from .progress import last_is_best, load_result, read_or_empty
+from .progress import last_is_best, load_result
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher

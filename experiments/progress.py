@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from analysis.runs import read_run
+from analysis.runs import read_or_empty, read_run
 from helper.errors import UserError, printable
-from helper.files import read_json, write_json
+from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 from helper.state import LAST
 
@@ -102,14 +102,6 @@ class Record:
         except OSError:
             return []
         return [printable(line.rstrip('\r').rpartition('\r')[2])[:300] for line in lines if line.strip()][-LAST_LINES:]
-
-
-def read_or_empty(path: Path, kind: type):
-    """Return the value of a JSON file; an empty one of this kind if the file is missing or damaged."""
-    with contextlib.suppress(UserError):
-        content = read_json(path, '')
-        return content if isinstance(content, kind) else kind()
-    return kind()
 
 
 def _signal_of(code: int) -> signal.Signals | None:

@@ -1,7 +1,6 @@
 """The charts of a report: accuracy by epoch, and the matrices that a method learnt, such as SemCKD's attention."""
-from statistics import mean
-
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,14 +30,14 @@ def curves(cells: list[tuple[int, Cell]]) -> Figure:
     fig = Figure((7, max(4, 0.19 * len(cells))), layout='constrained')      # as high as the legend
     axis = fig.add_subplot(xlabel='epoch', ylabel='test top-1 (%)')
     for index, cell in cells:
-        by_epoch = list(zip(*(run['curve'] for run in cell.results), strict=False))     # the epochs that all runs have
+        epochs = min(len(run['curve']) for run in cell.results)
+        trials = np.array([run['curve'][:epochs] for run in cell.results])
         # Matplotlib omits labels that begin with '_', hence the space.
-        _plot(axis, [mean(values) for values in by_epoch], color=colour(index), label=f' {cell.row.label}',
+        _plot(axis, trials.mean(0), color=colour(index), label=f' {cell.row.label}',
               linewidth=1.5, gid=f'row-{index}')
         if len(cell.results) > 1:
-            axis.fill_between(range(1, len(by_epoch) + 1), [min(values) for values in by_epoch],
-                              [max(values) for values in by_epoch], color=colour(index), alpha=0.15, linewidth=0,
-                              gid=f'range-{index}')
+            axis.fill_between(range(1, epochs + 1), trials.min(0), trials.max(0), color=colour(index), alpha=0.15,
+                              linewidth=0, gid=f'range-{index}')
     fig.legend(loc='outside right upper', fontsize='small')
     return fig
 
@@ -49,16 +48,14 @@ def learnt(name: str, cell: Cell) -> Figure:
 
     Each student stage has a panel, and each teacher stage a line in it.
     """
-    epochs = [[run['pictures_by_epoch'][epoch][name] for run in cell.results]
-              for epoch in range(min(len(run['pictures_by_epoch']) for run in cell.results))]
-    average = [[[mean(values) for values in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
-               for matrices in epochs]
-    stages_s, stages_t = len(average[0]), len(average[0][0])
+    epochs = min(len(run['pictures_by_epoch']) for run in cell.results)
+    average = np.mean([[epoch[name] for epoch in run['pictures_by_epoch'][:epochs]] for run in cell.results], axis=0)
+    _, stages_s, stages_t = average.shape
     fig = Figure((2.6 * stages_s + 1.2, 2.6), layout='constrained')
     for s in range(stages_s):
         axis = fig.add_subplot(1, stages_s, s + 1, title=f'student stage {s + 1}', xlabel='epoch', ylim=(0, 1))
         for t in range(stages_t):
-            _plot(axis, [matrix[s][t] for matrix in average], color=colour(t),
+            _plot(axis, average[:, s, t], color=colour(t),
                   label=f'teacher stage {t + 1}' if s == 0 else None)
         axis.tick_params(labelleft=s == 0)
     fig.legend(loc='outside right upper', fontsize='small')

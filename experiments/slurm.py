@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from analysis.runs import read_or_empty
 from helper.cli import number
 from helper.errors import UserError, import_optional, printable
 from helper.files import write_json
@@ -17,7 +18,7 @@ from helper.launch import STOP_SIGNALS
 from .devices import check_trial_parallel, cpu_threads, device_flags, group_trials
 from .planned_run import ROOT, PlannedRun, waves
 from .processes import stop_signals_handled
-from .progress import DONE, FAILED, LEFT, RUNNING, Progress, progress_of, read_or_empty, summary
+from .progress import DONE, FAILED, LEFT, RUNNING, Progress, progress_of, summary
 from .slurm_commands import ask, check_commands, check_partition, configured, message, parse_option
 from .slurm_job import NOTICE, START, Job
 

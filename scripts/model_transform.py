@@ -33,8 +33,7 @@ def torchvision_weights(name: str) -> dict:
     names, flag = models.list_models(module=models), f'--torchvision {name}'
     if name not in names:
         raise UserError(f'{flag}: torchvision has no such classifier; {nearest(name, names)}')
-    with torch.device('meta'), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with torch.device('meta'), warnings.catch_warnings(action='ignore'):
         try:
             state = models.get_model(name, weights=None).state_dict()
         except NotImplementedError:     # a regnet, which needs memory to be built; model_dict has none
