@@ -10,8 +10,7 @@ from options import open_teacher, take_image_size, warn_of_split
 
 
 def evaluate(opt, device) -> None:
-    """Measure the checkpoint opt.evaluate (True: the teacher opt.path_t) and print its accuracy. All processes call
-    this."""
+    """Print the accuracy of the checkpoint opt.evaluate (True: the teacher opt.path_t). All processes call this."""
     if opt.evaluate is True:
         path, flag = opt.path_t, '--path-t'
         arch, checkpoint = open_teacher(opt)

@@ -35,20 +35,17 @@ class RepeatedBatch(list):
         self.n_samples = steps * self.batch_size
 
 
-class WorkerProcessLoader:
-    """A DataLoader with worker processes, whose batches are moved to the device one after the other."""
+class WorkerProcessLoader(DataLoader):
+    """A loader with worker processes, whose batches are moved to the device one after the other."""
 
     def __init__(self, images, batch_size, num_workers, device, shuffle=True):
         context = 'fork' if num_workers and sys.platform == 'linux' else None       # Linux's default in a script
-        self.loader = DataLoader(images, batch_size, shuffle, num_workers=num_workers, pin_memory=device.type == 'cuda',
-                                 persistent_workers=num_workers > 0, multiprocessing_context=context)
-        self.device, self.batch_size, self.n_samples = device, batch_size, len(images)
-
-    def __len__(self):
-        return len(self.loader)
+        super().__init__(images, batch_size, shuffle, num_workers=num_workers, pin_memory=device.type == 'cuda',
+                         persistent_workers=num_workers > 0, multiprocessing_context=context)
+        self.device, self.n_samples = device, len(images)
 
     def __iter__(self):
-        for batch in self.loader:
+        for batch in super().__iter__():
             yield [t.to(self.device) for t in batch]
 
 

@@ -30,9 +30,7 @@ COLUMNS = ('net', 'runtime', 'parameters', 'MACs', 'MB', 'peak MB', 'p50 ms', 'p
 def measure(export: Export, names: list[str], results: Evaluations, teacher: DeployedNet | None,
             threads: int) -> tuple[str, str]:
     """Write FILES, for an export and its teacher in the formats `names`. Returns (a table, a line that compares them).
-
-    The teacher is exported into a temporary folder beside that of the export, and not verified.
-    """
+    The teacher is exported into a temporary folder, and not verified."""
     nets = {f'student {export.network.name}': (export, {name: results.formats[name].top1 for name in names})}
     if teacher:
         folder = export.folder.with_name('teacher')
