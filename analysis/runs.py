@@ -3,7 +3,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 
@@ -122,7 +122,7 @@ def original_teacher(parameters: dict) -> str:
 def group_trials(runs: list[dict]) -> list[list[dict]]:
     """The runs, grouped by experiment: with the same options, and no different facts (older runs have fewer)."""
     return group_runs(runs, lambda group, run: all(
-        run['experiment'] == other['experiment'] and _agree(run, other, run['facts']) for other in group))
+        run['experiment'] == other['experiment'] and have_same_facts(run, other, run['facts']) for other in group))
 
 
 def group_runs(runs: list, fits: Callable) -> list[list]:
@@ -136,13 +136,9 @@ def group_runs(runs: list, fits: Callable) -> list[list]:
     return groups
 
 
-def have_same_data(run: dict, other: dict) -> bool:
-    """Whether two runs have the same images, labels and class names, as far as both record them."""
-    return _agree(run, other, DATA_FACTS)
-
-
-def _agree(run, other, facts):
-    return all(run['facts'][name] == other['facts'][name] for name in facts
+def have_same_facts(run: dict, other: dict, names: Iterable[str] = DATA_FACTS) -> bool:
+    """Whether two runs agree in these facts (by default those on their data), as far as both record them."""
+    return all(run['facts'][name] == other['facts'][name] for name in names
                if name in run['facts'] and name in other['facts'])
 
 

@@ -14,7 +14,7 @@ from analysis.published import (
     published_improvement,
     relative_improvement,
 )
-from analysis.runs import ACCURACY_KEYS, have_same_data
+from analysis.runs import ACCURACY_KEYS, have_same_facts
 from distiller_zoo import get_method
 
 from .planned_run import PlannedRun, expected_options, shell
@@ -54,7 +54,7 @@ class Cell:
     def results(self) -> list[dict]:
         """The results of the finished trials; none if their data differ, since their mean would be meaningless."""
         results = [trial.result for trial in self.trials if trial.result]
-        return results if all(have_same_data(*pair) for pair in itertools.combinations(results, 2)) else []
+        return results if all(have_same_facts(*pair) for pair in itertools.combinations(results, 2)) else []
 
     def mean(self, epoch: str) -> float | None:
         return mean(result[ACCURACY_KEYS[epoch]] for result in self.results) if self.results else None
