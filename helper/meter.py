@@ -38,6 +38,9 @@ class Meter:
         batch = torch.stack([value.to(finest(value.device)) for value in sums.values()])
         if self.sums is None:
             self.names, self.sums = list(sums), torch.zeros_like(batch)
+        elif self.names != list(sums):      # restored from an older version, which also averaged losses of weight 0
+            self.sums = self.sums[[self.names.index(name) for name in sums]]
+            self.names = list(sums)
         self.sums += batch
         self.samples += n
 

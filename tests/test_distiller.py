@@ -12,7 +12,7 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import DistillKL, Vanilla, distiller_dict, get_method
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
-from helper.meter import FiniteCheck
+from helper.meter import FiniteCheck, Meter
 from helper.optim import adjust_learning_rate
 from helper.records import predicts_one_class, show_evaluation
 
@@ -210,3 +210,10 @@ def test_a_diverged_run_stops():
 def test_unknown_method():
     with pytest.raises(UserError, match='--distill semkd: no such method; did you mean semckd'):
         get_method('semkd')
+
+
+def test_a_meter_of_an_older_version_drops_losses_of_weight_0():
+    meter = Meter()
+    meter.restore([{'names': ['loss', 'kl', 'ce'], 'sums': torch.tensor([4.0, 8.0, 2.0]), 'samples': 2}], CPU)
+    meter.update({'loss': torch.tensor(1.0), 'ce': torch.tensor(3.0)}, None, torch.zeros(2))
+    assert meter.averages() == {'loss': 1.5, 'ce': 2.0}
