@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import StageNet, kaiming_fan_out_, make_stage
+from .layers import StageNet, conv_bn, kaiming_fan_out_, make_stage
 
 
 class ThreeStageBlock(nn.Module):
@@ -16,13 +16,11 @@ class ThreeStageBlock(nn.Module):
 
     def __init__(self, inplanes: int, planes: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv1, self.bn1 = conv_bn(inplanes, planes, 3, stride)
+        self.conv2, self.bn2 = conv_bn(planes, planes, 3)
         self.downsample = None
         if stride != 1 or inplanes != planes:
-            self.downsample = _conv_bn(inplanes, planes, stride)
+            self.downsample = nn.Sequential(*conv_bn(inplanes, planes, 1, stride))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -33,21 +31,19 @@ class ThreeStageBlock(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. Returns the sum BEFORE its ReLU, which the net applies."""
 
-    kernels, expansion = (3, 3), 1
+    expansion = 1
 
     def __init__(self, inplanes: int, planes: int, stride: int):
         super().__init__()
         outplanes = planes * self.expansion
         self.shortcut = nn.Sequential()
         if stride != 1 or inplanes != outplanes:
-            self.shortcut = _conv_bn(inplanes, outplanes, stride)
-        widths = [planes] * (len(self.kernels) - 1) + [outplanes]
-        first_3x3 = self.kernels.index(3)
-        for i, (kernel, width) in enumerate(zip(self.kernels, widths, strict=True)):
-            conv = nn.Conv2d(inplanes, width, kernel, stride if i == first_3x3 else 1, kernel // 2, bias=False)
-            setattr(self, f'conv{i + 1}', conv)
-            setattr(self, f'bn{i + 1}', nn.BatchNorm2d(width))
-            inplanes = width
+            self.shortcut = nn.Sequential(*conv_bn(inplanes, outplanes, 1, stride))
+        self.add_convolutions(inplanes, planes, stride)
+
+    def add_convolutions(self, inplanes, planes, stride):
+        self.conv1, self.bn1 = conv_bn(inplanes, planes, 3, stride)
+        self.conv2, self.bn2 = conv_bn(planes, planes, 3)
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -57,16 +53,17 @@ class BasicBlock(nn.Module):
 class Bottleneck(BasicBlock):
     """1x1, 3x3 and 1x1 convolutions, the last with four times as many channels, and a shortcut."""
 
-    kernels, expansion = (1, 3, 1), 4
+    expansion = 4
+
+    def add_convolutions(self, inplanes, planes, stride):
+        self.conv1, self.bn1 = conv_bn(inplanes, planes, 1)
+        self.conv2, self.bn2 = conv_bn(planes, planes, 3, stride)
+        self.conv3, self.bn3 = conv_bn(planes, 4 * planes, 1)
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out)) + self.shortcut(x)
-
-
-def _conv_bn(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
 
 class ResNet(StageNet):
@@ -81,8 +78,7 @@ class ResNet(StageNet):
         blocks, remainder = divmod(depth - 2, 6)
         if remainder or blocks < 1:
             raise ValueError(f'depth {depth}: a CIFAR ResNet has 6n+2 layers')
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.conv1, self.bn1 = conv_bn(3, widths[0], 3)
         self.layer1 = make_stage(ThreeStageBlock, widths[0], widths[1], blocks, stride=1)
         self.layer2 = make_stage(ThreeStageBlock, widths[1], widths[2], blocks, stride=2)
         self.layer3 = make_stage(ThreeStageBlock, widths[2], widths[3], blocks, stride=2)
@@ -105,8 +101,7 @@ class ResNetCifar(StageNet):
     def __init__(self, block: type, blocks: tuple, num_classes: int = 100):
         super().__init__()
         e = block.expansion
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = conv_bn(3, 64, 3)
         self.layer1 = make_stage(block, 64, 64, blocks[0], stride=1)
         self.layer2 = make_stage(block, 64 * e, 128, blocks[1], stride=2)
         self.layer3 = make_stage(block, 128 * e, 256, blocks[2], stride=2)

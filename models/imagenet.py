@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet, shufflenetv2, vgg
 
 from .base import Net
-from .layers import StageNet
+from .layers import StageNet, conv_bn
 
 
 def _before_relu(block, x):
@@ -30,8 +30,7 @@ class ResNet(StageNet, resnet.ResNet):
     def _widen(self, block, layers, widen):
         """Make the stem and every stage `widen` times as wide."""
         self.inplanes = 64 * widen
-        self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(self.inplanes)
+        self.conv1, self.bn1 = conv_bn(3, self.inplanes, 7, stride=2)
         for i, (planes, count) in enumerate(zip((64, 128, 256, 512), layers, strict=True), start=1):
             setattr(self, f'layer{i}', self._make_layer(block, planes * widen, count, stride=1 if i == 1 else 2))
         self.fc = nn.Linear(512 * widen * block.expansion, self.fc.out_features)

@@ -25,6 +25,12 @@ class StageNet(Net):
         return maps, x
 
 
+def conv_bn(inplanes: int, planes: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple:
+    """(a padded convolution without biases, its batch norm)."""
+    conv = nn.Conv2d(inplanes, planes, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(planes)
+
+
 def make_stage(block: type, inplanes: int, planes: int, count: int, stride: int, *args) -> nn.Sequential:
     """`count` blocks, each block(inplanes, planes, stride, *args), the first with `stride`."""
     outplanes = planes * getattr(block, 'expansion', 1)

@@ -2,7 +2,7 @@
 from torch import nn
 
 from .base import Net
-from .layers import kaiming_fan_out_, make_stage
+from .layers import conv_bn, kaiming_fan_out_, make_stage
 
 # expansion, output channels at full width, blocks, stride of the first block
 GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -10,8 +10,7 @@ FEATURE_GROUPS = (1, 2, 4, 6)
 
 
 def _conv_bn_relu(inplanes, planes, kernel, stride=1, groups=1):
-    return [nn.Conv2d(inplanes, planes, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(planes), nn.ReLU(inplace=True)]
+    return [*conv_bn(inplanes, planes, kernel, stride, groups), nn.ReLU(inplace=True)]
 
 
 class InvertedResidual(nn.Module):
@@ -23,7 +22,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inplanes == planes
         self.conv = nn.Sequential(*_conv_bn_relu(inplanes, hidden, 1),
                                   *_conv_bn_relu(hidden, hidden, 3, stride, groups=hidden),
-                                  nn.Conv2d(hidden, planes, 1, bias=False), nn.BatchNorm2d(planes))
+                                  *conv_bn(hidden, planes, 1))
 
     def forward(self, x):
         return x + self.conv(x) if self.residual else self.conv(x)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import StageNet, channel_shuffle, make_stage
+from .layers import StageNet, channel_shuffle, conv_bn, make_stage
 
 V1_STAGES = ((240, 4), (480, 8), (960, 4))      # output channels, units
 V2_STAGES = ((116, 4), (232, 8), (464, 4))
@@ -23,12 +23,9 @@ class Bottleneck(nn.Module):
         self.groups = 1 if inplanes == STEM else groups
         planes -= inplanes if stride == 2 else 0        # the shortcut has the other channels
         mid = planes // 4
-        self.conv1 = nn.Conv2d(inplanes, mid, 1, groups=self.groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(mid)
-        self.conv2 = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False)
-        self.bn2 = nn.BatchNorm2d(mid)
-        self.conv3 = nn.Conv2d(mid, planes, 1, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes)
+        self.conv1, self.bn1 = conv_bn(inplanes, mid, 1, groups=self.groups)
+        self.conv2, self.bn2 = conv_bn(mid, mid, 3, stride, groups=mid)
+        self.conv3, self.bn3 = conv_bn(mid, planes, 1, groups=groups)
 
     def forward(self, x):
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
@@ -47,8 +44,7 @@ class ShuffleV1(StageNet):
 
     def __init__(self, num_classes: int = 100, groups: int = 3):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
+        self.conv1, self.bn1 = conv_bn(3, STEM, 1)
         inplanes = STEM
         for number, (planes, units) in enumerate(V1_STAGES, start=1):
             setattr(self, f'layer{number}', make_stage(Bottleneck, inplanes, planes, units, 2, groups))
@@ -62,12 +58,9 @@ class BasicUnit(nn.Module):
     def __init__(self, planes: int):
         super().__init__()
         half = planes // 2
-        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_bn(half, half, 1)
+        self.conv2, self.bn2 = conv_bn(half, half, 3, groups=half)
+        self.conv3, self.bn3 = conv_bn(half, half, 1)
 
     def forward(self, x):
         """Returns (output, output before its last ReLU and shuffle)."""
@@ -84,16 +77,11 @@ class DownUnit(nn.Module):
     def __init__(self, inplanes: int, planes: int):
         super().__init__()
         half = planes // 2
-        self.conv1 = nn.Conv2d(inplanes, inplanes, 3, 2, 1, groups=inplanes, bias=False)
-        self.bn1 = nn.BatchNorm2d(inplanes)
-        self.conv2 = nn.Conv2d(inplanes, half, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(inplanes, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
-        self.conv4 = nn.Conv2d(half, half, 3, 2, 1, groups=half, bias=False)
-        self.bn4 = nn.BatchNorm2d(half)
-        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn5 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_bn(inplanes, inplanes, 3, stride=2, groups=inplanes)
+        self.conv2, self.bn2 = conv_bn(inplanes, half, 1)
+        self.conv3, self.bn3 = conv_bn(inplanes, half, 1)
+        self.conv4, self.bn4 = conv_bn(half, half, 3, stride=2, groups=half)
+        self.conv5, self.bn5 = conv_bn(half, half, 1)
 
     def forward(self, x):
         """Returns (output, output before its last ReLU and shuffle)."""
@@ -112,15 +100,13 @@ class ShuffleV2(StageNet):
 
     def __init__(self, num_classes: int = 100):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
+        self.conv1, self.bn1 = conv_bn(3, STEM, 1)
         inplanes = STEM
         for number, (planes, units) in enumerate(V2_STAGES, start=1):
             rest = (BasicUnit(planes) for _ in range(units - 1))
             setattr(self, f'layer{number}', nn.Sequential(DownUnit(inplanes, planes), *rest))
             inplanes = planes
-        self.conv2 = nn.Conv2d(inplanes, V2_LAST, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(V2_LAST)
+        self.conv2, self.bn2 = conv_bn(inplanes, V2_LAST, 1)
         self.linear = nn.Linear(V2_LAST, num_classes)
 
     def stages(self, x, preact=False):
