@@ -11,23 +11,18 @@ from torch.utils._pytree import tree_leaves
 from .base import Net, probe
 
 
-class _Uses(TorchFunctionMode):
-    """Counts how often each tensor is an argument of a function that returns tensors."""
+class _Arguments(TorchFunctionMode):
+    """Keeps the arguments of each function that returns tensors."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.tensors = Counter(), []        # references, so that no other tensor gets the same id
+        self.arguments = []     # references, so that no other tensor gets the same id
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
-            self.add(args, kwargs)
+            self.arguments += tree_leaves((args, kwargs))
         return result
-
-    def add(self, *values):
-        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-        self.tensors += tensors
-        self.count.update(map(id, tensors))
 
 
 @torch.no_grad()
@@ -66,10 +61,11 @@ def _find_pairs(net, image_size, preact):
     hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
     hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
     try:
-        with _Uses() as uses:
-            uses.add(probe(net, image_size, preact))        # the caller uses the outputs
+        with _Arguments() as mode:
+            out = probe(net, image_size, preact)
     finally:
         for hook in hooks:
             hook.remove()
+    uses = Counter(map(id, [*mode.arguments, *tree_leaves(out)]))       # the caller uses the outputs
     return {(convs[id(x)], norm) for norm, x in inputs.items()
-            if id(x) in convs and uses.count[id(x)] == 1 and calls[norm] == calls[convs[id(x)]] == 1}
+            if id(x) in convs and uses[id(x)] == 1 and calls[norm] == calls[convs[id(x)]] == 1}
