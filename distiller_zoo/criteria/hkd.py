@@ -33,7 +33,8 @@ class HKDLoss(nn.Module):
         """Lists of features (N, ...), paired in order -> scalar. Extra features of the longer list are ignored."""
         loss = 0.0
         for i, (s, t) in enumerate(zip(f_s, f_t, strict=False)):
+            s, t = s.flatten(1), t.flatten(1)
             for probabilities in (cosine_probabilities, _t_probabilities):
-                p_s, p_t = (probabilities(f.flatten(1), self.eps) for f in (s, t))
+                p_s, p_t = (probabilities(f, self.eps) for f in (s, t))
                 loss = loss + self.init_weight * self.decay ** i * _jeffreys(p_t, p_s)
         return loss
