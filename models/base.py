@@ -32,7 +32,9 @@ class Net(nn.Module):
 
     def get_classifier(self) -> nn.Linear:
         """The layer that returns the logits."""
-        layer = getattr(self, self.classifier_name)
+        layer = getattr(self, self.classifier_name, None)
+        if layer is None:
+            raise NotImplementedError(f'{_name(self)} has no layer {self.classifier_name}; set its classifier_name')
         return layer[-1] if isinstance(layer, nn.Sequential) else layer
 
     def refuse_preact(self, preact: bool) -> None:
