@@ -38,6 +38,11 @@ class Distiller(TrainingTask):
         super().__init_subclass__(**kwargs)
         if cls.spec is TrainingTask.spec:
             raise TypeError(f'{cls.__name__}: declare spec = Spec(title=..., paper=..., uses=...)')
+        declared = {'backward': cls.spec.own_backward, 'make_optimizer': cls.spec.own_optimizer,
+                    'student_outputs': cls.spec.changes_student, 'inference_net': not cls.spec.deploys_student}
+        for name, is_declared in declared.items():
+            if name in vars(cls) and not is_declared:       # the scripts would ignore the override, or other flags
+                raise TypeError(f'{cls.__name__} overrides {name}, but its spec does not declare it; see spec.py')
 
     def __init__(self, student: nn.Module, teacher: nn.Module, opt, data):
         """student, teacher: models.base.Net. opt: the parsed options. data: dataset.Data."""

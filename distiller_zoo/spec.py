@@ -36,7 +36,7 @@ class Spec:
     own_backward: bool = False  # `backward` makes the backward passes of a step
     own_optimizer: bool = False     # `make_optimizer` ignores --opt
     changes_student: bool = False   # `student_outputs` changes which logits are trained
-    deploys_student: bool = True    # the student is the network that is shipped; else see inference_net
+    deploys_student: bool = True    # the student is the network that is shipped; False: `inference_net` returns another
 
     def is_cacheable(self, fields: tuple) -> bool:
         """Return whether training works with stored teacher outputs that have only these fields of Outputs."""

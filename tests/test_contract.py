@@ -335,6 +335,10 @@ def test_a_declaration_is_checked():
         class NoSpec(Distiller):
             pass
 
+    for name in ('backward', 'make_optimizer', 'student_outputs', 'inference_net'):
+        with pytest.raises(TypeError, match=f'Silent overrides {name}, but its spec does not declare it'):
+            type('Silent', (Distiller,), {'spec': Spec(title='', paper='', uses=''), name: lambda self: None})
+
     class OneView(Distiller):
         spec = Spec(title='', paper='', uses='', views=('weak', 'strong'))
     with pytest.raises(ValueError, match='OneView: several views in spec and the mixin MultiView go together'):
