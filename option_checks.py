@@ -13,7 +13,7 @@ def check_effects(opt) -> None:
     A flag on the command line may repeat the default, to undo that flag of a recipe.
     """
     has_schedule = opt.sched != 'step'
-    loads_checkpoint = 'path_t' in opt or bool(opt.evaluate)
+    loads_checkpoint = 'path_t' in opt or bool(opt.evaluate or opt.initial_checkpoint)
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
         'image_size': ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict),
         'lr_decay_epochs': ('--sched step', not has_schedule), 'lr_decay_rate': ('--sched step', not has_schedule),
@@ -21,7 +21,8 @@ def check_effects(opt) -> None:
         'poly_power': ('--sched poly', opt.sched == 'poly'),
         'warmup_lr': ('--warmup_epochs', opt.warmup_epochs > 0),
         'momentum': (f'an --opt that has one: --opt {opt.opt}', has_momentum(opt.opt)),
-        'checkpoint_key': ('--evaluate', loads_checkpoint), 'same_classes': ('--evaluate', loads_checkpoint),
+        'checkpoint_key': ('--evaluate or --initial_checkpoint', loads_checkpoint),
+        'same_classes': ('--evaluate or --initial_checkpoint', loads_checkpoint),
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
@@ -32,7 +33,8 @@ def check_effects(opt) -> None:
         if not has_effect and not undoes_recipe:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
-    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate'}
+    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate',
+                   'pretrained', 'initial_checkpoint'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 

@@ -36,9 +36,10 @@ from helper.files import read_text
 from helper.optim import check_recipe
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
-from models.find import check_name, check_without_weights
+from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS
 from models.load import open_net
+from models.start import Start, open_initial, open_published
 from option_checks import check_effects, check_flags_of_methods, check_method, check_mps
 
 LARGEST = 512       # of --image_size
@@ -135,6 +136,12 @@ def _common(description, trial_flags, trial):
            help='weight the cross-entropy so that all classes count alike, whatever their number of images')
     recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
            help='stochastic depth: how often training skips the last block of a net of timm or torchvision')
+    start = parser.group('start from pretrained weights')
+    start('--pretrained', action='store_true',
+          help="start from the library's published weights of timm:NAME, timm:NAME.TAG or torchvision:NAME")
+    start('--initial_checkpoint', type=path, metavar='PATH',
+          help='start from the weights in this checkpoint of the same net: all that --path-t reads; with a new '
+               'classifier if it is of other classes')
     add('--checkpoint_key', metavar='KEY',
         help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A; not given: '
              'averaged weights if it has any, else a usual key')
@@ -191,7 +198,11 @@ def _finish(parser, opt, model, flag):
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
-    check_without_weights(model, flag)
+    if opt.pretrained and opt.initial_checkpoint:
+        raise UserError(f'--pretrained: --initial_checkpoint {opt.initial_checkpoint} gives the weights already; leave '
+                        f'one of the two out')
+    check_start = check_published if opt.pretrained else check_without_weights
+    check_start(model, flag)
     if opt.learning_rate is None:
         opt.learning_rate = default_learning_rate(model)
     check_recipe(opt)
@@ -312,14 +323,30 @@ def warn_of_split(opt, checkpoint: dict, label: str) -> None:
               f'among its training images, and its accuracy on them too high')
 
 
-def open_teacher(opt) -> tuple[str, dict]:
-    """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size."""
+def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
+    """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size.
+
+    start: that of the student, whose image size is kept.
+    """
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
-    take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
+    if start is None or start.inputs is None:
+        take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
     return name, checkpoint
+
+
+def open_start(opt) -> Start | None:
+    """The weights from which --model, or --model_s, starts; None: from new ones. May set opt.image_size."""
+    flag, model = ('--model_s', opt.model_s) if 'model_s' in opt else ('--model', opt.model)
+    if not opt.pretrained and not opt.initial_checkpoint:
+        return None
+    start = open_published(model) if opt.pretrained else \
+        open_initial(opt.initial_checkpoint, model, flag, opt.checkpoint_key if flag == '--model' else None)
+    take_image_size(opt, start.checkpoint, start.label)
+    warn_of_split(opt, start.checkpoint, start.label)
+    return start
 
 
 def teacher_options(args=None):

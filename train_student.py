@@ -29,7 +29,8 @@ from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
 from models.load import load_net
-from options import open_teacher, student_options
+from models.start import load_start
+from options import open_start, open_teacher, student_options
 
 
 def train(opt, device):
@@ -39,18 +40,20 @@ def train(opt, device):
         return
 
     # Data and nets
-    opt.model_t, checkpoint_t = open_teacher(opt)       # may set opt.image_size
+    start = open_start(opt)         # may set opt.image_size
+    opt.model_t, checkpoint_t = open_teacher(opt, start)       # the same, if the start does not
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
     spec = method.spec
     check_pairwise_batch(spec, local.batch_size)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device, spec.drop_last, spec.views)
+    data = get_dataloaders(local, device, spec.drop_last, spec.views, start.inputs if start else None)
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model_s')
-    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum}
+    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
+             **load_start(student, start, data)}
 
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)

@@ -22,7 +22,8 @@ from helper.run import Run
 from helper.run_folder import RunPaths
 from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name, warn_of_size
-from options import teacher_options
+from models.start import load_start
+from options import open_start, teacher_options
 
 
 def train(opt, device):
@@ -32,13 +33,14 @@ def train(opt, device):
         return
 
     # Data and net
+    start = open_start(opt)     # may set opt.image_size
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device)
+    data = get_dataloaders(local, device, inputs=start.inputs if start else None)
     arch = check_name(opt.model, data.image_size, '--model')
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
-    paths, facts = RunPaths.of_teacher(opt), fingerprint(data, net=net)
+    paths, facts = RunPaths.of_teacher(opt), {**fingerprint(data, net=net), **load_start(net, start, data)}
     vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)

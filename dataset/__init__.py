@@ -110,11 +110,13 @@ def check_dataset(opt) -> None:
             raise UserError(f'{flag}: {why_not_dali}; leave --dali {opt.dali} out')
 
 
-def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',)) -> Data:
+def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',),
+                    inputs: dict | None = None) -> Data:
     """Load this process's part of opt.dataset. opt.batch_size: of one process.
 
     drop_last: leave out a short last training batch, as --mixup and --cutmix always do. views: of augment.VIEWS, of
-    each training image; with two, images are (2, B, 3, H, W).
+    each training image; with two, images are (2, B, 3, H, W). inputs: the preprocessing of a pretrained net, see
+    models.inputs: its mean and std are the default ones then.
     """
     check_dataset(opt)
     if not views or not set(views) <= set(VIEWS):
@@ -125,7 +127,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     limit_pixels(opt.max_pixels)
     train, test, classes, facts = _open(opt, device)
     # Measured on all training images, so that teacher and students see the same, whatever --train_fraction is.
-    facts |= _normalisation(opt, train)
+    facts |= _normalisation(opt, train, inputs)
     if opt.train_fraction < 1:
         train = _select(train, stratified_indices(train.labels, opt.train_fraction))
     batch_size = opt.batch_size * distributed.world_size()
@@ -207,10 +209,12 @@ def _select(images, indices):
     return Subset(images, [int(i) for i in indices])
 
 
-def _normalisation(opt, train):
-    """The fields of Data that say how images are normalised."""
+def _normalisation(opt, train, inputs):
+    """The fields of Data that say how images are normalised. inputs: of get_dataloaders."""
     if opt.dataset in LARGE:
         return {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'crop_pct': imagenet.CROP_PCT}
+    if opt.normalise != 'measure' and inputs:
+        return {'mean': tuple(inputs['mean']), 'std': tuple(inputs['std'])}
     if opt.normalise != 'measure':
         return {'mean': CIFAR_MEAN, 'std': CIFAR_STD}
     if not isinstance(train, Decoded):

@@ -20,9 +20,11 @@ def _imagenet(name, num_classes: int = 1000):
     return imagenet_models[name](num_classes=num_classes)
 
 
-IMAGENET = ('ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 'resnext50_32x4d', 'wrn_50_2',
-            'vgg11_imagenet', 'vgg13_imagenet', 'MobileNetV2_Imagenet', 'ShuffleV2_Imagenet', 'shufflenet_v2_x0_5',
-            'shufflenet_v2_x2_0')
+IMAGENET = {        # name -> the same net in torchvision, if it has one
+    'ResNet18': 'resnet18', 'ResNet34': 'resnet34', 'ResNet50': 'resnet50', 'ResNet18Double': None, 'resnet34x4': None,
+    'resnext50_32x4d': 'resnext50_32x4d', 'wrn_50_2': 'wide_resnet50_2', 'vgg11_imagenet': 'vgg11_bn',
+    'vgg13_imagenet': 'vgg13_bn', 'MobileNetV2_Imagenet': 'mobilenet_v2', 'ShuffleV2_Imagenet': 'shufflenet_v2_x1_0',
+    'shufflenet_v2_x0_5': 'shufflenet_v2_x0_5', 'shufflenet_v2_x2_0': 'shufflenet_v2_x2_0'}
 
 model_dict = {**cifar_resnet_models, **wrn_models, **vgg_models, **mobilenetv2_models, **shufflenet_models,
               **{name: partial(_imagenet, name) for name in IMAGENET}}

@@ -37,6 +37,10 @@ class Net(nn.Module):
             raise NotImplementedError(f'{_name(self)} has no layer {self.classifier_name}; set its classifier_name')
         return layer[-1] if isinstance(layer, nn.Sequential) else layer
 
+    def classifier_layers(self) -> list[nn.Module]:
+        """The layers that have an output for each class."""
+        return [self.get_classifier()]
+
     def refuse_preact(self, preact: bool) -> None:
         """Raise NotImplementedError if `preact` is set: the first line of `stages` in nets without pre-activations."""
         if preact:

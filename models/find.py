@@ -68,6 +68,16 @@ def check_without_weights(name: str, flag: str) -> None:
                         f'leave it out, or give {name} as --path-t')
 
 
+def check_published(name: str, flag: str) -> None:
+    """Raise UserError unless a library publishes weights of the net `name`, for --pretrained."""
+    library, twin = get_library(name), IMAGENET.get(name)
+    if library and LIBRARIES[library].has_published(parse_name(name, flag)[0], flag):
+        return
+    advice = f'give {flag} torchvision:{twin}, the same net with published weights' if twin else \
+        'give the weights of a file, --initial_checkpoint PATH, or a net of timm or torchvision that has some'
+    raise UserError(f'--pretrained: {flag} {name} has no published weights; {advice}')
+
+
 def warn_of_size(name: str, size: int, flag: str) -> None:
     """Print a line if images of this size are less than half or more than twice the size that the net was made for."""
     library = get_library(name)

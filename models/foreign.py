@@ -32,7 +32,7 @@ def read_folder(folder: Path, flag: str) -> dict:
     settings = [f'{key}={value}' for key, value in arguments.items() if key not in NOT_SETTINGS]
     published = config.get('pretrained_cfg') if isinstance(config.get('pretrained_cfg'), dict) else config
     size = published.get('input_size')
-    inputs = {key: published.get(key) for key in ('mean', 'std', 'interpolation')}
+    inputs = {key: published.get(key) for key in ('mean', 'std', 'interpolation', 'crop_pct')}
     inputs['size'] = size[-1] if isinstance(size, list) and size else None
     return {'arch': ','.join([f'timm:{net}', *settings]), 'num_classes': config.get('num_classes'), 'inputs': inputs,
             'classes': published.get('label_names'), 'model': read_safetensors(folder / WEIGHTS, flag)}

@@ -134,9 +134,7 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
     Its classes are in the data's order. Its `checksum` is of the weights in the file, before they are reordered.
     """
     label = f'{flag} {path}'
-    if 'inference_net' in checkpoint:
-        raise UserError(f'{label}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
-                        f'plain {name}; give the checkpoint of a plain network')
+    refuse_other_than_student(checkpoint, label, name)
     net = new_net(path, checkpoint, name, data, flag)
     fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
     net.checksum = weights_checksum(net)
@@ -144,9 +142,26 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
     return net
 
 
+def refuse_other_than_student(checkpoint: dict, label: str, name: str) -> None:
+    """Raise UserError if a checkpoint holds the network of a method that deploys more than the student `name`."""
+    if 'inference_net' in checkpoint:
+        raise UserError(f'{label}: holds the network that --distill {checkpoint["inference_net"]} deploys, not a '
+                        f'plain {name}; give the checkpoint of a plain network')
+
+
 def fill(net: nn.Module, checkpoint: dict, label: str, fault: str) -> None:
     """Load the weights of a checkpoint of open_checkpoint; for another program's file print which. Raises UserError."""
-    weights, notes = checkpoint['model'], [checkpoint.get('source')]
+    weights, notes = select_weights(net, checkpoint, label)
+    load_weights(net, weights, f'{label}: {fault}')
+    refuse_nan(net, label)
+    if any(notes):
+        print(f'{label}: {", ".join(filter(None, notes))}')
+
+
+def select_weights(net: nn.Module, checkpoint: dict, label: str) -> tuple[dict, list]:
+    """(the weights of a checkpoint by the names in the net's state_dict, texts that say which, or None). Raises
+    UserError if the file of another program holds several such nets."""
+    weights, notes = {**checkpoint['model']}, [checkpoint.get('source')]
     if 'source' in checkpoint:
         try:
             weights, removed = without_prefix(weights, net.state_dict())
@@ -157,10 +172,12 @@ def fill(net: nn.Module, checkpoint: dict, label: str, fault: str) -> None:
         auxiliary = [key for key in weights if re.match('aux|Aux', key) and key not in net.state_dict()]
         weights = {key: value for key, value in weights.items() if key not in auxiliary}
         notes += [removed, f'{len(auxiliary)} weights of auxiliary classifiers left out' if auxiliary else '']
-    load_weights(net, weights, f'{label}: {fault}')
+    return weights, notes
+
+
+def refuse_nan(net: nn.Module, label: str) -> None:
+    """Raise UserError if a weight of the net is NaN."""
     if with_nan := [name for name, value in net.state_dict().items() if value.isnan().any()]:
         more = f', and {len(with_nan) - 1} more' if len(with_nan) > 1 else ''
         raise UserError(f'{label}: {with_nan[0]} has NaN among its values{more}; give a checkpoint of a run that did '
                         f'not diverge')
-    if any(notes):
-        print(f'{label}: {", ".join(filter(None, notes))}')

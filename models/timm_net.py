@@ -35,26 +35,35 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
                         f'takes grey images')
     net = create_net(partial(timm.create_model, name), 'timm', full, num_classes, settings, flag)
     adapter = TimmNet(full, net, size, flag)
-    adapter.settings, adapter.channels = settings, channels
+    adapter.plain_name, adapter.settings, adapter.channels = name, settings, channels
     return adapter.resize_from(image_size)
 
 
 def published_inputs(name: str, flag: str) -> dict:
-    """Preprocessing of timm's net `name` by timm's configuration: mean, std, size, interpolation."""
+    """Preprocessing of timm's net `name` by timm's configuration: mean, std, size, interpolation, crop_pct."""
     config = import_optional('timm', flag).get_pretrained_cfg(name)
     return {'mean': [*config.mean], 'std': [*config.std], 'size': config.input_size[-1],
-            'interpolation': config.interpolation}
+            'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
 
 
-def published(name: str, flag: str) -> tuple[str, dict]:
-    """('timm:NAME', a checkpoint with the weights that timm downloads for NAME or NAME.TAG). Raises UserError."""
+def has_published(name: str, flag: str) -> bool:
+    """Whether timm publishes weights of its net `name`, which may end in .TAG."""
+    return import_optional('timm', flag).is_model_pretrained(name)
+
+
+def published(name: str, flag: str, taker: str = '') -> tuple[str, dict]:
+    """('timm:NAME', a checkpoint with the weights that timm downloads for NAME or NAME.TAG). Raises UserError.
+
+    taker: the flag for weights fetched by hand, if it is not `flag`.
+    """
     check(name, flag)
     try:
         net = import_optional('timm', flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights
+        advice = f'their folder or safetensors file as {taker}' if taker else \
+            f'their folder, or their safetensors file with --model_t timm:{name}'
         raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({reason(error)}); fetch them where '
-                        f'there is a network, and give their folder, or their safetensors file with --model_t '
-                        f'timm:{name}') from error
+                        f'there is a network, and give {advice}') from error
     return f'timm:{name}', {'model': net.state_dict(), 'num_classes': net.num_classes,
                             'inputs': published_inputs(name, flag)}
 
@@ -86,6 +95,24 @@ class TimmNet(Adapter):
         elif self.nhwc:
             last = last.permute(0, 3, 1, 2)
         return maps if self.has_stem else [maps[0], *maps], last, embedding, logits
+
+    def classifier_layers(self):
+        layers = self.net.get_classifier()
+        return [*layers] if isinstance(layers, tuple) else [layers]     # a distilled transformer has two
+
+    def resample(self, weights: dict, num_classes: int) -> dict | None:
+        """The weights of this net for another image size, as timm resamples them: position embeddings, for example.
+
+        None if timm cannot load them.
+        """
+        timm = import_optional('timm', self.name)
+        source = {'state_dict': {**weights}, 'num_classes': num_classes, 'source': '', 'label_offset': 0}
+        try:
+            net = timm.create_model(self.plain_name, pretrained=True, num_classes=num_classes,
+                                    pretrained_cfg_overlay=source, **self.settings)
+        except Exception:       # the caller compares the weights with the net, and says what does not fit
+            return None
+        return net.state_dict()
 
     def get_classifier(self):
         if not self.linear:

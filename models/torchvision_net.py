@@ -47,17 +47,27 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
 
 
 def published_inputs(name: str, flag: str) -> dict:
-    """Preprocessing of torchvision's net `name` by its published weights: mean, std, size, interpolation."""
+    """Preprocessing of torchvision's net `name` by its published weights: mean, std, size, interpolation, crop_pct."""
     preset = _get_weights(name, flag).transforms()
     return {'mean': [*preset.mean], 'std': [*preset.std], 'size': preset.crop_size[0],
-            'interpolation': preset.interpolation.value}
+            'interpolation': preset.interpolation.value, 'crop_pct': preset.crop_size[0] / preset.resize_size[0]}
 
 
-def published(name: str, flag: str) -> tuple[str, dict]:
-    """(name, checkpoint) with the newest published weights, or those of NAME.WEIGHTS. Raises UserError."""
+def has_published(name: str, flag: str) -> bool:
+    """Whether torchvision publishes weights of its net `name`, which may end in .WEIGHTS. Raises UserError for others.
+    """
+    from torchvision import models
+    return len(models.get_model_weights(name.partition('.')[0])) > 0 and _get_weights(name, flag) is not None
+
+
+def published(name: str, flag: str, taker: str = '') -> tuple[str, dict]:
+    """(name, checkpoint) with the newest published weights, or those of NAME.WEIGHTS. Raises UserError.
+
+    taker: the flag for weights fetched by hand, if it is not `flag`.
+    """
     check(name, flag)
     state = download(_get_weights(name, flag), f'{flag} torchvision:{name}',
-                     f'--path-t, with --model_t torchvision:{name}')
+                     taker or f'--path-t, with --model_t torchvision:{name}')
     state = {key: value for key, value in state.items() if not re.match('aux|Aux', key)}
     setting = ',transform_input=True' if name.startswith(WITH_AUXILIARY) else ''    # torchvision's with these weights
     return f'torchvision:{name}{setting}', {'model': state, 'num_classes': 1000,

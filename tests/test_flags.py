@@ -147,7 +147,7 @@ def test_of_the_data(call, small, tmp_path, monkeypatch):
     asked, original = [], train_teacher.get_dataloaders
     pool = dataset.decode.ThreadPoolExecutor
     monkeypatch.setattr(dataset.decode, 'ThreadPoolExecutor', lambda *n: asked.extend(n) or pool(*n))
-    monkeypatch.setattr(train_teacher, 'get_dataloaders', lambda *a: asked.append(original(*a)) or asked[-1])
+    monkeypatch.setattr(train_teacher, 'get_dataloaders', lambda *a, **k: asked.append(original(*a, **k)) or asked[-1])
     call(train_teacher.main, '--model', 'resnet8', *small, '--data_dir', tmp_path / 'data', '--image_size', 24,
          '--num_workers', 3, '--save_dir', tmp_path)
     *threads, data = asked

@@ -262,9 +262,9 @@ def test_a_run_with_dali_is_named_by_it(call, small, teacher, tmp_path, monkeypa
     import dataset
     script = sys.modules[main.__module__]
 
-    def loaders(opt, *args):
+    def loaders(opt, *args, **kwargs):
         return dataset.get_dataloaders(SimpleNamespace(**{**vars(opt), 'dataset': 'folder', 'dali': None,
-                                                          'image_size': 16}), *args)
+                                                          'image_size': 16}), *args, **kwargs)
     monkeypatch.setattr(script, 'get_dataloaders', loaders)
     flags = ['--path-t', teacher] if main == train_student.main else ['--model', 'resnet8']
     place = small.index('--image_size')         # not of imagenet

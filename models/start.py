@@ -1,0 +1,129 @@
+"""Pretrained starts: load the weights from which a net learns on, with a new classifier if the data has other classes.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from helper.checkpoint import load_weights, weights_checksum
+from helper.errors import UserError, listed, printable
+
+from .adapter import Adapter
+from .classes import MAX_NAMED, class_order
+from .find import LIBRARIES, get_library, is_user_file, parse_name
+from .inputs import check_inputs
+from .load import open_net, refuse_nan, refuse_other_than_student, select_weights
+
+CHECKSUM = 'initial weights (checksum)'     # the fact of a run
+
+
+@dataclass
+class Start:
+    """The opened weights from which a net starts."""
+
+    label: str              # the flag and its value, which begin messages
+    checkpoint: dict        # of models.load.open_net
+    inputs: dict | None     # the preprocessing with which the weights were trained, see models.inputs; None: unknown
+
+
+def open_published(model: str) -> Start:
+    """The weights that its library publishes for the net `model`. Raises UserError."""
+    label = f'--pretrained {model}'
+    plain, settings = parse_name(model, '--pretrained')
+    name, checkpoint = LIBRARIES[get_library(model)].published(plain, '--pretrained', '--initial_checkpoint')
+    if not parse_name(name, label)[1].items() <= settings.items():
+        raise UserError(f'{label}: these weights were trained with other settings of the net; name it {name}')
+    return Start(label, checkpoint, check_inputs(checkpoint['inputs'], label))
+
+
+def open_initial(path: str, model: str, flag: str, key: str | None = None) -> Start:
+    """The weights of --initial_checkpoint `path` for the net `model`. flag: --model or --model_s. Raises UserError.
+
+    path: all that models.load.open_net reads. key: --checkpoint_key.
+    """
+    option = '--initial_checkpoint'
+    label = f'{option} {path}'
+    name, checkpoint = open_net(path, None if get_library(path) else model, option, key)
+    arch = name if get_library(path) else checkpoint.get('arch')
+    if isinstance(arch, str) and _without_details(arch, label) != _without_details(model, flag):
+        raise UserError(f'{label}: holds the weights of {printable(arch)}, but {flag} is {model}; give the checkpoint '
+                        f'of such a net, or {flag} {printable(arch)}')
+    refuse_other_than_student(checkpoint, label, model)
+    inputs = checkpoint.get('inputs')
+    return Start(label, checkpoint, None if inputs is None else check_inputs(inputs, label))
+
+
+def _without_details(name, flag):
+    """A net's name without the settings, the tag, the stem and the folder in which nets with the same weights differ.
+    """
+    if library := get_library(name):
+        return f'{library}:{parse_name(name, flag)[0].partition(".")[0]}'
+    return Path(name).name if is_user_file(name) else name.removesuffix('_cifar')
+
+
+def load_start(net: nn.Module, start: Start | None, data) -> dict:
+    """Load the weights of `start` into a new net for the classes of `data`; nothing without a start.
+
+    A classifier of other classes stays new. Prints what is loaded and what is new. Returns the facts of the run about
+    these weights. Raises UserError if anything but the classifier does not fit.
+    """
+    if start is None:
+        return {}
+    label, new = start.label, net.state_dict()
+    weights, notes = select_weights(net, start.checkpoint, label)
+    classifier = find_classifier(net, data.num_classes, label)
+    kept_new, text = _compare_classifier(new, weights, classifier, start, data)
+    weights = {**{key: value for key, value in weights.items() if key not in kept_new},
+               **{key: new[key] for key in kept_new}}
+    resample = getattr(net, 'resample', None)
+    if resample and _have_other_shapes(new, weights) and (resampled := resample(weights, data.num_classes)):
+        changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
+        notes.append(f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels')
+        weights = resampled
+    load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
+    refuse_nan(net, label)
+    count = f'{len(new) - len(kept_new)} of {len(new)}' if kept_new else f'all {len(new)}'
+    print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{text}')
+    return {CHECKSUM: weights_checksum(net, left_out=kept_new)}
+
+
+def find_classifier(net: nn.Module, num_classes: int, label: str) -> list[str]:
+    """The names in the state_dict of the parameters that have a row for each class. Raises UserError if there are none.
+    """
+    root = net.net if isinstance(net, Adapter) else net
+    try:
+        layers = net.classifier_layers()
+    except (AttributeError, NotImplementedError):       # the last layer with an output for each class
+        layers = [module for module in root.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+                  and module.weight.shape[0] == num_classes][-1:]
+    inside = {id(value) for layer in layers for value in layer.parameters() if value.shape[0] == num_classes}
+    names = [name for name, value in root.named_parameters() if id(value) in inside]
+    if not names:
+        raise UserError(f'{label}: the classifier of this net cannot be found; let it be a linear layer with an output '
+                        f'for each class')
+    return names
+
+
+def _compare_classifier(new, weights, classifier, start, data):
+    """(the keys of the classifier that stay new, a text for the user). Reorders the classes of one that is loaded."""
+    names, text = start.checkpoint.get('classes'), f' new classifier ({", ".join(classifier)})'
+    sizes = {weights[key].shape[0] for key in classifier if isinstance(weights.get(key), torch.Tensor)
+             and weights[key].dim()}
+    if not sizes:
+        return classifier, f';{text} of {data.num_classes} classes, because the checkpoint has none'
+    if sizes != {data.num_classes}:
+        return classifier, f';{text} of {data.num_classes} classes instead of {listed(sorted(sizes), MAX_NAMED)}'
+    try:
+        order = class_order(names, data, start.label)
+    except UserError:
+        return classifier, f';{text} of the classes {listed([*data.classes], MAX_NAMED)} instead of ' \
+                           f'{listed(names, MAX_NAMED)}'
+    if order is None:
+        return [], ', with the classifier'
+    weights |= {key: weights[key][order] for key in classifier if key in weights}
+    return [], ', with the classifier, whose classes are reordered to match the data'
+
+
+def _have_other_shapes(new, weights):
+    return any(key not in weights or value.shape != getattr(weights[key], 'shape', None) for key, value in new.items())

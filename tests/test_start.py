@@ -1,0 +1,136 @@
+"""--pretrained and --initial_checkpoint: what is loaded, what is new, and what is refused."""
+import json
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+import train_student
+import train_teacher
+from helper.checkpoint import load_checkpoint, save_checkpoint
+from helper.errors import UserError
+from models.find import build
+from models.start import load_start, open_initial
+
+CLASSES = ('ant', 'bee', 'cat', 'dog')
+INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.3, 0.4], 'size': 32, 'interpolation': 'bicubic'}
+
+
+def data_of(classes=CLASSES, image_size=32):
+    return SimpleNamespace(classes=classes, num_classes=len(classes), image_size=image_size, same_classes=False)
+
+
+def start_net(name, path, data):
+    """(the net `name` after --initial_checkpoint `path`, its new weights before, the facts of the run)."""
+    torch.manual_seed(1)
+    net = build(name, data.num_classes, data.image_size)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    return net, before, load_start(net, open_initial(str(path), name, '--model'), data)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """file(classes, arch, **more): a checkpoint of this project with random weights."""
+    folder = tmp_path_factory.mktemp('start')
+
+    def write(classes=CLASSES, arch='resnet8', **more):
+        torch.manual_seed(0)
+        net = build(arch, len(classes), 32)
+        file = folder / f'{len([*folder.iterdir()])}.pth'
+        save_checkpoint(file, {'model': net.state_dict(), 'arch': arch, 'num_classes': len(classes), 'inputs': INPUTS,
+                               'classes': [*classes], **more})
+        return file
+    return write
+
+
+@pytest.mark.parametrize('name, classifier', [
+    ('resnet8', {'fc.weight', 'fc.bias'}), ('MobileNetV2', {'classifier.0.weight', 'classifier.0.bias'}),
+    ('vgg8', {'classifier.weight', 'classifier.bias'}), ('timm:resnet10t', {'fc.weight', 'fc.bias'}),
+    ('timm:deit_tiny_distilled_patch16_224,depth=1', {f'{head}.{key}' for head in ('head', 'head_dist')
+                                                      for key in ('weight', 'bias')}),
+    ('torchvision:squeezenet1_1', {'classifier.1.weight', 'classifier.1.bias'}),
+    ('torchvision:mobilenet_v3_small', {'classifier.3.weight', 'classifier.3.bias'})])
+def test_new_classifier(checkpoint, capsys, name, classifier):
+    """A classifier of other classes stays new, all else is loaded, and a line says so."""
+    file = checkpoint('abcdefg', name)
+    net, before, facts = start_net(name, file, data_of())
+    saved = load_checkpoint(str(file), '')['model']
+    for key, value in net.state_dict().items():
+        assert value.equal((before if key in classifier else saved)[key])
+    line = capsys.readouterr().out.splitlines()[-1]
+    count = len(before)
+    assert line.startswith(f'--initial_checkpoint {file}: {count - len(classifier)} of {count} tensors loaded')
+    assert line.endswith('of 4 classes instead of 7') and all(key in line for key in classifier)
+    assert facts == load_start(net, open_initial(str(file), name, '--model'), data_of())
+
+
+def test_classes(checkpoint, capsys):
+    """Equal class names: all is loaded. In another order: its rows are reordered. Other names: new."""
+    file = checkpoint()
+    saved = load_checkpoint(str(file), '')['model']['fc.weight']
+    net, *_ = start_net('resnet8', file, data_of())
+    assert net.fc.weight.equal(saved) and 'tensors loaded, with the classifier' in capsys.readouterr().out
+    net, *_ = start_net('resnet8', file, data_of(CLASSES[::-1]))
+    assert net.fc.weight.equal(saved.flip(0)) and 'are reordered' in capsys.readouterr().out
+    net, before, _ = start_net('resnet8', file, data_of(('eel', 'fox', 'gnu', 'hen')))
+    assert net.fc.weight.equal(before['fc.weight'])
+    assert 'of the classes eel, fox, gnu, hen instead of ant, bee, cat, dog' in capsys.readouterr().out
+
+
+def test_refused(checkpoint):
+    def refusal(file, name='resnet8', data=None):
+        with pytest.raises(UserError) as error:
+            start_net(name, file, data or data_of())
+        return str(error.value)
+    assert 'holds the weights of resnet8, but --model is vgg8' in refusal(checkpoint(), 'vgg8')
+    assert 'the network that --distill simkd deploys' in refusal(checkpoint(inference_net='simkd'))
+    weights = load_checkpoint(str(checkpoint()), '')['model']
+    damaged = {'layer1.0.bn1.weight (16,) is missing': {k: v for k, v in weights.items() if k != 'layer1.0.bn1.weight'},
+               'conv1.weight is (1,), the model has (16, 3, 3, 3)': {**weights, 'conv1.weight': torch.ones(1)},
+               'has NaN among': {**weights, 'conv1.weight': weights['conv1.weight'] * float('nan')}}
+    for text, model in damaged.items():
+        assert text in refusal(checkpoint(model=model))
+
+
+def test_a_vit_for_other_images(checkpoint, capsys):
+    """timm resamples position embeddings."""
+    name = 'timm:vit_tiny_patch16_224,depth=1'
+    file = checkpoint(arch=name)
+    net, before, _ = start_net(name, file, data_of(image_size=64))
+    assert net.net.pos_embed.shape == (1, 17, 192) and not net.net.pos_embed.equal(before['pos_embed'])
+    assert net.net.head.weight.equal(load_checkpoint(str(file), '')['model']['head.weight'])
+    assert 'pos_embed resampled by timm for images of 64 pixels' in capsys.readouterr().out
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder as timm writes it, of a net with 7 classes."""
+    from safetensors.torch import save_file
+    folder = tmp_path_factory.mktemp('timm')
+    torch.manual_seed(0)
+    save_file(timm.create_model('resnet10t', num_classes=7).state_dict(), folder / 'model.safetensors')
+    config = {'mean': [0.5, 0.4, 0.3], 'std': [0.5, 0.4, 0.3], 'input_size': [3, 16, 16], 'interpolation': 'bilinear'}
+    (folder / 'config.json').write_text(json.dumps({'architecture': 'resnet10t', 'num_classes': 7,
+                                                    'pretrained_cfg': config}))
+    return folder
+
+
+@pytest.mark.parametrize('main', [train_teacher.main, train_student.main], ids=['teacher', 'student'])
+def test_runs(call, small, teacher, folder, tmp_path, capsys, main):
+    """A run takes its image size and preprocessing from the start; another start is another run."""
+    place = small.index('--image_size')
+    flags = [*small[:place], *small[place + 2:], '--save_dir', tmp_path, '--initial_checkpoint', folder, '--model',
+             'timm:resnet10t']
+    if main is train_student.main:
+        flags[-2:] = ['--path-t', teacher, '--model_s', 'timm:resnet10t']
+    call(main, *flags)
+    assert f'{folder}: its net takes images of 16 pixels, so --image_size is 16' in capsys.readouterr().out
+    run = next(tmp_path.glob('*/*/last.pth')).parent
+    parameters = json.loads((run / 'parameters.json').read_text())
+    assert parameters['initial_checkpoint'] == str(folder) and parameters['initial weights (checksum)'] > 0
+    saved = load_checkpoint(str(run / 'last.pth'), '')
+    assert saved['inputs']['mean'] == [0.5, 0.4, 0.3] and saved['inputs']['size'] == 16
+    with pytest.raises(SystemExit):
+        call(main, *flags, '--initial_checkpoint', teacher)
+    assert 'but --model' in capsys.readouterr().err
