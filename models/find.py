@@ -65,7 +65,7 @@ def check_without_weights(name: str, flag: str) -> None:
     weights = parse_name(name, flag)[0].partition('.')[2] if get_library(name) else ''
     if weights:
         raise UserError(f'{flag} {name}: {weights} names published weights, but this net gets new ones; '
-                        f'leave it out, or give {name} as --path-t')
+                        f'leave it out, add --pretrained, or give {name} as --path-t')
 
 
 def check_published(name: str, flag: str) -> None:

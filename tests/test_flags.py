@@ -221,6 +221,7 @@ ELSEWHERE = {
     'images_in': 'test_resume.test_images_in_memory_and_on_disk', 'max_pixels': 'test_image.test_max_pixels',
     'fit': 'test_image.test_how_oblong_images_become_square',
     'split': 'test_data.test_a_run_keeps_its_split',
+    'pretrained': 'test_start.test_published_weights', 'initial_checkpoint': 'test_start.test_runs',
     'same_classes': 'test_classes.test_the_scripts_compare_the_names',
     'reprob': 'test_recipe.test_erased_images',
     'checkpoint_key': 'test_checkpoint.test_checkpoint_key',

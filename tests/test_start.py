@@ -12,6 +12,7 @@ from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.errors import UserError
 from models.find import build
 from models.start import load_start, open_initial
+from options import open_start, teacher_options
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.3, 0.4], 'size': 32, 'interpolation': 'bicubic'}
@@ -101,6 +102,34 @@ def test_a_vit_for_other_images(checkpoint, capsys):
     assert net.net.pos_embed.shape == (1, 17, 192) and not net.net.pos_embed.equal(before['pos_embed'])
     assert net.net.head.weight.equal(load_checkpoint(str(file), '')['model']['head.weight'])
     assert 'pos_embed resampled by timm for images of 64 pixels' in capsys.readouterr().out
+
+
+def test_published_weights(monkeypatch, capsys):
+    """--pretrained loads what timm downloads, with timm's preprocessing, and keeps the tag in the net's name."""
+    made = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
+    opt = teacher_options(['--model', 'timm:resnet10t.c3_in1k', '--pretrained', '--dataset', 'folder'])
+    start = open_start(opt)
+    assert opt.image_size == 176 and start.inputs['interpolation'] == 'bicubic'
+    net = build(opt.model, 4, 32)
+    load_start(net, start, data_of())
+    assert net.net.conv1[0].weight.equal(start.checkpoint['model']['conv1.0.weight'])
+    assert '--pretrained timm:resnet10t.c3_in1k: ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--model', 'resnet8', '--pretrained'], '--model resnet8 has no published weights; give the weights of a file'),
+    (['--model', 'ResNet18', '--pretrained'], 'give --model torchvision:resnet18, the same net with published weights'),
+    (['--model', 'timm:nf_resnet26', '--pretrained'], '--model timm:nf_resnet26 has no published weights'),
+    (['--pretrained', '--initial_checkpoint', 'x'], '--pretrained: --initial_checkpoint x gives the weights already'),
+    (['--evaluate', 'x', '--initial_checkpoint', 'x'], '--initial_checkpoint: has no effect with --evaluate'),
+    (['--evaluate', 'x', '--model', 'timm:resnet10t', '--pretrained'], '--pretrained: has no effect with --evaluate'),
+    (['--model', 'timm:resnet10t.c3_in1k'], 'add --pretrained'),
+])
+def test_refused_options(flags, message):
+    with pytest.raises(UserError) as error:
+        teacher_options(flags)
+    assert message in str(error.value)
 
 
 @pytest.fixture(scope='module')
