@@ -64,8 +64,9 @@ def check_without_weights(name: str, flag: str) -> None:
     """Raise UserError if the name of a net that gets new weights includes published weights, timm:NAME.TAG."""
     weights = parse_name(name, flag)[0].partition('.')[2] if get_library(name) else ''
     if weights:
+        load_it = '' if flag == '--model_t' else ' add --pretrained,'
         raise UserError(f'{flag} {name}: {weights} names published weights, but this net gets new ones; '
-                        f'leave it out, add --pretrained, or give {name} as --path-t')
+                        f'leave it out,{load_it} or give {name} as --path-t')
 
 
 def check_published(name: str, flag: str) -> None:

@@ -194,7 +194,7 @@ def test_selected_stages(call, teacher, small, tmp_path):
     (['--model_s', 'timm:resnet10t,depth=3'], 'timm cannot build it with num_classes=4, depth=3'),
     (['--model_s', 'timm:resnet18.foo'], '--model_s timm:resnet18.foo: no such published weights; there are: '),
     (['--model_s', 'timm:resnet18.a1_in1k'], 'timm:resnet18.a1_in1k: a1_in1k names published weights, but this net '
-                                             'gets new ones; leave it out, or give timm:resnet18.a1_in1k as'),
+                                             'gets new ones; leave it out, add --pretrained, or give'),
     (['--model_t', 'torchvision:resnet18.IMAGENET1K_V1'], ': IMAGENET1K_V1 names published weights'),
     (['--model_s', 'torchvision:vit_b_32,image_size=abc'], 'image_size=abc: give the pixels of a side, from 8 to 4096'),
     (['--model_s', 'timm:vit_tiny_patch16_224,img_size=(32,32)'], 'img_size=(32, 32): give the pixels of a side'),
