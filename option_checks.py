@@ -34,7 +34,7 @@ def check_effects(opt) -> None:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
     of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate',
-                   'pretrained', 'initial_checkpoint'}
+                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 
@@ -56,7 +56,10 @@ def check_method(opt, method) -> None:
         check_dot(opt, method)
     mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
     augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob}
-    step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1}
+    step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1,
+                  f'--freeze_epochs {opt.freeze_epochs}': opt.freeze_epochs}
+    optimizer_flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--layer_decay {opt.layer_decay:g}': opt.layer_decay < 1,
+                       f'--backbone_lr {opt.backbone_lr:g}': opt.backbone_lr < 1}
     several_views = len(spec.views) > 1
     for flag, is_on in mixes.items():
         if is_on and not spec.is_mixable:
@@ -73,8 +76,9 @@ def check_method(opt, method) -> None:
         raise UserError(f'--model_ema {opt.model_ema:g}: ' + (
             'not with --opt dot; leave one of the two out' if spec.deploys_student else
             f'{distil} deploys more than the student; leave it out'))
-    if opt.opt != 'sgd' and spec.own_optimizer:
-        raise UserError(f'--opt {opt.opt}: {distil} has an optimiser of its own; leave one of the two out')
+    for flag, is_on in optimizer_flags.items():
+        if is_on and spec.own_optimizer:
+            raise UserError(f'{flag}: {distil} has an optimiser of its own; leave one of the two out')
     if opt.teacher_cache and dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; it '
                         f'goes with {", ".join(IN_MEMORY)}')

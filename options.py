@@ -142,6 +142,12 @@ def _common(description, trial_flags, trial):
     start('--initial_checkpoint', type=path, metavar='PATH',
           help='start from the weights in this checkpoint of the same net: all that --path-t reads; with a new '
                'classifier if it is of other classes')
+    start('--freeze_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
+          help='first epochs, in which only the classifier learns, and the layers of the method')
+    start('--layer_decay', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
+          help="learning rate of each of timm's layer groups, divided by that of the group after it; for nets of timm")
+    start('--backbone_lr', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
+          help='learning rate of all layers but the classifier, divided by --learning_rate')
     add('--checkpoint_key', metavar='KEY',
         help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A; not given: '
              'averaged weights if it has any, else a usual key')

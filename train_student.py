@@ -109,6 +109,7 @@ def train(opt, device):
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)
             distiller.begin_epoch(epoch, opt.epochs)
+            module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, train_loader, module, optimizer, opt, run, precision)
             test = validate(data.test_loader, distiller.inference_net(), run)
             run.end_epoch(rate, averages, test, distiller.pictures())

@@ -65,6 +65,7 @@ def train(opt, device):
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)
             vanilla.begin_epoch(epoch, opt.epochs)
+            module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, data.train_loader, module, optimizer, opt, run, precision)
             run.end_epoch(rate, averages, validate(data.test_loader, vanilla.inference_net(), run))
 

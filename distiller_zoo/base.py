@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from helper.cli import comma_list
 from helper.errors import UserError
+from helper.optim import rate_factors, scale_rates
 from models.base import Outputs
 
 from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, output_shapes  # noqa: F401
@@ -135,13 +136,15 @@ class Distiller(TrainingTask):
 
     def begin_epoch(self, epoch, epochs):
         """--loss_warmup_epochs: the weight of the method's loss grows linearly to its full value."""
+        super().begin_epoch(epoch, epochs)
         if self.loss_warmup_epochs:
             self.schedule_factor.fill_(min(epoch / self.loss_warmup_epochs, 1))
         self.logit_transforms.begin_epoch(epoch, epochs)
 
     def make_optimizer(self, learning_rate, opt):
         if opt.opt == 'dot':
-            return DOT(self.parameters(), learning_rate, opt.momentum, opt.dot_delta, opt.weight_decay)
+            dot = DOT(self.parameters(), learning_rate, opt.momentum, opt.dot_delta, opt.weight_decay)
+            return scale_rates(dot, rate_factors(self.student, opt))
         return super().make_optimizer(learning_rate, opt)
 
     def backward(self, losses, optimizer):

@@ -66,7 +66,9 @@ class SimKDDistiller(Distiller):
             p.requires_grad_(grad is not None)
 
     def inference_net(self):
-        return Reused(self.student, self.projector, self.classifier, self.size).train(self.training)
+        net = Reused(self.student, self.projector, self.classifier, self.size)
+        net.training = self.training        # not train(), which would set the mode of a frozen student too
+        return net
 
     @classmethod
     def rebuild_inference_net(cls, student, weights):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from helper.distributed import average_gradients
-from helper.optim import new_optimizer
+from helper.optim import backbone, new_optimizer, rate_factors, scale_rates
 
 from .label_loss import label_loss
 from .spec import Spec
@@ -20,6 +20,8 @@ class TrainingTask(nn.Module):
     scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a run cannot be extended
     own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
+    freeze_epochs = 0               # first epochs, in which the student's backbone is frozen
+    frozen = ()                     # its parameters in these epochs
 
     def __init__(self, student: nn.Module, opt=None, data=None):
         """opt, data: the parsed options and dataset.Data, which determine the label loss; None: plain cross-entropy."""
@@ -27,6 +29,11 @@ class TrainingTask(nn.Module):
         self.student = student
         self.label_loss = label_loss(opt, data)
         self.average = None
+        if opt is not None:
+            self.freeze_epochs = opt.freeze_epochs
+            rate_factors(student, opt)      # raises UserError for a net that the flags cannot divide
+            if opt.freeze_epochs:
+                backbone(student, f'--freeze_epochs {opt.freeze_epochs}')
         if opt is not None and opt.model_ema is not None:
             from timm.utils import ModelEmaV3
             self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup).requires_grad_(False)
@@ -45,12 +52,26 @@ class TrainingTask(nn.Module):
 
         The result must depend on these two numbers alone. Store values that the forward pass reads in tensors
         (self.schedule_factor.fill_(...)): --compile treats Python numbers as constants and compiles again for each
-        value. An override calls super().begin_epoch(epoch, epochs).
+        value. An override calls super().begin_epoch(epoch, epochs), which freezes the backbone by --freeze_epochs.
         """
+        freezes = epoch <= self.freeze_epochs
+        if freezes and not self.frozen:     # a method may have frozen other parameters for good
+            self.frozen = [p for p in backbone(self.student, '--freeze_epochs') if p.requires_grad]
+        for p in self.frozen:
+            p.requires_grad_(not freezes)
+        if not freezes:
+            self.frozen = ()
+
+    def train(self, mode: bool = True):
+        """A frozen student stays in eval mode, its running statistics unchanged."""
+        super().train(mode)
+        if self.frozen:
+            self.student.eval()
+        return self
 
     def make_optimizer(self, learning_rate: float, opt) -> Optimizer:
         """Return the optimiser of all parameters. The scripts scale the rates of all its groups by the schedule."""
-        return new_optimizer(self, learning_rate, opt)
+        return scale_rates(new_optimizer(self, learning_rate, opt), rate_factors(self.student, opt))
 
     def no_weight_decay(self) -> set:
         """Names of parameters that timm's optimisers exclude from weight decay, besides biases and norms."""

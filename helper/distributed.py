@@ -141,8 +141,21 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     # DDP need not synchronise buffers: batch norms are averaged before they are used, and the others are equal.
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'    # until torch 2.14
-    return DistributedDataParallel(module, device_ids=[device] if device.type == 'cuda' else None, **{buffers: False},
-                                   find_unused_parameters=unused, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(module, device_ids=[device] if device.type == 'cuda' else None,
+                                      **{buffers: False}, find_unused_parameters=unused, gradient_as_bucket_view=True)
+    wrapped.learning = _learning(module)
+    return wrapped
+
+
+def rewrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` of wrap, under a new DDP if other parameters learn now: DDP exchanges those that learnt at its start."""
+    if not isinstance(module, DistributedDataParallel) or module.learning == _learning(module.module):
+        return module
+    return wrap(module.module, device)
+
+
+def _learning(module):
+    return [p.requires_grad for p in module.parameters()]
 
 
 def gather(value) -> list:
@@ -177,9 +190,13 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def average_batchnorm(module: nn.Module) -> None:
-    """Replace all running statistics by their means over the processes, before they are used or saved."""
-    _average([getattr(m, name) for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-              for name in ('running_mean', 'running_var') if getattr(m, name) is not None])
+    """Replace all running statistics by their means over the processes, before they are used or saved.
+
+    Those of norms in eval mode are equal, and stay as they are: a mean could be rounded.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    _average([getattr(m, name) for m in norms for name in ('running_mean', 'running_var')
+              if getattr(m, name) is not None])
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     if module.in_first_stage:
         before += opt.init_epochs * steps * _step_seconds(module, data, opt, precision, device, init_rate)[0]
         module.end_first_stage()
-    module.begin_epoch(1, opt.epochs)
+    module.begin_epoch(opt.epochs, opt.epochs)      # in which all parameters learn
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
     validation = _validation_seconds(module.inference_net(), data.test_loader, device)
     epoch, memory = steps * step + validation, _peak_bytes(device)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from . import distributed
 from .device import finest
 from .errors import UserError
+from .optim import base_rate
 
 tqdm.set_lock(threading.RLock())    # tqdm's own lock is shared between processes; a killed one leaves it locked
 
@@ -113,14 +114,14 @@ class FiniteCheck:
         terms = dict(zip(names, values.tolist(), strict=True))
         if not math.isfinite(terms['loss']):
             raise UserError(f'the loss diverged in epoch {self.epoch}, at step {step} ({describe(terms)}) at learning '
-                            f'rate {self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
+                            f'rate {base_rate(self.optimizer):g}; {self.advice}')
 
     def check_weights(self, module: nn.Module) -> None:
         """Raise UserError for weights that are not finite: a finite loss can still give an update that ruins them."""
         weights = [value for value in module.state_dict().values() if value.is_floating_point()]
         if not all(torch.stack([weight.isfinite().all() for weight in weights]).tolist()):
             raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
-                            f'{self.optimizer.param_groups[0]["lr"]:g}; {self.advice}')
+                            f'{base_rate(self.optimizer):g}; {self.advice}')
 
 
 class Progress:

@@ -38,7 +38,10 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 
 
 def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
-    """--opt for all parameters of `module`: SGD, or an optimiser of timm, without decay of biases and norms."""
+    """--opt for all parameters of `module`: SGD, or an optimiser of timm, without decay of biases and norms.
+
+    All have the same learning rate; see scale_rates.
+    """
     if opt.opt == 'sgd':
         return sgd([p for name, p in module.named_parameters() if not name.startswith('average.')], learning_rate, opt)
     from timm.optim import create_optimizer_v2
@@ -47,6 +50,55 @@ def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
                                    momentum=opt.momentum)
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise UserError(f'--opt {opt.opt}: timm cannot make it ({reason(error)}); give another') from error
+
+
+def backbone(net: nn.Module, flag: str) -> list[nn.Parameter]:
+    """All parameters of `net`, a models.base.Net, but its classifier's. Raises UserError that begins with `flag`."""
+    try:
+        classifier = {*net.get_classifier().parameters()}
+    except NotImplementedError as error:
+        raise UserError(f'{flag}: {error}, so its layers cannot be told apart; leave it out') from error
+    return [p for p in net.parameters() if p not in classifier]
+
+
+def rate_factors(net: nn.Module, opt) -> dict[nn.Parameter, float]:
+    """Factors of the learning rates of net's parameters by --layer_decay or --backbone_lr; 1 for those not in the dict.
+
+    net: a models.base.Net. Raises UserError for a net that these flags cannot divide.
+    """
+    if opt.backbone_lr < 1:
+        return dict.fromkeys(backbone(net, f'--backbone_lr {opt.backbone_lr:g}'), opt.backbone_lr)
+    if opt.layer_decay == 1:
+        return {}
+    name, net = getattr(net, 'name', 'the net'), getattr(net, 'net', net)       # timm's own, within our adapter
+    factors = {}
+    if hasattr(net, 'group_matcher'):
+        from timm.optim import param_groups_layer_decay
+        factors = {p: group['lr_scale'] for group in param_groups_layer_decay(net, layer_decay=opt.layer_decay)
+                   for p in group['params']}
+    if {*factors.values()} <= {1}:
+        raise UserError(f'--layer_decay {opt.layer_decay:g}: {name} has no layer groups of timm; give --backbone_lr, a '
+                        f'factor for all layers but the classifier')
+    return factors
+
+
+def scale_rates(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> Optimizer:
+    """Divide the groups of an optimiser by their parameters' factors of the learning rate, timm's `lr_scale`."""
+    if factors:
+        groups = []
+        for group in optimizer.param_groups:
+            parts = {}      # factor -> parameters
+            for p in group['params']:
+                parts.setdefault(factors.get(p, 1.0), []).append(p)
+            groups += [{**group, 'params': parameters, 'lr_scale': factor, 'initial_lr': group['lr'],
+                        'lr': group['lr'] * factor} for factor, parameters in parts.items()]
+        optimizer.param_groups[:] = groups
+    return optimizer
+
+
+def base_rate(optimizer: Optimizer) -> float:
+    """The learning rate now, of the parameters with factor 1."""
+    return next(group['lr'] for group in optimizer.param_groups if group.get('lr_scale', 1) == 1)
 
 
 def check_recipe(opt) -> None:
@@ -67,6 +119,11 @@ def check_recipe(opt) -> None:
         raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
     if opt.warmup_epochs >= opt.epochs:
         raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
+    if opt.freeze_epochs >= opt.epochs:
+        raise UserError(f'--freeze_epochs {opt.freeze_epochs}: --epochs {opt.epochs} must be more')
+    if opt.layer_decay < 1 and opt.backbone_lr < 1:
+        raise UserError(f'--layer_decay {opt.layer_decay:g}: --backbone_lr {opt.backbone_lr:g} sets the same learning '
+                        f'rates; leave one of the two out')
     rate = f'--learning_rate {opt.learning_rate:g}'
     if opt.warmup_epochs and opt.warmup_lr > opt.learning_rate:
         raise UserError(f'--warmup_lr {opt.warmup_lr:g}: a warm-up begins below {rate}; give at most that')
@@ -86,9 +143,10 @@ def has_momentum(name: str) -> bool:
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set the learning rates of an epoch, counted from 1, and return the one of the first group.
+    """Set the learning rates of an epoch, counted from 1, and return that of the parameters with factor 1.
 
-    They depend on the epoch alone. Warm-up and all schedules but 'step' are timm's.
+    They depend on the epoch alone. Warm-up and all schedules but 'step' are timm's. A group's lr_scale is a factor of
+    its rate.
     """
     if opt.sched != 'step' or opt.warmup_epochs:
         from timm.scheduler import create_scheduler_v2
@@ -100,8 +158,8 @@ def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
             decay_rate=opt.poly_power if opt.sched == 'poly' else opt.lr_decay_rate,     # timm's name for both
             warmup_epochs=opt.warmup_epochs, warmup_lr=opt.warmup_lr)
         scheduler.step(epoch - 1)
-        return optimizer.param_groups[0]['lr']
+        return base_rate(optimizer)
     factor = opt.lr_decay_rate ** sum(epoch > e for e in opt.lr_decay_epochs)
     for group in optimizer.param_groups:
-        group['lr'] = group.setdefault('initial_lr', group['lr']) * factor
+        group['lr'] = group.setdefault('initial_lr', group['lr']) * factor * group.get('lr_scale', 1)
     return opt.learning_rate * factor
