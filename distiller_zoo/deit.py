@@ -20,8 +20,17 @@ class DeiTDistiller(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         net = getattr(self.student, 'net', None)
-        if hasattr(net, 'set_distilled_training'):
+        self.has_token = hasattr(net, 'set_distilled_training')
+        if self.has_token:
             net.set_distilled_training(True)
+
+    def train(self, mode=True):
+        """A frozen student returns the logits of both classifiers too: timm's net does so if itself is in train mode.
+        """
+        super().train(mode)
+        if self.has_token:
+            self.student.net.training = mode
+        return self
 
     def student_outputs(self, images):
         """Outputs whose `map` is the logits of the token, or of the only classifier."""

@@ -55,9 +55,11 @@ def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
 def backbone(net: nn.Module, flag: str) -> list[nn.Parameter]:
     """All parameters of `net`, a models.base.Net, but its classifier's. Raises UserError that begins with `flag`."""
     try:
-        classifier = {*net.get_classifier().parameters()}
+        classifier = {p for layer in net.classifier_layers() for p in layer.parameters()}
     except NotImplementedError as error:
-        raise UserError(f'{flag}: {error}, so its layers cannot be told apart; leave it out') from error
+        raise UserError(f'{flag}: {error}, so its layers cannot be told apart; leave the flag out') from error
+    if not classifier:
+        raise UserError(f'{flag}: the classifier of this net has no weights; leave the flag out')
     return [p for p in net.parameters() if p not in classifier]
 
 

@@ -33,6 +33,7 @@ class Traced(Adapter):
     def __init__(self, name: str, net: nn.Module, num_classes: int, image_size: int, flag: str,
                  trace_size: int = LARGE_IMAGE, trains: bool = False):
         super().__init__(name, net, image_size)
+        self.num_classes = num_classes
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
         self.channels = 1 if first is not None and first.in_channels == 1 else 3
         state, fault = _python_state(net), None
@@ -100,6 +101,12 @@ class Traced(Adapter):
         embedding = embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
         maps = [as_map(name) for name in (self.stem, *(self.stage_names[i] for i in self.selected_stages))]
         return maps, as_map(self.last), embedding, out[self.logits]
+
+    def classifier_layers(self):
+        """The classifier, or without one the last convolution that has an output for each class."""
+        if self.classifier:
+            return super().classifier_layers()
+        return [m for m in self.net.modules() if isinstance(m, nn.Conv2d) and m.out_channels == self.num_classes][-1:]
 
     def get_classifier(self):
         if not self.classifier:

@@ -1,17 +1,19 @@
 """--freeze_epochs, --layer_decay and --backbone_lr: which parameters learn in an epoch, and at which rate."""
 import copy
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, assert_same, build, outcome
+from conftest import CPU, assert_same, build, options, outcome
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import train_student
 import train_teacher
-from distiller_zoo import Vanilla
+from dataset import Data
+from distiller_zoo import Vanilla, get_method
 from helper.compile import compile_forward
 from helper.errors import UserError
 from helper.loops import train_epoch
@@ -22,7 +24,7 @@ from models.find import build as build_net
 from options import student_options, teacher_options
 
 TIMM = 'timm:efficientnet_lite0'
-HEADLESS = 'timm:deit_tiny_distilled_patch16_224,depth=1'       # has two classifiers
+TOKEN = 'timm:deit_tiny_distilled_patch16_224,patch_size=8,embed_dim=24,num_heads=2,depth=2'      # two classifiers
 
 
 def parsed(*flags):
@@ -192,9 +194,6 @@ REFUSED = {
     'measures': (['--evaluate', 'x', '--layer_decay', 0.7], '--layer_decay: has no effect with --evaluate'),
     'two passes': (['--opt', 'dot', '--freeze_epochs', 1], '--freeze_epochs 1: --opt dot computes its gradients'),
     'no groups': (['--layer_decay', 0.7], '--layer_decay 0.7: the net has no layer groups of timm; give --backbone_lr'),
-    'frozen classifiers': (['--freeze_epochs', 1, '--model_s', HEADLESS],
-                           f'--freeze_epochs 1: {HEADLESS} has another classifier than one linear layer, so'),
-    'classifiers': (['--backbone_lr', 0.5, '--model_s', HEADLESS], f'--backbone_lr 0.5: {HEADLESS} has another'),
 }
 
 
@@ -213,3 +212,28 @@ def test_a_refused_net_leaves_nothing(call, teacher, small, tmp_path, capfd):
              '--save_dir', tmp_path / 'save')
     error = capfd.readouterr().err
     assert caught.value.code == 2 and error.count('\n') == 1 and not (tmp_path / 'save').exists()
+
+
+@pytest.mark.parametrize('flag', ['--freeze_epochs', '--backbone_lr'])
+def test_a_net_without_a_classifier(flag):
+    class Headless(TwoLayers):
+        classifier_name = 'head'
+    with pytest.raises(UserError, match=f'{flag} .*: Headless has no layer head; set its classifier_name, so'):
+        Vanilla(Headless(), parsed(flag, '0.5' if flag == '--backbone_lr' else 1))
+
+
+def test_two_classifiers():
+    """A transformer with a distillation token: both learn in a frozen epoch, each from its own loss."""
+    opt = options('deit', freeze_epochs=1)
+    images, target = torch.randn(4, 3, 16, 16), torch.arange(4)
+    loader = SimpleNamespace(dataset=None)
+    student, teacher = build_net(TOKEN, 4, 16), build_net('resnet8', 4, 16)
+    distiller = get_method('deit')(student, teacher, opt, Data(loader, loader, 4, 16, target))
+    before = copy.deepcopy(dict(student.state_dict()))
+    distiller.begin_epoch(1, 2)
+    optimizer = distiller.train().make_optimizer(0.1, opt)
+    losses, logits = distiller(images, target)
+    losses['loss'].backward()
+    optimizer.step()
+    assert moved(student, before) == {'head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias'}
+    assert not logits.equal(student.eval()(images)) and student.net.head.weight.grad.norm() > 0
