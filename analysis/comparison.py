@@ -1,11 +1,13 @@
-"""Figures that compare students with their teacher on the test set, with their numbers; for scripts/visualize.py."""
+"""Figures of students and their teacher on the test set, with their numbers; for scripts/visualize.py."""
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from helper.cli import table
 from helper.errors import UserError, printable
+from helper.meter import class_report, predictions
 from models.base import Net
 
 from . import figures, metrics
@@ -23,6 +25,7 @@ class ComparedNet:
     checkpoint: str
     net: nn.Module
     logits: Tensor | None = None
+    mistakes: list[int] = field(default_factory=list)       # rows of logits: wrong predictions, the surest first
 
     @property
     def has_stages(self) -> bool:
@@ -44,7 +47,8 @@ class Comparison:
     students: list[ComparedNet]
     data: object
     opt: object
-    target: Tensor | None = None                                    # (N,), classes of the test images
+    index: Tensor | None = None                                     # (N,), numbers of the test images
+    target: Tensor | None = None                                    # (N,), their classes
     images: dict[int, Tensor] = field(default_factory=dict)         # number -> preprocessed image (3, H, W)
     numbers: dict[str, list[int]] = field(default_factory=dict)     # figure -> numbers of its test images
 
@@ -59,9 +63,14 @@ class Comparison:
             raise UserError(f'--only: too few of the test images of {figure} can be read; leave it out')
         return numbers, torch.stack([self.images[n] for n in numbers])
 
-    def class_names(self, labels: Tensor) -> list[str]:
-        names = [printable(self.data.classes[label]) for label in labels.tolist()]
-        return [name if len(name) <= LONGEST else f'{name[:LONGEST - 1]}…' for name in names]
+    def class_names(self, labels: Tensor | None = None) -> list[str]:
+        """The names of the classes of these labels (N,), or of all classes, made fit for a figure."""
+        names = self.data.classes if labels is None else [self.data.classes[label] for label in labels.tolist()]
+        return [figures.shorten(printable(name), LONGEST) for name in names]
+
+    def class_reports(self) -> dict[str, dict]:
+        """net -> its helper.meter.class_report on the whole test set."""
+        return {net.name: class_report(predictions(net.logits, self.target), self.data.classes) for net in self.nets}
 
 
 def draw_tsne(comparison):
@@ -82,7 +91,7 @@ def draw_correlations(comparison):
     differences = {net.name: metrics.correlation_difference(net.logits, comparison.teacher.logits)
                    for net in comparison.students}
     figure = figures.correlations({name: difference.numpy() for name, difference in differences.items()},
-                                  comparison.class_names(torch.arange(comparison.data.num_classes)))
+                                  comparison.class_names())
     return figure, {'images': len(comparison.target),
                     'classes': [printable(name) for name in comparison.data.classes],
                     'mean difference': {name: difference.mean().item() for name, difference in differences.items()}}
@@ -141,5 +150,45 @@ def draw_calibration(comparison):
     return figures.calibration(calibrations), {'images': len(target), 'nets': numbers}
 
 
+def draw_confusion(comparison):
+    target, count = comparison.target, comparison.data.num_classes
+    matrices = {net.name: torch.bincount(target * count + net.logits.argmax(1), minlength=count**2).view(count, count)
+                for net in comparison.nets}
+    figure = figures.confusion({name: matrix.numpy() for name, matrix in matrices.items()}, comparison.class_names())
+    return figure, {'nets': comparison.class_reports()}
+
+
+def draw_classes(comparison):
+    reports = comparison.class_reports()
+    recall = {name: np.array([row['recall'] for row in report['classes']], float) for name, report in reports.items()}
+    images = torch.bincount(comparison.target, minlength=comparison.data.num_classes)
+    figure = figures.class_accuracy(recall, comparison.class_names(), images.tolist())
+    means = {name: {key: value for key, value in report.items() if key != 'classes'}
+             for name, report in reports.items()}
+    return figure, {'classes': [*comparison.data.classes], 'images': images.tolist(), 'nets': means,
+                    'accuracy %': {name: values.tolist() for name, values in recall.items()}}
+
+
+def draw_mistakes(comparison):
+    target, loader, classes = comparison.target, comparison.data.test_loader, comparison.data.classes
+    sheets, numbers = {}, {}
+    for net in comparison.students:
+        predicted, true, confidence = predictions(net.logits, target)[:, net.mistakes]
+        images, labels = comparison.index[net.mistakes].tolist(), predicted.long()
+        numbers[net.name] = [
+            {'image': number, 'file': comparison.data.test_name(number), 'class': classes[int(label)],
+             'predicted': classes[int(other)], 'confidence': share} for number, label, other, share
+            in zip(images, true, predicted, confidence.tolist(), strict=True)]
+        if images:
+            pixels = loader.normalise.to_pixels(torch.stack([comparison.images[n] for n in images]).to(loader.device))
+            captions = [f'{name}, {share:.0%}'
+                        for name, share in zip(comparison.class_names(labels), confidence.tolist(), strict=True)]
+            wrong = (net.logits.argmax(1) != target).sum().item()
+            title = f'{net.name}: {wrong:,} of {len(target):,} test images wrong; true class above, predicted below'
+            sheets[title] = pixels.cpu().numpy(), images, comparison.class_names(true.long()), captions
+    return figures.mistakes(sheets), {'images': len(target), 'nets': numbers}
+
+
 DRAW = {'tsne': draw_tsne, 'correlations': draw_correlations, 'cka': draw_cka, 'gradcam': draw_grad_cam,
-        'calibration': draw_calibration}
+        'calibration': draw_calibration, 'confusion': draw_confusion, 'classes': draw_classes,
+        'mistakes': draw_mistakes}

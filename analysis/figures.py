@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from helper.files import write_atomically
 
@@ -20,6 +21,10 @@ INK = '#010203'     # text, axes and ticks; an SVG in a page shows it in the pag
 WRONG, BLUE, GREY = '#d62728', '#1f77b4', '#7f7f7f'
 COLUMNS = 4         # panels side by side
 NAMED_CLASSES = 25  # with more classes, an axis shows numbers instead of names
+NUMBERED_CLASSES = 12       # with more classes, the cells of a confusion matrix have no numbers
+MOST_CONFUSED = 10          # pairs of classes below a confusion matrix without names
+SHOWN_CLASSES = 40          # of more, half of them the worst and half the best
+SHEET_COLUMNS = 6           # images side by side in a contact sheet
 INCHES = 0.075      # width of a character
 STYLE = {
     'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
@@ -79,6 +84,11 @@ def make_panels(titles: Sequence[str], width: float, height: float, margin: floa
 def wrap_text(text: str, inches: float) -> str:
     """The text with each line wrapped to this width."""
     return '\n'.join(textwrap.fill(line, max(8, int(inches / INCHES))) for line in text.split('\n'))
+
+
+def shorten(name: str, longest: int = 22) -> str:
+    """The name, cut off after `longest` characters."""
+    return name if len(name) <= longest else f'{name[:longest - 1]}…'
 
 
 def integer_ticks(axis: Axis) -> None:
@@ -203,4 +213,107 @@ def calibration(nets: dict[str, Calibration]) -> Figure:
             upper.set_ylabel('accuracy')
             lower.set_ylabel('images')
     fig.legend(*upper.get_legend_handles_labels(), loc='outside lower center', ncols=2)
+    return fig
+
+
+@figure_style()
+def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
+    """Confusion matrices: share of each true class (row) by predicted class. With many classes, axes have numbers, and
+    the most confused pairs are listed. matrices: net -> (classes, classes), numbers of images. classes: their names."""
+    count, diagonal = len(classes), np.eye(len(classes), dtype=bool)
+    shares = {name: matrix / np.maximum(matrix.sum(1, keepdims=True), 1) for name, matrix in matrices.items()}
+    highest = max(0.01, *(share[~diagonal].max(initial=0) for share in shares.values()))
+    has_names, has_numbers = count <= NAMED_CLASSES, count <= NUMBERED_CLASSES
+    name_width = 0.8 * INCHES * max(map(len, classes)) if has_names else 0
+    size = max(2.3, (0.3 if has_numbers else 0.17) * count) if has_names else 4
+    below = name_width if has_names else 0.14 * (MOST_CONFUSED + 1)
+    fig, axes = make_panels([*matrices], size + 0.4, size + 0.8 + below, margin=1.6 + name_width)
+    for i, (axis, matrix, share) in enumerate(zip(axes, matrices.values(), shares.values(), strict=True)):
+        right = axis.imshow(np.ma.masked_where(~diagonal | (share == 0), share), vmin=0, vmax=1, cmap='Blues',
+                            interpolation='none')
+        wrong = axis.imshow(np.ma.masked_where(diagonal | (share == 0), share), vmin=0, vmax=highest, cmap='OrRd',
+                            interpolation='none')
+        if has_numbers:
+            for (row, column), value in np.ndenumerate(share):
+                is_dark = value > 0.6 * (1 if row == column else highest)
+                axis.text(column, row, matrix[row, column] or '', ha='center', va='center', size=7,
+                          color='white' if is_dark else 'black')
+        if has_names:
+            axis.set_xticks(range(count), classes, rotation=90, size=8)
+            axis.set_yticks(range(count), classes if i % panel_grid(len(axes))[1] == 0 else [], size=8)
+            axis.set_xlabel('predicted class')
+        else:
+            integer_ticks(axis.xaxis)
+            integer_ticks(axis.yaxis)
+            pairs = [f'{number} of {matrix[true].sum()}: {shorten(classes[true])} → {shorten(classes[predicted])}'
+                     for true, predicted, number in most_confused(matrix)]
+            axis.set_xlabel('\n'.join(['number of the predicted class; most confused:', *pairs]), loc='left', size=8)
+        if i % panel_grid(len(axes))[1] == 0:
+            axis.set_ylabel('true class')
+    for image, label in ((wrong, 'predicted as another class'), (right, 'predicted as this class')):
+        fig.colorbar(image, ax=axes, shrink=0.7, label=label, format=PercentFormatter(1, decimals=0))
+    return fig
+
+
+def most_confused(matrix: np.ndarray, most: int = MOST_CONFUSED) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, images) of the most frequent confusions, from (classes, classes)."""
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind='stable')[:most]]
+    return [(true, predicted, wrong[true, predicted]) for true, predicted in pairs if wrong[true, predicted]]
+
+
+@figure_style()
+def class_accuracy(nets: dict[str, np.ndarray], classes: Sequence[str], images: Sequence[int]) -> Figure:
+    """A line for each class with the accuracy of each net, sorted by the mean of all nets; of many classes the worst
+    and the best. nets: net -> (classes,) in percent, NaN for a class without images; the teacher comes first. images:
+    of each class."""
+    mean = np.mean([*nets.values()], axis=0)
+    order = np.argsort(mean, kind='stable')[:np.isfinite(mean).sum()]       # NaN comes last
+    half, gap = SHOWN_CLASSES // 2, 0
+    if len(order) > SHOWN_CLASSES:
+        order, gap = np.concatenate([order[:half], order[-half:]]), 1
+    rows = np.arange(len(order)) + gap * (np.arange(len(order)) >= half)
+    labels = [f'{classes[i]} ({images[i]})' for i in order]
+    fig = Figure((4.5 + INCHES * max(map(len, labels)), 1.2 + 0.2 * len(nets) + 0.19 * len(rows)), layout='constrained')
+    axis = fig.add_subplot(xlabel='accuracy of the class (%)', ylabel='class (test images)')
+    values = np.array([recall[order] for recall in nets.values()])
+    axis.hlines(rows, values.min(0), values.max(0), color=GREY, linewidth=0.8, alpha=0.6)
+    for i, (name, recall) in enumerate(zip(nets, values, strict=True)):
+        style = {'marker': 'D', 'markersize': 7, 'markerfacecolor': 'none', 'color': INK} if i == 0 else \
+            {'marker': 'o', 'markersize': 5, 'alpha': 0.8, 'color': matplotlib.colormaps['tab10'](i - 1)}
+        axis.plot(recall, rows, linestyle='none', label=f' {name}', **style)     # Matplotlib omits labels with a '_'
+    if gap:
+        axis.text(0.5, half, f'{len(classes) - len(order)} classes between', ha='center', va='center', size=8,
+                  transform=axis.get_yaxis_transform(), color=GREY)
+    axis.set_yticks(rows, labels, size=8)
+    axis.set(ylim=(rows[-1] + 0.7, -0.7), xlim=(max(-2, values.min() - 4), 102))
+    axis.grid(axis='x', alpha=0.3)
+    fig.legend(loc='outside lower center', ncols=min(2, len(nets)))
+    return fig
+
+
+@figure_style()
+def mistakes(sheets: dict[str, tuple[np.ndarray, Sequence[int], Sequence[str], Sequence[str]]]) -> Figure:
+    """A contact sheet of wrong test images for each net, with the true class above and the predicted one below each.
+
+    sheets: title -> (uint8 images (N, H, W, 3), their numbers, true classes, captions of the predictions).
+    """
+    width = 1.4
+    heights = []
+    for images, _, true, captions in sheets.values():
+        lines = max(wrap_text(text, width).count('\n') for text in (*true, *captions))
+        heights.append(0.4 + math.ceil(len(images) / SHEET_COLUMNS) * (width + 0.3 + 0.26 * lines))
+    fig = Figure((width * SHEET_COLUMNS + 0.3, sum(heights)), layout='constrained')
+    parts = fig.subfigures(len(sheets), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (title, (images, numbers, true, captions)) in zip(parts, sheets.items(), strict=True):
+        part.suptitle(wrap_text(title, width * SHEET_COLUMNS), size=10)
+        axes = part.subplots(math.ceil(len(images) / SHEET_COLUMNS), SHEET_COLUMNS, squeeze=False).flat
+        for axis, image, number, label, caption in zip(axes, images, numbers, true, captions, strict=False):
+            axis.imshow(image, interpolation='none')
+            axis.set_title(wrap_text(label, width), size=8)
+            axis.set_xlabel(wrap_text(caption, width), size=8, color=WRONG)
+            axis.set_ylabel(f'image {number}', size=7)
+            axis.set(xticks=[], yticks=[])
+        for axis in [*axes][len(images):]:
+            axis.remove()
     return fig

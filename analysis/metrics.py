@@ -1,4 +1,4 @@
-"""Metrics of trained nets on test images: similarity to the teacher, Grad-CAM and calibration."""
+"""Metrics of trained nets on test images: similarity to the teacher, Grad-CAM, calibration and mistakes."""
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -6,22 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper.meter import Calibration, calibrate, predictions
 from models.base import Net
 
-BINS = 15           # of the confidence, as in Guo et al.
 CKA_BATCH = 100     # images whose feature maps are in memory at once
 
 
-@torch.no_grad()
-def read_test_set(loader: Iterable, nets: list[nn.Module], numbers: Collection[int]
-                  ) -> tuple[Tensor, list[Tensor], dict[int, Tensor]]:
-    """(class of each test image (N,), logits (N, classes) of each net, number -> image (3, H, W)), on the CPU.
+class TestSet(NamedTuple):
+    """What read_test_set returns, on the CPU: of N images, without unreadable ones."""
 
-    loader: yields (images, target, index). numbers: of the images to return, preprocessed. Without nets, reading
-    stops at the last of them.
+    index: Tensor               # (N,), number of each image in the test set
+    target: Tensor              # (N,), its class
+    logits: list[Tensor]        # (N, classes) of each net
+    images: dict[int, Tensor]   # number -> preprocessed image (3, H, W)
+
+
+@torch.no_grad()
+def read_test_set(loader: Iterable, nets: list[nn.Module], numbers: Collection[int]) -> TestSet:
+    """Run the nets on all test images.
+
+    loader: yields (images, target, index). numbers: of the images to return. Without nets, reading stops at the last
+    of them.
     """
-    targets, logits, selected = [], [[] for _ in nets], {}
+    indices, targets, logits, selected = [], [], [[] for _ in nets], {}
     for images, target, index in loader:
+        indices.append(index.cpu())
         targets.append(target.cpu())
         for batches, net in zip(logits, nets, strict=True):
             batches.append(net(images).float().cpu())
@@ -29,7 +38,14 @@ def read_test_set(loader: Iterable, nets: list[nn.Module], numbers: Collection[i
                  for i, number in enumerate(index.tolist()) if number in numbers}
         if not nets and len(selected) == len(numbers):
             break
-    return torch.cat(targets), [torch.cat(batches) for batches in logits], selected
+    return TestSet(torch.cat(indices), torch.cat(targets), [torch.cat(batches) for batches in logits], selected)
+
+
+def surest_mistakes(logits: Tensor, target: Tensor, most: int) -> list[int]:
+    """Positions of the at most `most` wrong predictions with the highest confidence, from (N, classes) and (N,)."""
+    predicted, _, confidence = predictions(logits, target)
+    wrong = (predicted != target).nonzero()[:, 0]
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:most].tolist()
 
 
 @torch.no_grad()
@@ -118,25 +134,10 @@ def grad_cam(net: Net, images: Tensor, classes: Tensor | None = None) -> tuple[T
     return cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-12), logits.detach()
 
 
-class Calibration(NamedTuple):
-    """Test images in equal bins of the confidence, (0, 1]. Empty bins have the values 0."""
-
-    count: Tensor           # (bins,), number of images
-    confidence: Tensor      # (bins,), mean probability of the predicted class
-    accuracy: Tensor        # (bins,), fraction of correct predictions
-    ece: float              # expected calibration error
-
-
-def calibration(logits: Tensor, target: Tensor, bins: int = BINS) -> Calibration:
-    """Calibration from logits (N, classes) and target (N,). Guo et al., ICML 2017, arXiv:1706.04599: ECE is the mean of
-    |accuracy - confidence| over the bins, weighted by their images."""
+def calibration(logits: Tensor, target: Tensor) -> Calibration:
+    """Calibration in 15 bins from logits (N, classes) and target (N,)."""
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
-    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    count, confidence, correct = (torch.bincount(bin_index, weights, bins)
-                                  for weights in (None, confidence, (predicted == target).double()))
-    divisor = count.clamp(min=1)
-    return Calibration(count, confidence / divisor, correct / divisor,
-                       ((correct - confidence).abs().sum() / len(target)).item())
+    return calibrate(confidence, (predicted == target).double())
 
 
 def top1(logits: Tensor, target: Tensor) -> float:

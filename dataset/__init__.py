@@ -1,7 +1,7 @@
 """Data sets by name: get_dataloaders(opt, device) returns both loaders and what a net must know of the data."""
 import functools
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class Data:
     fit: str = 'crop'               # how oblong images become squares, of models.inputs.FITS
     test_split: str = ''            # the name of the split that is measured, if the data set has several
     split: dict | None = None       # --split: name of a split -> names of its images
+    test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
     checksum: int | None = None     # of all training and test images, regardless of --train_fraction
 
@@ -69,6 +70,10 @@ class Data:
     def n_train(self) -> int:
         """Training samples."""
         return len(self.labels)
+
+    def test_name(self, number: int) -> str | None:
+        """The name of a test image's file, below the folder of the data; None if it is unknown."""
+        return self.test_names[number] if len(self.test_names) == len(self.test_labels) else None
 
     @property
     def inputs(self) -> dict:
@@ -162,6 +167,7 @@ def _open(opt, device):
     else:
         train, test, classes = module.open_sources(opt)
         facts = {'test_split': test.name, 'checksum': joint_checksum(train.checksum(), test.checksum())}
+    facts['test_names'] = getattr(test, 'names', ())
     if module is not imagenet:
         if opt.fit == 'crop' and distributed.is_main():
             report_cropping(train)

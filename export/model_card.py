@@ -1,10 +1,13 @@
 """The model card of an export: what the network is, where it comes from, its accuracy and how to use it."""
 import hashlib
+import html
 from pathlib import Path
 
+from analysis.classes import MEANS, figure, shown_classes
 from analysis.run_checkpoint import RunCheckpoint
 from helper.device import surroundings
 from helper.errors import printable
+from helper.meter import class_report
 
 from .deployed_net import OWN
 from .formats import FORMATS, Export
@@ -13,6 +16,7 @@ from .verify import Evaluations
 
 CARD = 'model_card.json'
 TO_FILL_IN = ('licence', 'licence of the training data', 'intended use', 'limitations', 'contact')
+CLASS_COLUMNS = {'recall': 'recall', 'precision': 'precision', 'f1': 'F1'}     # key of class_report -> head of a table
 LAST_PART = '## To be filled in'
 OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint": 'path_t',
               "teacher's checksum": 'teacher (checksum)', 'data': 'dataset', 'training images': 'training images',
@@ -40,6 +44,7 @@ def describe(export: Export, names: list[str], results: Evaluations, run: RunChe
                      'last epoch': run.trusted and run.read_metrics('last') or None,
                      'measured for this export': results.network.json(),
                      'teacher': results.teacher.json() if results.teacher else None},
+        'figures of each class in %': class_report(results.predictions, network.config['classes']),
         'gives one class alone': None if single is None else network.config['classes'][single],
         'files': files,
         'exported by': {'command': exporter['command'], 'versions': exporter['versions']},
@@ -80,6 +85,8 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         '## Accuracy', _rows(('', 'top-1 of the test set in %'), accuracies),
         *([f'**The network predicts the class {printable(constant)} for all test images: it cannot tell classes '
            f'apart.**'] if constant is not None else []),
+        '## Classes', f'Measured {test_set}, in %. Means are over the classes; ECE is the calibration error in '
+        '15 bins.', *_class_figures(card['figures of each class in %']),
         '## Files',
         'Each file was loaded by its own runtime in a new process, and compared with the network in PyTorch on the '
         'whole test set.',
@@ -90,6 +97,24 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         '## Training', _rows(('', ''), [(name, f'`{value}`') for name, value in training.items()]),
         LAST_PART, _rows(('', ''), [(name, text or '') for name, text in card['to be filled in'].items()]),
     ]) + '\n'
+
+
+def _class_figures(report):
+    """The paragraphs about the classes: means, and a table of all classes or of the worst."""
+    classes, means = report['classes'], [(name, figure(report[key])) for key, name in MEANS.items()]
+    rows = [(html.escape(row['name'], quote=False), row['images'], *(figure(row[key]) for key in CLASS_COLUMNS),
+             html.escape(_confused_with(row), quote=False)) for row in shown_classes(classes)]
+    empty = sum(row['recall'] is None for row in classes)
+    notes = [f'The {len(rows)} classes with the lowest recall, of {len(classes)}:'] * (len(rows) < len(classes)) + \
+        [f'Means leave out the classes without test images: {empty}.'] * (empty > 0)
+    return [_rows(('', '%'), means), *notes,
+            _rows(('class', 'test images', *CLASS_COLUMNS.values(), 'most often taken for'), rows)]
+
+
+def _confused_with(row):
+    """The class that is most often predicted instead, with the number of images."""
+    others = [(name, number) for name, number in row['predicted_as'].items() if name != row['name']]
+    return f'{others[0][0]} ({others[0][1]})' if others else ''
 
 
 def _resizing(images):

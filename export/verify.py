@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helper.errors import UserError
+from helper.meter import predictions
 
 from .deployed_net import NormalisedNet
 from .formats import FORMATS
@@ -78,6 +79,7 @@ class Evaluations:
     network: Evaluation
     formats: dict[str, Evaluation]
     teacher: Evaluation | None
+    predictions: Tensor | None = None       # (3, N), of the network: helper.meter.predictions
 
 
 def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
@@ -89,6 +91,7 @@ def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterabl
     test that a file takes batches of any size.
     """
     results = Evaluations(Evaluation(), {name: Evaluation() for name in names}, Evaluation() if teacher else None)
+    batches = []
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(RuntimeProcess(folder / FORMATS[name].file)) for name in names}
         for images, target, _ in loader:
@@ -100,10 +103,12 @@ def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterabl
                 raise UserError('the outputs of the network are not finite: its run diverged; nothing is exported')
             classes = target if order is None else np.asarray(order)[target]
             results.network.add(expected, expected, classes)
+            batches.append(predictions(torch.from_numpy(expected), torch.from_numpy(classes)))
             _run_files(results, processes, batch, expected, classes)
             if teacher:
                 logits = _logits(teacher, images)
                 results.teacher.add(logits, logits, target)
+    results.predictions = torch.cat(batches, 1)
     return results
 
 

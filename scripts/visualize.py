@@ -1,4 +1,5 @@
-"""Compare students with their teacher in figures: t-SNE, class correlations, CKA, Grad-CAM and calibration.
+"""Compare students with their teacher in figures: t-SNE, class correlations, CKA, Grad-CAM, calibration, confusion
+matrices, the accuracy of each class, and the images that a student gets wrong with the highest confidence.
 
 python scripts/visualize.py STUDENT [STUDENT ...]
 python scripts/visualize.py --path-t TEACHER.pth STUDENT.pth [...] --dataset NAME [--only cka gradcam]
@@ -44,6 +45,8 @@ def options():
         help='number of classes for t-SNE and Grad-CAM, selected by --seed')
     add('--images', nargs='+', type=number(int, low=0), metavar='N',
         help=f'the test images for Grad-CAM, by number; if omitted, the first image of each of {ROWS} classes')
+    add('--mistakes', type=number(int, low=1, high=100), default=12,
+        help='number of wrong images to show of each student, at most')
     add('--seed', type=number(int, low=0, high=2**32 - 1), default=0,
         help='the seed of t-SNE and of the selection of images and classes')
     add('--gpu_id', default='0', help='the GPU to use; cpu forces the CPU')
@@ -145,13 +148,18 @@ def select_figures(comparison):
 
 
 def read_test_set(comparison, names):
-    """Read what these figures need of the test set in one pass."""
-    nets = comparison.nets if {*names} - {*NEEDED} else []
+    """Read what these figures need of the test set in one pass, and in a second one the images of `mistakes`."""
+    loader, nets = comparison.data.test_loader, comparison.nets if {*names} - {*NEEDED} else []
     numbers = {n for name in names for n in comparison.numbers.get(name, ())}
-    comparison.target, logits, comparison.images = metrics.read_test_set(
-        comparison.data.test_loader, [net.net for net in nets], numbers)
+    comparison.index, comparison.target, logits, comparison.images = metrics.read_test_set(
+        loader, [net.net for net in nets], numbers)
     for net, values in zip(nets, logits, strict=True):
         net.logits = net.check(values)
+    if 'mistakes' in names:
+        for net in comparison.students:
+            net.mistakes = metrics.surest_mistakes(net.logits, comparison.target, comparison.opt.mistakes)
+        wrong = {*comparison.index[[row for net in comparison.students for row in net.mistakes]].tolist()}
+        comparison.images |= metrics.read_test_set(loader, [], wrong - comparison.images.keys()).images
 
 
 def main():
@@ -163,6 +171,9 @@ def main():
     names, folder = select_figures(comparison), Path(opt.output)
     make_folder(folder, f'--output {folder}')
     read_test_set(comparison, names)
+    if 'mistakes' in names and not any(net.mistakes for net in comparison.students):
+        print('mistakes: left out, the students get no test image wrong')
+        names.remove('mistakes')
     for name in names:
         figure, numbers = DRAW[name](comparison)
         figures.save_figure(figure, folder / name)

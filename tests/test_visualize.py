@@ -198,12 +198,13 @@ def test_tsne():
 def test_read_test_set():
     data = dataset.get_dataloaders(data_options(dataset='digits', batch_size=48), CPU)
     net = Linear()
-    target, (logits,), images = metrics.read_test_set(data.test_loader, [net], [200, 3])
+    index, target, (logits,), images = metrics.read_test_set(data.test_loader, [net], [200, 3])
     batches = list(data.test_loader)
     every = torch.cat([batch[0] for batch in batches])
-    assert torch.equal(target, data.test_labels) and torch.allclose(logits, net(every), atol=1e-5)
+    assert index.tolist() == [*range(360)] and torch.equal(target, data.test_labels)
+    assert torch.allclose(logits, net(every), atol=1e-5)
     assert images.keys() == {200, 3} and all(torch.equal(image, every[n]) for n, image in images.items())
-    target, logits, images = metrics.read_test_set(data.test_loader, [], [3])
+    _, target, logits, images = metrics.read_test_set(data.test_loader, [], [3])
     assert (len(target), logits, [*images]) == (48, [], [3])            # not read further than needed
 
 
@@ -309,6 +310,20 @@ def test_from_the_command_line(call, runs, tmp_path, capsys):
     found = read(out / 'tsne.json')
     assert len(set(found['images'])) == 60 and np.shape(found['points']['resnet14 (teacher)']) == (60, 2)
     assert read(out / 'gradcam.json')['labels'] == [0, 1, 2, 3, 4]          # the first image of five classes
+    confusion, classes, mistakes = (read(out / f'{name}.json')['nets'] for name in ('confusion', 'classes', 'mistakes'))
+    assert sorted(confusion) == sorted(classes) == names and sorted(mistakes) == names[1:]
+    for name, net in nets.items():
+        rows, hits = confusion[name]['classes'], 0
+        for row in rows:
+            hits += row['predicted_as'].get(row['name'], 0)
+            assert sum(row['predicted_as'].values()) == row['images'] in (35, 36, 37)
+        assert 100 * hits / 360 == pytest.approx(net['top-1 %'])
+        assert classes[name]['ece'] == pytest.approx(net['ECE %'], abs=1e-4)
+        assert read(out / 'classes.json')['accuracy %'][name] == [row['recall'] for row in rows]
+    for found in mistakes.values():
+        shares = [mistake['confidence'] for mistake in found]
+        assert len(found) == 12 and shares == sorted(shares, reverse=True)
+        assert all(mistake['class'] != mistake['predicted'] and mistake['file'] is None for mistake in found)
 
 
 def test_chosen_figures_and_images(call, runs, tmp_path, capsys):
@@ -471,6 +486,6 @@ def test_a_deployed_net_alone(call, runs, tmp_path, capsys):
     assert not isinstance(load_inference_net(
         str(folder / 'resnet8_best.pth'), dataset.get_dataloaders(data_options(dataset='digits'), CPU), '')[1], Net)
     call(visualize.main, folder, '--gpu_id', 'cpu', '--output', tmp_path, '--samples', 20)
-    assert {file.stem for file in tmp_path.iterdir()} == {'tsne', 'correlations', 'gradcam', 'calibration'}
+    assert {file.stem for file in tmp_path.iterdir()} == {*visualize.DRAW} - {'cka'}
     assert [*read(tmp_path / 'gradcam.json')['nets']] == ['resnet14 (teacher)']
     assert 'has no stages, so it is not in tsne, cka, gradcam' in capsys.readouterr().out
