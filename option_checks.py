@@ -1,8 +1,9 @@
 """Checks of options that do not go together or have no effect. Each raises a UserError of one line."""
-from dataset import IN_MEMORY, dataset_key, source_dict
+from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
+from dataset.crop import DEFAULTS, OF_RESIZED
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
-from helper.cli import comma_list
+from helper.cli import comma_list, word_list
 from helper.errors import UserError
 from helper.optim import has_momentum
 
@@ -39,6 +40,26 @@ def check_effects(opt) -> None:
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 
 
+def check_crop(opt) -> None:
+    """Refuse flags that do not suit opt.crop, which depends on the image size if it is not given."""
+    is_resized = opt.crop == 'resized' or opt.dataset in LARGE
+    for option in OF_RESIZED:
+        value = getattr(opt, option)
+        if value != DEFAULTS[option] and not is_resized:
+            raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, for --dataset '
+                            f'folder or hf:; leave it out')
+    for option in ('scale', 'ratio'):
+        low, high = getattr(opt, option)
+        if low > high:
+            raise UserError(f'--{option} {low} {high}: give the smaller number first')
+    if opt.color_jitter and opt.aa:
+        raise UserError(f'--color_jitter {opt.color_jitter:g}: --aa {opt.aa} changes the colours itself; leave one of '
+                        f'the two out')
+    if getattr(opt, 'teacher_cache', None) and opt.crop == 'resized':
+        raise UserError('--teacher_cache: crops of random size have too many variants to store; give --crop padded, or '
+                        'leave it out')
+
+
 def check_mps(opt) -> None:
     """Refuse flags that Apple's GPUs do not support."""
     for option in ('compile', 'fast', 'multiprocessing_distributed', 'sync_bn'):
@@ -55,7 +76,8 @@ def check_method(opt, method) -> None:
     if opt.opt == 'dot':
         check_dot(opt, method)
     mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
-    augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob}
+    augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob,
+                     f'--vflip {opt.vflip:g}': opt.vflip}
     step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1,
                   f'--freeze_epochs {opt.freeze_epochs}': opt.freeze_epochs}
     optimizer_flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--layer_decay {opt.layer_decay:g}': opt.layer_decay < 1,
@@ -67,7 +89,8 @@ def check_method(opt, method) -> None:
             raise UserError(f'{flag}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
     for flag, is_on in augmentations.items():
         if is_on and opt.teacher_cache:
-            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips; leave one of the two out')
+            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips from left to right; leave '
+                            f'one of the two out')
     for flag, is_on in step_flags.items():
         if is_on and (spec.own_backward or opt.opt == 'dot'):
             raise UserError(f'{flag}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '

@@ -9,12 +9,14 @@ import sys
 
 import torch
 
-from dataset import check_dataset, dataset_key, source_dict
+from dataset import check_dataset, dataset_key, default_crop, source_dict
 from dataset.augment import AutoAugment
+from dataset.crop import CROPS, DEFAULTS
 from dataset.image import MAX_PIXELS
 from dataset.split import parse_shares
 from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
 from distiller_zoo.logit_transforms import transforms
+from helper.checkpoint import is_ours
 from helper.cli import (
     MOST_EPOCHS,
     Flags,
@@ -37,10 +39,10 @@ from helper.optim import check_recipe
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name, check_published, check_without_weights
-from models.inputs import FITS, INTERPOLATIONS
+from models.inputs import FITS, INTERPOLATIONS, check_parts
 from models.load import open_net
 from models.start import Start, open_initial, open_published
-from option_checks import check_effects, check_flags_of_methods, check_method, check_mps
+from option_checks import check_crop, check_effects, check_flags_of_methods, check_method, check_mps
 
 LARGEST = 512       # of --image_size
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
@@ -80,6 +82,9 @@ def _common(description, trial_flags, trial):
     add('--fit', choices=FITS, default='crop',
         help='how folder and hf: make images square; crop: keep the centre, squash: ignore the aspect ratio, pad: add '
              'black')
+    add('--crop', choices=CROPS,
+        help='training crops of folder and hf:; padded: of the size of the image, after padding it by 4 pixels, '
+             'resized: of random size and shape; not given: resized from 64 pixels on, else padded')
     add('--max_pixels', may_differ=True, type=number(int, low=1), default=MAX_PIXELS,
         help='images of folder, hf: and imagenet with more pixels count as unreadable')
     add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
@@ -87,8 +92,10 @@ def _common(description, trial_flags, trial):
              'they fit')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
-    add('--normalise', choices=('usual', 'measure'), default='usual',
-        help='mean and standard deviation of the colours; measure: those of the training images')
+    add('--normalise', choices=('usual', 'measure'),
+        help="mean and standard deviation of the colours; measure: those of the training images, usual: CIFAR-100's; "
+             "not given: the pretrained net's, else ImageNet's from 64 pixels on, CIFAR-100's for CIFAR and digits, "
+             'measured for other small images')
     add('--split', type=parse_shares, metavar='TRAIN,[VAL,]TEST',
         help='divide folder or hf: data without a test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
@@ -148,6 +155,19 @@ def _common(description, trial_flags, trial):
           help="learning rate of each of timm's layer groups, divided by that of the group after it; for nets of timm")
     start('--backbone_lr', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
           help='learning rate of all layers but the classifier, divided by --learning_rate')
+    images = parser.group('training images, with the names of timm')
+    images('--scale', type=number(float, above=0, high=1), nargs=2, metavar=('LO', 'HI'), default=DEFAULTS['scale'],
+           help='part of the area of an image that a resized crop covers')
+    images('--ratio', type=number(float, low=0.1, high=10), nargs=2, metavar=('LO', 'HI'), default=DEFAULTS['ratio'],
+           help='width of a resized crop divided by its height')
+    images('--hflip', type=number(float, low=0, high=1), default=DEFAULTS['hflip'],
+           help='probability of a flip from left to right')
+    images('--vflip', type=number(float, low=0, high=1), default=DEFAULTS['vflip'],
+           help='probability of a flip upside down')
+    images('--color_jitter', type=number(float, low=0, high=10), default=DEFAULTS['color_jitter'],
+           help='largest change of brightness, contrast and saturation of a resized crop, 0: none, usual is 0.4')
+    images('--train_interpolation', choices=('random', 'bilinear', 'bicubic'), default=DEFAULTS['train_interpolation'],
+           help='interpolation of a resized crop')
     add('--checkpoint_key', metavar='KEY',
         help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A; not given: '
              'averaged weights if it has any, else a usual key')
@@ -215,6 +235,8 @@ def _finish(parser, opt, model, flag):
     if opt.aa is not None:
         AutoAugment(opt.aa, opt.image_size, (0.5, 0.5, 0.5))
     check_effects(opt)
+    if not _takes_image_size(opt):
+        settle_crop(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')
@@ -307,18 +329,49 @@ def flags(student: bool) -> Flags:
     return (_student_parser() if student else _teacher_parser()).flags()
 
 
+def _takes_image_size(opt):
+    """Whether a checkpoint that is not open yet decides opt.image_size."""
+    return 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict and \
+        ('path_t' in opt or bool(opt.evaluate or opt.pretrained or opt.initial_checkpoint))
+
+
+def settle_crop(opt) -> None:
+    """Set opt.crop, unless it is given, when opt.image_size is known. Raises UserError for flags without effect."""
+    if 'crop' not in opt.flags.given:
+        opt.crop = default_crop(opt)
+    check_crop(opt)
+
+
 def take_image_size(opt, checkpoint: dict, label: str) -> None:
     """Set opt.image_size to the size in a checkpoint of models.load.open_net, unless --image_size is given or the data
-    have a fixed size. label: start of the printed line."""
+    have a fixed size; then settle_crop. label: start of the printed line."""
     inputs = checkpoint.get('inputs')
     size = inputs.get('size') if isinstance(inputs, dict) else None
-    if 'image_size' in opt.flags.given or dataset_key(opt.dataset) not in source_dict or type(size) is not int:
-        return
-    if size != opt.image_size:
+    if 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict and type(size) is int \
+            and size != opt.image_size:
         if not 8 <= size <= LARGEST:
             raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
         print(f'{label}: its net takes images of {size} pixels, so --image_size is {size}')
         opt.image_size = size
+    settle_crop(opt)
+
+
+def take_preprocessing(opt, checkpoint: dict, label: str) -> dict:
+    """The preprocessing in a checkpoint that is measured, for get_dataloaders; empty if it has none.
+
+    Sets opt.image_size, opt.fit and opt.crop to those of the checkpoint, unless they are given.
+    """
+    take_image_size(opt, checkpoint, label)
+    if not isinstance(checkpoint.get('inputs'), dict):
+        return {}
+    inputs = check_parts(checkpoint['inputs'], label)
+    if dataset_key(opt.dataset) in source_dict:
+        if 'fit' in inputs and 'fit' not in opt.flags.given:
+            opt.fit = inputs['fit']
+        crop_pct = inputs.get('crop_pct', 1.0 if is_ours(checkpoint) else None)
+        if crop_pct is not None and 'crop' not in opt.flags.given:
+            opt.crop = 'resized' if crop_pct < 1 else 'padded'
+    return inputs
 
 
 def warn_of_split(opt, checkpoint: dict, label: str) -> None:

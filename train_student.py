@@ -91,7 +91,7 @@ def train(opt, device):
     with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
-              f'{distributed.where(device)}')
+              f'{distributed.where(device)}; colours: {data.preprocessing}')
         if not opt.skip_validation:
             print(f'teacher top-1: {teacher_accuracy(opt, teacher, data, cache, run):.2f}')
         if run.starts_anew:

@@ -60,7 +60,7 @@ def train(opt, device):
     # Train
     with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
-              f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}')
+              f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; colours: {data.preprocessing}')
         module = distributed.wrap(vanilla, device)
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)

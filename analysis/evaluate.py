@@ -6,7 +6,7 @@ from helper.device import memory_format
 from helper.loops import validate
 from helper.records import show_evaluation
 from models.load import open_checkpoint
-from options import open_teacher, take_image_size, warn_of_split
+from options import open_teacher, take_preprocessing, warn_of_split
 
 
 def evaluate(opt, device) -> None:
@@ -17,9 +17,9 @@ def evaluate(opt, device) -> None:
     else:
         path, flag, arch = opt.evaluate, '--evaluate', None
         checkpoint = open_checkpoint(path, flag, opt.checkpoint_key)
-        take_image_size(opt, checkpoint, f'{flag} {path}')
         warn_of_split(opt, checkpoint, f'{flag} {path}')
-    data = get_dataloaders(distributed.per_process_options(opt), device)
+    inputs = take_preprocessing(opt, checkpoint, f'{flag} {path}')
+    data = get_dataloaders(distributed.per_process_options(opt), device, inputs=inputs)
     name, net = load_inference_net(path, data, flag, arch, checkpoint)
     net.to(device, memory_format=memory_format(opt))
     show_evaluation(name, validate(data.test_loader, net, source=f'{flag} {path}'))

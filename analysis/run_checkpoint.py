@@ -11,7 +11,7 @@ from helper.files import read_json
 from helper.state import LAST
 from models.find import get_library, is_user_file
 from models.load import open_checkpoint
-from options import take_image_size, teacher_options
+from options import take_preprocessing, teacher_options
 
 from .runs import read_or_empty
 
@@ -121,9 +121,10 @@ def add_data_flags(parser: Parser) -> None:
 
 
 def data_options(run: RunCheckpoint, opt):
-    """The options with which a train script reads the data of a run; those of add_data_flags in opt override them.
+    """(the options with which a train script reads the data of a run, the preprocessing in its checkpoint).
 
-    If neither has an image size, the checkpoint's is used.
+    The options of add_data_flags in opt override those of the run. If neither has an image size, the checkpoint's is
+    used.
     """
     is_its_data = opt.dataset in (None, run.parameters.get('dataset'))
     values = {name: run.parameters.get(name) if is_its_data else None for name in DATA_OPTIONS}
@@ -135,6 +136,7 @@ def data_options(run: RunCheckpoint, opt):
     options = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                                if value is not None and value is not False])
     options.same_classes = opt.same_classes
-    if 'image_size' not in options.flags.given and dataset_key(options.dataset) in source_dict:
-        take_image_size(options, run.state, f'{run.flag} {run}')
-    return options
+    inputs = take_preprocessing(options, run.state, f'{run.flag} {run}')
+    if {'mean', 'std'} <= inputs.keys():
+        options.normalise = None        # the checkpoint's, whatever the run was given
+    return options, inputs

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dataset import get_dataloaders
-from dataset.imagenet import SIZE
+from dataset.crop import SIZE
 from dataset.normalise import IMAGENET_MEAN, IMAGENET_STD
 from helper.errors import UserError
 from options import teacher_options

@@ -2,18 +2,19 @@
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from helper import distributed
-from helper.cli import comma_list, readable_bytes
+from helper.cli import comma_list, readable_bytes, word_list
 from helper.device import free_memory
 from helper.errors import UserError, listed, nearest, reason
 
 from . import cifar, digits, folder, huggingface, imagenet
 from .augment import VIEWS, AutoAugment, BatchAugment, mixes
-from .decode import Decoded, decode_all, report_cropping
+from .crop import CROP_PCT, DEFAULTS, RESIZED_FROM, SIZE, Pipeline
+from .decode import LARGEST_SIDE, Decoded, ScaledImages, decode_squares, report_cropping
 from .image import MAX_PIXELS, limit_pixels
 from .memory import MemoryLoader, describe_fault
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
@@ -32,8 +33,10 @@ memory_dict = {
 source_dict = {'folder': folder, 'hf': huggingface}
 LARGE = ('imagenet', 'imagenette')      # always read while training
 IN_MEMORY = (*memory_dict, *source_dict)
+OF_CIFAR = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
 MOST_NAMED = 10     # classes that a message lists
-MEASURED = 2000     # images that --normalise measure reads from disk
+MEASURED = 2000     # images on disk of which the mean and deviation of the colours are measured
+LONGER_SIDE = 1.5   # of a photograph, in shorter sides, for the estimate of memory
 
 
 @dataclass
@@ -51,7 +54,9 @@ class Data:
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = CIFAR_MEAN        # of the colours, for pixels from 0 to 1: both loaders normalise with it
     std: tuple[float, ...] = CIFAR_STD
+    normalisation: str = "CIFAR's"       # where they are from
     crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
+    interpolation: str = 'bilinear'     # to scale images, of models.inputs.INTERPOLATIONS
     images_in: str | None = None    # 'memory' or 'disk' for data sets that can be read from both
     fit: str = 'crop'               # how oblong images become squares, of models.inputs.FITS
     test_split: str = ''            # the name of the split that is measured, if the data set has several
@@ -67,6 +72,12 @@ class Data:
         return f'{self.n_train} training images, {len(self.test_labels)} test images{split}'
 
     @property
+    def preprocessing(self) -> str:
+        """The mean and the deviation of the colours, and where they are from."""
+        mean, std = (' '.join(f'{value:.4g}' for value in values) for values in (self.mean, self.std))
+        return f'{self.normalisation}, mean {mean}, deviation {std}'
+
+    @property
     def n_train(self) -> int:
         """Training samples."""
         return len(self.labels)
@@ -78,8 +89,8 @@ class Data:
     @property
     def inputs(self) -> dict:
         """How a net that is trained on these data sees images; see models.inputs.Inputs."""
-        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size, 'interpolation': 'bilinear',
-                'fit': self.fit}
+        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size,
+                'interpolation': self.interpolation, 'fit': self.fit, 'crop_pct': self.crop_pct}
 
 
 def dataset_key(dataset: str) -> str:
@@ -89,8 +100,8 @@ def dataset_key(dataset: str) -> str:
 
 def check_dataset(opt) -> None:
     """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
-    key = dataset_key(opt.dataset)
-    if key not in (*memory_dict, *source_dict, *LARGE) or opt.dataset == 'hf':
+    key, every = dataset_key(opt.dataset), (*memory_dict, *source_dict, *LARGE)
+    if key not in every or opt.dataset == 'hf':
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
@@ -102,12 +113,16 @@ def check_dataset(opt) -> None:
         '--skip_bad_images': (opt.skip_bad_images, (*source_dict, *LARGE), 'DALI stops at an unreadable image'),
         f'--images_in {opt.images_in}': (opt.images_in != 'auto', source_dict, ''),
         f'--fit {opt.fit}': (opt.fit != 'crop', source_dict, ''),
+        f'--crop {opt.crop}': (opt.crop, source_dict, ''),
         f'--max_pixels {opt.max_pixels}': (opt.max_pixels != MAX_PIXELS, (*source_dict, *LARGE),
                                            'DALI reads images of any size'),
         f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
         f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
         '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
-        f'--aa {opt.aa}': (opt.aa, (*memory_dict, *source_dict, *LARGE), 'DALI augments images itself')}
+        f'--aa {opt.aa}': (opt.aa, every, 'DALI augments images itself')}
+    for name, default in DEFAULTS.items():
+        value = getattr(opt, name)
+        flags[f'--{name} {word_list(value)}'] = value != default, every, 'DALI augments images itself'
     for flag, (is_given, names, why_not_dali) in flags.items():
         if is_given and key not in names:
             raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
@@ -115,13 +130,20 @@ def check_dataset(opt) -> None:
             raise UserError(f'{flag}: {why_not_dali}; leave --dali {opt.dali} out')
 
 
+def default_crop(opt) -> str | None:
+    """--crop if it is not given; None for data sets that do not have the flag."""
+    if dataset_key(opt.dataset) not in source_dict:
+        return None
+    return 'resized' if opt.image_size >= RESIZED_FROM else 'padded'
+
+
 def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',),
                     inputs: dict | None = None) -> Data:
     """Load this process's part of opt.dataset. opt.batch_size: of one process.
 
     drop_last: leave out a short last training batch, as --mixup and --cutmix always do. views: of augment.VIEWS, of
-    each training image; with two, images are (2, B, 3, H, W). inputs: the preprocessing of a pretrained net, see
-    models.inputs: its mean and std are the default ones then.
+    each training image; with two, images are (2, B, 3, H, W). inputs: the preprocessing of a pretrained net in use, or
+    of a checkpoint that is measured, with any of the keys of models.inputs.check_inputs.
     """
     check_dataset(opt)
     if not views or not set(views) <= set(VIEWS):
@@ -130,18 +152,23 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         raise UserError(f'--dali {opt.dali}: gives one view of an image, but --distill {opt.distill} trains on '
                         f'{len(views)}; leave --dali out')
     limit_pixels(opt.max_pixels)
-    train, test, classes, facts = _open(opt, device)
+    pipeline = _pipeline(opt, inputs or {})
+    train, test, classes, facts = _open(opt, device, pipeline)
     # Measured on all training images, so that teacher and students see the same, whatever --train_fraction is.
-    facts |= _normalisation(opt, train, inputs)
+    mean, std, normalisation = _normalisation(opt, train, pipeline, inputs or {})
+    pipeline = replace(pipeline, mean=mean, std=std)
+    facts |= {'mean': mean, 'std': std, 'normalisation': normalisation, 'fit': pipeline.fit,
+              'crop_pct': pipeline.crop_pct, 'interpolation': pipeline.interpolation}
     if opt.train_fraction < 1:
         train = _select(train, stratified_indices(train.labels, opt.train_fraction))
     batch_size = opt.batch_size * distributed.world_size()
     if batch_size > len(train.labels):
         raise UserError(f'--batch_size {batch_size}: {opt.dataset} has {len(train.labels)} training images; '
                         f'give at most {len(train.labels)}')
-    image_size, make_loader = _loader_maker(opt, device, train, facts)
+    make_loader = functools.partial(_make_loader, opt, device, pipeline)
     training = {'drop_last': drop_last or mixes(opt), **({} if opt.dali else {'views': views})}
-    data = Data(make_loader(train, train=True, **training), make_loader(test), len(classes), image_size, train.labels,
+    data = Data(make_loader(train, train=True, **training), make_loader(test), len(classes),
+                test.images.shape[-1] if isinstance(test, Decoded) else pipeline.size, train.labels,
                 lambda indices=None: make_loader(train if indices is None else _select(train, indices)),
                 test.labels, tuple(classes), same_classes=opt.same_classes, **facts)
     if mixes(opt) or opt.reprob:
@@ -150,8 +177,20 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     return data
 
 
-def _open(opt, device):
-    """(train, test, class names, fields of Data). train, test: Decoded in memory, or sources that are read later."""
+def _pipeline(opt, inputs):
+    """How the images of folder, hf: and ImageNet become squares; of other data only the flips matter."""
+    is_large, key = opt.dataset in LARGE, dataset_key(opt.dataset)
+    crop = 'resized' if is_large or opt.crop == 'resized' else 'padded'
+    is_cropped = crop == 'resized' and opt.fit == 'crop'
+    is_scaled = key in source_dict or is_large and not opt.dali
+    return Pipeline(SIZE if is_large else opt.image_size, fit=opt.fit, crop=crop,
+                    crop_pct=inputs.get('crop_pct', CROP_PCT) if is_cropped else 1.0,
+                    interpolation=inputs.get('interpolation', 'bilinear') if is_scaled else 'bilinear',
+                    **{name: getattr(opt, name) for name in DEFAULTS})
+
+
+def _open(opt, device, pipeline):
+    """(train, test, class names, fields of Data). train, test: in memory, or sources that are read later."""
     if opt.dataset in memory_dict:
         train, test, classes = _load(opt)
         checksum = joint_checksum(*(zlib.crc32(split.images.contiguous().numpy()) for split in (train, test)))
@@ -170,10 +209,11 @@ def _open(opt, device):
     facts['test_names'] = getattr(test, 'names', ())
     if module is not imagenet:
         if opt.fit == 'crop' and distributed.is_main():
-            report_cropping(train)
-        facts |= {'fit': opt.fit, 'images_in': _choose_storage(opt, len(train.labels) + len(test.labels), device)}
+            report_cropping(train, pipeline)
+        facts['images_in'] = _choose_storage(opt, len(train.labels), len(test.labels), pipeline, device)
         if facts['images_in'] == 'memory':
-            train, test = decode_all(train, opt), decode_all(test, opt)
+            decode_train = decode_squares if pipeline.crop == 'padded' else ScaledImages
+            train, test = decode_train(train, opt, pipeline), decode_squares(test, opt, pipeline)
     return train, test, classes, facts
 
 
@@ -195,11 +235,13 @@ def _load(opt):
     return Decoded(*train), Decoded(*test), classes
 
 
-def _choose_storage(opt, n_images, device):
+def _choose_storage(opt, n_train, n_test, pipeline, device):
     """--images_in: 'memory' or 'disk'; with auto, disk if all images would take over half of the free memory."""
     if opt.images_in != 'auto':
         return opt.images_in
-    size = n_images * 3 * (opt.image_size + 2 * PAD) ** 2 * distributed.world_size()
+    square = (pipeline.size + 2 * PAD) ** 2
+    pixels = square if pipeline.crop == 'padded' else LONGER_SIDE * (LARGEST_SIDE * pipeline.size) ** 2
+    size = 3 * (n_train * pixels + n_test * square) * distributed.world_size()
     free = min(distributed.gather(free_memory(device)))
     if size <= free / 2:
         return 'memory'
@@ -215,36 +257,35 @@ def _select(images, indices):
     return Subset(images, [int(i) for i in indices])
 
 
-def _normalisation(opt, train, inputs):
-    """The fields of Data that say how images are normalised. inputs: of get_dataloaders."""
-    if opt.dataset in LARGE:
-        return {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'crop_pct': imagenet.CROP_PCT}
-    if opt.normalise != 'measure' and inputs:
-        return {'mean': tuple(inputs['mean']), 'std': tuple(inputs['std'])}
-    if opt.normalise != 'measure':
-        return {'mean': CIFAR_MEAN, 'std': CIFAR_STD}
-    if not isinstance(train, Decoded):
-        n = len(train.labels)
-        train = decode_all(Subset(train, range(0, n, -(-n // MEASURED))), opt)
-    return dict(zip(('mean', 'std'), measure_mean_std(train.images), strict=True))
+def _normalisation(opt, train, pipeline, inputs):
+    """(mean and standard deviation of the colours, where they are from)."""
+    if opt.normalise is None and {'mean', 'std'} <= inputs.keys():
+        return tuple(inputs['mean']), tuple(inputs['std']), "the pretrained net's"
+    is_decoded = isinstance(train, Decoded)
+    size = train.images.shape[-1] if is_decoded else pipeline.size
+    if opt.normalise == 'usual' and opt.dataset not in LARGE or opt.normalise is None and opt.dataset in OF_CIFAR:
+        return CIFAR_MEAN, CIFAR_STD, "CIFAR's"
+    if opt.normalise != 'measure' and size >= RESIZED_FROM:
+        return IMAGENET_MEAN, IMAGENET_STD, "ImageNet's"
+    if not is_decoded:
+        source = train.source if isinstance(train, ScaledImages) else train
+        n = len(source.labels)
+        train = decode_squares(Subset(source, range(0, n, -(-n // MEASURED))), opt, pipeline)
+    return *measure_mean_std(train.images), 'measured'
 
 
-def _loader_maker(opt, device, train, facts):
-    """(pixels of an image, function of images and settings that makes their loader)."""
-    ranks = {'rank': distributed.rank(), 'world_size': distributed.world_size()}
-    mean, std = facts['mean'], facts['std']
-    if isinstance(train, Decoded):
-        size = train.images.shape[-1]
-        aa = AutoAugment(opt.aa, size, mean) if opt.aa else None
-        return size, lambda images, **settings: MemoryLoader(
-            *images, opt.batch_size, device, seed=opt.seed, channels_last=opt.channels_last, aa=aa, mean=mean, std=std,
-            **ranks, **settings)
+def _make_loader(opt, device, pipeline, images, **settings):
+    """The loader of a split in memory or on disk. settings: train and drop_last, and without --dali also views."""
+    settings |= {'rank': distributed.rank(), 'world_size': distributed.world_size()}
+    if isinstance(images, Decoded):
+        aa = AutoAugment(opt.aa, images.images.shape[-1], pipeline.mean) if opt.aa else None
+        return MemoryLoader(*images, opt.batch_size, device, seed=opt.seed, channels_last=opt.channels_last, aa=aa,
+                            mean=pipeline.mean, std=pipeline.std, hflip=opt.hflip, vflip=opt.vflip, **settings)
     if opt.dali:
-        from .imagenet_dali import DaliLoader
-        return imagenet.SIZE, functools.partial(DaliLoader, opt=opt, device=device, **ranks)
-    pipeline = imagenet.Pipeline() if opt.dataset in LARGE else \
-        imagenet.Pipeline(opt.image_size, mean, std, cropped=False, fit=opt.fit)
-    return pipeline.size, functools.partial(imagenet.WorkerLoader, opt=opt, device=device, pipeline=pipeline, **ranks)
+        from .imagenet_dali import DaliLoader as Loader
+    else:
+        Loader = imagenet.WorkerLoader
+    return Loader(images, opt=opt, device=device, pipeline=pipeline, **settings)
 
 
 def _report_empty_classes(opt, data):

@@ -1,4 +1,4 @@
-"""Decode the images of a source into memory, as squares of --image_size pixels."""
+"""Decode the images of a source into memory: as squares of --image_size pixels, or for crops of random size."""
 import contextlib
 import sys
 from collections.abc import Collection
@@ -7,13 +7,16 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from helper.errors import UserError, printable
 
+from .crop import RESAMPLING, Pipeline
+
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
+LARGEST_SIDE = 1.5      # an image for random crops has a shorter side of at most so many times that of a crop
 
 
 class Decoded(NamedTuple):
@@ -23,23 +26,50 @@ class Decoded(NamedTuple):
     labels: torch.Tensor
 
 
-def decode_all(source, opt) -> Decoded:
-    """All images of a source, as squares by --fit. Raises UserError, or with --skip_bad_images leaves bad images out.
+def decode_squares(source, opt, pipeline: Pipeline) -> Decoded:
+    """All images of a source, as a test sees them. Raises UserError, or with --skip_bad_images leaves bad images out.
     """
-    size, n = opt.image_size, len(source.labels)
-    images = torch.empty(n, 3, size, size, dtype=torch.uint8)
-    is_readable, errors = torch.ones(n, dtype=torch.bool), []
+    n = len(source.labels)
+    images = torch.empty(n, 3, pipeline.size, pipeline.size, dtype=torch.uint8)
+
+    def keep(i, image):
+        images[i] = torch.from_numpy(np.array(pipeline.square(image))).permute(2, 0, 1)
+    readable = _read_all(source, opt, keep)
+    return Decoded(images, source.labels) if len(readable) == n else Decoded(images[readable], source.labels[readable])
+
+
+class ScaledImages:
+    """A split in memory for crops of random size: each image with its own shape, its shorter side of at most
+    LARGEST_SIDE times the side of a crop. Raises UserError, or with --skip_bad_images leaves bad images out."""
+
+    def __init__(self, source, opt, pipeline: Pipeline):
+        self.source, images = source, {}
+        most = round(LARGEST_SIDE * pipeline.size)
+
+        def keep(i, image):
+            factor = min(1, most / min(image.size))
+            size = tuple(max(1, round(side * factor)) for side in image.size)
+            images[i] = np.array(image.resize(size, RESAMPLING[pipeline.interpolation]))
+        readable = _read_all(source, opt, keep)
+        self.images, self.labels = [images[i] for i in readable], source.labels[readable]
+
+    def read(self, i: int) -> Image.Image:
+        """Image i as RGB."""
+        return Image.fromarray(self.images[i])
+
+
+def _read_all(source, opt, keep):
+    """Call keep(i, image) with all readable images of a source, in any order. Returns their numbers, in order."""
+    n, errors, unreadable = len(source.labels), [], set()
 
     def read(i):
         try:
-            image = source.read(i)
+            keep(i, source.read(i))
         except UserError as error:
             if not opt.skip_bad_images:
                 raise
-            is_readable[i] = False
+            unreadable.add(i)
             errors.append(str(error))
-            return
-        images[i] = torch.from_numpy(np.array(resize_to_square(image, size, opt.fit))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:       # the decoders release Python's lock
         try:
@@ -49,39 +79,22 @@ def decode_all(source, opt) -> Decoded:
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    report_unreadable(errors, int(is_readable.sum()), 'left out')
-    return Decoded(images[is_readable], source.labels[is_readable]) if errors else Decoded(images, source.labels)
+    report_unreadable(errors, n - len(errors), 'left out')
+    return [i for i in range(n) if i not in unreadable]
 
 
-def resize_to_square(image: Image.Image, size: int, fit: str = 'crop') -> Image.Image:
-    """The image scaled to size x size pixels. fit: of models.inputs.FITS, for oblong images.
-
-    crop: scale the centre square. squash: scale both sides. pad: scale the longer side, and add black.
-    """
-    if image.size == (size, size):
-        return image
-    method = Image.Resampling.BILINEAR
-    if fit == 'squash':
-        return image.resize((size, size), method)
-    if fit == 'pad':        # ImageOps.pad places some images one pixel away
-        scaled = [max(1, round(side * size / max(image.size))) for side in image.size]
-        square = Image.new('RGB', (size, size))
-        square.paste(image.resize(scaled, method), [(size - side) // 2 for side in scaled])
-        return square
-    return ImageOps.fit(image, (size, size), method)
-
-
-def report_cropping(source) -> None:
-    """Print a line if --fit crop cuts off parts of the images of this source; checks SAMPLE of them."""
+def report_cropping(source, pipeline: Pipeline) -> None:
+    """Print a line if --fit crop cuts off parts of oblong images; checks SAMPLE images of this source."""
     n, shares = len(source.labels), []
     for i in range(0, n, -(-n // SAMPLE)):
         with contextlib.suppress(UserError):
             width, height = source.read(i).size
             shares.append(min(width, height) / max(width, height))
-    cropped = [share for share in shares if share < 1]
+    cropped = [share * pipeline.crop_pct**2 for share in shares if share < 1]
     if cropped:
         least, most = f'{min(cropped):.0%}', f'{max(cropped):.0%}'
-        print(f'--fit crop: the centre square of each image is used; of {len(shares)} training images checked, '
+        images = 'each image' if pipeline.crop == 'padded' else 'each test image'
+        print(f'--fit crop: the centre square of {images} is used; of {len(shares)} training images checked, '
               f'{len(cropped)} are oblong and keep {least if least == most else f"{least} to {most}"} of their pixels; '
               f'--fit squash or --fit pad keep all')
 

@@ -2,24 +2,20 @@
 import contextlib
 import functools
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from helper import distributed
 from helper.errors import UserError
 
-from .augment import AutoAugment, Strong, seeded
-from .decode import report_unreadable, resize_to_square
+from .augment import seeded
+from .crop import Pipeline
+from .decode import report_unreadable
 from .folder import scan
 from .image import limit_pixels
-from .normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from .order import PAD, EpochOrder
-
-SIZE = 224
-CROP_PCT = 0.875    # 224 of 256 pixels
+from .normalise import Normalise
+from .order import EpochOrder
 
 # --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
@@ -32,36 +28,6 @@ def open_sources(opt):
         from .lmdb_source import open_lmdb_sources
         return open_lmdb_sources(root)
     return scan(root)
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Size in pixels, crops and normalisation of images. cropped: ImageNet's crops, of random size in training; else
-    resize_to_square by `fit`, and training crops after zero padding, as dataset.memory does."""
-
-    size: int = SIZE
-    mean: tuple = IMAGENET_MEAN
-    std: tuple = IMAGENET_STD
-    cropped: bool = True
-    fit: str = 'crop'
-
-    def transform(self, train: bool, aa: str | None = None, view: str = 'weak'):
-        """RGB image -> uint8 (size, size, 3). view: in training, of augment.VIEWS; --aa augments the weak one."""
-        from torchvision.transforms import v2
-        if self.cropped and train:
-            steps = [v2.RandomResizedCrop(self.size)]
-        elif self.cropped:
-            steps = [v2.Resize(round(self.size / CROP_PCT)), v2.CenterCrop(self.size)]
-        else:
-            steps = [functools.partial(resize_to_square, size=self.size, fit=self.fit)]
-            steps += [v2.RandomCrop(self.size, padding=PAD)] if train else []
-        if train:
-            steps.append(v2.RandomHorizontalFlip())
-            if view == 'strong':
-                return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(),
-                                   functools.partial(torch.permute, dims=(1, 2, 0))])
-            steps += [AutoAugment(aa, self.size, self.mean)] if aa else []
-        return v2.Compose([*steps, np.array, torch.from_numpy])
 
 
 class Images(torch.utils.data.Dataset):

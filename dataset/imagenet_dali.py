@@ -10,10 +10,9 @@ import torch
 
 from helper.errors import UserError
 
+from .crop import SIZE, Pipeline
 from .folder import count_extensions
 from .image import FORMATS, read_rgb
-from .imagenet import SIZE
-from .normalise import IMAGENET_MEAN, IMAGENET_STD
 
 # The formats of image.FORMATS that DALI decodes to the same pixels; of TIFF, only some modes are the same.
 DALI_FORMATS = ('JPEG', 'PNG', 'BMP', 'PPM', 'WEBP', 'JPEG2000')
@@ -40,7 +39,7 @@ class DaliLoader:
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False,
-                 rank: int = 0, world_size: int = 1):
+                 rank: int = 0, world_size: int = 1, pipeline: Pipeline = Pipeline()):     # noqa: B008
         fn, pipeline_def, types, iterator, policy = _import_dali()
         backend, decoder = ('gpu', 'mixed') if opt.dali == 'gpu' else ('cpu', 'cpu')
         if backend == 'gpu' and device.type != 'cuda':
@@ -62,7 +61,7 @@ class DaliLoader:
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=self.threads, seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)
-        def pipeline():
+        def dali_pipeline():
             # DALI's labels are the image indices here, which give the classes too.
             files, number = fn.readers.file(
                 files=source.files, labels=list(range(n)), name='reader', shard_id=rank,
@@ -76,16 +75,17 @@ class DaliLoader:
                 mirror = fn.random.coin_flip(probability=0.5)
             else:
                 images = fn.decoders.image(files, device=decoder, output_type=types.RGB)
-                images = fn.resize(images, device=backend, resize_shorter=256, interp_type=types.INTERP_TRIANGULAR)
+                images = fn.resize(images, device=backend, resize_shorter=round(SIZE / pipeline.crop_pct),
+                                   interp_type=types.INTERP_TRIANGULAR)
                 mirror = 0
             images = fn.crop_mirror_normalize(
                 images, device=backend, dtype=types.FLOAT, output_layout='HWC' if opt.channels_last else 'CHW',
-                crop=(SIZE, SIZE), mirror=mirror, mean=[255 * m for m in IMAGENET_MEAN],
-                std=[255 * s for s in IMAGENET_STD])
+                crop=(SIZE, SIZE), mirror=mirror, mean=[255 * m for m in pipeline.mean],
+                std=[255 * s for s in pipeline.std])
             return images, number
 
         with self._name_file(first=0):      # DALI reads the first batches here
-            self.pipeline = pipeline()
+            self.pipeline = dali_pipeline()
             self.pipeline.build()
             self.iterator = iterator([self.pipeline], ['images', 'number'], reader_name='reader', auto_reset=True,
                                      last_batch_policy=policy.PARTIAL)

@@ -58,8 +58,8 @@ class MemoryLoader:
     """Batches (images (B, 3, H, W) float32, target (B,) int64, index (B,) int64) on `device`.
 
     train=True shuffles and augments as torchvision's usual pipeline for CIFAR: zero-pad by PAD, so black before
-    normalisation, crop back to H x W at random, flip horizontally with probability 1/2, normalise. train=False yields
-    the images in order, normalised. index: of each sample in the data set.
+    normalisation, crop back to H x W at random, flip horizontally with probability hflip and vertically with vflip,
+    normalise. train=False yields the images in order, normalised. index: of each sample in the data set.
 
     views: of augment.VIEWS. With two, training images are (2, B, 3, H, W), each view with its own crop and flip. aa:
     augments the weak view. If with_slots is set, a training batch also has slots (B,) int64 on the CPU: index *
@@ -72,13 +72,14 @@ class MemoryLoader:
     def __init__(self, images: torch.Tensor, target: torch.Tensor, batch_size: int, device: torch.device,
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
-                 aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD):
+                 aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD, hflip: float = 0.5,
+                 vflip: float = 0.0):
         """images: uint8 (N, 3, H, W). target: int64 (N,). batch_size: of one process. drop_last: without a short last
         batch."""
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
         self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size)
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.hflip, self.vflip = mean, std, hflip, vflip
         height, width = images.shape[2:]
         self.normalise = Normalise(mean, std, width, device, channels_last)
         self.operations = {'weak': aa and aa.augment_tensor, 'strong': Strong() if 'strong' in views else None}
@@ -111,12 +112,12 @@ class MemoryLoader:
         order = self.order.permutation()
         crops = [self._draw_crops() for _ in self.views]
         seeds = self.order.integers(2**63 - 1, len(order)) if any(self.operations.values()) else None
-        y, x, flip = crops[0]
+        y, x, flip, _ = crops[0]
         slots = order * VARIANTS + (y * CROP_OFFSETS + x) * 2 + flip
         plan = torch.cat([order[None], *crops]).to(self.device)
         for start, end in self.order.remaining_ranges():
             index, *crops = plan[:, start:end]
-            views = [self._crop(index, *crops[i:i + 3]) for i in range(0, len(crops), 3)]
+            views = [self._crop(index, *crops[i:i + 4]) for i in range(0, len(crops), 4)]
             for i, view in enumerate(self.views):
                 if operation := self.operations[view]:
                     views[i] = _augment_each(operation, views[i], seeds[start:end].tolist())
@@ -125,14 +126,15 @@ class MemoryLoader:
             yield (*batch, slots[start:end]) if self.with_slots else batch
 
     def _draw_crops(self):
-        """(3, N): row and column of each image's crop, and whether it is flipped."""
+        """(4, N): row and column of each image's crop, and whether it is flipped horizontally and vertically."""
         corner = self.order.integers(CROP_OFFSETS, 2, self.n_samples)
-        return torch.cat([corner, self.order.integers(2, 1, self.n_samples)])
+        return torch.cat([corner, self.order.flips(self.hflip), self.order.flips(self.vflip)])
 
-    def _crop(self, index, y, x, flip):
+    def _crop(self, index, y, x, hflip, vflip=None):
         """uint8 (B, H, W, 3)."""
         crop = self.windows[index, y, x]
-        return torch.where(flip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
+        crop = torch.where(hflip.bool().view(-1, 1, 1, 1), crop.flip(2), crop)
+        return torch.where(vflip.bool().view(-1, 1, 1, 1), crop.flip(1), crop) if self.vflip else crop
 
     def variant(self, index: torch.Tensor, number: int) -> torch.Tensor:
         """The images of `index` (B,), on the device, in augmentation variant `number`, as in a training batch."""

@@ -59,6 +59,14 @@ class EpochOrder:
         """Random integers, 0 <= i < high."""
         return torch.randint(high, shape, generator=self.generator)
 
+    def flips(self, probability: float) -> torch.Tensor:
+        """Whether each image is flipped, int64 (1, n)."""
+        if probability in (0, 1):
+            return torch.full((1, self.n), int(probability))
+        if probability == 0.5:
+            return self.integers(2, 1, self.n)
+        return (torch.rand((1, self.n), generator=self.generator) < probability).long()
+
     def remaining_ranges(self) -> list[tuple[int, int]]:
         """(start, end) of the batches that remain in this epoch."""
         first, self.first_batch = self.first_batch, 0

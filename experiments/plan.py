@@ -14,7 +14,7 @@ from helper.run_folder import RunPaths, folder_name
 from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from options import LARGEST, student_options, teacher_options, with_recipe
+from options import LARGEST, settle_crop, student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
@@ -167,18 +167,25 @@ class _Planner:
         if is_user_file(teacher.name):
             arguments += ['--model_t', teacher.name]
         opt = self._parse(student_options, arguments, label)
+        self._take_image_size(opt, teacher)
         if self.table.teacher_cache and self.cache_errors.get(label) is None:
             try:
-                opt = student_options([*arguments, '--teacher_cache'])
+                with_cache = student_options([*arguments, '--teacher_cache'])
+                self._take_image_size(with_cache, teacher)
+                opt = with_cache
                 arguments.append('--teacher_cache')
                 self.cache_errors[label] = None
             except UserError as error:      # the method or a flag such as --mixup does not allow it
                 self.cache_errors[label] = f'{label}: {error}'
-        if _follows_teacher_size(opt):
-            opt.image_size = teacher.image_size() or opt.image_size
         opt.model_t = teacher.net(pixels(opt))
         return self._add(name, label, 'train_student.py', arguments, opt, RunPaths.of_student(opt), opt.model_s,
                          teacher.run)
+
+    def _take_image_size(self, opt, teacher):
+        """Set the image size to that of the teacher, as options.take_image_size does when the run opens it."""
+        if _follows_teacher_size(opt):
+            opt.image_size = teacher.image_size() or opt.image_size
+        settle_crop(opt)
 
     def _parse(self, options, arguments, label):
         """Return the options. If they are right without the flags of the command line, the error blames those."""

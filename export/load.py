@@ -1,11 +1,9 @@
 """Open an untrusted export: its configuration and checksums are checked before anything runs."""
 import hashlib
-import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from dataset.imagenet import CROP_PCT
 from helper.errors import UserError
 from helper.files import open_regular, read_json
 from models.find import LIBRARIES, NOT_SETTINGS
@@ -77,7 +75,4 @@ def check_config(config, source: str) -> dict:
             or {*arguments} & {*NOT_SETTINGS} or any('\ud800' <= c < '\udc80' for c in ''.join(classes)):
         raise UserError(f'{source}: its {CONFIG} is not one of an export: classes, dtype or the network are missing '
                         f'or invalid; export it again')
-    crop = inputs.get('crop_pct')
-    if not isinstance(crop, float) or not any(math.isclose(crop, valid) for valid in (1.0, CROP_PCT)):
-        raise UserError(f'{source}: its {CONFIG} has crop_pct {str(crop)[:20]}; it must be 1.0 or {CROP_PCT}')
-    return {**config, 'inputs': {**check_inputs(inputs, source), 'crop_pct': crop}}
+    return {**config, 'inputs': check_inputs(inputs, f'{source}: its {CONFIG}')}

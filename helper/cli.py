@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
+USUALLY_NORMALISED = ('cifar10', 'cifar100', 'digits', 'imagenet', 'imagenette')      # as --normalise usual does
 
 # Name of a flag in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its names here, for
 # error messages.
@@ -57,9 +58,20 @@ def values(opt) -> dict:
 
 
 def current_options(saved: dict) -> dict:
-    """The options of a saved run with today's names: a run of an older version has --optimizer beside --opt."""
+    """The options of a saved run with today's names and defaults.
+
+    A run of an older version has --optimizer beside --opt. Before --crop there were padded crops alone, and
+    --normalise usual was the default of all data.
+    """
     options = {name: value for name, value in saved.items() if name != 'optimizer'}
-    return {**options, 'opt': 'dot'} if saved.get('optimizer') == 'dot' else options
+    if saved.get('optimizer') == 'dot':
+        options['opt'] = 'dot'
+    dataset = str(saved.get('dataset'))
+    if 'crop' not in saved and (dataset == 'folder' or dataset.startswith('hf:')):
+        options['crop'] = 'padded'
+    if 'crop' not in saved and dataset in USUALLY_NORMALISED and saved.get('normalise') == 'usual':
+        options['normalise'] = None
+    return options
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -235,6 +247,11 @@ def path(text: str) -> str:
 def comma_list(value) -> str:
     """The inverse of `weights`: [45.0, 0.8] -> '45.0,0.8'; a single value as it is."""
     return ','.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def word_list(value) -> str:
+    """[0.08, 1.0] -> '0.08 1.0', as a flag with several values takes them; a single value as it is."""
+    return ' '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def readable_bytes(count: int) -> str:

@@ -13,8 +13,8 @@ from .run_folder import RunPaths, claim
 from .state import LAST, PREVIOUS, TrainingState, as_user_error, load_state
 
 IMAGES_IN = '--images_in'       # images in memory and images on disk draw different random numbers
-IMAGES, CLASS_NAMES = 'images (checksum)', 'class names'
-NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES)      # missing in the states of older versions
+IMAGES, CLASS_NAMES, NORMALISATION = 'images (checksum)', 'class names', 'normalisation'
+NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES, NORMALISATION)      # missing in the states of older versions
 SHOWN_CLASSES = 4       # at the start of the text of CLASS_NAMES
 
 
@@ -26,7 +26,7 @@ def fingerprint(data, **nets) -> dict:
     """The facts of the data and of nets' code that must be the same in a resumed run, and in the runs of a table."""
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
-             IMAGES: data.checksum, IMAGES_IN: data.images_in,
+             IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
              **{f'code of the {role} (checksum)': getattr(net, 'code_checksum', None) for role, net in nets.items()}}
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -128,8 +128,11 @@ def _check_same_run(state, path, opt, identity, module):
         differences.append(f'{_count_processes(saved_processes)}, now {processes}, and weights whose shapes depend on '
                            f'the batch of a process')
     if differences:
-        raise AnotherRun(f'--resume {path}: another run, with {"; ".join(differences)}; give what it was started with, '
-                         f'or {anew}')
+        is_older = 'crop' not in state['identity']
+        flags = ' '.join(f'--{name} {value}' for name, value in (('crop', 'padded'), ('normalise', 'usual'))
+                         if is_older and any(text.startswith(f'{name} {value},') for text in differences))
+        raise AnotherRun(f'--resume {path}: another run, with {"; ".join(differences)}; give what it was started with'
+                         f'{f", {flags}" if flags else ""}, or {anew}')
     epochs = state.get('epochs', opt.epochs)
     if (module.scheduled_over_epochs or opt.sched != 'step') and epochs != opt.epochs:
         raise AnotherRun(f'--epochs {opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot be '

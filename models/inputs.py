@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from helper.errors import UserError, reason
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
-FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.decode.resize_to_square
+FITS = ('crop', 'squash', 'pad')        # of --fit, see dataset.crop.resize_to_square
+LEAST_CROP = 0.1        # of crop_pct: a test image is the centre of an image whose shorter side is size / crop_pct
 
 
 def check_inputs(inputs, label: str) -> dict:
@@ -18,14 +19,26 @@ def check_inputs(inputs, label: str) -> dict:
             all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values)
     given = inputs if isinstance(inputs, dict) else {}
     mean, std, size, interpolation = map(given.get, ('mean', 'std', 'size', 'interpolation'))
-    fit = given.get('fit', FITS[0])
+    fit, crop_pct = given.get('fit', FITS[0]), given.get('crop_pct')
+    crop_pct = 1.0 if crop_pct is None else crop_pct
     if not is_colour(mean, -math.inf) or not is_colour(std, 0) or type(size) is not int or not 0 < size < 10**4 \
             or interpolation not in INTERPOLATIONS or fit not in FITS:
         raise UserError(f'{label}: does not say how its net sees images: wanted are mean and std of three colours, '
                         f'size and interpolation, one of {", ".join(INTERPOLATIONS)}; found '
                         f'{reason(ValueError(given))}')
+    if not isinstance(crop_pct, int | float) or not LEAST_CROP <= crop_pct <= 1:
+        raise UserError(f'{label}: its net has crop_pct {reason(ValueError(crop_pct))}; wanted is a number from '
+                        f'{LEAST_CROP} to 1')
     return {'mean': [float(v) for v in mean], 'std': [float(v) for v in std], 'size': size,
-            'interpolation': interpolation, 'fit': fit}
+            'interpolation': interpolation, 'fit': fit, 'crop_pct': float(crop_pct)}
+
+
+def check_parts(inputs: dict, label: str) -> dict:
+    """As check_inputs, for a preprocessing of which some parts may be unknown: the known ones alone."""
+    known = {key: value for key, value in inputs.items() if value is not None}
+    checked = check_inputs({'mean': [0, 0, 0], 'std': [1, 1, 1], 'size': 32, 'interpolation': 'bilinear', **known},
+                           label)
+    return {key: value for key, value in checked.items() if key in known}
 
 
 class Inputs(nn.Module):
@@ -41,7 +54,8 @@ class Inputs(nn.Module):
         self.register_buffer('scale', (std_g / std_w).float(), persistent=False)
         self.register_buffer('shift', ((mean_g - mean_w) / std_w).float(), persistent=False)
         self.size, self.mode = wanted['size'], wanted['interpolation']
-        given, wanted = ({key: value for key, value in inputs.items() if key != 'fit'} for inputs in (given, wanted))
+        given, wanted = ({key: value for key, value in inputs.items() if key not in ('fit', 'crop_pct')}
+                         for inputs in (given, wanted))
         self.words = f'{given} -> {wanted}'
 
     def extra_repr(self):

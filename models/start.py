@@ -12,7 +12,7 @@ from helper.errors import UserError, listed, printable
 from .adapter import Adapter
 from .classes import MAX_NAMED, class_order
 from .find import LIBRARIES, get_library, is_user_file, parse_name
-from .inputs import check_inputs
+from .inputs import check_parts
 from .load import open_net, refuse_nan, refuse_other_than_student, select_weights
 
 CHECKSUM = 'initial weights (checksum)'     # the fact of a run
@@ -34,7 +34,7 @@ def open_published(model: str) -> Start:
     name, checkpoint = LIBRARIES[get_library(model)].published(plain, '--pretrained', '--initial_checkpoint')
     if not parse_name(name, label)[1].items() <= settings.items():
         raise UserError(f'{label}: these weights were trained with other settings of the net; name it {name}')
-    return Start(label, checkpoint, check_inputs(checkpoint['inputs'], label))
+    return Start(label, checkpoint, check_parts(checkpoint['inputs'], label))
 
 
 def open_initial(path: str, model: str, flag: str, key: str | None = None) -> Start:
@@ -51,7 +51,7 @@ def open_initial(path: str, model: str, flag: str, key: str | None = None) -> St
                         f'of such a net, or {flag} {printable(arch)}')
     refuse_other_than_student(checkpoint, label, model)
     inputs = checkpoint.get('inputs')
-    return Start(label, checkpoint, None if inputs is None else check_inputs(inputs, label))
+    return Start(label, checkpoint, None if inputs is None else check_parts(inputs, label))
 
 
 def _without_details(name, flag):

@@ -159,7 +159,8 @@ def new_folder(out):
 
 def open_run(opt, run):
     """(data, network, for each class of the data its number in the network if it differs). Raises UserError."""
-    data = get_dataloaders(data_options(run, opt), torch.device('cpu'))
+    options, inputs = data_options(run, opt)
+    data = get_dataloaders(options, torch.device('cpu'), inputs=inputs)
     network = open_deployed_net(str(run), data, 'RUN_OR_CHECKPOINT', opt.model, run.state)
     run.check_metrics()
     classes, fit = network.config['classes'], network.config['inputs']['fit']

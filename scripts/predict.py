@@ -18,10 +18,10 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 # isort: split
 import torch
 
+from dataset.crop import Pipeline
 from dataset.decode import report_unreadable
 from dataset.folder import list_images, print_skipped
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb
-from dataset.imagenet import Pipeline
 from export.load import find_export
 from export.runtime_process import RuntimeProcess
 from helper.cli import Parser, number, path, table
@@ -88,7 +88,7 @@ def read_images(files, transform, skip):
 def predict(exported, config, files, opt):
     """Yield (file, [(class, probability), ...])."""
     inputs, classes = config['inputs'], config['classes']
-    transform = Pipeline(inputs['size'], cropped=inputs['crop_pct'] < 1, fit=inputs['fit']).transform(train=False)
+    transform = Pipeline(**inputs).transform(train=False)
     images = read_images(files, transform, opt.skip_bad_images)
     with RuntimeProcess(exported, opt.threads) as process:
         while batch := [*itertools.islice(images, opt.batch_size)]:

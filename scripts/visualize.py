@@ -59,7 +59,7 @@ def options():
     for student in students:
         student.check_metrics()
     opt.path_t, opt.teacher_args = (opt.path_t, {}) if opt.path_t else find_teacher(students)
-    opt.data = data_options(next((student for student in students if student.parameters), students[0]), opt)
+    opt.data, opt.inputs = data_options(next((student for student in students if student.parameters), students[0]), opt)
     return opt, students
 
 
@@ -165,7 +165,7 @@ def read_test_set(comparison, names):
 def main():
     opt, students = options()
     device = select_device(opt.gpu_id, quiet=True)
-    data = get_dataloaders(opt.data, device)
+    data = get_dataloaders(opt.data, device, inputs=opt.inputs)
     teacher, *students = load_nets(opt, students, data, device)
     comparison = Comparison(teacher, students, data, opt, numbers=select_images(data, opt))
     names, folder = select_figures(comparison), Path(opt.output)

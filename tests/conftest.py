@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # started in the bac
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import Data  # noqa: E402
+from dataset.crop import DEFAULTS  # noqa: E402
 from dataset.image import MAX_PIXELS  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
@@ -139,7 +140,7 @@ def data_options(**changes):
                               'images_in': 'auto', 'same_classes': False, 'split': None,
                               'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
                               'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'mixup': 0, 'cutmix': 0,
-                              'reprob': 0, **changes})
+                              'reprob': 0, 'crop': None, **DEFAULTS, **changes})
 
 
 def outcome(save):

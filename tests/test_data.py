@@ -481,8 +481,8 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
     assert sorted(split['train'] + split['test']) == sorted(f'{name}/{i}.png' for name in CLASSES for i in range(6))
     parameters = json.loads((run / 'parameters.json').read_text())
     found = run_checkpoint.RunCheckpoint.find(run, 'RUN')
-    opt = run_checkpoint.data_options(found, SimpleNamespace(dataset=None, same_classes=False))
-    again = dataset.get_dataloaders(opt, CPU)
+    opt, inputs = run_checkpoint.data_options(found, SimpleNamespace(dataset=None, same_classes=False))
+    again = dataset.get_dataloaders(opt, CPU, inputs=inputs)
     assert parameters['split'] == [0.5, 0.5] and again.split == split
     for given_shares, file, said in (('0.5,0.5', 'resnet8_best.pth', False), ('0.6,0.4', 'resnet8_best.pth', True),
                                      ('0.6,0.4', 'last.pth', True)):

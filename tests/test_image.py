@@ -10,10 +10,9 @@ from conftest import CPU, data_options, write_images
 from PIL import Image, features
 
 import dataset
-from dataset.decode import resize_to_square
+from dataset.crop import Pipeline, resize_to_square
 from dataset.folder import Split, list_images, open_sources
 from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, limit_pixels, read_rgb
-from dataset.imagenet import Pipeline
 from export.model_card import _resizing
 from helper import distributed
 from helper.errors import UserError
@@ -267,7 +266,7 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     (images, *_), (others, *_) = next(iter(memory.test_loader)), next(iter(disk.test_loader))
     assert images.equal(others)
     pixels = memory.test_loader.images
-    predicted = Pipeline(24, cropped=False, fit=fit).transform(train=False)
+    predicted = Pipeline(24, crop_pct=1.0, fit=fit).transform(train=False)
     assert predicted(read_rgb(oblong / 'val' / 'wide' / '0.png')).equal(pixels[2])
     names = {(255, 0, 0): 'r', (0, 255, 0): 'g', (0, 0, 255): 'b', (0, 0, 0): '0'}
     assert [names[tuple(pixels[2, 12, x].tolist())] for x in (0, 12, 23)] == [*along]

@@ -1,0 +1,130 @@
+"""How an image becomes a square of the size that a net takes: crops in training, and the same pixels in every test."""
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .augment import AutoAugment, Strong
+from .normalise import IMAGENET_MEAN, IMAGENET_STD
+from .order import PAD
+
+CROPS = ('padded', 'resized')       # of --crop
+RESIZED_FROM = 64       # pixels from which --crop is resized if it is not given
+SIZE = 224              # pixels of ImageNet's images
+CROP_PCT = 0.875        # 224 of 256 pixels
+# Flags of training images, with the values that timm and torchvision use.
+DEFAULTS = {'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0, 'color_jitter': 0.0,
+            'train_interpolation': 'bilinear'}
+OF_RESIZED = ('scale', 'ratio', 'color_jitter', 'train_interpolation')      # have no effect on padded crops
+ATTEMPTS = 10           # to draw a crop that lies within the image
+RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.BILINEAR,
+              'bicubic': Image.Resampling.BICUBIC}
+
+
+def draw_box(width: int, height: int, scale: tuple = DEFAULTS['scale'], ratio: tuple = DEFAULTS['ratio'],
+             generator: torch.Generator | None = None) -> tuple[int, int, int, int]:
+    """Draw a crop of an image: (left, top, right, bottom) in pixels, with the random numbers of torchvision.
+
+    scale: smallest and largest part of the image's area. ratio: smallest and largest width divided by height. If no
+    crop lies within the image after ATTEMPTS, the largest centre crop of an allowed ratio. This is the crop of
+    Inception's training (Szegedy et al., CVPR 2015, arXiv:1409.4842), as torchvision's RandomResizedCrop draws it.
+    """
+    def uniform(low, high):
+        return torch.empty(1).uniform_(low, high, generator=generator)
+
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    for _ in range(ATTEMPTS):
+        area = width * height * uniform(*scale).item()
+        aspect = torch.exp(uniform(low, high)).item()
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = (torch.randint(0, space + 1, (1,), generator=generator).item()
+                         for space in (height - h, width - w))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < min(ratio):
+        h = max(1, round(width / min(ratio)))
+    elif width / height > max(ratio):
+        w = max(1, round(height * max(ratio)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+class RandomResizedCrop:
+    """A random crop of an RGB image, scaled to size x size pixels. interpolation: also 'random', one of two."""
+
+    def __init__(self, size: int, scale: tuple, ratio: tuple, interpolation: str):
+        self.size, self.scale, self.ratio, self.interpolation = size, scale, ratio, interpolation
+
+    def __call__(self, image):
+        box, interpolation = draw_box(*image.size, self.scale, self.ratio), self.interpolation
+        if interpolation == 'random':
+            interpolation = ('bilinear', 'bicubic')[torch.randint(2, (1,)).item()]
+        return image.resize((self.size, self.size), RESAMPLING[interpolation], box=box)
+
+
+def resize_to_square(image: Image.Image, size: int, fit: str = 'crop', crop_pct: float = 1.0,
+                     interpolation: str = 'bilinear') -> Image.Image:
+    """The image scaled to size x size pixels. fit: of models.inputs.FITS, for oblong images.
+
+    crop: scale the centre square; with crop_pct below 1, scale the shorter side to size / crop_pct and take the centre,
+    as torchvision's Resize and CenterCrop do. squash: scale both sides. pad: scale the longer side, and add black.
+    """
+    method = RESAMPLING[interpolation]
+    if fit == 'squash':
+        return image.resize((size, size), method)
+    if fit == 'pad':        # ImageOps.pad places some images one pixel away
+        scaled = [max(1, round(side * size / max(image.size))) for side in image.size]
+        square = Image.new('RGB', (size, size))
+        square.paste(image.resize(scaled, method), [(size - side) // 2 for side in scaled])
+        return square
+    if crop_pct == 1:
+        return ImageOps.fit(image, (size, size), method)
+    width, height = (round(size / crop_pct) * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), method).crop((left, top, left + size, top + size))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How images are read: mean and std as in models.inputs, the other fields as the flags of their names."""
+
+    size: int = SIZE
+    mean: tuple = IMAGENET_MEAN
+    std: tuple = IMAGENET_STD
+    fit: str = 'crop'
+    crop_pct: float = CROP_PCT
+    interpolation: str = 'bilinear'
+    crop: str = 'resized'
+    scale: tuple = tuple(DEFAULTS['scale'])
+    ratio: tuple = tuple(DEFAULTS['ratio'])
+    hflip: float = DEFAULTS['hflip']
+    vflip: float = DEFAULTS['vflip']
+    color_jitter: float = DEFAULTS['color_jitter']
+    train_interpolation: str = DEFAULTS['train_interpolation']
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The image as a test sees it."""
+        return resize_to_square(image, self.size, self.fit, self.crop_pct, self.interpolation)
+
+    def transform(self, train: bool, aa: str | None = None, view: str = 'weak'):
+        """RGB image -> uint8 (size, size, 3). view: in training, of augment.VIEWS; --color_jitter and --aa augment the
+        weak one."""
+        from torchvision.transforms import v2
+        if not train:
+            return v2.Compose([self.square, np.array, torch.from_numpy])
+        if self.crop == 'resized':
+            steps = [RandomResizedCrop(self.size, self.scale, self.ratio, self.train_interpolation)]
+        else:
+            steps = [self.square, v2.RandomCrop(self.size, padding=PAD)]
+        steps.append(v2.RandomHorizontalFlip(self.hflip))
+        steps += [v2.RandomVerticalFlip(self.vflip)] if self.vflip else []
+        if view == 'strong':
+            return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(),
+                               functools.partial(torch.permute, dims=(1, 2, 0))])
+        steps += [v2.ColorJitter(*[self.color_jitter] * 3)] if self.color_jitter else []
+        steps += [AutoAugment(aa, self.size, self.mean)] if aa else []
+        return v2.Compose([*steps, np.array, torch.from_numpy])
