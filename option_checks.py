@@ -35,7 +35,7 @@ def check_effects(opt) -> None:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
     of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate',
-                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr'}
+                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 

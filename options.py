@@ -92,6 +92,11 @@ def _common(description, trial_flags, trial):
              'they fit')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
+    add('--val_fraction', type=number(float, above=0, high=1), metavar='F',
+        help='hold this part of the training images of each class out for validation, the same part in every run: the '
+             'best epoch is then chosen on it, and the test set measured once, at the end')
+    add('--patience', type=number(int, low=1, high=MOST_EPOCHS), metavar='N',
+        help='end the training when the validation accuracy has not risen for so many epochs')
     add('--normalise', choices=('usual', 'measure'),
         help="mean and standard deviation of the colours; measure: those of the training images, usual: CIFAR-100's; "
              "not given: the pretrained net's, else ImageNet's from 64 pixels on, CIFAR-100's for CIFAR and digits, "
@@ -382,6 +387,16 @@ def warn_of_split(opt, checkpoint: dict, label: str) -> None:
               f'among its training images, and its accuracy on them too high')
 
 
+def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
+    """Print a line if a net may have been trained on the images that this run holds out by --val_fraction."""
+    fraction = checkpoint.get('val_fraction')
+    fraction = fraction if isinstance(fraction, float) else 0.0
+    if opt.val_fraction is not None and fraction < opt.val_fraction:        # a larger part contains a smaller one
+        trained = f'with --val_fraction {fraction:g}' if fraction else 'without --val_fraction'
+        print(f'{label}: its net was trained {trained}, so the validation images of this run may be among its training '
+              f'images, and its accuracy on them too high')
+
+
 def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
     """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size.
 
@@ -393,6 +408,8 @@ def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
     if start is None or start.inputs is None:
         take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
+    if not opt.evaluate:        # which measures the test set
+        warn_of_val_fraction(opt, checkpoint, f'--path-t {opt.path_t}')
     return name, checkpoint
 
 

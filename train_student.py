@@ -88,12 +88,15 @@ def train(opt, device):
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 
     # Train
-    with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data.split) as run:
+    with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data.split,
+             data.selection_split) as run:
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; colours: {data.preprocessing}')
+        print(data.selection)
         if not opt.skip_validation:
-            print(f'teacher top-1: {teacher_accuracy(opt, teacher, data, cache, run):.2f}')
+            print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '
+                  f'{teacher_accuracy(opt, teacher, data, cache, run):.2f}')
         if run.starts_anew:
             distiller.prepare(data)
 
@@ -111,19 +114,21 @@ def train(opt, device):
             distiller.begin_epoch(epoch, opt.epochs)
             module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, train_loader, module, optimizer, opt, run, precision)
-            test = validate(data.test_loader, distiller.inference_net(), run)
+            test = validate(data.selection_loader, distiller.inference_net(), run, split=data.selection_split)
             run.end_epoch(rate, averages, test, distiller.pictures())
+        run.measure_test_set(data.test_loader)
 
 
 def teacher_accuracy(opt, teacher, data, cache, run) -> float:
-    """Return the teacher's accuracy on the test images in percent, measured or from its cache."""
+    """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached."""
     if cache and cache.accuracy is not None:
         return cache.accuracy
-    test = validate(data.test_loader, teacher, run, f'--path-t {opt.path_t}')
+    test = validate(data.selection_loader, teacher, run, f'--path-t {opt.path_t}', data.selection_split)
     warn_of_one_class(f'the teacher {opt.model_t}', test)
+    accuracy = test[f'{data.selection_split}_acc']
     if cache:
-        cache.save_accuracy(test['test_acc'])
-    return test['test_acc']
+        cache.save_accuracy(accuracy)
+    return accuracy
 
 
 def main():

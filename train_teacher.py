@@ -58,16 +58,20 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split) as run:
+    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split,
+             data.selection_split) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; colours: {data.preprocessing}')
+        print(data.selection)
         module = distributed.wrap(vanilla, device)
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)
             vanilla.begin_epoch(epoch, opt.epochs)
             module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, data.train_loader, module, optimizer, opt, run, precision)
-            run.end_epoch(rate, averages, validate(data.test_loader, vanilla.inference_net(), run))
+            test = validate(data.selection_loader, vanilla.inference_net(), run, split=data.selection_split)
+            run.end_epoch(rate, averages, test)
+        run.measure_test_set(data.test_loader)
 
 
 def main():

@@ -16,7 +16,7 @@ from options import take_preprocessing, teacher_options
 from .runs import read_or_empty
 
 DATA_OPTIONS = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
-                'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
+                'val_fraction', 'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -69,21 +69,26 @@ class RunCheckpoint:
             print(f'{self}: {difference}, so those files are not used')
             self.trusted = False
 
-    def read_metrics(self, epoch: str) -> dict | None:
+    @property
+    def selection(self) -> str:
+        """'val' if the best epoch was chosen on a validation set, else 'test'."""
+        return 'val' if self.checkpoint.with_name('val_best_metrics.json').exists() else 'test'
+
+    def read_metrics(self, epoch: str, split: str = 'test') -> dict | None:
         """The metrics beside the checkpoint, of the 'best' or 'last' epoch; {} for a damaged file, None for none."""
-        file = self.checkpoint.with_name(f'test_{epoch}_metrics.json')
+        file = self.checkpoint.with_name(f'{split}_{epoch}_metrics.json')
         return read_or_empty(file, dict) if file.exists() else None
 
     def metrics_difference(self) -> str:
         """How the metrics beside the checkpoint differ from it in epoch or accuracy; '' if they do not."""
         epoch = 'last' if self.checkpoint.name == LAST else 'best' if self.checkpoint.name.endswith('_best.pth') else ''
-        metrics = self.read_metrics(epoch) if epoch else None
+        metrics = self.read_metrics(epoch, self.selection) if epoch else None
         if metrics is None:
             return ''
-        keys = {'epoch': 'epoch', 'best_acc': 'test_acc'} if epoch == 'best' else {'epoch': 'epoch'}
+        keys = {'epoch': 'epoch', 'best_acc': f'{self.selection}_acc'} if epoch == 'best' else {'epoch': 'epoch'}
         differences = [f'{printable(f"{key} {metrics.get(key)}")[:50]}, not {printable(self.state[name])[:50]}'
                        for name, key in keys.items() if name in self.state and metrics.get(key) != self.state[name]]
-        return f'test_{epoch}_metrics.json beside it is of another checkpoint ({"; ".join(differences)})' \
+        return f'{self.selection}_{epoch}_metrics.json beside it is of another checkpoint ({"; ".join(differences)})' \
             if differences else ''
 
     def teacher(self) -> tuple[str, dict] | None:

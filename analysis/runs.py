@@ -11,7 +11,8 @@ from distiller_zoo import distiller_dict
 from helper.cli import current_options
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
-from helper.records import predicts_one_class
+from helper.loops import SPLITS
+from helper.records import is_out_of_patience, predicts_one_class, selection_of
 from helper.resume import CLASS_NAMES, IMAGES
 from helper.run_folder import folder_name
 from options import flags
@@ -24,21 +25,31 @@ SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of
 
 
 def read_run(folder: str) -> dict:
-    """The settings and results of one run. Raises UserError for a folder without a finished run."""
+    """The settings and results of one run. Raises UserError for a folder without a finished run.
+
+    Accuracies are of the test set, except the `curve`, whose split `chosen_on` names: 'test' or 'validation'.
+    """
     if not os.path.isfile(Path(folder) / 'history.json'):
         raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
                         f'save/student_model/NAME')
-    parameters, best, history = (read_json(Path(folder) / name, f'{folder}: {name}')
-                                 for name in ('parameters.json', 'test_best_metrics.json', 'history.json'))
+    def read(name):
+        return read_json(Path(folder) / name, f'{folder}: {name}')
+
+    parameters, history = read('parameters.json'), read('history.json')
     try:
         parameters = current_options(parameters)
         if parameters.get('Total time') is None:
             raise UserError(f'{folder}: not finished; train on with --resume auto')
+        split, best = selection_of(history[-1]), read('test_best_metrics.json')
+        # Without a validation set, the test set is measured after each epoch, so that the history has its figures.
+        last = history[-1] if split == 'test' else read('test_last_metrics.json')
         if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
                for item in value):
             raise ValueError('an option is nested')
         is_student = 'model_s' in parameters
         options, facts = split_parameters(parameters, is_student)
+        if split == 'val':
+            options['best epoch chosen on'] = SPLITS[split]
         matrices = [{printable(name): check_matrix(value) for name, value in epoch.items()
                      if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
         rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
@@ -49,10 +60,11 @@ def read_run(folder: str) -> dict:
             'dataset': printable(parameters['dataset']),
             'parameters': round(parameters['Total params'] * 1e6),
             'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
-            'last': finite(history[-1]['test_acc']),
+            'last': finite(last['test_acc']), 'chosen_on': SPLITS[split],
             'one_class': {'best': any(map(predicts_one_class, best_epochs)), 'last': predicts_one_class(history[-1])},
             'seconds': finite(parameters['Total time']) * (3600 if is_student else 1),
-            'curve': [finite(epoch['test_acc']) for epoch in history],
+            'curve': [finite(epoch[f'{split}_acc']) for epoch in history],
+            'stopped_early': is_out_of_patience(history, parameters.get('patience')),
             'pictures': matrices[-1], 'pictures_by_epoch': matrices,
             'images_per_second': mean(rates) if rates else None,
             **{name: printable(parameters.get(name, '')) for name in SURROUNDINGS},
@@ -62,10 +74,11 @@ def read_run(folder: str) -> dict:
                 'model': parameters['model_s'], 'teacher': original_teacher(parameters),
                 'distill': method_key(parameters['distill'], non_default_options(parameters, options)),
                 'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}'}
-        accuracies = [epoch['test_acc'] for epoch in best_epochs]
-        if accuracies and accuracies != [best['test_acc']]:
-            raise UserError(f'{folder}: test_best_metrics.json says top-1 {best["test_acc"]} of epoch {best["epoch"]}, '
-                            f'but history.json {accuracies[0]}; --resume auto writes both again')
+        chosen, accuracies = best if split == 'test' else read('val_best_metrics.json'), \
+            [epoch[f'{split}_acc'] for epoch in best_epochs]
+        if accuracies and accuracies != [chosen[f'{split}_acc']]:
+            raise UserError(f'{folder}: {split}_best_metrics.json says top-1 {chosen[f"{split}_acc"]} of epoch '
+                            f'{chosen["epoch"]}, but history.json {accuracies[0]}; --resume auto writes both again')
         return {**run, **{key: printable(name) for key, name in names.items()}}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error

@@ -19,7 +19,8 @@ def training(state, pair, opt, device, folder):
     """A function that trains for a round 'without' a cache, 'filling' an empty one, or with a 'full' one."""
     loader, rounds, precision = memory_loader(opt, device), opt.rounds + 1, Precision(opt.amp, device)
     distiller, optimizer, options = build(pair, opt, device, compiled=opt.compile)
-    data = SimpleNamespace(train_loader=loader, test_loader=loader, image_size=32, n_train=loader.n_samples)
+    data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split='test', image_size=32,
+                           n_train=loader.n_samples)
 
     def cached_loader(name):
         options.teacher_cache = f'{folder}/{name}'

@@ -20,7 +20,7 @@ from .memory import MemoryLoader, describe_fault
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
 from .order import PAD
 from .source import Subset, joint_checksum
-from .split import divide, stratified_indices
+from .split import divide, hold_out, stratified_indices
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, S, S)
 memory_dict = {
@@ -28,8 +28,8 @@ memory_dict = {
     'cifar100': cifar.load,
     'digits': digits.load,
 }
-# name -> module with open_sources(opt): (train, test, classes), and for --split open_whole(opt): (source, classes);
-# each split is a dataset.source.Source. The images are decoded into memory if they fit, else read while training.
+# name -> module with open_sources(opt): ({'train', 'test', maybe 'val'} -> dataset.source.Source, classes), and for
+# --split open_whole(opt): (source, classes). The images are decoded into memory if they fit, else read while training.
 source_dict = {'folder': folder, 'hf': huggingface}
 LARGE = ('imagenet', 'imagenette')      # always read while training
 IN_MEMORY = (*memory_dict, *source_dict)
@@ -41,7 +41,7 @@ LONGER_SIDE = 1.5   # of a photograph, in shorter sides, for the estimate of mem
 
 @dataclass
 class Data:
-    """The two loaders, each of batches (images, target, index) on the training device, and the facts of the data."""
+    """The loaders, each of batches (images, target, index) on the training device, and the facts of the data."""
 
     train_loader: Iterable
     test_loader: Iterable
@@ -60,16 +60,36 @@ class Data:
     images_in: str | None = None    # 'memory' or 'disk' for data sets that can be read from both
     fit: str = 'crop'               # how oblong images become squares, of models.inputs.FITS
     test_split: str = ''            # the name of the split that is measured, if the data set has several
-    split: dict | None = None       # --split: name of a split -> names of its images
+    split: dict | None = None       # --split, --val_fraction: 'train', 'val' or 'test' -> names of its images
     test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
-    checksum: int | None = None     # of all training and test images, regardless of --train_fraction
+    checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
+    val_loader: Iterable | None = None          # of the validation set; None without one
+    val_labels: torch.Tensor | None = None      # class of each validation sample, int64 (n_val,), on the CPU
 
     @property
     def sizes(self) -> str:
         """The numbers of training and test images, and the split of the test images."""
         split = f' in {self.test_split}' if self.test_split else ''
-        return f'{self.n_train} training images, {len(self.test_labels)} test images{split}'
+        val = '' if self.val_loader is None else f'{len(self.val_labels)} validation images, '
+        return f'{self.n_train} training images, {val}{len(self.test_labels)} test images{split}'
+
+    @property
+    def selection_split(self) -> str:
+        """The split that is measured after each epoch and chooses the best: 'val', or 'test' without validation set."""
+        return 'test' if self.val_loader is None else 'val'
+
+    @property
+    def selection_loader(self) -> Iterable:
+        """The loader of that split."""
+        return self.test_loader if self.val_loader is None else self.val_loader
+
+    @property
+    def selection(self) -> str:
+        """Which split chooses the best epoch, as a sentence for the terminal."""
+        return 'the best epoch is chosen on the test set, as in the papers, which flatters it; --val_fraction 0.1 ' \
+            'chooses on held-out training images' if self.val_loader is None else \
+            'the best epoch is chosen on the validation set; the test set is measured once, at the end'
 
     @property
     def preprocessing(self) -> str:
@@ -118,6 +138,8 @@ def check_dataset(opt) -> None:
                                            'DALI reads images of any size'),
         f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
         f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
+        f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
+                                               'DALI reads all files of a folder'),
         '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
         f'--aa {opt.aa}': (opt.aa, every, 'DALI augments images itself')}
     for name, default in DEFAULTS.items():
@@ -153,7 +175,11 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
                         f'{len(views)}; leave --dali out')
     limit_pixels(opt.max_pixels)
     pipeline = _pipeline(opt, inputs or {})
-    train, test, classes, facts = _open(opt, device, pipeline)
+    parts, classes, facts = _open(opt, device, pipeline)
+    train, test, val = parts['train'], parts['test'], parts.get('val')
+    if opt.patience is not None and val is None:
+        raise UserError(f'--patience {opt.patience}: needs a validation set, and {opt.dataset} has none; give '
+                        f'--val_fraction 0.1, or leave it out')
     # Measured on all training images, so that teacher and students see the same, whatever --train_fraction is.
     mean, std, normalisation = _normalisation(opt, train, pipeline, inputs or {})
     pipeline = replace(pipeline, mean=mean, std=std)
@@ -171,6 +197,8 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
                 test.images.shape[-1] if isinstance(test, Decoded) else pipeline.size, train.labels,
                 lambda indices=None: make_loader(train if indices is None else _select(train, indices)),
                 test.labels, tuple(classes), same_classes=opt.same_classes, **facts)
+    if val is not None:
+        data.val_loader, data.val_labels = make_loader(val), val.labels
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, opt, data.num_classes, device)
     _report_empty_classes(opt, data)
@@ -190,31 +218,55 @@ def _pipeline(opt, inputs):
 
 
 def _open(opt, device, pipeline):
-    """(train, test, class names, fields of Data). train, test: in memory, or sources that are read later."""
+    """(parts, class names, fields of Data). parts: 'train', 'test' and maybe 'val' -> images in memory, or a
+    source that is read later."""
     if opt.dataset in memory_dict:
         train, test, classes = _load(opt)
         checksum = joint_checksum(*(zlib.crc32(split.images.contiguous().numpy()) for split in (train, test)))
-        return train, test, classes, {'checksum': checksum}
+        parts = {'train': train, 'test': test}
+        if opt.val_fraction is not None:
+            parts = _with_held_out(opt, parts, range(len(train.labels)), classes)
+        return parts, classes, {'checksum': checksum}
     module = source_dict.get(dataset_key(opt.dataset), imagenet)
     if opt.split:
         source, classes = module.open_whole(opt)
-        indices, names = divide(source.labels, source.names, opt.split), source.names
-        train, test = (Subset(source, indices[part]) for part in ('train', 'test'))
-        unused = f', {len(indices["val"])} validation images, which are not used' if 'val' in indices else ''
-        facts = {'test_split': f'--split {comma_list(opt.split)}{unused}', 'checksum': source.checksum(),
-                 'split': {part: [names[i] for i in members] for part, members in indices.items()}}
+        parts = {part: Subset(source, members)
+                 for part, members in divide(source.labels, source.names, opt.split).items()}
+        facts = {'test_split': f'--split {comma_list(opt.split)}', 'checksum': source.checksum()}
     else:
-        train, test, classes = module.open_sources(opt)
-        facts = {'test_split': test.name, 'checksum': joint_checksum(train.checksum(), test.checksum())}
-    facts['test_names'] = getattr(test, 'names', ())
+        parts, classes = module.open_sources(opt)
+        facts = {'test_split': parts['test'].name,
+                 'checksum': joint_checksum(*(source.checksum() for source in parts.values()))}
+    facts['test_names'] = parts['test'].names
+    if opt.val_fraction is not None:
+        parts = _with_held_out(opt, parts, parts['train'].names, classes)
+    if not all(len(source.labels) for source in parts.values()):        # --split divides classes of few images
+        raise UserError(f'--split {comma_list(opt.split)}: leaves no validation image; give two shares, or add images')
     if module is not imagenet:
+        if opt.split or opt.val_fraction is not None:
+            facts['split'] = {part: [*source.names] for part, source in parts.items()}
         if opt.fit == 'crop' and distributed.is_main():
-            report_cropping(train, pipeline)
-        facts['images_in'] = _choose_storage(opt, len(train.labels), len(test.labels), pipeline, device)
+            report_cropping(parts['train'], pipeline)
+        n_train = len(parts['train'].labels)
+        n_others = sum(len(source.labels) for source in parts.values()) - n_train
+        facts['images_in'] = _choose_storage(opt, n_train, n_others, pipeline, device)
         if facts['images_in'] == 'memory':
-            decode_train = decode_squares if pipeline.crop == 'padded' else ScaledImages
-            train, test = decode_train(train, opt, pipeline), decode_squares(test, opt, pipeline)
-    return train, test, classes, facts
+            decode = dict.fromkeys(parts, decode_squares)
+            decode['train'] = decode_squares if pipeline.crop == 'padded' else ScaledImages
+            parts = {part: decode[part](source, opt, pipeline) for part, source in parts.items()}
+    return parts, classes, facts
+
+
+def _with_held_out(opt, parts, names, classes):
+    """The parts with 'val', the images of --val_fraction, which are taken from 'train'. names: of the training images.
+    """
+    if 'val' in parts:
+        source = f'--split {comma_list(opt.split)} holds out' if opt.split else \
+            f'{parts["val"].name} beside train and {parts["test"].name} has'
+        raise UserError(f'--val_fraction {opt.val_fraction:g}: {source} validation images already; leave it out')
+    train = parts['train']
+    held_out = hold_out(train.labels, names, opt.val_fraction, classes)
+    return {**parts, **{part: _select(train, indices) for part, indices in held_out.items()}}
 
 
 def _load(opt):
@@ -289,8 +341,12 @@ def _make_loader(opt, device, pipeline, images, **settings):
 
 
 def _report_empty_classes(opt, data):
-    for labels, images, effect in ((data.labels, 'training', 'no net can learn it'),
-                                   (data.test_labels, 'test', 'the accuracy does not cover it')):
+    parts = {'training': (data.labels, 'no net can learn it'),
+             'validation': (data.val_labels, 'the validation does not cover it'),
+             'test': (data.test_labels, 'the accuracy does not cover it')}
+    for images, (labels, effect) in parts.items():
+        if labels is None:
+            continue
         counts = torch.bincount(labels, minlength=data.num_classes)
         empty = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
         if empty:

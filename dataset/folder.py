@@ -13,7 +13,7 @@ from helper.cli import comma_list
 from helper.errors import UserError, listed, printable
 
 from .image import EXTENSIONS
-from .source import TEST_SPLITS, Source, read_bytes
+from .source import TEST_SPLITS, Source, read_bytes, val_split
 
 SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # skipped, as are names that begin with a dot
 MOST_EXTENSIONS, MOST_NAMED = 10, 5     # extensions and folders that a message lists
@@ -53,8 +53,8 @@ def _file_sizes(files):
     return [size(file) for file in files]
 
 
-def open_sources(opt) -> tuple[Split, Split, list[str]]:
-    """(train, test, classes) of --data_dir. Raises UserError."""
+def open_sources(opt) -> tuple[dict[str, Split], list[str]]:
+    """({'train', 'test', maybe 'val'} -> split, classes) of --data_dir. Raises UserError."""
     return scan(Path(opt.data_dir))
 
 
@@ -71,10 +71,11 @@ def open_whole(opt) -> tuple[Split, list[str]]:
     return _scan_split(root / 'train' if folders == ['train'] else root)
 
 
-def scan(root: Path) -> tuple[Split, Split, list[str]]:
-    """(train, test, classes) of root/train/CLASS/* and root/NAME/CLASS/*, NAME the first of TEST_SPLITS with classes.
+def scan(root: Path) -> tuple[dict[str, Split], list[str]]:
+    """({'train', 'test', maybe 'val'} -> split, classes) of root/train/CLASS/* and root/NAME/CLASS/*.
 
-    Raises UserError for a missing folder, a class without training images, and classes that differ between the two.
+    NAME of test is the first of TEST_SPLITS with classes. If that is `test`, val is the first of VAL_SPLITS with
+    classes. Raises UserError for a missing folder, a class without training images, and classes that differ.
     """
     names = ' or '.join(TEST_SPLITS)
     wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
@@ -90,12 +91,19 @@ def scan(root: Path) -> tuple[Split, Split, list[str]]:
     folder = (labelled or test_folders)[0]
     if folder != test_folders[0]:
         print(f'--data_dir: {test_folders[0]}: has no class folders, so the test images are taken from {folder.name}')
-    test, test_classes = _scan_split(root, folder.name, may_have_empty_classes=True)
-    if classes != test_classes:
-        differing = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f'--data_dir: {root}: train and {folder.name} must have the same classes; only one of them '
-                        f'has: {", ".join(differing[:10])}; keep an empty folder for a class without test images')
-    return train, test, classes
+    names = {'test': folder.name, 'val': val_split(folder.name, [folder.name for folder in labelled])}
+    return {'train': train, **{part: _scan_measured(root, name, classes) for part, name in names.items() if name}}, \
+        classes
+
+
+def _scan_measured(root, name, classes):
+    """The Split root/NAME, whose classes must be those of the training images."""
+    split, found = _scan_split(root, name, may_have_empty_classes=True)
+    if classes != found:
+        differing = sorted(set(classes) ^ set(found))
+        raise UserError(f'--data_dir: {root}: train and {name} must have the same classes; only one of them has: '
+                        f'{", ".join(differing[:10])}; keep an empty folder for a class without images there')
+    return split
 
 
 def _scan_split(root, name='', may_have_empty_classes=False):

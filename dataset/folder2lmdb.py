@@ -62,12 +62,12 @@ def main():
     parser.add_argument('out', type=path)
     opt = parser.parse_args()
     folder, out = Path(opt.folder), Path(opt.out)
-    *splits, classes = scan(folder)
+    splits, classes = scan(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{out}: cannot be made ({error.strerror}); give a folder that you may write') from error
-    for split in splits:
+    for split in splits.values():
         write_split(split, folder, classes, out / f'{split.name}.lmdb')
         print(f'{out / split.name}.lmdb: {len(split.files)} images, {len(classes)} classes')
 

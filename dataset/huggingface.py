@@ -8,10 +8,10 @@ from helper.cli import comma_list
 from helper.errors import UserError, import_optional, nearest, reason
 
 from .folder import list_images
-from .source import TEST_SPLITS, Source, read_bytes
+from .source import TEST_SPLITS, Source, read_bytes, val_split
 
 PREFIX = 'hf:'
-KEYS = ('config', 'image', 'label', 'train', 'test')
+KEYS = ('config', 'image', 'label', 'train', 'val', 'test')
 LABELS = ('label', 'labels', 'fine_label')      # the usual names of the label column
 
 
@@ -40,15 +40,18 @@ class HubSplit(Source):
         return (image['path'], read_bytes(image['path'])) if image['bytes'] is None else (name, image['bytes'])
 
 
-def open_sources(opt) -> tuple[HubSplit, HubSplit, list[str]]:
-    """(train, test, classes) of opt.dataset. Raises UserError if it cannot be loaded, or has no images or classes."""
+def open_sources(opt) -> tuple[dict[str, HubSplit], list[str]]:
+    """({'train', 'test', maybe 'val'} -> split, classes) of opt.dataset.
+
+    Raises UserError if it cannot be loaded, or has no images or classes.
+    """
     splits = _Splits(opt)
     train, test = splits.train, splits.test
     if train.labels is None or test is None:
         raise UserError(f'--dataset {opt.dataset}: needs a split to train on and one of {", ".join(TEST_SPLITS)}, each '
                         f'with labels of the same classes in all rows; it has {", ".join(splits.splits)}; give '
                         f'train=SPLIT or test=SPLIT, or --split 0.8,0.2 to divide the training images')
-    return train, test, splits.classes
+    return {'train': train, 'test': test, **splits.val()}, splits.classes
 
 
 def open_whole(opt) -> tuple[HubSplit, list[str]]:
@@ -72,7 +75,8 @@ class _Splits:
         self.name, self.settings = self._parse(opt.dataset)
         self.splits = self._load()
         train = self.settings.get('train', 'train')
-        for key, split in (('train', train), ('test', self.settings.get('test', train))):
+        for key in ('train', 'val', 'test'):
+            split = self.settings.get(key, train)
             if split not in self.splits:
                 raise UserError(f'{self.flag}: has no split {split}; it has {", ".join(self.splits)}; give {key}=SPLIT')
         self.image, self.label = self._columns(self.splits[train].features)
@@ -81,6 +85,19 @@ class _Splits:
         usual = [split for split in TEST_SPLITS if split in self.splits and split != train]
         names = [self.settings['test']] if 'test' in self.settings else usual
         self.test = next((source for source in map(self._source, names) if source.labels is not None), None)
+
+    def val(self) -> dict[str, HubSplit]:
+        """{'val': its split}; empty without one. Raises UserError for a split without labels."""
+        unused = [split for split in self.splits if split not in (self.train.name, self.test.name)]
+        name = self.settings.get('val', val_split(self.test.name, unused))
+        if name is None:
+            return {}
+        val = self._source(name)
+        if val.labels is None:
+            if 'val' not in self.settings:      # as some published splits
+                return {}
+            raise UserError(f'{self.flag}: val={name}: has no label of the same classes in each row; leave it out')
+        return {'val': val}
 
     def _source(self, split):
         return HubSplit(self.splits[split], self.image, self._labels(self.splits[split]), f'hf:{self.name}', split)

@@ -22,7 +22,7 @@ warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 def open_sources(opt):
-    """(train, test, classes) of opt.dataset, each split a dataset.source.Source. Raises UserError."""
+    """({'train', 'test', maybe 'val'} -> dataset.source.Source, classes) of opt.dataset. Raises UserError."""
     root = Path(opt.data_dir) / opt.dataset
     if opt.use_lmdb:
         from .lmdb_source import open_lmdb_sources

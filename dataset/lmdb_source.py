@@ -8,7 +8,7 @@ import torch
 
 from helper.errors import UserError, import_optional, reason
 
-from .source import TEST_SPLITS, Source
+from .source import TEST_SPLITS, Source, val_split
 
 FORMAT = 'image files, version 1'
 META, LABELS, KEYS = b'__meta__', b'__labels__', b'__keys__'
@@ -101,10 +101,18 @@ class LmdbSource(Source):
         return f'{self.path}: {name}', data
 
 
-def open_lmdb_sources(root: Path) -> tuple[LmdbSource, LmdbSource, list[str]]:
-    """(train, test, classes) of root/train.lmdb and the first of TEST_SPLITS with a file there. Raises UserError."""
-    name = next((name for name in TEST_SPLITS if os.path.isfile(root / f'{name}.lmdb')), TEST_SPLITS[-1])
-    train, test = LmdbSource(root / 'train.lmdb'), LmdbSource(root / f'{name}.lmdb')
-    if train.classes != test.classes:
-        raise UserError(f'--use-lmdb: {root}: train.lmdb and {name}.lmdb were written from different classes')
-    return train, test, train.classes
+def open_lmdb_sources(root: Path) -> tuple[dict[str, LmdbSource], list[str]]:
+    """({'train', 'test', maybe 'val'} -> source, classes) of the files root/SPLIT.lmdb. Raises UserError.
+
+    test is the first of TEST_SPLITS with a file; for val see dataset.source.val_split.
+    """
+    present = [name for name in TEST_SPLITS if os.path.isfile(root / f'{name}.lmdb')]
+    test = (present or TEST_SPLITS[-1:])[0]
+    names = {'train': 'train', 'test': test, 'val': val_split(test, present)}
+    sources = {part: LmdbSource(root / f'{name}.lmdb') for part, name in names.items() if name}
+    classes = sources['train'].classes
+    for source in sources.values():
+        if source.classes != classes:
+            raise UserError(f'--use-lmdb: {root}: train.lmdb and {source.name}.lmdb were written from different '
+                            f'classes')
+    return sources, classes

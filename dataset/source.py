@@ -2,7 +2,7 @@
 import contextlib
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from .image import read_rgb
 SAMPLE = 1000       # evenly spaced files of a split whose content counts for its checksum
 # The usual names of the split that is measured; the first that is present is used.
 TEST_SPLITS = ('test', 'validation', 'valid', 'val')
+VAL_SPLITS = TEST_SPLITS[1:]    # of the validation set, where another split is measured
 
 
 class Source:
@@ -50,8 +51,14 @@ class Source:
 class Subset:
     """The images of a source with these indices."""
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: 'Source | Subset', indices: Sequence[int]):
         self.source, self.indices, self.labels = source, indices, source.labels[list(indices)]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of these images."""
+        names = self.source.names
+        return [names[i] for i in self.indices]
 
     def read(self, i: int) -> Image.Image:
         """Image i as RGB."""
@@ -64,6 +71,11 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def joint_checksum(train: int, test: int) -> int:
-    """CRC-32 of a data set, from the checksums of its training and test images."""
-    return zlib.crc32(f'{train} {test}'.encode())
+def joint_checksum(*checksums: int) -> int:
+    """CRC-32 of a data set, from the checksums of its training and test images, and of a split for validation."""
+    return zlib.crc32(' '.join(map(str, checksums)).encode())
+
+
+def val_split(test: str, present: Container[str]) -> str | None:
+    """The first of VAL_SPLITS in `present`, if `test`, the name of the split for testing, is none of them itself."""
+    return None if test in VAL_SPLITS else next((name for name in VAL_SPLITS if name in present), None)

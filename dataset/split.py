@@ -1,4 +1,4 @@
-"""--split and --train_fraction: parts of a data set, drawn from each class and the same in every run."""
+"""--split, --val_fraction and --train_fraction: parts of a data set, drawn from each class, the same in every run."""
 import argparse
 import hashlib
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from helper.cli import number
+from helper.errors import UserError, printable
 
 SEED = 0
 
@@ -42,6 +43,28 @@ def divide(labels: torch.Tensor, names: Sequence[str], shares: Sequence[float]) 
             remaining = remaining[count:]
         indices['train'] += remaining
     return {part: sorted(members) for part, members in indices.items()}
+
+
+def hold_out(labels: torch.Tensor, names: Sequence[str], fraction: float, classes: Sequence[str]
+             ) -> dict[str, list[int]]:
+    """{'train', 'val'} -> sorted indices, `fraction` of each class for --val_fraction; see divide, which decides them.
+
+    At least one image of each class is in either part. A smaller fraction is a part of a larger one. Raises UserError
+    for a class of one image, and for a fraction that leaves a part with fewer images than classes.
+    """
+    counts = torch.bincount(labels)
+    n_classes, flag = int((counts > 0).sum()), f'--val_fraction {fraction:g}'
+    if (counts == 1).any():
+        name = printable(classes[int((counts == 1).nonzero()[0])])
+        raise UserError(f'{flag}: the class {name} has one training image, which cannot be divided; add images to it, '
+                        f'or leave it out')
+    for part, share in (('validation', fraction), ('training', 1 - fraction)):
+        if round(len(labels) * share) < n_classes:
+            raise UserError(f'{flag}: leaves {round(len(labels) * share)} of {len(labels)} images for {part}, fewer '
+                            f'than the {n_classes} classes; give a fraction from {n_classes / len(labels):.2g} to '
+                            f'{1 - n_classes / len(labels):.2g}')
+    parts = divide(labels, names, [1 - fraction, fraction])
+    return {'train': parts['train'], 'val': parts['test']}
 
 
 def stratified_indices(labels: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -19,6 +19,7 @@ from helper.checkpoint import weights_checksum
 from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
+from helper.loops import SPLITS
 from helper.run_folder import folder_name
 from models.base import Outputs, probe
 
@@ -32,11 +33,12 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class TeacherCache:
     """The outputs of one teacher for the training images of one data set, of the fields that a method needs."""
 
-    def __init__(self, files: dict[str, CacheFile], device: torch.device, accuracy_file: Path, checksums: dict):
+    def __init__(self, files: dict[str, CacheFile], device: torch.device, accuracy_file: Path, checksums: dict,
+                 accuracy_key: str = 'test_acc'):
         """files: by field. accuracy_file: JSON with the teacher's accuracy for these checksums, if it has been
         measured."""
         self.files, self.device = files, device
-        self.accuracy_file, self.checksums = accuracy_file, checksums
+        self.accuracy_file, self.checksums, self.accuracy_key = accuracy_file, checksums, accuracy_key
         self.accuracy = distributed.broadcast(self._read_accuracy)
         self.writable = all(file.writable for file in files.values())       # whether new outputs are cached
         self.device_copy, self.unwritten = None, []
@@ -112,7 +114,7 @@ class TeacherCache:
             print(f'--teacher_cache: {self}: no more outputs are cached ({error.strerror})')
 
     def _read_accuracy(self):
-        """The accuracy in the accuracy file; None if it has none for this teacher and these test images."""
+        """The accuracy in the accuracy file; None if it has none for this teacher and these images."""
         with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):       # missing or damaged
             content = read_json(self.accuracy_file, str(self.accuracy_file))
             differing = [name for name, value in self.checksums.items() if content.get(name) != value]
@@ -120,15 +122,15 @@ class TeacherCache:
                 print(f'{printable(self.accuracy_file)}: is of another {" and ".join(differing)}; the teacher is '
                       f'measured anew')
                 return None
-            accuracy = content['test_acc']
+            accuracy = content[self.accuracy_key]
             return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 100 else None
         return None
 
     def save_accuracy(self, accuracy: float) -> None:
-        """Save the teacher's top-1 accuracy on the test images for later runs, if the file can be written."""
+        """Save the teacher's top-1 accuracy for later runs, if the file can be written."""
         if distributed.is_main() and self.writable:
             with contextlib.suppress(UserError):
-                write_json(self.accuracy_file, {**self.checksums, 'test_acc': accuracy})
+                write_json(self.accuracy_file, {**self.checksums, self.accuracy_key: accuracy})
 
     def __str__(self):
         return ', '.join(f'{printable(file.path)} ({int(1000 * file.count() / file.slots) / 10:g} % of '
@@ -214,7 +216,7 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     if not opt.teacher_cache:
         return None
     widths, teacher_checksum = _widths(opt, needs, teacher, data), outputs_checksum(teacher)
-    folder, images_checksum, test_loader = Path(opt.teacher_cache), data.train_loader.checksum(), data.test_loader
+    folder, images_checksum, loader = Path(opt.teacher_cache), data.train_loader.checksum(), data.selection_loader
     stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
     facts = {'forms': VARIANTS, 'teacher (checksum)': teacher_checksum, 'images (checksum)': images_checksum}
     try:
@@ -229,9 +231,10 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     if not all(distributed.gather(files is not None)):
         print(f'--teacher_cache {printable(folder)}: the disk is full, so no outputs are cached')
         return None
-    checksums = {'test set (checksum)': zlib.crc32(test_loader.target.cpu().numpy(), test_loader.checksum()),
+    checksums = {f'{SPLITS[data.selection_split]} set (checksum)': zlib.crc32(loader.target.cpu().numpy(),
+                                                                              loader.checksum()),
                  'teacher (checksum)': teacher_checksum}
-    cache = TeacherCache(files, device, folder / f'{stem}.json', checksums)
+    cache = TeacherCache(files, device, folder / f'{stem}.json', checksums, f'{data.selection_split}_acc')
     needed, free = sum(file.needed_bytes() for file in files.values()), shutil.disk_usage(folder).free
     is_full = cache.full
     cache.writable &= is_full or needed < free

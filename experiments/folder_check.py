@@ -20,7 +20,7 @@ from .progress import last_is_best, load_result
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher
-FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on --train_fraction
+FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on these fractions
 OWNER = 'table.json'    # in the folder of a table: the table's name and file
 UNKNOWN = 'unknown'     # checksum of a net whose number of classes only the images tell
 
@@ -104,13 +104,13 @@ def _check_last(run):
 
 def check_data(runs: list[PlannedRun]) -> None:
     """Raise UserError unless all runs so far, also the teachers', have the same data."""
-    known = {}      # (data set, its folder, fact, fraction of the images) -> (value, folder of the first run)
+    known = {}      # (data set, its folder, fact, fractions of the images) -> (value, folder of the first run)
     for run in runs:
         parameters = read_or_empty(run.folder / 'parameters.json', dict)
         for name in DATA_FACTS:
             if name in parameters:
-                fraction = run.opt.train_fraction if name in FRACTION_FACTS else 1
-                value, first = known.setdefault((run.opt.dataset, run.opt.data_dir, name, fraction),
+                fractions = (run.opt.train_fraction, run.opt.val_fraction) if name in FRACTION_FACTS else ()
+                value, first = known.setdefault((run.opt.dataset, run.opt.data_dir, name, fractions),
                                                 (parameters[name], run.folder))
                 if parameters[name] != value:
                     raise UserError(f'{run.label}: {run.folder} holds a run on other data than {first} ({name} '

@@ -119,7 +119,8 @@ def load_result(run: PlannedRun) -> dict | None:
     with contextlib.suppress(UserError):
         result = read_run(str(run.folder))
         has_weights = run.checkpoint.is_file() or not (run.has_students or last_is_best(run, result))
-        return result if has_weights and len(result['curve']) >= run.opt.epochs else None
+        is_over = len(result['curve']) >= run.opt.epochs or result['stopped_early']
+        return result if has_weights and is_over else None
     return None
 
 

@@ -94,4 +94,5 @@ def weights_checksum(net: nn.Module, left_out: Iterable[str] = ()) -> int:
 def describe_net(arch: str, data, opt) -> dict:
     """Return the entries of a checkpoint that describe its net and the data (dataset.Data) it was trained on."""
     return {'arch': arch, 'num_classes': data.num_classes, 'inputs': data.inputs,
-            'normalisation': data.normalisation, 'classes': [*data.classes], 'split': opt.split}
+            'normalisation': data.normalisation, 'classes': [*data.classes], 'split': opt.split,
+            'val_fraction': opt.val_fraction}

@@ -101,9 +101,9 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teacher:
     given if the run validates it first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
     """
-    steps, before = len(data.train_loader), 0.0
+    steps, before, after = len(data.train_loader), 0.0, 0.0
     if teacher is not None:
-        before += _validation_seconds(teacher, data.test_loader, device)
+        before += _validation_seconds(teacher, data.selection_loader, device)
     if hasattr(module, 'prepare'):
         start = time.perf_counter()
         module.prepare(data)
@@ -113,7 +113,9 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
         module.end_first_stage()
     module.begin_epoch(opt.epochs, opt.epochs)      # in which all parameters learn
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
-    validation = _validation_seconds(module.inference_net(), data.test_loader, device)
+    validation = _validation_seconds(module.inference_net(), data.selection_loader, device)
+    if data.val_loader is not None:     # the test set is measured at the end, for the best and the last weights
+        after = 2 * _validation_seconds(module.inference_net(), data.test_loader, device)
     epoch, memory = steps * step + validation, _peak_bytes(device)
 
     content = checkpoint()
@@ -123,18 +125,19 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     checkpoints = 1 + opt.epochs // getattr(opt, 'save_freq', opt.epochs + 1)       # the best, and ckpt_epoch_N.pth
     disk = checkpoints * _saved_bytes(content) + 2 * _saved_bytes(state) + LOG_BYTES * opt.epochs
     costs = {
-        'hours': (before + opt.epochs * epoch) / 3600, 'epochs': opt.epochs, 'seconds_per_epoch': epoch,
+        'hours': (before + opt.epochs * epoch + after) / 3600, 'epochs': opt.epochs, 'seconds_per_epoch': epoch,
         'seconds_of_validation': validation, 'images_per_second': data.n_train / (steps * step),
         'memory_bytes': memory, 'disk_bytes': disk, 'teacher_cache_bytes': cache_bytes, 'classes': data.num_classes}
-    _show(costs, before, device)
+    _show(costs, before, after, device)
     return costs
 
 
-def _show(costs, before, device):
+def _show(costs, before, after, device):
     print(f'estimate, time: {readable_hours(costs["hours"])}, {costs["epochs"]} epochs of '
           f'{costs["seconds_per_epoch"]:.1f} s, of which {costs["seconds_of_validation"]:.1f} s are the validation; '
           f'{costs["images_per_second"]:.0f} images/s'
-          + (f'; {before:.0f} s before the first epoch' if before >= 1 else ''))
+          + (f'; {before:.0f} s before the first epoch' if before >= 1 else '')
+          + (f'; {after:.0f} s for the test set at the end' if after >= 1 else ''))
     if costs['memory_bytes']:
         kind = 'GPU memory' if device.type == 'cuda' else 'memory'
         each = f' in each of {distributed.world_size()} processes' if distributed.world_size() > 1 else ''

@@ -10,6 +10,8 @@ from .distributed import average_batchnorm
 from .errors import UserError
 from .meter import FiniteCheck, Meter, Progress, count_classes
 
+SPLITS = {'test': 'test', 'val': 'validation'}      # start of the names of metrics -> the split in words
+
 
 class NullRun:
     """Replaces a helper.run.Run where nothing is saved."""
@@ -96,12 +98,13 @@ def update_weights(optimizer, scaler, clip_grad: float | None = None) -> None:
 
 
 @torch.inference_mode()
-def validate(loader, net, run=None, source: str = '') -> dict:
+def validate(loader, net, run=None, source: str = '', split: str = 'test') -> dict:
     """Return {'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'}.
 
     The last two entries count the classes that the net predicts at least once, and those with images. net(images) ->
     logits. run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run
-    does not train, for the error message. Raises UserError in every process if the loss is not finite.
+    does not train, for the error message. split: of SPLITS, that of the loader; with 'val' the names begin with val_.
+    Raises UserError in every process if the loss is not finite.
     """
     net.eval()
     run = run or NullRun()
@@ -114,11 +117,13 @@ def validate(loader, net, run=None, source: str = '') -> dict:
     averages = meter.averages()
     predicted, present = count_classes(classes)
     if not averages:
-        raise UserError('no test image could be read, so there is no accuracy')
+        raise UserError(f'no {SPLITS[split]} image could be read, so there is no accuracy')
     loss = averages['loss']
     if not math.isfinite(loss):
-        raise UserError(f'{source}: its loss on the test images is {loss}, so it has no accuracy; give a checkpoint '
-                        f'of a run that did not diverge' if source else
-                        f'the run diverged in epoch {run.epoch}: the loss on the test images is {loss}; {run.advice}')
-    return {'test_loss': loss, 'test_acc': averages['top1'], 'test_acc_top5': averages['top5'],
-            'test_classes_predicted': predicted, 'test_classes': present}
+        raise UserError(f'{source}: its loss on the {SPLITS[split]} images is {loss}, so it has no accuracy; give a '
+                        f'checkpoint of a run that did not diverge' if source else
+                        f'the run diverged in epoch {run.epoch}: the loss on the {SPLITS[split]} images is {loss}; '
+                        f'{run.advice}')
+    metrics = {'loss': loss, 'acc': averages['top1'], 'acc_top5': averages['top5'], 'classes_predicted': predicted,
+               'classes': present}
+    return {f'{split}_{name}': value for name, value in metrics.items()}

@@ -15,18 +15,25 @@ from .device import surroundings
 from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
+from .loops import SPLITS
 
-METRICS = ('test_loss', 'test_acc', 'test_acc_top5')
+METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
 
 
 class Records:
     """The JSON files, TensorBoard events, --wandb and the best accuracy. Of several processes only the first writes."""
 
-    def __init__(self, opt, paths, facts: dict, split: dict | None = None):
-        """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split."""
-        self.opt, self.paths, self.facts, self.split = opt, paths, facts, split
+    def __init__(self, opt, paths, facts: dict, split: dict | None = None, selection: str = 'test'):
+        """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split.
+
+        selection: 'test', or 'val' with a validation set: the split that is measured after each epoch.
+        """
+        self.opt, self.paths, self.facts, self.split, self.selection = opt, paths, facts, split, selection
+        self.metrics = [f'{selection}_{name}' for name in METRICS]      # their names in the files
+        self.accuracy = f'{selection}_acc'
         self.history: list[dict] = []
-        self.best: dict = {'test_acc': -1.0}
+        self.best: dict = {self.accuracy: -1.0}
+        self.test: dict = {}    # with a validation set, after the end: 'best' and 'last' -> metrics of the test set
         self.start, self.writer = time.time(), None
         self.wandb, self.wandb_id = None, secrets.token_hex(4)
         self.epochs = 0         # finished ones of all stages
@@ -36,6 +43,7 @@ class Records:
         """Begin, or continue from what state() returned. is_new: the run has written nothing into this folder yet."""
         if state:
             self.history, self.best = list(state['history']), dict(state['best'])
+            self.test = state.get('test', {})
             self.start = time.time() - state['seconds']
             wandb_id, self.epochs = state.get('wandb', (self.wandb_id, len(self.history)))
             self.wandb_id = self.wandb_id if is_new else wandb_id
@@ -51,6 +59,8 @@ class Records:
         if is_new:
             self.outdated += self.paths.events.glob('events.out.tfevents.*')
             self.outdated += [] if self.split else [self.paths.folder / 'split.json']
+            self.outdated += [self.paths.folder / f'{split}_{epoch}_metrics.json' for split in SPLITS
+                              for epoch in ('best', 'last') if split != self.selection]
         threading.excepthook = _ignore_failed_writes
         # Events that an interrupted run wrote after its last state are hidden, not shown twice.
         with self._events():
@@ -70,7 +80,7 @@ class Records:
     def state(self) -> dict:
         """What a resumed run needs, for last.pth."""
         return {'history': self.history, 'best': self.best, 'seconds': time.time() - self.start,
-                'wandb': [self.wandb_id, self.epochs]}
+                'wandb': [self.wandb_id, self.epochs], **({'test': self.test} if self.test else {})}
 
     @staticmethod
     def fits(state: dict) -> bool:
@@ -78,11 +88,14 @@ class Records:
         try:
             json.dumps(state)
             history, best, seconds = state['history'], state['best'], state['seconds']
-            numbers = [*(epoch['test_acc'] for epoch in history), best['test_acc'], seconds]
+            accuracy = f'{selection_of(best)}_acc'
+            numbers = [*(epoch[accuracy] for epoch in history), best[accuracy], seconds]
+            numbers += [epoch[f'test_{name}'] for epoch in state.get('test', {}).values() for name in METRICS]
             wandb_id, epochs = state.get('wandb', ('0' * 8, 0))
             return (isinstance(history, list) and all(isinstance(number, float) for number in numbers)
-                    and math.isfinite(best['test_acc']) and math.isfinite(seconds)
-                    and (best['test_acc'] < 0 or isinstance(best['epoch'], int))
+                    and math.isfinite(best[accuracy]) and math.isfinite(seconds)
+                    and (best[accuracy] < 0 or isinstance(best['epoch'], int))
+                    and state.get('test', {}).keys() in (set(), {'best', 'last'})
                     and re.fullmatch('[0-9a-f]{8}', wandb_id) is not None and type(epochs) is int and epochs >= 0)
         except (AttributeError, KeyError, TypeError, ValueError):
             return False
@@ -101,7 +114,7 @@ class Records:
 
     def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict) -> None:
         """Add an epoch to the history, to TensorBoard and to the terminal, and update the best. Writes no JSON."""
-        metrics = {name: test[name] for name in METRICS}
+        metrics = {name: test[name] for name in self.metrics}
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
         entry = {'epoch': epoch, **scalars, **test, 'train': train, 'seconds': seconds}
@@ -109,7 +122,7 @@ class Records:
             raise ValueError(f'pictures: {", ".join(taken)} is the name of something else in history.json')
         self.history.append({**entry, **pictures})
         self.epochs += 1
-        is_best = test['test_acc'] > self.best['test_acc']
+        is_best = test[self.accuracy] > self.best[self.accuracy]
         if is_best:
             self.best = {**metrics, 'epoch': epoch}
         if not is_main():
@@ -124,15 +137,45 @@ class Records:
             self.writer.flush()
         if self.wandb:
             self.wandb.log({'epoch': epoch, **scalars}, self.epochs, pixels)
+        loss, top1, top5 = metrics.values()
         print(f'epoch {epoch}: train loss {train["loss"]:.4f}, top-1 {train["top1"]:.2f} | '
-              f'test loss {test["test_loss"]:.4f}, top-1 {test["test_acc"]:.2f}, top-5 {test["test_acc_top5"]:.2f} | '
+              f'{SPLITS[self.selection]} loss {loss:.4f}, top-1 {top1:.2f}, top-5 {top5:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
 
     @property
     def last(self) -> dict:
         """The metrics of the last epoch."""
-        return {name: self.history[-1].get(name) for name in (*METRICS, 'epoch')}
+        return {name: self.history[-1].get(name) for name in (*self.metrics, 'epoch')}
+
+    def count_best_anew(self, from_last: bool) -> None:
+        """Forget the best epoch. from_last: the last epoch is the best one so far."""
+        self.best = self.last if from_last else {self.accuracy: -1.0}
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the test set has been measured for the best and the last epoch, or needs no measuring at the end."""
+        return self.selection == 'test' or {epoch: test['epoch'] for epoch, test in self.test.items()} == \
+            {'best': self.best['epoch'], 'last': self.last['epoch']}
+
+    def add_test(self, best: dict, last: dict) -> None:
+        """Note what validate returned on the test set for the weights of the best and of the last epoch."""
+        for epoch, test, ours in (('best', best, self.best), ('last', last, self.last)):
+            self.test[epoch] = {**{f'test_{name}': test[f'test_{name}'] for name in METRICS}, 'epoch': ours['epoch']}
+        if not is_main():
+            return
+        scalars = {f'test_{epoch}_acc': test['test_acc'] for epoch, test in self.test.items()}
+        with self._events():
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, self.last['epoch'])
+            self.writer.flush()
+        if self.wandb:
+            self.wandb.log(scalars, self.epochs)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether --patience ends the training now."""
+        return is_out_of_patience(self.history, self.opt.patience)
 
     def write(self, epoch: int) -> None:
         """Write the JSON files up to `epoch`, the last one. The first call removes the files of an earlier run."""
@@ -141,18 +184,27 @@ class Records:
         if epoch == 1:
             self._write_facts()
         self._write_json('history', self.history)
-        self._write_json('test_last_metrics', self.last)
+        self._write_json(f'{self.selection}_last_metrics', self.last)
 
     def write_best(self) -> None:
-        self._write_json('test_best_metrics', self.best)
+        self._write_json(f'{self.selection}_best_metrics', self.best)
+
+    def write_test(self) -> None:
+        """Write the metrics of add_test, if there are any."""
+        for epoch, metrics in self.test.items():
+            self._write_json(f'test_{epoch}_metrics', metrics)
 
     def finish(self) -> None:
         """All epochs are over: write the total time, print the best and the last accuracy."""
         if is_main():
             total = {'Total time': (time.time() - self.start) / self.paths.seconds_per_unit}
             self._write_json('parameters', {**self._parameters(), **total})
-            print(f'best top-1 {self.best["test_acc"]:.2f} at epoch {self.best["epoch"]}, last '
-                  f'{self.last["test_acc"]:.2f}, saved in {self.paths.folder}')
+            best, last, on_test = self.best[self.accuracy], self.last[self.accuracy], ''
+            if self.selection == 'val':
+                on_test = f' on the validation set; on the test set {self.test["best"]["test_acc"]:.2f}, last ' \
+                          f'{self.test["last"]["test_acc"]:.2f}'
+            print(f'best top-1 {best:.2f} at epoch {self.best["epoch"]}, last {last:.2f}{on_test}, saved in '
+                  f'{self.paths.folder}')
             for epoch in sorted({self.best['epoch'], self.last['epoch']}):
                 warn_of_one_class(f'the network of epoch {epoch}', self.history[epoch - 1])
 
@@ -226,15 +278,28 @@ def _ignore_failed_writes(args):
         threading.__excepthook__(args)
 
 
+def selection_of(metrics: dict) -> str:
+    """'val' if metrics of an epoch are those of a validation set, else 'test'."""
+    return 'val' if 'val_acc' in metrics else 'test'
+
+
+def is_out_of_patience(history: list[dict], patience: int | None) -> bool:
+    """Whether the validation accuracy has not risen in the last `patience` epochs of a history; None: never."""
+    accuracies = [epoch['val_acc'] for epoch in history] if patience else []
+    return bool(accuracies) and len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
+
+
 def predicts_one_class(test: dict) -> bool:
     """Whether a net predicts one class although there are several. test: of validate or any history.json."""
-    return test.get('test_classes_predicted') == 1 and test.get('test_classes', 0) > 1
+    split = selection_of(test)
+    return test.get(f'{split}_classes_predicted') == 1 and test.get(f'{split}_classes', 0) > 1
 
 
 def warn_of_one_class(name: str, test: dict) -> None:
-    """Print a line if the net `name` predicts one class for all test images."""
+    """Print a line if the net `name` predicts one class for all images of a split."""
     if predicts_one_class(test):
-        print(f'{name} predicts one class for all test images: its top-1 is only the share of that class')
+        print(f'{name} predicts one class for all {SPLITS[selection_of(test)]} images: its top-1 is only the share of '
+              f'that class')
 
 
 def show_evaluation(name: str, test: dict) -> None:

@@ -9,12 +9,16 @@ from .checkpoint import load_checkpoint
 from .cli import current_options, values
 from .errors import UserError, printable
 from .files import FolderLock, write_atomically
+from .loops import SPLITS
+from .records import selection_of
 from .run_folder import RunPaths, claim
 from .state import LAST, PREVIOUS, TrainingState, as_user_error, load_state
 
 IMAGES_IN = '--images_in'       # images in memory and images on disk draw different random numbers
 IMAGES, CLASS_NAMES, NORMALISATION = 'images (checksum)', 'class names', 'normalisation'
-NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES, NORMALISATION)      # missing in the states of older versions
+VALIDATION = 'validation images'
+# missing in the states of older versions
+NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES, NORMALISATION, VALIDATION)
 SHOWN_CLASSES = 4       # at the start of the text of CLASS_NAMES
 
 
@@ -27,6 +31,7 @@ def fingerprint(data, **nets) -> dict:
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
+             VALIDATION: None if data.val_labels is None else len(data.val_labels),
              **{f'code of the {role} (checksum)': getattr(net, 'code_checksum', None) for role, net in nets.items()}}
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -123,6 +128,9 @@ def _check_same_run(state, path, opt, identity, module):
     anew = 'another --trial, for a run beside it' if opt.resume == 'auto' else \
         'another --trial without --resume, for a run beside it'
     differences = identity.differences(state['identity'], state['seed'])
+    chosen_on, saved_on = 'val' if VALIDATION in identity.values else 'test', selection_of(state['log']['best'])
+    if chosen_on != saved_on:       # of an older version, which did not use the validation images of the data
+        differences.append(f'the best epoch chosen on the {SPLITS[saved_on]} set, now on the {SPLITS[chosen_on]} set')
     saved_processes, processes = len(state['random']), distributed.world_size()
     if saved_processes != processes and module.spec.drop_last:
         differences.append(f'{_count_processes(saved_processes)}, now {processes}, and weights whose shapes depend on '
@@ -151,12 +159,13 @@ def check_best(state: dict, paths: RunPaths, records) -> None:
     file, is_whole = source / paths.best.name, False
     with contextlib.suppress(UserError):
         content = load_checkpoint(str(file), '')
-        is_whole = (content.get('epoch'), content.get('best_acc')) == (best['epoch'], best['test_acc'])
+        is_whole = (content.get('epoch'), content.get('best_acc')) == (best['epoch'], best[records.accuracy])
+    is_needed = not is_in(file, paths.folder) or not records.is_tested      # the end measures it on the test set
+    if not is_whole and is_needed:
+        print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
+        records.count_best_anew(from_last=last > 0)
+        return
     if not is_in(file, paths.folder):
-        if not is_whole:
-            print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
-            records.best = records.last if last else {'test_acc': -1.0}
-            return
         write_atomically(paths.best, file.read_bytes())
     elif not is_whole:
         print(f'{file}: the weights of the best epoch, {best["epoch"]}, are lost; its figures stay, and the next '

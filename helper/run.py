@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from . import distributed
-from .checkpoint import save_checkpoint
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .device import Precision
 from .errors import UserError
 from .files import FolderLock
+from .loops import SPLITS, validate
 from .meter import FiniteCheck, Meter
 from .records import Records
 from .resume import RunIdentity, check_best, describe_progress, finished_epoch, is_in, resume
@@ -27,25 +28,27 @@ class Run:
             for epoch in run.epochs(optimizer, opt.epochs):
                 ...
                 run.end_epoch(rate, train, test)
+            run.measure_test_set(test_loader)
 
     At the end of an epoch last.pth, from which --resume continues, is written first, then the files that people read.
     After a stop signal the current step is finished, the state is saved, also within an epoch, and the process exits.
     """
 
     def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, facts: dict, precision: Precision,
-                 checkpoint: Callable, split: dict | None = None):
+                 checkpoint: Callable, split: dict | None = None, selection: str = 'test'):
         """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
         Sets opt.seed to the seed of a resumed run. facts: must be the same in a resumed run, beside the options.
-        checkpoint() returns the content of the checkpoints beside epoch and best_acc. split: for split.json. Raises
-        UserError; nothing is written before everything is checked.
+        checkpoint() returns the content of the checkpoints beside epoch, best_acc and chosen_on. split: for split.json.
+        selection: 'test', or 'val' with a validation set. Raises UserError; nothing is written before everything is
+        checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
                             'method; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
-        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split)
+        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split, selection)
         self.identity = RunIdentity(opt, facts, precision.dtype)
         self.training = TrainingState(module, loader, precision)
         self.signals, self.lock = StopSignals(), FolderLock(paths.folder)
@@ -115,6 +118,11 @@ class Run:
             if finished_epoch(state):
                 self._write_files(finished_epoch(state))
         while self.epoch <= last:
+            if stage == 'train' and self.records.is_out_of_patience:
+                print(f'--patience {self.opt.patience}: the validation accuracy has not risen since epoch '
+                      f'{self.records.best["epoch"]}, so the training ends after epoch {self.epoch - 1} of {last}',
+                      flush=True)
+                return
             if self.resumed is None and (number := self.signals.request_before_epoch()):
                 self._stop(number, 0)       # no step of this stage may have been made yet
             self.epoch_start = time.perf_counter()
@@ -145,11 +153,12 @@ class Run:
                 self._stop(request, self.step)
 
     def stop_if_asked(self) -> None:
-        """End the run between two test batches. Not with several processes: their numbers of batches can differ."""
+        """End the run between two batches of validate. Not with several processes: their numbers of batches can differ.
+        """
         if not self.signals.number or distributed.world_size() > 1:
             return
         if self.stage is None:
-            raise Interrupted(128 + self.signals.number)        # before the first epoch there is nothing new to save
+            raise Interrupted(128 + self.signals.number)        # before and after the epochs there is nothing to save
         self._stop(self.signals.number, self.step)
 
     def end_init_epoch(self, train: dict) -> None:
@@ -159,7 +168,10 @@ class Run:
         self.epoch += 1
 
     def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
-        """Record and save an epoch. train, test: what train_epoch and validate returned. pictures: of the module."""
+        """Record and save an epoch. train, test: what train_epoch and validate returned, on the split of `selection`.
+
+        pictures: of the module.
+        """
         seconds = time.perf_counter() - self.epoch_start
         self.records.epoch(self.epoch, rate, train, test, seconds, pictures or {})
         self.save(self.epoch + 1, 0)
@@ -172,12 +184,36 @@ class Run:
             return
         self.records.write(epoch)
         save_freq, best = getattr(self.opt, 'save_freq', 0), self.records.best
-        content = {'epoch': epoch, 'best_acc': best['test_acc'], **self.checkpoint()}
+        content = {'epoch': epoch, 'best_acc': best[self.records.accuracy],
+                   'chosen_on': SPLITS[self.records.selection], **self.checkpoint()}
         if save_freq and epoch % save_freq == 0:
             save_checkpoint(self.paths.folder / f'ckpt_epoch_{epoch}.pth', content)
         if best.get('epoch') == epoch:
             save_checkpoint(self.paths.best, content)
             self.records.write_best()
+
+    def measure_test_set(self, loader) -> None:
+        """With a validation set: measure the last and the best weights on the test set, once, after all epochs."""
+        if not self.records.is_tested:
+            self.stage = None       # a stop signal has nothing to save
+            net = self.training.module.inference_net()
+            last, weights = validate(loader, net, self), {k: v.clone() for k, v in net.state_dict().items()}
+            load_weights(net, distributed.broadcast(self._best_weights), str(self.paths.best))
+            best = validate(loader, net, self)
+            net.load_state_dict(weights)
+            self.records.add_test(best, last)
+            self.stage = 'train'
+            self.save(self.epoch, 0)
+        if distributed.is_main():
+            self.records.write_test()
+
+    def _best_weights(self):
+        """The weights of the best epoch, from their file. Raises UserError if another epoch is in it."""
+        content, best = load_checkpoint(str(self.paths.best), ''), self.records.best
+        if content.get('epoch') != best['epoch']:
+            raise UserError(f'{self.paths.best}: is not of the best epoch, {best["epoch"]}; --resume auto again finds '
+                            f'another best epoch')
+        return content['model']
 
     def save(self, epoch: int, step: int) -> None:
         """Write last.pth after `step` steps of `epoch`. The file before it becomes previous.pth."""

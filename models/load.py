@@ -15,7 +15,8 @@ from .inputs import Inputs, check_inputs
 from .recognise import find_architecture
 
 MOST_CLASSES = 10**5
-OF_STATE = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'inference_net', 'format_version')
+OF_STATE = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'val_fraction', 'inference_net',
+            'format_version')
 
 
 def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,

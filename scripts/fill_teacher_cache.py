@@ -69,8 +69,8 @@ def main():
     teacher.to(device, memory_format=memory_format(opt))
     try:
         if cache.accuracy is None:
-            test = validate(data.test_loader, teacher, source=f'--path-t {opt.path_t}')
-            cache.save_accuracy(test['test_acc'])
+            test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
+            cache.save_accuracy(test[f'{data.selection_split}_acc'])
         with compiled(teacher, opt, device):
             fill(cache, teacher, data.train_loader, opt.batch_size)
     finally:

@@ -295,7 +295,8 @@ def test_links(tmp_path):
     (tmp_path / 'train' / 'cat' / 'again').symlink_to('.')
     (tmp_path / 'train' / 'bee' / 'back').symlink_to('..' / Path('bee'))
     (tmp_path / 'train' / 'dog' / '9.png').symlink_to(tmp_path / 'elsewhere' / 'dog' / '0.png')
-    train, _, classes = scan(tmp_path)
+    splits, classes = scan(tmp_path)
+    train = splits['train']
     assert classes == [*CLASSES, 'eel'] and torch.bincount(train.labels).tolist() == [4, 4, 7, 5, 3]
     assert [Path(file).name for file in train.files[8:15]] == ['0.png', '1.png', '2.png', '3.png'] + [
         '0.png', '1.png', '2.png']
@@ -402,10 +403,11 @@ def test_which_split_is_measured(tmp_path, capsys):
     write_images(tmp_path / 'train', 2)
     for name, images in (('val', 1), ('valid', 2), ('validation', 3)):
         write_images(tmp_path / name, images)
-        train, test, _ = scan(tmp_path)
-        assert (train.name, test.name, len(test.files)) == ('train', name, 4 * images)
+        splits, _ = scan(tmp_path)
+        assert [split.name for split in splits.values()] == ['train', name]
+        assert len(splits['test'].files) == 4 * images
     (tmp_path / 'test' / 'images').mkdir(parents=True)      # as that of a competition
-    assert scan(tmp_path)[1].name == 'validation'
+    assert scan(tmp_path)[0]['test'].name == 'validation'
     assert 'test: has no class folders, so the test images are taken from validation\n' in capsys.readouterr().out
     for name in CLASSES:
         (tmp_path / 'test' / name).mkdir()
@@ -413,9 +415,11 @@ def test_which_split_is_measured(tmp_path, capsys):
     with pytest.raises(UserError, match='no image in the class ant, bee, cat, dog'):
         scan(tmp_path)
     (tmp_path / 'train' / 'bee' / '0.png').rename(tmp_path / 'test' / 'bee' / '0.png')
-    assert scan(tmp_path)[1].labels.tolist() == [1]     # bee, as in train
+    splits, _ = scan(tmp_path)
+    assert splits['test'].labels.tolist() == [1]        # bee, as in train
+    assert splits['val'].name == 'validation'           # beside a test set
     data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)
-    assert data.sizes == '7 training images, 1 test images in test' and len(data.classes) == 4
+    assert data.sizes == '7 training images, 12 validation images, 1 test images in test' and len(data.classes) == 4
     assert capsys.readouterr().out.endswith(
         '--dataset folder: no test image of the class ant, cat, dog: the accuracy does not cover it\n')
 
@@ -449,8 +453,8 @@ def test_a_folder_without_splits(tmp_path, images_in, capsys):
     write_images(tmp_path / 'images', 10)
     opt = data_options(data_dir=str(tmp_path / 'images'), images_in=images_in, split=[0.6, 0.2, 0.2], num_workers=0)
     data = dataset.get_dataloaders(opt, CPU)
-    assert data.sizes == '24 training images, 8 test images in --split 0.6,0.2,0.2, 8 validation images, which are ' \
-                         'not used'
+    assert data.sizes == '24 training images, 8 validation images, 8 test images in --split 0.6,0.2,0.2'
+    assert torch.bincount(data.val_labels).tolist() == [2] * 4 and data.selection_split == 'val'
     assert {part: len(names) for part, names in data.split.items()} == {'train': 24, 'val': 8, 'test': 8}
     assert torch.bincount(data.labels).tolist() == [6] * 4 and torch.bincount(data.test_labels).tolist() == [2] * 4
     first = read_rgb(tmp_path / 'images' / data.split['test'][0])       # 'ant/3.png'
@@ -518,7 +522,7 @@ def test_the_checksum_of_the_images(tree, tmp_path):
 def test_a_sample_of_many_files(monkeypatch, tree):
     """The checksum of a large split covers the content of some files, and the name and size of all."""
     monkeypatch.setattr(source, 'SAMPLE', 6)
-    train, read = scan(tree)[0], []
+    train, read = scan(tree)[0]['train'], []
     entries = [f'{name} 1' for name in train.names]
     monkeypatch.setattr(train, 'content', lambda i: ('', read.append(i) or b'x'))
     monkeypatch.setattr(train, 'entries', lambda: entries)

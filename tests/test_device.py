@@ -139,7 +139,7 @@ def test_batches_from_workers(tmp_path):
     for views in (('weak',), ('weak', 'strong')):
         real = get_dataloaders(opt, CPU, views=views).train_loader
         ready = collate([real.loader.dataset[i, i] for i in range(4)])
-        source = open_sources(opt)[0]
+        source = open_sources(opt)[0]['train']
         with FakeTensorMode(allow_non_fake_inputs=True):
             loader = WorkerLoader(source, opt, CUDA, train=True, views=views)
             loader.loader = [ready]

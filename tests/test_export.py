@@ -89,7 +89,7 @@ def here(monkeypatch):
 @pytest.fixture(scope='module')
 def photographs(tree):
     """(the files of the test images, their pixels (N, 3, 16, 16) uint8)."""
-    files = scan(tree)[1].files
+    files = scan(tree)[0]['test'].files
     return files, np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
 
 
@@ -128,7 +128,7 @@ def test_all_files(export, run, photographs):
         assert described['files'][name]['bytes'] == len(content)
     _, pixels = photographs
     logits = expected_logits(run / 'resnet8_best.pth', pixels)
-    labels = scan(_data(run))[1].labels.numpy()
+    labels = scan(_data(run))[0]['test'].labels.numpy()
     top1 = 100 * float((logits.argmax(1) == labels).mean())
     best = json.loads((run / 'test_best_metrics.json').read_text())['test_acc']
     assert described['accuracy']['measured for this export']['top-1 %'] == pytest.approx(top1) == pytest.approx(best)
@@ -296,7 +296,7 @@ def test_calibration_sees_all_classes(tree, images_in, wanted):
     """Also of a folder, whose images are in the order of their classes."""
     data = get_dataloaders(data_options(data_dir=str(tree), images_in=images_in, num_workers=0), CPU)
     found = np.concatenate([*export_student.calibration_images(data, 'uint8', wanted)])
-    files = scan(tree)[0].files
+    files = scan(tree)[0]['train'].files
     kept = range(0, len(files), len(files) // 8 if wanted == 8 else 1)
     assert np.array_equal(found, [np.asarray(Image.open(files[i])).transpose(2, 0, 1) for i in kept])
 

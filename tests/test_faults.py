@@ -197,8 +197,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, small, t
     assert before.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
     # The same in the validation, whose net may give NaN although the training's loss is finite.
     validate, to_nan = train_student.validate, torch.nn.Hardtanh(float('nan'), float('nan'))
-    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *source: validate(
-        loader, net if source else torch.nn.Sequential(net, to_nan), run, *source))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *source, **split: validate(
+        loader, net if source else torch.nn.Sequential(net, to_nan), run, *source, **split))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments, '--epochs', 2, '--resume')
     error = capfd.readouterr().err

@@ -55,7 +55,8 @@ def losses(method, device, epochs=2, compiled=False, amp=None, wrap=lambda loade
     optimizer = sgd(distiller.parameters(), 1e-5, opt)
     plain, loader = loader, wrap(loader)
     if cache:
-        data = SimpleNamespace(train_loader=plain, test_loader=plain, image_size=32, n_train=plain.n_samples)
+        data = SimpleNamespace(train_loader=plain, selection_loader=plain, selection_split='test', image_size=32,
+                               n_train=plain.n_samples)
         opt.teacher_cache = str(cache)
         loader = TeacherOutputLoader(loader, open_cache(opt, distiller.spec.needs, distiller.teacher, data, device),
                               distiller.teacher_outputs)

@@ -37,12 +37,12 @@ def rows(split, **columns):
 @pytest.fixture(scope='module')
 def splits(tree):
     """{'train', 'test'} of the tree, with the classes as ClassLabel, as numbers and as names, and another label."""
-    *found, classes = scan(tree)
+    found, classes = scan(tree)
     return hf.DatasetDict({name: rows(split, label=(hf.ClassLabel(names=classes), split.labels.tolist()),
                                       number=(hf.Value('int64'), (split.labels * 10).tolist()),
                                       word=(hf.Value('string'), [classes[label] for label in split.labels]),
                                       other=(hf.ClassLabel(names=['even', 'odd']), (split.labels % 2).tolist()))
-                           for name, split in zip(('train', 'test'), found, strict=True)})
+                           for name, split in found.items()})
 
 
 @pytest.fixture(scope='module')
@@ -65,16 +65,16 @@ def test_the_same_batches_as_of_a_folder(tree, splits, on_disk, tmp_path, stored
         for name, split in splits.items():
             split.to_parquet(tmp_path / f'{name}.parquet')
     if stored == 'files':       # the rows hold paths, not the images themselves
-        *found, classes = scan(tree)
+        found, classes = scan(tree)
         features = hf.Features({'img': hf.Image(), 'label': hf.ClassLabel(names=classes)})
         hf.DatasetDict({name: hf.Dataset.from_dict({'img': split.files, 'label': split.labels.tolist()}, features)
-                        for name, split in zip(('train', 'test'), found, strict=True)}).save_to_disk(place)
+                        for name, split in found.items()}).save_to_disk(place)
     more = {'images_in': images_in, 'train_fraction': 0.5, 'normalise': 'measure', 'num_workers': 0}
     expected, wanted = batches(data_options(data_dir=str(tree), **more))
     data, found = batches(data_options(dataset=f'hf:{place}', **more))
     assert (data.classes, data.num_classes, data.n_train) == (tuple(CLASSES), 4, 24) and data.inputs == expected.inputs
     assert data.images_in == images_in and data.sizes == '24 training images, 24 test images in test'
-    train, test, _ = scan(tree)
+    train, test = scan(tree)[0].values()
     train.entries = test.entries = tuple        # rows have no file names
     assert data.checksum == joint_checksum(train.checksum(), test.checksum())
     for one, two in zip(found, wanted, strict=True):
@@ -131,7 +131,7 @@ def test_a_set_with_train_alone(splits, tmp_path):
 
 @pytest.mark.parametrize('settings, words', [
     ('', 'hf:NAME_OR_PATH'),
-    ('PLACE,labl=x', 'labl=x: give config, image, label, train, test as KEY=VALUE'),
+    ('PLACE,labl=x', 'labl=x: give config, image, label, train, val, test as KEY=VALUE'),
     ('PLACE,label=nope', 'nope is not the column of labels; its columns are img, label, number, word, other'),
     ('PLACE,image=label', 'label is not the column of images'),
     ('PLACE,train=nope', 'has no split nope; it has train, test; give train=SPLIT'),

@@ -182,7 +182,7 @@ def test_every_loader_reads_alike(pictures, tmp_path, call):
         (tmp_path / split / 'b').mkdir()
         (tmp_path / split / 'b' / 'turned.jfif').write_bytes(saved(Image.fromarray(COLOURS[:4]), 'JPEG', exif=exif))
     call(folder2lmdb.main, tmp_path, tmp_path)
-    train, *_ = open_sources(data_options(data_dir=tmp_path))
+    train = open_sources(data_options(data_dir=tmp_path))[0]['train']
     rows = hf.Dataset.from_dict({'image': [{'bytes': Path(file).read_bytes(), 'path': None} for file in train.files]},
                                 features=hf.Features({'image': hf.Image()}))
     others = [HubSplit(rows, 'image', train.labels, 'hf', 'train').read, LmdbSource(tmp_path / 'train.lmdb').read,
@@ -218,9 +218,9 @@ def test_files_that_are_left_out(tmp_path, capsys):
     (train / 'labels.csv').write_bytes(b'x')
     Image.fromarray(COLOURS).save(train / 'cat' / 'more.gif')
     Image.fromarray(COLOURS).save(train / 'cat' / 'MORE.JFIF', 'JPEG')
-    images, _, classes = open_sources(data_options(data_dir=tmp_path))
+    splits, classes = open_sources(data_options(data_dir=tmp_path))
     assert classes == ['ant', 'bee', 'cat', 'dog']
-    assert Counter(images.labels.tolist()) == {0: 3, 1: 2, 2: 4, 3: 2}
+    assert Counter(splits['train'].labels.tolist()) == {0: 3, 1: 2, 2: 4, 3: 2}
     assert capsys.readouterr().out == (f'--data_dir: {train}: 5 files left out: 2 .txt, 1 without an ending, 1 .eps, '
                                        f'1 .csv outside the class folders\n')
     for i in range(12):

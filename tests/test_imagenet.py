@@ -91,7 +91,7 @@ def test_validation_is_torchvisions(photographs):
                                                            (23, False, [24]), (23, True, [23])])
 def test_last_batch(photographs, batch_size, drop_last, sizes):
     opt = settings(photographs, batch_size=batch_size)
-    loader = WorkerLoader(open_sources(opt)[0], opt, CPU, train=True, drop_last=drop_last)
+    loader = WorkerLoader(open_sources(opt)[0]['train'], opt, CPU, train=True, drop_last=drop_last)
     assert [len(b[1]) for b in loader] == sizes and len(loader) == len(sizes)
 
 
@@ -250,7 +250,7 @@ def test_training_images_are_cropped_and_flipped(photographs):
 def test_a_worker_process_that_is_killed(photographs, call, capfd):
     """A killed worker process, as when the memory is full, is an error of one line."""
     opt = settings(photographs, num_workers=1)
-    source = open_sources(opt)[0]
+    source = open_sources(opt)[0]['train']
     source.read = lambda i: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(SystemExit) as caught:
         call(lambda: list(WorkerLoader(source, opt, CPU, train=True)))
@@ -291,7 +291,7 @@ class FakeDali:
 def test_what_dali_is_asked_for(photographs, monkeypatch):
     """Random crops of area 0.1 to 1 and aspect 0.8 to 1.25 and flips in training; the centre in validation."""
     opt = settings(photographs, dali='cpu')
-    train, val, _ = open_sources(opt)
+    train, val = open_sources(opt)[0].values()
     asked = FakeDali(monkeypatch, 24).asked
     imagenet_dali.DaliLoader(train, opt, CPU, train=True, rank=1, world_size=2)
     assert asked['crop']['random_area'] == [0.1, 1.0] and asked['crop']['random_aspect_ratio'] == [0.8, 1.25]
@@ -433,7 +433,7 @@ def test_dali_parts(photographs):
     pytest.importorskip('nvidia.dali')
     from dataset.imagenet_dali import DaliLoader
     opt = settings(photographs, dali='cpu', num_workers=1, batch_size=3)
-    source = open_sources(opt)[1]
+    source = open_sources(opt)[0]['test']
     source.files, source.labels = source.files[:11], source.labels[:11]
     loaders = [DaliLoader(source, opt, CPU, train=False, rank=rank, world_size=3) for rank in range(3)]
     assert [loader.n_samples for loader in loaders] == [11, 11, 11]

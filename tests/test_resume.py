@@ -96,7 +96,7 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and not list(tmp_path.glob('*/*/last.pth'))
-    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *_: validate(loader, net))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, **_: validate(loader, net))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and 'stopped after epoch 0' in capfd.readouterr().out
@@ -124,7 +124,7 @@ def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd)
         assert_same(outcome_of(parts), outcome_of(whole))
     state = load_checkpoint(str(parts / 'last.pth'), '')
     for name in NEWER_FACTS:      # as it was before these were kept
-        del state['identity'][name]
+        state['identity'].pop(name, None)
     torch.save(state, parts / 'last.pth')
     call(train_teacher.main, *arguments, *folder, '--epochs', 3)
 

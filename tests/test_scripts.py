@@ -72,7 +72,9 @@ def test_defaults():
         'normalise': None, 'crop': None, 'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0,
         'color_jitter': 0.0, 'train_interpolation': 'bilinear', 'images_in': 'auto', 'estimate': False,
         'overwrite': False,
-        'same_classes': False, 'fit': 'crop', 'max_pixels': 178956970, 'split': None}
+        'same_classes': False, 'fit': 'crop', 'max_pixels': 178956970, 'split': None,
+        'val_fraction': None, 'patience': None, 'pretrained': False, 'initial_checkpoint': None, 'freeze_epochs': 0,
+        'layer_decay': 1.0, 'backbone_lr': 1.0}
     others = vars(opt).keys() - expected.keys()
     assert {name: vars(opt)[name] for name in expected} == expected and others <= flags_of_methods()
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
@@ -143,7 +145,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
         'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
     assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs', 'classes',
-                         'format_version', 'split', 'normalisation'}
+                         'format_version', 'split', 'normalisation', 'val_fraction', 'chosen_on'}
     assert (last['epoch'], best['arch'], best['num_classes']) == (2, 'resnet8', 4)
     metrics, parameters = read(folder / 'test_best_metrics.json'), read(folder / 'parameters.json')
     assert set(metrics) == {'test_loss', 'test_acc', 'test_acc_top5', 'epoch'} and metrics['test_acc_top5'] == 100

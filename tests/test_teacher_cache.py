@@ -178,7 +178,8 @@ def test_processes_share_a_file(tmp_path):
 # The loader
 
 def cached(tmp_path, distiller, loader, opt, method='kd'):
-    data = SimpleNamespace(train_loader=loader, test_loader=loader, image_size=16, n_train=loader.n_samples)
+    data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split='test', image_size=16,
+                           n_train=loader.n_samples)
     opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
     return open_cache(opt, distiller_dict[method].spec.needs, distiller.teacher, data, CPU)
 
