@@ -65,8 +65,8 @@ def _without_details(name, flag):
 def load_start(net: nn.Module, start: Start | None, data) -> dict:
     """Load the weights of `start` into a new net for the classes of `data`; nothing without a start.
 
-    A classifier of other classes stays new. Prints what is loaded and what is new. Returns the facts of the run about
-    these weights. Raises UserError if anything but the classifier does not fit.
+    A classifier of other classes gets new weights. Prints what is loaded and what is new. Returns the facts of the run
+    about the loaded weights. Raises UserError if anything but the classifier does not fit.
     """
     if start is None:
         return {}
@@ -83,9 +83,17 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
         weights = resampled
     load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
     refuse_nan(net, label)
+    for name in dict.fromkeys(key.rpartition('.')[0] for key in kept_new):
+        _reset(getattr(net, 'net', net).get_submodule(name))
     count = f'{len(new) - len(kept_new)} of {len(new)}' if kept_new else f'all {len(new)}'
     print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{text}')
     return {CHECKSUM: weights_checksum(net, left_out=kept_new)}
+
+
+def _reset(layer):
+    """Draw torch's initial weights. Those of timm's EfficientNets are larger for fewer classes, and learn slowly."""
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        layer.reset_parameters()
 
 
 def find_classifier(net: nn.Module, num_classes: int, label: str) -> list[str]:
