@@ -64,8 +64,8 @@ def figure(value: float | None) -> str:
 
 
 def worst_text(classes: Sequence[dict], most: int = 3) -> str:
-    """'cat 62.00, dog 70.10, deer 71.00': the recall of the worst classes."""
-    return ', '.join(f'{printable(row["name"])} {figure(row["recall"])}' for row in worst_classes(classes, most))
+    """'cat: 62.00, dog: 70.10, deer: 71.00': the recall of the worst classes."""
+    return ', '.join(f'{printable(row["name"])}: {figure(row["recall"])}' for row in worst_classes(classes, most))
 
 
 def describe_report(report: dict) -> str:

@@ -236,7 +236,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure
         if has_numbers:
             for (row, column), value in np.ndenumerate(share):
                 is_dark = value > 0.6 * (1 if row == column else highest)
-                axis.text(column, row, matrix[row, column] or '', ha='center', va='center', size=7,
+                axis.text(column, row, matrix[row, column] or '', ha='center', va='center', size=7, in_layout=False,
                           color='white' if is_dark else 'black')
         if has_names:
             axis.set_xticks(range(count), classes, rotation=90, size=8)
@@ -307,13 +307,11 @@ def mistakes(sheets: dict[str, tuple[np.ndarray, Sequence[int], Sequence[str], S
     parts = fig.subfigures(len(sheets), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (title, (images, numbers, true, captions)) in zip(parts, sheets.items(), strict=True):
         part.suptitle(wrap_text(title, width * SHEET_COLUMNS), size=10)
-        axes = part.subplots(math.ceil(len(images) / SHEET_COLUMNS), SHEET_COLUMNS, squeeze=False).flat
-        for axis, image, number, label, caption in zip(axes, images, numbers, true, captions, strict=False):
+        rows = math.ceil(len(images) / SHEET_COLUMNS)
+        for i, (image, number, label, caption) in enumerate(zip(images, numbers, true, captions, strict=True), start=1):
+            axis = part.add_subplot(rows, SHEET_COLUMNS, i, xticks=[], yticks=[])
             axis.imshow(image, interpolation='none')
             axis.set_title(wrap_text(label, width), size=8)
             axis.set_xlabel(wrap_text(caption, width), size=8, color=WRONG)
             axis.set_ylabel(f'image {number}', size=7)
-            axis.set(xticks=[], yticks=[])
-        for axis in [*axes][len(images):]:
-            axis.remove()
     return fig

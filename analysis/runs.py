@@ -17,6 +17,7 @@ from helper.resume import CLASS_NAMES, IMAGES
 from helper.run_folder import folder_name
 from options import flags
 
+from .classes import read_class_report
 from .published import method_key, non_default_options
 
 ACCURACY_KEYS = {'best': 'top1', 'last': 'last'}        # epoch -> key of its accuracy in read_run's dictionary
@@ -63,6 +64,7 @@ def read_run(folder: str) -> dict:
             'last': finite(last['test_acc']), 'chosen_on': SPLITS[split],
             'one_class': {'best': any(map(predicts_one_class, best_epochs)), 'last': predicts_one_class(history[-1])},
             'seconds': finite(parameters['Total time']) * (3600 if is_student else 1),
+            'class_report': read_class_report(Path(folder), best.get('epoch')),
             'curve': [finite(epoch[f'{split}_acc']) for epoch in history],
             'stopped_early': is_out_of_patience(history, parameters.get('patience')),
             'pictures': matrices[-1], 'pictures_by_epoch': matrices,

@@ -51,7 +51,8 @@ def _page(results, save, progress):
         state=summary(table.name, progress, 1).partition(', ready')[0], written=time.strftime('%Y-%m-%d %H:%M'),
         failed=[trial for trial in unfinished if trial.has_failed],
         left=[trial for trial in unfinished if not trial.has_failed],
-        curves=_curves(results), learnt=_learnt(results), costs=_costs(results), figures=_figures(save),
+        curves=_curves(results), classes=_classes(results), learnt=_learnt(results), costs=_costs(results),
+        figures=_figures(save),
         machines=sorted({f'{trial.result["machine"]}; {trial.result["versions"]}' for trial in results.trials()
                          if trial.result}))
 
@@ -64,6 +65,12 @@ def _curves(results):
         if cells:
             charts.append({'title': str(pair), 'svg': Markup(to_svg(report_charts.curves(cells)))})
     return charts
+
+
+def _classes(results):
+    """Return (pair, cells, shown classes, number of classes) for the pairs whose runs have figures of each class."""
+    tables = [(str(pair), *results.classes(pair)) for pair in results.table.pairs]
+    return [(pair, cells, rows, len(cells[0].class_report['classes'])) for pair, cells, rows in tables if cells]
 
 
 def _learnt(results):

@@ -3,10 +3,13 @@ import csv
 import html
 import io
 
+from analysis.classes import MEANS, worst_text
+from analysis.classes import figure as class_figure
 from helper.cli import table as aligned
 
 from .results import Cell, TableResults
 
+CLASS_HEADS = (*MEANS.values(), 'accuracy of the worst classes')
 LATEX_PLUS_MINUS = r' $\pm$ '
 EPOCH = {'best': 'the best epoch, which is chosen on the test set', 'last': 'the last epoch'}
 LATEX = str.maketrans({**{c: f'\\{c}' for c in '&%$#_{}'}, '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
@@ -96,7 +99,25 @@ def markdown(results: TableResults) -> str:
              f'published figure.', '', lines[0], '|---' * len(head) + '|', *lines[1:]]
     for note in notes(results, epoch):
         lines += ['', _escape_markdown(note).replace('-&gt;', '→')]
-    return '\n'.join(lines) + '\n'
+    return '\n'.join([*lines, *_class_lines(results)]) + '\n'
+
+
+def _class_lines(results):
+    """Return the lines of the section on the classes; none if no run has figures of them."""
+    rows = [(_escape_markdown(f'{pair}').replace('-&gt;', '→'), _escape_markdown(cell.row.label),
+             *class_cells(cell)[:-1], _escape_markdown(class_cells(cell)[-1]))
+            for pair in results.table.pairs for cell in results.classes(pair)[0]]
+    if not rows:
+        return []
+    head = 'nets', 'method', *CLASS_HEADS
+    return ['', '## Classes', '', 'In percent, of the best epoch, the mean of the trials.', '',
+            *('| ' + ' | '.join(cells) + ' |' for cells in (head, ['---'] * len(head), *rows))]
+
+
+def class_cells(cell: Cell) -> list[str]:
+    """Return the figures of CLASS_HEADS for a cell."""
+    report = cell.class_report
+    return [*(class_figure(report[key]) for key in MEANS), worst_text(report['classes'])]
 
 
 def _teachers(results):

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
+from analysis.classes import mean_report, shown_classes
 from analysis.published import (
     Improvement,
     Published,
@@ -55,6 +56,11 @@ class Cell:
         """The results of the finished trials; none if their data differ, since their mean would be meaningless."""
         results = [trial.result for trial in self.trials if trial.result]
         return results if all(have_same_facts(*pair) for pair in itertools.combinations(results, 2)) else []
+
+    @cached_property
+    def class_report(self) -> dict | None:
+        """Return the mean figures of each class in the best epoch; None unless all finished trials have them."""
+        return mean_report([result['class_report'] for result in self.results])
 
     def mean(self, epoch: str) -> float | None:
         return mean(result[ACCURACY_KEYS[epoch]] for result in self.results) if self.results else None
@@ -107,6 +113,19 @@ class TableResults:
         """Return the accuracy of the pair's teacher; None unless it was trained as a run of the table."""
         return next((trial.result[ACCURACY_KEYS[epoch]] for trial in self.teachers if trial.result
                      and trial.result['model'] == pair.teacher and not trial.result['teacher']), None)
+
+    def classes(self, pair: Pair) -> tuple[list[Cell], list[dict]]:
+        """Return (the pair's cells that have figures of each class, the classes of a table).
+
+        A class has 'name', 'images', 'recall' (the mean of the cells), and 'each' (its recall in each cell).
+        """
+        cells = [cell for row in self.table.rows if (cell := self.cell(row, pair)) and cell.class_report]
+        average = mean_report([cell.class_report for cell in cells])
+        if average is None:
+            return [], []
+        for i, row in enumerate(average['classes']):
+            row['each'] = [cell.class_report['classes'][i]['recall'] for cell in cells]
+        return cells, shown_classes(average['classes'])
 
     def improvement(self, epoch: str) -> dict[str, tuple[Improvement, float | None]]:
         """Return row label -> (average relative improvement of the headline row over it, the published one in percent).

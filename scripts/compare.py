@@ -7,7 +7,8 @@ FOLDER is a run folder, or a folder that contains run folders, such as save/TABL
 options in which they differ. "top-1 %" is the accuracy of the best epoch, which is selected on the test set and
 therefore optimistic; "last %" is the accuracy of the last epoch. The published accuracies (analysis/published.csv) are
 shown with their source and, if known, their epoch: for CIFAR-100 those of the SemCKD paper, mean and deviation of 4
-trials, else those of RepDistiller or of the method's own paper; for ImageNet those of the method's own paper.
+trials, else those of RepDistiller or of the method's own paper; for ImageNet those of the method's own paper. A second
+table has, for the best epoch, the means over the classes and the classes with the lowest accuracy.
 """
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from analysis import published, runs
+from analysis import classes, published, runs
 from distiller_zoo import get_method
 from helper.cli import Parser, path, show, table
 from helper.errors import UserError, printable, reason, run_main
@@ -60,6 +61,18 @@ def compare_table(groups: list[list[dict]]) -> str:
     heads = [head for head in values if head not in hidden]
     alignment = ''.join('<' if head in ('data', 'model', 'trained') else '>' for head in heads)
     return table(heads, [[row[head] for head in heads] for row in rows], alignment)
+
+
+def class_table(groups: list[list[dict]]) -> str:
+    """The means over the classes in the best epoch, and the worst classes; '' if no experiment's runs have them all."""
+    rows = []
+    for group, label in zip(groups, runs.experiment_labels(groups), strict=True):
+        if report := classes.mean_report([run['class_report'] for run in group]):
+            means = [classes.figure(report[key]) for key in classes.MEANS]
+            rows.append((group[0]['dataset'], group[0]['model'], label, *means, classes.worst_text(report['classes'])))
+    heads = 'data', 'model', 'trained', *(f'{name} %' for name in classes.MEANS.values()), 'worst classes'
+    first = 1 if len({row[0] for row in rows}) == 1 else 0      # the data are shown if they differ
+    return table(heads[first:], [row[first:] for row in rows], '<<<>>><'[first:]) if rows else ''
 
 
 def one_class_notes(groups: list[list[dict]]) -> Iterator[str]:
@@ -175,6 +188,8 @@ def main():
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
                   file=sys.stderr)
     show(compare_table(groups))
+    if text := class_table(groups):
+        show(f'\n{text}')
     for note in one_class_notes(groups):
         print(note)
     if opt.ari:

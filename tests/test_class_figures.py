@@ -13,6 +13,7 @@ from export import model_card
 from helper.errors import UserError
 from helper.files import write_json
 from helper.meter import class_report, predictions
+from scripts import compare
 
 NAMES = ['cat', 'dog', 'eel', 'fly']
 
@@ -34,7 +35,7 @@ def test_by_hand():
     assert (eel['recall'], eel['precision'], eel['f1'], eel['predicted_as']) == (0, None, 0, {'dog': 1})
     assert fly == {'name': 'fly', 'images': 0, 'recall': None, 'precision': None, 'f1': None, 'predicted_as': {}}
     assert describe_report(report) == 'macro F1 35.56, balanced accuracy 38.89, ECE 30.00; worst classes: ' \
-                                      'eel 0.00, dog 50.00, cat 66.67; left out: 1 without test images'
+                                      'eel: 0.00, dog: 50.00, cat: 66.67; left out: 1 without test images'
 
 
 def test_as_scikit_learn():
@@ -124,3 +125,18 @@ def test_in_the_model_card():
     assert '| &lt;img src=x&gt;/b | 2 | 50.00 | 33.33 | 40.00 | cat (1) |' in text
     assert '| eel\\n# x | 1 | 0.00 | – | 0.00 |' in text and '| fly | 0 | – | – | – |  |' in text
     assert 'Means leave out the classes without test images: 1.' in text and '<' not in text
+
+
+def test_in_compare():
+    """The mean of the trials; nothing for experiments with a run without the figures."""
+    report = {**class_report(by_hand(), NAMES), 'ece': 10.0}
+
+    def run(method, class_report):
+        return {'dataset': 'pets', 'model': 'resnet8', 'teacher': 't', 'method': method, 'facts': {}, 'experiment': {},
+                'class_report': class_report}
+    groups = [[run('kd', report), run('kd', {**report, 'ece': 20.0})], [run('dkd', None), run('dkd', report)]]
+    head, line, *rows = compare.class_table(groups).splitlines()
+    assert ' '.join(head.split()) == 'model trained macro F1 % balanced accuracy % ECE % worst classes'
+    assert [' '.join(row.split()) for row in rows] == [
+        'resnet8 kd 35.56 38.89 15.00 eel: 0.00, dog: 50.00, cat: 66.67']
+    assert compare.class_table(groups[1:]) == ''

@@ -37,6 +37,13 @@ ROWS = {'Student': 'alone', 'KD': 'kd', 'FitNet': 'hint', 'AT': 'attention', 'SP
 EPOCHS = 3
 
 
+def classes_of(top1: float) -> dict:
+    """The figures of 40 classes: of the first three top1 - 3, - 2 and - 1 are found."""
+    rows = [{'name': name, 'images': 5, 'recall': top1 + min(n - 3, 0), 'precision': None, 'f1': 50.0}
+            for n, name in enumerate(['<b>cat</b>', 'dog | x', *(f'class {n}' for n in range(38))])]
+    return {'epoch': 2, 'images': 200, 'macro_f1': top1 / 2, 'balanced_acc': top1, 'ece': 5.0, 'classes': rows}
+
+
 def write_run(argv: list[str], pair: str, top1: float, last: float) -> None:
     """The files of a finished run, as the command `words` would leave them, with these accuracies."""
     student = Path(argv[0]).stem == 'train_student'
@@ -53,7 +60,8 @@ def write_run(argv: list[str], pair: str, top1: float, last: float) -> None:
     history = [{'epoch': epoch, 'test_acc': accuracy, 'seconds': 600.0, 'train': {'images_per_second': 1000.0},
                 **picture} for epoch, accuracy in enumerate(curve, 1)]
     for name, content in (('parameters', parameters), ('history', history),
-                          ('test_best_metrics', {'test_acc': top1, 'test_acc_top5': 90.0, 'epoch': 2})):
+                          ('test_best_metrics', {'test_acc': top1, 'test_acc_top5': 90.0, 'epoch': 2}),
+                          *([('test_best_classes', classes_of(top1))] if pair == 'vgg13 -> ShuffleV2' else [])):
         (folder / f'{name}.json').write_text(json.dumps(content))
     paths.best.touch()
 
@@ -288,6 +296,22 @@ def test_dialogs_and_costs(table, texts):
     assert rows == [('Student', '20'), *((row, '28') for row in ROWS if row != 'Student')]
 
 
+def test_classes(table, texts):
+    """Means of the trials for the pair that has them, and the ten worst of 40 classes; names are escaped."""
+    _, figures, _ = table
+    top1 = {row: mean(best for best, _ in figures[row, 'vgg13 -> ShuffleV2']) for row in ROWS}
+    section = texts['md'].partition('## Classes\n')[2].splitlines()
+    assert section[3] == '| nets | method | macro F1 | balanced accuracy | ECE | accuracy of the worst classes |'
+    rows = [f'| vgg13 → ShuffleV2 | {row} | {top1[row] / 2:.2f} | {top1[row]:.2f} | 5.00 | &lt;b&gt;cat&lt;/b&gt;: '
+            f'{top1[row] - 3:.2f}, dog \\| x: {top1[row] - 2:.2f}, class 0: {top1[row] - 1:.2f} |' for row in ROWS]
+    assert section[5:13] == rows and len(section) == 14     # the student alone belongs to another pair too
+    page = texts['html'].partition('<h3>vgg13 -&gt; ShuffleV2</h3>')[2].partition('<h3>')[0]
+    assert '<b>' not in page and page.count('<tr data-row') == 8
+    assert 'accuracy of each class: the 10 worst of 40' in page and page.count('<td>5</td>') == 10        # test images
+    assert '<td>&lt;b&gt;cat&lt;/b&gt;</td><td>5</td>' + ''.join(f'<td>{value - 3:.2f}</td>'
+                                                                  for value in top1.values()) in page
+
+
 def test_markdown(table, texts):
     _, figures, teachers = table
     pairs, gains = list(dict.fromkeys(pair for _, pair in figures)), improvement(figures)
@@ -415,7 +439,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 def run_of(top1, last=None):
     return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
-            'facts': {}}
+            'facts': {}, 'class_report': None}
 
 
 def found_of(accuracies: dict, **settings) -> TableResults:
