@@ -119,10 +119,11 @@ def _confused_with(row):
 
 def _resizing(images):
     """How an image becomes a square of the net's size, as text."""
-    size, fit = images['size'], images['fit']
-    return f'Scale both sides to {size} pixels.' if fit == 'squash' else \
-        f'Scale the longer side to {size} pixels, and fill the square with black on both sides.' if fit == 'pad' else \
-        f'Scale the shorter side to {round(size / images["crop_pct"])} pixels and take the centre.'
+    size, fit, interpolation = images['size'], images['fit'], images['interpolation']
+    return f'Scale both sides to {size} pixels ({interpolation}).' if fit == 'squash' else \
+        f'Scale the longer side to {size} pixels ({interpolation}), and fill the square with black on both sides.' \
+        if fit == 'pad' else \
+        f'Scale the shorter side to {round(size / images["crop_pct"])} pixels ({interpolation}) and take the centre.'
 
 
 def _rows(head, rows):

@@ -126,6 +126,10 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
               f'({inputs["interpolation"]}), mean {mean}, std {std}')
     if data_inputs and 'fit' in checkpoint['inputs'] and inputs['fit'] != data_inputs['fit']:
         print(f'{label}: was trained with --fit {inputs["fit"]}, but this run has --fit {data_inputs["fit"]}')
+    elif data_inputs and {'fit', 'crop_pct'} <= checkpoint['inputs'].keys() \
+            and inputs['crop_pct'] != data_inputs['crop_pct']:
+        print(f'{label}: was tested on images with crop_pct {inputs["crop_pct"]:g}, but this run has '
+              f'{data_inputs["crop_pct"]:g}')
     return net
 
 
