@@ -41,7 +41,7 @@ from models import default_learning_rate, model_dict
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, check_parts
 from models.load import open_net
-from models.start import Start, open_initial, open_published
+from models.start import Start, open_initial, open_published, published_size
 from option_checks import check_crop, check_effects, check_flags_of_methods, check_method, check_mps
 
 LARGEST = 512       # of --image_size
@@ -174,8 +174,9 @@ def _common(description, trial_flags, trial):
     images('--train_interpolation', choices=('random', 'bilinear', 'bicubic'), default=DEFAULTS['train_interpolation'],
            help='interpolation of a resized crop')
     add('--checkpoint_key', metavar='KEY',
-        help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A; not given: '
-             'averaged weights if it has any, else a usual key')
+        help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A: in that of '
+             '--path-t, or in train_teacher.py of --initial_checkpoint or --evaluate; not given: averaged weights if '
+             'it has any, else a usual key')
     add('--gpu_id', may_differ=True, default='0',
         help='the GPU to train on, or a list with commas; cpu forces the CPU, mps is the GPU of a Mac')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',
@@ -400,12 +401,12 @@ def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
 def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
     """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size.
 
-    start: that of the student, whose image size is kept.
+    start: that of the student, whose image size is kept if it is known.
     """
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
-    if start is None or start.inputs is None:
+    if start is None or not start.size:
         take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
     if not opt.evaluate:        # which measures the test set
@@ -415,14 +416,31 @@ def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
 
 def open_start(opt) -> Start | None:
     """The weights from which --model, or --model_s, starts; None: from new ones. May set opt.image_size."""
-    flag, model = ('--model_s', opt.model_s) if 'model_s' in opt else ('--model', opt.model)
     if not opt.pretrained and not opt.initial_checkpoint:
         return None
-    start = open_published(model) if opt.pretrained else \
-        open_initial(opt.initial_checkpoint, model, flag, opt.checkpoint_key if flag == '--model' else None)
-    take_image_size(opt, start.checkpoint, start.label)
+    start = open_published(_trained_net(opt)[1]) if opt.pretrained else _open_initial(opt)
+    if start.size or 'path_t' not in opt:
+        take_image_size(opt, start.checkpoint, start.label)
     warn_of_split(opt, start.checkpoint, start.label)
     return start
+
+
+def start_size(opt) -> int | None:
+    """The image size of the weights of open_start, if it is known; downloads nothing. Raises UserError."""
+    if opt.pretrained:
+        return published_size(_trained_net(opt)[1])
+    return _open_initial(opt).size if opt.initial_checkpoint else None
+
+
+def _trained_net(opt):
+    """(the flag of the net that a run trains, its name)."""
+    return ('--model_s', opt.model_s) if 'model_s' in opt else ('--model', opt.model)
+
+
+def _open_initial(opt):
+    flag, model = _trained_net(opt)
+    key = opt.checkpoint_key if flag == '--model' else None     # in train_student.py it is that of --path-t
+    return open_initial(opt.initial_checkpoint, model, flag, key)
 
 
 def teacher_options(args=None):

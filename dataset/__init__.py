@@ -62,6 +62,7 @@ class Data:
     test_split: str = ''            # the name of the split that is measured, if the data set has several
     split: dict | None = None       # --split, --val_fraction: 'train', 'val' or 'test' -> names of its images
     test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
+    flags: tuple[str, ...] = ()     # with which a train script reads these data, for messages
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
     checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
     val_loader: Iterable | None = None          # of the validation set; None without one
@@ -196,13 +197,19 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     data = Data(make_loader(train, train=True, **training), make_loader(test), len(classes),
                 test.images.shape[-1] if isinstance(test, Decoded) else pipeline.size, train.labels,
                 lambda indices=None: make_loader(train if indices is None else _select(train, indices)),
-                test.labels, tuple(classes), same_classes=opt.same_classes, **facts)
+                test.labels, tuple(classes), flags=_flags_of_data(opt), same_classes=opt.same_classes, **facts)
     if val is not None:
         data.val_loader, data.val_labels = make_loader(val), val.labels
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, opt, data.num_classes, device)
     _report_empty_classes(opt, data)
     return data
+
+
+def _flags_of_data(opt):
+    given = {'--dataset': opt.dataset, '--data_dir': opt.data_dir, '--split': opt.split and comma_list(opt.split),
+             '--val_fraction': opt.val_fraction}
+    return tuple(str(word) for flag, value in given.items() if value is not None for word in (flag, value))
 
 
 def _pipeline(opt, inputs):

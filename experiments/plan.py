@@ -14,7 +14,7 @@ from helper.run_folder import RunPaths, folder_name
 from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from options import LARGEST, settle_crop, student_options, teacher_options, with_recipe
+from options import LARGEST, settle_crop, start_size, student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
@@ -87,6 +87,7 @@ class _Planner:
         self.runs: dict[Path, PlannedRun] = {}          # by folder
         self.teachers: dict[str, _Teacher] = {}
         self.auxiliaries: dict[str, _Teacher] = {}      # by the name of their teacher
+        self.start_sizes: dict[tuple, int | None] = {}  # by net, --pretrained and --initial_checkpoint
         self.cache_errors: dict[str, str | None] = {}   # label of runs -> why they cannot use teacher_cache
         self.pair_check = PairCheck()
         for key in ('options', 'teacher_options', 'student_options'):
@@ -107,7 +108,7 @@ class _Planner:
     def check_image_sizes(self, pair):
         """Raise UserError if a student alone would train on images of another size than its teacher."""
         runs = [run for run in self.runs.values() if str(pair) in {other for _, other in run.cells}
-                and _follows_teacher_size(run.opt)]
+                and _follows_checkpoint_size(run.opt)]
         for alone, taught in itertools.product(runs, runs):
             size = taught.opt.image_size
             if hasattr(taught.opt, 'distill') and not hasattr(alone.opt, 'distill') and size != alone.opt.image_size:
@@ -159,6 +160,7 @@ class _Planner:
     def _plan_teacher(self, net, flags, trial, seed, name, label):
         arguments = ['--model', net, *flags, '--trial', trial, '--seed', str(seed), *self.last_arguments]
         opt = self._parse(teacher_options, arguments, label)
+        self._take_image_size(opt, net, label)
         return self._add(name, label, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), opt.model)
 
     def _plan_student(self, net, method, flags, teacher, trial, seed, name, label):
@@ -167,11 +169,11 @@ class _Planner:
         if is_user_file(teacher.name):
             arguments += ['--model_t', teacher.name]
         opt = self._parse(student_options, arguments, label)
-        self._take_image_size(opt, teacher)
+        self._take_image_size(opt, net, label, teacher)
         if self.table.teacher_cache and self.cache_errors.get(label) is None:
             try:
                 with_cache = student_options([*arguments, '--teacher_cache'])
-                self._take_image_size(with_cache, teacher)
+                self._take_image_size(with_cache, net, label, teacher)
                 opt = with_cache
                 arguments.append('--teacher_cache')
                 self.cache_errors[label] = None
@@ -181,11 +183,22 @@ class _Planner:
         return self._add(name, label, 'train_student.py', arguments, opt, RunPaths.of_student(opt), opt.model_s,
                          teacher.run)
 
-    def _take_image_size(self, opt, teacher):
-        """Set the image size to that of the teacher, as options.take_image_size does when the run opens it."""
-        if _follows_teacher_size(opt):
-            opt.image_size = teacher.image_size() or opt.image_size
-        settle_crop(opt)
+    def _take_image_size(self, opt, net, label, teacher=None):
+        """Set the image size to that of the initial weights or of the teacher, as options.open_start and open_teacher
+        do in the run."""
+        try:
+            size = self._start_size(opt, net) or (teacher and teacher.image_size())
+            if size and _follows_checkpoint_size(opt):
+                opt.image_size = size
+            settle_crop(opt)
+        except UserError as error:
+            raise UserError(f'{label}: {error}') from error
+
+    def _start_size(self, opt, net):
+        key = net, opt.pretrained, opt.initial_checkpoint
+        if key not in self.start_sizes:
+            self.start_sizes[key] = start_size(opt)
+        return self.start_sizes[key]
 
     def _parse(self, options, arguments, label):
         """Return the options. If they are right without the flags of the command line, the error blames those."""
@@ -228,8 +241,8 @@ def check_flags(arguments: list[str], label: str) -> None:
             raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
 
 
-def _follows_teacher_size(opt):
-    """Return whether a student's run takes the image size of its teacher, see options.take_image_size."""
+def _follows_checkpoint_size(opt):
+    """Return whether a run takes the image size of its initial weights or teacher, see options.take_image_size."""
     return dataset_key(opt.dataset) in source_dict and 'image_size' not in opt.flags.given
 
 

@@ -1,9 +1,10 @@
-"""Compare the classes of a checkpoint with the data's by their names, and reorder a net's outputs."""
+"""Compare the classes of a checkpoint with the data's, find a net's classifier, and reorder its outputs."""
 import torch
 from torch import nn
 
 from helper.errors import UserError, listed
 
+from .adapter import Adapter
 from .base import Net, noise_images
 
 MAX_NAMED = 5       # classes in a message
@@ -32,6 +33,30 @@ def class_order(names, data, label: str) -> list[int] | None:
              if name != other]
     raise UserError(f'{label}: {fault}; give data with the same class names, or --same_classes if the classes mean the '
                     f'same in their order ({listed(pairs, MAX_NAMED)})')
+
+
+def find_classifier(net: nn.Module, num_classes: int, label: str) -> list[str]:
+    """The names in the state_dict of the parameters that have a row for each class. Raises UserError if there are none.
+    """
+    root = net.net if isinstance(net, Adapter) else net
+    try:
+        layers = net.classifier_layers()
+    except (AttributeError, NotImplementedError):       # the last layer with an output for each class
+        layers = [module for module in root.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+                  and module.weight.shape[0] == num_classes][-1:]
+    inside = {id(value) for layer in layers for value in layer.parameters() if value.shape[0] == num_classes}
+    names = [name for name, value in root.named_parameters() if id(value) in inside]
+    if not names:
+        raise UserError(f'{label}: the classifier of this net cannot be found; let it be a linear layer with an output '
+                        f'for each class')
+    return names
+
+
+def classifier_outputs(weights: dict, classifier: list[str]) -> int | None:
+    """The number of outputs of the classifier, the names in `weights`; None if they are missing or of several sizes."""
+    sizes = {weights[name].shape[0] for name in classifier if isinstance(weights.get(name), torch.Tensor)
+             and weights[name].dim()}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def match_classes(net: nn.Module, names, data, label: str) -> None:

@@ -32,7 +32,9 @@ def read_folder(folder: Path, flag: str) -> dict:
     settings = [f'{key}={value}' for key, value in arguments.items() if key not in NOT_SETTINGS]
     published = config.get('pretrained_cfg') if isinstance(config.get('pretrained_cfg'), dict) else config
     size = published.get('input_size')
-    inputs = {key: published.get(key) for key in ('mean', 'std', 'interpolation', 'crop_pct')}
+    inputs = {key: published.get(key) for key in ('mean', 'std', 'interpolation')}
+    if published.get('crop_pct') is not None:
+        inputs['crop_pct'] = published['crop_pct']
     inputs['size'] = size[-1] if isinstance(size, list) and size else None
     return {'arch': ','.join([f'timm:{net}', *settings]), 'num_classes': config.get('num_classes'), 'inputs': inputs,
             'classes': published.get('label_names'), 'model': read_safetensors(folder / WEIGHTS, flag)}
@@ -61,14 +63,14 @@ def find_weights(state: dict, label: str, key: str | None = None) -> tuple[dict,
     if not candidates and _has_tensors(state):
         return _without_wrappers(state), ''
     if len(candidates) > 1:
-        raise UserError(f'{label}: holds several sets of weights; choose one by --checkpoint_key, of '
+        raise UserError(f'{label}: holds several sets of weights; choose one by {key_flag(label)}, of '
                         f'{", ".join(map(printable, candidates))}')
     if not candidates:
         objects = [f"'{name}' is a {printable(type(state[name]).__name__)} and " for name in (*AVERAGES, *RAW)
                    if not isinstance(state.get(name, {}), dict | torch.Tensor)]
         others = _weights_under(state, state)
         if others and not objects:
-            raise UserError(f'{label}: holds no weights under a usual name; --checkpoint_key chooses one of '
+            raise UserError(f'{label}: holds no weights under a usual name; {key_flag(label)} chooses one of '
                             f'{", ".join(map(printable, others))}')
         raise UserError(f'{label}: {"".join(objects[:1])}holds no weights; save the state_dict() of the net, under '
                         f'"model"')
@@ -77,6 +79,11 @@ def find_weights(state: dict, label: str, key: str | None = None) -> tuple[dict,
     if note and averages and raw:
         note += f", the average of those under '{next(iter(raw))}' (which --checkpoint_key takes)"
     return weights, note
+
+
+def key_flag(label: str) -> str:
+    """The flag that chooses a set of weights in the file of a label. In train_student.py it is that of --path-t."""
+    return '--checkpoint_key of train_teacher.py' if label.startswith('--initial_checkpoint') else '--checkpoint_key'
 
 
 def _has_tensors(value):

@@ -35,6 +35,8 @@ def check_inputs(inputs, label: str) -> dict:
 
 def check_parts(inputs: dict, label: str) -> dict:
     """As check_inputs, for a preprocessing of which some parts may be unknown: the known ones alone."""
+    if not isinstance(inputs, dict):
+        return check_inputs(inputs, label)      # which raises
     known = {key: value for key, value in inputs.items() if value is not None}
     checked = check_inputs({'mean': [0, 0, 0], 'std': [1, 1, 1], 'size': 32, 'interpolation': 'bilinear', **known},
                            label)

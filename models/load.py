@@ -1,6 +1,8 @@
 """A network from a checkpoint: open it, find its architecture, build it, load the weights, match the classes."""
+import contextlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from torch import nn
@@ -8,9 +10,9 @@ from torch import nn
 from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights, weights_checksum
 from helper.errors import UserError, printable
 
-from .classes import match_classes
+from .classes import classifier_outputs, find_classifier, match_classes
 from .find import LIBRARIES, build, get_library, parse_name
-from .foreign import CONFIG, find_weights, read_folder, read_safetensors, without_prefix
+from .foreign import CONFIG, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
 from .recognise import find_architecture
 
@@ -83,9 +85,9 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
         raise UserError(f'{label}: was written by a later version of this project, in format '
                         f'{checkpoint["format_version"]}; this one reads up to {FORMAT_VERSION}')
     classes = checkpoint.get('num_classes')
-    if classes is not None and (type(classes) is not int or not 0 < classes <= MOST_CLASSES):
+    if classes is not None and (type(classes) is not int or not 0 <= classes <= MOST_CLASSES):
         raise UserError(f'{label}: says that its net has {printable(repr(classes)[:50])} classes instead of a whole '
-                        f'number from 1 to {MOST_CLASSES:,}; the file is damaged')
+                        f'number from 0 to {MOST_CLASSES:,}; the file is damaged')
     return checkpoint
 
 
@@ -107,10 +109,8 @@ def _of_state(state, label):
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
     """The net `name` with new weights and the checkpoint's preprocessing. Raises UserError for other classes."""
-    classes, label = checkpoint.get('num_classes'), f'{flag} {path}'
-    if classes is not None and classes != data.num_classes:
-        raise UserError(f'{label}: a net of {classes} classes, but the data has {data.num_classes}; '
-                        f'train one on this data with train_teacher.py')
+    label = f'{flag} {path}'
+    _refuse_other_classes(checkpoint.get('num_classes'), path, name, data, flag)
     inputs, data_inputs = checkpoint.get('inputs'), getattr(data, 'inputs', None)
     if inputs is None:
         return build(name, data.num_classes, data.image_size, f'{label}:', trains=False)
@@ -133,6 +133,19 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     return net
 
 
+def _refuse_other_classes(classes, path, name, data, flag):
+    """Raise UserError if a net of `classes` classes (None: unknown) does not suit the data."""
+    if classes in (None, data.num_classes):
+        return
+    advice = 'train one on this data with train_teacher.py'
+    if flag == '--path-t':
+        start = ['--pretrained'] if get_library(path) else ['--initial_checkpoint', path]
+        command = ['python', 'train_teacher.py', '--model', name, *start, *getattr(data, 'flags', ()),
+                   '--freeze_epochs', '1']
+        advice = f'fine-tune it first: {shlex.join(command)}'
+    raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; {advice}')
+
+
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
     """The net `name` for data.num_classes classes, with the checkpoint's weights. Raises UserError if they do not fit.
 
@@ -141,10 +154,20 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
     label = f'{flag} {path}'
     refuse_other_than_student(checkpoint, label, name)
     net = new_net(path, checkpoint, name, data, flag)
+    if 'source' in checkpoint:      # only its weights say how many classes it has
+        _refuse_other_classes(_count_classes(net, checkpoint, data, label), path, name, data, flag)
     fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
     net.checksum = weights_checksum(net)
     match_classes(net, checkpoint.get('classes'), data, label)
     return net
+
+
+def _count_classes(net, checkpoint, data, label):
+    """The outputs of the classifier in a checkpoint; None if they cannot be found."""
+    weights, _ = select_weights(net, checkpoint, label)
+    with contextlib.suppress(UserError):
+        return classifier_outputs(weights, find_classifier(net, data.num_classes, label))
+    return None
 
 
 def refuse_other_than_student(checkpoint: dict, label: str, name: str) -> None:
@@ -171,7 +194,7 @@ def select_weights(net: nn.Module, checkpoint: dict, label: str) -> tuple[dict, 
         try:
             weights, removed = without_prefix(weights, net.state_dict())
         except ValueError as prefixes:
-            raise UserError(f'{label}: holds several such nets; choose one by --checkpoint_key, of '
+            raise UserError(f'{label}: holds several such nets; choose one by {key_flag(label)}, of '
                             f'{prefixes}') from None
         # googlenet and inception_v3 are built without their auxiliary classifiers.
         auxiliary = [key for key in weights if re.match('aux|Aux', key) and key not in net.state_dict()]

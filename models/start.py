@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from helper.checkpoint import load_weights, weights_checksum
 from helper.errors import UserError, listed, printable
 
-from .adapter import Adapter
-from .classes import MAX_NAMED, class_order
+from .classes import MAX_NAMED, class_order, classifier_outputs, find_classifier
 from .find import LIBRARIES, get_library, is_user_file, parse_name
 from .inputs import check_parts
 from .load import open_net, refuse_nan, refuse_other_than_student, select_weights
@@ -24,7 +22,12 @@ class Start:
 
     label: str              # the flag and its value, which begin messages
     checkpoint: dict        # of models.load.open_net
-    inputs: dict | None     # the preprocessing with which the weights were trained, see models.inputs; None: unknown
+    inputs: dict            # the preprocessing with which the weights were trained, see models.inputs; known parts
+
+    @property
+    def size(self) -> int | None:
+        """Height and width of the images, if they are known."""
+        return self.inputs.get('size')
 
 
 def open_published(model: str) -> Start:
@@ -35,6 +38,12 @@ def open_published(model: str) -> Start:
     if not parse_name(name, label)[1].items() <= settings.items():
         raise UserError(f'{label}: these weights were trained with other settings of the net; name it {name}')
     return Start(label, checkpoint, check_parts(checkpoint['inputs'], label))
+
+
+def published_size(model: str) -> int:
+    """The image size of the weights that its library publishes for the net `model`. Raises UserError."""
+    plain, _ = parse_name(model, '--pretrained')
+    return LIBRARIES[get_library(model)].published_inputs(plain, '--pretrained')['size']
 
 
 def open_initial(path: str, model: str, flag: str, key: str | None = None) -> Start:
@@ -50,8 +59,7 @@ def open_initial(path: str, model: str, flag: str, key: str | None = None) -> St
         raise UserError(f'{label}: holds the weights of {printable(arch)}, but {flag} is {model}; give the checkpoint '
                         f'of such a net, or {flag} {printable(arch)}')
     refuse_other_than_student(checkpoint, label, model)
-    inputs = checkpoint.get('inputs')
-    return Start(label, checkpoint, None if inputs is None else check_parts(inputs, label))
+    return Start(label, checkpoint, check_parts(checkpoint.get('inputs') or {}, label))
 
 
 def _without_details(name, flag):
@@ -96,32 +104,14 @@ def _reset(layer):
         layer.reset_parameters()
 
 
-def find_classifier(net: nn.Module, num_classes: int, label: str) -> list[str]:
-    """The names in the state_dict of the parameters that have a row for each class. Raises UserError if there are none.
-    """
-    root = net.net if isinstance(net, Adapter) else net
-    try:
-        layers = net.classifier_layers()
-    except (AttributeError, NotImplementedError):       # the last layer with an output for each class
-        layers = [module for module in root.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-                  and module.weight.shape[0] == num_classes][-1:]
-    inside = {id(value) for layer in layers for value in layer.parameters() if value.shape[0] == num_classes}
-    names = [name for name, value in root.named_parameters() if id(value) in inside]
-    if not names:
-        raise UserError(f'{label}: the classifier of this net cannot be found; let it be a linear layer with an output '
-                        f'for each class')
-    return names
-
-
 def _compare_classifier(new, weights, classifier, start, data):
     """(the keys of the classifier that stay new, a text for the user). Reorders the classes of one that is loaded."""
     names, text = start.checkpoint.get('classes'), f' new classifier ({", ".join(classifier)})'
-    sizes = {weights[key].shape[0] for key in classifier if isinstance(weights.get(key), torch.Tensor)
-             and weights[key].dim()}
-    if not sizes:
+    if not weights.keys() & {*classifier}:
         return classifier, f';{text} of {data.num_classes} classes, because the checkpoint has none'
-    if sizes != {data.num_classes}:
-        return classifier, f';{text} of {data.num_classes} classes instead of {listed(sorted(sizes), MAX_NAMED)}'
+    classes = classifier_outputs(weights, classifier)
+    if classes not in (None, data.num_classes):
+        return classifier, f';{text} of {data.num_classes} classes instead of {classes}'
     try:
         order = class_order(names, data, start.label)
     except UserError:

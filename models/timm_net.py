@@ -1,4 +1,5 @@
 """Networks of timm, by its names."""
+import logging
 from functools import partial
 
 from torch import nn
@@ -40,7 +41,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
 
 
 def published_inputs(name: str, flag: str) -> dict:
-    """Preprocessing of timm's net `name` by timm's configuration: mean, std, size, interpolation, crop_pct."""
+    """Preprocessing of timm's net `name` by timm's configuration, see inputs.check_inputs."""
     config = import_optional('timm', flag).get_pretrained_cfg(name)
     return {'mean': [*config.mean], 'std': [*config.std], 'size': config.input_size[-1],
             'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
@@ -57,6 +58,7 @@ def published(name: str, flag: str, taker: str = '') -> tuple[str, dict]:
     taker: the flag for weights fetched by hand, if it is not `flag`.
     """
     check(name, flag)
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)        # it would report each failed try
     try:
         net = import_optional('timm', flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights

@@ -47,7 +47,7 @@ def build(full: str, name: str, settings: dict, num_classes: int, image_size: in
 
 
 def published_inputs(name: str, flag: str) -> dict:
-    """Preprocessing of torchvision's net `name` by its published weights: mean, std, size, interpolation, crop_pct."""
+    """Preprocessing of torchvision's net `name` by its published weights, see inputs.check_inputs."""
     preset = _get_weights(name, flag).transforms()
     return {'mean': [*preset.mean], 'std': [*preset.std], 'size': preset.crop_size[0],
             'interpolation': preset.interpolation.value, 'crop_pct': preset.crop_size[0] / preset.resize_size[0]}

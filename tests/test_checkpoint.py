@@ -291,7 +291,7 @@ def test_only_our_checkpoints_say_what_they_are(tmp_path):
             ({'state_dict': state, 'arch': 'resnet18'}, 'perhaps (timm:resnet18 or )?torchvision:resnet18'),
             (state, 'give --model_t, perhaps resnet8'),
             ({'format_version': 2, **said}, 'was written by a later version of this project, in format 2'),
-            ({**said, 'num_classes': 'ten'}, "says that its net has 'ten' classes instead of a whole number from 1 to"),
+            ({**said, 'num_classes': 'ten'}, "says that its net has 'ten' classes instead of a whole number from 0 to"),
             ({**said, 'num_classes': 10**9}, 'says that its net has 1000000000 classes instead of')):
         torch.save(content, file)
         with pytest.raises(UserError, match=f'--path-t {file}: .*{words}'):

@@ -358,6 +358,22 @@ def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
     assert sizes('--dataset folder --image_size 224') == {224} and sizes('--dataset digits') == {32}
 
 
+def test_the_image_size_of_initial_weights(tmp_path):
+    """Runs that start from pretrained weights are planned with the image size of these, their students too."""
+    inputs = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'size': 48, 'interpolation': 'bilinear'}
+    weights = tmp_path / 'start.pth'
+    save_checkpoint(weights, {'model': {}, 'arch': 'resnet14', 'inputs': inputs})
+
+    def runs(options):
+        table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary',), options='--dataset folder', seeds=[1],
+                                       rows={'KD': 'kd'}, pairs=['resnet14 -> resnet8'], **options))
+        return [(run.opt.image_size, run.opt.initial_checkpoint) for run in plan_runs(table, 'save', [])]
+    flags = f'--initial_checkpoint {weights}'
+    assert runs({'teacher_options': flags}) == [(48, str(weights)), (48, None)]
+    with pytest.raises(UserError, match='row KD, .*holds the weights of resnet14, but --model_s is resnet8'):
+        runs({'student_options': flags})
+
+
 def test_runs_wait_for_their_teacher(tmp_path):
     runs = plan_runs(read_table(write_table(tmp_path / 'mini.toml')), 'save', [])
     assert [[run.name for run in wave] for wave in waves(runs)] == [

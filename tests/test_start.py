@@ -1,18 +1,21 @@
 """--pretrained and --initial_checkpoint: what is loaded, what is new, and what is refused."""
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 import train_student
 import train_teacher
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.errors import UserError
 from models.find import build
-from models.start import load_start, open_initial
-from options import open_start, teacher_options
+from models.load import load_net, open_net
+from models.start import CHECKSUM, load_start, open_initial
+from options import open_start, student_options, teacher_options
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.3, 0.4], 'size': 32, 'interpolation': 'bicubic'}
@@ -82,6 +85,14 @@ def test_classes(checkpoint, capsys):
     assert 'of the classes eel, fox, gnu, hen instead of ant, bee, cat, dog' in capsys.readouterr().out
 
 
+def test_classes_that_mean_the_same(checkpoint):
+    """--same_classes loads the classifier of classes with other names."""
+    file, data = checkpoint(), data_of(('Ameise', 'Biene', 'Katze', 'Hund'))
+    data.same_classes = True
+    net, *_ = start_net('resnet8', file, data)
+    assert net.fc.weight.equal(load_checkpoint(str(file), '')['model']['fc.weight'])
+
+
 def test_refused(checkpoint):
     def refusal(file, name='resnet8', data=None):
         with pytest.raises(UserError) as error:
@@ -135,11 +146,11 @@ def test_refused_options(flags, message):
     assert message in str(error.value)
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder(tmp_path):
     """A folder as timm writes it, of a net with 7 classes."""
-    from safetensors.torch import save_file
-    folder = tmp_path_factory.mktemp('timm')
+    folder = tmp_path / 'timm'
+    folder.mkdir()
     torch.manual_seed(0)
     save_file(timm.create_model('resnet10t', num_classes=7).state_dict(), folder / 'model.safetensors')
     config = {'mean': [0.5, 0.4, 0.3], 'std': [0.5, 0.4, 0.3], 'input_size': [3, 16, 16], 'interpolation': 'bilinear'}
@@ -160,9 +171,39 @@ def test_runs(call, small, teacher, folder, tmp_path, capsys, main):
     assert f'{folder}: its net takes images of 16 pixels, so --image_size is 16' in capsys.readouterr().out
     run = next(tmp_path.glob('*/*/last.pth')).parent
     parameters = json.loads((run / 'parameters.json').read_text())
-    assert parameters['initial_checkpoint'] == str(folder) and parameters['initial weights (checksum)'] > 0
+    assert parameters['initial_checkpoint'] == str(folder) and parameters[CHECKSUM] > 0
     saved = load_checkpoint(str(run / 'last.pth'), '')
     assert saved['inputs']['mean'] == [0.5, 0.4, 0.3] and saved['inputs']['size'] == 16
     with pytest.raises(SystemExit):
         call(main, *flags, '--initial_checkpoint', teacher)
     assert 'but --model' in capsys.readouterr().err
+    weights = load_file(folder / 'model.safetensors')
+    save_file({**weights, 'fc.bias': weights['fc.bias'] + 1}, folder / 'model.safetensors')     # of the old classifier
+    call(main, *flags, '--resume', 'auto')
+    save_file({**weights, 'bn1.bias': weights['bn1.bias'] + 1}, folder / 'model.safetensors')
+    with pytest.raises(SystemExit):
+        call(main, *flags, '--resume', 'auto')
+    assert f'another run, with initial weights (checksum) {parameters[CHECKSUM]}, now' in capsys.readouterr().err
+
+
+def test_the_command_that_fine_tunes(checkpoint, folder):
+    """A teacher of other classes is refused with a command that train_teacher.py accepts."""
+    data = SimpleNamespace(**vars(data_of()), flags=('--dataset', 'folder', '--data_dir', 'my data'))
+    for path, name in ((checkpoint('abcdefg'), None), (folder, None), (folder / 'model.safetensors', 'timm:resnet10t')):
+        arch, opened = open_net(str(path), name)
+        with pytest.raises(UserError, match='a net of 7 classes, but the data has 4; fine-tune it first') as error:
+            load_net(str(path), opened, arch, data)
+        opt = teacher_options(shlex.split(str(error.value))[-10:])
+        assert (opt.model, opt.initial_checkpoint, opt.data_dir) == (arch, str(path), 'my data')
+        assert opt.freeze_epochs == 1
+
+
+def test_sets_of_weights(tmp_path):
+    """--checkpoint_key is that of --initial_checkpoint in train_teacher.py, that of --path-t in train_student.py."""
+    nets = {key: build('resnet8', 4, 32).state_dict() for key in ('net', 'student')}
+    torch.save(nets, tmp_path / 'two.pth')
+    flags = ['--initial_checkpoint', str(tmp_path / 'two.pth'), '--checkpoint_key', 'student']
+    start = open_start(teacher_options(['--model', 'resnet8', *flags]))
+    assert start.checkpoint['model']['fc.bias'].equal(nets['student']['fc.bias'])
+    with pytest.raises(UserError, match='several sets of weights; choose one by --checkpoint_key of train_teacher.py'):
+        open_start(student_options(['--path-t', 'x', *flags]))
