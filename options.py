@@ -422,6 +422,8 @@ def open_start(opt) -> Start | None:
     if start.size or 'path_t' not in opt:
         take_image_size(opt, start.checkpoint, start.label)
     warn_of_split(opt, start.checkpoint, start.label)
+    if is_ours(start.checkpoint):       # else it was trained on other data
+        warn_of_val_fraction(opt, start.checkpoint, start.label)
     return start
 
 
