@@ -351,7 +351,8 @@ def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
     changes = {'rows': {'Student': 'alone', 'KD': 'kd'}, 'fetched': f'{tmp_path}/{{teacher}}.pth'}
 
     def sizes(options):
-        table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary',), options=options, **changes))
+        table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary', 'teacher_cache'), options=options,
+                                       **changes))
         return {run.opt.image_size for run in plan_runs(table, 'save', [])}
     with pytest.raises(UserError, match='would have 32 pixels, .* resnet14 have 224; give --image_size 224 in options'):
         sizes('--dataset folder')
