@@ -9,7 +9,7 @@ from helper.errors import UserError
 from helper.optim import rate_factors, scale_rates
 from models.base import Outputs
 
-from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, output_shapes  # noqa: F401
+from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, has_preact, output_shapes  # noqa: F401
 from .criteria.kd import distill_kl
 from .dot import DOT
 from .logit_transforms import LogitTransforms

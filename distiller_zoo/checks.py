@@ -39,6 +39,15 @@ def check_preact(distiller, opt, data, student: bool = True) -> None:
         raise PairError(f'--distill {opt.distill}: needs pre-activations; {error}') from error
 
 
+def has_preact(net, image_size: int) -> bool:
+    """Whether a net gives feature maps before their ReLU."""
+    try:
+        output_shapes(net, image_size, preact=True)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def check_maps(opt, shapes_s: list, shapes_t: list) -> None:
     """Raises PairError unless both lists have entries, and all are shapes (C, H, W) of feature maps."""
     for flag, name, shapes in (('--model_s', opt.model_s, shapes_s), ('--path-t', opt.model_t, shapes_t)):

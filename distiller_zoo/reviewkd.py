@@ -1,14 +1,16 @@
 """The method reviewkd; its loss is in criteria/reviewkd.py."""
 import torch.nn.functional as F
 
-from .base import Distiller, Spec, check_maps, check_preact, is_imagenet
+from .base import Distiller, Spec, check_maps, has_preact, is_imagenet
 from .criteria.reviewkd import HCLLoss, ReviewStack
 
 
 class ReviewKDDistiller(Distiller):
+    """ReviewKD. Nets without pre-activations, as those of timm and torchvision, give their stages' maps as they are."""
+
     spec = Spec(
         title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',
-        uses="stages and embedding; the teacher's before their ReLU",
+        uses="stages and embedding; the teacher's before their ReLU, if it gives them",
         published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
         published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, needs=('feats',), preact_t=True)
 
@@ -16,8 +18,10 @@ class ReviewKDDistiller(Distiller):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
         before_relu = is_imagenet(opt)
         self.activate = not before_relu and not self.student.activated      # the ReLU that the net applies later
-        self.preact_s = before_relu or self.activate
-        check_preact(self, opt, data, student=self.preact_s)
+        self.preact_s = self.activate or (before_relu and has_preact(self.student, data.image_size))
+        self.preact_t = has_preact(self.teacher, data.image_size)
+        if not self.preact_t:
+            print(f'--distill {opt.distill}: {opt.model_t} has no pre-activations; its stages are taken as they are')
         self.levels = min(len(shapes_s.feats), len(shapes_t.feats)) - 1     # from the deep end, without the stem
         self.stack = ReviewStack(*([(*shape, 1, 1)[:3] for shape in shapes.feats[-self.levels:]]
                                    for shapes in (shapes_s, shapes_t)))

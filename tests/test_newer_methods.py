@@ -90,8 +90,7 @@ def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
     ('sdd', 'vgg11_imagenet', 'vgg11_imagenet has other layers'), ('catkd', 'vgg11_imagenet', 'other layers'),
     ('ofd', 'ShuffleV1', '--path-t: --distill ofd needs the batch norm before the last ReLU of each stage of '
                          'ShuffleV1'),
-    ('ofd', 'ShuffleV2_Imagenet', '--distill ofd: needs pre-activations; ShuffleNetV2 has no'),
-    ('reviewkd', 'ShuffleV2_Imagenet', '--distill reviewkd: needs pre-activations')])
+    ('ofd', 'ShuffleV2_Imagenet', '--distill ofd: needs pre-activations; ShuffleNetV2 has no')])
 def test_pairs_that_cannot_be_served(method, teacher, words):
     with torch.device('meta'):
         net = model_dict[teacher](num_classes=10)
@@ -216,6 +215,16 @@ def test_reviewkd_activates_the_stages_of_a_wide_resnet():
     raw = net(images, is_feat=True)[0][1:-1]
     for f, before, bn in zip(seen, raw, net.get_bn_before_relu(), strict=True):
         assert torch.allclose(f, F.relu(bn(before)), atol=1e-6)
+
+
+def test_reviewkd_takes_the_stages_of_a_net_without_preactivations_as_they_are(capsys):
+    distiller, loader, _ = build('reviewkd', 'ShuffleV2_Imagenet', 'resnet8', size=32)
+    assert 'has no pre-activations; its stages are taken as they are' in capsys.readouterr().out
+    images, target, index = next(iter(loader))
+    feats_t = distiller.teacher_outputs(images).feats
+    assert all(torch.equal(*pair) for pair in zip(feats_t, distiller.teacher.outputs(images).feats, strict=True))
+    losses, _ = distiller(images, target, index)
+    assert losses['method'].isfinite() and losses['method'] > 0
 
 
 def test_one_class():
