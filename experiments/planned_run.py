@@ -46,9 +46,12 @@ class PlannedRun:
         return [python, script, *device_flags, *self.arguments]
 
 
-def parse_known_flags(parser: Parser) -> tuple[Namespace, list[str]]:
-    """Return the options of a script, and the remaining arguments, which are flags of every run. Raises UserError."""
-    opt, extra_args = parser.parse_known()
+def parse_known_flags(parser: Parser, arguments: list[str] | None = None) -> tuple[Namespace, list[str]]:
+    """Return the options of a script, and the remaining arguments, which are flags of every run. Raises UserError.
+
+    arguments: None for those of the command line.
+    """
+    opt, extra_args = parser.parse_known(arguments)
     known = {*parser.flags().defaults, *flags(student=True).defaults, *flags(student=False).defaults}
     for flag in (argument.partition('=')[0] for argument in extra_args if argument.startswith('--')):
         name = flag[2:].replace('-', '_')

@@ -12,7 +12,10 @@ from . import model_dict, model_names
 from .find import LIBRARIES, check_name, is_user_file
 from .foreign import without_common_prefix
 
-OPTIONS = {'--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model'}     # flag -> the option that names its net
+OPTIONS = {     # flag -> the option that names its net
+    '--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model',
+    'TEACHER': 'the net as TEACHER, and this file as --teacher_weights',
+    'STUDENT': 'the net as STUDENT, and this file as --student_weights'}
 
 
 def find_architecture(path: str, checkpoint: dict, flag: str = '--path-t') -> str:

@@ -757,6 +757,28 @@ def test_the_teachers_list(shell):
     assert values(asked, '--gpu_id') == ['1', '1'] and values(asked, '--learning_rate') == ['0.1', '0.1']
 
 
+def test_the_steps_for_own_photographs(shell, tmp_path):
+    """The plan gets all arguments; the export is of the best student; --estimate stops before the first run."""
+    save = tmp_path / 'with a space'
+    save.mkdir()
+    (save / 'best.txt').write_text('a run\n')
+    (save / 'summary.txt').write_text('the end\n')
+    arguments = ['my photos', 'timm:resnet18', '--epochs', '3']
+    done, asked = shell('own_photos.sh', *arguments, GPU_ID='1')
+    assert done.returncode == 0 and done.stdout.endswith('\nthe end\n'), done.stderr
+    installed, steps = [line for line in asked if line[0] == '-m'], [line for line in asked if line[0] != '-m']
+    assert [line[-1] for line in installed] == ['requirements-export.txt', 'timm']
+    assert [Path(line[0]).name for line in steps] == ['own_photos.py', 'reproduce.py', 'own_photos.py', 'report.py',
+                                                      'export_student.py', 'predict.py']
+    assert steps[0][1:] == ['plan', str(save), *arguments] and steps[2][1:] == ['best', str(save)]
+    assert steps[1][1] == str(save / 'own_photos.toml') and values(steps, '--gpu_id') == ['1']
+    assert steps[4][1] == 'a run' and steps[5][1:] == [str(save / 'export'), str(save / 'examples')]
+
+    done, asked = shell('own_photos.sh', *arguments, '--estimate')
+    assert [Path(line[0]).name for line in asked if line[0] != '-m'] == ['own_photos.py', 'reproduce.py']
+    assert asked[-1][-2:] == ['--dry-run', '--estimate']
+
+
 def test_a_script_with_the_real_python(tree, tmp_path):
     """From no teacher to the table, in a folder with a space."""
     done = subprocess.run(['sh', ROOT / 'scripts' / 'run_cifar_distill.sh', '--data_dir', tree, '--image_size', '16',

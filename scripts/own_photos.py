@@ -1,0 +1,272 @@
+"""The decisions of own_photos.sh: which runs a folder of photographs gets, and which student is the best.
+
+python scripts/own_photos.py plan SAVE FOLDER [TEACHER] [STUDENT] [--epochs N] [--image_size N] [flags of every run]
+python scripts/own_photos.py best SAVE
+
+plan checks the folder and the nets, and writes SAVE/own_photos.toml for reproduce.py. best writes SAVE/best.txt,
+the folder of the student with the highest validation accuracy; SAVE/examples, some test images; and SAVE/summary.txt.
+"""
+import json
+import os
+import shlex
+import shutil
+import sys
+import urllib.request
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import helper  # noqa: F401, before torch: it sets how threads wait
+
+# isort: split
+from analysis.runs import read_run
+from dataset.folder import open_sources, open_whole
+from dataset.source import TEST_SPLITS
+from dataset.split import divide
+from experiments.plan import plan_runs
+from experiments.planned_run import parse_known_flags
+from experiments.table_file import ALONE, read_table
+from helper.cli import Parser, number, path, table
+from helper.errors import UserError, listed, printable, run_main
+from helper.files import make_folder, read_json, read_text, write_atomically
+from helper.optim import rate_factors
+from models.find import LIBRARIES, build, check_name, get_library, parse_name
+from models.load import open_net
+from models.start import open_initial, open_published
+
+TABLE = 'own_photos.toml'
+DEFAULT_NETS = ['timm:convnext_tiny', 'timm:mobilenetv3_small_100']     # teacher and student
+SHARES = '0.7,0.15,0.15'        # --split of a folder without splits: training, validation and test images
+VAL_FRACTION = '0.15'           # of the training images, for a folder without validation images
+FEWEST = 10                     # images of each class that are divided
+SMALL = 500                     # training images below which batches are smaller, so that an epoch has enough steps
+HUB = 'https://huggingface.co'
+USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
+EXAMPLES = 6                    # test images that are predicted at the end
+
+# These runs are shorter than the published ones, and so is the warm-up of DKD. All three methods serve any two nets.
+TEXT = """\
+# {command}
+# After a change in rows or seeds, the same command trains what is new. docs/tables.md explains such files.
+title = {title}
+seeds = [1]
+options = {options}
+teacher_options = {teacher_options}
+student_options = {student_options}
+pairs = [{pair}]
+
+[rows]
+Student = "alone"
+KD = "kd"
+DKD = "dkd --loss_warmup_epochs {warmup}"
+SRRL = "srrl"
+"""
+
+
+def plan(save: Path, arguments: list[str]) -> None:
+    """Write the table for FOLDER [TEACHER] [STUDENT] [flags]. If there are runs already, it stays as it is.
+
+    Raises UserError for a folder or a net that cannot be used, and for runs of other arguments.
+    """
+    opt, flags = parse(arguments)
+    command = printable(shlex.join(['own_photos.sh', *(a for a in arguments if a != '--estimate')]))
+    if any((save / name).exists() for name in ('models', 'student_model')):
+        check_same_command(save, command)
+        print(f'{save}: continues')
+        return
+    data_flags, n_train = divide_folder(Path(opt.folder))
+    if not is_reachable(os.environ.get('HF_ENDPOINT', HUB)):
+        os.environ['HF_HUB_OFFLINE'] = '1'      # otherwise the hub's client tries for a minute before it uses its cache
+    teacher, teacher_start = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
+    student, student_start = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
+    teacher_epochs = -(-opt.epochs // 3) if teacher_start else opt.epochs
+    if teacher_start:
+        teacher_start += slow_backbone(teacher, opt.image_size)
+    options = ['--dataset', 'folder', '--data_dir', os.path.abspath(opt.folder), *data_flags, '--image_size',
+               str(opt.image_size), '--batch_size', '8' if n_train < SMALL else '32', '--opt', 'adamw',
+               '--learning_rate', '5e-4', '--weight_decay', '0.05', '--sched', 'cosine']
+    make_folder(save, f'SAVE {save}')
+    write_atomically(save / TABLE, TEXT.format(
+        command=command, title=toml(f'Photographs of {Path(opt.folder).resolve().name}'),
+        options=toml(shlex.join(options)),
+        teacher_options=toml(shlex.join([*teacher_start, *schedule(teacher_epochs, teacher_start), *flags])),
+        student_options=toml(shlex.join([*student_start, *schedule(opt.epochs, student_start), *flags])),
+        pair=toml(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
+        warmup=max(1, opt.epochs // 10)).encode())
+    print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up to '
+          f'{opt.epochs}')
+
+
+def parse(arguments: list[str]):
+    """(the options, the flags of every run). Names come first, so that no value of a flag is taken for one."""
+    names = [*takewhile(lambda argument: not argument.startswith('-'), arguments)]
+    if not 1 <= len(names) <= 3:
+        raise UserError(f'{" ".join(names) or "FOLDER"}: give a folder, then up to two nets, then flags: {USAGE}')
+    parser = Parser(description='Write the table of runs for a folder of photographs.')
+    add = parser.add_argument
+    add('--epochs', type=number(int, low=1, high=10**4), default=60,
+        help='epochs of each student at most; a pretrained teacher gets a third of them')
+    add('--image_size', type=number(int, low=32, high=512), default=224, help='height and width in pixels')
+    for net in ('teacher', 'student'):
+        add(f'--{net}_weights', type=path, metavar='PATH',
+            help=f'start the {net} from the weights in this file or folder, if they do not name their net')
+    add('--estimate', action='store_true', help='own_photos.sh prints the hours, and stops')
+    opt, flags = parse_known_flags(parser, arguments[len(names):])
+    opt.folder, opt.teacher, opt.student = [*names, *DEFAULT_NETS[len(names) - 1:]]
+    return opt, flags
+
+
+def check_same_command(save: Path, command: str) -> None:
+    """Raise UserError unless the runs in `save` were planned by the same command."""
+    file = save / TABLE
+    earlier = read_text(file, f'SAVE {save}: has runs, but its table').split('\n')[0].removeprefix('# ')
+    if earlier != command:
+        raise UserError(f'SAVE {save}: has the runs of {earlier}; give those arguments, or set another folder, '
+                        f'SAVE=save/NAME')
+
+
+def divide_folder(folder: Path) -> tuple[list[str], int]:
+    """(the flags that divide the images of `folder`, its number of training images). Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f'FOLDER {folder}: no such folder; give one with images in {folder}/CLASS/*')
+    folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    if 'train' in folders and folders & {*TEST_SPLITS}:
+        parts, classes = open_sources(SimpleNamespace(data_dir=str(folder), val_fraction=None))
+        train, flags = parts['train'], [] if 'val' in parts else ['--val_fraction', VAL_FRACTION]
+    else:
+        train, classes = open_whole(SimpleNamespace(data_dir=str(folder), split=SHARES))
+        flags = ['--split', SHARES]
+    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    if len(classes) < 2:
+        raise UserError(f'FOLDER {folder}: holds the class {printable(classes[0])} alone; give two or more')
+    few = [f'{name} ({count})' for name, count in zip(classes, counts, strict=True) if count < FEWEST]
+    if few and flags:
+        raise UserError(f'FOLDER {folder}: too few images to divide in the class {listed(few, 5)}; give each class '
+                        f'{FEWEST} or more')
+    print(f'{folder}: {len(classes)} classes, {len(train.labels)} images, ' + (
+        f'divided by {" ".join(flags)}' if flags else 'and validation and test images'))
+    return flags, len(train.labels)
+
+
+def is_reachable(url: str) -> bool:
+    """Whether this address answers."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def find_start(given: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str]]:
+    """(the name of a net, the flags of its pretrained start). Prints from which weights it starts. Raises UserError.
+
+    given: the name of a net, or a file or folder of weights that names it. label: TEACHER or STUDENT, for messages.
+    """
+    if os.path.exists(given) and not weights:
+        name, _ = open_net(given, flag=label)
+        weights = given
+    elif given.endswith(('.pth', '.pt', '.tar', '.safetensors')) or given.startswith(('/', './', '../')):
+        raise UserError(f'{label} {given}: no such file or folder')
+    else:
+        name = check_name(given, image_size, label)
+    if weights:
+        open_initial(weights, name, label)
+        print(f'{label} {name}: starts from the weights in {weights}')
+        return name, ['--initial_checkpoint', os.path.abspath(weights)]
+    library = get_library(name)
+    plain = parse_name(name, label)[0] if library else name
+    if not library or not LIBRARIES[library].has_published(plain, label):
+        print(f'{label} {name}: starts from nothing, with new weights: there are no published ones')
+        return name, []
+    try:
+        open_published(name)
+    except UserError:
+        _, dot, tag = plain.partition('.')
+        print(f'{label} {name}: starts from nothing, with new weights: the published ones cannot be downloaded; fetch '
+              f'them where there is a network, and give --{label.lower()}_weights PATH')
+        return name.replace(dot + tag, '', 1), []
+    print(f'{label} {name}: starts from its published weights')
+    return name, ['--pretrained']
+
+
+def slow_backbone(name: str, image_size: int) -> list[str]:
+    """The flags with which pretrained layers change less than the new classifier; for nets of timm by layer group."""
+    try:
+        rate_factors(build(name, 2, image_size), SimpleNamespace(layer_decay=0.75, backbone_lr=1.0))
+    except UserError:       # has no groups
+        return ['--backbone_lr', '0.1']
+    return ['--layer_decay', '0.75']
+
+
+def schedule(epochs: int, is_pretrained) -> list[str]:
+    """The flags of a run's epochs: warm-up, patience, and the first epoch of a new classifier alone."""
+    flags = ['--epochs', str(epochs), '--patience', str(max(5, epochs // 4))]
+    if epochs > 4:
+        flags += ['--warmup_epochs', '3', '--warmup_lr', '1e-4']
+        flags += ['--freeze_epochs', '1'] if is_pretrained else []
+    return flags
+
+
+def toml(text: str) -> str:
+    """The text as a string of TOML."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
+def best(save: Path) -> None:
+    """Write best.txt, examples and summary.txt of the finished runs. Raises UserError if a run is not finished."""
+    runs = plan_runs(read_table(save / TABLE), str(save), [])
+    results = {run: read_run(str(run.folder)) for run in runs}
+    val = {run: read_json(run.folder / 'val_best_metrics.json', f'{run.folder}') for run in runs}
+
+    def rank(run):      # the test set chooses nothing
+        return val[run]['val_acc'], -val[run]['val_loss']
+
+    kinds = {'teacher': [], 'student alone': [], 'best distilled': []}
+    for run in runs:
+        is_alone = results[run]['distill'] == ALONE
+        kinds['teacher' if not run.cells else 'student alone' if is_alone else 'best distilled'].append(run)
+    selected = {kind: max(members, key=rank) for kind, members in kinds.items() if members}
+    winner = max((run for run in runs if run.cells), key=rank)
+    files, examples = test_files(winner.opt), save / 'examples'
+    shutil.rmtree(examples, ignore_errors=True)
+    examples.mkdir()
+    for file in files[::-(-len(files) // EXAMPLES)]:
+        shutil.copy(file, examples / '_'.join(Path(file).parts[-2:]))       # with the class
+    accuracies = table(('top-1 %', '', 'validation', 'test'), [
+        (kind, ', '.join(dict.fromkeys([run.net, *(row for row, _ in run.cells)])), f'{val[run]["val_acc"]:.2f}',
+         f'{results[run]["top1"]:.2f}') for kind, run in selected.items()], '<<>>')
+    write_atomically(save / 'best.txt', f'{winner.folder}\n'.encode())
+    write_atomically(save / 'summary.txt', f"""\
+{accuracies}
+{len(files)} test images, measured once for each run: one image is {100 / len(files):.2f} points
+
+best on the validation set: {winner.cells[0][0]}, {winner.folder}
+report: {save}/report.html
+export: {save}/export, with MODEL_CARD.md to fill in
+to change rows or seeds: edit {save / TABLE}, and give the same command again
+""".encode())
+    print(f'{winner.cells[0][0]} is the best on the validation set: {winner.folder}')
+
+
+def test_files(opt) -> list[str]:
+    """The files of the test images of a run with these options."""
+    if not opt.split:
+        return open_sources(opt)[0]['test'].files
+    source, _ = open_whole(opt)
+    return [source.files[i] for i in divide(source.labels, source.names, opt.split)['test']]
+
+
+def main():
+    step, save, *arguments = sys.argv[1:] if len(sys.argv) > 2 else ('', '')
+    if step == 'plan':
+        plan(Path(save), arguments)
+    elif step == 'best' and not arguments:
+        best(Path(save))
+    else:
+        raise UserError('give  plan SAVE FOLDER [TEACHER] [STUDENT] [flags]  or  best SAVE; sh scripts/own_photos.sh '
+                        'does all')
+
+
+if __name__ == '__main__':
+    run_main(main)
