@@ -89,7 +89,7 @@ def train(opt, device):
 
     # Train
     with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data.split,
-             data.selection_split) as run:
+             data.selection_split, data.classes) as run:
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; colours: {data.preprocessing}')

@@ -3,14 +3,20 @@ from dataset import get_dataloaders
 from distiller_zoo import load_inference_net
 from helper import distributed
 from helper.device import memory_format
-from helper.loops import validate
+from helper.loops import PREDICTIONS, validate
+from helper.meter import class_report
 from helper.records import show_evaluation
 from models.load import open_checkpoint
 from options import open_teacher, take_preprocessing, warn_of_split
 
+from .classes import describe_report
+
 
 def evaluate(opt, device) -> None:
-    """Print the accuracy of the checkpoint opt.evaluate (True: the teacher opt.path_t). All processes call this."""
+    """Print the accuracy and the figures of the classes of the checkpoint opt.evaluate (True: the teacher opt.path_t).
+
+    All processes call this.
+    """
     if opt.evaluate is True:
         path, flag = opt.path_t, '--path-t'
         arch, checkpoint = open_teacher(opt)
@@ -22,4 +28,6 @@ def evaluate(opt, device) -> None:
     data = get_dataloaders(distributed.per_process_options(opt), device, inputs=inputs)
     name, net = load_inference_net(path, data, flag, arch, checkpoint)
     net.to(device, memory_format=memory_format(opt))
-    show_evaluation(name, validate(data.test_loader, net, source=f'{flag} {path}'))
+    test = validate(data.test_loader, net, source=f'{flag} {path}')
+    show_evaluation(name, test)
+    print(describe_report(class_report(test[PREDICTIONS], data.classes)))

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from .device import Precision
 from .distributed import average_batchnorm
 from .errors import UserError
-from .meter import FiniteCheck, Meter, Progress, count_classes
+from .meter import FiniteCheck, Meter, Progress, gather_predictions, predictions
 
+PREDICTIONS = 'predictions'     # key of what validate returns
 SPLITS = {'test': 'test', 'val': 'validation'}      # start of the names of metrics -> the split in words
 
 
@@ -99,23 +100,25 @@ def update_weights(optimizer, scaler, clip_grad: float | None = None) -> None:
 
 @torch.inference_mode()
 def validate(loader, net, run=None, source: str = '', split: str = 'test') -> dict:
-    """Return {'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes'}.
+    """Return {'test_loss', 'test_acc', 'test_acc_top5' (percent), 'test_classes_predicted', 'test_classes',
+    PREDICTIONS}.
 
-    The last two entries count the classes that the net predicts at least once, and those with images. net(images) ->
-    logits. run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run
-    does not train, for the error message. split: of SPLITS, that of the loader; with 'val' the names begin with val_.
-    Raises UserError in every process if the loss is not finite.
+    test_classes_predicted and test_classes count the classes that the net predicts at least once, and those with
+    images. PREDICTIONS: (3, images), see helper.meter.predictions, of all processes. net(images) -> logits. run: a
+    helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run does not train,
+    for the error message. split: of SPLITS, that of the loader; with 'val' the names begin with val_. Raises UserError
+    in every process if the loss is not finite.
     """
     net.eval()
     run = run or NullRun()
-    meter, classes = Meter(), []        # predicted and true ones of each batch; reading them would wait for a GPU
+    meter, batches = Meter(), []        # the predictions of each batch; reading them would wait for a GPU
     for images, target, _ in loader:
         logits = net(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)
-        classes.append(torch.stack([logits.argmax(1), target]))
+        batches.append(predictions(logits, target))
         run.stop_if_asked()
     averages = meter.averages()
-    predicted, present = count_classes(classes)
+    everywhere = gather_predictions(batches)
     if not averages:
         raise UserError(f'no {SPLITS[split]} image could be read, so there is no accuracy')
     loss = averages['loss']
@@ -124,6 +127,7 @@ def validate(loader, net, run=None, source: str = '', split: str = 'test') -> di
                         f'checkpoint of a run that did not diverge' if source else
                         f'the run diverged in epoch {run.epoch}: the loss on the {SPLITS[split]} images is {loss}; '
                         f'{run.advice}')
+    predicted, present, _ = (len(values.unique()) for values in everywhere)
     metrics = {'loss': loss, 'acc': averages['top1'], 'acc_top5': averages['top5'], 'classes_predicted': predicted,
                'classes': present}
-    return {f'{split}_{name}': value for name, value in metrics.items()}
+    return {**{f'{split}_{name}': value for name, value in metrics.items()}, PREDICTIONS: everywhere}

@@ -89,12 +89,6 @@ def gather_predictions(batches: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(distributed.gather(mine), 1)
 
 
-def count_classes(batches: list[torch.Tensor]) -> list[int]:
-    """[number of predicted classes, number of classes with images] in all processes, from (2, N) classes per batch."""
-    mine = [set(row.unique().tolist()) for row in torch.cat(batches, 1)] if batches else [set(), set()]
-    return [len(set.union(*sets)) for sets in zip(*distributed.gather(mine), strict=True)]
-
-
 class Calibration(NamedTuple):
     """Test images in equal bins of the confidence, (0, 1]. Empty bins have the values 0."""
 

@@ -7,6 +7,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -15,7 +16,8 @@ from .device import surroundings
 from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
-from .loops import SPLITS
+from .loops import PREDICTIONS, SPLITS
+from .meter import class_report
 
 METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
 
@@ -23,10 +25,12 @@ METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
 class Records:
     """The JSON files, TensorBoard events, --wandb and the best accuracy. Of several processes only the first writes."""
 
-    def __init__(self, opt, paths, facts: dict, split: dict | None = None, selection: str = 'test'):
+    def __init__(self, opt, paths, facts: dict, split: dict | None = None, selection: str = 'test',
+                 classes: Sequence[str] = ()):
         """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split.
 
-        selection: 'test', or 'val' with a validation set: the split that is measured after each epoch.
+        selection: 'test', or 'val' with a validation set: the split that is measured after each epoch. classes: their
+        names.
         """
         self.opt, self.paths, self.facts, self.split, self.selection = opt, paths, facts, split, selection
         self.metrics = [f'{selection}_{name}' for name in METRICS]      # their names in the files
@@ -34,6 +38,8 @@ class Records:
         self.history: list[dict] = []
         self.best: dict = {self.accuracy: -1.0}
         self.test: dict = {}    # with a validation set, after the end: 'best' and 'last' -> metrics of the test set
+        self.classes = classes
+        self.class_report: dict = {}        # the figures of each class in the best epoch, on the test set
         self.start, self.writer = time.time(), None
         self.wandb, self.wandb_id = None, secrets.token_hex(4)
         self.epochs = 0         # finished ones of all stages
@@ -44,6 +50,7 @@ class Records:
         if state:
             self.history, self.best = list(state['history']), dict(state['best'])
             self.test = state.get('test', {})
+            self.class_report = state.get('class_report', {})       # not in states of older versions
             self.start = time.time() - state['seconds']
             wandb_id, self.epochs = state.get('wandb', (self.wandb_id, len(self.history)))
             self.wandb_id = self.wandb_id if is_new else wandb_id
@@ -61,6 +68,7 @@ class Records:
             self.outdated += [] if self.split else [self.paths.folder / 'split.json']
             self.outdated += [self.paths.folder / f'{split}_{epoch}_metrics.json' for split in SPLITS
                               for epoch in ('best', 'last') if split != self.selection]
+            self.outdated += [] if self.selection == 'test' else [self.paths.folder / 'test_best_classes.json']
         threading.excepthook = _ignore_failed_writes
         # Events that an interrupted run wrote after its last state are hidden, not shown twice.
         with self._events():
@@ -80,7 +88,8 @@ class Records:
     def state(self) -> dict:
         """What a resumed run needs, for last.pth."""
         return {'history': self.history, 'best': self.best, 'seconds': time.time() - self.start,
-                'wandb': [self.wandb_id, self.epochs], **({'test': self.test} if self.test else {})}
+                'class_report': self.class_report, 'wandb': [self.wandb_id, self.epochs],
+                **({'test': self.test} if self.test else {})}
 
     @staticmethod
     def fits(state: dict) -> bool:
@@ -95,6 +104,7 @@ class Records:
             return (isinstance(history, list) and all(isinstance(number, float) for number in numbers)
                     and math.isfinite(best[accuracy]) and math.isfinite(seconds)
                     and (best[accuracy] < 0 or isinstance(best['epoch'], int))
+                    and isinstance(state.get('class_report', {}), dict)
                     and state.get('test', {}).keys() in (set(), {'best', 'last'})
                     and re.fullmatch('[0-9a-f]{8}', wandb_id) is not None and type(epochs) is int and epochs >= 0)
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -118,6 +128,7 @@ class Records:
         scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
         entry = {'epoch': epoch, **scalars, **test, 'train': train, 'seconds': seconds}
+        del entry[PREDICTIONS]
         if taken := entry.keys() & pictures.keys():
             raise ValueError(f'pictures: {", ".join(taken)} is the name of something else in history.json')
         self.history.append({**entry, **pictures})
@@ -125,6 +136,8 @@ class Records:
         is_best = test[self.accuracy] > self.best[self.accuracy]
         if is_best:
             self.best = {**metrics, 'epoch': epoch}
+        if is_best and self.selection == 'test':
+            self._report_classes(test)
         if not is_main():
             return
         pixels = {tag: torch.tensor(matrix).repeat_interleave(32, 0).repeat_interleave(32, 1).clamp(0, 1)
@@ -142,6 +155,10 @@ class Records:
               f'{SPLITS[self.selection]} loss {loss:.4f}, top-1 {top1:.2f}, top-5 {top5:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
+
+    def _report_classes(self, test):
+        """Note the figures of each class. test: what validate returned on the test set for the best epoch."""
+        self.class_report = {'epoch': self.best['epoch'], **class_report(test[PREDICTIONS], self.classes)}
 
     @property
     def last(self) -> dict:
@@ -162,6 +179,7 @@ class Records:
         """Note what validate returned on the test set for the weights of the best and of the last epoch."""
         for epoch, test, ours in (('best', best, self.best), ('last', last, self.last)):
             self.test[epoch] = {**{f'test_{name}': test[f'test_{name}'] for name in METRICS}, 'epoch': ours['epoch']}
+        self._report_classes(best)
         if not is_main():
             return
         scalars = {f'test_{epoch}_acc': test['test_acc'] for epoch, test in self.test.items()}
@@ -187,12 +205,19 @@ class Records:
         self._write_json(f'{self.selection}_last_metrics', self.last)
 
     def write_best(self) -> None:
+        """Write the metrics of the best epoch, and without a validation set also the figures of each class."""
         self._write_json(f'{self.selection}_best_metrics', self.best)
+        self._write_class_report()
 
     def write_test(self) -> None:
-        """Write the metrics of add_test, if there are any."""
+        """Write the metrics of add_test and the figures of each class, if there are any."""
         for epoch, metrics in self.test.items():
             self._write_json(f'test_{epoch}_metrics', metrics)
+        self._write_class_report()
+
+    def _write_class_report(self):
+        if self.class_report.get('epoch') == self.best['epoch']:        # else an older version measured the best epoch
+            self._write_json('test_best_classes', self.class_report)
 
     def finish(self) -> None:
         """All epochs are over: write the total time, print the best and the last accuracy."""

@@ -1,7 +1,7 @@
 """The run that a train script opens: its epochs, its checkpoints and files, and its end by a signal."""
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,20 +35,21 @@ class Run:
     """
 
     def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, facts: dict, precision: Precision,
-                 checkpoint: Callable, split: dict | None = None, selection: str = 'test'):
+                 checkpoint: Callable, split: dict | None = None, selection: str = 'test',
+                 classes: Sequence[str] = ()):
         """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
         Sets opt.seed to the seed of a resumed run. facts: must be the same in a resumed run, beside the options.
         checkpoint() returns the content of the checkpoints beside epoch, best_acc and chosen_on. split: for split.json.
-        selection: 'test', or 'val' with a validation set. Raises UserError; nothing is written before everything is
-        checked.
+        selection: 'test', or 'val' with a validation set. classes: their names. Raises UserError; nothing is written
+        before everything is checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
                             'method; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
-        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split, selection)
+        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split, selection, classes)
         self.identity = RunIdentity(opt, facts, precision.dtype)
         self.training = TrainingState(module, loader, precision)
         self.signals, self.lock = StopSignals(), FolderLock(paths.folder)

@@ -145,7 +145,7 @@ def data_options(**changes):
 
 
 def outcome(save):
-    """The result of the run in `save`: all weights, the numbers of each epoch without times, the best metrics."""
+    """The result of the run in `save`: all weights, the numbers of each epoch without times, those of the best one."""
     return outcome_of(next(p.parent for p in sorted(save.glob('*/*/last.pth'))))
 
 
@@ -159,7 +159,8 @@ def outcome_of(folder):
     return {'last': last['module'], 'optimizer': last['optimizer']['state'], 'best': best['model'],
             'method': best.get('distiller', {}), 'history': history, 'loader': last['loader'],
             'torch': last['random'][0]['torch'],
-            'metrics': json.loads((folder / 'test_best_metrics.json').read_text())}
+            'metrics': json.loads((folder / 'test_best_metrics.json').read_text()),
+            'classes': json.loads((folder / 'test_best_classes.json').read_text())}
 
 
 def assert_same(a, b):

@@ -34,7 +34,7 @@ from helper.errors import UserError
 from helper.files import FolderLock
 from helper.launch import launch
 from helper.loops import train_epoch, validate
-from helper.meter import Progress
+from helper.meter import Progress, class_report
 from helper.run import Run
 from helper.sync_batchnorm import synchronise_batchnorm
 from models import model_dict
@@ -126,6 +126,14 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
     return found, optimizer
 
 
+def measure(loader, net):
+    """[what validate returns and the means over the classes, the figures of each class]."""
+    test = validate(loader, net)
+    report = class_report(test.pop('predictions'), [*'0123456789'])
+    classes = report.pop('classes')
+    return [{**test, **report}, classes]
+
+
 def accumulated(rank, world):
     """(averages, a part of the weights, number of gradient exchanges) of an epoch of three batches, --grad_accum 2."""
     distiller, loader, opt = make('kd', rank, world, grad_accum=2)
@@ -202,9 +210,9 @@ def every_method(opt, device):
     images, target = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator()
                                    .manual_seed(7)), torch.arange(45) % 10
     held_out = MemoryLoader(images, target, 8, device, rank=rank, world_size=world)
-    found['validate'] = validate(held_out, make('kd', rank, world)[0].student)
+    found['validate'] = measure(held_out, make('kd', rank, world)[0].student)
     one = MemoryLoader(images[:1], target[:1], 8, device, rank=rank, world_size=world)
-    found['one image'] = validate(one, make('kd', rank, world)[0].student)
+    found['one image'] = measure(one, make('kd', rank, world)[0].student)
     net = make('kd', rank, world)[0].student
     net.fc.bias.data.fill_(float('nan') if rank else 0)     # in one process alone
     try:
@@ -295,8 +303,8 @@ def test_validation_is_that_of_one_process(together):
     net = make('kd', 0, 1)[0].student
     images = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
     for name, n in (('validate', 45), ('one image', 1)):
-        want = validate(MemoryLoader(images[:n], torch.arange(n) % 10, 8, CPU), net)
-        assert together[name] == pytest.approx(want, rel=1e-6)
+        want, classes = measure(MemoryLoader(images[:n], torch.arange(n) % 10, 8, CPU), net)
+        assert together[name] == [pytest.approx(want, rel=1e-6), classes]
     assert together['not finite'] == 2 * ['the run diverged in epoch 1: the loss on the test images is nan; lower '
                                           '--learning_rate']
 

@@ -361,6 +361,7 @@ FOREIGN = {
     'infinite momentum': (change(epoch=1, optimizer={'state': {0: {
         'momentum_buffer': torch.full((16, 3, 3, 3), 1e999)}}}), 'momentum_buffer of parameter 0'),
     'history': (change(log=lambda log: {**log, 'history': [{'epoch': torch.zeros(1)}]}), 'its numbers make no sense'),
+    'figures of classes': (change(log=lambda log: {**log, 'class_report': [1]}), 'its numbers make no sense'),
     'id of wandb': (change(log=lambda log: {**log, 'wandb': ['../x', 1]}), 'its numbers make no sense'),
     'identity': (change(identity=lambda i: {**i, 'distill': torch.zeros(3)}), 'another run, with distill'),
     'a tensor for a number': (change(identity=lambda i: {**i, 'image_size': torch.zeros(3)}), 'not the state of this'),

@@ -167,13 +167,18 @@ def test_the_test_set_is_measured_once(call, small, teacher, tmp_path, monkeypat
     assert best['val_acc'] == max(epoch['val_acc'] for epoch in history)
     assert read(whole, 'test_best_metrics')['epoch'] == best['epoch']
     assert read(whole, 'test_last_metrics')['epoch'] == 4
+    report = read(whole, 'test_best_classes')
+    assert (report['epoch'], report['images'], len(report['classes'])) == (best['epoch'], 24, 4)
+    assert report['balanced_acc'] == pytest.approx(read(whole, 'test_best_metrics')['test_acc'])    # six of each class
     file = next(whole.glob('*_best.pth'))
     checkpoint = torch.load(file, weights_only=True)
     assert (checkpoint['epoch'], checkpoint['best_acc']) == (best['epoch'], best['val_acc'])
     assert checkpoint['chosen_on'] == 'validation' and checkpoint['val_fraction'] == 0.25
     test_passes.clear()
     call(main, *(['--path-t', teacher] if main is train_student.main else []), *small, '--evaluate', file)
-    assert f'top-1 {read(whole, "test_best_metrics")["test_acc"]:.2f}, top-5' in capfd.readouterr().out
+    text = capfd.readouterr().out
+    assert f'top-1 {read(whole, "test_best_metrics")["test_acc"]:.2f}, top-5' in text
+    assert f'macro F1 {report["macro_f1"]:.2f}, balanced accuracy {report["balanced_acc"]:.2f}, ECE ' in text
 
 
 def test_a_signal_while_the_test_set_is_measured(call, small, tmp_path, test_passes):
