@@ -96,7 +96,7 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and not list(tmp_path.glob('*/*/last.pth'))
-    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, **_: validate(loader, net))
+    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *_, **__: validate(loader, net))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments)
     assert caught.value.code == 143 and 'stopped after epoch 0' in capfd.readouterr().out
@@ -136,6 +136,7 @@ def test_into_another_folder(call, small, tmp_path, capfd):
     first = next(tmp_path.glob('models/*_a'))
     state = load_checkpoint(str(first / 'last.pth'), '')
     state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
+    state['log']['class_report']['epoch'] = 1
     torch.save(state, first / 'last.pth')
     best = load_checkpoint(str(first / 'resnet8_best.pth'), '')
     torch.save({**best, 'epoch': 1, 'best_acc': 100.0}, first / 'resnet8_best.pth')
@@ -144,6 +145,7 @@ def test_into_another_folder(call, small, tmp_path, capfd):
     second = next(tmp_path.glob('models/*_b'))
     assert (second / 'resnet8_best.pth').read_bytes() == (first / 'resnet8_best.pth').read_bytes()
     assert json.loads((second / 'test_best_metrics.json').read_text()) == state['log']['best']
+    assert json.loads((second / 'test_best_classes.json').read_text()) == state['log']['class_report']
 
     # A run that has ended: its state is there too, and continues.
     call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'c', '--resume', first)
@@ -170,6 +172,7 @@ def test_files_of_the_best_epoch_that_are_lost(call, small, tmp_path, capfd, los
     best = load_checkpoint(str(weights), '')
     state = load_checkpoint(str(folder / 'last.pth'), '')
     state['log']['best'] = {**state['log']['best'], 'test_acc': 100.0, 'epoch': 1}
+    state['log']['class_report']['epoch'] = 1
     torch.save(state, folder / 'last.pth')
     torch.save({**best, 'epoch': 1, 'best_acc': 100.0}, weights)
     before = weights.read_bytes()

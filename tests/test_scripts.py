@@ -142,7 +142,7 @@ def test_teacher_outputs(call, small, tmp_path, capfd):
     folder = tmp_path / 'models' / 'resnet8_folder_lr_0.05_decay_0.0005_trial_x'
     assert sorted(p.name for p in folder.iterdir()) == [
         '.lock', 'ckpt_epoch_2.pth', 'history.json', 'last.pth', 'parameters.json', 'previous.pth', 'resnet8_best.pth',
-        'test_best_metrics.json', 'test_last_metrics.json']
+        'test_best_classes.json', 'test_best_metrics.json', 'test_last_metrics.json']
     best, last = (load_checkpoint(str(folder / f), '') for f in ('resnet8_best.pth', 'ckpt_epoch_2.pth'))
     assert set(best) == {'epoch', 'model', 'best_acc', 'optimizer', 'arch', 'num_classes', 'inputs', 'classes',
                          'format_version', 'split', 'normalisation', 'val_fraction', 'chosen_on'}
