@@ -19,6 +19,7 @@ CROP_PCT = 0.875        # 224 of 256 pixels
 DEFAULTS = {'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0, 'color_jitter': 0.0,
             'train_interpolation': 'bilinear'}
 OF_RESIZED = ('scale', 'ratio', 'color_jitter', 'train_interpolation')      # have no effect on padded crops
+STRIP = 20              # longer images are cropped before they are scaled: a whole one could fill the memory
 ATTEMPTS = 10           # to draw a crop that lies within the image
 RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.BILINEAR,
               'bicubic': Image.Resampling.BICUBIC}
@@ -81,8 +82,8 @@ def resize_to_square(image: Image.Image, size: int, fit: str = 'crop', crop_pct:
         square = Image.new('RGB', (size, size))
         square.paste(image.resize(scaled, method), [(size - side) // 2 for side in scaled])
         return square
-    if crop_pct == 1:
-        return ImageOps.fit(image, (size, size), method)
+    if crop_pct == 1 or max(image.size) > STRIP * min(image.size):
+        return ImageOps.fit(image, (size, size), method, bleed=(1 - crop_pct) / 2)
     width, height = (round(size / crop_pct) * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), method).crop((left, top, left + size, top + size))

@@ -130,6 +130,13 @@ def test_a_test_image_is_torchvisions(size, crop_pct, interpolation):
     assert np.array_equal(resize_to_square(image, 48, 'crop', crop_pct, interpolation), wanted)
 
 
+def test_a_long_strip():
+    """The centre is cut out before it is scaled: the whole image would have 10^10 pixels."""
+    strip = Image.new('RGB', (10**6, 4))
+    strip.paste((200, 100, 50), (5 * 10**5 - 2, 0, 5 * 10**5 + 2, 4))
+    assert resize_to_square(strip, 200, 'crop', 0.5).getcolors() == [(200 * 200, (200, 100, 50))]
+
+
 def batches(data, loader='test_loader'):
     return [torch.cat(parts) for parts in zip(*getattr(data, loader), strict=True)]
 
