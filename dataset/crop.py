@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .augment import AutoAugment, Strong
+from .jpeg import resize_box, to_tensor
 from .normalise import IMAGENET_MEAN, IMAGENET_STD
 from .order import PAD
 
@@ -55,7 +56,7 @@ def draw_box(width: int, height: int, scale: tuple = DEFAULTS['scale'], ratio: t
 
 
 class RandomResizedCrop:
-    """A random crop of an RGB image, scaled to size x size pixels. interpolation: also 'random', one of two."""
+    """Image of Source.open() -> uint8 (3, size, size): a random crop. interpolation: also 'random', one of two."""
 
     def __init__(self, size: int, scale: tuple, ratio: tuple, interpolation: str):
         self.size, self.scale, self.ratio, self.interpolation = size, scale, ratio, interpolation
@@ -64,7 +65,7 @@ class RandomResizedCrop:
         box, interpolation = draw_box(*image.size, self.scale, self.ratio), self.interpolation
         if interpolation == 'random':
             interpolation = ('bilinear', 'bicubic')[torch.randint(2, (1,)).item()]
-        return image.resize((self.size, self.size), RESAMPLING[interpolation], box=box)
+        return resize_box(image, (self.size, self.size), RESAMPLING[interpolation], box)
 
 
 def resize_to_square(image: Image.Image, size: int, fit: str = 'crop', crop_pct: float = 1.0,
@@ -113,19 +114,19 @@ class Pipeline:
 
     def transform(self, train: bool, aa: str | None = None, view: str = 'weak'):
         """RGB image -> uint8 (size, size, 3). view: in training, of augment.VIEWS; --color_jitter and --aa augment the
-        weak one."""
+        weak one. For crops of random size in training, the image may be one of Source.open()."""
         from torchvision.transforms import v2
         if not train:
             return v2.Compose([self.square, np.array, torch.from_numpy])
         if self.crop == 'resized':
             steps = [RandomResizedCrop(self.size, self.scale, self.ratio, self.train_interpolation)]
         else:
-            steps = [self.square, v2.RandomCrop(self.size, padding=PAD)]
+            steps = [self.square, v2.RandomCrop(self.size, padding=PAD), to_tensor]
         steps.append(v2.RandomHorizontalFlip(self.hflip))
         steps += [v2.RandomVerticalFlip(self.vflip)] if self.vflip else []
         if view == 'strong':
-            return v2.Compose([*steps, v2.functional.pil_to_tensor, Strong(),
-                               functools.partial(torch.permute, dims=(1, 2, 0))])
-        steps += [v2.ColorJitter(*[self.color_jitter] * 3)] if self.color_jitter else []
-        steps += [AutoAugment(aa, self.size, self.mean)] if aa else []
-        return v2.Compose([*steps, np.array, torch.from_numpy])
+            steps.append(Strong())
+        else:
+            steps += [v2.ColorJitter(*[self.color_jitter] * 3)] if self.color_jitter else []
+            steps += [AutoAugment(aa, self.size, self.mean).augment_tensor] if aa else []
+        return v2.Compose([*steps, functools.partial(torch.permute, dims=(1, 2, 0))])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from helper.errors import UserError, printable
 
 from .crop import RESAMPLING, Pipeline
+from .jpeg import resize_box
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
@@ -34,7 +35,7 @@ def decode_squares(source, opt, pipeline: Pipeline) -> Decoded:
 
     def keep(i, image):
         images[i] = torch.from_numpy(np.array(pipeline.square(image))).permute(2, 0, 1)
-    readable = _read_all(source, opt, keep)
+    readable = _read_all(source.read, source, opt, keep)
     return Decoded(images, source.labels) if len(readable) == n else Decoded(images[readable], source.labels[readable])
 
 
@@ -49,22 +50,25 @@ class ScaledImages:
         def keep(i, image):
             factor = min(1, most / min(image.size))
             size = tuple(max(1, round(side * factor)) for side in image.size)
-            images[i] = np.array(image.resize(size, RESAMPLING[pipeline.interpolation]))
-        readable = _read_all(source, opt, keep)
+            images[i] = resize_box(image, size, RESAMPLING[pipeline.interpolation]).permute(1, 2, 0).numpy()
+        readable = _read_all(source.open, source, opt, keep)
         self.images, self.labels = [images[i] for i in readable], source.labels[readable]
 
     def read(self, i: int) -> Image.Image:
         """Image i as RGB."""
         return Image.fromarray(self.images[i])
 
+    open = read
 
-def _read_all(source, opt, keep):
-    """Call keep(i, image) with all readable images of a source, in any order. Returns their numbers, in order."""
+
+def _read_all(open_image, source, opt, keep):
+    """Call keep(i, open_image(i)) for all readable images of a source, in any order. Returns their numbers, in order.
+    """
     n, errors, unreadable = len(source.labels), [], set()
 
     def read(i):
         try:
-            keep(i, source.read(i))
+            keep(i, open_image(i))
         except UserError as error:
             if not opt.skip_bad_images:
                 raise
@@ -88,7 +92,7 @@ def report_cropping(source, pipeline: Pipeline) -> None:
     n, shares = len(source.labels), []
     for i in range(0, n, -(-n // SAMPLE)):
         with contextlib.suppress(UserError):
-            width, height = source.read(i).size
+            width, height = source.open(i).size
             shares.append(min(width, height) / max(width, height))
     cropped = [share * pipeline.crop_pct**2 for share in shares if share < 1]
     if cropped:

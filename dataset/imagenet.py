@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from helper import distributed
 from helper.errors import UserError
@@ -16,6 +17,9 @@ from .folder import scan
 from .image import limit_pixels
 from .normalise import Normalise
 from .order import EpochOrder
+
+SMALLEST_PART = 8       # images of a batch that one worker process reads, at least
+BATCHES_AHEAD = 2       # for each worker process, so many batches are read before they are needed
 
 # --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
@@ -30,7 +34,7 @@ def open_sources(opt):
     return scan(root)
 
 
-class Images(torch.utils.data.Dataset):
+class Images(Dataset):
     """(image uint8 (S, S, 3), label, index, errors of skipped images) by (index, seed), or a UserError.
 
     With two views, training images are (2, S, S, 3), each view with its own crop and flip. The seed decides all random
@@ -43,6 +47,8 @@ class Images(torch.utils.data.Dataset):
     def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None,
                  pipeline: Pipeline = Pipeline()):     # noqa: B008, it does not change
         self.source, self.train, self.skip_bad = source, train, skip_bad
+        # Of two views, each would decode the image.
+        self.is_opened = train and pipeline.crop == 'resized' and len(views) == 1
         self.transforms = [pipeline.transform(train, aa, view) for view in (views if train else ('weak',))]
 
     def __len__(self):
@@ -57,7 +63,7 @@ class Images(torch.utils.data.Dataset):
         errors = []
         while len(errors) < len(self):
             try:
-                image = self.source.read(index)
+                image = self.source.open(index) if self.is_opened else self.source.read(index)
                 views = [transform(image) for transform in self.transforms]
                 image = views[0] if len(views) == 1 else torch.stack(views)
                 return image, int(self.source.labels[index]), index, errors
@@ -72,7 +78,10 @@ class Images(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them."""
+    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them.
+
+    A worker process puts the images straight into the memory that it shares with the main process.
+    """
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -81,7 +90,25 @@ def collate(samples):
     if not readable:
         return None, None, None, errors
     images, target, index, _ = zip(*readable, strict=True)
-    return torch.stack(images), torch.tensor(target), torch.tensor(index), errors
+    return default_collate(list(images)), torch.tensor(target), torch.tensor(index), errors
+
+
+class Parts:
+    """The batches of an order, each in so many parts, for as many worker processes to read at the same time.
+
+    An epoch begins sooner than with one process for a batch, and no process waits for another at its end.
+    """
+
+    def __init__(self, order: EpochOrder, n_parts: int):
+        self.order, self.n_parts = order, n_parts
+
+    def __len__(self):
+        return len(self.order) * self.n_parts
+
+    def __iter__(self):
+        for batch in self.order:
+            for i in range(self.n_parts):
+                yield batch[i * len(batch) // self.n_parts:(i + 1) * len(batch) // self.n_parts]
 
 
 class WorkerLoader:
@@ -94,34 +121,58 @@ class WorkerLoader:
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
-        self.loader = torch.utils.data.DataLoader(
-            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline), batch_sampler=self.order,
-            collate_fn=collate, worker_init_fn=functools.partial(_begin_worker, opt.max_pixels),
-            num_workers=opt.num_workers, persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
+        self.n_parts = max(1, min(opt.num_workers, opt.batch_size // SMALLEST_PART))
+        self.loader = DataLoader(
+            Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline),
+            batch_sampler=Parts(self.order, self.n_parts), collate_fn=collate,
+            worker_init_fn=functools.partial(_begin_worker, opt.max_pixels), num_workers=opt.num_workers,
+            prefetch_factor=BATCHES_AHEAD * self.n_parts if opt.num_workers else None,
+            persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',
             generator=torch.Generator().manual_seed(opt.seed))
         self.normalise = Normalise(pipeline.mean, pipeline.std, pipeline.size, device, opt.channels_last)
         self.skip_bad, self.reported = opt.skip_bad_images, set()      # errors that a line has named
 
     def __len__(self):
-        return len(self.loader)
+        return len(self.order)
 
     def __iter__(self):
         errors, n_read = set(), 0
-        for batch in self.loader:
-            if isinstance(batch, UserError):
-                raise batch
-            errors.update(batch[3])
-            if batch[0] is None:
-                continue
-            n_read += len(batch[1])
-            images, target, index = (t.to(self.device, non_blocking=True) for t in batch[:3])
-            images = self.normalise(images)
-            yield images if images.dim() == 4 else images.transpose(0, 1), target, index
+        for parts in zip(*[iter(self.loader)] * self.n_parts, strict=True):
+            for part in parts:
+                if isinstance(part, UserError):
+                    raise part
+                errors.update(part[3])
+            if batch := self._join([part[:3] for part in parts if part[0] is not None]):
+                n_read += len(batch[1])
+                yield batch
         if self.skip_bad:
             parts = distributed.gather((errors, n_read))
             errors = set().union(*(part[0] for part in parts))
             report_unreadable(errors, sum(part[1] for part in parts), 'skipped', reported=self.reported)
             self.reported |= errors
+
+
+    def _join(self, parts):
+        """The batch on the device of its parts (images, target, index); None of no part."""
+        if not parts:
+            return None
+        parts = [[tensor.to(self.device, non_blocking=True) for tensor in part] for part in parts]
+        # On a CPU, threads would wait for the cores on which the worker processes run.
+        with _one_thread() if self.device.type == 'cpu' and self.loader.num_workers else contextlib.nullcontext():
+            images, target, index = map(torch.cat, zip(*parts, strict=True))
+            images = self.normalise(images)
+        return images if images.dim() == 4 else images.transpose(0, 1), target, index
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Compute with one thread within the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _begin_worker(max_pixels, _):

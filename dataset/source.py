@@ -11,6 +11,7 @@ from helper.errors import UserError
 from helper.files import open_regular
 
 from .image import read_rgb
+from .jpeg import open_rgb
 
 SAMPLE = 1000       # evenly spaced files of a split whose content counts for its checksum
 # The usual names of the split that is measured; the first that is present is used.
@@ -39,6 +40,10 @@ class Source:
         name, data = self.content(i)
         return read_rgb(name, io.BytesIO(data))
 
+    def open(self, i: int):
+        """Image i for jpeg.resize_box(), which decodes only what it needs. Raises UserError that names the image."""
+        return open_rgb(*self.content(i))
+
     def checksum(self) -> int:
         """CRC-32 of all entries, and of the content of at most SAMPLE readable files."""
         crc, n = zlib.crc32('\n'.join(self.entries()).encode(errors='surrogateescape')), len(self.labels)
@@ -63,6 +68,10 @@ class Subset:
     def read(self, i: int) -> Image.Image:
         """Image i as RGB."""
         return self.source.read(self.indices[i])
+
+    def open(self, i: int):
+        """Image i for jpeg.resize_box()."""
+        return self.source.open(self.indices[i])
 
 
 def read_bytes(path: str) -> bytes:

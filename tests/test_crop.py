@@ -16,6 +16,7 @@ import train_teacher
 from dataset.crop import DEFAULTS, Pipeline, RandomResizedCrop, draw_box, resize_to_square
 from dataset.folder import scan
 from dataset.imagenet import WorkerLoader
+from dataset.jpeg import resize_box
 from dataset.memory import MemoryLoader
 from dataset.normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from helper.checkpoint import load_checkpoint
@@ -63,34 +64,21 @@ def test_the_box_is_torchvisions(case):
                        wanted['top'] + wanted['height'])
 
 
-class Recorder:
-    """An image of this size that records the boxes which it is asked for."""
-
-    def __init__(self, size):
-        self.size, self.boxes = size, []
-
-    def resize(self, size, resample, box):
-        self.boxes.append((size, resample, box))
-        return Image.new('RGB', size)
-
-
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])
 def test_crops_of_an_epoch(photographs, images_in, monkeypatch):
     """A loader cuts every box by one call of the image; their areas and shapes are distributed as torchvision's."""
     boxes = []
 
-    def resize(image, size, resample, box):
+    def record(image, size, resample, box):
         left, top, right, bottom = box
         boxes.append(((right - left) * (bottom - top) / math.prod(image.size), (right - left) / (bottom - top)))
-        return image.crop(box).resize(size)
+        return resize_box(image, size, resample, box)
     opt = data_options(data_dir=str(photographs), image_size=24, crop='resized', images_in=images_in, num_workers=0)
     data = dataset.get_dataloaders(opt, CPU)
     source = data.train_loader.loader.dataset.source
     sizes = [source.read(i).size for i in range(24)]
     with monkeypatch.context() as patch:
-        original = Image.Image.resize
-        patch.setattr(Image.Image, 'resize', lambda image, size, resample=None, box=None: (
-            resize(image, size, resample, box) if box else original(image, size, resample)))
+        patch.setattr(dataset.crop, 'resize_box', record)
         for _ in range(15):
             for images, target, index in data.train_loader:
                 assert images.shape[1:] == (3, 24, 24) and target.equal(data.labels[index])
@@ -108,17 +96,18 @@ def test_crops_of_an_epoch(photographs, images_in, monkeypatch):
         assert max(min(size) for size in sizes) == 36
 
 
-def test_one_resize_cuts_and_scales():
-    recorder = Recorder((90, 60))
+def test_one_resize_cuts_and_scales(monkeypatch):
+    image, calls = noise(90, 60), []
+    monkeypatch.setattr(dataset.crop, 'resize_box', lambda image, *arguments: calls.append(arguments))
     torch.manual_seed(0)
     box = draw_box(90, 60)
     torch.manual_seed(0)
-    RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 'bicubic')(recorder)
-    assert recorder.boxes == [((16, 16), Image.Resampling.BICUBIC, box)]
+    RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 'bicubic')(image)
+    assert calls == [((16, 16), Image.Resampling.BICUBIC, box)]
     random = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 'random')
     for _ in range(15):
-        random(recorder)
-    assert {resample for _, resample, _ in recorder.boxes[1:]} == {Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
+        random(image)
+    assert {resample for _, resample, _ in calls[1:]} == {Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])

@@ -237,6 +237,8 @@ def test_training_images_are_cropped_and_flipped(photographs):
 
         def read(self, i):
             return Image.fromarray(np.tile(np.linspace(0, 255, 300, dtype=np.uint8), (200, 1))).convert('RGB')
+
+        open = read
     train, val = (Images(Halves(), train=kind, skip_bad=False) for kind in (True, False))
     seen = [train[0, seed][0].float() for seed in range(64)]
     turned = [bool(image[:, :100].mean() > image[:, -100:].mean()) for image in seen]
@@ -251,7 +253,7 @@ def test_a_worker_process_that_is_killed(photographs, call, capfd):
     """A killed worker process, as when the memory is full, is an error of one line."""
     opt = settings(photographs, num_workers=1)
     source = open_sources(opt)[0]['train']
-    source.read = lambda i: os.kill(os.getpid(), signal.SIGKILL)
+    source.open = lambda i: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(SystemExit) as caught:
         call(lambda: list(WorkerLoader(source, opt, CPU, train=True)))
     error = capfd.readouterr().err

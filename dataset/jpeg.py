@@ -1,0 +1,179 @@
+"""JPEG photographs of which only the part that a crop needs is decoded, and only as finely as the crop needs it."""
+import contextlib
+import ctypes
+import ctypes.util
+import functools
+import importlib.util
+import io
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ExifTags, Image
+
+from .image import read_rgb
+
+END = b'\xff\xd9'       # the last bytes of a whole file
+REDUCTIONS = (8, 4, 2)      # by which a decoder can shrink the blocks of 8 x 8 pixels
+GAP = 2     # an image that is decoded at a reduced size keeps at least so many times the sides that are asked for
+TENSOR_MODES = {Image.Resampling.BILINEAR: 'bilinear', Image.Resampling.BICUBIC: 'bicubic'}
+# What makes a stored image upright, by EXIF orientation: rows and columns are swapped, then it is flipped.
+SWAPPED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+
+
+def open_rgb(name: str, data: bytes):
+    """The image in the bytes of a file, for resize_box(): a JpegImage, or for other formats an RGB image in memory.
+
+    Raises UserError for an image that cannot be read.
+    """
+    if data.endswith(END):      # read_rgb refuses files that are cut short
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=['JPEG']) as header:
+            if header.mode in ('L', 'RGB'):
+                return JpegImage(name, data, header)
+    return read_rgb(name, io.BytesIO(data))
+
+
+def resize_box(image, size: tuple[int, int], resample: int, box: tuple | None = None) -> torch.Tensor:
+    """The part `box` (left, top, right, bottom) of an image of open_rgb(), scaled to size (width, height).
+
+    uint8 (3, height, width). Pixels outside the box have no influence. Raises UserError for a damaged file.
+    """
+    box = box or (0, 0, *image.size)
+    if isinstance(image, JpegImage):
+        return image.resize_box(size, resample, box)
+    return _scale(np.array(image.crop(box)), size, resample)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class JpegImage:
+    """A JPEG file that resize_box() decodes. size: (width, height) in pixels, upright. header: its Pillow image."""
+
+    def __init__(self, name: str, data: bytes, header):
+        self.name, self.data, self.stored_size = name, data, header.size
+        self.orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        self.is_progressive = 'progressive' in header.info
+        self.size = self.stored_size[::-1] if self.orientation in SWAPPED else self.stored_size
+
+    def resize_box(self, size, resample, box):
+        """As the function of that name.
+
+        A box with GAP times the sides of `size` or more is decoded at a half, a quarter or an eighth of its sides.
+        """
+        n = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
+        reduction = next((reduction for reduction in REDUCTIONS if reduction <= n and resample in TENSOR_MODES), 1)
+        reduced = [edge / reduction for edge in self._stored(box)]
+        left, top, right, bottom = *map(math.floor, reduced[:2]), *map(math.ceil, reduced[2:])
+        try:
+            pixels = self._decode((left, top, right, bottom), reduction)
+        except OSError:     # read_rgb says what is wrong with the file
+            return resize_box(read_rgb(self.name, io.BytesIO(self.data)), size, resample, box)
+        inner = reduced[0] - left, reduced[1] - top, reduced[2] - left, reduced[3] - top
+        return self._upright(_scale(pixels, size[::-1] if self.orientation in SWAPPED else size, resample, inner))
+
+    def _stored(self, box):
+        """The box of the stored image that `box` of the upright image shows."""
+        (left, top, right, bottom), (width, height) = box, self.size
+        if self.orientation in FLIPPED_X:
+            left, right = width - right, width - left
+        if self.orientation in FLIPPED_Y:
+            top, bottom = height - bottom, height - top
+        return (top, left, bottom, right) if self.orientation in SWAPPED else (left, top, right, bottom)
+
+    def _upright(self, image):
+        """The upright image of a stored one, (3, H, W)."""
+        if self.orientation in SWAPPED:
+            image = image.transpose(1, 2)
+        if self.orientation in FLIPPED_X:
+            image = image.flip(2)
+        return image.flip(1) if self.orientation in FLIPPED_Y else image
+
+    def _decode(self, box, reduction):
+        """The pixels of `box`, uint8 (height, width, 3), of the stored image reduced by 1, 2, 4 or 8."""
+        if (library := libturbojpeg()) and not self.is_progressive:
+            return _decode_region(library, self.data, self.stored_size, box, reduction)
+        with Image.open(io.BytesIO(self.data), formats=['JPEG']) as image:
+            if reduction > 1:
+                image.draft(None, tuple(side // reduction for side in image.size))
+            return np.array(image.crop(box).convert('RGB'))
+
+
+def _scale(pixels, size, resample, box=None):
+    """uint8 (H, W, 3), of it the part `box`, scaled to size (width, height): uint8 (3, height, width).
+
+    torch scales several times faster than Pillow, to values that differ by at most 2, but not parts of pixels.
+    """
+    if resample not in TENSOR_MODES or box and any(edge % 1 for edge in box):
+        return to_tensor(Image.fromarray(pixels).resize(size, resample, box))
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return F.interpolate(image, size[::-1], mode=TENSOR_MODES[resample], antialias=True)[0]
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ('x', 'y', 'width', 'height')]
+
+
+class _Factor(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ('numerator', 'denominator')]
+
+
+# Of turbojpeg.h, version 3: constants, and function -> (result, arguments).
+DECOMPRESS, RGB, SUBSAMPLING, WIDTH, HEIGHT = 1, 0, 4, 5, 6
+BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)     # pixels of the smallest unit of each subsampling
+FUNCTIONS = {
+    'tj3Init': (ctypes.c_void_p, [ctypes.c_int]),
+    'tj3Destroy': (None, [ctypes.c_void_p]),
+    'tj3Get': (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
+    'tj3DecompressHeader': (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    'tj3SetScalingFactor': (ctypes.c_int, [ctypes.c_void_p, _Factor]),
+    'tj3SetCroppingRegion': (ctypes.c_int, [ctypes.c_void_p, _Region]),
+    'tj3Decompress8': (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int,
+                                      ctypes.c_int]),
+}
+
+
+@functools.cache
+def libturbojpeg():
+    """libturbojpeg 3, from the package turbojpeg or the system; None if neither is there."""
+    package = importlib.util.find_spec('turbojpeg')
+    for file in (package and package.origin, ctypes.util.find_library('turbojpeg')):
+        with contextlib.suppress(OSError, AttributeError):      # not a library; an older version
+            library = ctypes.CDLL(file) if file else None
+            for name, (result, arguments) in FUNCTIONS.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+            return library
+    return None
+
+
+def _decode_region(library, data, size, box, reduction):
+    """The pixels of `box`, uint8 (height, width, 3), of a JPEG file of this size, reduced by 1, 2, 4 or 8.
+
+    Raises OSError if the library finds any fault in the file.
+    """
+    def check(is_good):
+        if not is_good:
+            raise OSError('damaged, or of an unusual kind')
+    left, top, right, bottom = box
+    handle = library.tj3Init(DECOMPRESS)
+    check(handle)
+    try:
+        check(library.tj3DecompressHeader(handle, data, len(data)) == 0)
+        check((library.tj3Get(handle, WIDTH), library.tj3Get(handle, HEIGHT)) == size)
+        subsampling = library.tj3Get(handle, SUBSAMPLING)
+        check(subsampling in range(len(BLOCK_WIDTHS)))
+        # A region begins at a block. Its outermost columns lack the neighbours from which colours are interpolated, and
+        # in a very narrow one they are not interpolated: one more block on each side.
+        unit = BLOCK_WIDTHS[subsampling] // reduction
+        first, last = max(0, (left // unit - 1) * unit), min(right + unit, -(-size[0] // reduction))
+        pixels = np.empty((bottom - top, last - first, 3), np.uint8)
+        check(library.tj3SetScalingFactor(handle, _Factor(1, reduction)) == 0)
+        check(library.tj3SetCroppingRegion(handle, _Region(first, top, last - first, bottom - top)) == 0)
+        check(library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, RGB) == 0)
+    finally:
+        library.tj3Destroy(handle)
+    return pixels[:, left - first:right - first]
