@@ -8,6 +8,7 @@ from dataset import dataset_key, source_dict
 from helper.cli import Parser, comma_list, path
 from helper.errors import UserError, printable
 from helper.files import read_json
+from helper.loops import SPLITS
 from helper.state import LAST
 from models.find import get_library, is_user_file
 from models.load import open_checkpoint
@@ -68,6 +69,13 @@ class RunCheckpoint:
         if difference := self.metrics_difference():
             print(f'{self}: {difference}, so those files are not used')
             self.trusted = False
+
+    @property
+    def chosen_on(self) -> str | None:
+        """The split that chose the best epoch, 'test' or 'validation'; None if unknown."""
+        by_file = SPLITS[self.selection] if self.trusted and self.read_metrics('best', self.selection) else None
+        saved = self.state.get('chosen_on')
+        return saved if saved in SPLITS.values() else by_file
 
     @property
     def selection(self) -> str:

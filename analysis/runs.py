@@ -49,8 +49,7 @@ def read_run(folder: str) -> dict:
             raise ValueError('an option is nested')
         is_student = 'model_s' in parameters
         options, facts = split_parameters(parameters, is_student)
-        if split == 'val':
-            options['best epoch chosen on'] = SPLITS[split]
+        options['best epoch chosen on'] = SPLITS[split]     # so that such runs are not averaged with others
         matrices = [{printable(name): check_matrix(value) for name, value in epoch.items()
                      if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
         rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
@@ -84,6 +83,11 @@ def read_run(folder: str) -> dict:
         return {**run, **{key: printable(name) for key, name in names.items()}}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def chosen_on(runs: Iterable[dict]) -> str:
+    """The split that chose the best epochs of these runs: 'test', 'validation', or 'test or validation'."""
+    return ' or '.join(sorted({run['chosen_on'] for run in runs})) or SPLITS['test']
 
 
 def read_or_empty(path: Path, kind: type):

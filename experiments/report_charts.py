@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import figure_style, integer_ticks
+from analysis.runs import chosen_on
 
 from .results import Cell
 
@@ -23,12 +24,13 @@ def _plot(axis: Axes, values, **style):
 
 @figure_style()
 def curves(cells: list[tuple[int, Cell]]) -> Figure:
-    """Plot test accuracy by epoch: the mean and the range of a cell's trials. cells: (index of the row, cell).
+    """Plot accuracy by epoch on the set that chooses the best: the mean and the range of a cell's trials.
 
-    Each line has the id 'row-INDEX', by which the page shows and hides it.
+    cells: (index of the row, cell). Each line has the id 'row-INDEX', by which the page shows and hides it.
     """
     fig = Figure((7, max(4, 0.19 * len(cells))), layout='constrained')      # as high as the legend
-    axis = fig.add_subplot(xlabel='epoch', ylabel='test top-1 (%)')
+    results = [result for _, cell in cells for result in cell.results]
+    axis = fig.add_subplot(xlabel='epoch', ylabel=f'{chosen_on(results)} top-1 (%)')
     for index, cell in cells:
         epochs = min(len(run['curve']) for run in cell.results)
         trials = np.array([run['curve'][:epochs] for run in cell.results])

@@ -5,15 +5,20 @@ import io
 
 from analysis.classes import MEANS, worst_text
 from analysis.classes import figure as class_figure
+from analysis.runs import chosen_on
 from helper.cli import table as aligned
 
 from .results import Cell, TableResults
 
 CLASS_HEADS = (*MEANS.values(), 'accuracy of the worst classes')
 LATEX_PLUS_MINUS = r' $\pm$ '
-EPOCH = {'best': 'the best epoch, which is chosen on the test set', 'last': 'the last epoch'}
 LATEX = str.maketrans({**{c: f'\\{c}' for c in '&%$#_{}'}, '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
                        '\\': r'\textbackslash{}'})
+
+
+def describe_epoch(results: TableResults, epoch: str) -> str:
+    """Return 'the best epoch, which is chosen on the test set' or 'the last epoch'."""
+    return 'the last epoch' if epoch == 'last' else f'the best epoch, which is chosen on the {results.chosen_on} set'
 
 
 def figure(mean: float | None, deviation: float | None = None, plus_minus: str = ' ± ') -> str:
@@ -74,9 +79,14 @@ def notes(results: TableResults, epoch: str) -> list[str]:
                              f'there than the student alone.')
     if names := [f'{cell.row.label}, {cell.pair}' for cell in results.cells.values()
                 if not cell.results and any(trial.result for trial in cell.trials)]:
-        sentences.append(f'No mean, since the trials have different data: {"; ".join(names)}.')
+        sentences.append(f'No mean, since the trials have different data, or chose the best epoch on different sets: '
+                         f'{"; ".join(names)}.')
+    names = [f'{cell.row.label}, {cell.pair}' for cell in results.cells.values()
+             if cell.results and cell.results[0]['chosen_on'] == 'validation']
+    if names and results.chosen_on != 'validation':     # else the table says it of all
+        sentences.append(f'Best epoch chosen on the validation set: {"; ".join(names)}.')
     if names := [trial.run.name for trial in results.trials() if trial.result and trial.result['one_class'][epoch]]:
-        sentences.append(f'One class for all test images, so that the accuracy is only the share of that class: '
+        sentences.append(f'One class for all images, so that the accuracy is only the share of that class: '
                          f'{", ".join(names)}.')
     return sentences
 
@@ -95,8 +105,8 @@ def markdown(results: TableResults) -> str:
         teachers = teachers and [*teachers, '']
     lines = ['| ' + ' | '.join(cells) + ' |' for cells in (head, *rows, teachers) if cells]
     lines = [f'# {_escape_markdown(table.title)}', '',
-             f'Test top-1 in percent of {EPOCH[epoch]}, mean ± standard deviation of the trials; in brackets the '
-             f'published figure.', '', lines[0], '|---' * len(head) + '|', *lines[1:]]
+             f'Test top-1 in percent of {describe_epoch(results, epoch)}, mean ± standard deviation of the trials; in '
+             f'brackets the published figure.', '', lines[0], '|---' * len(head) + '|', *lines[1:]]
     for note in notes(results, epoch):
         lines += ['', _escape_markdown(note).replace('-&gt;', '→')]
     return '\n'.join([*lines, *_class_lines(results)]) + '\n'
@@ -148,12 +158,13 @@ def as_csv(results: TableResults) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(('row', 'method', 'teacher', 'student', 'trials', 'best', 'best_std', 'last', 'last_std',
-                     'published', 'published_std', 'source', 'published_epoch', 'epoch', 'difference', 'in_deviations'))
+                     'published', 'published_std', 'source', 'published_epoch', 'epoch', 'difference', 'in_deviations',
+                     'chosen_on'))
     for cell in results.cells.values():
         writer.writerow([cell.row.label, cell.row.method, cell.pair.teacher, cell.pair.student, len(cell.results),
                          *(value(epoch) for epoch in ('best', 'last') for value in (cell.mean, cell.deviation)),
                          *(cell.published or (None,) * 4), results.epoch, cell.difference(results.epoch),
-                         cell.in_deviations(results.epoch)])
+                         cell.in_deviations(results.epoch), chosen_on(cell.results) if cell.results else None])
     return out.getvalue()
 
 
@@ -170,7 +181,7 @@ def latex(results: TableResults) -> str:
         text = ours(cell, epoch, LATEX_PLUS_MINUS)
         return rf'\textbf{{{text}}}' if results.is_highest(cell, epoch) else text
 
-    lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {EPOCH[epoch]}',
+    lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {describe_epoch(results, epoch)}',
              r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',
              line('Teacher', *(pair.teacher.translate(LATEX) for pair in table.pairs)),
              line('Student', *(pair.student.translate(LATEX) for pair in table.pairs)), r'\midrule',

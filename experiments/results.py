@@ -15,7 +15,7 @@ from analysis.published import (
     published_improvement,
     relative_improvement,
 )
-from analysis.runs import ACCURACY_KEYS, have_same_facts
+from analysis.runs import ACCURACY_KEYS, chosen_on, have_same_facts
 from distiller_zoo import get_method
 
 from .planned_run import PlannedRun, expected_options, shell
@@ -53,9 +53,13 @@ class Cell:
 
     @cached_property
     def results(self) -> list[dict]:
-        """The results of the finished trials; none if their data differ, since their mean would be meaningless."""
+        """The results of the finished trials; none if they cannot be averaged.
+
+        This is so if their data differ, or the sets that chose their best epochs.
+        """
         results = [trial.result for trial in self.trials if trial.result]
-        return results if all(have_same_facts(*pair) for pair in itertools.combinations(results, 2)) else []
+        is_same = all(have_same_facts(*pair) for pair in itertools.combinations(results, 2))
+        return results if is_same and len({result['chosen_on'] for result in results}) == 1 else []
 
     @cached_property
     def class_report(self) -> dict | None:
@@ -100,6 +104,11 @@ class TableResults:
     def trials(self) -> list[Trial]:
         """Return the trials of all cells and the teachers, each once."""
         return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.teachers)]
+
+    @property
+    def chosen_on(self) -> str:
+        """The split that chose the best epochs, see analysis.runs.chosen_on."""
+        return chosen_on(trial.result for trial in self.trials() if trial.result)
 
     def is_highest(self, cell: Cell, epoch: str) -> bool:
         """Return whether the mean of this cell, to two digits, is higher than all others of its pair."""

@@ -20,7 +20,8 @@ CLASS_COLUMNS = {'recall': 'recall', 'precision': 'precision', 'f1': 'F1'}     #
 LAST_PART = '## To be filled in'
 OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint": 'path_t',
               "teacher's checksum": 'teacher (checksum)', 'data': 'dataset', 'training images': 'training images',
-              'part of the training images': 'train_fraction', 'epochs': 'epochs', 'seed': 'seed', 'trial': 'trial',
+              'part of the training images': 'train_fraction',
+              'part held out for validation': 'val_fraction', 'epochs': 'epochs', 'seed': 'seed', 'trial': 'trial',
               'command': 'command', 'machine': 'machine', 'versions': 'versions'}
 
 
@@ -40,7 +41,8 @@ def describe(export: Export, names: list[str], results: Evaluations, run: RunChe
                    'layout': f'(batch, 3, {network.size}, {network.size}), RGB'},
         'training': {name: parameters[key] for name, key in OF_THE_RUN.items() if parameters.get(key) is not None},
         'checkpoint': network.checkpoint,
-        'accuracy': {'best epoch': run.trusted and run.read_metrics('best') or None,
+        'accuracy': {'best epoch chosen on': run.chosen_on,
+                     'best epoch': run.trusted and run.read_metrics('best') or None,
                      'last epoch': run.trusted and run.read_metrics('last') or None,
                      'measured for this export': results.network.json(),
                      'teacher': results.teacher.json() if results.teacher else None},
@@ -70,7 +72,10 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     method = f', taught by {training["teacher"]} with `{training["method"]}`' if {'teacher', 'method'} <= {*training} \
         else ''
     data = f', on {training["data"]}' if 'data' in training else ''
-    accuracies = [(name, f'{metrics["test_acc"]:.2f}') for name in ('best epoch', 'last epoch')
+    chosen_on = accuracy['best epoch chosen on']
+    heads = {'best epoch': f'best epoch, chosen on the {chosen_on} set' if chosen_on else 'best epoch',
+             'last epoch': 'last epoch'}
+    accuracies = [(head, f'{metrics["test_acc"]:.2f}') for name, head in heads.items()
                   if isinstance(metrics := accuracy[name], dict) and isinstance(metrics.get('test_acc'), float)]
     test_set = f'on the {accuracy["measured for this export"]["test images"]:,} test images of {card["measured on"]}'
     accuracies += [(f'{name}, {test_set}', f'{accuracy[name]["top-1 %"]:.2f}')

@@ -4,8 +4,8 @@ python scripts/compare.py FOLDER [FOLDER ...] [--figure FILE.png] [--ari [--of M
 
 FOLDER is a run folder, or a folder that contains run folders, such as save/TABLE. Runs that differ only in --trial,
 --seed and the machine form one row, with mean and standard deviation. Rows with the same nets and method name the
-options in which they differ. "top-1 %" is the accuracy of the best epoch, which is selected on the test set and
-therefore optimistic; "last %" is the accuracy of the last epoch. The published accuracies (analysis/published.csv) are
+options in which they differ. "top-1 %" is the test accuracy of the best epoch, "last %" that of the last epoch. A line
+says which set chose the best epoch; the test set flatters it. The published accuracies (analysis/published.csv) are
 shown with their source and, if known, their epoch: for CIFAR-100 those of the SemCKD paper, mean and deviation of 4
 trials, else those of RepDistiller or of the method's own paper; for ImageNet those of the method's own paper. A second
 table has, for the best epoch, the means over the classes and the classes with the lowest accuracy.
@@ -76,13 +76,21 @@ def class_table(groups: list[list[dict]]) -> str:
 
 
 def one_class_notes(groups: list[list[dict]]) -> Iterator[str]:
-    """A line for each experiment with a net that predicts one class for all test images."""
+    """A line for each experiment with a net that predicts one class for all images that chose its epoch."""
     for group, label in zip(groups, runs.experiment_labels(groups), strict=True):
         counts = {epoch: sum(run['one_class'][epoch] for run in group) for epoch in runs.ACCURACY_KEYS}
         if any(counts.values()):
             text = ', '.join(f'{number} in the {epoch} epoch' for epoch, number in counts.items())
-            yield (f'{group[0]["model"]}, {label}: of {len(group)} runs {text} predict one class for all test images; '
+            yield (f'{group[0]["model"]}, {label}: of {len(group)} runs {text} predict one class for all images; '
                    f'such an accuracy is only the share of that class')
+
+
+def selection_note(groups: list[list[dict]]) -> str:
+    """A line that says which set chose the best epochs."""
+    which = runs.chosen_on(run for group in groups for run in group)
+    flattery = ', which flatters them: compare the last epochs' if which == 'test' else \
+        '' if which == 'validation' else '; the test set flatters them'
+    return f'best epochs are chosen on the {which} set{flattery}'
 
 
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:
@@ -128,7 +136,8 @@ def draw_figure(groups: list[list[dict]]):
         curves, numbers = np.array([run['curve'][:epochs] for run in group]), range(1, epochs + 1)
         curve_axis.plot(numbers, curves.mean(0), marker='o', markersize=3, label=name)
         curve_axis.fill_between(numbers, curves.min(0), curves.max(0), alpha=0.2)
-    curve_axis.set(xlabel='epoch', ylabel='test top-1 (%)', title='Accuracy')
+    which = runs.chosen_on(run for group in groups for run in group)
+    curve_axis.set(xlabel='epoch', ylabel=f'{which} top-1 (%)', title='Accuracy')
     integer_ticks(curve_axis.xaxis)
     curve_axis.grid(alpha=0.3)
     fig.legend(loc='outside lower left')        # outside, so that it hides no curve
@@ -188,6 +197,7 @@ def main():
             print(f'note: {group[0]["model"]}, {group[0]["method"]}: trials with the same seed repeat each other',
                   file=sys.stderr)
     show(compare_table(groups))
+    print(selection_note(groups))
     if text := class_table(groups):
         show(f'\n{text}')
     for note in one_class_notes(groups):

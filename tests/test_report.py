@@ -439,7 +439,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 def run_of(top1, last=None):
     return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
-            'facts': {}, 'class_report': None}
+            'facts': {}, 'chosen_on': 'test', 'class_report': None}
 
 
 def found_of(accuracies: dict, **settings) -> TableResults:
@@ -472,14 +472,33 @@ def test_trials_of_other_data():
         del cell.results       # it was kept
     student, kd = found.cells.values()
     assert (student.mean('best'), kd.mean('best')) == (70.5, None)
-    assert notes(found, 'best') == ['No mean, since the trials have different data: KD, a -> b.']
+    assert notes(found, 'best') == ['No mean, since the trials have different data, or chose the best epoch on different '
+                                    'sets: KD, a -> b.']
     assert '| KD |  |\n' in markdown(found)
+
+
+def test_which_set_chose():
+    """The report names the set; trials that differ in it are not averaged."""
+    found = found_of({'Student': [70.0], 'KD': [73.0, 74.0]})
+    student, kd = found.cells.values()
+    assert found.chosen_on == 'test' and 'the best epoch, which is chosen on the test set,' in markdown(found)
+    for run in kd.results:
+        run['chosen_on'] = 'validation'
+    assert found.chosen_on == 'test or validation'
+    assert notes(found, 'best') == ['Best epoch chosen on the validation set: KD, a -> b.']
+    assert [row['chosen_on'] for row in csv.DictReader(as_csv(found).splitlines())] == ['test', 'validation']
+    student.results[0]['chosen_on'] = 'validation'
+    assert 'which is chosen on the validation set,' in markdown(found) and notes(found, 'best') == []
+    assert 'which is chosen on the validation set' in latex(found)
+    kd.results[0]['chosen_on'] = 'test'
+    del kd.results
+    assert kd.mean('best') is None and 'on different sets: KD, a -> b.' in notes(found, 'best')[0]
 
 
 def test_one_class():
     found = found_of({'Student': [70.0], 'KD': [10.0, 71.0]})
     assert notes(found, 'best') == []
-    assert notes(found, 'last') == ['One class for all test images, so that the accuracy is only the share of that '
+    assert notes(found, 'last') == ['One class for all images, so that the accuracy is only the share of that '
                                     'class: KD.'] and 'so that the accuracy' not in markdown(found)
 
 

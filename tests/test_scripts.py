@@ -415,7 +415,7 @@ def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
             'facts': {}, 'last': top1 - 1, 'one_class': {'best': False, 'last': False}, 'model': student,
             'teacher': teacher, 'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
-            'seconds': 60.0}
+            'seconds': 60.0, 'chosen_on': 'test'}
 
 
 def words(text):
@@ -459,7 +459,7 @@ def test_compare_says_what_an_accuracy_is_not():
     assert list(compare.one_class_notes(group_trials(runs))) == []
     runs[0]['one_class'] = {'best': False, 'last': True}
     assert list(compare.one_class_notes(group_trials(runs))) == [
-        'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all test images; '
+        'resnet8, alone: of 2 runs 0 in the best epoch, 1 in the last epoch predict one class for all images; '
         'such an accuracy is only the share of that class']
 
 
