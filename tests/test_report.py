@@ -472,8 +472,8 @@ def test_trials_of_other_data():
         del cell.results       # it was kept
     student, kd = found.cells.values()
     assert (student.mean('best'), kd.mean('best')) == (70.5, None)
-    assert notes(found, 'best') == ['No mean, since the trials have different data, or chose the best epoch on different '
-                                    'sets: KD, a -> b.']
+    assert notes(found, 'best') == ['No mean, since the trials have different data, or chose the best epoch on '
+                                    'different sets: KD, a -> b.']
     assert '| KD |  |\n' in markdown(found)
 
 
