@@ -175,6 +175,12 @@ class Records:
         return self.selection == 'test' or {epoch: test['epoch'] for epoch, test in self.test.items()} == \
             {'best': self.best['epoch'], 'last': self.last['epoch']}
 
+    @property
+    def needs_best_weights(self) -> bool:
+        """Whether the end of this run is still to measure the best weights on the test set."""
+        is_over = len(self.history) >= self.opt.epochs or self.is_out_of_patience
+        return self.selection == 'val' and not (is_over and self.is_tested)
+
     def add_test(self, best: dict, last: dict) -> None:
         """Note what validate returned on the test set for the weights of the best and of the last epoch."""
         for epoch, test, ours in (('best', best, self.best), ('last', last, self.last)):

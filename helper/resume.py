@@ -160,8 +160,7 @@ def check_best(state: dict, paths: RunPaths, records) -> None:
     with contextlib.suppress(UserError):
         content = load_checkpoint(str(file), '')
         is_whole = (content.get('epoch'), content.get('best_acc')) == (best['epoch'], best[records.accuracy])
-    is_needed = not is_in(file, paths.folder) or not records.is_tested      # the end measures it on the test set
-    if not is_whole and is_needed:
+    if not is_whole and (records.needs_best_weights or not is_in(file, paths.folder)):
         print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
         records.count_best_anew(from_last=last > 0)
         return

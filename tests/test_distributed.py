@@ -583,6 +583,25 @@ def stopped(opt, device):
     train_student.train(opt, device)
 
 
+def test_two_processes_with_a_validation_set(call, small, tmp_path, capfd):
+    """Both stop at the same epoch, and measure the same weights on the test set, as one process does afterwards."""
+    arguments = ['--model', 'resnet8', *small, '--val_fraction', 0.25, '--patience', 1, '--epochs', 9, '--save_dir',
+                 tmp_path]
+    with forked_processes():
+        call(train_teacher.main, *arguments, *two())
+    folder, = tmp_path.glob('models/*')
+    history, metrics, last = (json.loads((folder / f'{name}.json').read_text())
+                              for name in ('history', 'test_best_metrics', 'test_last_metrics'))
+    assert last['epoch'] == len(history) == metrics['epoch'] + 1 < 9
+    before = {file: file.read_bytes() for file in folder.glob('*metrics.json')}
+    capfd.readouterr()
+    for name, expected in (('resnet8_best', metrics), ('last', last)):
+        call(train_teacher.main, *small, '--evaluate', folder / f'{name}.pth')
+        assert f'top-1 {expected["test_acc"]:.2f}, top-5' in capfd.readouterr().out
+    call(train_teacher.main, *arguments, '--resume', 'auto')
+    assert 'epoch 1: ' not in capfd.readouterr().out and before == {file: file.read_bytes() for file in before}
+
+
 def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, capfd):
     """A run of two processes that stops within an epoch resumes as if it had not, and continues in one process.
 

@@ -113,6 +113,20 @@ def test_without_a_test_set_that_has_labels(splits, tmp_path):
     assert (data.n_train, len(data.test_labels)) == (len(splits['train']), len(splits['test']))
 
 
+def test_a_split_for_validation(splits, tmp_path):
+    """`validation` beside `test`, or the split that val= names; one without labels is not used."""
+    hf.DatasetDict(train=splits['train'], test=splits['test'], validation=splits['test'].select(range(5)),
+                   more=splits['test'].select(range(7)), val=splits['test'].remove_columns('label')
+                   ).save_to_disk(tmp_path)
+    for settings, n_val in (('', 5), (',val=more', 7), (',test=more', 5), (',test=validation', None)):
+        data = dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path}{settings}'), CPU)
+        assert (data.val_labels is None) == (n_val is None) and (n_val is None or len(data.val_labels) == n_val)
+    with pytest.raises(UserError, match='val=val: has no label of the same classes in each row; leave it out'):
+        dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path},val=val'), CPU)
+    with pytest.raises(UserError, match='has no split none; it has .*; give val=SPLIT'):
+        dataset.get_dataloaders(data_options(dataset=f'hf:{tmp_path},val=none'), CPU)
+
+
 def test_a_set_with_train_alone(splits, tmp_path):
     hf.DatasetDict(train=splits['train']).save_to_disk(tmp_path)
     opt = data_options(dataset=f'hf:{tmp_path}', split=[0.75, 0.25])

@@ -107,6 +107,14 @@ def test_lmdb_gives_the_same_batches(photographs, databases):
             assert torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
 
 
+def test_the_same_images_of_a_database_are_held_out(photographs, databases):
+    folder, lmdb = (dataset.get_dataloaders(settings(root, use_lmdb=lmdb, val_fraction=0.5), CPU)
+                    for root, lmdb in ((photographs, False), (databases, True)))
+    assert folder.sizes == lmdb.sizes == '12 training images, 12 validation images, 12 test images in val'
+    for one, two in zip(folder.val_loader, lmdb.val_loader, strict=True):
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
 def test_the_checksum_of_a_database_is_that_of_its_files(photographs, databases):
     one, two = (dataset.get_dataloaders(settings(root, use_lmdb=lmdb), CPU)
                 for root, lmdb in ((photographs, False), (databases, True)))

@@ -177,8 +177,8 @@ def test_processes_share_a_file(tmp_path):
 
 # The loader
 
-def cached(tmp_path, distiller, loader, opt, method='kd'):
-    data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split='test', image_size=16,
+def cached(tmp_path, distiller, loader, opt, method='kd', split='test'):
+    data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split=split, image_size=16,
                            n_train=loader.n_samples)
     opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
     return open_cache(opt, distiller_dict[method].spec.needs, distiller.teacher, data, CPU)
@@ -277,6 +277,9 @@ def test_the_teachers_accuracy(tmp_path):
     loader.target[0] += 1
     cache = cached(tmp_path, distiller, loader, opt)
     assert cache.accuracy is None
+    assert cached(tmp_path, distiller, loader, opt, split='val').accuracy is None     # it is that of the test set
+    cached(tmp_path, distiller, loader, opt, split='val').save_accuracy(50.0)
+    assert [cached(tmp_path, distiller, loader, opt, split=split).accuracy for split in ('val', 'test')] == [50.0, None]
     cache.accuracy_file.unlink()
     cache.accuracy_file.mkdir()
     cache.save_accuracy(12.5)

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,16 @@ from conftest import CPU, assert_same, data_options, outcome_of, write_images
 import dataset
 import train_student
 import train_teacher
+from analysis.run_checkpoint import RunCheckpoint
+from analysis.runs import group_trials, read_run
+from dataset import folder2lmdb
+from dataset.lmdb_source import open_lmdb_sources
 from dataset.split import hold_out
+from experiments.progress import load_result
 from helper.errors import UserError
 from helper.records import is_out_of_patience
+from options import warn_of_val_fraction
+from scripts import compare
 
 LABELS = torch.tensor([0] * 100 + [1] * 10 + [2] * 3)
 NAMES = [f'{label}/{i}.png' for i, label in enumerate(LABELS.tolist())]
@@ -80,7 +88,7 @@ def test_sets_that_do_not_go_together(tmp_path, folders, changes, words):
         dataset.get_dataloaders(opt, CPU)
 
 
-def test_a_folder_for_validation(tmp_path, capsys):
+def test_a_folder_for_validation(tmp_path, call):
     """`val` beside `train` and `test` is the validation set; beside `train` alone it stays the test set."""
     for name, images in (('train', 4), ('val', 2)):
         write_images(tmp_path / name, images)
@@ -91,6 +99,11 @@ def test_a_folder_for_validation(tmp_path, capsys):
     data = dataset.get_dataloaders(opt, CPU)
     assert data.sizes == '16 training images, 8 validation images, 4 test images in test'
     assert 'chosen on the validation set' in data.selection
+    pytest.importorskip('lmdb')
+    call(folder2lmdb.main, tmp_path, tmp_path / 'imagenet')
+    sources, _ = open_lmdb_sources(tmp_path / 'imagenet')
+    assert {part: (source.name, len(source.labels)) for part, source in sources.items()} == \
+        {'train': ('train', 16), 'test': ('test', 4), 'val': ('val', 8)}
 
 
 @pytest.fixture
@@ -210,3 +223,87 @@ def test_patience(call, small, tmp_path, test_passes, capfd):
         assert len(history) == best + 2 < 9 and not is_out_of_patience(history[:-1], 2) and test_passes == [24, 24]
         assert f'--patience 2: the validation accuracy has not risen since epoch {best}, so the training ends after ' \
                f'epoch {best + 2} of 9\n' in capfd.readouterr().out
+
+
+def test_the_files_of_a_table(call, small, tmp_path, capfd):
+    """A run that --patience ended is finished for compare.py and tables, and forms a row of its own."""
+    arguments = ['--model', 'resnet8', *small, '--epochs', 4, '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments, *HELD_OUT, '--patience', 1, '-t', 'val')
+    call(train_teacher.main, *arguments, '-t', 'test')
+    folders = {trial: next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in ('val', 'test')}
+    runs = {trial: read_run(str(folder)) for trial, folder in folders.items()}
+    for trial, split in (('val', 'validation'), ('test', 'test')):
+        assert runs[trial]['chosen_on'] == split and runs[trial]['stopped_early'] == (trial == 'val')
+        assert runs[trial]['curve'] == [epoch[f'{trial}_acc'] for epoch in read(folders[trial], 'history')]
+        for epoch, key in (('best', 'top1'), ('last', 'last')):
+            assert runs[trial][key] == read(folders[trial], f'test_{epoch}_metrics')['test_acc']
+        for epochs, is_over in ((4, True), (9, trial == 'val')):
+            planned = SimpleNamespace(folder=folders[trial], checkpoint=folders[trial] / 'resnet8_best.pth',
+                                      has_students=True, opt=SimpleNamespace(epochs=epochs))
+            assert (load_result(planned) is not None) == is_over
+    runs['val']['experiment'] = {**runs['test']['experiment'], 'best epoch chosen on': 'validation'}
+    assert len(group_trials([*runs.values()])) == 2
+    capfd.readouterr()
+    call(compare.main, tmp_path)
+    out = capfd.readouterr().out
+    assert 'alone, best epoch chosen on validation' in out
+    assert 'best epochs are chosen on the test or validation set; the test set flatters them\n' in out
+    call(compare.main, folders['val'])
+    assert 'best epochs are chosen on the validation set\n' in capfd.readouterr().out
+    for trial, split in (('val', 'validation'), ('test', 'test')):
+        found = RunCheckpoint.find(str(folders[trial]), 'RUN')
+        assert (found.chosen_on, found.metrics_difference()) == (split, '')
+    (folders['val'] / 'val_best_metrics.json').write_text('{"val_acc": 1.0, "epoch": 1}')
+    assert 'val_best_metrics.json beside it is of another checkpoint' in \
+        RunCheckpoint.find(str(folders['val']), 'RUN').metrics_difference()
+    with pytest.raises(UserError, match='val_best_metrics.json says top-1 1.0 of epoch'):
+        read_run(str(folders['val']))
+
+
+def test_a_lost_best_checkpoint(call, small, tmp_path, test_passes, capfd):
+    """A run whose best weights are lost before the end counts the best anew, so that both can be measured."""
+    arguments = ['--model', 'resnet8', *small, *HELD_OUT, '--save_dir', tmp_path, '--learning_rate', 1e-9]
+    call(train_teacher.main, *arguments, '--epochs', 2)
+    folder, = tmp_path.glob('models/*')
+    state = torch.load(folder / 'last.pth', weights_only=True)
+    state['log']['best'] |= {'epoch': 1, 'val_acc': 100.0}
+    torch.save(state, folder / 'last.pth')
+    (folder / 'resnet8_best.pth').unlink()
+    call(train_teacher.main, *arguments, '--epochs', 3, '--resume', 'auto')
+    assert 'does not hold the best checkpoint of epoch 1; the best is counted anew' in capfd.readouterr().out
+    assert read(folder, 'test_best_metrics')['epoch'] > 1 and len(test_passes) == 4
+
+
+def test_a_state_of_before(call, small, tmp_path, capfd):
+    """A run that chose its best epoch on the test set is not continued on a validation set that the data have."""
+    for name, images in (('train', 4), ('test', 2)):
+        write_images(tmp_path / 'data' / name, images)
+    arguments = ['--model', 'resnet8', *small, '--data_dir', tmp_path / 'data', '--save_dir', tmp_path]
+    call(train_teacher.main, *arguments)
+    write_images(tmp_path / 'data' / 'val', 2)
+    state_file = next(tmp_path.glob('models/*/last.pth'))
+    state = torch.load(state_file, weights_only=True)
+    del state['identity']['images (checksum)']      # that of an older version had none
+    torch.save(state, state_file)
+    with pytest.raises(SystemExit) as caught:
+        call(train_teacher.main, *arguments, '--resume', 'auto', '--epochs', 2)
+    assert caught.value.code == 2
+    assert 'with the best epoch chosen on the test set, now on the validation set; give' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('saved, fraction, words', [
+    ({}, 0.1, 'without --val_fraction'), ({'val_fraction': 0.05}, 0.1, 'with --val_fraction 0.05'),
+    ({'val_fraction': 0.1}, 0.1, ''), ({'val_fraction': 0.2}, 0.1, ''), ({}, None, ''),
+    ({'val_fraction': 'x'}, 0.1, 'without --val_fraction')])
+def test_the_line_about_the_teacher(capsys, saved, fraction, words):
+    """A teacher that was trained with a smaller part, or none, may know the validation images."""
+    warn_of_val_fraction(SimpleNamespace(val_fraction=fraction), saved, '--path-t x')
+    line = f'--path-t x: its net was trained {words}, so the validation images of this run may be among its training ' \
+           f'images, and its accuracy on them too high\n'
+    assert capsys.readouterr().out == (words and line)
+
+
+def test_the_estimate(call, small, tmp_path, test_passes, capfd):
+    """An epoch measures the validation set; the test set is timed once, for the end."""
+    call(train_teacher.main, '--model', 'resnet8', *small, *HELD_OUT, '--save_dir', tmp_path, '--estimate')
+    assert test_passes == [24] and json.loads(capfd.readouterr().out.splitlines()[-1])['hours'] > 0
