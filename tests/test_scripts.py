@@ -223,7 +223,8 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp
     """Written when an epoch is better than all before, and then alone."""
     accuracies, written = iter([50.0, 40.0, 60.0, 60.0, 55.0]), []
     monkeypatch.setattr(sys.modules[main.__module__], 'validate', lambda *args, **kwargs: {
-        'test_loss': 1.0, 'test_acc': next(accuracies), 'test_acc_top5': 90.0})
+        'test_loss': 1.0, 'test_acc': next(accuracies), 'test_acc_top5': 90.0,
+        'predictions': torch.tensor([[0.0], [1.0], [0.5]])})
     original = run_module.save_checkpoint
     monkeypatch.setattr(run_module, 'save_checkpoint', lambda path, state, **keep: (
         keep or path.name == 'last.pth' or written.append((path.name, state['epoch'])), original(path, state, **keep)))
@@ -236,6 +237,8 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp
     metrics = {'test_loss': 1.0, 'test_acc_top5': 90.0}
     assert read(folder / 'test_best_metrics.json') == {**metrics, 'test_acc': 60.0, 'epoch': 3}
     assert read(folder / 'test_last_metrics.json') == {**metrics, 'test_acc': 55.0, 'epoch': 5}
+    report = read(folder / 'test_best_classes.json')
+    assert (report['epoch'], report['images'], report['ece']) == (3, 1, 50.0)
 
 
 @pytest.mark.parametrize('main, total', [(train_teacher.main, 7200.0), (train_student.main, 2.0)],
