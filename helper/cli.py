@@ -37,6 +37,7 @@ USUAL_NAMES = {usual: ours.split() for ours, names in {
     'grad_accum': 'grad_accum_steps accumulation_steps accum_iter', 'amp': 'fp16 native_amp half amp_dtype bf16',
     'compile': 'torchcompile', 'sync_bn': 'dist_bn syncbn', 'evaluate': 'eval test_only e validate',
     'image_size': 'img_size input_size resolution imgsz', 'recipe': 'config cfg c', 'stages': 'layers',
+    'initial_checkpoint': 'init_checkpoint init_weights pretrained_weights pretrained_path finetune load_weights',
     'multiprocessing_distributed': 'world_size distributed ddp local_rank', 'train_fraction': 'subset fraction',
 }.items() for usual in names.split()}
 
