@@ -45,7 +45,8 @@ HUB = 'https://huggingface.co'
 USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
 EXAMPLES = 6                    # test images that are predicted at the end
 
-# These runs are shorter than the published ones, and so is the warm-up of DKD. All three methods serve any two nets.
+# These runs are shorter than the published ones, and so is the warm-up of the losses. ReviewKD has its weight for
+# ImageNet. All three methods serve any two nets.
 TEXT = """\
 # {command}
 # After a change in rows or seeds, the same command trains what is new. docs/tables.md explains such files.
@@ -60,7 +61,7 @@ pairs = [{pair}]
 Student = "alone"
 KD = "kd"
 DKD = "dkd --loss_warmup_epochs {warmup}"
-SRRL = "srrl"
+ReviewKD = "reviewkd -b 1 --loss_warmup_epochs {warmup}"
 """
 
 
@@ -80,7 +81,7 @@ def plan(save: Path, arguments: list[str]) -> None:
         os.environ['HF_HUB_OFFLINE'] = '1'      # otherwise the hub's client tries for a minute before it uses its cache
     teacher, teacher_start = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
     student, student_start = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
-    teacher_epochs = -(-opt.epochs // 3) if teacher_start else opt.epochs
+    teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if teacher_start else opt.epochs
     if teacher_start:
         teacher_start += slow_backbone(teacher, opt.image_size)
     options = ['--dataset', 'folder', '--data_dir', os.path.abspath(opt.folder), *data_flags, '--image_size',
@@ -106,7 +107,7 @@ def parse(arguments: list[str]):
     parser = Parser(description='Write the table of runs for a folder of photographs.')
     add = parser.add_argument
     add('--epochs', type=number(int, low=1, high=10**4), default=60,
-        help='epochs of each student at most; a pretrained teacher gets a third of them')
+        help='epochs of each student at most; a pretrained teacher gets a third of them, or ten if that is more')
     add('--image_size', type=number(int, low=32, high=512), default=224, help='height and width in pixels')
     for net in ('teacher', 'student'):
         add(f'--{net}_weights', type=path, metavar='PATH',
@@ -201,9 +202,9 @@ def slow_backbone(name: str, image_size: int) -> list[str]:
 
 def schedule(epochs: int, is_pretrained) -> list[str]:
     """The flags of a run's epochs: warm-up, patience, and the first epoch of a new classifier alone."""
-    flags = ['--epochs', str(epochs), '--patience', str(max(5, epochs // 4))]
-    if epochs > 4:
-        flags += ['--warmup_epochs', '3', '--warmup_lr', '1e-4']
+    flags = ['--epochs', str(epochs), '--patience', str(max(5, epochs // 3))]
+    if epochs >= 5:
+        flags += ['--warmup_epochs', str(min(3, epochs // 5)), '--warmup_lr', '1e-4']
         flags += ['--freeze_epochs', '1'] if is_pretrained else []
     return flags
 

@@ -5,6 +5,10 @@
 # FOLDER holds CLASS/*, or train/CLASS/* and test/CLASS/*. TEACHER and STUDENT are nets, or files or folders of weights.
 # After an interruption the same command continues. JOBS: runs at the same time.
 set -eu
+if [ ! -d "${1:-}" ]; then
+    echo "error: FOLDER ${1:-}: no such folder; sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]" >&2
+    exit 2
+fi
 HERE=$PWD
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-export.txt

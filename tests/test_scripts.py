@@ -706,6 +706,8 @@ def test_the_list_of_methods(shell, tmp_path):
     ('run_imagenet_distill.sh', {'TEACHER': 'typo.pth'}, [], 'TEACHER typo.pth: no such file'),
     ('run_cifar_distill.sh', {'METHODS': 'kd semkd'}, [], 'METHODS semkd: no such method here; there are: kd hint'),
     ('run_cifar_distill.sh', {}, ['--save-dir', 'x'], '--save-dir: set the variable SAVE instead'),
+    ('own_photos.sh', {}, [], 'FOLDER : no such folder; sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT]'),
+    ('own_photos.sh', {}, ['nowhere'], 'FOLDER nowhere: no such folder'),
     ('run_cifar_vanilla.sh', {}, ['--dataset', 'cifar10'], '--dataset: set the variable DATASET instead')])
 def test_scripts_refuse(shell, script, variables, arguments, words):
     done, asked = shell(script, *arguments, **variables)
@@ -766,7 +768,7 @@ def test_the_steps_for_own_photographs(shell, tmp_path):
     save.mkdir()
     (save / 'best.txt').write_text('a run\n')
     (save / 'summary.txt').write_text('the end\n')
-    arguments = ['my photos', 'timm:resnet18', '--epochs', '3']
+    arguments = [str(tmp_path), 'timm:resnet18', '--epochs', '3']
     done, asked = shell('own_photos.sh', *arguments, GPU_ID='1')
     assert done.returncode == 0 and done.stdout.endswith('\nthe end\n'), done.stderr
     installed, steps = [line for line in asked if line[0] == '-m'], [line for line in asked if line[0] != '-m']
