@@ -462,8 +462,11 @@ def test_several_runs_of_a_moved_teacher(call, small_run, tree, teacher, tmp_pat
     shutil.copytree(small_run, tmp_path / 'moved')
     change(tmp_path / 'moved', path_t='elsewhere.pth', data_dir='/moved', trial='2')
     call(visualize.main, small_run, tmp_path / 'moved', small_run / 'resnet8_best.pth', '--data_dir', tree, '--gpu_id',
-         'cpu', '--output', tmp_path / 'out', '--only', 'correlations')
+         'cpu', '--output', tmp_path / 'out', '--only', 'correlations', 'mistakes', '--mistakes', 1)
     assert [*read(tmp_path / 'out' / 'correlations.json')['mean difference']] == ['resnet8 kd', 'resnet8 kd, trial 2']
+    (mistake,), _ = read(tmp_path / 'out' / 'mistakes.json')['nets'].values()
+    names = sorted(f'test/{file.parent.name}/{file.name}' for file in (tree / 'test').glob('*/*'))
+    assert mistake['file'] == names[mistake['image']] and mistake['file'].startswith(f'test/{mistake["class"]}/')
 
 
 def test_few_images(call, small_run, tmp_path, capsys):
