@@ -154,7 +154,7 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
     label = f'{flag} {path}'
     refuse_other_than_student(checkpoint, label, name)
     net = new_net(path, checkpoint, name, data, flag)
-    if 'source' in checkpoint:      # only its weights say how many classes it has
+    if 'source' in checkpoint and flag == '--path-t':       # only the weights say how many classes it has
         _refuse_other_classes(_count_classes(net, checkpoint, data, label), path, name, data, flag)
     fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
     net.checksum = weights_checksum(net)
