@@ -202,7 +202,7 @@ def slow_backbone(name: str, image_size: int) -> list[str]:
 
 def schedule(epochs: int, is_pretrained) -> list[str]:
     """The flags of a run's epochs: warm-up, patience, and the first epoch of a new classifier alone."""
-    flags = ['--epochs', str(epochs), '--patience', str(max(5, epochs // 3))]
+    flags = ['--epochs', str(epochs), '--patience', str(max(10, epochs // 3))]
     if epochs >= 5:
         flags += ['--warmup_epochs', str(min(3, epochs // 5)), '--warmup_lr', '1e-4']
         flags += ['--freeze_epochs', '1'] if is_pretrained else []
