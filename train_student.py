@@ -93,7 +93,7 @@ def train(opt, device):
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; colours: {data.preprocessing}')
-        print(data.selection)
+        print(data.selection_note)
         if not opt.skip_validation:
             print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '
                   f'{teacher_accuracy(opt, teacher, data, cache, run):.2f}')

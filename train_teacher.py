@@ -62,7 +62,7 @@ def train(opt, device):
              data.selection_split, data.classes) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; colours: {data.preprocessing}')
-        print(data.selection)
+        print(data.selection_note)
         module = distributed.wrap(vanilla, device)
         for epoch in run.epochs(optimizer, opt.epochs):
             rate = adjust_learning_rate(epoch, optimizer, opt)

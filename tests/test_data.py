@@ -554,7 +554,7 @@ def test_a_folder_that_does_not_fit_in_memory(tree, monkeypatch, capsys):
     """It is read while training, with the same test images and classes, and a line says so."""
     opt = data_options(data_dir=str(tree), image_size=24, train_fraction=0.5, num_workers=0, normalise='measure')
     usual = dataset.get_dataloaders(opt, CPU)
-    monkeypatch.setattr(dataset, 'free_memory', lambda device: 10**5)
+    monkeypatch.setattr(dataset.parts, 'free_memory', lambda device: 10**5)
     lazy = dataset.get_dataloaders(opt, CPU)
     assert 'so they are read from disk while training' in capsys.readouterr().out
     assert (lazy.classes, lazy.image_size, lazy.inputs) == (usual.classes, usual.image_size, usual.inputs)

@@ -109,12 +109,12 @@ def test_a_signal_before_the_first_step(call, small, teacher, tmp_path, monkeypa
 def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd):
     """The two ways draw other random numbers: a state that followed one is not continued by the other, unless told."""
     arguments = ['--model', 'resnet8', *small, '--save_dir', tmp_path]
-    plenty = dataset.free_memory
+    plenty = dataset.parts.free_memory
     for first, free, words in (('disk', plenty, '--images_in disk, now memory'),
                                ('memory', lambda device: 0, '--images_in memory, now disk')):
         folder = ['-t', first, '--resume', 'auto']
         call(train_teacher.main, *arguments, *folder, '--images_in', first)
-        monkeypatch.setattr(dataset, 'free_memory', free)
+        monkeypatch.setattr(dataset.parts, 'free_memory', free)
         with pytest.raises(SystemExit) as caught:
             call(train_teacher.main, *arguments, *folder, '--epochs', 2)
         assert caught.value.code == 2 and words in capfd.readouterr().err

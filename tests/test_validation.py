@@ -94,11 +94,11 @@ def test_a_folder_for_validation(tmp_path, call):
         write_images(tmp_path / name, images)
     opt = data_options(data_dir=str(tmp_path), batch_size=4)
     data = dataset.get_dataloaders(opt, CPU)
-    assert data.sizes == '16 training images, 8 test images in val' and 'chosen on the test set' in data.selection
+    assert data.sizes == '16 training images, 8 test images in val' and 'chosen on the test set' in data.selection_note
     write_images(tmp_path / 'test', 1)
     data = dataset.get_dataloaders(opt, CPU)
     assert data.sizes == '16 training images, 8 validation images, 4 test images in test'
-    assert 'chosen on the validation set' in data.selection
+    assert 'chosen on the validation set' in data.selection_note
     pytest.importorskip('lmdb')
     call(folder2lmdb.main, tmp_path, tmp_path / 'imagenet')
     sources, _ = open_lmdb_sources(tmp_path / 'imagenet')

@@ -1,0 +1,65 @@
+"""The data sets by name, and which flags go with them."""
+from helper.cli import comma_list, word_list
+from helper.errors import UserError, nearest
+
+from . import cifar, digits, folder, huggingface
+from .crop import DEFAULTS, RESIZED_FROM
+from .image import MAX_PIXELS
+
+# name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, S, S)
+memory_dict = {
+    'cifar10': cifar.load,
+    'cifar100': cifar.load,
+    'digits': digits.load,
+}
+# name -> module with open_sources(opt): ({'train', 'test', maybe 'val'} -> dataset.source.Source, classes), and for
+# --split open_whole(opt): (source, classes). The images are decoded into memory if they fit, else read while training.
+source_dict = {'folder': folder, 'hf': huggingface}
+LARGE = ('imagenet', 'imagenette')      # always read while training
+IN_MEMORY = (*memory_dict, *source_dict)
+
+
+def dataset_key(dataset: str) -> str:
+    """The key of a data set in the dictionaries above: 'hf' for all of Hugging Face, else its name."""
+    return 'hf' if dataset.startswith(huggingface.PREFIX) else dataset
+
+
+def check_dataset(opt) -> None:
+    """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
+    key, all_data = dataset_key(opt.dataset), (*memory_dict, *source_dict, *LARGE)
+    if key not in all_data or opt.dataset == 'hf':
+        known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
+        raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
+    if opt.use_lmdb and opt.dali:
+        raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
+    # flag -> (whether it is given, the data sets that it goes with, why it does not go with --dali)
+    flags = {
+        '--use-lmdb': (opt.use_lmdb, LARGE, ''),
+        f'--dali {opt.dali}': (opt.dali, LARGE, ''),
+        '--skip_bad_images': (opt.skip_bad_images, (*source_dict, *LARGE), 'DALI stops at an unreadable image'),
+        f'--images_in {opt.images_in}': (opt.images_in != 'auto', source_dict, ''),
+        f'--fit {opt.fit}': (opt.fit != 'crop', source_dict, ''),
+        f'--crop {opt.crop}': (opt.crop, source_dict, ''),
+        f'--max_pixels {opt.max_pixels}': (opt.max_pixels != MAX_PIXELS, (*source_dict, *LARGE),
+                                           'DALI reads images of any size'),
+        f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
+        f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
+        f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
+                                               'DALI reads all files of a folder'),
+        '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
+        f'--aa {opt.aa}': (opt.aa, all_data, 'DALI augments images itself')}
+    for name, default in DEFAULTS.items():
+        value = getattr(opt, name)
+        flags[f'--{name} {word_list(value)}'] = value != default, all_data, 'DALI augments images itself'
+    for flag, (is_given, names, why_not_dali) in flags.items():
+        if is_given and key not in names:
+            raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
+        if is_given and opt.dali and why_not_dali:
+            raise UserError(f'{flag}: {why_not_dali}; leave --dali {opt.dali} out')
+
+
+def default_crop(opt) -> str | None:
+    """--crop if it is not given; None for data sets that do not have the flag."""
+    if dataset_key(opt.dataset) not in source_dict:
+        return None
+    return 'resized' if opt.image_size >= RESIZED_FROM else 'padded'
