@@ -39,6 +39,7 @@ USUAL_NAMES = {usual: ours.split() for ours, names in {
     'image_size': 'img_size input_size resolution imgsz', 'recipe': 'config cfg c', 'stages': 'layers',
     'initial_checkpoint': 'init_checkpoint init_weights pretrained_weights pretrained_path finetune load_weights',
     'multiprocessing_distributed': 'world_size distributed ddp local_rank', 'train_fraction': 'subset fraction',
+    'val_fraction': 'val_split validation_split val_ratio', 'patience': 'early_stopping early_stop_patience',
 }.items() for usual in names.split()}
 
 

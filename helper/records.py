@@ -99,13 +99,15 @@ class Records:
             history, best, seconds = state['history'], state['best'], state['seconds']
             accuracy = f'{selection_of(best)}_acc'
             numbers = [*(epoch[accuracy] for epoch in history), best[accuracy], seconds]
-            numbers += [epoch[f'test_{name}'] for epoch in state.get('test', {}).values() for name in METRICS]
+            tested = state.get('test', {})
+            numbers += [test[f'test_{name}'] for test in tested.values() for name in METRICS]
             wandb_id, epochs = state.get('wandb', ('0' * 8, 0))
             return (isinstance(history, list) and all(isinstance(number, float) for number in numbers)
                     and math.isfinite(best[accuracy]) and math.isfinite(seconds)
                     and (best[accuracy] < 0 or isinstance(best['epoch'], int))
                     and isinstance(state.get('class_report', {}), dict)
-                    and state.get('test', {}).keys() in (set(), {'best', 'last'})
+                    and tested.keys() in (set(), {'best', 'last'})
+                    and all(isinstance(test['epoch'], int) for test in tested.values())
                     and re.fullmatch('[0-9a-f]{8}', wandb_id) is not None and type(epochs) is int and epochs >= 0)
         except (AttributeError, KeyError, TypeError, ValueError):
             return False

@@ -18,7 +18,7 @@ from dataset.lmdb_source import open_lmdb_sources
 from dataset.split import hold_out
 from experiments.progress import load_result
 from helper.errors import UserError
-from helper.records import is_out_of_patience
+from helper.records import Records, is_out_of_patience
 from options import warn_of_val_fraction
 from scripts import compare
 
@@ -152,7 +152,7 @@ def test_the_test_set_is_measured_once(call, small, teacher, tmp_path, monkeypat
     """For the best and the last weights, at the end; after an interruption too, which changes no bit."""
     nets = ['--model', 'resnet8', '--model_ema', 0.5] if main is train_teacher.main else \
         ['--path-t', teacher, '--distill', 'crd', '--nce_k', 8]
-    arguments = [*nets, *small, *HELD_OUT, '--epochs', 4, '--save_dir', tmp_path]
+    arguments = [*nets, *small, *HELD_OUT, '--epochs', 3, '--save_dir', tmp_path]
     call(main, *arguments, '--trial', 'whole')
     assert test_passes == [24, 24]
     text = capfd.readouterr().out
@@ -179,7 +179,7 @@ def test_the_test_set_is_measured_once(call, small, teacher, tmp_path, monkeypat
     assert {'val_loss', 'val_acc', 'val_acc_top5', 'val_classes'} <= {*history[0]} and 'test_acc' not in history[0]
     assert best['val_acc'] == max(epoch['val_acc'] for epoch in history)
     assert read(whole, 'test_best_metrics')['epoch'] == best['epoch']
-    assert read(whole, 'test_last_metrics')['epoch'] == 4
+    assert read(whole, 'test_last_metrics')['epoch'] == 3
     report = read(whole, 'test_best_classes')
     assert (report['epoch'], report['images'], len(report['classes'])) == (best['epoch'], 24, 4)
     assert report['balanced_acc'] == pytest.approx(read(whole, 'test_best_metrics')['test_acc'])    # six of each class
@@ -301,6 +301,17 @@ def test_the_line_about_the_teacher(capsys, saved, fraction, words):
     line = f'--path-t x: its net was trained {words}, so the validation images of this run may be among its training ' \
            f'images, and its accuracy on them too high\n'
     assert capsys.readouterr().out == (words and line)
+
+
+METRICS = {'test_loss': 1.0, 'test_acc': 2.0, 'test_acc_top5': 3.0, 'epoch': 1}
+
+
+@pytest.mark.parametrize('test, fits', [
+    ({}, True), ({'best': METRICS, 'last': METRICS}, True), ({'best': METRICS}, False), ([], False),
+    ({'best': METRICS, 'last': {**METRICS, 'epoch': '1'}}, False), ({'best': METRICS, 'last': {'epoch': 1}}, False)])
+def test_the_figures_in_an_untrusted_state(test, fits):
+    log = {'history': [{'val_acc': 5.0}], 'best': {'val_acc': 5.0, 'epoch': 1}, 'seconds': 1.0, 'test': test}
+    assert Records.fits(log) == fits
 
 
 def test_the_estimate(call, small, tmp_path, test_passes, capfd):
