@@ -1,4 +1,4 @@
-"""The loaders of {data_dir}/imagenet alone at 224 pixels: torchvision's usual pipeline, and each of ours."""
+"""The training loaders of {data_dir}/imagenet alone at 224 pixels: torchvision's usual pipeline, and each of ours."""
 import sys
 from collections import deque
 from functools import partial
@@ -14,7 +14,9 @@ from options import teacher_options
 
 from .common import WorkerProcessLoader, compare
 
-LOADERS = {'folder': [], 'lmdb': ['--use-lmdb'], 'dali cpu': ['--dali', 'cpu'], 'dali gpu': ['--dali', 'gpu']}
+WHOLE = 'folder, whole images'      # decoded whole in training too, as test images are
+LOADERS = {'folder': [], WHOLE: [], 'lmdb': ['--use-lmdb'], 'dali cpu': ['--dali', 'cpu'],
+           'dali gpu': ['--dali', 'gpu']}
 
 
 def torchvision_loader(opt, device):
@@ -36,6 +38,8 @@ def measure(opt, device):
                                        str(opt.batch_size), '--num_workers', str(opt.num_workers), '--seed', '0',
                                        '--gpu_id', opt.gpu_id, *flags])
             loaders[name] = get_dataloaders(options, device).train_loader
+            if name == WHOLE:
+                loaders[name].loader.dataset.is_opened = False
         except UserError as error:
             print(f'{name}: left out, {error}', file=sys.stderr)
     if not loaders:

@@ -170,6 +170,10 @@ def mixes(opt) -> bool:
 @contextlib.contextmanager
 def seeded(seed: int):
     """Seed torch's CPU generator within the block; its state is restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)       # torch.manual_seed would take a millisecond to seed the GPUs
+    generator = torch.default_generator     # torch.manual_seed would take a millisecond to seed the GPUs
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        generator.set_state(state)

@@ -78,9 +78,10 @@ class Images(Dataset):
 
 
 def collate(samples):
-    """Samples of Images -> (images (B, S, S, 3) uint8, target (B,), index (B,), errors), or the error among them.
+    """Samples of Images -> (images (B, S, S, 3) uint8, target, index, errors), or the error among them.
 
-    A worker process puts the images straight into the memory that it shares with the main process.
+    A worker process puts the images straight into the memory that it shares with the main process. The others are
+    lists, because each tensor would take a file of shared memory.
     """
     for sample in samples:
         if isinstance(sample, UserError):
@@ -88,9 +89,9 @@ def collate(samples):
     errors = [error for sample in samples for error in sample[3]]
     readable = [sample for sample in samples if sample[0] is not None]
     if not readable:
-        return None, None, None, errors
+        return None, [], [], errors
     images, target, index, _ = zip(*readable, strict=True)
-    return default_collate(list(images)), torch.tensor(target), torch.tensor(index), errors
+    return default_collate(list(images)), target, index, errors
 
 
 class Parts:
@@ -142,26 +143,24 @@ class WorkerLoader:
                 if isinstance(part, UserError):
                     raise part
                 errors.update(part[3])
-            if batch := self._join([part[:3] for part in parts if part[0] is not None]):
-                n_read += len(batch[1])
-                yield batch
+            images, target, index, _ = zip(*parts, strict=True)
+            target, index = (torch.tensor([i for part in numbers for i in part]) for numbers in (target, index))
+            n_read += len(target)
+            if len(target):
+                yield self._images(images), target.to(self.device), index.to(self.device)
         if self.skip_bad:
             parts = distributed.gather((errors, n_read))
             errors = set().union(*(part[0] for part in parts))
             report_unreadable(errors, sum(part[1] for part in parts), 'skipped', reported=self.reported)
             self.reported |= errors
 
-
-    def _join(self, parts):
-        """The batch on the device of its parts (images, target, index); None of no part."""
-        if not parts:
-            return None
-        parts = [[tensor.to(self.device, non_blocking=True) for tensor in part] for part in parts]
+    def _images(self, parts):
+        """The normalised images of a batch on the device."""
+        parts = [part.to(self.device, non_blocking=True) for part in parts if part is not None]
         # On a CPU, threads would wait for the cores on which the worker processes run.
         with _one_thread() if self.device.type == 'cpu' and self.loader.num_workers else contextlib.nullcontext():
-            images, target, index = map(torch.cat, zip(*parts, strict=True))
-            images = self.normalise(images)
-        return images if images.dim() == 4 else images.transpose(0, 1), target, index
+            images = self.normalise(torch.cat(parts))
+        return images if images.dim() == 4 else images.transpose(0, 1)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class JpegImage:
     def resize_box(self, size, resample, box):
         """As the function of that name.
 
-        A box with GAP times the sides of `size` or more is decoded at a half, a quarter or an eighth of its sides.
+        A box of at least 2, 4 or 8 times GAP times `size` is decoded at a half, a quarter or an eighth.
         """
         n = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
         reduction = next((reduction for reduction in REDUCTIONS if reduction <= n and resample in TENSOR_MODES), 1)
