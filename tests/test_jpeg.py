@@ -9,6 +9,8 @@ from PIL import Image
 
 import dataset
 from dataset import jpeg
+from dataset.crop import Pipeline
+from dataset.decode import report_cropping
 from dataset.folder import open_sources
 from dataset.image import MAX_PIXELS, limit_pixels, read_rgb
 from dataset.imagenet import Parts
@@ -178,7 +180,7 @@ def test_report_cropping_reads_headers_alone(tmp_path, monkeypatch, capsys):
     train = open_sources(data_options(data_dir=str(tmp_path)))[0]['train']
     monkeypatch.setattr(JpegImage, '_decode', None)
     monkeypatch.setattr('dataset.source.read_rgb', None)
-    dataset.report_cropping(train, dataset.Pipeline())
+    report_cropping(train, Pipeline())
     assert '2 are oblong and keep 38% of their pixels' in capsys.readouterr().out
 
 
