@@ -122,7 +122,8 @@ def check_recipe(opt) -> None:
     if opt.warmup_epochs >= opt.epochs:
         raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
     if opt.freeze_epochs >= opt.epochs:
-        raise UserError(f'--freeze_epochs {opt.freeze_epochs}: --epochs {opt.epochs} must be more')
+        raise UserError(f'--freeze_epochs {opt.freeze_epochs}: --epochs {opt.epochs} must be more, so that the other '
+                        f'layers learn too')
     if opt.layer_decay < 1 and opt.backbone_lr < 1:
         raise UserError(f'--layer_decay {opt.layer_decay:g}: --backbone_lr {opt.backbone_lr:g} sets the same learning '
                         f'rates; leave one of the two out')

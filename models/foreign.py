@@ -45,7 +45,9 @@ def read_safetensors(file: Path, flag: str) -> dict:
     safetensors = import_optional('safetensors.torch', f'{flag} {file}')
     try:
         return safetensors.load_file(file)
-    except Exception as error:      # of a damaged or missing file
+    except FileNotFoundError:
+        raise UserError(f'{flag} {file}: no such file; fetch it') from None
+    except Exception as error:      # of a damaged file
         raise UserError(f'{flag} {file}: is not a complete safetensors file ({reason(error)}); fetch it '
                         f'again') from error
 

@@ -12,7 +12,7 @@ from helper.errors import UserError, printable
 
 from .classes import classifier_outputs, find_classifier, match_classes
 from .find import LIBRARIES, build, get_library, parse_name
-from .foreign import CONFIG, find_weights, key_flag, read_folder, read_safetensors, without_prefix
+from .foreign import CONFIG, WEIGHTS, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
 from .recognise import find_architecture
 
@@ -68,6 +68,9 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     label = f'{flag} {path}'
     if os.path.isfile(os.path.join(path, CONFIG)):
         checkpoint, is_foreign = read_folder(Path(path), flag), False
+    elif os.path.isdir(path) and not any(Path(path).glob('*.pth')):
+        raise UserError(f'{label}: is a folder without a checkpoint, NAME.pth, and without timm\'s {CONFIG}; give a '
+                        f'file, or a folder with {CONFIG} and {WEIGHTS}')
     elif path.endswith('.safetensors'):
         checkpoint, is_foreign = read_safetensors(Path(path), flag), True
     else:
@@ -122,14 +125,14 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion
         mean, std = (', '.join(f'{value:.4g}' for value in inputs[name]) for name in ('mean', 'std'))
-        print(f'{label}: images are converted to what its net has learnt from: {inputs["size"]} pixels '
-              f'({inputs["interpolation"]}), mean {mean}, std {std}')
+        size = '' if inputs['size'] == data_inputs['size'] else f'{inputs["size"]} pixels ({inputs["interpolation"]}), '
+        print(f'{label}: images are converted to what its net has learnt from: {size}mean {mean}, std {std}')
     if data_inputs and 'fit' in checkpoint['inputs'] and inputs['fit'] != data_inputs['fit']:
         print(f'{label}: was trained with --fit {inputs["fit"]}, but this run has --fit {data_inputs["fit"]}')
-    elif data_inputs and {'fit', 'crop_pct'} <= checkpoint['inputs'].keys() \
-            and inputs['crop_pct'] != data_inputs['crop_pct']:
-        print(f'{label}: was tested on images with crop_pct {inputs["crop_pct"]:g}, but this run has '
-              f'{data_inputs["crop_pct"]:g}')
+    elif data_inputs and {'fit', 'crop_pct'} <= checkpoint['inputs'].keys():
+        for key in ('crop_pct', 'interpolation'):
+            if inputs[key] != data_inputs[key]:
+                print(f'{label}: was tested on images with {key} {inputs[key]}, but this run has {data_inputs[key]}')
     return net
 
 

@@ -295,10 +295,11 @@ def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
     for fit in ('crop', 'squash'):
         new_net('FILE', {'inputs': {**inputs, 'fit': fit}}, 'resnet8', data)
     assert capsys.readouterr().out == '--path-t FILE: was trained with --fit squash, but this run has --fit crop\n'
-    new_net('FILE', {'inputs': {**inputs, 'fit': 'crop', 'crop_pct': 1.0}}, 'resnet8', argparse.Namespace(
-        num_classes=4, image_size=16, inputs={**inputs, 'fit': 'crop', 'crop_pct': 0.875}))
+    new_net('FILE', {'inputs': {**inputs, 'fit': 'crop', 'crop_pct': 1.0, 'interpolation': 'bicubic'}}, 'resnet8',
+            argparse.Namespace(num_classes=4, image_size=16, inputs={**inputs, 'fit': 'crop', 'crop_pct': 0.875}))
     assert capsys.readouterr().out == \
-        '--path-t FILE: was tested on images with crop_pct 1, but this run has 0.875\n'
+        '--path-t FILE: was tested on images with crop_pct 1.0, but this run has 0.875\n' \
+        '--path-t FILE: was tested on images with interpolation bicubic, but this run has bilinear\n'
     for crop_pct in (0.0, 1.1, 'x', math.nan):
         with pytest.raises(UserError, match='FILE: its net has crop_pct .*; wanted is a number from 0.1 to 1'):
             check_inputs({**inputs, 'crop_pct': crop_pct}, 'FILE')

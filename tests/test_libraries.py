@@ -303,6 +303,12 @@ def test_a_file_of_safetensors(call, small, tmp_path, capsys):
     (folder / 'model.safetensors').write_bytes(b'x' * 100)
     with pytest.raises(UserError, match='is not a complete safetensors file'):
         open_net(str(folder))
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(UserError, match='model.safetensors: no such file; fetch it'):
+        open_net(str(folder))
+    (folder / 'config.json').unlink()
+    with pytest.raises(UserError, match="is a folder without a checkpoint, NAME.pth, and without timm's config.json"):
+        open_net(str(folder))
 
 
 OWN = '''
