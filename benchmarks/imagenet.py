@@ -9,6 +9,7 @@ import torch
 from dataset import get_dataloaders
 from dataset.crop import SIZE
 from dataset.normalise import IMAGENET_MEAN, IMAGENET_STD
+from helper.compile import keep_memory
 from helper.errors import UserError
 from options import teacher_options
 
@@ -31,6 +32,8 @@ def torchvision_loader(opt, device):
 
 def measure(opt, device):
     """A row for each training loader, an epoch of each in turn."""
+    if device.type == 'cpu':
+        keep_memory()       # as the training scripts do
     loaders = {}
     for name, flags in LOADERS.items():
         try:
