@@ -46,8 +46,8 @@ def check_crop(opt) -> None:
     for option in OF_RESIZED:
         value = getattr(opt, option)
         if value != DEFAULTS[option] and not is_resized:
-            raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, for --dataset '
-                            f'folder or hf:; leave it out')
+            raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, which goes '
+                            f'with --dataset folder or hf:; leave it out')
     for option in ('scale', 'ratio'):
         low, high = getattr(opt, option)
         if low > high:

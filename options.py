@@ -152,10 +152,10 @@ def _common(description, trial_flags, trial):
     start('--pretrained', action='store_true',
           help="start from the library's published weights of timm:NAME, timm:NAME.TAG or torchvision:NAME")
     start('--initial_checkpoint', type=path, metavar='PATH',
-          help='start from the weights in this checkpoint of the same net: all that --path-t reads; with a new '
-               'classifier if it is of other classes')
+          help='start from the weights of the same net in a file or folder, all that --path-t reads; its classifier is '
+               'replaced if it has other classes')
     start('--freeze_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
-          help='first epochs, in which only the classifier learns, and the layers of the method')
+          help="number of first epochs in which only the classifier and the method's layers learn")
     start('--layer_decay', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
           help="learning rate of each of timm's layer groups, divided by that of the group after it; for nets of timm")
     start('--backbone_lr', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
@@ -241,7 +241,8 @@ def _finish(parser, opt, model, flag):
     if opt.aa is not None:
         AutoAugment(opt.aa, opt.image_size, (0.5, 0.5, 0.5))
     check_effects(opt)
-    if not _takes_image_size(opt):
+    uses_checkpoint = 'path_t' in opt or opt.evaluate or opt.pretrained or opt.initial_checkpoint
+    if not (uses_checkpoint and follows_checkpoint_size(opt)):      # else when the checkpoint is opened
         settle_crop(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
@@ -335,26 +336,24 @@ def flags(student: bool) -> Flags:
     return (_student_parser() if student else _teacher_parser()).flags()
 
 
-def _takes_image_size(opt):
-    """Whether a checkpoint that is not open yet decides opt.image_size."""
-    return 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict and \
-        ('path_t' in opt or bool(opt.evaluate or opt.pretrained or opt.initial_checkpoint))
+def follows_checkpoint_size(opt) -> bool:
+    """Whether opt.image_size is that of the checkpoint in use, if there is one: data of any size, no --image_size."""
+    return 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict
 
 
 def settle_crop(opt) -> None:
-    """Set opt.crop, unless it is given, when opt.image_size is known. Raises UserError for flags without effect."""
+    """Set opt.crop by opt.image_size, unless --crop is given. Raises UserError for flags that do not suit it."""
     if 'crop' not in opt.flags.given:
         opt.crop = default_crop(opt)
     check_crop(opt)
 
 
 def take_image_size(opt, checkpoint: dict, label: str) -> None:
-    """Set opt.image_size to the size in a checkpoint of models.load.open_net, unless --image_size is given or the data
-    have a fixed size; then settle_crop. label: start of the printed line."""
+    """Set opt.image_size to the size in a checkpoint of models.load.open_net, if it follows_checkpoint_size, and then
+    opt.crop. label: start of the printed line."""
     inputs = checkpoint.get('inputs')
     size = inputs.get('size') if isinstance(inputs, dict) else None
-    if 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict and type(size) is int \
-            and size != opt.image_size:
+    if follows_checkpoint_size(opt) and type(size) is int and size != opt.image_size:
         if not 8 <= size <= LARGEST:
             raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
         print(f'{label}: its net takes images of {size} pixels, so --image_size is {size}')

@@ -88,8 +88,7 @@ def train(opt, device):
         raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
 
     # Train
-    with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data.split,
-             data.selection_split, data.classes) as run:
+    with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data) as run:
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; colours: {data.preprocessing}')

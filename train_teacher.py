@@ -58,8 +58,7 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data.split,
-             data.selection_split, data.classes) as run:
+    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; colours: {data.preprocessing}')
         print(data.selection_note)

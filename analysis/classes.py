@@ -38,8 +38,9 @@ def mean_report(reports: Sequence[dict | None]) -> dict | None:
 
     None unless all have a report of the same classes.
     """
-    if not reports or None in reports or len({str([row['name'] for row in report['classes']])
-                                              for report in reports}) > 1:
+    if not reports or None in reports:
+        return None
+    if len({tuple(row['name'] for row in report['classes']) for report in reports}) > 1:
         return None
     columns = zip(*(report['classes'] for report in reports), strict=True)
     classes = [{**rows[0], 'recall': None if None in (recalls := [row['recall'] for row in rows]) else mean(recalls)}
@@ -58,19 +59,19 @@ def shown_classes(classes: Sequence[dict]) -> Sequence[dict]:
     return classes if len(classes) <= MOST_ROWS else worst_classes(classes)
 
 
-def figure(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
     """'75.27'; '–' for None."""
     return '–' if value is None or math.isnan(value) else f'{value:.2f}'
 
 
 def worst_text(classes: Sequence[dict], most: int = 3) -> str:
     """'cat: 62.00, dog: 70.10, deer: 71.00': the recall of the worst classes."""
-    return ', '.join(f'{printable(row["name"])}: {figure(row["recall"])}' for row in worst_classes(classes, most))
+    return ', '.join(f'{printable(row["name"])}: {two_digits(row["recall"])}' for row in worst_classes(classes, most))
 
 
 def describe_report(report: dict) -> str:
     """The means and the worst classes of a report as a line."""
     classes = report['classes']
     empty = sum(row['recall'] is None for row in classes)
-    return f'{", ".join(f"{name} {figure(report[key])}" for key, name in MEANS.items())}; worst classes: ' \
+    return f'{", ".join(f"{name} {two_digits(report[key])}" for key, name in MEANS.items())}; worst classes: ' \
            f'{worst_text(classes)}' + (f'; left out: {empty} without test images' if empty else '')

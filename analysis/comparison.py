@@ -171,22 +171,24 @@ def draw_classes(comparison):
 
 def draw_mistakes(comparison):
     target, loader, classes = comparison.target, comparison.data.test_loader, comparison.data.classes
-    sheets, numbers = {}, {}
+    sheets, rows = [], {}
     for net in comparison.students:
         predicted, true, confidence = predictions(net.logits, target)[:, net.mistakes]
-        images, labels = comparison.index[net.mistakes].tolist(), predicted.long()
-        numbers[net.name] = [
-            {'image': number, 'file': comparison.data.test_name(number), 'class': classes[int(label)],
-             'predicted': classes[int(other)], 'confidence': share} for number, label, other, share
-            in zip(images, true, predicted, confidence.tolist(), strict=True)]
-        if images:
-            pixels = loader.normalise.to_pixels(torch.stack([comparison.images[n] for n in images]).to(loader.device))
-            captions = [f'{name}, {share:.0%}'
-                        for name, share in zip(comparison.class_names(labels), confidence.tolist(), strict=True)]
+        predicted, true, confidence = predicted.long(), true.long(), confidence.tolist()
+        numbers = comparison.index[net.mistakes].tolist()
+        rows[net.name] = [
+            {'image': number, 'file': comparison.data.test_name(number), 'class': classes[label],
+             'predicted': classes[other], 'confidence': share} for number, label, other, share
+            in zip(numbers, true.tolist(), predicted.tolist(), confidence, strict=True)]
+        if numbers:
+            images = torch.stack([comparison.images[n] for n in numbers]).to(loader.device)
             wrong = (net.logits.argmax(1) != target).sum().item()
-            title = f'{net.name}: {wrong:,} of {len(target):,} test images wrong; true class above, predicted below'
-            sheets[title] = pixels.cpu().numpy(), images, comparison.class_names(true.long()), captions
-    return figures.mistakes(sheets), {'images': len(target), 'nets': numbers}
+            captions = zip(comparison.class_names(predicted), confidence, strict=True)
+            sheets.append(figures.ContactSheet(
+                f'{net.name}: {wrong:,} of {len(target):,} test images wrong; true class above, predicted below',
+                loader.normalise.to_pixels(images).cpu().numpy(), numbers, comparison.class_names(true),
+                [f'{name}, {share:.0%}' for name, share in captions]))
+    return figures.mistakes(sheets), {'images': len(target), 'nets': rows}
 
 
 DRAW = {'tsne': draw_tsne, 'correlations': draw_correlations, 'cka': draw_cka, 'gradcam': draw_grad_cam,

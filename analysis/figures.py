@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -292,26 +293,33 @@ def class_accuracy(nets: dict[str, np.ndarray], classes: Sequence[str], images: 
     return fig
 
 
-@figure_style()
-def mistakes(sheets: dict[str, tuple[np.ndarray, Sequence[int], Sequence[str], Sequence[str]]]) -> Figure:
-    """A contact sheet of wrong test images for each net, with the true class above and the predicted one below each.
+class ContactSheet(NamedTuple):
+    """N test images that a net gets wrong."""
 
-    sheets: title -> (uint8 images (N, H, W, 3), their numbers, true classes, captions of the predictions).
-    """
+    title: str
+    images: np.ndarray          # uint8 (N, H, W, 3)
+    numbers: Sequence[int]      # of the images in the test set
+    true: Sequence[str]         # true classes
+    predicted: Sequence[str]    # predicted classes, with their confidence
+
+
+@figure_style()
+def mistakes(sheets: Sequence[ContactSheet]) -> Figure:
+    """A contact sheet of wrong test images for each net, with the true class above and the predicted one below each."""
     width = 1.4
     heights = []
-    for images, _, true, captions in sheets.values():
-        lines = max(wrap_text(text, width).count('\n') for text in (*true, *captions))
-        heights.append(0.4 + math.ceil(len(images) / SHEET_COLUMNS) * (width + 0.3 + 0.26 * lines))
+    for sheet in sheets:
+        lines = max(wrap_text(text, width).count('\n') for text in (*sheet.true, *sheet.predicted))
+        heights.append(0.4 + math.ceil(len(sheet.images) / SHEET_COLUMNS) * (width + 0.3 + 0.26 * lines))
     fig = Figure((width * SHEET_COLUMNS + 0.3, sum(heights)), layout='constrained')
     parts = fig.subfigures(len(sheets), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, (title, (images, numbers, true, captions)) in zip(parts, sheets.items(), strict=True):
-        part.suptitle(wrap_text(title, width * SHEET_COLUMNS), size=10)
-        rows = math.ceil(len(images) / SHEET_COLUMNS)
-        for i, (image, number, label, caption) in enumerate(zip(images, numbers, true, captions, strict=True), start=1):
-            axis = part.add_subplot(rows, SHEET_COLUMNS, i, xticks=[], yticks=[])
+    for part, sheet in zip(parts, sheets, strict=True):
+        part.suptitle(wrap_text(sheet.title, width * SHEET_COLUMNS), size=10)
+        rows = math.ceil(len(sheet.images) / SHEET_COLUMNS)
+        for i, image in enumerate(sheet.images):
+            axis = part.add_subplot(rows, SHEET_COLUMNS, i + 1, xticks=[], yticks=[])
             axis.imshow(image, interpolation='none')
-            axis.set_title(wrap_text(label, width), size=8)
-            axis.set_xlabel(wrap_text(caption, width), size=8, color=WRONG)
-            axis.set_ylabel(f'image {number}', size=7)
+            axis.set_title(wrap_text(sheet.true[i], width), size=8)
+            axis.set_xlabel(wrap_text(sheet.predicted[i], width), size=8, color=WRONG)
+            axis.set_ylabel(f'image {sheet.numbers[i]}', size=7)
     return fig

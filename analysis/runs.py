@@ -33,6 +33,7 @@ def read_run(folder: str) -> dict:
     if not os.path.isfile(Path(folder) / 'history.json'):
         raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
                         f'save/student_model/NAME')
+
     def read(name):
         return read_json(Path(folder) / name, f'{folder}: {name}')
 
@@ -70,19 +71,26 @@ def read_run(folder: str) -> dict:
             'images_per_second': mean(rates) if rates else None,
             **{name: printable(parameters.get(name, '')) for name in SURROUNDINGS},
         }
-        names = {'model': parameters['model'], 'teacher': '', 'distill': 'alone', 'method': 'alone'} \
-            if not is_student else {
-                'model': parameters['model_s'], 'teacher': original_teacher(parameters),
-                'distill': method_key(parameters['distill'], non_default_options(parameters, options)),
-                'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}'}
-        chosen, accuracies = best if split == 'test' else read('val_best_metrics.json'), \
-            [epoch[f'{split}_acc'] for epoch in best_epochs]
-        if accuracies and accuracies != [chosen[f'{split}_acc']]:
-            raise UserError(f'{folder}: {split}_best_metrics.json says top-1 {chosen[f"{split}_acc"]} of epoch '
-                            f'{chosen["epoch"]}, but history.json {accuracies[0]}; --resume auto writes both again')
+        _check_best_metrics(folder, split, read(f'{split}_best_metrics.json'), best_epochs)
+        names = _names_of_student(parameters, options) if is_student else \
+            {'model': parameters['model'], 'teacher': '', 'distill': 'alone', 'method': 'alone'}
         return {**run, **{key: printable(name) for key, name in names.items()}}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{folder}: its JSON files are not those of a run ({reason(error)})') from error
+
+
+def _names_of_student(parameters, options):
+    return {'model': parameters['model_s'], 'teacher': original_teacher(parameters),
+            'distill': method_key(parameters['distill'], non_default_options(parameters, options)),
+            'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}'}
+
+
+def _check_best_metrics(folder, split, metrics, best_epochs):
+    """Raise UserError unless the file of the best epoch's metrics agrees with history.json."""
+    accuracy, in_history = metrics[f'{split}_acc'], [epoch[f'{split}_acc'] for epoch in best_epochs]
+    if in_history and in_history != [accuracy]:
+        raise UserError(f'{folder}: {split}_best_metrics.json says top-1 {accuracy} of epoch {metrics["epoch"]}, but '
+                        f'history.json {in_history[0]}; --resume auto writes both again')
 
 
 def chosen_on(runs: Iterable[dict]) -> str:

@@ -19,7 +19,7 @@ from .normalise import Normalise
 from .order import EpochOrder
 
 SMALLEST_PART = 8       # images of a batch that one worker process reads, at least
-BATCHES_AHEAD = 2       # for each worker process, so many batches are read before they are needed
+BATCHES_AHEAD = 2       # batches for each worker process that are read before they are needed
 
 # --num_workers may be above the number of cores: no warning about it.
 warnings.filterwarnings('ignore', message='This DataLoader will create')
@@ -47,8 +47,8 @@ class Images(Dataset):
     def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None,
                  pipeline: Pipeline = Pipeline()):     # noqa: B008, it does not change
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        # Of two views, each would decode the image.
-        self.is_opened = train and pipeline.crop == 'resized' and len(views) == 1
+        # With two views, each would decode the image anew.
+        self.decodes_crop_only = train and pipeline.crop == 'resized' and len(views) == 1
         self.transforms = [pipeline.transform(train, aa, view) for view in (views if train else ('weak',))]
 
     def __len__(self):
@@ -63,7 +63,7 @@ class Images(Dataset):
         errors = []
         while len(errors) < len(self):
             try:
-                image = self.source.open(index) if self.is_opened else self.source.read(index)
+                image = self.source.open(index) if self.decodes_crop_only else self.source.read(index)
                 views = [transform(image) for transform in self.transforms]
                 image = views[0] if len(views) == 1 else torch.stack(views)
                 return image, int(self.source.labels[index]), index, errors
@@ -94,10 +94,10 @@ def collate(samples):
     return default_collate(list(images)), target, index, errors
 
 
-class Parts:
-    """The batches of an order, each in so many parts, for as many worker processes to read at the same time.
+class BatchParts:
+    """The batches of an order, each in n_parts parts, which worker processes read at the same time.
 
-    An epoch begins sooner than with one process for a batch, and no process waits for another at its end.
+    So the first batch of an epoch comes sooner, and no process waits for another at the end of the epoch.
     """
 
     def __init__(self, order: EpochOrder, n_parts: int):
@@ -125,7 +125,7 @@ class WorkerLoader:
         self.n_parts = max(1, min(opt.num_workers, opt.batch_size // SMALLEST_PART))
         self.loader = DataLoader(
             Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline),
-            batch_sampler=Parts(self.order, self.n_parts), collate_fn=collate,
+            batch_sampler=BatchParts(self.order, self.n_parts), collate_fn=collate,
             worker_init_fn=functools.partial(_begin_worker, opt.max_pixels), num_workers=opt.num_workers,
             prefetch_factor=BATCHES_AHEAD * self.n_parts if opt.num_workers else None,
             persistent_workers=opt.num_workers > 0, pin_memory=device.type == 'cuda',

@@ -1,4 +1,4 @@
-"""JPEG photographs of which only the part that a crop needs is decoded, and only as finely as the crop needs it."""
+"""JPEG photographs: only the part that a crop needs is decoded, at the smallest size that is enough."""
 import contextlib
 import ctypes
 import ctypes.util
@@ -16,7 +16,7 @@ from .image import read_rgb
 
 END = b'\xff\xd9'       # the last bytes of a whole file
 REDUCTIONS = (8, 4, 2)      # by which a decoder can shrink the blocks of 8 x 8 pixels
-GAP = 2     # an image that is decoded at a reduced size keeps at least so many times the sides that are asked for
+GAP = 2     # an image decoded at a reduced size has at least GAP times the sides of the result
 TENSOR_MODES = {Image.Resampling.BILINEAR: 'bilinear', Image.Resampling.BICUBIC: 'bicubic'}
 # What makes a stored image upright, by EXIF orientation: rows and columns are swapped, then it is flipped.
 SWAPPED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
@@ -60,13 +60,13 @@ class JpegImage:
         self.size = self.stored_size[::-1] if self.orientation in SWAPPED else self.stored_size
 
     def resize_box(self, size, resample, box):
-        """As the function of that name.
+        """The part `box`, scaled to `size`: see the function resize_box.
 
         A box of at least 2, 4 or 8 times GAP times `size` is decoded at a half, a quarter or an eighth.
         """
-        n = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
-        reduction = next((reduction for reduction in REDUCTIONS if reduction <= n and resample in TENSOR_MODES), 1)
-        reduced = [edge / reduction for edge in self._stored(box)]
+        most = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
+        reduction = next((reduction for reduction in REDUCTIONS if reduction <= most and resample in TENSOR_MODES), 1)
+        reduced = [edge / reduction for edge in self._stored_box(box)]
         left, top, right, bottom = *map(math.floor, reduced[:2]), *map(math.ceil, reduced[2:])
         try:
             pixels = self._decode((left, top, right, bottom), reduction)
@@ -75,8 +75,8 @@ class JpegImage:
         inner = reduced[0] - left, reduced[1] - top, reduced[2] - left, reduced[3] - top
         return self._upright(_scale(pixels, size[::-1] if self.orientation in SWAPPED else size, resample, inner))
 
-    def _stored(self, box):
-        """The box of the stored image that `box` of the upright image shows."""
+    def _stored_box(self, box):
+        """`box` of the upright image, in the coordinates of the stored one."""
         (left, top, right, bottom), (width, height) = box, self.size
         if self.orientation in FLIPPED_X:
             left, right = width - right, width - left
@@ -103,9 +103,10 @@ class JpegImage:
 
 
 def _scale(pixels, size, resample, box=None):
-    """uint8 (H, W, 3), of it the part `box`, scaled to size (width, height): uint8 (3, height, width).
+    """The part `box` of uint8 (H, W, 3), scaled to size (width, height): uint8 (3, height, width).
 
-    torch scales several times faster than Pillow, to values that differ by at most 2, but not parts of pixels.
+    torch scales several times faster than Pillow, and its values differ by at most 2. Pillow scales boxes whose edges
+    lie within a pixel, which torch cannot.
     """
     if resample not in TENSOR_MODES or box and any(edge % 1 for edge in box):
         return to_tensor(Image.fromarray(pixels).resize(size, resample, box))

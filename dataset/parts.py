@@ -27,7 +27,7 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     parts, classes, fields = _open_tensors(opt) if opt.dataset in memory_dict else _open_sources(opt)
     if opt.patience is not None and 'val' not in parts:
         raise UserError(f'--patience {opt.patience}: needs a validation set, and {opt.dataset} has none; give '
-                        f'--val_fraction 0.1, or leave it out')
+                        f'--val_fraction 0.1, or leave --patience out')
     if dataset_key(opt.dataset) in source_dict:
         if opt.split or opt.val_fraction is not None:
             fields['split'] = {part: [*source.names] for part, source in parts.items()}

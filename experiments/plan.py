@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset import dataset_key, source_dict
 from distiller_zoo import get_method
 from helper.cli import values
 from helper.errors import UserError, printable
@@ -14,7 +13,15 @@ from helper.run_folder import RunPaths, folder_name
 from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from options import LARGEST, settle_crop, start_size, student_options, teacher_options, with_recipe
+from options import (
+    LARGEST,
+    follows_checkpoint_size,
+    settle_crop,
+    start_size,
+    student_options,
+    teacher_options,
+    with_recipe,
+)
 
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
@@ -108,7 +115,7 @@ class _Planner:
     def check_image_sizes(self, pair):
         """Raise UserError if a student alone would train on images of another size than its teacher."""
         runs = [run for run in self.runs.values() if str(pair) in {other for _, other in run.cells}
-                and _follows_checkpoint_size(run.opt)]
+                and follows_checkpoint_size(run.opt)]
         for alone, taught in itertools.product(runs, runs):
             size = taught.opt.image_size
             if hasattr(taught.opt, 'distill') and not hasattr(alone.opt, 'distill') and size != alone.opt.image_size:
@@ -188,7 +195,7 @@ class _Planner:
         do in the run."""
         try:
             size = self._start_size(opt, net) or (teacher and teacher.image_size())
-            if size and _follows_checkpoint_size(opt):
+            if size and follows_checkpoint_size(opt):
                 opt.image_size = size
             settle_crop(opt)
         except UserError as error:
@@ -239,11 +246,6 @@ def check_flags(arguments: list[str], label: str) -> None:
         flag = argument.split('=')[0].replace('_', '-') if argument.startswith('--') else argument[:2]
         if flag in REFUSED:
             raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
-
-
-def _follows_checkpoint_size(opt):
-    """Return whether a run takes the image size of its initial weights or teacher, see options.take_image_size."""
-    return dataset_key(opt.dataset) in source_dict and 'image_size' not in opt.flags.given
 
 
 def _suffix(row: Row) -> str:

@@ -68,9 +68,9 @@ def _curves(results):
 
 
 def _classes(results):
-    """Return (pair, cells, shown classes, number of classes) for the pairs whose runs have figures of each class."""
-    tables = [(str(pair), *results.classes(pair)) for pair in results.table.pairs]
-    return [(pair, cells, rows, len(cells[0].class_report['classes'])) for pair, cells, rows in tables if cells]
+    """Return (pair, cells, shown classes) for the pairs whose runs have figures of each class."""
+    tables = [(pair, *results.classes(pair)) for pair in results.table.pairs]
+    return [(pair, cells, shown) for pair, cells, shown in tables if cells]
 
 
 def _learnt(results):

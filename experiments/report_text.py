@@ -3,8 +3,7 @@ import csv
 import html
 import io
 
-from analysis.classes import MEANS, worst_text
-from analysis.classes import figure as class_figure
+from analysis.classes import MEANS, two_digits, worst_text
 from analysis.runs import chosen_on
 from helper.cli import table as aligned
 
@@ -127,7 +126,7 @@ def _class_lines(results):
 def class_cells(cell: Cell) -> list[str]:
     """Return the figures of CLASS_HEADS for a cell."""
     report = cell.class_report
-    return [*(class_figure(report[key]) for key in MEANS), worst_text(report['classes'])]
+    return [*(two_digits(report[key]) for key in MEANS), worst_text(report['classes'])]
 
 
 def _teachers(results):

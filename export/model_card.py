@@ -3,7 +3,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from analysis.classes import MEANS, figure, shown_classes
+from analysis.classes import MEANS, shown_classes, two_digits
 from analysis.run_checkpoint import RunCheckpoint
 from helper.device import surroundings
 from helper.errors import printable
@@ -106,8 +106,8 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
 
 def _class_figures(report):
     """The paragraphs about the classes: means, and a table of all classes or of the worst."""
-    classes, means = report['classes'], [(name, figure(report[key])) for key, name in MEANS.items()]
-    rows = [(html.escape(row['name'], quote=False), row['images'], *(figure(row[key]) for key in CLASS_COLUMNS),
+    classes, means = report['classes'], [(name, two_digits(report[key])) for key, name in MEANS.items()]
+    rows = [(html.escape(row['name'], quote=False), row['images'], *(two_digits(row[key]) for key in CLASS_COLUMNS),
              html.escape(_confused_with(row), quote=False)) for row in shown_classes(classes)]
     empty = sum(row['recall'] is None for row in classes)
     notes = [f'The {len(rows)} classes with the lowest recall, of {len(classes)}:'] * (len(rows) < len(classes)) + \
@@ -124,11 +124,13 @@ def _confused_with(row):
 
 def _resizing(images):
     """How an image becomes a square of the net's size, as text."""
-    size, fit, interpolation = images['size'], images['fit'], images['interpolation']
-    return f'Scale both sides to {size} pixels ({interpolation}).' if fit == 'squash' else \
-        f'Scale the longer side to {size} pixels ({interpolation}), and fill the square with black on both sides.' \
-        if fit == 'pad' else \
-        f'Scale the shorter side to {round(size / images["crop_pct"])} pixels ({interpolation}) and take the centre.'
+    size, interpolation = images['size'], images['interpolation']
+    if images['fit'] == 'squash':
+        return f'Scale both sides to {size} pixels ({interpolation}).'
+    if images['fit'] == 'pad':
+        return f'Scale the longer side to {size} pixels ({interpolation}), and fill the square with black on both ' \
+               f'sides.'
+    return f'Scale the shorter side to {round(size / images["crop_pct"])} pixels ({interpolation}) and take the centre.'
 
 
 def _rows(head, rows):

@@ -7,7 +7,6 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
 
 import torch
 
@@ -25,20 +24,16 @@ METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
 class Records:
     """The JSON files, TensorBoard events, --wandb and the best accuracy. Of several processes only the first writes."""
 
-    def __init__(self, opt, paths, facts: dict, split: dict | None = None, selection: str = 'test',
-                 classes: Sequence[str] = ()):
-        """paths: a RunPaths. facts: for parameters.json, beside the options. split: the images of each split.
-
-        selection: 'test', or 'val' with a validation set: the split that is measured after each epoch. classes: their
-        names.
-        """
-        self.opt, self.paths, self.facts, self.split, self.selection = opt, paths, facts, split, selection
-        self.metrics = [f'{selection}_{name}' for name in METRICS]      # their names in the files
-        self.accuracy = f'{selection}_acc'
+    def __init__(self, opt, paths, facts: dict, data):
+        """paths: a RunPaths. facts: for parameters.json, beside the options. data: a dataset.Data."""
+        self.opt, self.paths, self.facts = opt, paths, facts
+        self.split, self.classes = data.split, data.classes
+        self.selection = data.selection_split       # the split that is measured after each epoch
+        self.metrics = [f'{self.selection}_{name}' for name in METRICS]     # their names in the files
+        self.accuracy = f'{self.selection}_acc'
         self.history: list[dict] = []
         self.best: dict = {self.accuracy: -1.0}
-        self.test: dict = {}    # with a validation set, after the end: 'best' and 'last' -> metrics of the test set
-        self.classes = classes
+        self.test: dict = {}    # with a validation set, at the end: 'best' and 'last' -> metrics on the test set
         self.class_report: dict = {}        # the figures of each class in the best epoch, on the test set
         self.start, self.writer = time.time(), None
         self.wandb, self.wandb_id = None, secrets.token_hex(4)
@@ -173,20 +168,20 @@ class Records:
 
     @property
     def is_tested(self) -> bool:
-        """Whether the test set has been measured for the best and the last epoch, or needs no measuring at the end."""
+        """Whether nothing is left to measure on the test set: neither the best weights nor the last."""
         return self.selection == 'test' or {epoch: test['epoch'] for epoch, test in self.test.items()} == \
             {'best': self.best['epoch'], 'last': self.last['epoch']}
 
     @property
     def needs_best_weights(self) -> bool:
-        """Whether the end of this run is still to measure the best weights on the test set."""
+        """Whether the best weights are still to be measured on the test set when the training ends."""
         is_over = len(self.history) >= self.opt.epochs or self.is_out_of_patience
         return self.selection == 'val' and not (is_over and self.is_tested)
 
     def add_test(self, best: dict, last: dict) -> None:
         """Note what validate returned on the test set for the weights of the best and of the last epoch."""
-        for epoch, test, ours in (('best', best, self.best), ('last', last, self.last)):
-            self.test[epoch] = {**{f'test_{name}': test[f'test_{name}'] for name in METRICS}, 'epoch': ours['epoch']}
+        for name, test, number in (('best', best, self.best['epoch']), ('last', last, self.last['epoch'])):
+            self.test[name] = {**{f'test_{metric}': test[f'test_{metric}'] for metric in METRICS}, 'epoch': number}
         self._report_classes(best)
         if not is_main():
             return

@@ -1,7 +1,7 @@
 """The run that a train script opens: its epochs, its checkpoints and files, and its end by a signal."""
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,21 +35,19 @@ class Run:
     """
 
     def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, facts: dict, precision: Precision,
-                 checkpoint: Callable, split: dict | None = None, selection: str = 'test',
-                 classes: Sequence[str] = ()):
+                 checkpoint: Callable, data):
         """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
         Sets opt.seed to the seed of a resumed run. facts: must be the same in a resumed run, beside the options.
-        checkpoint() returns the content of the checkpoints beside epoch, best_acc and chosen_on. split: for split.json.
-        selection: 'test', or 'val' with a validation set. classes: their names. Raises UserError; nothing is written
-        before everything is checked.
+        checkpoint() returns the content of the checkpoints beside epoch, best_acc and chosen_on. data: a dataset.Data.
+        Raises UserError; nothing is written before everything is checked.
         """
         if module.own_backward and precision.scaler.is_enabled():
             raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
                             'method; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
-        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, split, selection, classes)
+        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, data)
         self.identity = RunIdentity(opt, facts, precision.dtype)
         self.training = TrainingState(module, loader, precision)
         self.signals, self.lock = StopSignals(), FolderLock(paths.folder)
@@ -169,7 +167,7 @@ class Run:
         self.epoch += 1
 
     def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
-        """Record and save an epoch. train, test: what train_epoch and validate returned, on the split of `selection`.
+        """Record and save an epoch. train, test: what train_epoch and validate returned, on data.selection_split.
 
         pictures: of the module.
         """
@@ -198,10 +196,11 @@ class Run:
         if not self.records.is_tested:
             self.stage = None       # a stop signal has nothing to save
             net = self.training.module.inference_net()
-            last, weights = validate(loader, net, self), {k: v.clone() for k, v in net.state_dict().items()}
+            last = validate(loader, net, self)
+            last_weights = {name: value.clone() for name, value in net.state_dict().items()}
             load_weights(net, distributed.broadcast(self._best_weights), str(self.paths.best))
             best = validate(loader, net, self)
-            net.load_state_dict(weights)
+            net.load_state_dict(last_weights)
             self.records.add_test(best, last)
             self.stage = 'train'
             self.save(self.epoch, 0)

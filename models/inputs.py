@@ -34,7 +34,7 @@ def check_inputs(inputs, label: str) -> dict:
 
 
 def check_parts(inputs: dict, label: str) -> dict:
-    """As check_inputs, for a preprocessing of which some parts may be unknown: the known ones alone."""
+    """As check_inputs, but only the known parts: others may be missing or None."""
     if not isinstance(inputs, dict):
         return check_inputs(inputs, label)      # which raises
     known = {key: value for key, value in inputs.items() if value is not None}

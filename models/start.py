@@ -1,5 +1,4 @@
-"""Pretrained starts: load the weights from which a net learns on, with a new classifier if the data has other classes.
-"""
+"""Start from pretrained weights: load them into a net, with a new classifier if the data has other classes."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,50 +77,52 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
     """
     if start is None:
         return {}
-    label, new = start.label, net.state_dict()
+    label, initial = start.label, net.state_dict()
     weights, notes = select_weights(net, start.checkpoint, label)
     classifier = find_classifier(net, data.num_classes, label)
-    kept_new, text = _compare_classifier(new, weights, classifier, start, data)
-    weights = {**{key: value for key, value in weights.items() if key not in kept_new},
-               **{key: new[key] for key in kept_new}}
+    if why_new := _why_new_classifier(weights, classifier, start, data):
+        new, ending = classifier, f'; new classifier ({", ".join(classifier)}) {why_new}'
+        weights |= {key: initial[key] for key in new}
+    else:
+        new, ending = [], ', with the classifier'
+        order = class_order(start.checkpoint.get('classes'), data, label)
+        if order is not None:
+            weights |= {key: weights[key][order] for key in classifier if key in weights}
+            ending += ', whose classes are reordered to match the data'
     resample = getattr(net, 'resample', None)
-    if resample and _have_other_shapes(new, weights) and (resampled := resample(weights, data.num_classes)):
+    if resample and _have_other_shapes(initial, weights) and (resampled := resample(weights, data.num_classes)):
         changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
         notes.append(f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels')
         weights = resampled
     load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
     refuse_nan(net, label)
-    for name in dict.fromkeys(key.rpartition('.')[0] for key in kept_new):
+    for name in dict.fromkeys(key.rpartition('.')[0] for key in new):
         _reset(getattr(net, 'net', net).get_submodule(name))
-    count = f'{len(new) - len(kept_new)} of {len(new)}' if kept_new else f'all {len(new)}'
-    print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{text}')
-    return {CHECKSUM: weights_checksum(net, left_out=kept_new)}
+    count = f'{len(initial) - len(new)} of {len(initial)}' if new else f'all {len(initial)}'
+    print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{ending}')
+    return {CHECKSUM: weights_checksum(net, left_out=new)}
 
 
 def _reset(layer):
-    """Draw torch's initial weights. Those of timm's EfficientNets are larger for fewer classes, and learn slowly."""
+    """Draw torch's initial weights: timm's are larger for fewer classes in EfficientNets, and then learn slowly."""
     if isinstance(layer, (nn.Linear, nn.Conv2d)):
         layer.reset_parameters()
 
 
-def _compare_classifier(new, weights, classifier, start, data):
-    """(the keys of the classifier that stay new, a text for the user). Reorders the classes of one that is loaded."""
-    names, text = start.checkpoint.get('classes'), f' new classifier ({", ".join(classifier)})'
+def _why_new_classifier(weights, classifier, start, data):
+    """Why the classifier of a checkpoint does not fit the data: a text after 'new classifier'. '' if it fits."""
     if not weights.keys() & {*classifier}:
-        return classifier, f';{text} of {data.num_classes} classes, because the checkpoint has none'
-    classes = classifier_outputs(weights, classifier)
+        return f'of {data.num_classes} classes, because the checkpoint has none'
+    classes, names = classifier_outputs(weights, classifier), start.checkpoint.get('classes')
     if classes not in (None, data.num_classes):
-        return classifier, f';{text} of {data.num_classes} classes instead of {classes}'
+        return f'of {data.num_classes} classes instead of {classes}'
     try:
-        order = class_order(names, data, start.label)
-    except UserError:
-        return classifier, f';{text} of the classes {listed([*data.classes], MAX_NAMED)} instead of ' \
-                           f'{listed(names, MAX_NAMED)}'
-    if order is None:
-        return [], ', with the classifier'
-    weights |= {key: weights[key][order] for key in classifier if key in weights}
-    return [], ', with the classifier, whose classes are reordered to match the data'
+        class_order(names, data, start.label)
+    except UserError:       # the names differ
+        return f'of the classes {listed([*data.classes], MAX_NAMED)} instead of {listed(names, MAX_NAMED)}'
+    return ''
 
 
-def _have_other_shapes(new, weights):
-    return any(key not in weights or value.shape != getattr(weights[key], 'shape', None) for key, value in new.items())
+def _have_other_shapes(initial, weights):
+    return any(key not in weights or value.shape != getattr(weights[key], 'shape', None)
+               for key, value in initial.items())

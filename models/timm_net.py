@@ -52,17 +52,17 @@ def has_published(name: str, flag: str) -> bool:
     return import_optional('timm', flag).is_model_pretrained(name)
 
 
-def published(name: str, flag: str, taker: str = '') -> tuple[str, dict]:
+def published(name: str, flag: str, file_flag: str = '') -> tuple[str, dict]:
     """('timm:NAME', a checkpoint with the weights that timm downloads for NAME or NAME.TAG). Raises UserError.
 
-    taker: the flag for weights fetched by hand, if it is not `flag`.
+    file_flag: the flag for weights fetched by hand, if it is not `flag`.
     """
     check(name, flag)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)        # it would report each failed try
     try:
         net = import_optional('timm', flag).create_model(name, pretrained=True)
     except Exception as error:      # of the hub, of the network, of a net without published weights
-        advice = f'their folder or safetensors file as {taker}' if taker else \
+        advice = f'their folder or safetensors file as {file_flag}' if file_flag else \
             f'their folder, or their safetensors file with --model_t timm:{name}'
         raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({reason(error)}); fetch them where '
                         f'there is a network, and give {advice}') from error

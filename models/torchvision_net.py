@@ -60,28 +60,31 @@ def has_published(name: str, flag: str) -> bool:
     return len(models.get_model_weights(name.partition('.')[0])) > 0 and _get_weights(name, flag) is not None
 
 
-def published(name: str, flag: str, taker: str = '') -> tuple[str, dict]:
+def published(name: str, flag: str, file_flag: str = '') -> tuple[str, dict]:
     """(name, checkpoint) with the newest published weights, or those of NAME.WEIGHTS. Raises UserError.
 
-    taker: the flag for weights fetched by hand, if it is not `flag`.
+    file_flag: the flag for weights fetched by hand, if it is not `flag`.
     """
     check(name, flag)
     state = download(_get_weights(name, flag), f'{flag} torchvision:{name}',
-                     taker or f'--path-t, with --model_t torchvision:{name}')
+                     file_flag or f'--path-t, with --model_t torchvision:{name}')
     state = {key: value for key, value in state.items() if not re.match('aux|Aux', key)}
     setting = ',transform_input=True' if name.startswith(WITH_AUXILIARY) else ''    # torchvision's with these weights
     return f'torchvision:{name}{setting}', {'model': state, 'num_classes': 1000,
                                             'inputs': published_inputs(name, flag)}
 
 
-def download(weights, label: str, taker: str) -> dict:
-    """The state_dict of torchvision's `weights`. Raises UserError; `taker`: the option for a file fetched by hand."""
+def download(weights, label: str, file_flag: str) -> dict:
+    """The state_dict of torchvision's `weights`. Raises UserError.
+
+    file_flag: the option for a file fetched by hand.
+    """
     try:
         with contextlib.redirect_stderr(sys.stdout):    # the progress bar is no error
             return weights.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
         raise UserError(f'{label}: {weights.url} could not be downloaded ({reason(error)}); bring that file here and '
-                        f'give its path as {taker}') from error
+                        f'give its path as {file_flag}') from error
 
 
 def _get_weights(name, flag):

@@ -68,7 +68,7 @@ def class_table(groups: list[list[dict]]) -> str:
     rows = []
     for group, label in zip(groups, runs.experiment_labels(groups), strict=True):
         if report := classes.mean_report([run['class_report'] for run in group]):
-            means = [classes.figure(report[key]) for key in classes.MEANS]
+            means = [classes.two_digits(report[key]) for key in classes.MEANS]
             rows.append((group[0]['dataset'], group[0]['model'], label, *means, classes.worst_text(report['classes'])))
     heads = 'data', 'model', 'trained', *(f'{name} %' for name in classes.MEANS.values()), 'worst classes'
     first = 1 if len({row[0] for row in rows}) == 1 else 0      # the data are shown if they differ
@@ -88,9 +88,8 @@ def one_class_notes(groups: list[list[dict]]) -> Iterator[str]:
 def selection_note(groups: list[list[dict]]) -> str:
     """A line that says which set chose the best epochs."""
     which = runs.chosen_on(run for group in groups for run in group)
-    flattery = ', which flatters them: compare the last epochs' if which == 'test' else \
-        '' if which == 'validation' else '; the test set flatters them'
-    return f'best epochs are chosen on the {which} set{flattery}'
+    advice = {'test': ', which flatters them: compare the last epochs', 'validation': ''}
+    return f'best epochs are chosen on the {which} set{advice.get(which, "; the test set flatters them")}'
 
 
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:

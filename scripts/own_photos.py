@@ -159,18 +159,19 @@ def is_reachable(url: str) -> bool:
     return True
 
 
-def find_start(given: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str]]:
+def find_start(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str]]:
     """(the name of a net, the flags of its pretrained start). Prints from which weights it starts. Raises UserError.
 
-    given: the name of a net, or a file or folder of weights that names it. label: TEACHER or STUDENT, for messages.
+    net: its name, or a file or folder of weights that names it. weights: --teacher_weights or --student_weights. label:
+    TEACHER or STUDENT, for messages.
     """
-    if os.path.exists(given) and not weights:
-        name, _ = open_net(given, flag=label)
-        weights = given
-    elif given.endswith(('.pth', '.pt', '.tar', '.safetensors')) or given.startswith(('/', './', '../')):
-        raise UserError(f'{label} {given}: no such file or folder')
+    if os.path.exists(net) and not weights:
+        name, _ = open_net(net, flag=label)
+        weights = net
+    elif net.endswith(('.pth', '.pt', '.tar', '.safetensors')) or net.startswith(('/', './', '../')):
+        raise UserError(f'{label} {net}: no such file or folder')
     else:
-        name = check_name(given, image_size, label)
+        name = check_name(net, image_size, label)
     if weights:
         open_initial(weights, name, label)
         print(f'{label} {name}: starts from the weights in {weights}')
@@ -223,20 +224,21 @@ def best(save: Path) -> None:
     def rank(run):      # the test set chooses nothing
         return val[run]['val_acc'], -val[run]['val_loss']
 
-    kinds = {'teacher': [], 'student alone': [], 'best distilled': []}
-    for run in runs:
-        is_alone = results[run]['distill'] == ALONE
-        kinds['teacher' if not run.cells else 'student alone' if is_alone else 'best distilled'].append(run)
-    selected = {kind: max(members, key=rank) for kind, members in kinds.items() if members}
-    winner = max((run for run in runs if run.cells), key=rank)
-    files, examples = test_files(winner.opt), save / 'examples'
-    shutil.rmtree(examples, ignore_errors=True)
-    examples.mkdir()
-    for file in files[::-(-len(files) // EXAMPLES)]:
-        shutil.copy(file, examples / '_'.join(Path(file).parts[-2:]))       # with the class
-    accuracies = table(('top-1 %', '', 'validation', 'test'), [
-        (kind, ', '.join(dict.fromkeys([run.net, *(row for row, _ in run.cells)])), f'{val[run]["val_acc"]:.2f}',
-         f'{results[run]["top1"]:.2f}') for kind, run in selected.items()], '<<>>')
+    students = [run for run in runs if run.cells]
+    candidates = {      # label in the summary -> runs, of which it shows the best
+        'teacher': [run for run in runs if not run.cells],
+        'student alone': [run for run in students if results[run]['distill'] == ALONE],
+        'best distilled': [run for run in students if results[run]['distill'] != ALONE]}
+    rows = []
+    for label, members in candidates.items():
+        if members:
+            run = max(members, key=rank)
+            names = ', '.join(dict.fromkeys([run.net, *(row for row, _ in run.cells)]))
+            rows.append((label, names, f'{val[run]["val_acc"]:.2f}', f'{results[run]["top1"]:.2f}'))
+    accuracies = table(('top-1 %', '', 'validation', 'test'), rows, '<<>>')
+    winner = max(students, key=rank)
+    files = test_files(winner.opt)
+    copy_examples(files, save / 'examples')
     write_atomically(save / 'best.txt', f'{winner.folder}\n'.encode())
     write_atomically(save / 'summary.txt', f"""\
 {accuracies}
@@ -248,6 +250,14 @@ export: {save}/export, with MODEL_CARD.md to fill in
 to change rows or seeds: edit {save / TABLE}, and give the same command again
 """.encode())
     print(f'{winner.cells[0][0]} is the best on the validation set: {winner.folder}')
+
+
+def copy_examples(files: list[str], folder: Path) -> None:
+    """Copy about EXAMPLES of these files into a new folder, each with its class in its name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in files[::-(-len(files) // EXAMPLES)]:
+        shutil.copy(file, folder / '_'.join(Path(file).parts[-2:]))
 
 
 def test_files(opt) -> list[str]:

@@ -13,7 +13,7 @@ from dataset.crop import Pipeline
 from dataset.decode import report_cropping
 from dataset.folder import open_sources
 from dataset.image import MAX_PIXELS, limit_pixels, read_rgb
-from dataset.imagenet import Parts
+from dataset.imagenet import BatchParts
 from dataset.jpeg import JpegImage, open_rgb, resize_box
 from helper.errors import UserError
 
@@ -188,7 +188,7 @@ def test_report_cropping_reads_headers_alone(tmp_path, monkeypatch, capsys):
 def test_parts_of_batches(n_parts):
     """All images of each batch, in their order; a small last batch has empty parts."""
     order = [list(range(10)), list(range(10, 20)), [20, 21]]
-    parts = list(Parts(order, n_parts))
-    assert len(parts) == len(Parts(order, n_parts)) == 3 * n_parts
+    parts = list(BatchParts(order, n_parts))
+    assert len(parts) == len(BatchParts(order, n_parts)) == 3 * n_parts
     for i, batch in enumerate(order):
         assert sum(parts[i * n_parts:(i + 1) * n_parts], []) == batch
