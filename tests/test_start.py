@@ -131,6 +131,17 @@ def test_published_weights(monkeypatch, capsys):
     assert '--pretrained timm:resnet10t.c3_in1k: ' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('flags', [['--pretrained'], ['--initial_checkpoint', 'timm:resnet10t']])
+def test_published_weights_without_a_network(monkeypatch, flags):
+    def unreachable(*_, **__):
+        raise OSError('no network')
+    opt = teacher_options(['--model', 'timm:resnet10t', *flags])
+    monkeypatch.setattr(timm, 'create_model', unreachable)
+    with pytest.raises(UserError, match='their folder or safetensors file as --initial_checkpoint') as error:
+        open_start(opt)
+    assert str(error.value).startswith(flags[0]) and 'model_t' not in str(error.value)
+
+
 @pytest.mark.parametrize('flags, message', [
     (['--model', 'resnet8', '--pretrained'], '--model resnet8 has no published weights; give the weights of a file'),
     (['--model', 'ResNet18', '--pretrained'], 'give --model torchvision:resnet18, the same net with published weights'),
