@@ -249,6 +249,9 @@ REFUSED = {
     '--image_size 32 --color_jitter 0.4': '--color_jitter 0.4: has no effect without --crop resized',
     '--image_size 64 --scale 0.5 0.1': '--scale 0.5 0.1: give the smaller number first',
     '--image_size 32 --vflip 0.5 --teacher_cache': '--vflip 0.5: --teacher_cache only has outputs for crops and flips',
+    '--scale 2 3': '--scale: 2: give a number above 0 and of at most 1',
+    '--ratio 0 1': '--ratio: 0: give a number of at least 0.1 and of at most 10',
+    '--hflip 2': '--hflip: 2: give a number of at least 0 and of at most 1',
     '--dataset digits --crop padded': '--crop padded: not for --dataset digits; it goes with folder, hf',
     '--dataset imagenet --dali cpu --scale 0.5 1': '--scale 0.5 1.0: DALI augments images itself',
 }
