@@ -35,7 +35,7 @@ from models.find import LIBRARIES, build, check_name, get_library, parse_name
 from models.load import open_net
 from models.start import open_initial, open_published
 
-TABLE = 'own_photos.toml'
+TABLE = 'own_photos.toml'         # in SAVE; beside this script, its text with {blanks}
 DEFAULT_NETS = ['timm:convnext_tiny', 'timm:mobilenetv3_small_100']     # teacher and student
 SHARES = '0.7,0.15,0.15'        # --split of a folder without splits: training, validation and test images
 VAL_FRACTION = '0.15'           # of the training images, for a folder without validation images
@@ -44,26 +44,6 @@ SMALL = 500                     # training images below which batches are smalle
 HUB = 'https://huggingface.co'
 USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
 EXAMPLES = 6                    # test images that are predicted at the end
-
-# These runs are shorter than the published ones, and so is the warm-up of the losses. ReviewKD has its weight for
-# ImageNet. All three methods serve any two nets.
-TEXT = """\
-# {command}
-# After a change in rows or seeds, the same command trains what is new. docs/tables.md explains such files.
-title = {title}
-seeds = [1]
-options = {options}
-teacher_options = {teacher_options}
-student_options = {student_options}
-pairs = [{pair}]
-
-[rows]
-Student = "alone"
-KD = "kd"
-DKD = "dkd --loss_warmup_epochs {warmup}"
-ReviewKD = "reviewkd -b 1 --loss_warmup_epochs {warmup}"
-"""
-
 
 def plan(save: Path, arguments: list[str]) -> None:
     """Write the table for FOLDER [TEACHER] [STUDENT] [flags]. If there are runs already, it stays as it is.
@@ -88,7 +68,7 @@ def plan(save: Path, arguments: list[str]) -> None:
                str(opt.image_size), '--batch_size', '8' if n_train < SMALL else '32', '--opt', 'adamw',
                '--learning_rate', '5e-4', '--weight_decay', '0.05', '--sched', 'cosine']
     make_folder(save, f'SAVE {save}')
-    write_atomically(save / TABLE, TEXT.format(
+    write_atomically(save / TABLE, Path(__file__).with_name(TABLE).read_text().format(
         command=command, title=toml(f'Photographs of {Path(opt.folder).resolve().name}'),
         options=toml(shlex.join(options)),
         teacher_options=toml(shlex.join([*teacher_start, *schedule(teacher_epochs, teacher_start), *flags])),

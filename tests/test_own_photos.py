@@ -24,6 +24,7 @@ def plan(call, tmp_path, monkeypatch):
     """plan(folder, *arguments): write the table into tmp_path/save; returns it. No network is there."""
     monkeypatch.setattr(own_photos, 'is_reachable', lambda url: False)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)      # read when it was imported
 
     def run(*arguments):
         call(own_photos.main, 'plan', tmp_path / 'save', *arguments)

@@ -384,7 +384,7 @@ def test_preprocessing_of_a_teacher(call, small, tmp_path, capsys):
     torch.testing.assert_close(inputs.scale.flatten(), .25 / torch.tensor([.229, .224, .225]))
     out = capsys.readouterr().out
     assert 'its net takes images of 176 pixels, so --image_size is 176\n' in out
-    assert 'from: 176 pixels (bicubic), mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225\n' in out
+    assert 'what its net has learnt from: mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225\n' in out
     inputs, size = seen('--mean_t', '0,0,0', '--std_t', '1,1,0.5', '--size_t', '40', '--interpolation_t', 'nearest',
                         '--image_size', '24')
     assert (inputs.size, inputs.mode, size) == (40, 'nearest', 24)
