@@ -30,7 +30,8 @@ from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
 from models.load import load_net
 from models.start import load_start
-from options import open_start, open_teacher, student_options
+from option_checkpoints import open_start, open_teacher
+from options import student_options
 
 
 def train(opt, device):

@@ -23,7 +23,8 @@ from helper.run_folder import RunPaths
 from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name, warn_of_size
 from models.start import load_start
-from options import open_start, teacher_options
+from option_checkpoints import open_start
+from options import teacher_options
 
 
 def train(opt, device):

@@ -7,7 +7,7 @@ from helper.loops import PREDICTIONS, validate
 from helper.meter import class_report
 from helper.records import show_evaluation
 from models.load import open_checkpoint
-from options import open_teacher, take_preprocessing, warn_of_split
+from option_checkpoints import open_teacher, take_preprocessing, warn_of_split
 
 from .classes import describe_report
 

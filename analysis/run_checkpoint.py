@@ -12,7 +12,8 @@ from helper.loops import SPLITS
 from helper.state import LAST
 from models.find import get_library, is_user_file
 from models.load import open_checkpoint
-from options import take_preprocessing, teacher_options
+from option_checkpoints import take_preprocessing
+from options import teacher_options
 
 from .runs import read_or_empty
 

@@ -13,15 +13,8 @@ from helper.run_folder import RunPaths, folder_name
 from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from options import (
-    LARGEST,
-    follows_checkpoint_size,
-    settle_crop,
-    start_size,
-    student_options,
-    teacher_options,
-    with_recipe,
-)
+from option_checkpoints import LARGEST, follows_checkpoint_size, settle_crop, start_size
+from options import student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
@@ -191,8 +184,8 @@ class _Planner:
                          teacher.run)
 
     def _take_image_size(self, opt, net, label, teacher=None):
-        """Set the image size to that of the initial weights or of the teacher, as options.open_start and open_teacher
-        do in the run."""
+        """Set the image size to that of the initial weights or of the teacher, as open_start and open_teacher of
+        option_checkpoints do in the run."""
         try:
             size = self._start_size(opt, net) or (teacher and teacher.image_size())
             if size and follows_checkpoint_size(opt):

@@ -27,7 +27,8 @@ from helper.errors import UserError, run_main
 from helper.loops import validate
 from models.fold import fold_batchnorm
 from models.load import load_net
-from options import open_start, open_teacher, student_options
+from option_checkpoints import open_start, open_teacher
+from options import student_options
 
 
 @torch.no_grad()

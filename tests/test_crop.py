@@ -22,8 +22,9 @@ from dataset.normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
+from option_checkpoints import settle_crop
 from option_checks import check_crop
-from options import settle_crop, student_options, teacher_options
+from options import student_options, teacher_options
 
 
 def noise(width, height, seed=0):

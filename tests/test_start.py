@@ -15,7 +15,8 @@ from helper.errors import UserError
 from models.find import build
 from models.load import load_net, open_net
 from models.start import CHECKSUM, load_start, open_initial
-from options import open_start, student_options, teacher_options
+from option_checkpoints import open_start
+from options import student_options, teacher_options
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.3, 0.4], 'size': 32, 'interpolation': 'bicubic'}

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # A package may import only from the layers before its own.
 LAYERS = (('cpu_kernels', 'distiller_zoo.criteria'), ('helper',), ('models',), ('dataset', 'distiller_zoo'),
-          ('option_checks',), ('options',), ('analysis',), ('experiments', 'export'),
+          ('option_checks',), ('option_checkpoints',), ('options',), ('analysis',), ('experiments', 'export'),
           ('train_teacher', 'train_student', 'scripts', 'benchmarks'))
 LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 

@@ -23,7 +23,8 @@ from helper.errors import UserError
 from models import model_dict
 from models.load import load_net, open_checkpoint
 from models.recognise import recognise
-from options import open_teacher, student_options
+from option_checkpoints import open_teacher
+from options import student_options
 from scripts import check_teacher, model_transform
 
 ROOT = Path(__file__).resolve().parents[1]

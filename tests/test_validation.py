@@ -19,7 +19,7 @@ from dataset.split import hold_out
 from experiments.progress import load_result
 from helper.errors import UserError
 from helper.records import Records, is_out_of_patience
-from options import warn_of_val_fraction
+from option_checkpoints import warn_of_val_fraction
 from scripts import compare
 
 LABELS = torch.tensor([0] * 100 + [1] * 10 + [2] * 3)
