@@ -7,6 +7,7 @@ if __name__ == '__main__':
 from pathlib import Path
 
 import helper  # noqa: F401, before torch: it sets how threads wait
+from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
 from dataset.teacher_cache import TeacherOutputLoader, cache_bytes, open_cache
@@ -17,7 +18,6 @@ from helper.checkpoint import describe_net
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
-from helper.estimate import estimate
 from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
@@ -25,11 +25,11 @@ from helper.records import warn_of_one_class
 from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
-from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
 from models.load import load_net
 from models.start import load_start
+from models.sync_batchnorm import synchronise_batchnorm
 from option_checkpoints import open_start, open_teacher
 from options import student_options
 

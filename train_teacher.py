@@ -5,6 +5,7 @@ if __name__ == '__main__':
         signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C ends the program during imports and reading of data
 
 import helper  # noqa: F401, before torch: it sets how threads wait
+from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
 from distiller_zoo import Vanilla
@@ -13,16 +14,15 @@ from helper.checkpoint import describe_net
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import run_main
-from helper.estimate import estimate
 from helper.launch import launch
 from helper.loops import train_epoch, validate
 from helper.optim import adjust_learning_rate
 from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
-from helper.sync_batchnorm import synchronise_batchnorm
 from models.find import build, check_name, warn_of_size
 from models.start import load_start
+from models.sync_batchnorm import synchronise_batchnorm
 from option_checkpoints import open_start
 from options import teacher_options
 

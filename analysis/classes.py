@@ -1,4 +1,4 @@
-"""The figures of each class (helper.meter.class_report): read, averaged over trials, and as text."""
+"""The figures of each class (helper.class_figures.class_report): read, averaged over trials, and as text."""
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from helper.class_figures import class_report, predictions
 from helper.cli import table
 from helper.errors import UserError, printable
-from helper.meter import class_report, predictions
 from models.base import Net
 
 from . import figures, metrics
@@ -69,7 +69,7 @@ class Comparison:
         return [figures.shorten(printable(name), LONGEST) for name in names]
 
     def class_reports(self) -> dict[str, dict]:
-        """net -> its helper.meter.class_report on the whole test set."""
+        """net -> its helper.class_figures.class_report on the whole test set."""
         return {net.name: class_report(predictions(net.logits, self.target), self.data.classes) for net in self.nets}
 
 

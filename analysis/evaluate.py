@@ -2,9 +2,9 @@
 from dataset import get_dataloaders
 from distiller_zoo import load_inference_net
 from helper import distributed
+from helper.class_figures import class_report
 from helper.device import memory_format
 from helper.loops import PREDICTIONS, validate
-from helper.meter import class_report
 from helper.records import show_evaluation
 from models.load import open_checkpoint
 from option_checkpoints import open_teacher, take_preprocessing, warn_of_split

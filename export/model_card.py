@@ -5,9 +5,9 @@ from pathlib import Path
 
 from analysis.classes import MEANS, shown_classes, two_digits
 from analysis.run_checkpoint import RunCheckpoint
+from helper.class_figures import class_report
 from helper.device import surroundings
 from helper.errors import printable
-from helper.meter import class_report
 
 from .deployed_net import OWN
 from .formats import FORMATS, Export

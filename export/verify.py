@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helper.class_figures import predictions
 from helper.errors import UserError
-from helper.meter import predictions
 
 from .deployed_net import NormalisedNet
 from .formats import FORMATS
@@ -79,7 +79,7 @@ class Evaluations:
     network: Evaluation
     formats: dict[str, Evaluation]
     teacher: Evaluation | None
-    predictions: Tensor | None = None       # (3, N), of the network: helper.meter.predictions
+    predictions: Tensor | None = None       # (3, N), of the network: helper.class_figures.predictions
 
 
 def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,

@@ -1,24 +1,14 @@
-"""Averages over an epoch that stay on the device, the figures of each class, the check for NaN, the progress bar."""
-import math
+"""Averages over an epoch, which stay on the device, and the progress bar that shows them."""
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from . import distributed
 from .device import finest
-from .errors import UserError
-from .optim import base_rate
-
-BINS = 15           # of the confidence, as in Guo et al.
-CLASS_FIGURES = ('name', 'images', 'recall', 'precision', 'f1', 'predicted_as')      # of a class in class_report
 
 tqdm.set_lock(threading.RLock())    # tqdm's own lock is shared between processes; a killed one leaves it locked
 
@@ -73,123 +63,12 @@ class Meter:
         return {name: sum(column) / samples for name, column in zip(parts[0][0] if parts else [], columns, strict=True)}
 
 
-def predictions(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(3, N) on the device: predicted class, true class and confidence of each image, from logits (N, classes).
-
-    The confidence is the probability of the predicted class. float64, or float32 on a device without it.
-    """
-    dtype = finest(logits.device)
-    confidence = logits.float().softmax(1).amax(1)
-    return torch.stack([logits.argmax(1).to(dtype), target.to(dtype), confidence.to(dtype)])
-
-
-def gather_predictions(batches: list[torch.Tensor]) -> torch.Tensor:
-    """(3, N) on the CPU: the predictions of all batches in all processes, which must all call this."""
-    mine = torch.cat(batches, 1).cpu().double() if batches else torch.empty(3, 0, dtype=torch.float64)
-    return torch.cat(distributed.gather(mine), 1)
-
-
-class Calibration(NamedTuple):
-    """Test images in equal bins of the confidence, (0, 1]. Empty bins have the values 0."""
-
-    count: torch.Tensor         # (bins,), number of images
-    confidence: torch.Tensor    # (bins,), mean probability of the predicted class
-    accuracy: torch.Tensor      # (bins,), fraction of correct predictions
-    ece: float                  # expected calibration error
-
-
-def calibrate(confidence: torch.Tensor, is_correct: torch.Tensor, bins: int = BINS) -> Calibration:
-    """Calibration from the confidence (N,) and whether each prediction is correct (N,), both float64.
-
-    Guo et al., ICML 2017, arXiv:1706.04599: ECE is the mean of |accuracy - confidence| over the bins, weighted by their
-    images.
-    """
-    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    count, confidence, correct = (torch.bincount(bin_index, weights, bins)
-                                  for weights in (None, confidence, is_correct))
-    divisor = count.clamp(min=1)
-    return Calibration(count, confidence / divisor, correct / divisor,
-                       ((correct - confidence).abs().sum() / len(bin_index)).item())
-
-
-def class_report(predictions: torch.Tensor, classes: Sequence[str]) -> dict:
-    """The figures of each class as a dictionary for JSON, in percent, from predictions (3, N) of a test set.
-
-    'macro_f1', 'balanced_acc' (mean recall), 'ece' (15 bins), 'images', and 'classes': for each class its name, number
-    of images, recall, precision, F1, and its row of the confusion matrix without zeros, the most frequent first. As in
-    scikit-learn, but without its import, which takes a second. Recall and F1 of a class without images, and the
-    precision of one that is never predicted, are None and left out of the means.
-    """
-    predicted, true = predictions[:2].long()
-    count = len(classes)
-    images, times_predicted = (torch.bincount(labels, minlength=count).double() for labels in (true, predicted))
-    hits = torch.bincount(true[true == predicted], minlength=count).double()
-    recall, precision = 100 * hits / images, 100 * hits / times_predicted       # NaN for 0 / 0
-    f1 = (200 * hits / (images + times_predicted)).where(images > 0, torch.nan)
-    rows = [{} for _ in classes]
-    pairs, counts = (true * count + predicted).unique(return_counts=True)
-    for pair, number in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]):
-        row, name = rows[pair // count], classes[pair % count]
-        row[name] = row.get(name, 0) + number       # classes of Hugging Face may share a name
-    columns = zip(classes, images.int().tolist(), *(_without_nan(values) for values in (recall, precision, f1)), rows,
-                  strict=True)
-    return {'images': len(true), 'macro_f1': f1.nanmean().item(), 'balanced_acc': recall.nanmean().item(),
-            'ece': 100 * calibrate(predictions[2], (true == predicted).double()).ece,
-            'classes': [dict(zip(CLASS_FIGURES, column, strict=True)) for column in columns]}
-
-
-def _without_nan(values):
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
 def describe(averages: dict) -> str:
     """The averages as text for the terminal, without top-5."""
     texts = [f'{name} {value:.4g}' for name, value in averages.items() if name not in ('top1', 'top5')]
     if 'top1' in averages:
         texts.append(f'top-1 {averages["top1"]:.2f}')
     return ', '.join(texts)
-
-
-class FiniteCheck:
-    """Ends a run whose loss becomes NaN or infinite. On a GPU the losses are read some steps later, without waiting."""
-
-    def __init__(self, epoch: int, optimizer, advice: str = 'lower --learning_rate'):
-        """advice: ends the error message."""
-        self.epoch, self.optimizer, self.advice = epoch, optimizer, advice
-        self._pending = deque()     # copies from the GPU that may not have arrived: (event, step, names, values)
-
-    def add(self, step: int, terms: dict) -> None:
-        """Check the terms of a step, name -> scalar tensor, with 'loss'. Raises UserError, also for a past step."""
-        names, values = list(terms), torch.stack([t.detach().float() for t in terms.values()])
-        if values.device.type != 'cuda':        # the events below are CUDA's
-            self._check(step, names, values)
-            return
-        copy = values.to('cpu', non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._pending.append((arrived, step, names, copy))
-        while self._pending and self._pending[0][0].query():
-            self._check(*self._pending.popleft()[1:])
-
-    def flush(self) -> None:
-        """Wait for all copies and check them: before the end of an epoch or a checkpoint."""
-        while self._pending:
-            arrived, *terms = self._pending.popleft()
-            arrived.synchronize()
-            self._check(*terms)
-
-    def _check(self, step, names, values):
-        terms = dict(zip(names, values.tolist(), strict=True))
-        if not math.isfinite(terms['loss']):
-            raise UserError(f'the loss diverged in epoch {self.epoch}, at step {step} ({describe(terms)}) at learning '
-                            f'rate {base_rate(self.optimizer):g}; {self.advice}')
-
-    def check_weights(self, module: nn.Module) -> None:
-        """Raise UserError for weights that are not finite: a finite loss can still give an update that ruins them."""
-        weights = [value for value in module.state_dict().values() if value.is_floating_point()]
-        if not all(torch.stack([weight.isfinite().all() for weight in weights]).tolist()):
-            raise UserError(f'the weights are no longer finite in epoch {self.epoch}, at learning rate '
-                            f'{base_rate(self.optimizer):g}; {self.advice}')
 
 
 class Progress:

@@ -10,13 +10,13 @@ import time
 
 import torch
 
+from .class_figures import class_report
 from .cli import values
 from .device import surroundings
 from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
 from .loops import PREDICTIONS, SPLITS
-from .meter import class_report
 
 METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
 

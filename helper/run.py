@@ -12,8 +12,9 @@ from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .device import Precision
 from .errors import UserError
 from .files import FolderLock
+from .finite_check import FiniteCheck
 from .loops import SPLITS, validate
-from .meter import FiniteCheck, Meter
+from .meter import Meter
 from .records import Records
 from .resume import RunIdentity, check_best, describe_progress, finished_epoch, is_in, resume
 from .run_folder import RunPaths, check_earlier_run, claim

@@ -10,9 +10,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score,
 from analysis import figures, metrics
 from analysis.classes import describe_report, mean_report, read_class_report, shown_classes, worst_classes
 from export import model_card
+from helper.class_figures import class_report, predictions
 from helper.errors import UserError
 from helper.files import write_json
-from helper.meter import class_report, predictions
 from scripts import compare
 
 NAMES = ['cat', 'dog', 'eel', 'fly']

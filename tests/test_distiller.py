@@ -11,8 +11,9 @@ from benchmarks.common import RepeatedBatch
 from dataset.memory import MemoryLoader
 from distiller_zoo import DistillKL, Vanilla, distiller_dict, get_method
 from helper.errors import UserError
+from helper.finite_check import FiniteCheck
 from helper.loops import train_epoch, validate
-from helper.meter import FiniteCheck, Meter
+from helper.meter import Meter
 from helper.optim import adjust_learning_rate
 from helper.records import predicts_one_class, show_evaluation
 

@@ -26,6 +26,7 @@ from dataset.order import EpochOrder, batch_ranges
 from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
+from helper.class_figures import class_report
 from helper.cli import Flags
 from helper.cluster import explain_failed_meeting, first_host
 from helper.compile import compile_forward
@@ -34,10 +35,10 @@ from helper.errors import UserError
 from helper.files import FolderLock
 from helper.launch import launch
 from helper.loops import train_epoch, validate
-from helper.meter import Progress, class_report
+from helper.meter import Progress
 from helper.run import Run
-from helper.sync_batchnorm import synchronise_batchnorm
 from models import model_dict
+from models.sync_batchnorm import synchronise_batchnorm
 from options import student_options
 
 ROOT = Path(__file__).resolve().parents[1]

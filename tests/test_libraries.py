@@ -21,12 +21,12 @@ from helper.checkpoint import load_checkpoint, weights_checksum
 from helper.errors import UserError
 from helper.optim import new_optimizer
 from helper.run_folder import folder_name
-from helper.sync_batchnorm import CpuSyncBatchNorm, synchronise_batchnorm
 from models import find, model_dict
 from models.adapter import evenly_spaced, tokens_to_map
 from models.find import build
 from models.inputs import Inputs, to_grey
 from models.load import load_net, open_net
+from models.sync_batchnorm import CpuSyncBatchNorm, synchronise_batchnorm
 from options import student_options
 
 timm = pytest.importorskip('timm')

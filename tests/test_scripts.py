@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import train_student
 import train_teacher
 from analysis import published
+from analysis.estimate import Timer
 from analysis.runs import experiment_labels, group_trials, original_teacher
 from distiller_zoo import distiller_dict
 from helper import cli, records
@@ -24,7 +25,6 @@ from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
-from helper.estimate import Timer
 from models import model_dict, model_names
 from options import student_options, teacher_options
 from scripts import compare, write_docs

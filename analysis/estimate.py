@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from . import distributed
-from .cli import readable_bytes, readable_hours
-from .device import Precision
-from .loops import NullRun, train_epoch, validate
+from helper import distributed
+from helper.cli import readable_bytes, readable_hours
+from helper.device import Precision
+from helper.loops import NullRun, train_epoch, validate
 
 SECONDS = 5             # of timed steps
 WARM_UP = 3             # untimed steps, which prepare buffers and algorithms

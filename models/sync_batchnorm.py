@@ -3,8 +3,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from . import distributed
-from .errors import UserError
+from helper import distributed
+from helper.errors import UserError
 
 
 class _SumOverRanks(torch.autograd.Function):
