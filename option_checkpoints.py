@@ -1,14 +1,25 @@
-"""What a checkpoint changes in the options: the teacher's, the initial weights, or the one that --evaluate measures."""
-from dataset import dataset_key, default_crop, source_dict
-from helper.checkpoint import is_ours
+"""What a checkpoint changes in the options: the teacher's, the initial weights, the state of --resume, or the one that
+--evaluate measures."""
+import contextlib
+import os
+
+from dataset import OF_NET, dataset_key, default_crop, source_dict
+from dataset.crop import CROP_PCT, INTERPOLATION
+from helper import distributed
+from helper.checkpoint import is_ours, load_checkpoint
 from helper.cli import comma_list
 from helper.errors import UserError
+from helper.resume import saved_path
+from helper.run_folder import RunPaths
+from helper.state import PREVIOUS
 from models.inputs import check_parts
 from models.load import open_net
-from models.start import Start, open_initial, open_published, published_size
+from models.start import CHECKSUM, Start, open_initial, open_published, published_inputs
 from option_checks import check_crop
 
 LARGEST = 512       # of --image_size
+TRAIN_INTERPOLATIONS = ('bilinear', 'bicubic')      # of --train_interpolation, beside random
+TEST_IMAGES = {'interpolation': INTERPOLATION, 'crop_pct': CROP_PCT}       # option -> value without a checkpoint
 
 
 def follows_checkpoint_size(opt) -> bool:
@@ -17,23 +28,88 @@ def follows_checkpoint_size(opt) -> bool:
 
 
 def settle_crop(opt) -> None:
-    """Set opt.crop by opt.image_size, unless --crop is given. Raises UserError for flags that do not suit it."""
-    if 'crop' not in opt.flags.given:
-        opt.crop = default_crop(opt)
+    """Set opt.crop by opt.image_size and opt.train_interpolation by opt.interpolation, unless they are given.
+
+    Raises UserError for flags that do not suit the crop.
+    """
+    _take_default_crop(opt)
+    if opt.crop == 'resized' and opt.interpolation in TRAIN_INTERPOLATIONS \
+            and 'train_interpolation' not in opt.flags.given:
+        opt.train_interpolation = opt.interpolation
     check_crop(opt)
 
 
-def take_image_size(opt, checkpoint: dict, label: str) -> None:
-    """Set opt.image_size to the size in a checkpoint of models.load.open_net, if it follows_checkpoint_size, and then
-    opt.crop. label: start of the printed line."""
-    inputs = checkpoint.get('inputs')
-    size = inputs.get('size') if isinstance(inputs, dict) else None
-    if follows_checkpoint_size(opt) and type(size) is int and size != opt.image_size:
-        if not 8 <= size <= LARGEST:
-            raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
-        print(f'{label}: its net takes images of {size} pixels, so --image_size is {size}')
-        opt.image_size = size
+def _take_default_crop(opt):
+    if 'crop' not in opt.flags.given:
+        opt.crop = default_crop(opt)
+
+
+def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = None, resumes: bool = True) -> None:
+    """Set the options of preprocessing that are not given, by the checkpoints from which a run starts.
+
+    start: the initial weights. checkpoint_t: the teacher's. resumes: --resume may continue a run. Prints a line if the
+    image size changes. Raises UserError.
+    """
+    label, inputs = (start.label, start.inputs) if start else ('', {})
+    inputs_t = {}
+    if checkpoint_t:
+        label_t = f'--path-t {opt.path_t}'
+        inputs_t = check_parts(checkpoint_t.get('inputs') or {}, label_t)
+        label = label if 'size' in inputs else label_t
+    _take_image_size(opt, {**inputs_t, **inputs}, label)
+    _take_default_crop(opt)
+    if dataset_key(opt.dataset) in source_dict:
+        _take_test_images(opt, inputs, inputs_t, _saved_options(opt) if resumes else None)
     settle_crop(opt)
+
+
+def _take_image_size(opt, inputs, label):
+    """Set opt.image_size to the size in the preprocessing of a checkpoint, if it follows_checkpoint_size."""
+    size = inputs.get('size', opt.image_size)
+    if not follows_checkpoint_size(opt) or size == opt.image_size:
+        return
+    if not 8 <= size <= LARGEST:
+        raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
+    print(f'{label}: its net takes images of {size} pixels, so --image_size is {size}')
+    opt.image_size = size
+
+
+def _take_test_images(opt, start, teacher, saved):
+    """Set opt.interpolation and opt.crop_pct to those of the teacher, unless the net has a start with its own.
+
+    start, teacher: preprocessing. saved: of _saved_options. The usual values are kept as None, as in runs of versions
+    without these options.
+    """
+    has_crop_pct = opt.crop == 'resized' and opt.fit == teacher.get('fit', opt.fit) == 'crop'
+    for name, usual in TEST_IMAGES.items():
+        if name in opt.flags.given:
+            value = getattr(opt, name)
+        elif saved is not None:
+            value = saved.get(name)
+        elif name in start or name == 'crop_pct' and not has_crop_pct:
+            value = None
+        else:
+            value = teacher.get(name)
+        setattr(opt, name, None if value == usual and name not in start else value)
+
+
+def _saved_options(opt):
+    """TEST_IMAGES -> value in the run that --resume continues, without those that are None; None without such a run."""
+    identity = distributed.broadcast(lambda: _saved_state(opt).get('identity'))
+    return identity and check_parts({name: identity.get(name) for name in TEST_IMAGES}, f'--resume {opt.resume}')
+
+
+def _saved_state(opt):
+    """The state that --resume continues; {} if there is none, or if --overwrite may replace it."""
+    if opt.resume and not opt.overwrite:
+        paths = RunPaths.of_student(opt) if 'path_t' in opt else RunPaths.of_teacher(opt)
+        path = saved_path(opt, paths.folder)
+        for file in (path, path.with_name(PREVIOUS)):
+            with contextlib.suppress(UserError):
+                state = load_checkpoint(str(file), '--resume')
+                if isinstance(state.get('identity'), dict):
+                    return state
+    return {}
 
 
 def take_preprocessing(opt, checkpoint: dict, label: str) -> dict:
@@ -41,11 +117,10 @@ def take_preprocessing(opt, checkpoint: dict, label: str) -> dict:
 
     Sets opt.image_size, opt.fit and opt.crop to those of the checkpoint, unless they are given.
     """
-    take_image_size(opt, checkpoint, label)
-    if not isinstance(checkpoint.get('inputs'), dict):
-        return {}
-    inputs = check_parts(checkpoint['inputs'], label)
-    if dataset_key(opt.dataset) in source_dict:
+    inputs = check_parts(checkpoint.get('inputs') or {}, label)
+    _take_image_size(opt, inputs, label)
+    settle_crop(opt)
+    if inputs and dataset_key(opt.dataset) in source_dict:
         if 'fit' in inputs and 'fit' not in opt.flags.given:
             opt.fit = inputs['fit']
         crop_pct = inputs.get('crop_pct', 1.0 if is_ours(checkpoint) else None)
@@ -72,16 +147,11 @@ def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
               f'images, and its accuracy on them too high')
 
 
-def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
-    """(the name of the teacher's net, its checkpoint); see models.load.open_net, and take_image_size for its size.
-
-    start: that of the student, whose image size is kept if it is known.
-    """
+def open_teacher(opt) -> tuple[str, dict]:
+    """(the name of the teacher's net, its checkpoint); see models.load.open_net."""
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
-    if start is None or not start.size:
-        take_image_size(opt, checkpoint, f'--path-t {opt.path_t}')
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
     if not opt.evaluate:        # which measures the test set
         warn_of_val_fraction(opt, checkpoint, f'--path-t {opt.path_t}')
@@ -89,23 +159,40 @@ def open_teacher(opt, start: Start | None = None) -> tuple[str, dict]:
 
 
 def open_start(opt) -> Start | None:
-    """The weights from which --model, or --model_s, starts; None: from new ones. May set opt.image_size."""
+    """The weights from which --model, or --model_s, starts; None: from new ones. opt.model_t must be known."""
     if not opt.pretrained and not opt.initial_checkpoint:
         return None
-    start = open_published(_trained_net(opt)[1]) if opt.pretrained else _open_initial(opt)
-    if start.size or 'path_t' not in opt:
-        take_image_size(opt, start.checkpoint, start.label)
-    warn_of_split(opt, start.checkpoint, start.label)
-    if is_ours(start.checkpoint):       # else it was trained on other data
-        warn_of_val_fraction(opt, start.checkpoint, start.label)
+    start = distributed.broadcast(lambda: _resumed_start(opt))
+    if start is None:
+        start = open_published(_trained_net(opt)[1]) if opt.pretrained else _open_initial(opt)
+        warn_of_split(opt, start.checkpoint, start.label)
+        if is_ours(start.checkpoint):       # else it was trained on other data
+            warn_of_val_fraction(opt, start.checkpoint, start.label)
     return start
 
 
-def start_size(opt) -> int | None:
-    """The image size of the weights of open_start, if it is known; downloads nothing. Raises UserError."""
+def _resumed_start(opt):
+    """The start of the run that --resume continues, whose weights are in its state; None without such a run, and if
+    the file is there to be compared."""
+    if opt.initial_checkpoint and os.path.exists(opt.initial_checkpoint):
+        return None
+    state, (flag, model) = _saved_state(opt), _trained_net(opt)
+    identity, label = state.get('identity', {}), f'--initial_checkpoint {opt.initial_checkpoint}'
+    wanted = {flag[2:]: model, 'pretrained': opt.pretrained, 'initial_checkpoint': opt.initial_checkpoint}
+    if type(identity.get(CHECKSUM)) is not int or {name: identity.get(name) for name in wanted} != wanted:
+        return None
+    label = f'--pretrained {model}' if opt.pretrained else label
+    inputs = check_parts(state.get('inputs') or {}, label)
+    if state.get('normalisation') != OF_NET:
+        inputs = {name: value for name, value in inputs.items() if name not in ('mean', 'std')}
+    return Start(label, {}, inputs, identity[CHECKSUM])
+
+
+def start_inputs(opt) -> dict:
+    """The preprocessing of the weights of open_start, as far as it is known; downloads nothing. Raises UserError."""
     if opt.pretrained:
-        return published_size(_trained_net(opt)[1])
-    return _open_initial(opt).size if opt.initial_checkpoint else None
+        return published_inputs(_trained_net(opt)[1])
+    return _open_initial(opt).inputs if opt.initial_checkpoint else {}
 
 
 def _trained_net(opt):

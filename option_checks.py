@@ -16,7 +16,8 @@ def check_effects(opt) -> None:
     has_schedule = opt.sched != 'step'
     loads_checkpoint = 'path_t' in opt or bool(opt.evaluate or opt.initial_checkpoint)
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
-        'image_size': ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict),
+        **dict.fromkeys(('image_size', 'interpolation', 'crop_pct'),
+                        ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict)),
         'lr_decay_epochs': ('--sched step', not has_schedule), 'lr_decay_rate': ('--sched step', not has_schedule),
         'min_lr': ('--sched cosine, tanh or poly', has_schedule),
         'poly_power': ('--sched poly', opt.sched == 'poly'),
@@ -48,6 +49,9 @@ def check_crop(opt) -> None:
         if value != DEFAULTS[option] and not is_resized:
             raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, which goes '
                             f'with --dataset folder or hf:; leave it out')
+    if opt.crop_pct is not None and (not is_resized or opt.fit != 'crop'):
+        raise UserError(f'--crop_pct {opt.crop_pct:g}: has no effect without --crop resized and --fit crop; leave it '
+                        f'out')
     for option in ('scale', 'ratio'):
         low, high = getattr(opt, option)
         if low > high:

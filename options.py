@@ -37,8 +37,8 @@ from helper.optim import check_recipe
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name, check_published, check_without_weights
-from models.inputs import FITS, INTERPOLATIONS
-from option_checkpoints import LARGEST, follows_checkpoint_size, settle_crop
+from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
+from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, settle_crop
 from option_checks import check_effects, check_flags_of_methods, check_method, check_mps
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
@@ -167,8 +167,14 @@ def _common(description, trial_flags, trial):
            help='probability of a flip upside down')
     images('--color_jitter', type=number(float, low=0, high=10), default=DEFAULTS['color_jitter'],
            help='largest change of brightness, contrast and saturation of a resized crop, 0: none, usual is 0.4')
-    images('--train_interpolation', choices=('random', 'bilinear', 'bicubic'), default=DEFAULTS['train_interpolation'],
-           help='interpolation of a resized crop')
+    images('--train_interpolation', choices=('random', *TRAIN_INTERPOLATIONS), default=DEFAULTS['train_interpolation'],
+           help='interpolation of a resized crop; not given: that of --interpolation, if it has a value')
+    tests = parser.group('test images of folder and hf:, with the names of timm')
+    tests('--interpolation', choices=INTERPOLATIONS,
+          help="interpolation; not given: the pretrained net's, else the teacher's, else bilinear")
+    tests('--crop_pct', type=number(float, low=LEAST_CROP, high=1),
+          help='with --crop resized, side of the centre square that a net takes, divided by the shorter side of the '
+               "scaled image; not given: the pretrained net's, else the teacher's, else 0.875")
     add('--checkpoint_key', metavar='KEY',
         help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A: in that of '
              '--path-t, or in train_teacher.py of --initial_checkpoint or --evaluate; not given: averaged weights if '

@@ -30,7 +30,7 @@ from models.fold import fold_batchnorm
 from models.load import load_net
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
-from option_checkpoints import open_start, open_teacher
+from option_checkpoints import open_start, open_teacher, settle_preprocessing
 from options import student_options
 
 
@@ -41,8 +41,9 @@ def train(opt, device):
         return
 
     # Data and nets
-    start = open_start(opt)         # may set opt.image_size
-    opt.model_t, checkpoint_t = open_teacher(opt, start)       # the same, if the start does not
+    opt.model_t, checkpoint_t = open_teacher(opt)
+    start = open_start(opt)
+    settle_preprocessing(opt, start, checkpoint_t)
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
     spec = method.spec
@@ -92,7 +93,7 @@ def train(opt, device):
     with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data) as run:
         print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
               f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
-              f'{distributed.where(device)}; colours: {data.preprocessing}')
+              f'{distributed.where(device)}; {data.description}')
         print(data.selection_note)
         if not opt.skip_validation:
             print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '

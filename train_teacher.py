@@ -23,7 +23,7 @@ from helper.run_folder import RunPaths
 from models.find import build, check_name, warn_of_size
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
-from option_checkpoints import open_start
+from option_checkpoints import open_start, settle_preprocessing
 from options import teacher_options
 
 
@@ -34,7 +34,8 @@ def train(opt, device):
         return
 
     # Data and net
-    start = open_start(opt)     # may set opt.image_size
+    start = open_start(opt)
+    settle_preprocessing(opt, start)
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, inputs=start.inputs if start else None)
@@ -61,7 +62,7 @@ def train(opt, device):
     # Train
     with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
-              f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; colours: {data.preprocessing}')
+              f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; {data.description}')
         print(data.selection_note)
         module = distributed.wrap(vanilla, device)
         for epoch in run.epochs(optimizer, opt.epochs):

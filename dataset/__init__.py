@@ -10,7 +10,7 @@ from helper.cli import comma_list
 from helper.errors import UserError, listed
 
 from .augment import VIEWS, AutoAugment, BatchAugment, mixes
-from .crop import CROP_PCT, DEFAULTS, RESIZED_FROM, SIZE, Pipeline
+from .crop import CROP_PCT, DEFAULTS, INTERPOLATION, RESIZED_FROM, SIZE, Pipeline
 from .decode import Decoded, ScaledImages, decode_squares
 from .image import limit_pixels
 from .imagenet import WorkerLoader
@@ -22,7 +22,8 @@ from .source import Subset
 from .split import stratified_indices
 
 __all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
-           'memory_dict', 'source_dict']
+           'make_pipeline', 'memory_dict', 'source_dict']
+OF_NET = "the pretrained net's"        # where mean and deviation of the colours are from
 OF_CIFAR = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
 MOST_NAMED = 10     # classes that a message lists
 MEASURED = 2000     # images on disk of which the mean and deviation of the colours are measured
@@ -89,6 +90,13 @@ class Data:
         return f'{self.normalisation}, mean {mean}, deviation {std}'
 
     @property
+    def description(self) -> str:
+        """The preprocessing as text for the terminal; for images of folder and hf: also how test images are scaled."""
+        crop = f', crop_pct {self.crop_pct:.4g}' if self.crop_pct < 1 else ''
+        return f'colours: {self.preprocessing}' + (
+            f'; test images: {self.interpolation}{crop}' if self.images_in else '')
+
+    @property
     def n_train(self) -> int:
         """Training samples."""
         return len(self.labels)
@@ -116,7 +124,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     _check_views(opt, views)
     limit_pixels(opt.max_pixels)
     inputs = inputs or {}
-    pipeline = _pipeline(opt, inputs)
+    pipeline = make_pipeline(opt, inputs)
     parts, classes, fields = open_parts(opt, device, pipeline)
     train, test, val = parts['train'], parts['test'], parts.get('val')
     if isinstance(test, Decoded):       # CIFAR and digits have a size of their own
@@ -164,22 +172,27 @@ def _flags_of_data(opt):
     return tuple(str(word) for flag, value in given.items() if value is not None for word in (flag, value))
 
 
-def _pipeline(opt, inputs):
-    """How the images of folder, hf: and ImageNet become squares; of other data only the flips matter."""
+def make_pipeline(opt, inputs: dict) -> Pipeline:
+    """How the images of folder, hf: and ImageNet become squares; of other data only the flips matter.
+
+    inputs: as in get_dataloaders; --interpolation and --crop_pct override it.
+    """
+    given = {name: value for name in ('interpolation', 'crop_pct') if (value := getattr(opt, name)) is not None}
+    inputs = {'interpolation': INTERPOLATION, 'crop_pct': CROP_PCT, **inputs, **given}
     is_large = opt.dataset in LARGE
     crop = 'resized' if is_large or opt.crop == 'resized' else 'padded'
     is_cropped = crop == 'resized' and opt.fit == 'crop'
     is_scaled = dataset_key(opt.dataset) in source_dict or is_large and not opt.dali
     return Pipeline(SIZE if is_large else opt.image_size, fit=opt.fit, crop=crop,
-                    crop_pct=inputs.get('crop_pct', CROP_PCT) if is_cropped else 1.0,
-                    interpolation=inputs.get('interpolation', 'bilinear') if is_scaled else 'bilinear',
+                    crop_pct=inputs['crop_pct'] if is_cropped else 1.0,
+                    interpolation=inputs['interpolation'] if is_scaled else INTERPOLATION,
                     **{name: getattr(opt, name) for name in DEFAULTS})
 
 
 def _normalisation(opt, train, pipeline, inputs):
     """(mean and standard deviation of the colours, where they are from)."""
     if opt.normalise is None and {'mean', 'std'} <= inputs.keys():
-        return tuple(inputs['mean']), tuple(inputs['std']), "the pretrained net's"
+        return tuple(inputs['mean']), tuple(inputs['std']), OF_NET
     if opt.normalise == 'usual' and opt.dataset not in LARGE or opt.normalise is None and opt.dataset in OF_CIFAR:
         return CIFAR_MEAN, CIFAR_STD, "CIFAR's"
     if opt.normalise != 'measure' and pipeline.size >= RESIZED_FROM:

@@ -16,6 +16,7 @@ CROPS = ('padded', 'resized')       # of --crop
 RESIZED_FROM = 64       # pixels from which --crop is resized if it is not given
 SIZE = 224              # pixels of ImageNet's images
 CROP_PCT = 0.875        # 224 of 256 pixels
+INTERPOLATION = 'bilinear'
 # Flags of training images, with the values that timm and torchvision use.
 DEFAULTS = {'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0, 'color_jitter': 0.0,
             'train_interpolation': 'bilinear'}

@@ -1,11 +1,13 @@
 """Plan the runs of a table: the command and folder of each run, and the run whose checkpoint it needs."""
 import contextlib
+import io
 import itertools
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dataset import dataset_key, make_pipeline, source_dict
 from distiller_zoo import get_method
 from helper.cli import values
 from helper.errors import UserError, printable
@@ -13,7 +15,8 @@ from helper.run_folder import RunPaths, folder_name
 from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
-from option_checkpoints import LARGEST, follows_checkpoint_size, settle_crop, start_size
+from models.start import Start
+from option_checkpoints import settle_preprocessing, start_inputs
 from options import student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
@@ -40,14 +43,6 @@ class _Teacher:
     run: PlannedRun | None = None
     saved: dict = field(default_factory=dict)       # the metadata of a downloaded checkpoint
 
-    def image_size(self) -> int | None:
-        """Return the size of the images on which it was trained; None if unknown."""
-        if self.run:
-            return self.run.opt.image_size
-        inputs = self.saved.get('inputs')
-        size = inputs.get('size') if isinstance(inputs, dict) else None
-        return size if type(size) is int and 0 < size <= LARGEST else None
-
     def net(self, image_size: int) -> str:
         """Return the net in the checkpoint, as train_student.py names it. Raises UserError for another net."""
         if self.run:
@@ -70,7 +65,7 @@ def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[Planne
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
                 planner.add_cell(pair, table.cells.get((row.label, str(pair)), row))
-        planner.check_image_sizes(pair)
+        planner.check_test_images(pair)
     cache_errors = [*planner.cache_errors.values()]
     if cache_errors and all(cache_errors):
         raise UserError(f'{table.path}: teacher_cache: no run of the table can use it ({cache_errors[-1]}); leave it '
@@ -87,7 +82,7 @@ class _Planner:
         self.runs: dict[Path, PlannedRun] = {}          # by folder
         self.teachers: dict[str, _Teacher] = {}
         self.auxiliaries: dict[str, _Teacher] = {}      # by the name of their teacher
-        self.start_sizes: dict[tuple, int | None] = {}  # by net, --pretrained and --initial_checkpoint
+        self.start_inputs: dict[tuple, dict] = {}       # by net, --pretrained and --initial_checkpoint
         self.cache_errors: dict[str, str | None] = {}   # label of runs -> why they cannot use teacher_cache
         self.pair_check = PairCheck()
         for key in ('options', 'teacher_options', 'student_options'):
@@ -105,15 +100,23 @@ class _Planner:
                 raise UserError(f'{label}: is the same run as row {run.cells[0][0]}; give each once')
             run.cells.append((row.label, str(pair)))
 
-    def check_image_sizes(self, pair):
-        """Raise UserError if a student alone would train on images of another size than its teacher."""
+    def check_test_images(self, pair):
+        """Raise UserError if a student alone would read other test images than one with a teacher, by default values.
+        """
         runs = [run for run in self.runs.values() if str(pair) in {other for _, other in run.cells}
-                and follows_checkpoint_size(run.opt)]
+                and dataset_key(run.opt.dataset) in source_dict]
         for alone, taught in itertools.product(runs, runs):
-            size = taught.opt.image_size
-            if hasattr(taught.opt, 'distill') and not hasattr(alone.opt, 'distill') and size != alone.opt.image_size:
-                raise UserError(f'{alone.label}: its images would have {alone.opt.image_size} pixels, but those of the '
-                                f'teacher {pair.teacher} have {size}; give --image_size {size} in options')
+            if not hasattr(taught.opt, 'distill') or hasattr(alone.opt, 'distill'):
+                continue
+            inputs, inputs_t = (self._inputs(run.opt) for run in (alone, taught))
+            for option, key, where in (('image_size', 'size', 'options'),
+                                       ('interpolation', 'interpolation', 'student_options'),
+                                       ('crop_pct', 'crop_pct', 'student_options')):
+                is_given = option in alone.opt.flags.given | taught.opt.flags.given
+                if not is_given and inputs[key] != inputs_t[key]:
+                    raise UserError(f'{alone.label}: its images would have {option} {inputs[key]}, but those of the '
+                                    f'teacher {pair.teacher} have {inputs_t[key]}; give --{option} {inputs_t[key]} in '
+                                    f'{where}')
 
     def _plan_alone(self, pair, row, flags, trial, seed, label):
         name = f'{folder_name(pair.student)}-{_slug(row.label)}-{trial}'
@@ -160,7 +163,7 @@ class _Planner:
     def _plan_teacher(self, net, flags, trial, seed, name, label):
         arguments = ['--model', net, *flags, '--trial', trial, '--seed', str(seed), *self.last_arguments]
         opt = self._parse(teacher_options, arguments, label)
-        self._take_image_size(opt, net, label)
+        self._settle(opt, label)
         return self._add(name, label, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), opt.model)
 
     def _plan_student(self, net, method, flags, teacher, trial, seed, name, label):
@@ -169,11 +172,11 @@ class _Planner:
         if is_user_file(teacher.name):
             arguments += ['--model_t', teacher.name]
         opt = self._parse(student_options, arguments, label)
-        self._take_image_size(opt, net, label, teacher)
+        self._settle(opt, label, teacher)
         if self.table.teacher_cache and self.cache_errors.get(label) is None:
             try:
                 with_cache = student_options([*arguments, '--teacher_cache'])
-                self._take_image_size(with_cache, net, label, teacher)
+                self._settle(with_cache, label, teacher)
                 opt = with_cache
                 arguments.append('--teacher_cache')
                 self.cache_errors[label] = None
@@ -183,22 +186,27 @@ class _Planner:
         return self._add(name, label, 'train_student.py', arguments, opt, RunPaths.of_student(opt), opt.model_s,
                          teacher.run)
 
-    def _take_image_size(self, opt, net, label, teacher=None):
-        """Set the image size to that of the initial weights or of the teacher, as open_start and open_teacher of
-        option_checkpoints do in the run."""
+    def _settle(self, opt, label, teacher=None):
+        """Set the preprocessing to that of the initial weights or of the teacher, as the run itself does."""
         try:
-            size = self._start_size(opt, net) or (teacher and teacher.image_size())
-            if size and follows_checkpoint_size(opt):
-                opt.image_size = size
-            settle_crop(opt)
+            start = Start('the initial weights', {}, self._start_inputs(opt))
+            checkpoint_t = teacher and {'inputs': self._inputs(teacher.run.opt) if teacher.run else
+                                        teacher.saved.get('inputs')}
+            with contextlib.redirect_stdout(io.StringIO()):
+                settle_preprocessing(opt, start, checkpoint_t, resumes=False)
         except UserError as error:
             raise UserError(f'{label}: {error}') from error
 
-    def _start_size(self, opt, net):
-        key = net, opt.pretrained, opt.initial_checkpoint
-        if key not in self.start_sizes:
-            self.start_sizes[key] = start_size(opt)
-        return self.start_sizes[key]
+    def _inputs(self, opt):
+        """The preprocessing in the checkpoint of a run, without the colours."""
+        pipeline = make_pipeline(opt, self._start_inputs(opt))
+        return {key: getattr(pipeline, key) for key in ('size', 'fit', 'interpolation', 'crop_pct')}
+
+    def _start_inputs(self, opt):
+        key = opt.model_s if 'model_s' in opt else opt.model, opt.pretrained, opt.initial_checkpoint
+        if key not in self.start_inputs:
+            self.start_inputs[key] = start_inputs(opt)
+        return self.start_inputs[key]
 
     def _parse(self, options, arguments, label):
         """Return the options. If they are right without the flags of the command line, the error blames those."""

@@ -70,7 +70,7 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
 
     Returns the state, with the `path` of its file; None if the run starts anew.
     """
-    module, path = training.module, _saved_path(opt, paths.folder)
+    module, path = training.module, saved_path(opt, paths.folder)
     if is_in(path, paths.folder):
         claim(lock, wait=True)      # another run there may still write
     state = distributed.broadcast(lambda: _read(opt, paths, path, identity, training))
@@ -87,8 +87,8 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
     return state
 
 
-def _saved_path(opt, folder):
-    """The file of --resume, which may not exist."""
+def saved_path(opt, folder: Path) -> Path:
+    """The file of --resume, which may not exist. folder: of the run."""
     path = folder if opt.resume == 'auto' else Path(opt.resume)
     return path / LAST if opt.resume == 'auto' or os.path.isdir(path) else path
 

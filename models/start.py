@@ -22,11 +22,7 @@ class Start:
     label: str              # the flag and its value, which begin messages
     checkpoint: dict        # of models.load.open_net
     inputs: dict            # the preprocessing with which the weights were trained, see models.inputs; known parts
-
-    @property
-    def size(self) -> int | None:
-        """Height and width of the images, if they are known."""
-        return self.inputs.get('size')
+    checksum: int | None = None     # of the weights, if they are in the state that --resume continues: no checkpoint
 
 
 def open_published(model: str) -> Start:
@@ -39,10 +35,10 @@ def open_published(model: str) -> Start:
     return Start(label, checkpoint, check_parts(checkpoint['inputs'], label))
 
 
-def published_size(model: str) -> int:
-    """The image size of the weights that its library publishes for the net `model`. Raises UserError."""
+def published_inputs(model: str) -> dict:
+    """The preprocessing of the weights that its library publishes for the net `model`. Raises UserError."""
     plain, _ = parse_name(model, '--pretrained')
-    return LIBRARIES[get_library(model)].published_inputs(plain, '--pretrained')['size']
+    return check_parts(LIBRARIES[get_library(model)].published_inputs(plain, '--pretrained'), f'--pretrained {model}')
 
 
 def open_initial(path: str, model: str, flag: str, key: str | None = None) -> Start:
@@ -77,6 +73,9 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
     """
     if start is None:
         return {}
+    if start.checksum is not None:
+        print(f'{start.label}: the weights are those of the resumed run')
+        return {CHECKSUM: start.checksum}
     label, initial = start.label, net.state_dict()
     weights, notes = select_weights(net, start.checkpoint, label)
     classifier = find_classifier(net, data.num_classes, label)

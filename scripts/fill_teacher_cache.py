@@ -27,7 +27,7 @@ from helper.errors import UserError, run_main
 from helper.loops import validate
 from models.fold import fold_batchnorm
 from models.load import load_net
-from option_checkpoints import open_start, open_teacher
+from option_checkpoints import open_start, open_teacher, settle_preprocessing
 from options import student_options
 
 
@@ -58,8 +58,9 @@ def main():
     if opt.estimate:
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
+    opt.model_t, checkpoint = open_teacher(opt)
     start = open_start(opt)
-    opt.model_t, checkpoint = open_teacher(opt, start)
+    settle_preprocessing(opt, start, checkpoint)
     data = get_dataloaders(opt, device, inputs=start.inputs if start else None)
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.spec.needs, teacher, data, device)

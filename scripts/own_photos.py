@@ -34,6 +34,8 @@ from helper.optim import rate_factors
 from models.find import LIBRARIES, build, check_name, get_library, parse_name
 from models.load import open_net
 from models.start import open_initial, open_published
+from option_checkpoints import TEST_IMAGES, settle_preprocessing
+from options import student_options
 
 TABLE = 'own_photos.toml'         # in SAVE; beside this script, its text with {blanks}
 DEFAULT_NETS = ['timm:convnext_tiny', 'timm:mobilenetv3_small_100']     # teacher and student
@@ -59,20 +61,22 @@ def plan(save: Path, arguments: list[str]) -> None:
     data_flags, n_train = divide_folder(Path(opt.folder))
     if not is_reachable(os.environ.get('HF_ENDPOINT', HUB)):
         os.environ['HF_HUB_OFFLINE'] = '1'      # otherwise the hub's client tries for a minute before it uses its cache
-    teacher, teacher_start = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
-    student, student_start = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
+    teacher, teacher_start, inputs = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
+    student, student_start, _ = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
     teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if teacher_start else opt.epochs
     if teacher_start:
         teacher_start += slow_backbone(teacher, opt.image_size)
     options = ['--dataset', 'folder', '--data_dir', os.path.abspath(opt.folder), *data_flags, '--image_size',
                str(opt.image_size), '--batch_size', '8' if n_train < SMALL else '32', '--opt', 'adamw',
                '--learning_rate', '5e-4', '--weight_decay', '0.05', '--sched', 'cosine']
+    # The student alone reads the same test images as those with a teacher; a pretrained student has its own.
+    same_images = [] if student_start else flags_of_test_images(inputs, [*options, *flags])
     make_folder(save, f'SAVE {save}')
     write_atomically(save / TABLE, Path(__file__).with_name(TABLE).read_text().format(
         command=command, title=toml(f'Photographs of {Path(opt.folder).resolve().name}'),
         options=toml(shlex.join(options)),
         teacher_options=toml(shlex.join([*teacher_start, *schedule(teacher_epochs, teacher_start), *flags])),
-        student_options=toml(shlex.join([*student_start, *schedule(opt.epochs, student_start), *flags])),
+        student_options=toml(shlex.join([*student_start, *schedule(opt.epochs, student_start), *same_images, *flags])),
         pair=toml(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
         warmup=max(1, opt.epochs // 10)).encode())
     print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up to '
@@ -125,7 +129,8 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     if few and flags:
         raise UserError(f'FOLDER {folder}: too few images to divide in the class {listed(few, 5)}; give each class '
                         f'{FEWEST} or more')
-    print(f'{folder}: {len(classes)} classes, {len(train.labels)} images, ' + (
+    whole = '' if '--split' in flags else 'training '
+    print(f'{folder}: {len(classes)} classes, {len(train.labels)} {whole}images, ' + (
         f'divided by {" ".join(flags)}' if flags else 'and validation and test images'))
     return flags, len(train.labels)
 
@@ -139,8 +144,10 @@ def is_reachable(url: str) -> bool:
     return True
 
 
-def find_start(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str]]:
-    """(the name of a net, the flags of its pretrained start). Prints from which weights it starts. Raises UserError.
+def find_start(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:
+    """(the name of a net, the flags of its pretrained start, the preprocessing of these weights).
+
+    Prints from which weights the net starts. Raises UserError.
 
     net: its name, or a file or folder of weights that names it. weights: --teacher_weights or --student_weights. label:
     TEACHER or STUDENT, for messages.
@@ -153,23 +160,23 @@ def find_start(net: str, weights: str | None, image_size: int, label: str) -> tu
     else:
         name = check_name(net, image_size, label)
     if weights:
-        open_initial(weights, name, label)
+        inputs = open_initial(weights, name, label).inputs
         print(f'{label} {name}: starts from the weights in {weights}')
-        return name, ['--initial_checkpoint', os.path.abspath(weights)]
+        return name, ['--initial_checkpoint', os.path.abspath(weights)], inputs
     library = get_library(name)
     plain = parse_name(name, label)[0] if library else name
     if not library or not LIBRARIES[library].has_published(plain, label):
         print(f'{label} {name}: starts from nothing, with new weights: there are no published ones')
-        return name, []
+        return name, [], {}
     try:
-        open_published(name)
+        inputs = open_published(name).inputs
     except UserError:
         _, dot, tag = plain.partition('.')
         print(f'{label} {name}: starts from nothing, with new weights: the published ones cannot be downloaded; fetch '
               f'them where there is a network, and give --{label.lower()}_weights PATH')
-        return name.replace(dot + tag, '', 1), []
+        return name.replace(dot + tag, '', 1), [], {}
     print(f'{label} {name}: starts from its published weights')
-    return name, ['--pretrained']
+    return name, ['--pretrained'], inputs
 
 
 def slow_backbone(name: str, image_size: int) -> list[str]:
@@ -179,6 +186,17 @@ def slow_backbone(name: str, image_size: int) -> list[str]:
     except UserError:       # has no groups
         return ['--backbone_lr', '0.1']
     return ['--layer_decay', '0.75']
+
+
+def flags_of_test_images(inputs: dict, flags: list[str]) -> list[str]:
+    """The flags with which a student alone reads test images like one whose teacher has the preprocessing `inputs`.
+
+    flags: of all runs.
+    """
+    opt = student_options(['--path-t', 'TEACHER', *flags])
+    settle_preprocessing(opt, None, {'inputs': inputs}, resumes=False)
+    return [word for option in TEST_IMAGES if option not in opt.flags.given and getattr(opt, option) is not None
+            for word in (f'--{option}', str(getattr(opt, option)))]
 
 
 def schedule(epochs: int, is_pretrained) -> list[str]:

@@ -141,7 +141,8 @@ def data_options(**changes):
                               'images_in': 'auto', 'same_classes': False, 'split': None,
                               'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
                               'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'mixup': 0, 'cutmix': 0,
-                              'reprob': 0, 'crop': None, **DEFAULTS, **changes})
+                              'reprob': 0, 'crop': None, 'interpolation': None, 'crop_pct': None, **DEFAULTS,
+                              **changes})
 
 
 def outcome(save):

@@ -22,7 +22,8 @@ from dataset.normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
-from option_checkpoints import settle_crop
+from models.start import Start
+from option_checkpoints import settle_crop, settle_preprocessing
 from option_checks import check_crop
 from options import student_options, teacher_options
 
@@ -250,6 +251,8 @@ REFUSED = {
     '--image_size 32 --color_jitter 0.4': '--color_jitter 0.4: has no effect without --crop resized',
     '--image_size 64 --scale 0.5 0.1': '--scale 0.5 0.1: give the smaller number first',
     '--image_size 32 --vflip 0.5 --teacher_cache': '--vflip 0.5: --teacher_cache only has outputs for crops and flips',
+    '--image_size 32 --crop_pct 0.9': '--crop_pct 0.9: has no effect without --crop resized and --fit crop',
+    '--dataset imagenet --interpolation bicubic': '--interpolation bicubic: has no effect without --dataset folder',
     '--scale 2 3': '--scale: 2: give a number above 0 and of at most 1',
     '--ratio 0 1': '--ratio: 0: give a number of at least 0.1 and of at most 10',
     '--hflip 2': '--hflip: 2: give a number of at least 0 and of at most 1',
@@ -311,6 +314,58 @@ def test_accuracy_at_the_end_is_that_of_evaluate(photographs, tmp_path, call, ca
     assert 'give what it was started with, --crop padded --normalise usual, or' in capsys.readouterr().err
     call(train_teacher.main, *train, '--epochs', 2, '--resume', 'auto', '--crop', 'padded', '--normalise', 'usual')
     assert 'resuming from' in capsys.readouterr().out
+
+
+INPUTS = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'size': 96, 'interpolation': 'bicubic', 'fit': 'crop', 'crop_pct': 0.95}
+
+
+@pytest.mark.parametrize('flags, wanted', {
+    '': ('bicubic', 0.95, 'bicubic'), '--crop_pct 0.8': ('bicubic', 0.8, 'bicubic'),
+    '--interpolation bilinear --crop_pct 0.875': (None, None, 'bilinear'),      # as runs of earlier versions have it
+    '--train_interpolation random': ('bicubic', 0.95, 'random'), '--fit pad': ('bicubic', None, 'bicubic'),
+    '--image_size 32': ('bicubic', None, 'bilinear'), '--dataset imagenet': (None, None, 'bilinear')}.items())
+def test_the_teacher_decides_how_test_images_are_scaled(flags, wanted):
+    opt = student_options(['--path-t', 'x', '--dataset', 'folder', *flags.split()])
+    settle_preprocessing(opt, None, {'inputs': INPUTS})
+    assert (opt.interpolation, opt.crop_pct, opt.train_interpolation) == wanted
+
+
+def test_a_pretrained_student_has_its_own_test_images():
+    for inputs, wanted in (({'interpolation': 'bilinear', 'crop_pct': 0.875}, (None, None)),
+                           ({'interpolation': 'bilinear'}, (None, 0.95)), ({}, ('bicubic', 0.95))):
+        opt = student_options(['--path-t', 'x', '--dataset', 'folder'])
+        settle_preprocessing(opt, Start('', {}, inputs), {'inputs': INPUTS})
+        assert (opt.interpolation, opt.crop_pct) == wanted
+    opt = student_options(['--path-t', 'x', '--dataset', 'folder', '--interpolation', 'bilinear'])
+    settle_preprocessing(opt, Start('', {}, INPUTS), {'inputs': INPUTS})
+    assert opt.interpolation == 'bilinear' == dataset.make_pipeline(opt, INPUTS).interpolation
+
+
+def test_a_student_reads_the_images_of_its_teacher(photographs, tmp_path, call, capsys):
+    """The teacher has the same accuracy in both runs. A run of an earlier version keeps the images that it had."""
+    flags = ['--dataset', 'folder', '--data_dir', photographs, '--gpu_id', 'cpu', '--num_workers', 0, '--batch_size', 8,
+             '--crop', 'resized', '--normalise', 'usual', '--save_dir', tmp_path, '--seed', 1, '--epochs', 1]
+    call(train_teacher.main, '--model', 'resnet8', *flags, '--image_size', 24, '--interpolation', 'bicubic',
+         '--crop_pct', 0.5)
+    teacher, = tmp_path.glob('models/*/resnet8_best.pth')
+    accuracy = json.loads((teacher.parent / 'test_best_metrics.json').read_text())['test_acc']
+    train = ['--path-t', teacher, '--model_s', 'resnet8', *flags]
+    capsys.readouterr()
+    call(train_student.main, *train)
+    out = capsys.readouterr().out
+    assert f'teacher top-1: {accuracy:.2f}\n' in out and '; test images: bicubic, crop_pct 0.5\n' in out
+    run, = tmp_path.glob('student_model/*')
+    parameters = json.loads((run / 'parameters.json').read_text())
+    assert (parameters['interpolation'], parameters['crop_pct'], parameters['train_interpolation']) == \
+        ('bicubic', 0.5, 'bicubic')
+
+    state = torch.load(run / 'last.pth', weights_only=False)
+    del state['identity']['interpolation'], state['identity']['crop_pct']
+    state['identity']['train_interpolation'] = 'bilinear'
+    torch.save(state, run / 'last.pth')
+    call(train_student.main, *train, '--epochs', 2, '--resume', 'auto')
+    assert '; test images: bilinear, crop_pct 0.875\n' in capsys.readouterr().out
+    assert load_checkpoint(str(run / 'last.pth'), '')['inputs']['interpolation'] == 'bilinear'
 
 
 def test_options_of_older_runs():

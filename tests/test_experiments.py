@@ -354,9 +354,28 @@ def test_all_rows_of_a_pair_see_images_of_one_size(tmp_path):
         table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary', 'teacher_cache'), options=options,
                                        **changes))
         return {run.opt.image_size for run in plan_runs(table, 'save', [])}
-    with pytest.raises(UserError, match='would have 32 pixels, .* resnet14 have 224; give --image_size 224 in options'):
+    with pytest.raises(UserError, match='would have image_size 32, .* have 224; give --image_size 224 in options'):
         sizes('--dataset folder')
     assert sizes('--dataset folder --image_size 224') == {224} and sizes('--dataset digits') == {32}
+
+
+def test_all_rows_of_a_pair_see_the_same_test_images(tmp_path):
+    """A student alone needs the interpolation and the crop_pct of the initial weights of the teacher as flags."""
+    weights, inputs = tmp_path / 'start.pth', {'size': 64, 'interpolation': 'bicubic', 'crop_pct': 0.95}
+    save_checkpoint(weights, {'model': {}, 'arch': 'resnet14', 'inputs': inputs})
+
+    def images(flags=''):
+        table = read_table(write_table(tmp_path / 'mini.toml', ('auxiliary', 'teacher_cache'), seeds=[1],
+                                       rows={'Student': 'alone', 'KD': 'kd'},
+                                       options='--dataset folder --image_size 64',
+                                       teacher_options=f'--initial_checkpoint {weights}', student_options=flags,
+                                       pairs=['resnet14 -> resnet8']))
+        return [(run.opt.interpolation, run.opt.crop_pct) for run in plan_runs(table, 'save', [])]
+    for flags, option in (('', 'interpolation bicubic'), ('--interpolation bicubic', 'crop_pct 0.95')):
+        with pytest.raises(UserError, match=f'row Student, .*; give --{option} in student_options'):
+            images(flags)
+    assert images('--interpolation bicubic --crop_pct 0.95') == [(None, None), *[('bicubic', 0.95)] * 2]
+    assert images('--interpolation bilinear --crop_pct 0.875') == [(None, None)] * 3
 
 
 def test_the_image_size_of_initial_weights(tmp_path):

@@ -86,9 +86,9 @@ def test_weights_of_another_program(plan, photos, tmp_path, capsys):
 
 
 def test_published_weights(monkeypatch):
-    monkeypatch.setattr(own_photos, 'open_published', lambda name: None)
+    monkeypatch.setattr(own_photos, 'open_published', lambda name: SimpleNamespace(inputs={}))
     for name, flags in (('timm:resnet10t', ['--pretrained']), ('timm:cspresnet50w', [])):       # which has none
-        assert own_photos.find_start(name, None, 32, 'TEACHER') == (name, flags)
+        assert own_photos.find_start(name, None, 32, 'TEACHER') == (name, flags, {})
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -1,6 +1,7 @@
 """--pretrained and --initial_checkpoint: what is loaded, what is new, and what is refused."""
 import json
 import shlex
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from helper.errors import UserError
 from models.find import build
 from models.load import load_net, open_net
 from models.start import CHECKSUM, load_start, open_initial
-from option_checkpoints import open_start
+from option_checkpoints import open_start, settle_preprocessing
 from options import student_options, teacher_options
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
@@ -125,6 +126,7 @@ def test_published_weights(monkeypatch, capsys):
     monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
     opt = teacher_options(['--model', 'timm:resnet10t.c3_in1k', '--pretrained', '--dataset', 'folder'])
     start = open_start(opt)
+    settle_preprocessing(opt, start)
     assert opt.image_size == 176 and start.inputs['interpolation'] == 'bicubic'
     net = build(opt.model, 4, 32)
     load_start(net, start, data_of())
@@ -196,6 +198,13 @@ def test_runs(call, small, teacher, folder, tmp_path, capsys, main):
     with pytest.raises(SystemExit):
         call(main, *flags, '--resume', 'auto')
     assert f'another run, with initial weights (checksum) {parameters[CHECKSUM]}, now' in capsys.readouterr().err
+    shutil.rmtree(folder)
+    call(main, *flags, '--epochs', 2, '--resume', 'auto')
+    assert f'{folder}: the weights are those of the resumed run' in capsys.readouterr().out
+    assert json.loads((run / 'parameters.json').read_text())[CHECKSUM] == parameters[CHECKSUM]
+    with pytest.raises(SystemExit):
+        call(main, *flags, '--epochs', 2, '--trial', 9)
+    assert f'--initial_checkpoint {folder}: no such file' in capsys.readouterr().err
 
 
 def test_the_command_that_fine_tunes(checkpoint, folder):
