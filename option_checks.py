@@ -3,7 +3,7 @@ from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
 from dataset.crop import DEFAULTS, OF_RESIZED
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
-from helper.cli import comma_list, word_list
+from helper.cli import comma_list, has_auto, word_list
 from helper.errors import UserError
 from helper.optim import has_momentum
 
@@ -79,6 +79,9 @@ def check_method(opt, method) -> None:
                         f'{names_of(lambda other: other.published_logit_stand)}')
     if opt.opt == 'dot':
         check_dot(opt, method)
+    if has_auto(opt.beta) and opt.freeze_epochs:
+        raise UserError(f'-b {comma_list(opt.beta)}: compares gradients on a layer of the student, which '
+                        f'--freeze_epochs {opt.freeze_epochs} freezes; give a number, or leave --freeze_epochs out')
     mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
     augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob,
                      f'--vflip {opt.vflip:g}': opt.vflip}
@@ -141,9 +144,11 @@ def check_flags_of_methods(opt, method) -> None:
             raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
     # FSP has a published weight although its own loss is only used in the first stage.
-    has_weight = len(parts) > 1 or method.has_method_loss(opt) or method.spec.published.get('beta')
+    has_weight = len(parts) > 1 or method.has_method_loss(opt) or \
+        (method.spec.published.get('beta') and not has_auto(opt.beta))
     if 'beta' in opt.flags.given and opt.beta and not has_weight:
-        raise UserError(f'-b {opt.beta:g}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
+        weight = comma_list(opt.beta).removesuffix('.0')
+        raise UserError(f'-b {weight}: --distill {opt.distill} has no loss of its own to weight; -a is the weight '
                         f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')
 
 

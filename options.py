@@ -22,6 +22,7 @@ from helper.cli import (
     Parser,
     colours,
     epoch_list,
+    has_auto,
     number,
     path,
     stage_list,
@@ -306,7 +307,8 @@ def _parser_with(methods, description):
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
     add('-a', '--alpha', type=number(float), help='weight of the soft-label loss; not given: the published one')
     add('-b', '--beta', type=weights,
-        help="weight of the method's own loss, or for a sum one for each, with commas; not given: the published one")
+        help="weight of the method's own loss, or for a sum one for each, with commas; auto: such that its gradient "
+             "is as large as the cross-entropy's in the first steps; not given: the published one")
     shared = parser.group('all methods')
     shared('--kd_T', type=number(float, above=0, high=1e4),
            help='temperature of the soft labels; not given: the published one, mostly 4')
@@ -379,6 +381,8 @@ def student_options(args=None, **parser):
     method.check_options(opt)
     check_flags_of_methods(opt, method)
     check_method(opt, method)
+    if opt.estimate and has_auto(opt.beta):     # its few measured steps are slower than all others
+        opt.beta = method.published_options(opt)['beta']
     opt = _finish(parser, opt, opt.model_s, '--model_s')
     if opt.model_t is not None:
         check_without_weights(opt.model_t, '--model_t')

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from distiller_zoo import get_method
+from helper.cli import comma_list, has_auto
 from options import flags
 
 
@@ -53,12 +54,14 @@ def non_default_options(parameters: dict, options: dict) -> dict:
     """option -> value as text: the non-default options among those that published.csv lists for this method."""
     method = parameters['distill']
     names = {name for row in read_table('published.csv') if row['method'] == method for name in parse_options(row)}
+    if has_auto(options.get('beta')):       # which no source has
+        names.add('beta')
     if not names:
         return {}
     values, defaults = {name: options.get(name) for name in names}, flags(student=True).defaults
     run = SimpleNamespace(**{**defaults, **values, 'dataset': parameters['dataset']})
     defaults = {**defaults, **get_method(method).published_options(run)}
-    return {name: str(value) for name, value in values.items() if value != defaults[name]}
+    return {name: comma_list(value) for name, value in values.items() if value != defaults[name]}
 
 
 def published_sources() -> list[str]:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from helper.cli import comma_list
+from helper.cli import AUTO, comma_list
 from helper.errors import UserError
 from helper.optim import rate_factors, scale_rates
 from models.base import Outputs
 
+from .auto_weight import AutoWeights
 from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, has_preact, output_shapes  # noqa: F401
 from .criteria.kd import distill_kl
 from .dot import DOT
@@ -57,6 +58,9 @@ class Distiller(TrainingTask):
         self.teacher_follows = True     # to the device of this module
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
+        self.auto_weights = None
+        if opt.beta == AUTO:
+            self.beta, self.auto_weights = 1.0, AutoWeights(['method'])
         self.logit_transforms = LogitTransforms(opt, data.num_classes)
         self.uses_method_loss = self.has_method_loss(opt)
         self.loss_warmup_epochs = opt.loss_warmup_epochs
@@ -105,11 +109,26 @@ class Distiller(TrainingTask):
         return soft
 
     def weighted_sum(self, losses: dict) -> Tensor:
+        if self.is_measuring:
+            self.auto_weights.measure(losses, self.student)
         return sum(self.weighted(losses).values())
 
     def weighted(self, losses: dict) -> dict:
-        """name -> loss times its weight."""
-        return {name: weight * losses[name] for name, weight in self.weights().items() if name in losses}
+        """name -> loss times its weight, and times the one found by -b auto."""
+        found = self.auto_weights.by_name() if self.auto_weights else {}
+        return {name: weight * found.get(name, 1) * losses[name] for name, weight in self.weights().items()
+                if name in losses}
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether this step measures the weights of -b auto."""
+        return self.auto_weights is not None and self.training and not self.in_first_stage and \
+            self.auto_weights.is_measuring
+
+    def found_weights(self) -> dict[str, float]:
+        """'beta', or 'beta_NAME' in a sum -> weight found so far by -b auto, for the records of an epoch."""
+        found = self.auto_weights.found() if self.auto_weights else {}
+        return {'beta' if name == 'method' else f'beta_{name}': weight for name, weight in found.items()}
 
     def weights(self) -> dict:
         """name -> weight of each loss."""

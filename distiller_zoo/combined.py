@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from helper.cli import comma_list
+from helper.cli import AUTO, comma_list
 from helper.errors import UserError
 
+from .auto_weight import AutoWeights
 from .base import Distiller
 from .criteria.kd import distill_kl
 from .first_stage import FirstStage
@@ -45,7 +46,10 @@ class Combined(Distiller):
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.parts, self.betas = nn.ModuleDict(), {}
+        measured = [name for name, beta in zip(self.methods, opt.beta, strict=True) if beta == AUTO]
+        self.auto_weights = AutoWeights(measured) if measured else None
         for (name, method), beta in zip(self.methods.items(), opt.beta, strict=True):
+            beta = 1.0 if beta == AUTO else beta        # of which self.auto_weights holds the factor
             part_opt = SimpleNamespace(**{**vars(opt), 'distill': name, 'beta': beta, 'opt': 'sgd'})
             method.fill_in(part_opt)
             part = method(self.student, self.teacher, part_opt, data)

@@ -19,6 +19,7 @@ class TrainingTask(nn.Module):
     spec = Spec(title='', paper='', uses='')
     scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a run cannot be extended
     own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
+    is_measuring = False            # the forward pass also measures weights, and is not compiled
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
     freeze_epochs = 0               # first epochs, in which the student's backbone is frozen
     frozen = ()                     # its parameters in these epochs

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
+AUTO = 'auto'       # a weight that is measured, see distiller_zoo/auto_weight.py
 USUALLY_NORMALISED = ('cifar10', 'cifar100', 'digits', 'imagenet', 'imagenette')      # as --normalise usual does
 
 # Name of a flag in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its names here, for
@@ -225,10 +226,18 @@ epoch_list = numbers(number(int, low=1, high=MOST_EPOCHS), 'epochs as whole numb
 stage_list = numbers(number(int, low=0, high=9999), 'the numbers of stages, from 0, with commas, as 2,5,8,11')
 
 
-def weights(text: str) -> float | list[float]:
-    """'45' -> 45.0, '45,0.8' -> [45.0, 0.8]."""
-    values = numbers(number(float), 'a number, or several with commas, as 45,0.8')(text)
+def weights(text: str) -> float | str | list[float | str]:
+    """'45' -> 45.0, 'auto' -> 'auto', 'auto,0.8' -> ['auto', 0.8]."""
+    def convert(part):
+        return AUTO if part == AUTO else number(float)(part)
+
+    values = numbers(convert, f'a number or {AUTO}, or several with commas, as 45,0.8')(text)
     return values if len(values) > 1 else values[0]
+
+
+def has_auto(weights: float | str | list) -> bool:
+    """Whether one of the weights is auto."""
+    return AUTO in weights if isinstance(weights, list) else weights == AUTO
 
 
 def colours(low: float | None = None, above: float | None = None) -> Callable:

@@ -90,12 +90,16 @@ def rewrite_forward(module: nn.Module, batch_size: int) -> None:
 
 
 def replace_forward(module: nn.Module, batch_size: int, fast) -> None:
-    """Let module.forward call `fast` for training batches of batch_size images; others run as before."""
+    """Let module.forward call `fast` for training batches of batch_size images.
+
+    Others, and those with which the module measures weights, run as before.
+    """
     plain = module.forward
 
     def forward(images, *rest, **flags):
         is_full_batch = module.training and images.shape[-4] == batch_size  # (N, 3, H, W) or (views, N, 3, H, W)
-        return (fast if is_full_batch else plain)(images, *rest, **flags)
+        is_measuring = getattr(module, 'is_measuring', False)
+        return (fast if is_full_batch and not is_measuring else plain)(images, *rest, **flags)
     module.forward = forward
 
 

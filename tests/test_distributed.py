@@ -151,6 +151,14 @@ def accumulated(rank, world):
     return averages, distiller.student.fc.weight.flatten()[:20].tolist(), buckets.count(0)
 
 
+def measured_weights(rank, world):
+    """The weights of -b auto after six batches."""
+    distiller, loader, opt = make('hint+dkd', rank, world, beta=['auto', 'auto'])
+    synchronise_batchnorm(distiller)
+    steps(distiller, loader, opt)
+    return distiller.found_weights()
+
+
 def same(value) -> bool:
     """Whether this state is bit-identical in all processes."""
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -196,6 +204,7 @@ def every_method(opt, device):
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
     found['accumulated'] = accumulated(rank, world)
+    found['measured weights'] = distributed.gather(measured_weights(rank, world))
     found['compiled'] = []
     for sync_bn, compiled in itertools.product((False, True), repeat=2):
         distiller, loader, method_opt = make('kd', rank, world)
@@ -292,6 +301,12 @@ def test_two_processes_accumulate_as_one(together):
         del each['images_per_second']
     assert averages == pytest.approx(expected, rel=1e-4) and weights == pytest.approx(expected_weights, abs=1e-5)
     assert exchanges == 2
+
+
+def test_two_processes_measure_the_weights_of_one(together):
+    """-b auto: both have the same weights to the bit, those of one process up to rounding."""
+    first, second = together['measured weights']
+    assert first == second == pytest.approx(measured_weights(0, 1), rel=1e-3)
 
 
 def test_two_processes_compiled(together):
