@@ -16,7 +16,7 @@ from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
 from models.start import Start
-from option_checkpoints import settle_preprocessing, start_inputs
+from option_checkpoints import TEST_IMAGES, settle_preprocessing, start_inputs
 from options import student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
@@ -109,9 +109,10 @@ class _Planner:
             if not hasattr(taught.opt, 'distill') or hasattr(alone.opt, 'distill'):
                 continue
             inputs, inputs_t = (self._inputs(run.opt) for run in (alone, taught))
-            for option, key, where in (('image_size', 'size', 'options'),
-                                       ('interpolation', 'interpolation', 'student_options'),
-                                       ('crop_pct', 'crop_pct', 'student_options')):
+            for option, key, where in (
+                    ('image_size', 'size', 'options'),
+                    *((name, name, f'student_options, or --{name} {usual}, which runs of earlier versions have')
+                      for name, usual in TEST_IMAGES.items())):
                 is_given = option in alone.opt.flags.given | taught.opt.flags.given
                 if not is_given and inputs[key] != inputs_t[key]:
                     raise UserError(f'{alone.label}: its images would have {option} {inputs[key]}, but those of the '

@@ -7,6 +7,7 @@ from torch import nn
 from helper.errors import UserError, import_optional, nearest, reason
 
 from .adapter import Adapter, check_size, create_net, evenly_spaced, is_stem, tokens_to_map
+from .hub import without_retries
 
 
 def check(name: str, flag: str) -> None:
@@ -59,13 +60,19 @@ def published(name: str, flag: str, file_flag: str = '') -> tuple[str, dict]:
     """
     check(name, flag)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)        # it would report each failed try
-    try:
-        net = import_optional('timm', flag).create_model(name, pretrained=True)
-    except Exception as error:      # of the hub, of the network, of a net without published weights
-        advice = f'their folder or safetensors file as {file_flag}' if file_flag else \
-            f'their folder, or their safetensors file with --model_t timm:{name}'
-        raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({reason(error)}); fetch them where '
-                        f'there is a network, and give {advice}') from error
+    timm = import_optional('timm', flag)
+    config = timm.get_pretrained_cfg(name)
+    source = f'{config.hf_hub_id} of Hugging Face' if config.hf_hub_id else config.url
+    print(f'{flag} timm:{name}: the weights are {source}, downloaded unless they are in its cache', flush=True)
+    with without_retries(flag) as unreachable:
+        try:
+            net = timm.create_model(name, pretrained=True)
+        except Exception as error:      # of the hub, of the network, of a net without published weights
+            cause = f'{unreachable} does not answer' if unreachable else reason(error)
+            advice = f'their folder or safetensors file as {file_flag}' if file_flag else \
+                f'their folder, or their safetensors file with --model_t timm:{name}'
+            raise UserError(f'{flag} timm:{name}: its weights cannot be downloaded ({cause}); fetch them where there '
+                            f'is a network, and give {advice}') from error
     return f'timm:{name}', {'model': net.state_dict(), 'num_classes': net.num_classes,
                             'inputs': published_inputs(name, flag)}
 

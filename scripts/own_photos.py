@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import sys
-import urllib.request
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +42,6 @@ SHARES = '0.7,0.15,0.15'        # --split of a folder without splits: training, 
 VAL_FRACTION = '0.15'           # of the training images, for a folder without validation images
 FEWEST = 10                     # images of each class that are divided
 SMALL = 500                     # training images below which batches are smaller, so that an epoch has enough steps
-HUB = 'https://huggingface.co'
 USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
 EXAMPLES = 6                    # test images that are predicted at the end
 
@@ -59,8 +57,6 @@ def plan(save: Path, arguments: list[str]) -> None:
         print(f'{save}: continues')
         return
     data_flags, n_train = divide_folder(Path(opt.folder))
-    if not is_reachable(os.environ.get('HF_ENDPOINT', HUB)):
-        os.environ['HF_HUB_OFFLINE'] = '1'      # otherwise the hub's client tries for a minute before it uses its cache
     teacher, teacher_start, inputs = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
     student, student_start, _ = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
     teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if teacher_start else opt.epochs
@@ -133,15 +129,6 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     print(f'{folder}: {len(classes)} classes, {len(train.labels)} {whole}images, ' + (
         f'divided by {" ".join(flags)}' if flags else 'and validation and test images'))
     return flags, len(train.labels)
-
-
-def is_reachable(url: str) -> bool:
-    """Whether this address answers."""
-    try:
-        urllib.request.urlopen(url, timeout=10).close()
-    except OSError:
-        return False
-    return True
 
 
 def find_start(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:

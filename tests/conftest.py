@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ['HF_HUB_OFFLINE'] = '1'      # no test asks the network
 TEMPORARY = []      # this process's folder for what libraries leave behind
 # Registered before torch imports multiprocessing, which removes folders of its own in there: this runs after that.
 atexit.register(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in TEMPORARY])

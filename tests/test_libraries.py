@@ -279,6 +279,18 @@ def test_no_network(monkeypatch):
         open_net('torchvision:resnet18')
 
 
+def test_a_hub_that_does_not_answer(monkeypatch):
+    """timm's download fails at once, not after a minute of retries."""
+    constants = pytest.importorskip('huggingface_hub').constants
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    offline = []
+    monkeypatch.setattr(timm, 'create_model', lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE) or 1 / 0)
+    with pytest.raises(UserError, match=r'cannot be downloaded \(http://127.0.0.1:9 does not answer\)'):
+        open_net('timm:resnet10t')
+    assert offline == [True] and constants.HF_HUB_OFFLINE is False
+
+
 def test_a_file_of_safetensors(call, small, tmp_path, capsys):
     """A teacher in timm's formats: FILE with --model_t timm:NAME, and a folder with a configuration."""
     from safetensors.torch import save_file

@@ -20,11 +20,8 @@ NETS = ['resnet14', 'resnet8']
 
 
 @pytest.fixture
-def plan(call, tmp_path, monkeypatch):
-    """plan(folder, *arguments): write the table into tmp_path/save; returns it. No network is there."""
-    monkeypatch.setattr(own_photos, 'is_reachable', lambda url: False)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)      # read when it was imported
+def plan(call, tmp_path):
+    """plan(folder, *arguments): write the table into tmp_path/save; returns it."""
 
     def run(*arguments):
         call(own_photos.main, 'plan', tmp_path / 'save', *arguments)
@@ -161,10 +158,6 @@ def test_the_best_student(plan, photos, call, tmp_path, capsys):
     with pytest.raises(SystemExit):
         call(own_photos.main, 'best', save)
     assert str(runs[3].folder) in capsys.readouterr().err
-
-
-def test_an_address_that_does_not_answer():
-    assert not own_photos.is_reachable('http://127.0.0.1:9')
 
 
 def test_test_files_of_a_split(photos):
