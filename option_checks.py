@@ -1,4 +1,6 @@
 """Checks of options that do not go together or have no effect. Each raises a UserError of one line."""
+import functools
+
 from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
 from dataset.crop import DEFAULTS, OF_RESIZED
 from dataset.teacher_cache import CACHED_OUTPUTS
@@ -36,7 +38,8 @@ def check_effects(opt) -> None:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
     of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate',
-                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience'}
+                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience',
+                   'no_test'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 
@@ -136,10 +139,8 @@ def check_dot(opt, method) -> None:
 def check_flags_of_methods(opt, method) -> None:
     """Refuse a given flag of another method, and --beta for a method without a loss of its own."""
     parts = getattr(method, 'methods', None) or {opt.distill: method}
-    flags = {name: flags_of(other) for name, other in distiller_dict.items()}
     for option in sorted(opt.flags.given):
-        users = [name for name, other in distiller_dict.items() if option in flags[name] or
-                 (option in ('init_epochs', 'init_learning_rate') and other.spec.first_stage)]
+        users = users_of(option)
         if users and not {*users} & {*parts}:
             raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
@@ -157,6 +158,13 @@ def names_of(condition) -> str:
     return ', '.join(name for name, method in distiller_dict.items() if condition(method.spec))
 
 
+def users_of(option: str) -> list[str]:
+    """The names of the methods that have an option of their own by this name; none for an option of all methods."""
+    return [name for name, method in distiller_dict.items() if option in flags_of(method) or
+            (option in ('init_epochs', 'init_learning_rate') and method.spec.first_stage)]
+
+
+@functools.cache
 def flags_of(method) -> set[str]:
     """The names of the options that a method adds."""
     options = set()

@@ -92,6 +92,9 @@ def _common(description, trial_flags, trial):
     add('--val_fraction', type=number(float, above=0, high=1), metavar='F',
         help='hold this part of the training images of each class out for validation, the same part in every run: the '
              'best epoch is then chosen on it, and the test set measured once, at the end')
+    add('--no_test', may_differ=True, action='store_true',
+        help='do not measure the test set at the end, for runs that a validation set compares, such as those of '
+             'scripts/tune.py')
     add('--patience', type=number(int, low=1, high=MOST_EPOCHS), metavar='N',
         help='end the training when the validation accuracy has not risen for so many epochs')
     add('--normalise', choices=('usual', 'measure'),
@@ -338,6 +341,13 @@ def _parser_with(methods, description):
 def flags(student: bool) -> Flags:
     """The defaults of train_student.py or train_teacher.py, and which of their options may differ between trials."""
     return (_student_parser() if student else _teacher_parser()).flags()
+
+
+@functools.cache
+def actions(student: bool) -> dict[str, argparse.Action]:
+    """name -> flag of train_student.py or train_teacher.py."""
+    parser = _student_parser() if student else _teacher_parser()
+    return {action.dest: action for action in parser._actions if action.dest != argparse.SUPPRESS}
 
 
 def teacher_options(args=None):

@@ -25,10 +25,11 @@ DATA_FACTS = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IM
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
-def read_run(folder: str) -> dict:
+def read_run(folder: str, needs_test: bool = True) -> dict:
     """The settings and results of one run. Raises UserError for a folder without a finished run.
 
-    Accuracies are of the test set, except the `curve`, whose split `chosen_on` names: 'test' or 'validation'.
+    Accuracies are of the test set, except the `curve`, whose split `chosen_on` names: 'test' or 'validation'. Those of
+    a run with --no_test are None, or with needs_test a UserError.
     """
     if not os.path.isfile(Path(folder) / 'history.json'):
         raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
@@ -42,9 +43,14 @@ def read_run(folder: str) -> dict:
         parameters = current_options(parameters)
         if parameters.get('Total time') is None:
             raise UserError(f'{folder}: not finished; train on with --resume auto')
-        split, best = selection_of(history[-1]), read('test_best_metrics.json')
+        split = selection_of(history[-1])
+        is_tested = split == 'test' or not parameters.get('no_test')
+        if needs_test and not is_tested:
+            raise UserError(f'{folder}: has no figures of the test set, because it was trained with --no_test; the '
+                            f'same command without it and with --resume auto measures them')
         # Without a validation set, the test set is measured after each epoch, so that the history has its figures.
-        last = history[-1] if split == 'test' else read('test_last_metrics.json')
+        best = read(f'{"test" if is_tested else split}_best_metrics.json')
+        last = history[-1] if split == 'test' or not is_tested else read('test_last_metrics.json')
         if any(isinstance(item, (dict, list)) for value in parameters.values() if isinstance(value, (dict, list))
                for item in value):
             raise ValueError('an option is nested')
@@ -60,8 +66,9 @@ def read_run(folder: str) -> dict:
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
             'parameters': round(parameters['Total params'] * 1e6),
-            'top1': finite(best['test_acc']), 'top5': finite(best['test_acc_top5']),
-            'last': finite(last['test_acc']), 'chosen_on': SPLITS[split],
+            'top1': finite(best['test_acc']) if is_tested else None,
+            'top5': finite(best['test_acc_top5']) if is_tested else None,
+            'last': finite(last['test_acc']) if is_tested else None, 'chosen_on': SPLITS[split],
             'one_class': {'best': any(map(predicts_one_class, best_epochs)), 'last': predicts_one_class(history[-1])},
             'seconds': finite(parameters['Total time']) * (3600 if is_student else 1),
             'class_report': read_class_report(Path(folder), best.get('epoch')),

@@ -28,6 +28,9 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     if opt.patience is not None and 'val' not in parts:
         raise UserError(f'--patience {opt.patience}: needs a validation set, and {opt.dataset} has none; give '
                         f'--val_fraction 0.1, or leave --patience out')
+    if opt.no_test and 'val' not in parts:
+        raise UserError(f'--no_test: needs a validation set, and {opt.dataset} has none; give --val_fraction 0.1, or '
+                        f'leave --no_test out')
     if dataset_key(opt.dataset) in source_dict:
         if opt.split or opt.val_fraction is not None:
             fields['split'] = {part: [*source.names] for part, source in parts.items()}
@@ -37,6 +40,15 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
         if fields['images_in'] == 'memory':
             parts = _decode(opt, parts, pipeline)
     return parts, classes, fields
+
+
+def has_validation_set(opt) -> bool:
+    """Whether runs with these options have a validation set. Reads no image. Raises UserError, see open_parts."""
+    if opt.val_fraction is not None or (opt.split and len(opt.split) == 3):
+        return True
+    if opt.split or opt.dataset in memory_dict:
+        return False
+    return 'val' in source_dict.get(dataset_key(opt.dataset), imagenet).open_sources(opt)[0]
 
 
 def select(images, indices):

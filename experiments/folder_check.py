@@ -42,7 +42,7 @@ def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None
     save = Path(runs[0].opt.save_dir)
     try:
         owner, _ = owner_of(save)
-        if owner not in (None, table.name):
+        if owner not in (None, table.owner):
             raise UserError(f'--save_dir {save}: is the folder of the table {owner}, whose report and logs this one '
                             f'would replace; give each table its own folder, as save/{table.name}')
         for run in runs:
@@ -64,7 +64,7 @@ def owner_of(save: Path) -> tuple[str | None, str | None]:
 
 def claim(table: Table, save: Path) -> None:
     """Note the table's name and file in its folder."""
-    write_json(save / OWNER, {'table': table.name, 'file': os.path.abspath(table.path)})
+    write_json(save / OWNER, {'table': table.owner, 'file': os.path.abspath(table.path)})
 
 
 def _check_options(run):

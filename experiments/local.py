@@ -1,4 +1,5 @@
-"""Train the runs of a table on this machine, as many at once as --jobs says."""
+"""Train the runs of a table or the trials of a search on this machine, as many at once as --jobs says."""
+import math
 import signal
 import sys
 import time
@@ -8,16 +9,33 @@ from pathlib import Path
 from .devices import Devices, group_trials
 from .planned_run import PlannedRun
 from .processes import Processes, stop_signals_handled
-from .progress import DONE, FAILED, LEFT, MAX_STARTS, RUNNING, WAITING, Progress, Record, progress_of, summary
+from .progress import (
+    DONE,
+    FAILED,
+    LEFT,
+    MAX_STARTS,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    Progress,
+    Record,
+    progress_of,
+    summary,
+)
+from .search import Search
 
 REFRESH = 2     # seconds after which the progress is read again, also if no run has ended
 
 
 class Local:
-    """Trains the runs of a table. A signal makes all runs save and end; the same command continues them."""
+    """Trains the runs of a table, or those that a search gives out. A signal makes all runs save and end; the same
+    command continues them."""
 
-    def __init__(self, name: str, logs: Path, runs: list[PlannedRun], devices: Devices, trial_parallel: int):
+    def __init__(self, name: str, logs: Path, runs: list[PlannedRun], devices: Devices, trial_parallel: int,
+                 search: Search | None = None, until: float = math.inf):
+        """until: the time of time.monotonic() at which all runs save and end."""
         self.name, self.logs, self.devices, self.trial_parallel = name, logs, devices, trial_parallel
+        self.search, self.until = search, until
         self.progress = {run: progress_of(run, logs, set()) for run in runs}
         self.jobs: dict[int, Processes] = {}        # index in devices.flags -> its processes
         self.starts: Counter[PlannedRun] = Counter()
@@ -27,12 +45,12 @@ class Local:
         """Train until no run is left that can start. A signal ends this process with exit code 128 + its number."""
         with stop_signals_handled(self._on_signal):
             try:
-                while not self.signal:
-                    self._refresh()
-                    self._start()
-                    self._show()
-                    if not self.jobs:
-                        break
+                while not self.signal and time.monotonic() < self.until:
+                    if self._refresh():
+                        self._start()
+                        self._show()
+                        if not self.jobs and not (self.search and self.search.is_waiting):
+                            break
                     time.sleep(0.2)
                 if self.signal:
                     print(f'\n{signal.Signals(self.signal).name}: {len(self._running())} running; each saves and ends',
@@ -47,11 +65,12 @@ class Local:
         return self.progress
 
     def _refresh(self):
+        """Read the progress again if it is time or a run has ended. Returns whether it was read."""
         before = self._running()
         self.jobs = {index: job for index, job in self.jobs.items() if not job.have_ended()}
         running = self._running()
         if before == running and time.monotonic() - self.last_refresh < REFRESH:
-            return
+            return False
         self.last_refresh = time.monotonic()
         for run in before:
             self.progress[run] = progress_of(run, self.logs, running)
@@ -61,6 +80,12 @@ class Local:
         for run, now in self.progress.items():
             if now.state == LEFT and run.teacher_run and self.progress[run.teacher_run].state in (FAILED, WAITING):
                 now.state = WAITING
+        if self.search:
+            hopeless = self.search.update(self.progress, running)
+            for job in self.jobs.values():
+                if {*hopeless} & {*job.running}:
+                    job.terminate()
+        return True
 
     def _running(self):
         return {run for job in self.jobs.values() for run in job.running}
@@ -70,6 +95,11 @@ class Local:
         ready = [run for run, now in self.progress.items() if now.state == LEFT and self.starts[run] < MAX_STARTS
                  and (run.teacher_run is None or self.progress[run.teacher_run].state == DONE)]
         free = [index for index in range(len(self.devices.flags)) if index not in self.jobs]
+        while self.search and len(ready) < len(free) and (run := self.search.next_run()):
+            self.progress[run] = progress_of(run, self.logs, set())
+            self.search.update(self.progress, self._running())      # it may have ended already
+            if self.progress[run].state == LEFT:
+                ready.append(run)
         for index, runs in zip(free, group_trials(ready, self.trial_parallel), strict=False):
             self.jobs[index] = Processes(self.logs, runs, self.devices.flags[index], self.devices.threads)
             self.jobs[index].start()
@@ -79,8 +109,9 @@ class Local:
 
     def _show(self):
         """Update the status line of a terminal; elsewhere print a line when a run has ended."""
-        text = summary(self.name, self.progress, len(self.devices.flags) * self.trial_parallel)
-        ended = Counter(now.state for now in self.progress.values() if now.state in (DONE, FAILED))
+        at_once = len(self.devices.flags) * self.trial_parallel
+        text = self.search.summary(at_once) if self.search else summary(self.name, self.progress, at_once)
+        ended = Counter(now.state for now in self.progress.values() if now.state in (DONE, FAILED, PRUNED))
         if sys.stdout.isatty():
             self._print(text, end='')
         elif ended != self.shown:

@@ -21,16 +21,8 @@ from options import student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
-from .table_file import ALONE, Row, Table
-
-REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
-    **dict.fromkeys(('--path-t', '--model', '--model-s', '--distill', '--trial', '-t', '--seed', '--save-dir',
-                     '--resume', '--gpu-id', '--multiprocessing-distributed', '--dist-url'),
-                    'reproduce.py sets this flag itself'),
-    **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
-    '--teacher-cache': 'give the table  teacher_cache = true',
-    '--overwrite': 'a table replaces no run; move its folder away instead',
-}
+from .table_file import ALONE, Pair, Row, Table
+from .table_flags import check_flags
 
 
 @dataclass
@@ -60,7 +52,7 @@ def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[Planne
 
     extra_args: the last arguments of every command. Raises UserError that names the file and the row.
     """
-    planner = _Planner(table, save_dir, extra_args)
+    planner = Planner(table, save_dir, extra_args)
     for pair in table.pairs:
         for row in table.rows:
             if (row.label, str(pair)) not in table.left_out:
@@ -73,7 +65,7 @@ def plan_runs(table: Table, save_dir: str, extra_args: list[str]) -> list[Planne
     return sorted(planner.runs.values(), key=lambda run: run.trial)
 
 
-class _Planner:
+class Planner:
     """Collects the runs of a table. Cells with the same command share a run."""
 
     def __init__(self, table, save_dir, extra_args):
@@ -89,16 +81,25 @@ class _Planner:
             check_flags(getattr(table, key), f'{table.path}: {key}')
         check_flags(extra_args, 'the command line')
 
-    def add_cell(self, pair, row):
-        label = f'{self.table.path}: row {row.label}, {pair}'
+    def add_cell(self, pair: Pair, row: Row) -> None:
+        """Plan the trials of a cell, one for each seed of the table."""
+        label = self.label(pair, row)
         check_flags([*row.flags, *pair.flags], label)
-        flags = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
-        plan = self._plan_alone if row.method == ALONE else self._plan_distilled
         for trial, seed in enumerate(self.table.seeds, 1):
-            run = plan(pair, row, flags, trial, seed, label)
+            run = self.plan_trial(pair, row, trial, seed)
             if any(other == str(pair) for _, other in run.cells):
                 raise UserError(f'{label}: is the same run as row {run.cells[0][0]}; give each once')
             run.cells.append((row.label, str(pair)))
+
+    def plan_trial(self, pair: Pair, row: Row, trial: int | str, seed: int) -> PlannedRun:
+        """Return the run of a trial, whose number or name is a part of its folder's name."""
+        flags = [*self.table.options, *self.table.student_options, *pair.flags, *row.flags]
+        plan = self._plan_alone if row.method == ALONE else self._plan_distilled
+        return plan(pair, row, flags, trial, seed, self.label(pair, row))
+
+    def label(self, pair: Pair, row: Row) -> str:
+        """Return the label of a cell in messages."""
+        return f'{self.table.path}: row {row.label}, {pair}'
 
     def check_test_images(self, pair):
         """Raise UserError if a student alone would read other test images than one with a teacher, by default values.
@@ -240,14 +241,6 @@ class _Planner:
 
     def _named(self, name):
         return next((run for run in self.runs.values() if run.name == name), None)
-
-
-def check_flags(arguments: list[str], label: str) -> None:
-    """Raise UserError for a flag that a table's runs cannot have."""
-    for argument in arguments:
-        flag = argument.split('=')[0].replace('_', '-') if argument.startswith('--') else argument[:2]
-        if flag in REFUSED:
-            raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
 
 
 def _suffix(row: Row) -> str:

@@ -71,16 +71,22 @@ def select_part(table: Table, runs: list[PlannedRun], rows: str | None, pairs: s
 
     rows, pairs, seeds: names with commas, or None for all. Raises UserError for an unknown name.
     """
-    rows = _select(rows, {row.label: row for row in table.rows}, '--rows', table)
-    pairs = _select(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)
+    table = select_cells(table, rows, pairs)
     seeds = _select(seeds, {str(seed): seed for seed in table.seeds}, '--seeds', table)
-    cells = {(row.label, str(pair)) for row in rows for pair in pairs} - table.left_out
-    if not cells:
-        raise UserError(f'--rows and --pairs: {table.path} leaves out these cells; name others')
+    cells = {(row.label, str(pair)) for row in table.rows for pair in table.pairs}
     selected = {run for run in runs if cells & {*run.cells} and run.opt.seed in seeds}
     while teacher_runs := {run.teacher_run for run in selected if run.teacher_run} - selected:
         selected |= teacher_runs
-    return replace(table, rows=rows, pairs=pairs, seeds=seeds), [run for run in runs if run in selected]
+    return replace(table, seeds=seeds), [run for run in runs if run in selected]
+
+
+def select_cells(table: Table, rows: str | None, pairs: str | None) -> Table:
+    """Return the table reduced to the named rows and pairs, see select_part."""
+    rows = _select(rows, {row.label: row for row in table.rows}, '--rows', table)
+    pairs = _select(pairs, {str(pair): pair for pair in table.pairs}, '--pairs', table)
+    if not {(row.label, str(pair)) for row in rows for pair in pairs} - table.left_out:
+        raise UserError(f'--rows and --pairs: {table.path} leaves out these cells; name others')
+    return replace(table, rows=rows, pairs=pairs)
 
 
 def _select(text, known, flag, table):

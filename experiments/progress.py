@@ -18,6 +18,7 @@ from helper.state import LAST
 from .planned_run import PlannedRun, expected_options
 
 DONE, RUNNING, FAILED, LEFT, WAITING = 'done', 'running', 'failed', 'left', 'without its teacher'
+PRUNED = 'ended early'      # a hopeless trial of a search
 HEARTBEAT = 5           # seconds between two signs of life of a process
 SILENT = 60             # seconds without a sign of life after which a run counts as ended
 LAST_LINES = 5
@@ -117,7 +118,7 @@ def load_result(run: PlannedRun) -> dict | None:
     A run without its best weights still counts as finished, unless other runs need them or last.pth has them.
     """
     with contextlib.suppress(UserError):
-        result = read_run(str(run.folder))
+        result = read_run(str(run.folder), needs_test=not run.opt.no_test)
         has_weights = run.checkpoint.is_file() or not (run.has_students or last_is_best(run, result))
         is_over = len(result['curve']) >= run.opt.epochs or result['stopped_early']
         return result if has_weights and is_over else None

@@ -11,8 +11,11 @@ from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
 from models.find import check_name
 
+from .space import ALONE, METHOD, Range, parse_row
+from .table_flags import check_flags
+
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
-ALONE = 'alone'     # instead of a method: the student trains without a teacher
+SPACES = TABLES.with_name('spaces')
 MAX_BYTES = 10**6   # of a table file
 
 
@@ -30,11 +33,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: its label, the method and its flags."""
+    """A row of the table: its label, the method and its flags; in a search also ranges of flags."""
 
     label: str
-    method: str
+    method: str                         # the first one, if there is a range of methods
     flags: tuple[str, ...] = ()
+    ranges: tuple[Range, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods among which a search chooses."""
+        return next((part.choices for part in self.ranges if part.name == METHOD), (self.method,))
 
 
 @dataclass
@@ -55,11 +64,17 @@ class Table:
     teacher_cache: bool = False         # share the teacher outputs between runs where the method allows it
     left_out: frozenset[tuple[str, str]] = frozenset()                  # (row label, pair) without runs
     cells: dict[tuple[str, str], Row] = field(default_factory=dict)     # (row label, pair) -> the row with extra flags
+    is_space: bool = False      # of a search: its rows may have ranges
 
     @property
     def name(self) -> str:
         """The name of the file, and of the table's folder in save/."""
         return self.path.stem
+
+    @property
+    def owner(self) -> str:
+        """The name that is noted in the folder."""
+        return f'{self.name} (search)' if self.is_space else self.name
 
     @property
     def headline(self) -> str | None:
@@ -85,22 +100,29 @@ KEYS = {
 }
 
 
-def find_table(name: str) -> Path:
-    """Return the file of a table: `name` is a path, or a name in scripts/tables/. Raises UserError."""
+def find_table(name: str, folder: Path = TABLES) -> Path:
+    """Return the file of a table, or of a search in SPACES: `name` is a path, or a name in the folder.
+
+    Raises UserError.
+    """
     if name.endswith('.toml'):
         return Path(name)
-    tables = {file.stem: file for file in TABLES.glob('*.toml')}
-    if name not in tables:
-        raise UserError(f'TABLE {name}: no such table; {nearest(name, tables)}; or give the path of a file, NAME.toml')
-    return tables[name]
+    kind, files = folder.name.removesuffix('s'), {file.stem: file for file in folder.glob('*.toml')}
+    if name not in files:
+        raise UserError(f'{kind.upper()} {name}: no such {kind}; {nearest(name, files)}; or give the path of a file, '
+                        f'NAME.toml')
+    return files[name]
 
 
-def read_table(path: Path) -> Table:
-    """Return the checked table of a file. Raises UserError that names the file and the key or row."""
+def read_table(path: Path, has_ranges: bool = False) -> Table:
+    """Return the checked table of a file. Raises UserError that names the file and the key or row.
+
+    has_ranges: the file is that of a search, whose rows may be sub-tables with ranges of flags.
+    """
     with open_regular(path, str(path)) as file:
         content = file.read(MAX_BYTES + 1)
     try:
-        return _table(path, _parse(content))
+        return _table(path, _parse(content), has_ranges)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
 
@@ -130,10 +152,14 @@ def _parse(content):
     return table
 
 
-def _table(path, content):
-    rows = [_row(label, text, f'row {label}') for label, text in content['rows'].items()]
+def _table(path, content, has_ranges):
+    rows = []
+    for label, value in content['rows'].items():
+        if isinstance(value, dict) and not has_ranges:
+            raise UserError(f'row {label}: is a row of a search; python scripts/tune.py {path} runs it')
+        rows.append(_row_of_ranges(label, value) if isinstance(value, dict) else _row(label, value, f'row {label}'))
     for i, row in enumerate(rows):
-        if same := [other.label for other in rows[:i] if (other.method, other.flags) == (row.method, row.flags)]:
+        if same := [other.label for other in rows[:i] if replace(other, label=row.label) == row]:
             raise UserError(f'row {row.label}: is the same as row {same[0]}; give each once')
     pairs = [_pair(text) for text in content['pairs']]
     if repeated := [pair for i, pair in enumerate(pairs) if str(pair) in map(str, pairs[:i])]:
@@ -164,7 +190,7 @@ def _table(path, content):
     return Table(path, content['title'], pairs, rows, seeds, sources=tuple(published), cells=cells,
                  fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
                  auxiliary=_auxiliary(content['auxiliary']) if 'auxiliary' in content else None,
-                 left_out=left_out, **options)
+                 left_out=left_out, is_space=has_ranges, **options)
 
 
 def _split(text, label):
@@ -186,6 +212,13 @@ def _row(label, text, place):
     if method != ALONE:
         get_method(method, place)
     return Row(label, method, tuple(flags))
+
+
+def _row_of_ranges(label, content):
+    methods, flags, ranges = parse_row(content, f'row {label}')
+    flags = tuple(_split(flags, f'row {label}: flags'))
+    check_flags([*flags], f'row {label}: flags')
+    return Row(label, methods[0], flags, ranges)
 
 
 def _pair(text):

@@ -143,10 +143,10 @@ def make_folder(folder: Path, given: str | None = None) -> None:
 class FolderLock:
     """Lets one run at a time write into a folder. It ends with its process; a file system without locks grants it."""
 
-    def __init__(self, folder: Path, shared: bool = False):
+    def __init__(self, folder: Path, shared: bool = False, name: str = '.lock'):
         """shared: others write there too, so an unfinished file counts as left over only after an hour."""
         self.folder, self.least_age = folder, 3600 if shared else 0
-        self._lock = FileLock(folder / '.lock', fallback_to_soft=False)
+        self._lock = FileLock(folder / name, fallback_to_soft=False)
 
     def take(self) -> bool:
         """Whether this process holds the lock now. Removes unfinished files of killed runs. Raises UserError."""

@@ -168,9 +168,10 @@ class Records:
 
     @property
     def is_tested(self) -> bool:
-        """Whether nothing is left to measure on the test set: neither the best weights nor the last."""
-        return self.selection == 'test' or {epoch: test['epoch'] for epoch, test in self.test.items()} == \
-            {'best': self.best['epoch'], 'last': self.last['epoch']}
+        """Whether nothing is left to measure on the test set: neither the best weights nor the last, or --no_test."""
+        tested = {epoch: test['epoch'] for epoch, test in self.test.items()}
+        return self.selection == 'test' or self.opt.no_test or tested == {'best': self.best['epoch'],
+                                                                          'last': self.last['epoch']}
 
     @property
     def needs_best_weights(self) -> bool:
@@ -229,8 +230,9 @@ class Records:
             self._write_json('parameters', {**self._parameters(), **total})
             best, last, on_test = self.best[self.accuracy], self.last[self.accuracy], ''
             if self.selection == 'val':
-                on_test = f' on the validation set; on the test set {self.test["best"]["test_acc"]:.2f}, last ' \
-                          f'{self.test["last"]["test_acc"]:.2f}'
+                on_test = ' on the validation set; ' + (
+                    f'on the test set {self.test["best"]["test_acc"]:.2f}, last {self.test["last"]["test_acc"]:.2f}'
+                    if self.test else 'the test set is not measured (--no_test)')
             print(f'best top-1 {best:.2f} at epoch {self.best["epoch"]}, last {last:.2f}{on_test}, saved in '
                   f'{self.paths.folder}')
             for epoch in sorted({self.best['epoch'], self.last['epoch']}):

@@ -138,7 +138,7 @@ def data_options(**changes):
     """The options that get_dataloaders reads."""
     return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
                               'train_fraction': 1.0, 'val_fraction': None, 'patience': None, 'num_workers': 2,
-                              'aa': None, 'normalise': 'usual',
+                              'no_test': False, 'aa': None, 'normalise': 'usual',
                               'images_in': 'auto', 'same_classes': False, 'split': None,
                               'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
                               'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'mixup': 0, 'cutmix': 0,

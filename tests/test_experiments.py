@@ -511,7 +511,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'cells alone': ({'cells': {'Student: resnet14 -> resnet8': '--epochs 1'}},
                     'cells: Student: resnet14 -> resnet8: give flags of a method, as '),
     'flags in cells': ({'cells': {'KD: resnet14 -> resnet8': '--seed 3'}},
-                       'row KD, resnet14 -> resnet8: --seed: reproduce.py sets this flag itself; leave it out'),
+                       'row KD, resnet14 -> resnet8: --seed: the program sets this flag itself; leave it out'),
     'cells that are left out': ({'cells': {'KD: resnet14 -> resnet8': '-b 1'}, 'left_out': ['KD: resnet14 -> resnet8']},
                                 'cells: KD: resnet14 -> resnet8: is left out; name it in one of the two keys'),
     'auxiliary': ({'auxiliary': 'pkt -b 3'}, 'auxiliary: pkt -b 3: give a net and its method, as '
@@ -534,7 +534,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'flag of the other script': ({'rows': {'A': 'alone -b 3'}}, 'row A, resnet14 -> resnet8: -b: no such flag; '),
     'options': ({'options': '--dataset digitz'}, 'row Student, resnet14 -> resnet8: --dataset digitz: '),
     'of teachers': ({'teacher_options': '--epochs 0'}, 'teacher resnet14: --epochs: 0: give a whole number'),
-    **{f'{flag} in {place}': (change, f'{where}: {flag}: reproduce.py sets this flag itself; leave it out')
+    **{f'{flag} in {place}': (change, f'{where}: {flag}: the program sets this flag itself; leave it out')
        for flag in ('--seed', '--save_dir', '--gpu_id', '--trial', '-t', '--path-t', '--resume', '-t5')
        for place, change, where in (
            ('options', {'options': f'--dataset digits {flag} 3'}, 'options'),
@@ -544,7 +544,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         f'row Student, resnet14 -> resnet8: --recipe: {argv.split()[0]}: {why}; leave it out')
        for argv, why in (('--evaluate x', 'a run with this flag trains nothing'),
                           ('--list', 'a run with this flag trains nothing'),
-                          ('--resume', 'reproduce.py sets this flag itself'))},
+                          ('--resume', 'the program sets this flag itself'))},
     '--help': ({'options': '-h'}, 'options: -h: a run with this flag trains nothing; leave it out'),
     '--teacher-cache': ({'rows': {'A': 'kd --teacher-cache'}}, 'row A, resnet14 -> resnet8: --teacher-cache: give the '
                                                                'table  teacher_cache = true; leave it out'),
@@ -554,7 +554,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
         {'student_options': '--mixup 0.2', 'rows': {'Student': 'alone', 'KD': 'kd', 'AT': 'attention'}},
         'teacher_cache: no run of the table can use it (mini.toml: row AT, resnet14 -> resnet8: '),
     '--gpu-id=0': ({'pairs': ['resnet14 -> resnet8 --gpu-id=0']},
-                   'row Student, resnet14 -> resnet8: --gpu-id=0: reproduce.py sets this flag itself; leave it out'),
+                   'row Student, resnet14 -> resnet8: --gpu-id=0: the program sets this flag itself; leave it out'),
     'one run in two rows': ({'rows': {'A': 'kd -r 1 -b 0', 'B': 'kd -b 0.0 -r 1'}},
                             'row B, resnet14 -> resnet8: is the same run as row A; give each once'),
     'one row twice': ({'rows': {'A': 'kd --kd_T 2', 'B': 'kd  --kd_T  2'}},
@@ -641,8 +641,8 @@ def test_a_path_that_is_not_a_table_file(call, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('arguments, said', [
     (['--job', '2'], '--job: no such flag; did you mean --jobs'),
     (['--kd-t=3'], '--kd-t: no such flag; '),
-    (['--seed', '3'], 'the command line: --seed: reproduce.py sets this flag itself; leave it out'),
-    (['-t3'], 'the command line: -t3: reproduce.py sets this flag itself; leave it out'),
+    (['--seed', '3'], 'the command line: --seed: the program sets this flag itself; leave it out'),
+    (['-t3'], 'the command line: -t3: the program sets this flag itself; leave it out'),
     (['--epochs', '0'], 'the command line: --epochs: 0: give a whole number'),
     (['more'], 'the command line: more: belongs to no flag; '),
     (['--jobs', '0'], '--jobs: 0: give a whole number'),

@@ -74,6 +74,8 @@ def test_the_held_out_images(tree, images_in):
 @pytest.mark.parametrize('folders, changes, words', [
     (('train', 'val', 'test'), {'val_fraction': 0.5},
      '--val_fraction 0.5: val beside train and test has validation images already; leave it out'),
+    (('train', 'val'), {'no_test': True},
+     '--no_test: needs a validation set, and folder has none; give --val_fraction'),
     (('train', 'val'), {'patience': 3},
      '--patience 3: needs a validation set, and folder has none; give --val_fraction'),
     (('images',), {'val_fraction': 0.2, 'split': [0.6, 0.2, 0.2]},
@@ -225,6 +227,22 @@ def test_patience(call, small, tmp_path, test_passes, capfd):
                f'epoch {best + 2} of 9\n' in capfd.readouterr().out
 
 
+def test_no_test(call, small, tmp_path, test_passes, capfd):
+    """The test set is not measured; such a run is left out of comparisons, until the same command measures it."""
+    arguments = ['--model', 'resnet8', *small, *HELD_OUT, '--save_dir', tmp_path, '--resume', 'auto']
+    call(train_teacher.main, *arguments, '--no_test')
+    folder, = tmp_path.glob('models/*')
+    assert test_passes == [] and not [*folder.glob('test_*')]
+    assert 'on the validation set; the test set is not measured (--no_test), saved in' in capfd.readouterr().out
+    with pytest.raises(UserError, match='no figures of the test set, because it was trained with --no_test; the same'):
+        read_run(str(folder))
+    run = read_run(str(folder), needs_test=False)
+    assert (run['top1'], run['last'], run['curve']) == (None, None, [read(folder, 'val_best_metrics')['val_acc']])
+    call(train_teacher.main, *arguments)
+    assert test_passes == [24, 24]
+    assert read_run(str(folder))['top1'] == read(folder, 'test_best_metrics')['test_acc']
+
+
 def test_the_files_of_a_table(call, small, tmp_path, capfd):
     """A run that --patience ended is finished for compare.py and tables, and forms a row of its own."""
     arguments = ['--model', 'resnet8', *small, '--epochs', 4, '--save_dir', tmp_path]
@@ -239,7 +257,7 @@ def test_the_files_of_a_table(call, small, tmp_path, capfd):
             assert runs[trial][key] == read(folders[trial], f'test_{epoch}_metrics')['test_acc']
         for epochs, is_over in ((4, True), (9, trial == 'val')):
             planned = SimpleNamespace(folder=folders[trial], checkpoint=folders[trial] / 'resnet8_best.pth',
-                                      has_students=True, opt=SimpleNamespace(epochs=epochs))
+                                      has_students=True, opt=SimpleNamespace(epochs=epochs, no_test=False))
             assert (load_result(planned) is not None) == is_over
     runs['val']['experiment'] = {**runs['test']['experiment'], 'best epoch chosen on': 'validation'}
     assert len(group_trials([*runs.values()])) == 2

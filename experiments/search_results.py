@@ -1,0 +1,100 @@
+"""The results of a search so far: for each row and pair its trials, the best values, and the command to type."""
+from dataclasses import dataclass, field
+
+from helper.cli import table
+
+from .planned_run import PlannedRun, shell
+from .search import ERROR, SECONDS, Search
+from .study import HOPELESS
+
+STATES = {'COMPLETE': 'done', 'PRUNED': 'ended early', 'FAIL': 'failed', 'RUNNING': 'running'}      # of Optuna
+
+
+@dataclass
+class Trial:
+    """A trial. Accuracies are top-1 in percent on the validation set."""
+
+    number: int                 # from 1
+    state: str                  # 'done', 'ended early', 'failed' or 'running'
+    values: dict                # name of a range -> value; 'distill' is the method
+    accuracy: float | None      # of its best epoch; None unless it is done
+    curve: list[float]          # the best accuracy up to each epoch
+    ended_after: int | None     # epoch after which it was ended early
+    seconds: float | None
+    error: list[str]            # last lines of the log of a failed trial
+
+
+@dataclass
+class RowResult:
+    """The results of a row and a pair."""
+
+    label: str
+    pair: str                   # 'TEACHER -> STUDENT'
+    method: str                 # of the best trial, else the first one of the row
+    ranges: dict[str, str]      # name -> range as in the file
+    trials: list[Trial]
+    left: int                   # trials that have not begun
+    published: list[dict]       # for each method, its published values that the ranges have
+    run: PlannedRun | None = field(default=None, repr=False)        # with the best values, and the test set measured
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the highest accuracy, the first one of several; None if none is done."""
+        done = [trial for trial in self.trials if trial.accuracy is not None]
+        return max(done, key=lambda trial: trial.accuracy, default=None)
+
+    @property
+    def published_trial(self) -> Trial | None:
+        """The first trial, which has published values as far as the ranges have them; None unless it is done."""
+        first = self.trials[0] if self.trials else None
+        return first if first and first.accuracy is not None else None
+
+    @property
+    def command(self) -> str | None:
+        """The command that trains the best values and measures the test set; None if no trial is done."""
+        return shell(self.run.command([])) if self.run else None
+
+    def count(self, state: str) -> int:
+        return sum(trial.state == state for trial in self.trials)
+
+
+def collect(search: Search) -> list[RowResult]:
+    """Return the results so far, of each row and pair in the order of the space."""
+    results = []
+    for cell in search.cells:
+        trials = [Trial(trial.number + 1, STATES[trial.state.name], dict(trial.params),
+                        trial.value if trial.state.name == 'COMPLETE' else None,
+                        [value for _, value in sorted(trial.intermediate_values.items())],
+                        trial.user_attrs.get(HOPELESS), trial.user_attrs.get(SECONDS), trial.user_attrs.get(ERROR, []))
+                  for trial in cell.trials()]
+        left = 0 if search.is_broken(cell) else max(0, search.limit(cell) - len(trials))
+        result = RowResult(cell.row.label, str(cell.pair), cell.row.method, {part.name: part.text for part in
+                                                                             cell.row.ranges},
+                           trials, left, cell.published)
+        if best := result.best:
+            result.method = best.values.get('distill', cell.row.method)
+            result.run = search.tuned_run(cell, best.values)
+        results.append(result)
+    return results
+
+
+def text(results: list[RowResult]) -> str:
+    """Return a table of the rows, the command of each, and the failed trials."""
+    heads = 'row', 'pair', 'best values', 'validation top-1 %', 'published', 'trials', 'ended early', 'failed', 'left'
+    rows = []
+    for result in results:
+        best, first = result.best, result.published_trial
+        values = ' '.join(f'{name}={value}' for name, value in best.values.items()) if best else ''
+        rows.append((result.label, result.pair, values, f'{best.accuracy:.2f}' if best else '',
+                     f'{first.accuracy:.2f}' if first else '', str(result.count('done')),
+                     str(result.count('ended early')), str(result.count('failed')),
+                     str(result.left + result.count('running'))))
+    lines = [table(heads, rows, '<<<>>>>>>')]
+    for result in results:
+        if result.command:
+            lines.append(f'\n# {result.label}, {result.pair}\n{result.command}')
+        for trial in result.trials:
+            if trial.state == 'failed':
+                lines += [f'failed: {result.label}, {result.pair}, trial {trial.number}',
+                          *(f'    {line}' for line in trial.error)]
+    return '\n'.join(lines)

@@ -1,0 +1,178 @@
+"""The studies of Optuna behind a search: their file, the values of the next trial, and the early end of hopeless ones.
+
+All functions get the trials as an argument or read them from the file, so that a search continues from the file alone.
+"""
+import contextlib
+import copy
+import hashlib
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from helper.errors import UserError, import_optional, reason
+from helper.files import locked
+
+from .space import METHOD, ranges_of
+from .table_file import Row
+
+STARTUP = 6         # trials of a row with random values, before those of TPE
+FEWEST = 4          # complete trials of a row before any is ended early
+ATTEMPTS = 20       # to draw values that no earlier trial of the row has
+HOPELESS = 'hopeless'       # attribute of a trial: the epoch after which it ended early
+
+
+def optuna():
+    """Return the module. Raises UserError if it is not installed."""
+    module = import_optional('optuna', 'tune.py')
+    module.logging.set_verbosity(module.logging.ERROR)
+    return module
+
+
+def open_storage(path: Path):
+    """Return the storage in a file, which is made if it is missing. Raises UserError for a damaged one."""
+    journal = optuna().storages.journal
+    with locked(path):
+        _cut_unfinished_line(path)
+    try:
+        return optuna().storages.JournalStorage(journal.JournalFileBackend(str(path), _Lock(path)))
+    except OSError as error:
+        raise UserError(f'{path}: cannot be opened ({error.strerror}); give another --save_dir') from error
+    except Exception as error:      # of many kinds
+        raise UserError(f'{path}: no study that can be read ({reason(error)}); move it away, and the search begins '
+                        f'again; finished runs are kept') from error
+
+
+class _Lock:
+    """A lock of Optuna that ends with its process; Optuna's own stays behind if the process is killed."""
+
+    def __init__(self, path: Path):
+        self.path, self.stack = path, contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        self.stack.enter_context(locked(self.path))
+        return True
+
+    def release(self) -> None:
+        self.stack.close()
+
+
+def _cut_unfinished_line(path):
+    """Remove a last line that a killed process has not finished: Optuna could not read the file any more."""
+    if path.exists():
+        with open(path, 'rb+') as file:
+            content = file.read()
+            whole = content.rfind(b'\n') + 1
+            if whole < len(content):
+                file.truncate(whole)
+
+
+def open_study(storage, name: str):
+    """Return the study of this name, which is made if it is missing."""
+    return optuna().create_study(storage=storage, study_name=name, direction='maximize', load_if_exists=True)
+
+
+def next_values(row: Row, trials: list, published: list[dict], seed_text: str) -> dict:
+    """Return range name -> value for the trial of a row after `trials` of Optuna.
+
+    The first trials have published values as far as the ranges contain them, one for each method of the row; TPE draws
+    all others. The values depend only on the arguments; seed_text: what the seed is computed from. Values that an
+    earlier trial has are avoided.
+    """
+    tried = [trial.params for trial in trials]
+    given = published[len(trials)] if len(trials) < len(published) else {}
+    for attempt in range(ATTEMPTS):
+        values = _draw(row, trials, given, f'{seed_text}, trial {len(trials)}, attempt {attempt}')
+        if values not in tried:
+            return values
+    return next((untried for untried in _combinations(row) if untried not in tried), values)
+
+
+def _draw(row, trials, given, seed_text):
+    """Draw values by TPE, in a study in memory with copies of the trials; those of `given` replace the drawn ones."""
+    states = optuna().trial.TrialState
+    seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:4], 'little')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', optuna().exceptions.ExperimentalWarning)        # of `group`
+        sampler = optuna().samplers.TPESampler(
+            seed=seed, n_startup_trials=STARTUP, multivariate=True, group=len(row.methods) > 1,
+            constant_liar=any(trial.state == states.RUNNING for trial in trials))
+    study = optuna().create_study(direction='maximize', sampler=sampler)
+    study.add_trials([trial for trial in trials if trial.state != states.FAIL])
+    drawn, values = study.ask(), {}
+    for part in row.ranges:
+        if part.name == METHOD or part in ranges_of(values.get(METHOD, row.method), row.ranges):
+            value = _suggest(drawn, part)
+            values[part.name] = part.rounded(given.get(part.name, value))
+    return values
+
+
+def _suggest(drawn, part):
+    if part.choices:
+        return drawn.suggest_categorical(part.name, part.choices)
+    suggest = drawn.suggest_int if part.is_whole else drawn.suggest_float
+    return suggest(part.name, part.low, part.high, log=part.is_log)
+
+
+def _distribution(part):
+    kinds = optuna().distributions
+    if part.choices:
+        return kinds.CategoricalDistribution(part.choices)
+    kind = kinds.IntDistribution if part.is_whole else kinds.FloatDistribution
+    return kind(part.low, part.high, log=part.is_log)
+
+
+def _combinations(row) -> Iterator[dict]:
+    """All values of a row without real numbers, in order."""
+    for method in row.methods:
+        parts = ranges_of(method, row.ranges)
+        names = [*([METHOD] if len(row.methods) > 1 else []), *(part.name for part in parts)]
+        each = [part.choices or range(part.low, part.high + 1) for part in parts]
+        for values in itertools.product(*([[method]] if len(row.methods) > 1 else []), *each):
+            yield dict(zip(names, values, strict=True))
+
+
+def count(row: Row) -> float:
+    """Return the number of different trials of a row; infinite with a range of real numbers."""
+    return sum(math.prod(part.count for part in ranges_of(method, row.ranges)) for method in row.methods)
+
+
+def add_trial(study, row: Row, values: dict):
+    """Add a running trial in one write, so that no trial has a part of its values. Returns it."""
+    trial = optuna().trial
+    distributions = {part.name: _distribution(part) for part in row.ranges if part.name in values}
+    study.add_trial(trial.create_trial(state=trial.TrialState.RUNNING, params=values, distributions=distributions))
+    return study.trials[-1]
+
+
+def report(study, trial, curve: list[float], warmup: int | None) -> bool:
+    """Add the epochs of a running trial to its study. Returns whether the trial is hopeless.
+
+    curve: the accuracies of its epochs so far. warmup: the epochs in which no trial is hopeless; None: all. A trial is
+    hopeless when its best accuracy up to an epoch is below the median of those of the complete trials up to that epoch.
+    Each epoch is judged once, in order, whenever the function is called: later epochs do not count.
+    """
+    trial = copy.deepcopy(trial)
+    pruner = optuna().pruners.NopPruner() if warmup is None else \
+        optuna().pruners.MedianPruner(n_startup_trials=FEWEST, n_warmup_steps=warmup)
+    storage, trial_id = study._storage, trial._trial_id     # optuna.trial.Trial would draw values
+    if HOPELESS in trial.user_attrs:
+        curve = curve[:trial.user_attrs[HOPELESS]]
+    for epoch in range(len(trial.intermediate_values) + 1, len(curve) + 1):
+        best = trial.intermediate_values[epoch] = max(curve[:epoch])
+        if HOPELESS not in trial.user_attrs and pruner.prune(study, trial):
+            storage.set_trial_user_attr(trial_id, HOPELESS, epoch)      # before the epoch counts as judged
+            trial.user_attrs[HOPELESS] = epoch
+        storage.set_trial_intermediate_value(trial_id, epoch, best)
+        if trial.user_attrs.get(HOPELESS) == epoch:
+            break
+    return HOPELESS in trial.user_attrs
+
+
+def end(study, number: int, state: str, accuracy: float | None, attributes: dict) -> None:
+    """End a running trial. state: a name of optuna.trial.TrialState; accuracy: of a complete trial."""
+    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+    for name, value in attributes.items():
+        study._storage.set_trial_user_attr(trial_id, name, value)
+    study.tell(number, accuracy, state=optuna().trial.TrialState[state])
