@@ -1,6 +1,7 @@
 """A search: a study for each row and pair of a space, whose trials are runs of the train scripts."""
 import contextlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,7 +205,7 @@ class Search:
         hopeless = []
         for run, (cell, number, lock) in list(self.claims.items()):
             trial, curve = cell.trials()[number], curve_of(run)
-            warmup = int(WARMUP * run.opt.epochs) if self.has_pruner else None
+            warmup = math.ceil(WARMUP * run.opt.epochs) if self.has_pruner else None
             is_hopeless = studies.report(cell.study, trial, curve, warmup)
             state = progress[run].state
             if is_hopeless and run in running:
@@ -247,10 +248,12 @@ def curve_of(run: PlannedRun) -> list[float]:
 
 
 def _difference(before, after):
-    """Describe how two definitions differ: '--beta "1 .. 2", not "1 .. 3"'."""
-    flat = [{name: value for key, part in definition.items()
-             for name, value in (part.items() if isinstance(part, dict) else [(key, part)])}
-            for definition in (before, after)]
-    texts = [f'{name} {flat[0].get(name)}, not {flat[1].get(name)}' for name in {**flat[0], **flat[1]}
-             if flat[0].get(name) != flat[1].get(name)]
-    return printable('; '.join(texts[:5]) or 'other values')
+    """Describe how two definitions differ: 'epochs 4, not 9'."""
+    texts = []
+    for key in {**before, **after}:
+        parts = [part.get(key) for part in (before, after)]
+        if not all(isinstance(part, dict) for part in parts):
+            parts = [{key: part} for part in parts]
+        texts += [f'{name} {parts[0].get(name)}, not {parts[1].get(name)}' for name in {**parts[0], **parts[1]}
+                  if parts[0].get(name) != parts[1].get(name)]
+    return printable('; '.join(texts[:5]))

@@ -112,8 +112,9 @@ def _parse_range(key, value, methods, place):
     if name in flags(student).may_differ - {'epochs'}:
         raise UserError(f'{label}: this flag does not change the result; leave it out')
     if student and not any(uses(method, name) for method in methods):
-        raise UserError(f'{label}: {", ".join(methods)} does not use this flag; it goes with '
-                        f'{", ".join(users_of(name))}')
+        advice = 'it has no loss of its own to weight; alpha is the weight of the soft labels' if name == 'beta' else \
+            f'it goes with {", ".join(users_of(name))}'
+        raise UserError(f'{label}: {", ".join(methods)} does not use this flag; {advice}')
     if isinstance(value, list):
         return _choices(known[name], name, text, value, label)
     found = re.fullmatch(r'\s*(log\s+)?(\S+?)\s*\.\.\s*(\S+)\s*', value) if isinstance(value, str) else None

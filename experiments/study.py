@@ -155,7 +155,7 @@ def report(study, trial, curve: list[float], warmup: int | None) -> bool:
     """
     trial = copy.deepcopy(trial)
     pruner = optuna().pruners.NopPruner() if warmup is None else \
-        optuna().pruners.MedianPruner(n_startup_trials=FEWEST, n_warmup_steps=warmup)
+        optuna().pruners.MedianPruner(n_startup_trials=FEWEST, n_warmup_steps=warmup + 1)
     storage, trial_id = study._storage, trial._trial_id     # optuna.trial.Trial would draw values
     if HOPELESS in trial.user_attrs:
         curve = curve[:trial.user_attrs[HOPELESS]]

@@ -66,7 +66,7 @@ def main():
     check_batches([*search.planner.runs.values()], devices.gpus or 1)
     until = began + 60 * opt.minutes if opt.minutes else math.inf
     begin(search, devices, until)
-    Local(space.name, search.logs, [], devices, 1, search, until).run()
+    Local(space.name, search.logs, search.teacher_runs(), devices, 1, search, until).run()
     show(search_results.text(search_results.collect(search)))
     if not search.is_over():
         print('not all is done; the same command continues', file=sys.stderr)

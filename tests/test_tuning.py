@@ -1,0 +1,347 @@
+"""A search: its file, the values of its trials through all interruptions, early ends, failures and refusals."""
+import json
+import os
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments import search_results, space, study
+from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
+from experiments.search import Search
+from experiments.table_file import SPACES, read_table
+from helper.errors import UserError
+from scripts import reproduce, tune
+
+optuna = pytest.importorskip('optuna')
+
+HEAD = '''title = "x"
+seeds = [1]
+options = "--dataset digits --val_fraction 0.2 --epochs 4"
+pairs = ["resnet14 -> resnet8"]
+'''
+ROWS = {'KD': 'distill = ["kd", "dkd"]\nkd_T = [1, 2, 4, 8]\nbeta = "log 0.1 .. 10"\n',
+        'AT': 'distill = "attention"\nbeta = "log 10 .. 10000"\nbatch_size = "16 .. 64"\n'}
+
+
+def write(path: Path, head=HEAD, **rows) -> Path:
+    """A space file with these rows, by default ROWS."""
+    path.write_text(head + ''.join(f'[rows.{label}]\n{text}\n' for label, text in (rows or ROWS).items()))
+    return path
+
+
+def make(folder: Path, trials=6, has_pruner=True, path=None, arguments=()) -> Search:
+    """The search of a space, opened in `folder`."""
+    search = Search(read_table(path or write(folder / 'x.toml'), has_ranges=True), folder, [*arguments], trials,
+                    has_pruner)
+    search.logs.mkdir(exist_ok=True)
+    search.open()
+    return search
+
+
+def train(run, epochs: int, accuracy) -> None:
+    """Write the history of a run after these epochs."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    curve = [accuracy(run.opt, epoch) for epoch in range(1, epochs + 1)]
+    (run.folder / 'history.json').write_text(json.dumps([{'val_acc': value} for value in curve]))
+
+
+def accuracy(opt, epoch):
+    """A toy in place of training: the best values are dkd, kd_T 2, and beta 1 or 100."""
+    goal = 100 if opt.distill == 'attention' else 1
+    miss = abs(opt.beta - goal) / goal if opt.beta else 1
+    return 20 * epoch - 10 * min(miss, 2) - opt.kd_T + 5 * (opt.distill == 'dkd')
+
+
+def work(search: Search, accuracy=accuracy, stop=lambda: None) -> None:
+    """Run the trials one after the other, as local.Local does. stop() may raise to end the work."""
+    progress = {}
+    while run := search.next_run():
+        progress[run] = Progress(RUNNING)
+        for epoch in range(1, run.opt.epochs + 1):
+            stop()
+            train(run, epoch, accuracy)
+            if search.update(progress, {run}):
+                progress[run].state = LEFT
+                break
+        else:
+            progress[run].state = DONE
+        search.update(progress, set())
+        assert run not in search.claims
+
+
+def outcome(search: Search) -> dict:
+    """Row -> [(state, values, accuracies by epoch)] of its trials."""
+    return {result.label: [(trial.state, trial.values, trial.curve) for trial in result.trials]
+            for result in search_results.collect(search)}
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    monkeypatch.setattr(os, 'fsync', lambda handle: None)
+
+
+# The file
+
+def test_the_ranges_of_a_row(tmp_path):
+    rows = read_table(write(tmp_path / 'x.toml', A='distill = ["kd", "dkd"]\nflags = "--gamma 2"\nkd_T = "1 .. 8"\n'
+                                                   'beta = "log 0.1..1e3"\nsync_bn = [true, false]\n',
+                            B='distill = "hint"\nhint_layer = "1 .. 3"\nscale = ["0.08 1", "0.5 1"]\n'), True).rows
+    a, b = rows
+    assert (a.method, a.methods, a.flags, b.methods) == ('kd', ('kd', 'dkd'), ('--gamma', '2'), ('hint',))
+    method, temperature, beta, sync = a.ranges
+    assert (temperature.low, temperature.high, temperature.is_whole, temperature.is_log) == (1.0, 8.0, False, False)
+    assert (beta.low, beta.high, beta.is_log, beta.count) == (0.1, 1000.0, True, float('inf'))
+    assert (b.ranges[0].low, b.ranges[0].high, b.ranges[0].is_whole, b.ranges[0].count) == (1, 3, True, 3)
+    assert [part.name for part in space.ranges_of('kd', a.ranges)] == ['kd_T', 'sync_bn']    # no loss of its own
+    assert [part.name for part in space.ranges_of('dkd', a.ranges)] == ['kd_T', 'beta', 'sync_bn']
+    assert [*map(sync.arguments, (True, False))] == [['--sync_bn'], []]
+    assert beta.arguments(beta.rounded(123.456)) == ['--beta', '123.5'] and beta.rounded(0.0999) == 0.1
+    assert b.ranges[1].arguments('0.5 1') == ['--scale', '0.5', '1'] and b.ranges[1].find([0.5, 1.0]) == '0.5 1'
+    assert (beta.find(2.0), beta.find(0.0), method.find('dkd')) == (2.0, None, 'dkd')
+
+
+@pytest.mark.parametrize('row, said', [
+    ('beta = "10 .. 1"', 'beta = "10 .. 1": give the smaller number first'),
+    ('beta = "log 0 .. 1"', 'beta = "log 0 .. 1": a logarithmic range has numbers above 0; give another, or leave '
+                            '"log" out'),
+    ('beta = "log -1 .. 1"', 'beta = "log -1 .. 1": a logarithmic range has numbers above 0'),
+    ('beta = "1"', 'beta = "1": give a range as "log 0.1 .. 1000", "1 .. 8" or [1, 2, 4]; fixed flags go into  flags'),
+    ('beta = 3', 'beta = 3: give a range as'),
+    ('learnin_rate = [1]', 'learnin_rate = [1]: no such flag; did you mean --learning_rate'),
+    ('lr = "0.1 .. 1"', 'lr = "0.1 .. 1": no such flag; here it is --learning_rate'),
+    ('kd_T = "0 .. 4"', 'kd_T = "0 .. 4": 0: give a number above 0 and of at most 10000.0'),
+    ('kd_T = [1, "x"]', "kd_T = [1, 'x']: x: give a number above 0"),
+    ('kd_T = []', 'kd_T = []: give different values, as [1, 2, 4]'),
+    ('kd_T = [true]', 'kd_T = [True]: True: give values, as temperature of the soft labels'),
+    ('batch_size = "8.5 .. 64"', 'batch_size = "8.5 .. 64": 8.5: give a whole number of at least 1'),
+    ('sched = [\'step\', \'linear\']', "sched = ['step', 'linear']: linear: give step, cosine, tanh, poly"),
+    ('lr_decay_epochs = "1 .. 3"', 'lr_decay_epochs = "1 .. 3": this flag is no number; give a list of its values'),
+    ('seed = [1, 2]', 'seed = [1, 2]: the program sets this flag itself; leave it out'),
+    ('trial = [1, 2]', 'trial = [1, 2]: the program sets this flag itself'),
+    ('path-t = ["x"]', "path-t = ['x']: the program sets this flag itself"),
+    ('num_workers = [1, 2]', 'num_workers = [1, 2]: this flag does not change the result; leave it out'),
+    ('val_fraction = [0.1, 0.2]', 'val_fraction = [0.1, 0.2]: the trials of a search are compared on the same images; '
+                                  'give --val_fraction in options'),
+    ('nce_k = [10, 20]', 'nce_k = [10, 20]: dkd does not use this flag; it goes with crd'),
+    ('flags = "--seed 3"', 'flags: --seed: the program sets this flag itself; leave it out'),
+    ('flags = 3', 'flags: give fixed flags as "--loss_warmup_epochs 2"')])
+def test_ranges_that_are_refused(tmp_path, row, said):
+    path = write(tmp_path / 'x.toml', A=f'distill = "dkd"\n{row}\n')
+    with pytest.raises(UserError, match=f'^{re.escape(f"{path}: row A: {said}")}'):
+        read_table(path, has_ranges=True)
+
+
+@pytest.mark.parametrize('row, said', [
+    ('distill = "kt"', 'row A: distill kt: no such method; did you mean'),
+    ('distill = ["kd", "kd"]', "row A: distill = ['kd', 'kd']: give different methods"),
+    ('distill = ["kd", "alone"]', "row A: distill = ['kd', 'alone']: give different methods, and \"alone\" by itself"),
+    ('distill = "kd"\nbeta = [1]', 'row A: beta = [1]: kd does not use this flag; it has no loss of its own to weight'),
+    ('kd_T = [1]', 'row A: distill: give a method or a list of methods, as "kd" or ["kd", "dkd"]')])
+def test_methods_that_are_refused(tmp_path, row, said):
+    path = write(tmp_path / 'x.toml', A=row)
+    with pytest.raises(UserError, match=f'^{re.escape(f"{path}: {said}")}'):
+        read_table(path, has_ranges=True)
+
+
+def refused(call, capsys, main, *arguments) -> str:
+    """The line with which a script refuses its arguments."""
+    with pytest.raises(SystemExit) as caught:
+        call(main, *arguments)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.count('\n') == 1
+    return err.removeprefix('error: ').rstrip('\n')
+
+
+def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write(Path('x.toml'))
+    assert refused(call, capsys, reproduce.main, path) == \
+        'x.toml: row KD: is a row of a search; python scripts/tune.py x.toml runs it'
+    without = write(Path('y.toml'), HEAD.replace('--val_fraction 0.2 ', ''))
+    assert refused(call, capsys, tune.main, without) == ('y.toml: options: a search needs a validation set, since the '
+                                                         'test set must not choose; add --val_fraction 0.1')
+    assert refused(call, capsys, tune.main, 'digit').startswith('SPACE digit: no such space; did you mean digits?')
+    assert refused(call, capsys, tune.main, path, '--betta', 3).startswith('--betta: no such flag; ')
+    assert refused(call, capsys, tune.main, path, '--seed', 3) == \
+        'the command line: --seed: the program sets this flag itself; leave it out'
+    wrong = write(Path('z.toml'), A='distill = "dkd"\nbatch_size = [32, 64]\ndkd_beta = [1, 2]\nmomentum = "0 .. 2"\n'
+                                    'flags = "--opt adamw"')
+    assert refused(call, capsys, tune.main, wrong).startswith('z.toml: row A, resnet14 -> resnet8: --momentum 0.0: has')
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    assert refused(call, capsys, tune.main, path) == 'tune.py: optuna is not installed; pip install optuna'
+    assert {*os.listdir()} == {'x.toml', 'y.toml', 'z.toml'}
+
+
+@pytest.mark.parametrize('name', [file.stem for file in SPACES.glob('*.toml')])
+def test_the_spaces(tmp_path, name):
+    """All ranges can be planned, and their first trial has published values."""
+    search = Search(read_table(SPACES / f'{name}.toml', has_ranges=True), tmp_path, [], 1, True)
+    search.check_ranges()
+    assert all(cell.published for cell in search.cells)
+
+
+# The trials
+
+def test_the_first_trials_are_published(tmp_path):
+    """One for each method; a range without the published value has a random one."""
+    path = write(tmp_path / 'x.toml', KD='distill = ["kd", "dkd"]\nkd_T = [1, 4]\nlearning_rate = "0.06 .. 0.1"\n'
+                                         'beta = "log 0.1 .. 10"\n')
+    search = make(tmp_path, 2, path=path)
+    work(search)
+    first, second = [values for _, values, _ in outcome(search)['KD']]
+    assert first.pop('learning_rate') >= 0.06 <= second.pop('learning_rate')
+    assert first == {'distill': 'kd', 'kd_T': 4} and second == {'distill': 'dkd', 'kd_T': 4, 'beta': 1.0}
+    arguments = [run.arguments for run in search.cells[0].runs.values()]
+    assert all('--no_test' in words for words in arguments) and arguments[1][arguments[1].index('--beta') + 1] == '1.0'
+
+
+def test_a_row_with_few_different_values(tmp_path):
+    """Each is tried once, and no others follow; a row without ranges has one trial."""
+    path = write(tmp_path / 'x.toml', f'{HEAD}[rows]\nStudent = "alone"\n',
+                 KD='distill = ["kd", "dkd"]\nkd_T = [1, 4]\ngamma = ["0.5", "1"]\n')
+    search = make(tmp_path, 20, False, path)
+    work(search, lambda opt, epoch: 50.0)
+    values = [tuple(values.values()) for _, values, _ in outcome(search)['KD']]
+    assert len(values) == len({*values}) == 8 and len(outcome(search)['Student']) == 1 and search.is_over()
+
+
+class Kill(BaseException):
+    """The end of a process."""
+
+
+def test_ten_kills(tmp_path, monkeypatch):
+    """The trials and their values are those of an undisturbed search, wherever the kills fall."""
+    undisturbed = make(tmp_path, 10, path=write(tmp_path / 'x.toml'))
+    work(undisturbed)
+    expected = outcome(undisturbed)
+    assert Counter(state for trials in expected.values() for state, *_ in trials)[PRUNED] > 2
+    append, left = optuna.storages.journal.JournalFileBackend.append_logs, [0]
+
+    def append_until_killed(self, logs):
+        """Write a part of the last line when the time has come: none, half, or all of it."""
+        left[0] -= 1
+        if left[0] != 0:
+            return append(self, logs)
+        part = random_numbers.choice([0, 0.5, 1])
+        text = '\n'.join(map(json.dumps, logs)) + '\n'
+        with open(self._file_path, 'a') as file:
+            file.write(text[:int(part * len(text))])
+        raise Kill
+
+    monkeypatch.setattr(optuna.storages.journal.JournalFileBackend, 'append_logs', append_until_killed)
+    random_numbers, kills, search = random.Random(0), 0, None
+    folder = tmp_path / 'killed'
+    folder.mkdir()
+    while kills < 10 or not search.is_over():
+        left[0] = random_numbers.randint(1, 12) if kills < 10 else -1
+        try:
+            search = make(folder, 10, path=tmp_path / 'x.toml')
+            work(search)
+        except Kill:
+            kills += 1
+            for *_, lock in search.claims.values() if search else ():
+                lock.release()
+    assert kills >= 10 and outcome(search) == expected
+
+
+def test_hopeless_trials_end_early(tmp_path):
+    """The verdict on an epoch does not depend on later epochs that the run has made meanwhile."""
+    search = make(tmp_path, 5, path=write(tmp_path / 'x.toml', KD='distill = "kd"\nkd_T = "1 .. 9"\n'))
+    good = [10.0, 20.0, 30.0, 40.0]
+    for _ in range(4):
+        run = search.next_run()
+        train(run, 4, lambda opt, epoch: good[epoch - 1])
+        search.update({run: Progress(DONE)}, set())
+    run = search.next_run()
+    bad = [1.0, 12.0, 3.0, 99.0]
+    train(run, 2, lambda opt, epoch: bad[epoch - 1])
+    progress = {run: Progress(RUNNING)}
+    assert search.update(progress, {run}) == []
+    train(run, 4, lambda opt, epoch: bad[epoch - 1])
+    assert search.update(progress, {run}) == [run]      # by epoch 3
+    progress[run].state = LEFT
+    search.update(progress, set())
+    assert progress[run].state == PRUNED and search.is_over()
+    result, = search_results.collect(search)
+    assert [(trial.state, trial.ended_after, trial.curve) for trial in result.trials][3:] == [
+        ('done', None, good), ('ended early', 3, [1.0, 12.0, 12.0])]
+    assert (result.best.number, result.best.accuracy, result.count('done')) == (1, 40.0, 4)
+    assert search.summary() == 'x: 4 done, 1 ended early, 0 running, 0 failed, 0 left'
+
+
+def test_failures(tmp_path):
+    """A failed trial has the end of its log; a row without any success gets no more trials."""
+    search = make(tmp_path, 4)
+    progress, done = {}, 0
+    while run := search.next_run():
+        progress[run] = Progress(FAILED)
+        if run.opt.distill != 'attention' and run.opt.trial[0] != '2':
+            train(run, 4, accuracy)
+            progress[run].state, done = DONE, done + 1
+        else:
+            Record(search.logs, run).log.write_text('epoch 1\nerror: the loss is NaN\n')
+        search.update(progress, set())
+    kd, at = search_results.collect(search)
+    assert ([trial.state for trial in kd.trials], kd.left) == (['done', 'failed', 'done', 'done'], 0)
+    assert ([trial.state for trial in at.trials], at.left, at.best, at.command) == (['failed'] * 3, 0, None, None)
+    assert at.trials[0].error == ['epoch 1', 'error: the loss is NaN'] and search.is_over()
+    text = search_results.text([kd, at])
+    assert 'failed: AT, resnet14 -> resnet8, trial 3\n    epoch 1\n    error: the loss is NaN' in text
+    assert '--no_test' not in kd.command and f'--distill {kd.best.values["distill"]} ' in kd.command
+
+
+def test_another_space_in_the_folder(tmp_path):
+    """More trials and rows are the same search; other ranges or options are not."""
+    work(make(tmp_path, 1))
+    more = write(tmp_path / 'x.toml', **ROWS, New='distill = "kd"\nalpha = "0 .. 1"\n')
+    search = make(tmp_path, 2, path=more)
+    work(search)
+    assert [len(trials) for trials in outcome(search).values()] == [2, 2, 2]
+    make(tmp_path, 2, path=more, arguments=['--num_workers', '1'])
+    for path, arguments, said in (
+            (write(tmp_path / 'x.toml', KD=ROWS['KD'].replace('10"', '20"')), [], 'beta log 0.1 .. 10, not log 0.1 ..'),
+            (more, ['--epochs', '9'], 'epochs 4, not 9')):
+        with pytest.raises(UserError, match=f'holds a search of row KD: resnet14 -> resnet8 with {said}'):
+            make(tmp_path, 2, path=path, arguments=arguments)
+        write(tmp_path / 'x.toml', **ROWS, New='distill = "kd"\nalpha = "0 .. 1"\n')
+
+
+def test_two_processes(tmp_path):
+    """Each trial is given to one of them; what an ended process has left goes to the other."""
+    first, second = make(tmp_path, 2), make(tmp_path, 2)
+    runs = [search.next_run() for search in (first, second, first, second)]
+    assert len({run.name for run in runs}) == 4
+    assert first.next_run() is None and first.is_waiting and not first.is_over()
+    for *_, lock in second.claims.values():
+        lock.release()
+    assert {first.next_run().name for _ in range(2)} == {runs[1].name, runs[3].name}
+    assert first.next_run() is None and not first.is_waiting
+
+
+def test_a_damaged_study(tmp_path):
+    work(make(tmp_path, 1))
+    file = tmp_path / 'study.log'
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(''.join([*lines[:3], 'x\n', *lines[3:]]))
+    with pytest.raises(UserError, match='study.log: no study that can be read .* move it away'):
+        make(tmp_path, 1)
+
+
+def test_status(call, tmp_path, monkeypatch, capsys):
+    """Also before anything has begun; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    path = write(Path('x.toml'))
+    call(tune.main, path, '--status', '--trials', 2)
+    assert capsys.readouterr().out.startswith('x: 0 done, 0 ended early, 0 running, 0 failed, 4 left\n')
+    assert os.listdir() == ['x.toml']
+    Path('save/x').mkdir(parents=True)
+    search = make(Path('save/x'), 2, path=path)
+    work(search)
+    call(tune.main, path, '--status', '--trials', 2)
+    out = capsys.readouterr().out
+    assert out.startswith('x: 4 done, 0 ended early, 0 running, 0 failed, 0 left\n')
+    assert '\n# AT, resnet14 -> resnet8\npython ' in out and study.HOPELESS not in out
