@@ -12,6 +12,7 @@ from torch import nn
 from helper import distributed
 from helper.cli import readable_bytes, readable_hours
 from helper.device import Precision
+from helper.errors import counted
 from helper.loops import NullRun, train_epoch, validate
 
 SECONDS = 5             # of timed steps
@@ -133,7 +134,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
 
 
 def _show(costs, before, after, device):
-    print(f'estimate, time: {readable_hours(costs["hours"])}, {costs["epochs"]} epochs of '
+    print(f'estimate, time: {readable_hours(costs["hours"])}, {counted(costs["epochs"], "epoch")} of '
           f'{costs["seconds_per_epoch"]:.1f} s, of which {costs["seconds_of_validation"]:.1f} s are the validation; '
           f'{costs["images_per_second"]:.0f} images/s'
           + (f'; {before:.0f} s before the first epoch' if before >= 1 else '')

@@ -14,6 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from helper.errors import counted
 from helper.files import write_atomically
 
 from .metrics import Calibration
@@ -284,7 +285,7 @@ def class_accuracy(nets: dict[str, np.ndarray], classes: Sequence[str], images: 
             {'marker': 'o', 'markersize': 5, 'alpha': 0.8, 'color': matplotlib.colormaps['tab10'](i - 1)}
         axis.plot(recall, rows, linestyle='none', label=f' {name}', **style)     # Matplotlib omits labels with a '_'
     if gap:
-        axis.text(0.5, half, f'{len(classes) - len(order)} classes between', ha='center', va='center', size=8,
+        axis.text(0.5, half, f'{counted(len(classes) - len(order), "class")} between', ha='center', va='center', size=8,
                   transform=axis.get_yaxis_transform(), color=GREY)
     axis.set_yticks(rows, labels, size=8)
     axis.set(ylim=(rows[-1] + 0.7, -0.7), xlim=(max(-2, values.min() - 4), 102))

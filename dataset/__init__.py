@@ -7,7 +7,7 @@ import torch
 
 from helper import distributed
 from helper.cli import comma_list
-from helper.errors import UserError, listed
+from helper.errors import UserError, counted, listed, printable
 
 from .augment import VIEWS, AutoAugment, BatchAugment, mixes
 from .crop import CROP_PCT, DEFAULTS, INTERPOLATION, RESIZED_FROM, SIZE, Pipeline
@@ -62,8 +62,8 @@ class Data:
     def sizes(self) -> str:
         """The numbers of training and test images, and the split of the test images."""
         split = f' in {self.test_split}' if self.test_split else ''
-        val = '' if self.val_loader is None else f'{len(self.val_labels)} validation images, '
-        return f'{self.n_train} training images, {val}{len(self.test_labels)} test images{split}'
+        val = '' if self.val_loader is None else f'{counted(len(self.val_labels), "validation image")}, '
+        return f'{counted(self.n_train, "training image")}, {val}{counted(len(self.test_labels), "test image")}{split}'
 
     @property
     def selection_split(self) -> str:
@@ -126,6 +126,9 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     inputs = inputs or {}
     pipeline = make_pipeline(opt, inputs)
     parts, classes, fields = open_parts(opt, device, pipeline)
+    if len(classes) < 2:
+        raise UserError(f'--dataset {opt.dataset}: has the class {printable(classes[0])} alone; a classifier needs two '
+                        f'or more')
     train, test, val = parts['train'], parts['test'], parts.get('val')
     if isinstance(test, Decoded):       # CIFAR and digits have a size of their own
         pipeline = replace(pipeline, size=test.images.shape[-1])
@@ -162,8 +165,8 @@ def _check_views(opt, views):
 def _check_batch_size(opt, n_train):
     batch_size = opt.batch_size * distributed.world_size()
     if batch_size > n_train:
-        raise UserError(f'--batch_size {batch_size}: {opt.dataset} has {n_train} training images; give at most '
-                        f'{n_train}')
+        raise UserError(f'--batch_size {batch_size}: {opt.dataset} has {counted(n_train, "training image")}; give at '
+                        f'most {n_train}')
 
 
 def _flags_of_data(opt):

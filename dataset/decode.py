@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from helper.errors import UserError, printable
+from helper.errors import UserError, counted, printable
 
 from .crop import RESAMPLING, Pipeline
 from .jpeg import resize_box
@@ -98,9 +98,10 @@ def report_cropping(source, pipeline: Pipeline) -> None:
     if cropped:
         least, most = f'{min(cropped):.0%}', f'{max(cropped):.0%}'
         images = 'each image' if pipeline.crop == 'padded' else 'each test image'
-        print(f'--fit crop: the centre square of {images} is used; of {len(shares)} training images checked, '
-              f'{len(cropped)} are oblong and keep {least if least == most else f"{least} to {most}"} of their pixels; '
-              f'--fit squash or --fit pad keep all')
+        checked = counted(len(shares), 'training image')
+        print(f'--fit crop: the centre square of {images} is used; oblong images ({len(cropped)} of {checked} checked) '
+              f'keep {least if least == most else f"{least} to {most}"} of their pixels; --fit squash or --fit pad '
+              f'keep all')
 
 
 def report_unreadable(errors: Collection[str], n_readable: int, action: str, to: TextIO | None = None,

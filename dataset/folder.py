@@ -10,7 +10,7 @@ from typing import TextIO
 import torch
 
 from helper.cli import comma_list
-from helper.errors import UserError, listed, printable
+from helper.errors import UserError, counted, listed, printable
 
 from .image import EXTENSIONS
 from .source import TEST_SPLITS, Source, read_bytes, val_split
@@ -165,7 +165,7 @@ def print_skipped(place: str, files: Sequence[str], outside: Sequence[str] = (),
     """Print a line that counts skipped files by extension: other files, and files `outside` the class folders."""
     if files or outside:
         counts = count_extensions(files) + [f'{n} outside the class folders' for n in count_extensions(outside)]
-        print(f'{place}: {len(files) + len(outside)} files left out: {", ".join(counts)}', file=to)
+        print(f'{place}: {counted(len(files) + len(outside), "file")} left out: {", ".join(counts)}', file=to)
 
 
 def count_extensions(files: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from dataset.folder import scan  # noqa: E402
 from dataset.lmdb_source import FORMAT, KEYS, LABELS, META, pack, record_key  # noqa: E402
 from dataset.source import read_bytes  # noqa: E402
 from helper.cli import Parser, path  # noqa: E402
-from helper.errors import UserError, import_optional, run_main  # noqa: E402
+from helper.errors import UserError, counted, import_optional, run_main  # noqa: E402
 from helper.files import replacing  # noqa: E402
 
 COMMIT_EVERY = 1000     # images a transaction
@@ -69,7 +69,7 @@ def main():
         raise UserError(f'{out}: cannot be made ({error.strerror}); give a folder that you may write') from error
     for split in splits.values():
         write_split(split, folder, classes, out / f'{split.name}.lmdb')
-        print(f'{out / split.name}.lmdb: {len(split.files)} images, {len(classes)} classes')
+        print(f'{out / split.name}.lmdb: {counted(len(split.files), "image")}, {counted(len(classes), "class")}')
 
 
 if __name__ == '__main__':

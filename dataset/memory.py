@@ -5,6 +5,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from helper.errors import counted
+
 from .augment import AutoAugment, Strong, seeded
 from .normalise import CIFAR_MEAN, CIFAR_STD, Normalise
 from .order import PAD, EpochOrder
@@ -32,10 +34,10 @@ def describe_fault(loaded) -> str:
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
             return f'{which} images of shape {tuple(images.shape)}'
         if labels.shape != (len(images),):
-            return f'{which} labels of shape {tuple(labels.shape)} for {len(images)} images'
+            return f'{which} labels of shape {tuple(labels.shape)} for {counted(len(images), "image")}'
         low, high = labels.min().item(), labels.max().item()
         if low < 0 or high >= len(classes):
-            return f'{which} labels from {low} to {high} for {len(classes)} classes, which count from 0'
+            return f'{which} labels from {low} to {high} for {counted(len(classes), "class")}, which count from 0'
     if splits[0][0].shape[2:] != splits[1][0].shape[2:]:
         return f'train images of {splits[0][0].shape[2]} and test images of {splits[1][0].shape[2]} pixels'
     return ''

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helper.class_figures import predictions
-from helper.errors import UserError
+from helper.errors import UserError, counted
 
 from .deployed_net import NormalisedNet
 from .formats import FORMATS
@@ -124,7 +124,7 @@ def _run_files(results, processes, batch, expected, classes):
             result.failure = str(error)
             continue
         if logits.shape != expected.shape:
-            result.failure = f'returns logits of shape {logits.shape} for {len(batch)} images'
+            result.failure = f'returns logits of shape {logits.shape} for {counted(len(batch), "image")}'
         elif classes is not None:
             result.add(logits, expected, classes)
 

@@ -21,6 +21,12 @@ def printable(text) -> str:
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in str(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 image', '2 images', '3 classes'."""
+    ending = '' if count == 1 else 'es' if noun.endswith('s') else 's'
+    return f'{count} {noun}{ending}'
+
+
 def listed(names: Sequence, most: int) -> str:
     """The first `most` names, printable and with commas, and how many others there are."""
     others = f' and {len(names) - most} more' if len(names) > most else ''

@@ -7,7 +7,7 @@ from pathlib import Path
 from . import distributed
 from .checkpoint import load_checkpoint
 from .cli import current_options, values
-from .errors import UserError, printable
+from .errors import UserError, counted, printable
 from .files import FolderLock, write_atomically
 from .loops import SPLITS
 from .records import selection_of
@@ -82,7 +82,7 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
         training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:
-        print(f'saved by {_count_processes(saved)}, resumed by {processes}: the random numbers of the methods are '
+        print(f'saved by {counted(saved, "process")}, resumed by {processes}: the random numbers of the methods are '
               f'drawn anew')
     return state
 
@@ -133,8 +133,8 @@ def _check_same_run(state, path, opt, identity, module):
         differences.append(f'the best epoch chosen on the {SPLITS[saved_on]} set, now on the {SPLITS[chosen_on]} set')
     saved_processes, processes = len(state['random']), distributed.world_size()
     if saved_processes != processes and module.spec.drop_last:
-        differences.append(f'{_count_processes(saved_processes)}, now {processes}, and weights whose shapes depend on '
-                           f'the batch of a process')
+        differences.append(f'{counted(saved_processes, "process")}, now {processes}, and weights whose shapes depend '
+                           f'on the batch of a process')
     if differences:
         is_older = 'crop' not in state['identity']
         flags = ' '.join(f'--{name} {value}' for name, value in (('crop', 'padded'), ('normalise', 'usual'))
@@ -183,7 +183,3 @@ def describe_progress(state: dict) -> str:
     if state['step']:
         return f'after step {state["step"]} of epoch {state["epoch"]}{stage}'
     return f'after epoch {state["epoch"] - 1}{stage}'
-
-
-def _count_processes(count):
-    return '1 process' if count == 1 else f'{count} processes'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from helper.errors import UserError, import_optional, nearest, printable, reason
+from helper.errors import UserError, counted, import_optional, nearest, printable, reason
 from helper.files import read_json
 
 from .find import NOT_SETTINGS
@@ -149,7 +149,8 @@ def without_prefix(weights: dict, names) -> tuple[dict, str]:
     others = [key for key in weights if not key.startswith(prefix)]
     note = f"prefix '{printable(prefix)}' removed"
     if others:
-        note += f', {len(others)} others left out ({printable(others[0])}{", ..." if len(others) > 1 else ""})'
+        first = f'{printable(others[0])}{", ..." if len(others) > 1 else ""}'
+        note += f', {counted(len(others), "other")} left out ({first})'
     return _removed(weights, prefix), note
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights, weights_checksum
-from helper.errors import UserError, printable
+from helper.errors import UserError, counted, printable
 
 from .classes import classifier_outputs, find_classifier, match_classes
 from .find import LIBRARIES, build, get_library, parse_name
@@ -147,7 +147,8 @@ def _refuse_other_classes(classes, path, name, data, flag):
         command = ['python', 'train_teacher.py', '--model', name, *start, *getattr(data, 'flags', ()),
                    '--freeze_epochs', '1']
         advice = f'fine-tune it first: {shlex.join(command)}'
-    raise UserError(f'{flag} {path}: a net of {classes} classes, but the data has {data.num_classes}; {advice}')
+    raise UserError(f'{flag} {path}: a net of {counted(classes, "class")}, but the data has {data.num_classes}; '
+                    f'{advice}')
 
 
 def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:

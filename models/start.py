@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from helper.checkpoint import load_weights, weights_checksum
-from helper.errors import UserError, listed, printable
+from helper.errors import UserError, counted, listed, printable
 
 from .classes import MAX_NAMED, class_order, classifier_outputs, find_classifier
 from .find import LIBRARIES, get_library, is_user_file, parse_name
@@ -111,10 +111,10 @@ def _reset(layer):
 def _why_new_classifier(weights, classifier, start, data):
     """Why the classifier of a checkpoint does not fit the data: a text after 'new classifier'. '' if it fits."""
     if not weights.keys() & {*classifier}:
-        return f'of {data.num_classes} classes, because the checkpoint has none'
+        return f'of {counted(data.num_classes, "class")}, because the checkpoint has none'
     classes, names = classifier_outputs(weights, classifier), start.checkpoint.get('classes')
     if classes not in (None, data.num_classes):
-        return f'of {data.num_classes} classes instead of {classes}'
+        return f'of {counted(data.num_classes, "class")} instead of {classes}'
     try:
         class_order(names, data, start.label)
     except UserError:       # the names differ

@@ -26,7 +26,7 @@ from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
 from export.runtime import CONFIG
 from helper.cli import Parser, number, path
-from helper.errors import UserError, printable, reason, run_main
+from helper.errors import UserError, counted, printable, reason, run_main
 from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 from models.classes import class_order
@@ -186,8 +186,8 @@ def main():
             print(f'writing {FORMATS[name].file}', flush=True)
             faults[name] = export.write(name)
         written = [name for name in names if not faults[name]]
-        print(f'checking {len(written)} files on {len(data.test_labels)} test images, each by its own runtime',
-              flush=True)
+        print(f'checking {counted(len(written), "file")} on {counted(len(data.test_labels), "test image")}, each by '
+              f'its own runtime', flush=True)
         results = verify.evaluate(network.net, folder, written, data.test_loader, dtype, teacher, order)
         faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in written}
         faults = {name: fault for name, fault in faults.items() if fault}
@@ -199,6 +199,8 @@ def main():
             raise UserError(f'nothing is exported: {fault_text}')
         table, summary = '', ''
         if opt.latency:
+            print('measuring memory and time of each file, for the teacher too' if deployed_teacher else
+                  'measuring memory and time of each file', flush=True)
             table, summary = latency.measure(export, names, results, deployed_teacher, opt.threads)
         write_json(folder / CONFIG, export.config)
         card = model_card.describe(export, names, results, run, printable(opt.dataset or run.parameters['dataset']))

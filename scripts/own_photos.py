@@ -27,7 +27,7 @@ from experiments.plan import plan_runs
 from experiments.planned_run import parse_known_flags
 from experiments.table_file import ALONE, read_table
 from helper.cli import Parser, number, path, table
-from helper.errors import UserError, listed, printable, run_main
+from helper.errors import UserError, counted, listed, printable, run_main
 from helper.files import make_folder, read_json, read_text, write_atomically
 from helper.optim import rate_factors
 from models.find import LIBRARIES, build, check_name, get_library, parse_name
@@ -125,8 +125,8 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     if few and flags:
         raise UserError(f'FOLDER {folder}: too few images to divide in the class {listed(few, 5)}; give each class '
                         f'{FEWEST} or more')
-    whole = '' if '--split' in flags else 'training '
-    print(f'{folder}: {len(classes)} classes, {len(train.labels)} {whole}images, ' + (
+    whole = 'image' if '--split' in flags else 'training image'
+    print(f'{folder}: {len(classes)} classes, {counted(len(train.labels), whole)}, ' + (
         f'divided by {" ".join(flags)}' if flags else 'and validation and test images'))
     return flags, len(train.labels)
 
@@ -227,7 +227,7 @@ def best(save: Path) -> None:
     write_atomically(save / 'best.txt', f'{winner.folder}\n'.encode())
     write_atomically(save / 'summary.txt', f"""\
 {accuracies}
-{len(files)} test images, measured once for each run: one image is {100 / len(files):.2f} points
+{counted(len(files), "test image")}, measured once for each run: one image is {100 / len(files):.2f} points
 
 best on the validation set: {winner.cells[0][0]}, {winner.folder}
 report: {save}/report.html

@@ -419,7 +419,7 @@ def test_which_split_is_measured(tmp_path, capsys):
     assert splits['test'].labels.tolist() == [1]        # bee, as in train
     assert splits['val'].name == 'validation'           # beside a test set
     data = dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)
-    assert data.sizes == '7 training images, 12 validation images, 1 test images in test' and len(data.classes) == 4
+    assert data.sizes == '7 training images, 12 validation images, 1 test image in test' and len(data.classes) == 4
     assert capsys.readouterr().out.endswith(
         '--dataset folder: no test image of the class ant, cat, dog: the accuracy does not cover it\n')
 
@@ -566,3 +566,10 @@ def test_a_folder_that_does_not_fit_in_memory(tree, monkeypatch, capsys):
     plain = {int(i): image for batch in usual.unaugmented_loader() for image, i in zip(batch[0], batch[2], strict=True)}
     assert images.shape == (16, 3, 24, 24) and target.equal(usual.labels[index])
     assert not any(image.equal(plain[int(i)]) for image, i in zip(images, index, strict=True))
+
+
+def test_one_class_alone(tmp_path):
+    for split in ('train', 'test'):
+        write_images(tmp_path / split, 2, classes=('ant',))
+    with pytest.raises(UserError, match='--dataset folder: has the class ant alone; a classifier needs two or more'):
+        dataset.get_dataloaders(data_options(data_dir=str(tmp_path), batch_size=2), CPU)

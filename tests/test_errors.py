@@ -10,7 +10,7 @@ import pytest
 
 import train_student
 import train_teacher
-from helper.errors import UserError, printable, run_main
+from helper.errors import UserError, counted, printable, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,3 +174,8 @@ def test_hkd_says_that_its_teacher_is_no_auxiliary_one(call, small, teacher, tmp
     call(train_student.main, '--path_t', next(tmp_path.glob('student_model/*/resnet8_best.pth')), *small, '--distill',
          'hkd', '--save_dir', tmp_path, '--trial', 'b')
     assert 'was not itself distilled' not in capfd.readouterr().out
+
+
+def test_counted():
+    assert [counted(*case) for case in ((1, 'image'), (2, 'image'), (0, 'class'), (1, 'process'))] == \
+        ['1 image', '2 images', '0 classes', '1 process']

@@ -273,7 +273,7 @@ def test_how_oblong_images_become_square(oblong, capsys, fit, along, across):
     assert [names[tuple(pixels[2, 12, x].tolist())] for x in (0, 12, 23)] == [*along]
     assert [names[tuple(pixels[2, y, 12].tolist())] for y in (0, 12, 23)] == [*across]
     assert pixels[0].transpose(0, 1).equal(pixels[2])
-    said = '--fit crop: the centre square of each image is used; of 4 training images checked, 4 are oblong and ' \
+    said = '--fit crop: the centre square of each image is used; oblong images (4 of 4 training images checked) ' \
            'keep 25% of their pixels; --fit squash or --fit pad keep all\n'
     assert capsys.readouterr().out == (said * 2 if fit == 'crop' else '')
 
