@@ -6,7 +6,6 @@ from helper import distributed
 from helper.errors import UserError
 
 STEPS = 20          # batches that are measured
-SHARE = 1.0         # gradient of the weighted loss, divided by that of the cross-entropy
 
 
 class AutoWeights(nn.Module):
@@ -14,7 +13,7 @@ class AutoWeights(nn.Module):
 
     The weight of a loss is the median over the batches so far, at most the first STEPS of training, of
 
-        SHARE * |gradient of the cross-entropy| / |gradient of the loss|
+        |gradient of the cross-entropy| / |gradient of the loss|
 
     with respect to one layer of the student: the last convolution or linear layer that both gradients reach. So the
     weighted loss changes this layer as much as the cross-entropy does, before gamma. Losses on logits are measured on
@@ -58,7 +57,7 @@ class AutoWeights(nn.Module):
                 raise UserError(f'{self.flag(name)}: no layer of the student learns from both this loss and the '
                                 f'cross-entropy, so their gradients cannot be compared; give a number')
             task, method = (gradient_norm(loss, self.layers[name]) for loss in (losses['ce'], losses[name]))
-            self.ratios[row, self.step] = torch.nan_to_num(SHARE * task / method, nan=0, posinf=0)
+            self.ratios[row, self.step] = torch.nan_to_num(task / method, nan=0, posinf=0)
             valid = self.ratios[row][self.ratios[row] > 0]
             self.weights[row] = valid.quantile(0.5) if len(valid) else 0
         self.count = self.step + 1

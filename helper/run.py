@@ -9,6 +9,7 @@ from torch import nn
 
 from . import distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .cli import has_auto
 from .device import Precision
 from .errors import UserError
 from .files import FolderLock
@@ -101,8 +102,9 @@ class Run:
     @property
     def advice(self) -> str:
         """What the user can do when the loss diverges."""
-        flags = '--init_learning_rate' if self.stage == 'init' else \
-            '--learning_rate or --beta' if getattr(self.opt, 'beta', 0) else '--learning_rate'
+        beta = getattr(self.opt, 'beta', 0)
+        flags = '--init_learning_rate' if self.stage == 'init' else '--learning_rate' if not beta else \
+            '--learning_rate, or give a number as --beta' if has_auto(beta) else '--learning_rate or --beta'
         return f'lower {flags}' + (f'; the last good state is in {self.paths.folder / LAST}' if self.has_saved else '')
 
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:

@@ -1,6 +1,7 @@
 """-b auto: the weight is the right one, in every method, in sums, after a resume, compiled and in 16 bits."""
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,3 +173,11 @@ def test_options_and_published_figures():
     parameters = vars(student_options(['--path-t', 'x', '--distill', 'rkd']))
     assert non_default_options(parameters, parameters) == {}
     assert non_default_options(parameters, {**parameters, 'beta': 'auto'}) == {'beta': 'auto'}
+
+
+@pytest.mark.parametrize('beta, advice', [
+    ('auto', 'lower --learning_rate, or give a number as --beta'),
+    (['auto', 0.8], 'lower --learning_rate, or give a number as --beta'),
+    (1.0, 'lower --learning_rate or --beta'), (0.0, 'lower --learning_rate')])
+def test_advice_when_the_loss_diverges(beta, advice):
+    assert Run.advice.fget(SimpleNamespace(opt=SimpleNamespace(beta=beta), stage='train', has_saved=False)) == advice
