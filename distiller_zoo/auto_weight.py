@@ -11,16 +11,19 @@ STEPS = 20          # batches that are measured
 class AutoWeights(nn.Module):
     """The weights of the losses with -b auto.
 
-    The weight of a loss is the median over the batches so far, at most the first STEPS of training, of
+    The weight of a loss is the median over the first STEPS batches of training of
 
         |gradient of the cross-entropy| / |gradient of the loss|
 
-    with respect to one layer of the student: the last convolution or linear layer that both gradients reach. So the
-    weighted loss changes this layer as much as the cross-entropy does, before gamma. Losses on logits are measured on
-    the classifier, losses on feature maps on the last convolution before the deepest map that they read. The median
-    is used from the first batch on, so that the layers of the method learn while it is measured; after STEPS batches
-    it is fixed. A batch whose gradient is zero or not finite does not count. The gradients are means over all
-    processes; the losses are measured before their weights and their warm-up, so neither changes the result.
+    with respect to one layer of the student: the last convolution or linear layer that both gradients reach. With this
+    weight the loss changes the layer as much as the cross-entropy does, before gamma. For losses on logits the layer is
+    the classifier, for losses on feature maps the last convolution of the deepest stage that they read.
+
+    Until STEPS batches are measured, the weight is the median so far, so that the method's own layers learn meanwhile.
+    It is a median because a single batch of an untrained net may be atypical. It stays fixed afterwards because the
+    ratio changes by a small factor during training, but by orders of magnitude between methods. A batch whose gradient
+    is zero or not finite does not count. The gradients are averaged over all processes. The losses are measured before
+    their weights and their warm-up, so neither changes the result.
 
     The ratio is that of the adaptive weight of VQGAN (Esser et al., CVPR 2021, arXiv:2012.09841, equation 7), which is
     measured in every step on the last layer of a decoder. The other choices are ours.
