@@ -181,3 +181,10 @@ def test_options_and_published_figures():
     (1.0, 'lower --learning_rate or --beta'), (0.0, 'lower --learning_rate')])
 def test_advice_when_the_loss_diverges(beta, advice):
     assert Run.advice.fget(SimpleNamespace(opt=SimpleNamespace(beta=beta), stage='train', has_saved=False)) == advice
+
+
+def test_a_small_gradient_through_float16():
+    """1e-9 rounds to zero in 16 bits."""
+    layer = nn.Parameter(torch.ones(2, 2))
+    loss = (layer.half().float() * 1e-9).sum()
+    assert auto_weight.gradient_norm(loss, layer).item() == pytest.approx(2e-9, rel=1e-3)
