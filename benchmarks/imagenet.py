@@ -42,7 +42,7 @@ def measure(opt, device):
                                        '--gpu_id', opt.gpu_id, *flags])
             loaders[name] = get_dataloaders(options, device).train_loader
             if name == WHOLE:
-                loaders[name].loader.dataset.is_opened = False
+                loaders[name].loader.dataset.decodes_crop_only = False
         except UserError as error:
             print(f'{name}: left out, {error}', file=sys.stderr)
     if not loaders:

@@ -18,7 +18,9 @@ from PIL import Image
 import dataset
 import train_student
 import train_teacher
+from benchmarks.__main__ import main as benchmark
 from dataset import folder2lmdb, imagenet_dali
+from dataset.folder import Split
 from dataset.imagenet import Images, WorkerLoader, open_sources
 from dataset.lmdb_source import LABELS, META, LmdbSource, pack, record_key
 from helper.checkpoint import load_checkpoint
@@ -56,6 +58,16 @@ def databases(photographs, tmp_path_factory, call):
     root = tmp_path_factory.mktemp('databases')
     call(folder2lmdb.main, photographs / 'imagenet', root / 'imagenet')
     return root
+
+
+def test_benchmark_of_whole_images(photographs, call, monkeypatch, capfd):
+    """One of its loaders decodes the training images whole, the usual one does not."""
+    read, files = Split.read, []
+    monkeypatch.setattr(Split, 'read', lambda source, i: files.append(i) or read(source, i))
+    call(benchmark, 'imagenet', '--data_dir', photographs, '--batch_size', 8, '--rounds', 1, '--num_workers', 0,
+         '--gpu_id', 'cpu')
+    assert sorted(files) == sorted(2 * [*range(24)])        # a round, after one to warm up
+    assert 'folder, whole images' in capfd.readouterr().out
 
 
 def settings(root, **changes):
