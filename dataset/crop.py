@@ -29,23 +29,22 @@ RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.
 
 def draw_box(width: int, height: int, scale: tuple = DEFAULTS['scale'], ratio: tuple = DEFAULTS['ratio'],
              generator: torch.Generator | None = None) -> tuple[int, int, int, int]:
-    """Draw a crop of an image: (left, top, right, bottom) in pixels, with the random numbers of torchvision.
+    """Draw a crop of an image: (left, top, right, bottom) in pixels.
 
     scale: smallest and largest part of the image's area. ratio: smallest and largest width divided by height. If no
     crop lies within the image after ATTEMPTS, the largest centre crop of an allowed ratio. This is the crop of
-    Inception's training (Szegedy et al., CVPR 2015, arXiv:1409.4842), as torchvision's RandomResizedCrop draws it.
+    Inception's training (Szegedy et al., CVPR 2015, arXiv:1409.4842), with the distribution of torchvision's
+    RandomResizedCrop.
     """
-    def uniform(low, high):
-        return torch.empty(1).uniform_(low, high, generator=generator)
-
-    low, high = torch.log(torch.tensor(ratio)).tolist()
+    low, high = map(math.log, ratio)
     for _ in range(ATTEMPTS):
-        area = width * height * uniform(*scale).item()
-        aspect = torch.exp(uniform(low, high)).item()
+        # One call draws all numbers: to start an operation of torch takes longer than this arithmetic.
+        of_area, of_aspect, x, y = torch.rand(4, generator=generator).tolist()
+        area = width * height * (scale[0] + of_area * (scale[1] - scale[0]))
+        aspect = math.exp(low + of_aspect * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top, left = (torch.randint(0, space + 1, (1,), generator=generator).item()
-                         for space in (height - h, width - w))
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
     w, h = width, height
     if width / height < min(ratio):
@@ -79,7 +78,7 @@ class RandomFlip:
         self.dim, self.probability = dim, probability
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image.flip(self.dim) if torch.rand(1) < self.probability else image
+        return image.flip(self.dim) if torch.rand(()).item() < self.probability else image
 
 
 def resize_to_square(image: Image.Image, size: int, fit: str = 'crop', crop_pct: float = 1.0,

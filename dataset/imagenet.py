@@ -4,6 +4,7 @@ import functools
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -157,9 +158,14 @@ class WorkerLoader:
     def _images(self, parts):
         """The normalised images of a batch on the device."""
         parts = [part.to(self.device, non_blocking=True) for part in parts if part is not None]
-        # On a CPU, threads would wait for the cores on which the worker processes run.
-        with _one_thread() if self.device.type == 'cpu' and self.loader.num_workers else contextlib.nullcontext():
+        if self.device.type != 'cpu':
             images = self.normalise(torch.cat(parts))
+        else:
+            # NumPy asks for huge pages, which the system hands out much faster than small ones.
+            pixels = torch.from_numpy(np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32))
+            # Threads would wait for the cores on which the worker processes run.
+            with _one_thread() if self.loader.num_workers else contextlib.nullcontext():
+                images = self.normalise(torch.cat(parts, out=pixels))
         return images if images.dim() == 4 else images.transpose(0, 1)
 
 

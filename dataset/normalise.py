@@ -20,6 +20,8 @@ def measure_mean_std(images: torch.Tensor) -> tuple[tuple, tuple]:
 
 class Normalise:
     """uint8 (..., H, W, 3) -> float32 (..., 3, H, W): (x / 255 - mean) / std, bit-identical to torchvision's. width: W.
+
+    The result of a float32 tensor of pixels is written into its own memory.
     """
 
     def __init__(self, mean: tuple, std: tuple, width: int, device: torch.device, channels_last: bool = True):
