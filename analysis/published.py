@@ -10,6 +10,8 @@ from distiller_zoo import get_method
 from helper.cli import comma_list, has_auto
 from options import flags
 
+from .statistics import Mean
+
 
 class Published(NamedTuple):
     """A row of analysis/published.csv."""
@@ -18,10 +20,16 @@ class Published(NamedTuple):
     deviation: float | None     # standard deviation over the trials
     source: str
     epoch: str                  # 'best', 'last' or 'unknown'
+    trials: int | None = None   # None if the source does not say how many
 
     def compares_with(self, epoch: str) -> bool:
         """Whether it is comparable with our accuracy of this epoch, 'best' or 'last'."""
         return self.epoch in (epoch, 'unknown')
+
+    @property
+    def average(self) -> Mean:
+        """The figure as a mean; of an unknown number of trials, it counts as one."""
+        return Mean(self.top1, self.deviation, self.trials or 1)
 
 
 @functools.cache
@@ -36,7 +44,7 @@ def published_figures(dataset: str, *preferred: str) -> dict[tuple, Published]:
             if (row['source'], row['dataset']) == (source, dataset):
                 key = row['teacher'], row['student'], method_key(row['method'], parse_options(row))
                 figures.setdefault(key, Published(float(row['top1']), float(row['std']) if row['std'] else None,
-                                                  source, row['epoch']))
+                                                  source, row['epoch'], int(row['trials']) if row['trials'] else None))
     return figures
 
 

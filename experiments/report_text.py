@@ -5,8 +5,10 @@ import io
 
 from analysis.classes import MEANS, two_digits, worst_text
 from analysis.runs import chosen_on
+from analysis.statistics import signed
 from helper.cli import table as aligned
 
+from .conclusion import conclude
 from .results import Cell, TableResults
 
 CLASS_HEADS = (*MEANS.values(), 'accuracy of the worst classes')
@@ -27,12 +29,6 @@ def figure(mean: float | None, deviation: float | None = None, plus_minus: str =
     return f'{mean:.2f}' + (f'{plus_minus}{deviation:.2f}' if deviation is not None else '')
 
 
-def signed(value: float, digits: int) -> str:
-    """Return '+0.12' or '-0.12'. A value that rounds to zero has no sign."""
-    text = f'{value:+.{digits}f}'
-    return text if float(text) else text[1:]
-
-
 def ours(cell: Cell, epoch: str, plus_minus: str = ' ± ') -> str:
     """Return '75.27 ± 0.13', with '2 of 4' if some trials are missing; empty if all are."""
     text = figure(cell.mean(epoch), cell.deviation(epoch), plus_minus)
@@ -49,18 +45,29 @@ def theirs(cell: Cell, epoch: str) -> str:
 
 def difference(cell: Cell, epoch: str) -> str:
     """Return the difference from the published figure, as '+0.12, +0.9 σ'; empty without one."""
-    value, deviations = cell.difference(epoch), cell.in_deviations(epoch)
-    if value is None:
+    found = cell.difference(epoch)
+    if not found:
         return ''
-    return signed(value, 2) + (f', {signed(deviations, 1)} σ' if deviations is not None else '')
+    return signed(found.value, 2) + (f', {signed(found.in_sigmas, 1)} σ' if found.sigma else '')
+
+
+def millions(parameters: int | None) -> str:
+    """Return '0.08 M'; '' if the number is unknown."""
+    return f'{parameters / 1e6:.2f} M' if parameters else ''
+
+
+def compression(student: int | None, teacher: int | None) -> str:
+    """Return '3.5×', the teacher's parameters divided by the student's; '' if one of them is unknown."""
+    return f'{teacher / student:.1f}×' if student and teacher else ''
 
 
 def plain(results: TableResults) -> str:
-    """Return the accuracies for a terminal, with the published ones in brackets."""
+    """Return the conclusion and the accuracies for a terminal, with the published ones in brackets."""
     table = results.table
     rows = [(row.label, *(_with_published(results.cell(row, pair), results.epoch) for pair in table.pairs))
             for row in table.rows]
-    return aligned((f'top-1 % ({results.epoch})', *map(str, table.pairs)), rows, '<' + '>' * len(table.pairs))
+    accuracies = aligned((f'top-1 % ({results.epoch})', *map(str, table.pairs)), rows, '<' + '>' * len(table.pairs))
+    return '\n'.join([*conclude(results, results.epoch).lines, '', accuracies])
 
 
 def notes(results: TableResults, epoch: str) -> list[str]:
@@ -104,6 +111,7 @@ def markdown(results: TableResults) -> str:
         teachers = teachers and [*teachers, '']
     lines = ['| ' + ' | '.join(cells) + ' |' for cells in (head, *rows, teachers) if cells]
     lines = [f'# {_escape_markdown(table.title)}', '',
+             *(f'{_escape_markdown(sentence)}\n' for sentence in conclude(results, epoch).lines),
              f'Test top-1 in percent of {describe_epoch(results, epoch)}, mean ± standard deviation of the trials; in '
              f'brackets the published figure.', '', lines[0], '|---' * len(head) + '|', *lines[1:]]
     for note in notes(results, epoch):
@@ -153,22 +161,26 @@ def _gain(improvement, published):
 
 
 def as_csv(results: TableResults) -> str:
-    """Return a line for each cell, with all digits for both epochs. The difference is of the report's epoch."""
+    """Return a line for each cell, with all digits for both epochs.
+
+    The difference from the published figure, and sigma, its standard deviation, are of the report's epoch.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(('row', 'method', 'teacher', 'student', 'trials', 'best', 'best_std', 'last', 'last_std',
-                     'published', 'published_std', 'source', 'published_epoch', 'epoch', 'difference', 'in_deviations',
+                     'published', 'published_std', 'source', 'published_epoch', 'epoch', 'difference', 'sigma',
                      'chosen_on'))
     for cell in results.cells.values():
         writer.writerow([cell.row.label, cell.row.method, cell.pair.teacher, cell.pair.student, len(cell.results),
                          *(value(epoch) for epoch in ('best', 'last') for value in (cell.mean, cell.deviation)),
-                         *(cell.published or (None,) * 4), results.epoch, cell.difference(results.epoch),
-                         cell.in_deviations(results.epoch), chosen_on(cell.results) if cell.results else None])
+                         *(cell.published or (None,) * 4)[:4], results.epoch,
+                         *(cell.difference(results.epoch) or (None, None)),
+                         chosen_on(cell.results) if cell.results else None])
     return out.getvalue()
 
 
 def latex(results: TableResults) -> str:
-    """Return a tabular of booktabs, with the highest mean of each column in bold."""
+    """Return a tabular of booktabs, with the highest mean of each column in bold, after comments."""
     table, epoch = results.table, results.epoch
 
     def line(*cells):
@@ -180,7 +192,8 @@ def latex(results: TableResults) -> str:
         text = ours(cell, epoch, LATEX_PLUS_MINUS)
         return rf'\textbf{{{text}}}' if results.is_highest(cell, epoch) else text
 
-    lines = [rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {describe_epoch(results, epoch)}',
+    lines = [*(f'% {sentence}' for sentence in conclude(results, epoch).lines),
+             rf'% needs \usepackage{{booktabs}}; test top-1 in percent of {describe_epoch(results, epoch)}',
              r'\begin{tabular}{l' + 'c' * len(table.pairs) + '}', r'\toprule',
              line('Teacher', *(pair.teacher.translate(LATEX) for pair in table.pairs)),
              line('Student', *(pair.student.translate(LATEX) for pair in table.pairs)), r'\midrule',

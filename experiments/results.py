@@ -1,4 +1,6 @@
 """The results of a table so far: a cell for each row and pair, with its trials and the published figure."""
+import contextlib
+import functools
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +18,12 @@ from analysis.published import (
     relative_improvement,
 )
 from analysis.runs import ACCURACY_KEYS, chosen_on, have_same_facts
+from analysis.statistics import Difference, Mean, difference, weighted_sum
 from distiller_zoo import get_method
+from helper.errors import UserError
+from models.find import build, is_user_file
 
+from .pair_check import pixels
 from .planned_run import PlannedRun, expected_options, shell
 from .progress import DONE, FAILED, Progress, Record, load_result
 from .table_file import ALONE, Pair, Row, Table
@@ -73,19 +79,15 @@ class Cell:
         """Return the sample standard deviation over the trials; None for less than two."""
         return stdev(result[ACCURACY_KEYS[epoch]] for result in self.results) if len(self.results) > 1 else None
 
-    def difference(self, epoch: str) -> float | None:
+    def average(self, epoch: str) -> Mean | None:
+        """Return the mean with its deviation and the number of trials; None without a finished trial."""
+        return Mean(self.mean(epoch), self.deviation(epoch), len(self.results)) if self.results else None
+
+    def difference(self, epoch: str) -> Difference | None:
         """Return our mean minus the published one; None without one, or if that is of the other epoch."""
         if not self.results or not self.published or not self.published.compares_with(epoch):
             return None
-        return self.mean(epoch) - self.published.top1
-
-    def in_deviations(self, epoch: str) -> float | None:
-        """Return the difference in standard deviations of a trial: the root mean square of ours and the published."""
-        difference = self.difference(epoch)
-        deviations = [d for d in (self.deviation(epoch), self.published and self.published.deviation) if d is not None]
-        if difference is None or not any(deviations):
-            return None
-        return difference / mean(d * d for d in deviations) ** 0.5
+        return difference(self.average(epoch), self.published.average)
 
 
 @dataclass
@@ -101,6 +103,43 @@ class TableResults:
         """Return the cell; None if the table leaves it out."""
         return self.cells.get((row.label, str(pair)))
 
+    def pair_cells(self, pair: Pair) -> list[Cell]:
+        """Return the cells of a pair that have a mean, in the order of the rows."""
+        return [cell for row in self.table.rows if (cell := self.cell(row, pair)) and cell.results]
+
+    def first_row(self, method: str) -> Row | None:
+        """Return the first row of a method, ALONE or a name; None without one."""
+        return next((row for row in self.table.rows if row.method == method), None)
+
+    @property
+    def has_published(self) -> bool:
+        return any(cell.published for cell in self.cells.values())
+
+    @property
+    def headline_row(self) -> Row | None:
+        return next((row for row in self.table.rows if row.label == self.table.headline), None)
+
+    def gain(self, cell: Cell, over: Row | None, epoch: str) -> Difference | None:
+        """Return the mean of a cell minus that of row `over` for the same pair; None unless both have one."""
+        other = over and self.cell(over, cell.pair)
+        if not other or other is cell or not other.results or not cell.results:
+            return None
+        return difference(cell.average(epoch), other.average(epoch))
+
+    def mean_gain(self, row: Row, over: Row | None, epoch: str) -> tuple[Difference, int] | None:
+        """Return (the mean over the pairs of row minus `over`, number of these pairs); None without such a pair.
+
+        A run that two pairs share, as a student alone does, is one term of sigma.
+        """
+        cells = [(cell, self.cell(over, cell.pair)) for pair in self.table.pairs if (cell := self.cell(row, pair))
+                 and over and self.gain(cell, over, epoch)]
+        terms: dict[tuple, list] = {}       # runs of a mean -> [weight, mean]
+        for both in cells:
+            for sign, cell in zip((1, -1), both, strict=True):
+                term = terms.setdefault(tuple(map(id, cell.results)), [0, cell.average(epoch)])
+                term[0] += sign / len(cells)
+        return (weighted_sum(terms.values()), len(cells)) if cells else None
+
     def trials(self) -> list[Trial]:
         """Return the trials of all cells and the teachers, each once."""
         return [*dict.fromkeys([trial for cell in self.cells.values() for trial in cell.trials] + self.teachers)]
@@ -114,14 +153,44 @@ class TableResults:
         """Return whether the mean of this cell, to two digits, is higher than all others of its pair."""
         if not cell.results:
             return False
-        means = [round(other.mean(epoch), 2) for other in self.cells.values() if other.pair is cell.pair
-                 and other.results]
+        means = [round(other.mean(epoch), 2) for other in self.pair_cells(cell.pair)]
         return means.count(max(means)) == 1 and round(cell.mean(epoch), 2) == max(means)
+
+    def best(self, pair: Pair, epoch: str) -> Cell | None:
+        """Return the highest cell of a pair; None if it has less than two, or if two are equal to two digits."""
+        cells = self.pair_cells(pair)
+        return next((cell for cell in cells if len(cells) > 1 and self.is_highest(cell, epoch)), None)
+
+    def near_best(self, pair: Pair, epoch: str) -> list[Cell]:
+        """Return the cells of a pair that are not clearly below its highest one, without that one."""
+        best = self.best(pair, epoch)
+        return [cell for cell in self.pair_cells(pair) if best and cell is not best
+                and not difference(best.average(epoch), cell.average(epoch)).is_clear]
+
+    def teacher_result(self, pair: Pair) -> dict | None:
+        """Return the run of the pair's teacher; None unless it was trained as a run of the table."""
+        return next((trial.result for trial in self.teachers if trial.result
+                     and trial.result['model'] == pair.teacher and not trial.result['teacher']), None)
 
     def teacher(self, pair: Pair, epoch: str) -> float | None:
         """Return the accuracy of the pair's teacher; None unless it was trained as a run of the table."""
-        return next((trial.result[ACCURACY_KEYS[epoch]] for trial in self.teachers if trial.result
-                     and trial.result['model'] == pair.teacher and not trial.result['teacher']), None)
+        result = self.teacher_result(pair)
+        return result and result[ACCURACY_KEYS[epoch]]
+
+    def parameters(self, pair: Pair) -> tuple[int | None, int | None]:
+        """Return the numbers of parameters of the pair's student, as its first row deploys it, and of its teacher."""
+        cells, teacher = self.pair_cells(pair), self.teacher_result(pair)
+        student = cells[0].results[0]['parameters'] if cells else None
+        if teacher:
+            return student, teacher['parameters']
+        run = next((trial.run for cell in cells for trial in cell.trials if hasattr(trial.run.opt, 'distill')), None)
+        classes = cells[0].results[0]['facts'].get('classes') if cells else None
+        return student, count_parameters(run.opt.model_t, classes, pixels(run.opt)) if run and classes else None
+
+    @property
+    def seconds(self) -> float:
+        """The time of all runs so far."""
+        return sum(trial.progress.seconds for trial in self.trials())
 
     def classes(self, pair: Pair) -> tuple[list[Cell], list[dict]]:
         """Return (the pair's cells that have figures of each class, the classes of a table).
@@ -170,6 +239,16 @@ def collect(table: Table, progress: dict[PlannedRun, Progress], logs: Path, epoc
                 cells[row.label, str(pair)] = Cell(row, pair, own, published_for(table, pair, own[0].run.opt))
     return TableResults(table, cells, [trial for run, trial in trials.items() if not run.cells],
                         epoch or epoch_of_published(cells.values()))
+
+
+@functools.cache
+def count_parameters(net: str, classes: int, image_size: int) -> int | None:
+    """Return the number of parameters of a net; None if it cannot be built here, or is in a user's file."""
+    if is_user_file(net):
+        return None
+    with contextlib.suppress(UserError, ImportError):
+        return sum(parameter.numel() for parameter in build(net, classes, image_size).parameters())
+    return None
 
 
 def epoch_of_published(cells) -> str:

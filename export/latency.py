@@ -4,7 +4,6 @@ import contextlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import figures
@@ -99,18 +98,16 @@ def measure_rows(nets: dict[str, tuple[Export, dict]], threads: int) -> list[dic
 
 @figures.figure_style()
 def draw_figure(rows: list[dict], note: str) -> Figure:
-    """Accuracy against the median latency of one image, a mark for each row. note: on the axis."""
-    fig = Figure(figsize=(6, 4), layout='constrained')
+    """A bar for each row: the median latency of one image, with accuracy and size beside it. note: on the axis."""
+    fig = Figure(figsize=(7, 0.8 + 0.34 * len(rows)), layout='constrained')
     axes = fig.add_subplot()
-    marks = dict(zip(dict.fromkeys(row['runtime'] for row in rows), 'os^Dv', strict=False))
-    colours = dict(zip(dict.fromkeys(row['net'] for row in rows), (figures.BLUE, figures.WRONG), strict=False))
-    for row in rows:
-        if row['top-1 %'] is not None:
-            axes.plot(row['p50 ms'], row['top-1 %'], marks[row['runtime']], color=colours[row['net']],
-                      label=f'{row["net"]}, {row["runtime"]}', alpha=0.8)
-    axes.set(xlabel=f'median ms an image, {note}', ylabel='top-1 of the test set in %', xscale='log')
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter('{x:g}')
-    axes.xaxis.set_minor_formatter('')
-    axes.legend(fontsize=7)
+    colours = dict(zip(dict.fromkeys(row['net'] for row in rows), (figures.GREY, figures.BLUE), strict=False))
+    bars = axes.barh([f'{row["net"]}, {row["runtime"]}' for row in rows], [row['p50 ms'] for row in rows],
+                     color=[colours[row['net']] for row in rows])
+    axes.bar_label(bars, [f'{row["p50 ms"]:.2f} ms, {row["MB"]:.2f} MB' + (
+        '' if row['top-1 %'] is None else f', {row["top-1 %"]:.2f} %') for row in rows], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.4)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set(xlabel=f'median ms an image, {note}; beside it: size and top-1 of the test set')
     return fig

@@ -276,11 +276,12 @@ def readable_hours(hours: float) -> str:
 
 
 def show(text: str) -> None:
-    """Print, with +- where the terminal has no ±."""
-    try:
-        '±'.encode(sys.stdout.encoding or 'utf-8')
-    except UnicodeEncodeError:
-        text = text.replace('±', '+-')
+    """Print, with +- and sigma where the terminal has no ± or σ."""
+    for character, ascii_text in (('±', '+-'), ('σ', 'sigma')):
+        try:
+            character.encode(sys.stdout.encoding or 'utf-8')
+        except UnicodeEncodeError:
+            text = text.replace(character, ascii_text)
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""The report of a table: its figures are those of the runs' files, beside the published ones."""
+"""The report of a table: its figures and its conclusion follow from the runs' files and the published figures."""
 import base64
 import csv
 import functools
@@ -19,10 +19,13 @@ import pytest
 from conftest import ROOT
 
 from analysis.published import Published
+from analysis.statistics import Difference, Mean, beyond_by_chance, difference, sampling_sigma, signed, weighted_sum
 from distiller_zoo import get_method
 from experiments import report_charts
+from experiments.conclusion import conclude
 from experiments.folder_check import claim
-from experiments.report_text import as_csv, figure, latex, markdown, notes, signed
+from experiments.progress import DONE, FAILED, LEFT, Progress
+from experiments.report_text import as_csv, compression, figure, latex, markdown, millions, notes, plain
 from experiments.results import Cell, TableResults, Trial, epoch_of_published, published_for
 from experiments.table_file import TABLES, Pair, Row, Table, read_table
 from helper.cli import values
@@ -53,16 +56,17 @@ def write_run(argv: list[str], pair: str, top1: float, last: float) -> None:
     paths = (RunPaths.of_student if student else RunPaths.of_teacher)(opt)
     folder = paths.folder
     folder.mkdir(parents=True)
-    parameters = {**values(opt), 'Total params': 1.25, 'Total time': 0.5 if student else 1800, 'processes': 1,
-                  'machine': 'a <fast> machine', 'versions': 'torch 9', 'command': shlex.join(['python', *argv])}
+    content = {**values(opt), 'Total params': 1.25 if pair else 5.0, 'Total time': 0.5 if student else 1800,
+               'processes': 1, 'machine': 'a <fast> machine', 'versions': 'torch 9',
+               'command': shlex.join(['python', *argv])}
     picture = {'attention': [[0.25, 0.75], [1.0, 0.0]]} if getattr(opt, 'distill', '') == 'semckd' else {}
     curve = [top1 - 1, top1, last]
     history = [{'epoch': epoch, 'test_acc': accuracy, 'seconds': 600.0, 'train': {'images_per_second': 1000.0},
                 **picture} for epoch, accuracy in enumerate(curve, 1)]
-    for name, content in (('parameters', parameters), ('history', history),
+    for name, values_of in (('parameters', content), ('history', history),
                           ('test_best_metrics', {'test_acc': top1, 'test_acc_top5': 90.0, 'epoch': 2}),
                           *([('test_best_classes', classes_of(top1))] if pair == 'vgg13 -> ShuffleV2' else [])):
-        (folder / f'{name}.json').write_text(json.dumps(content))
+        (folder / f'{name}.json').write_text(json.dumps(values_of))
     paths.best.touch()
 
 
@@ -121,10 +125,10 @@ def expected(figures, row, pair, epoch='best'):
     teacher, _, student = pair.split()
     theirs, their_deviation = published()['' if row == 'Student' else teacher, student, ROWS[row]]
     ours = {'best': best, 'last': last}[epoch]
-    both = ((stdev(ours) ** 2 + their_deviation ** 2) / 2) ** 0.5
+    sigma = ((stdev(ours) ** 2 + their_deviation ** 2) / 4) ** 0.5      # of the means of 4 trials
     return {'best': mean(best), 'best_std': stdev(best), 'last': mean(last), 'last_std': stdev(last),
             'published': theirs, 'published_std': their_deviation, 'difference': mean(ours) - theirs,
-            'in_deviations': (mean(ours) - theirs) / both}
+            'sigma': sigma}
 
 
 def improvement(figures, epoch='best'):
@@ -138,6 +142,25 @@ def improvement(figures, epoch='best'):
                       for pair in better]
             found[row] = mean(ratios) if ratios else None, [pair for pair in pairs if pair not in better]
     return found
+
+
+def gain_over(figures, row, over, pairs, epoch):
+    """The mean over the pairs of row minus `over`, and its sigma. A student alone that two pairs share is one mean."""
+    terms = {}
+    for pair in pairs:
+        for sign, label in ((1, row), (-1, over)):
+            of, student = expected(figures, label, pair), pair.split()[2]
+            key = label, student if label == 'Student' else pair
+            weight, *_ = terms.get(key, (0,))
+            terms[key] = weight + sign / len(pairs), of[epoch], of[f'{epoch}_std']
+    return (sum(weight * value for weight, value, _ in terms.values()),
+            sum((weight * deviation) ** 2 / 4 for weight, _, deviation in terms.values()) ** 0.5)
+
+
+def change(value, sigma):
+    """The texts of a difference in the page."""
+    clear = abs(value) > 2 * sigma
+    return [*(['▲' if value > 0 else '▼'] if clear else []), signed(value, 2), *(['(more than 2 σ)'] if clear else [])]
 
 
 def highest(figures, pair, epoch):
@@ -166,7 +189,7 @@ class Cells(HTMLParser):
         self.inside = self.inside and tag != 'table'
 
     def handle_data(self, data):
-        if self.inside and data.strip():
+        if self.inside and self.rows and data.strip():
             self.rows[-1][-1][1].append(data.strip())
 
 
@@ -191,16 +214,17 @@ def page_cell(page, row, pair):
 def test_page(table, texts):
     _, figures, teachers = table
     reader = Cells()
-    reader.feed(texts['html'])
+    reader.feed(re.search('<table id="accuracy".*?</table>', texts['html'], re.S)[0])
     pairs = list(dict.fromkeys(pair for _, pair in figures))
     gains = {epoch: improvement(figures, epoch) for epoch in ('best', 'last')}
     with open(ROOT / 'analysis' / 'published_ari.csv', newline='') as file:
         published_gains = {row['over']: float(row['ari']) for row in csv.DictReader(file) if row['of'] == 'semckd'}
-    head, *rows, foot = reader.rows
+    head, *rows = reader.rows
     assert [texts for _, texts in head] == [['method'], *([pair.split()[0], f'→ {pair.split()[2]}'] for pair in pairs),
-                                            ['SemCKD', 'ARI %']]
+                                            ['SemCKD', 'ARI %'], ['gain', 'over KD']]
+    rows, foot = rows[:8], rows[8:]
     assert [cells[0][1] for cells in rows] == [[row] for row in ROWS]
-    for row, (_, *cells, gain) in zip(ROWS, rows, strict=True):
+    for row, (_, *cells, ari, gain) in zip(ROWS, rows, strict=True):
         for pair, (attributes, said) in zip(pairs, cells, strict=True):
             found = expected(figures, row, pair)
             assert float(attributes['data-best']) == pytest.approx(found['best'], rel=1e-12)
@@ -208,31 +232,74 @@ def test_page(table, texts):
             compared = []
             for epoch in ('best', 'last'):
                 of = expected(figures, row, pair, epoch)
-                compared += [f'{of["published"]:.2f} ± {of["published_std"]:.2f}',
-                             f'{signed(of["difference"], 2)}, {signed(of["in_deviations"], 1)} σ']
-            assert said == [f'{found["best"]:.2f} ± {found["best_std"]:.2f}',
-                            f'{found["last"]:.2f} ± {found["last_std"]:.2f}', *compared]
-            marked = re.findall('class="of-(best|last)"><b class="highest">', page_cell(texts['html'], row, pair))
+                compared += change(of['difference'], of['sigma'])
+                compared += [text for over in ('Student', 'KD') if over != row
+                             for text in change(*gain_over(figures, row, over, [pair], epoch))]
+            assert said == [f'{found["best"]:.2f}', f'{found["last"]:.2f}', *compared]
+            marked = re.findall('class="of-(best|last)"><b>', page_cell(texts['html'], row, pair))
             assert marked == [epoch for epoch in ('best', 'last') if row == highest(figures, pair, epoch)]
         if row in gains['best']:
             values = [gains[epoch][row][0] for epoch in ('best', 'last')]
-            assert [float(gain[0][f'data-{epoch}'] or 'nan') for epoch in ('best', 'last')] == pytest.approx(
+            assert [float(ari[0][f'data-{epoch}'] or 'nan') for epoch in ('best', 'last')] == pytest.approx(
                 [float('nan') if value is None else value for value in values], rel=1e-9, nan_ok=True)
             theirs = f'{published_gains[ROWS[row]]:.2f}'
-            assert gain[1] == sum([['–' if value is None else f'{value:.2f}', theirs] for value in values], [])
+            assert ari[1] == sum([['–' if value is None else f'{value:.2f}', theirs] for value in values], [])
         else:
-            assert gain == ({'data-best': '', 'data-last': ''}, [])
-    assert [texts[0] for _, texts in foot[:-1]] == ['Teacher', *(f'{teachers[pair.split()[0]]:.2f}' for pair in pairs)]
+            assert ari == ({'data-best': '', 'data-last': ''}, [])
+        assert gain[1] == ([] if row == 'KD' else [text for epoch in ('best', 'last') for text in change(
+            *gain_over(figures, row, 'KD', pairs, epoch))])
+    assert [cells[0][1] for cells in foot] == [['Teacher'], ['Parameters'], ['Compression']]
+    assert [texts[0] for _, texts in foot[0][1:8]] == [f'{teachers[pair.split()[0]]:.2f}' for pair in pairs]
+    assert [texts for _, texts in foot[1][1:8]] == [['1.25 M', 'of 5.00 M']] * 7
+    assert [texts for _, texts in foot[2][1:8]] == [['4.0×']] * 7
     said = re.findall('<p class="soft of-(best|last)">(.*?)</p>', texts['html'])
     assert [note for _, note in said if 'Published' in note] == [
         'Published figures of an epoch that the source does not name: SemCKD.'] * 2
     assert [(epoch, *re.search('over (.*?) leaves out (.*?):', note).groups()) for epoch, note in said if 'ARI' in note
             ] == [(epoch, row, ', '.join(left_out).replace('>', '&gt;')) for epoch in ('best', 'last')
                   for row, (_, left_out) in gains[epoch].items() if left_out]
-    assert '<body>' in texts['html'] and '<input type="radio" name="epoch" value="best" checked>' in texts['html']
+    assert '<body data-against="paper">' in texts['html']
+    assert '<input type="radio" name="epoch" value="best" checked>' in texts['html']
     assert 'semckd_cifar100: 222 done, 0 running, 0 failed, 0 left. Written ' in texts['html']
     assert 'a &lt;fast&gt; machine; torch 9' in texts['html'] and '<fast>' not in texts['html']
     assert 'Failed and missing' not in texts['html']
+
+
+def test_conclusion_of_the_table(table, texts):
+    """Every form of the report begins with the same line, whose numbers are those of the runs."""
+    _, figures, _ = table
+    pairs = list(dict.fromkeys(pair for _, pair in figures))
+    wins = {row: sum(highest(figures, pair, 'best') == row for pair in pairs) for row in ROWS}
+    line = texts['md'].splitlines()[2]
+    leaders = [row for row in ROWS if wins[row] == max(wins.values())]
+    assert line.startswith(', '.join(leaders)) and f' best in {max(wins.values())} of 7 pairs' in line
+    cells = [expected(figures, *key) for key in figures]
+    within = sum(abs(cell['difference']) <= 2 * cell['sigma'] for cell in cells)
+    assert f' {within} of 56 cells (about 51 if all are equal) are within 2 σ of the published figures (SemCKD)' in line
+    assert line.endswith('. cifar100, 3 epochs, 4 trials, 111.0 h of training.')     # 222 runs of 30 minutes
+    assert texts['tex'].splitlines()[0] == f'% {line}'
+    first = re.search('<ul class="conclusion">(.*?)</ul>', texts['html'], re.S)[1]
+    assert re.findall('<li>(.*?)[.]</li>', first) == line.partition('. cifar100')[0].split('; ')
+    ranking = re.search('<table id="ranking".*?</table>', texts['html'], re.S)[0]
+    over_alone = {row: gain_over(figures, row, 'Student', pairs, 'best')[0] for row in ROWS if row != 'Student'}
+    assert re.findall('<th scope="row" data-value=".">(.*?)</th>', ranking) == [
+        *sorted(over_alone, key=lambda row: -over_alone[row]), 'Student']
+
+
+def test_page_for_screen_readers(texts):
+    """No double ids; tables with captions and heads of rows and columns; charts with labels and readable text."""
+    page = texts['html']
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len({*ids}) > 56
+    for content in re.findall('<table.*?</table>', page, re.S):
+        assert '<caption' in content and '<th>' not in content and content.count('<th scope="row"') > 1
+    charts = re.findall('<svg[^>]*>', page)
+    assert len(charts) == 14 and all(re.search('role="img" aria-label="[^"]+"', chart) for chart in charts)
+    assert {float(size) for size in re.findall(r'font(?:-size)?: ([\d.]+)px', ''.join(
+        re.findall('<svg.*?</svg>', page, re.S)))} == {11.0}
+    for tag in ('role="region" tabindex="0"', '<fieldset'):
+        assert page.count(tag) > 2
+    assert page.count('<fieldset>') == page.count('<legend>') and page.count('class="copy"') == 56 * 4
 
 
 def test_page_needs_nothing_from_outside(texts):
@@ -249,14 +316,13 @@ def test_curves_and_what_was_learnt(table, texts):
     """A chart of each pair, with a line of each row, and of SemCKD's attention, as SVG that XML can read."""
     _, figures, _ = table
     page = texts['html']
-    charts = dict(re.findall(r'<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)\s*</figure>', page, re.S))
+    charts = dict(re.findall(r'<figure[^>]*><figcaption>(.*?)</figcaption>\s*<div[^>]*>(<svg.*?</svg>)', page, re.S))
     pairs = {pair.replace('>', '&gt;') for _, pair in figures}
     assert {*charts} == pairs | {f'Attention of SemCKD, {pair}' for pair in pairs}
     for title, chart in charts.items():
-        ids = {element.get('id') for element in ElementTree.fromstring(chart).iter()}
-        lines = {name for name in ids if re.match('row-|range-', name or '')}
-        assert lines == (set() if title.startswith('Attention') else
-                         {f'{kind}-{place}' for kind in ('row', 'range') for place in range(8)})
+        rows = [row for element in ElementTree.fromstring(chart).iter() if (row := element.get('data-row'))]
+        lines = [*map(str, range(8))] * 2 + ['7']     # in all epochs, in the last ones, and the range of the headline
+        assert sorted(rows) == ([] if title.startswith('Attention') else sorted(lines))
 
 
 def test_a_single_epoch_is_seen():
@@ -265,10 +331,26 @@ def test_a_single_epoch_is_seen():
     for cell in found.cells.values():
         cell.results[0].update(curve=[cell.results[0]['top1']], pictures={'attention': [[0.5, 0.5]]},
                             pictures_by_epoch=[{'attention': [[0.5, 0.5]]}])
-    curves = report_charts.curves([*enumerate(found.cells.values())])
-    for chart in (curves, report_charts.learnt('attention', found.cells['KD', 'a -> b'])):
-        assert [line.get_marker() for line in chart.axes[0].lines] == ['o', 'o']
-        assert [tick for tick in chart.axes[0].get_xticks() if 0.9 < tick < 1.1] == [1]
+    curves = report_charts.curves([*enumerate(found.cells.values())], 'KD')
+    for axis in (*curves.axes, report_charts.learnt('attention', found.cells['KD', 'a -> b']).axes[0]):
+        assert [line.get_marker() for line in axis.lines] == ['o', 'o']
+        assert [tick for tick in axis.get_xticks() if 0.9 < tick < 1.1] == [1]
+
+
+def test_charts_show_what_separates_methods():
+    """The second chart begins after the last decay; a diverged net does not stretch an axis."""
+    found = found_of({'Student': [70.0], 'KD': [73.0]})
+    for cell in found.cells.values():
+        cell.trials[0].run.opt = SimpleNamespace(epochs=10, sched='step', lr_decay_epochs=[4, 7, 20])
+        cell.results[0]['curve'] = [*range(1, 11)]
+    whole, zoom = report_charts.curves([*enumerate(found.cells.values())], 'KD').axes
+    assert [len(line.get_xdata()) for line in (*whole.lines, *zoom.lines)] == [10, 10, 3, 3]
+    assert [*zoom.lines[0].get_xdata()] == [8, 9, 10] and zoom.lines[1].get_color() == report_charts.HEADLINE
+    found.cells['KD', 'a -> b'].trials[0].run.opt.sched = 'cosine'
+    assert report_charts.last_epochs([*found.cells.values()]) == 3      # a quarter of 10
+    axis = report_charts.DotAxis([70.0, 71.0, 72.0, 73.0, 10.0])
+    assert 60 < axis.low <= 70 and axis.place(10.0) == 0 and not axis.is_inside(10.0) and axis.is_inside(73.0)
+    assert report_charts.DotAxis([70.0, 71.0, 72.0], with_zero=True).low <= 0
 
 
 def test_dialogs_and_costs(table, texts):
@@ -282,8 +364,11 @@ def test_dialogs_and_costs(table, texts):
     for (row, pair), trials in figures.items():
         content = by_title[f'{row}, {pair}']
         for trial, (top1, last) in enumerate(trials, 1):
-            assert f'<h3>trial {trial}, seed {trial}</h3>\n<p>best epoch {top1:.2f}, last {last:.2f}, 30.0 minutes' \
-                in content
+            assert f'<h4>trial {trial}, seed {trial}</h4>\n<p>best epoch {top1:.2f}, last {last:.2f}, 30.0 minutes, ' \
+                   f'1,250,000 parameters' in content
+        best = expected(figures, row, pair)
+        assert f'best epoch: {best["best"]:.2f} ± {best["best_std"]:.2f} %; published: {best["published"]:.2f} ± ' \
+               f'{best["published_std"]:.2f} %, difference {signed(best["difference"], 2)}, ' in content
         commands = [shlex.split(command) for command in re.findall('<pre>(.*?)</pre>', content)]
         assert [argv[argv.index('--trial') + 1].split('_')[0] for argv in commands] == ['1', '2', '3', '4']
         assert {argv[argv.index('--distill') + 1] if '--distill' in argv else 'alone' for argv in commands} == {
@@ -291,9 +376,10 @@ def test_dialogs_and_costs(table, texts):
         assert content.count('>folder</a>') == 4
     # A student alone that two pairs share is one run.
     costs = re.search(r'<table id="cost">.*?</table>', page, re.S)[0]
-    rows = re.findall(r'<td data-value="\d">(\w+)</td><td data-value="(\d+)">\d+</td>\s*<td data-value="30.0">30.0</td>'
-                      r'<td data-value="1000.0">1000</td>', costs)
-    assert rows == [('Student', '20'), *((row, '28') for row in ROWS if row != 'Student')]
+    rows = re.findall(r'<th scope="row" data-value="\d">(\w+)</th><td data-value="(\d+)">\d+</td>\s*'
+                      r'<td data-value="30.0">30.0</td><td data-value="1000.0">1000</td>\s*'
+                      r'<td data-value="([\d.]+)">', costs)
+    assert rows == [('Student', '20', '10.0'), *((row, '28', '14.0') for row in ROWS if row != 'Student')]
 
 
 def test_classes(table, texts):
@@ -308,7 +394,7 @@ def test_classes(table, texts):
     page = texts['html'].partition('<h3>vgg13 -&gt; ShuffleV2</h3>')[2].partition('<h3>')[0]
     assert '<b>' not in page and page.count('<tr data-row') == 8
     assert 'accuracy of each class: the 10 worst of 40' in page and page.count('<td>5</td>') == 10        # test images
-    assert '<td>&lt;b&gt;cat&lt;/b&gt;</td><td>5</td>' + ''.join(f'<td>{value - 3:.2f}</td>'
+    assert '<th scope="row">&lt;b&gt;cat&lt;/b&gt;</th><td>5</td>' + ''.join(f'<td>{value - 3:.2f}</td>'
                                                                   for value in top1.values()) in page
 
 
@@ -317,6 +403,7 @@ def test_markdown(table, texts):
     pairs, gains = list(dict.fromkeys(pair for _, pair in figures)), improvement(figures)
     lines = texts['md'].splitlines()
     assert lines[0] == "# SemCKD's table, CIFAR-100"
+    lines = lines[lines.index('|---' * 9 + '|') - 5:]
     assert lines[4:6] == ['|  | ' + ' | '.join(pair.replace('->', '→') for pair in pairs) + ' | SemCKD ARI |',
                           '|---' * 9 + '|']
     for line, row in zip(lines[6:14], ROWS, strict=True):
@@ -333,7 +420,8 @@ def test_markdown(table, texts):
 def test_latex(table, texts):
     _, figures, teachers = table
     pairs = list(dict.fromkeys(pair for _, pair in figures))
-    lines = texts['tex'].splitlines()
+    lines = texts['tex'].partition('% needs')
+    lines = (lines[1] + lines[2]).splitlines()
     assert lines[:3] == [r'% needs \usepackage{booktabs}; test top-1 in percent of the best epoch, which is chosen on '
                          'the test set', r'\begin{tabular}{lccccccc}', r'\toprule']
     assert lines[3] == 'Teacher & ' + ' & '.join(pair.split()[0].replace('_', r'\_') for pair in pairs) + r' \\'
@@ -362,7 +450,7 @@ def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
         shutil.rmtree(runs / name.format('similarity', '3000.0', trial)) if trial > 1 else None
     (runs / name.format('vid', '1.0', 1) / 'parameters.json').unlink()
     (save / 'logs').mkdir()
-    monkeypatch.setattr('experiments.report.to_svg', lambda figure: '')     # test_page reads the charts
+    monkeypatch.setattr('experiments.report.page_svg', lambda *_: '')     # test_page reads the charts
     call(report.main, TABLE, '--epochs', EPOCHS)
     lines = {(line['row'], f'{line["teacher"]} -> {line["student"]}'): line
              for line in csv.DictReader((save / 'report.csv').read_text().splitlines())}
@@ -370,16 +458,18 @@ def test_a_part_of_a_table(table, tmp_path, monkeypatch, call):
     kd, hint, sp, vid = (lines[row, pair] for row in ('KD', 'FitNet', 'SP', 'VID'))
     best = [figures['KD', pair][i][0] for i in (0, 3)]
     assert (kd['trials'], float(kd['best']), float(kd['best_std'])) == ('2', mean(best), stdev(best))
-    assert [hint[key] for key in ('trials', 'best', 'best_std', 'last', 'difference', 'in_deviations')] == [
+    assert [hint[key] for key in ('trials', 'best', 'best_std', 'last', 'difference', 'sigma')] == [
         '0', '', '', '', '', ''] and hint['published'] == '72.91'
     only, (theirs, deviation) = figures['SP', pair][0][0], published()['resnet32x4', 'vgg8', 'similarity']
     assert (sp['trials'], float(sp['best']), sp['best_std']) == ('1', only, '')
-    assert float(sp['in_deviations']) == pytest.approx((only - theirs) / deviation)
+    assert float(sp['sigma']) == pytest.approx(deviation * (1 + 1 / 4) ** 0.5)      # of one trial and of four
+    assert float(sp['difference']) == pytest.approx(only - theirs)
     assert vid['trials'] == '3' and all(line['trials'] == '4' for (row, where), line in lines.items()
                                         if where != pair or row in ('Student', 'AT', 'HKD', 'SemCKD'))
     page, text = (save / 'report.html').read_text(), (save / 'report.md').read_text()
     assert 'semckd_cifar100: 212 done, 0 running, 0 failed, 10 left. Written' in page
-    assert page.count('<small>2 of 4 trials</small>') == page.count('<small>3 of 4 trials</small>') == 1
+    assert page.count('>2 of 4 trials</small>') == page.count('>3 of 4 trials</small>') == 1
+    assert page.count('Of 222 runs 0 failed and 10 are not finished; all figures are of the finished ones.') == 2
     for missing in ('KD-2: left, 0% done', 'KD-3: left, 0% done', 'FitNet-1: left, 0% done', 'VID-1: left, 100% done'):
         assert f'<li>resnet32x4-vgg8-{missing}' in page
     assert page.count('<li>resnet32x4-vgg8-') == 10
@@ -410,7 +500,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     call(report.main, 'save/digits', '--epoch', 'last')
     assert capsys.readouterr().out.endswith('report: save/digits/report.html\n')
     assert 'of the last epoch' in Path('save/digits/report.md').read_text()
-    assert '<body class="last">' in Path('save/digits/report.html').read_text()
+    assert '<body class="last" data-against="kd">' in Path('save/digits/report.html').read_text()
     Path('here/table.json').write_text('{"table": "digits"}')
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
@@ -439,7 +529,14 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 def run_of(top1, last=None):
     return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
-            'facts': {}, 'chosen_on': 'test', 'class_report': None}
+            'facts': {}, 'chosen_on': 'test', 'class_report': None, 'dataset': 'digits', 'seconds': 1800.0}
+
+
+def trial_of(name, result, state=DONE, **record):
+    """A trial of a student with this result; record: of how it ran."""
+    run = SimpleNamespace(name=name, short_label=name, cells=[name], opt=SimpleNamespace(
+        epochs=1, dataset='digits', sched='step', lr_decay_epochs=[150]))
+    return Trial(run, Progress(state, 1.0, 1800.0), SimpleNamespace(read=lambda: record), result)
 
 
 def found_of(accuracies: dict, **settings) -> TableResults:
@@ -447,7 +544,7 @@ def found_of(accuracies: dict, **settings) -> TableResults:
     pair = Pair('a', 'b')
     rows = [Row(label, 'alone' if label.startswith('Student') else 'kd') for label in accuracies]
     table = Table(Path('x.toml'), 'A | B <i>', [pair], rows, [1], **settings)
-    trials = {label: [Trial(SimpleNamespace(name=label), None, None, run_of(top1)) for top1 in values]
+    trials = {label: [trial_of(label, run_of(top1)) for top1 in values]
               for label, values in accuracies.items()}
     return TableResults(table, {(row.label, 'a -> b'): Cell(row, pair, trials[row.label], None) for row in rows}, [])
 
@@ -502,23 +599,98 @@ def test_one_class():
                                     'class: KD.'] and 'so that the accuracy' not in markdown(found)
 
 
-def test_in_deviations():
+def test_statistics():
+    """sigma = sqrt(s1^2 / n1 + s2^2 / n2); a mean without a deviation has that of the others."""
+    ours, theirs = Mean(75.0, 0.3, 4), Mean(74.0, 0.4, 16)
+    assert difference(ours, theirs) == (1.0, pytest.approx((0.09 / 4 + 0.16 / 16) ** 0.5))
+    assert difference(ours, Mean(74.0, None, 1)) == (1.0, pytest.approx((0.09 / 4 + 0.09) ** 0.5))
+    assert difference(Mean(1.0, None, 1), Mean(0.0, None, 1)) == difference(Mean(1.0, 0.0, 3), Mean(0.0, None, 1)) == (
+        1.0, None)
+    assert weighted_sum([(0.5, ours), (0.5, theirs), (-1, Mean(70.0, None, 2))]) == (
+        4.5, pytest.approx((0.25 * 0.09 / 4 + 0.25 * 0.16 / 16 + 0.125 / 2) ** 0.5))
+    assert [Difference(*pair).is_clear for pair in ((2.1, 1.0), (-2.1, 1.0), (2.0, 1.0), (9.0, None))] == [
+        True, True, False, False]
+    # Student's t, 6 degrees of freedom: 9.2 % are beyond 2.
+    assert beyond_by_chance(4) == pytest.approx(0.0924, abs=1e-4) and beyond_by_chance(1) is None
+    assert Difference(-1.0, 0.5).in_sigmas == -2 and Difference(1.0, None).in_sigmas is None
+    # Two nets with 90 % on 360 images: the binomial deviation of each is 1.58 points.
+    assert sampling_sigma(90.0, 360) == pytest.approx(2 ** 0.5 * 1.5811, abs=1e-4)
+
+
+def test_difference_from_the_published_figure():
     def of(top1, *published, epoch='best'):
-        trials = [Trial(None, None, None, run_of(value, value - 1)) for value in top1]
+        trials = [trial_of('KD', run_of(value, value - 1)) for value in top1]
         cell = Cell(Row('KD', 'kd'), Pair('a', 'b'), trials, Published(*published) if published else None)
-        return cell.difference(epoch), cell.in_deviations(epoch)
-    assert of([70.0, 72.0], 70.0, None, 'x', 'unknown')[1] == pytest.approx(1 / 2 ** 0.5)
-    assert of([70.0, 72.0], 70.0, 1.0, 'x', 'best')[1] == pytest.approx(1 / 1.5 ** 0.5)
-    assert of([71.0], 70.0, 0.5, 'x', 'unknown') == (1.0, 2.0)
-    # Trials that are all equal have a deviation, of 0.
-    assert of([71.0, 71.0], 70.0, 0.5, 'x', 'unknown')[1] == pytest.approx(2 * 2 ** 0.5)
+        return cell.difference(epoch)
+    # Our variance is 2 of 2 trials; the source has 4 trials, or does not say how many.
+    assert of([70.0, 72.0], 70.0, 1.0, 'x', 'best', 4) == (1.0, pytest.approx((2 / 2 + 1 / 4) ** 0.5))
+    assert of([70.0, 72.0], 70.0, 1.0, 'x', 'best') == (1.0, pytest.approx((2 / 2 + 1) ** 0.5))
+    assert of([70.0, 72.0], 70.0, None, 'x', 'unknown') == (1.0, pytest.approx((2 / 2 + 2) ** 0.5))
+    assert of([71.0], 70.0, 0.5, 'x', 'unknown', 4) == (1.0, pytest.approx((0.25 + 0.25 / 4) ** 0.5))
     assert of([71.0, 71.0], 70.0, None, 'x', 'unknown') == (1.0, None)
-    assert of([], 70.0, 1.0, 'x', 'unknown') == of([71.0]) == (None, None)
+    assert of([], 70.0, 1.0, 'x', 'unknown') is of([71.0]) is None
     # Only like is compared with like.
-    assert of([71.0], 70.0, 0.5, 'x', 'last') == (None, None) and of([71.0], 70.0, 0.5, 'x', 'best', epoch='last') == (
-        None, None)
-    assert of([71.0], 70.0, 0.5, 'x', 'last', epoch='last') == of([71.0], 70.0, 0.5, 'x', 'unknown', epoch='last') == (
-        0.0, 0.0)
+    assert of([71.0], 70.0, 0.5, 'x', 'last') is of([71.0], 70.0, 0.5, 'x', 'best', epoch='last') is None
+    assert of([71.0], 70.0, 0.5, 'x', 'last', epoch='last')[0] == of([71.0], 70.0, 0.5, 'x', 'unknown', epoch='last')[
+        0] == 0.0
+
+
+def test_conclusion_of_one_pair():
+    """What is best, by how much, and which methods are as good within 2 sigma."""
+    found = found_of({'Student': [70.0, 70.2], 'KD': [73.0, 73.2], 'AT': [75.0, 75.4], 'Ours': [75.2, 75.6]})
+    found.cells['KD', 'a -> b'].published = Published(73.0, 0.1, 'x', 'best', 2)        # 0.1 +- 0.12
+    found.cells['AT', 'a -> b'].published = Published(74.0, 0.1, 'x', 'best', 2)        # 1.2 +- 0.21
+    conclusion = conclude(found, 'best')
+    assert conclusion.sentences == [
+        'Ours is best, 75.4 %, +2.3 points over KD, +5.3 points over the student alone, AT within 2 σ of it',
+        '1 of 2 cells are within 2 σ of the published figures (x), 1 is higher']
+    assert conclusion.facts == ['digits', '1 epoch', '1 trial', '4.0 h of training'] and conclusion.warnings == []
+    assert plain(found).splitlines()[0] == conclusion.lines[0] == markdown(found).splitlines()[2]
+    worse = found_of({'Student': [70.0, 70.2], 'KD': [73.0, 73.2], 'Ours': [72.9, 73.0]})
+    assert conclude(worse, 'best').sentences == [
+        'KD is best, 73.1 %, +3.0 points over the student alone, Ours within 2 σ of it',
+        'Ours is 0.1 points below KD (within 2 σ)']
+    assert conclude(found_of({'KD': [73.0], 'AT': [73.001]}), 'best').sentences[0] == (
+        'no method is best alone in any pair')
+    assert conclude(found_of({'KD': [73.0]}), 'best').sentences[0].startswith('no two methods have finished runs')
+    assert (millions(1_250_000), compression(1_250_000, 5_000_000)) == ('1.25 M', '4.0×')
+    assert (millions(None), compression(1_250_000, None), compression(None, 5)) == ('', '', '')
+
+
+def test_conclusion_of_one_trial():
+    """Without a deviation nothing is tested; the number of test images says which differences mean nothing."""
+    found = found_of({'Student': [89.0], 'Ours': [90.0]})
+    assert conclude(found, 'best').sentences[1] == (
+        'one trial: no deviation, so no conclusion on differences between methods')
+    for cell in found.cells.values():
+        cell.results[0]['class_report'] = {'images': 360}
+        cell.published = Published(91.0, None, 'x', 'best')
+    assert conclude(found, 'best').sentences == [
+        'Ours is highest, 90.0 %, +1.0 points over the student alone',
+        'the mean difference from the published figures (x) is -1.5 points, without a deviation to test it',
+        'one trial: no deviation, so no conclusion on differences under 4.5 points (2 σ of two nets on 360 test '
+        'images)']
+    assert conclude(found, 'last').sentences[1] == (
+        'the published figures (x) are of the other epoch, so none is compared')
+
+
+def test_warnings_of_the_conclusion():
+    """Failed and missing runs, and teachers from which nothing can be learnt."""
+    found = found_of({'Student': [70.0], 'KD': [73.0]})
+    found.cells['KD', 'a -> b'].trials += [trial_of('KD', None, FAILED), trial_of('KD', None, LEFT)]
+    found.teachers = [trial_of('teacher a', {**run_of(18.9), 'model': 'a', 'teacher': '', 'facts': {'classes': 10}},
+                               began=0.0, ended=100_000.0)]
+    found.teachers[0].run.cells = []
+    assert conclude(found, 'best').warnings == [
+        'Of 5 runs 1 failed and 1 is not finished; all figures are of the finished ones.',
+        'The teacher a is barely better than chance: top-1 18.9 %, chance 10.0 %. Its students learn little from it.',
+        'a -> b: the teacher (18.9 %) is worse than the student alone (70.0 %).']
+    result = found.teachers[0].result
+    result['top1'] = 80.0
+    assert len(conclude(found, 'best').warnings) == 1
+    # Of unequal classes the most frequent one is chance.
+    result['class_report'] = {'images': 10, 'classes': [{'images': 8}, {'images': 2}]}
+    assert 'barely better than chance: top-1 80.0 %, chance 80.0 %' in conclude(found, 'best').warnings[1]
 
 
 def test_one_epoch_decides_every_figure():
@@ -526,11 +698,11 @@ def test_one_epoch_decides_every_figure():
     found = found_of({'Student': [], 'KD': [], 'Ours': []})
     for label, *trials in (('Student', (70.0, 69.0)), ('KD', (75.0, 71.0), (75.2, 71.4)), ('Ours', (74.0, 73.0))):
         cell = found.cells[label, 'a -> b']
-        cell.trials = [Trial(SimpleNamespace(name=label), None, None, run_of(*trial)) for trial in trials]
+        cell.trials = [trial_of(label, run_of(*trial)) for trial in trials]
         cell.published = Published(71.0, 0.2, 'x', 'last')
     for epoch, best, kd, gain, line in (
             ('best', 'KD', '75.10 ± 0.14 (71.00 ± 0.20, last epoch)', (74 - 75.1) / 5.1, ['', '']),
-            ('last', 'Ours', '71.20 ± 0.28 (71.00 ± 0.20)', (73 - 71.2) / 2.2, [0.2, 0.2 / 0.06 ** 0.5])):
+            ('last', 'Ours', '71.20 ± 0.28 (71.00 ± 0.20)', (73 - 71.2) / 2.2, [0.2, 0.08 ** 0.5])):
         found.epoch = epoch
         assert [label for label in ('Student', 'KD', 'Ours') if found.is_highest(found.cells[label, 'a -> b'], epoch)] \
             == [best]
@@ -538,8 +710,7 @@ def test_one_epoch_decides_every_figure():
         assert re.findall(r'(\w+) & \\textbf', latex(found)) == [best]
         row = list(csv.DictReader(as_csv(found).splitlines()))[1]
         assert [row['published_epoch'], row['epoch']] == ['last', epoch]
-        assert [row['difference'] and float(row['difference']), row['in_deviations'] and float(row['in_deviations'])] \
-            == pytest.approx(line)
+        assert [row[key] and float(row[key]) for key in ('difference', 'sigma')] == pytest.approx(line)
 
 
 def test_escapes():
@@ -584,7 +755,7 @@ def test_newer_methods():
     assert {label for (label, _), figure in found.items() if figure} == {row.label for row in table.rows}
     with open(ROOT / 'analysis' / 'published.csv', newline='') as file:
         lines = [row for row in csv.DictReader(file) if row['dataset'] == 'cifar100' and row['source'] in table.sources]
-    shown = {('' if label == 'Student' else pair.teacher, pair.student, f'{figure.top1:.2f}', *figure[2:])
+    shown = {('' if label == 'Student' else pair.teacher, pair.student, f'{figure.top1:.2f}', *figure[2:4])
              for (label, pair), figure in found.items() if figure}
     listed = {(row['teacher'], row['student'], row['top1'], row['source'], row['epoch']): row for row in lines}
     assert shown <= {*listed}
@@ -603,7 +774,7 @@ head.click(); pressed.push(names());
 document.querySelector('input[value=last]').click(); pressed.push(names()); head.click(); pressed.push(names());
 document.querySelectorAll('#accuracy thead button')[0].click(); pressed.push(names());
 document.querySelector('.row-choice[value="1"]').click();
-pressed.push([...document.querySelectorAll('tr[data-row="1"], [id="row-1"], [id="row-2"]')]
+pressed.push([...document.querySelectorAll('[data-row="1"], svg [data-row="2"]')]
              .map((element) => getComputedStyle(element).display));
 document.querySelectorAll('#accuracy tbody tr')[7].querySelectorAll('[data-dialog]')[2].click();
 pressed.push([...document.querySelectorAll('dialog[open]')].map((dialog) => dialog.innerText));
@@ -630,7 +801,7 @@ def test_in_a_browser(table, texts, tmp_path):
     for order, kind in ((by_best, 0), (from_high, 1), (reversed(from_low), 1)):
         assert [*order] == sorted(ROWS, key=lambda row: -mean(trial[kind] for trial in figures[row, str(pair)]))
     assert by_name == [*ROWS]
-    assert set(shown) == {'none', 'inline'} and shown.count('inline') == 7       # KD is hidden, not FitNet's 7 curves
+    assert set(shown) == {'none', 'inline'} and shown.count('inline') == 14      # KD is hidden, not FitNet's curves
     (text,) = opened
     assert text.count('train_student.py') == 4 and 'SemCKD, vgg13 -> ShuffleV2' in text and 'a <fast> machine' in text
     assert left_open == 0
