@@ -21,7 +21,7 @@ OTHERS = [matplotlib.colors.to_hex(matplotlib.colormaps['tab20'](i)) for i in (0
 POINTS = 11             # size of all text; an SVG in a page shows a point as at least one pixel
 PAGE_STYLE = {**STYLE, 'font.size': POINTS, 'axes.titlesize': POINTS, 'axes.labelsize': POINTS,
               'legend.fontsize': POINTS}
-FENCE = 3               # interquartile ranges beyond the quartiles where an axis of dots ends
+FENCE = 6               # interquartile ranges beyond the quartiles where an axis of dots ends
 
 
 def colour(index: int, is_headline: bool) -> str:

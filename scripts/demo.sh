@@ -21,7 +21,8 @@ echo; echo "3/5 the student with KD"
 python train_student.py --path-t "$TEACHER" --distill kd --model_s resnet8 $STUDENT $COMMON
 echo; echo "4/5 the student with SemCKD"
 # The published beta, 400, belongs to a teacher of 240 epochs. The features of this teacher, and so the loss, are larger.
-python train_student.py --path-t "$TEACHER" --distill semckd --model_s resnet8 -b 10 $STUDENT $COMMON
+# From beta 1 on, all stages of this student attend to one stage of the teacher.
+python train_student.py --path-t "$TEACHER" --distill semckd --model_s resnet8 -b 0.1 $STUDENT $COMMON
 
 echo
 python scripts/compare.py "$SAVE/models/resnet20_$RUN" "$SAVE/models/resnet8_$RUN" "$SAVE"/student_model/*_kd_* \
