@@ -119,13 +119,14 @@ def take_preprocessing(opt, checkpoint: dict, label: str) -> dict:
     """
     inputs = check_parts(checkpoint.get('inputs') or {}, label)
     _take_image_size(opt, inputs, label)
-    settle_crop(opt)
+    _take_default_crop(opt)
     if inputs and dataset_key(opt.dataset) in source_dict:
         if 'fit' in inputs and 'fit' not in opt.flags.given:
             opt.fit = inputs['fit']
         crop_pct = inputs.get('crop_pct', 1.0 if is_ours(checkpoint) else None)
         if crop_pct is not None and 'crop' not in opt.flags.given:
             opt.crop = 'resized' if crop_pct < 1 else 'padded'
+    check_crop(opt)
     return inputs
 
 

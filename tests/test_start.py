@@ -207,6 +207,19 @@ def test_runs(call, small, teacher, folder, tmp_path, capsys, main):
     assert f'--initial_checkpoint {folder}: no such file' in capsys.readouterr().err
 
 
+def test_a_resumed_run_downloads_nothing(call, small, tmp_path, monkeypatch, capsys):
+    """Its weights are in last.pth, and its preprocessing too."""
+    made = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
+    flags = [*small, '--model', 'timm:resnet10t', '--pretrained', '--save_dir', tmp_path]
+    call(train_teacher.main, *flags)
+    monkeypatch.setattr('models.timm_net.published', None)
+    call(train_teacher.main, *flags, '--epochs', 2, '--resume', 'auto')
+    assert '--pretrained timm:resnet10t: the weights are those of the resumed run' in capsys.readouterr().out
+    state = load_checkpoint(str(next(tmp_path.glob('models/*/last.pth'))), '')
+    assert state['epoch'] == 3 and state['inputs']['interpolation'] == 'bicubic'
+
+
 def test_the_command_that_fine_tunes(checkpoint, folder):
     """A teacher of other classes is refused with a command that train_teacher.py accepts."""
     data = SimpleNamespace(**vars(data_of()), flags=('--dataset', 'folder', '--data_dir', 'my data'))
