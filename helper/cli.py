@@ -1,7 +1,6 @@
 """The command line: a parser with one-line errors, types of flags, and text for the terminal."""
 import argparse
 import contextlib
-import copy
 import functools
 import math
 import re
@@ -124,11 +123,11 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, args: list[str]) -> set[str]:
         """The options whose flags are in `args`, even with their default value."""
-        parser = copy.deepcopy(self)
-        for action in parser._actions:
-            action.required, action.default = False, argparse.SUPPRESS
-        opt, _ = parser.parse_known(args)
-        return {*vars(opt)}
+        missing = object()
+        opt = argparse.Namespace(**{action.dest: missing for action in self._actions})
+        with contextlib.suppress(UserError):        # a recipe lacks required flags
+            self.parse_known(args, opt)
+        return {name for name, value in vars(opt).items() if value is not missing}
 
     def parse_args(self, args=None, namespace=None):
         opt, unknown = self.parse_known(args, namespace)
