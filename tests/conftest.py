@@ -1,5 +1,6 @@
 """Shared by the tests: builders of distillers and options, a small tree of images, a teacher, and the scheduler."""
 import atexit
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -122,11 +123,38 @@ def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
             *(['--init_epochs', str(init_epochs)] if any(get_method(name).spec.first_stage for name in names) else [])]
 
 
-def fork_server():
-    """A multiprocessing context that forks its processes from a server, which has imported torch."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['train_student', 'torch._dynamo', 'torch.utils.tensorboard', 'torchvision'])
-    return context
+@contextlib.contextmanager
+def forked_processes():
+    """Let launch() fork the processes of a run, which takes seconds less than to start them."""
+    start = functools.partial(torch.multiprocessing.start_processes, start_method='fork')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.multiprocessing, 'start_processes', start)
+        yield
+
+
+def forked(main, *arguments, out, err=None, **environment):
+    """A process that runs a script's main as `python script.py arguments`, forked from this one.
+
+    It appends its output to the file `out`, and its errors to `err`; default: out.err.
+    """
+    def run():
+        from helper.errors import run_main
+        os.environ.update(environment)
+        sys.argv = ['script.py', *map(str, arguments)]
+        sys.stdout, sys.stderr = (open(file, 'a', buffering=1)      # noqa: SIM115
+                                  for file in (out, err or f'{out}.err'))
+        with forked_processes():
+            run_main(main)
+    process = multiprocessing.get_context('fork').Process(target=run)
+    process.start()
+    return process
+
+
+def wait_for_text(file, text, process):
+    """Wait until the process has written the text into its output file."""
+    while not file.exists() or text not in file.read_text():
+        assert process.is_alive(), file.read_text()
+        time.sleep(0.02)
 
 
 def first_view(images):

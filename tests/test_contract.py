@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, ROOT, assert_same, build, data_options, first_view, free_port, outcome
+from conftest import CPU, ROOT, assert_same, build, data_options, first_view, forked, free_port, outcome
 
 import dataset
 import train_student
@@ -59,18 +59,26 @@ def teacher(tmp_path_factory, call, every_part):
 
 
 @pytest.fixture(scope='module')
-def run(call, teacher):
+def run(call, teacher, every_part):
     """run(save_dir, *flags, code=0): train_student.py with the method on digits, 6 steps an epoch. Returns its output.
 
-    alone=True, or an environment: in a process of its own.
+    alone=True: in a new process. kill_at=n: in a forked one, which kills itself after so many steps.
     """
-    def run(save, *flags, code=0, alone=False, **environment):
+    def run(save, *flags, code=0, alone=False, kill_at=0):
         arguments = ['--path-t', teacher, '--distill', 'every_part', '--dataset', 'digits', '--batch_size', '48',
                      '--epochs', '2', '--gpu_id', 'cpu', '--seed', '1', '--save_dir', save, '--learning_rate', '0.02',
                      '--num_workers', '0', '--learnt_temperature', *flags]
-        if alone or environment:
+        if kill_at:
+            def killed():
+                every_part.kill_at(kill_at)
+                train_student.main()
+            process = forked(killed, *arguments, out=os.devnull, err=os.devnull)
+            process.join()
+            assert process.exitcode == code
+            return ''
+        if alone:
             done = subprocess.run([sys.executable, FILE, *arguments], capture_output=True, text=True,
-                                  env={**os.environ, 'FEWER_DIGITS': '1', **environment})
+                                  env={**os.environ, 'FEWER_DIGITS': '1'})
             assert done.returncode == code, done.stdout + done.stderr
             return done.stdout + done.stderr
         out = io.StringIO()
@@ -102,7 +110,7 @@ def whole(run, tmp_path_factory):
 
 def test_it_trains_and_resumes_to_the_bit(run, tmp_path, whole):
     """Killed in the middle of the second epoch, with two momenta for each parameter."""
-    run(tmp_path, *RESUMABLE, code=-signal.SIGKILL, KILL_AT_STEP='9')
+    run(tmp_path, *RESUMABLE, code=-signal.SIGKILL, kill_at=9)
     assert 'after step 3 of epoch 2' in run(tmp_path, *RESUMABLE)
     assert_same(outcome(tmp_path), outcome(whole))
     state = load_checkpoint(str(folder_of(whole) / 'last.pth'), '')
@@ -115,7 +123,7 @@ def test_it_trains_and_resumes_to_the_bit(run, tmp_path, whole):
 def test_adamw_resumes_to_the_bit(run, tmp_path):
     flags = ['--every_optimizer', 'adamw', '--epochs', '1', *RESUMABLE]
     run(tmp_path / 'whole', *flags)
-    run(tmp_path / 'parts', *flags, code=-signal.SIGKILL, KILL_AT_STEP='4')
+    run(tmp_path / 'parts', *flags, code=-signal.SIGKILL, kill_at=4)
     run(tmp_path / 'parts', *flags)
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
     state = load_checkpoint(str(folder_of(tmp_path / 'whole') / 'last.pth'), '')

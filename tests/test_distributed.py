@@ -1,6 +1,4 @@
 """Training with several real processes, connected by gloo on this machine."""
-import contextlib
-import functools
 import itertools
 import json
 import os
@@ -14,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, assert_same, fork_server, free_port, options, outcome
+from conftest import CPU, assert_same, forked, forked_processes, free_port, options, outcome, wait_for_text
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import helper.launch
@@ -88,14 +86,14 @@ def test_sampler_divides_what_one_process_sees():
     assert sorted(held_out) == list(range(21))
 
 
-def make(method, rank, world, **changes):
-    """(distiller, loader, options), the same in every process except for its part of the batches."""
+def make(method, rank, world, images=24, **changes):
+    """(distiller, loader, options), the same in every process except for its part of the batches of 8."""
     torch.manual_seed(0)
     cls = get_method(method)
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
-    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
-    loader = MemoryLoader(images, torch.arange(24) % 10, opt.batch_size, CPU, train=True, rank=rank, world_size=world,
-                          drop_last=cls.spec.drop_last, views=cls.spec.views)
+    pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8)
+    loader = MemoryLoader(pixels, torch.arange(images) % 10, opt.batch_size, CPU, train=True, rank=rank,
+                          world_size=world, drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, 16, loader.target)
     distiller = cls(model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10), opt, data)
     distributed.seed_this_process(opt.seed)
@@ -173,13 +171,12 @@ def flat(value):
 
 def every_method(opt, device):
     """Runs in each process: collect what the tests below check, and write it as JSON."""
-    torch.set_num_threads(1)
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
     import fixtures.every_part  # noqa: F401, which adds a method of several backward passes
     for method in (*distiller_dict, 'rkd+crd'):
         freezes = not get_method(method).spec.own_backward
-        distiller, loader, method_opt = make(method, rank, world, freeze_epochs=int(freezes))
+        distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes))
         averages, optimizer = steps(distiller, loader, method_opt)
         state = dict(distiller.state_dict())
         for name in ('attention_sum', 'attention_batches'):     # of this process, averaged when it is shown
@@ -189,8 +186,8 @@ def every_method(opt, device):
             'moved': [epoch['moved'] for epoch in averages[-2:]] == [not freezes, True],
             'averages': same([[v for k, v in a.items() if k != 'images_per_second'] for a in averages])}
         if method == 'crd':
-            found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != make(method, rank, world)[0]
-                                        .criterion.contrast.memory_v1).any(1).sum())
+            before = make(method, rank, world, images=16)[0].criterion.contrast.memory_v1
+            found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != before).any(1).sum())
     for name, opt_here in (('alike', opt), ('other', SimpleNamespace(**vars(opt), kd_T=4.0 + rank)),
                            ('drawn', SimpleNamespace(**{**vars(opt), 'seed': rank + 5,
                                                          'flags': Flags({}, set(), ['seed'])}))):
@@ -233,22 +230,6 @@ def every_method(opt, device):
         Path(opt.out).write_text(json.dumps(found))
 
 
-@contextlib.contextmanager
-def forked_processes():
-    """Let launch() fork its processes from a server, which is faster; their output cannot be read."""
-    fork_server()
-    start = functools.partial(torch.multiprocessing.start_processes, start_method='forkserver')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.multiprocessing, 'start_processes', start)
-        patch.setattr(helper.launch, '_child', child_of_server)
-        yield
-
-
-def child_of_server(*arguments):
-    helper.launch.end_with_parent = lambda parent: None     # the parent is the server
-    helper.launch._child(*arguments)        # not patched in this process
-
-
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
     """The results of every_method in two processes."""
@@ -278,7 +259,7 @@ def test_all_processes_hold_the_same(together, method):
 
 
 def test_crd_memory_takes_in_the_whole_batch(together):
-    assert together['memory rows'] == 24        # each of two processes has seen 12 of the images
+    assert together['memory rows'] == 16        # each of two processes has seen 8 of the images
 
 
 def test_two_processes_train_as_one(together):
@@ -340,7 +321,7 @@ def fails_in_one(opt, device):
     pytest.param('bug', 1, 'error: ZeroDivisionError: a bug; this is a fault of the program',
                  marks=pytest.mark.slow)])
 def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
-    with pytest.raises(SystemExit) as caught:
+    with forked_processes(), pytest.raises(SystemExit) as caught:
         launch(fails_in_one, of_two(how=how))
     error = capfd.readouterr().err
     assert caught.value.code == code and words in error and error.count('\n') == 1 and 'gloo' not in error
@@ -380,18 +361,20 @@ def test_torchrun(small, tmp_path):
     assert [len(part) for part in served] == [24, 24] and sorted(sum(served, [])) == list(range(48))
 
 
-def two_tasks(*command):
-    """The two tasks of a step on two nodes, as Slurm describes them."""
-    slurm = {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_JOB_ID': str(os.getpid()),
-             'SLURM_STEP_ID': '0', 'SLURM_LOCALID': '0', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return [subprocess.Popen([sys.executable, *map(str, command)], env={**os.environ, **slurm, 'SLURM_PROCID': str(r)},
-                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(2)]
+def slurm_task(rank):
+    """The environment of a task of a step on two nodes, as Slurm describes it."""
+    return {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_JOB_ID': str(os.getpid()),
+            'SLURM_STEP_ID': '0', 'SLURM_LOCALID': '0', 'SLURM_PROCID': str(rank)}
 
 
 def test_two_nodes_under_srun(small, tmp_path):
-    started = two_tasks(ROOT / 'train_teacher.py', '--model', 'resnet8', '--save_dir', tmp_path, *small)
-    (out, error), (nothing, _) = (process.communicate() for process in started)
-    assert [p.returncode for p in started] == [0, 0], error
+    outs = [tmp_path / f'out{rank}' for rank in (0, 1)]
+    started = [forked(train_teacher.main, '--model', 'resnet8', '--save_dir', tmp_path, *small, out=out,
+                      **slurm_task(rank)) for rank, out in enumerate(outs)]
+    for process, out in zip(started, outs, strict=True):
+        process.join()
+        assert process.exitcode == 0, Path(f'{out}.err').read_text()
+    out, nothing = (out.read_text() for out in outs)
     assert '2 processes, cpu' in out and out.count('epoch 1: ') == 1 and nothing == ''
 
 
@@ -409,7 +392,11 @@ run_main(train_teacher.main)
 def test_stopped_processes_keep_their_code(small, tmp_path):
     """srun ends the second process after the first has saved and exited: both return 128 + SIGUSR1."""
     (tmp_path / 'train.py').write_text(LEAVES_SLOWLY)
-    started = two_tasks(tmp_path / 'train.py', '--model', 'resnet8', '--save_dir', tmp_path, *small, '--epochs', 2000)
+    command = [sys.executable, tmp_path / 'train.py', '--model', 'resnet8', *small, '--epochs', 2000, '--save_dir',
+               tmp_path]
+    here = {'PYTHONPATH': str(ROOT)}
+    started = [subprocess.Popen(list(map(str, command)), env={**os.environ, **slurm_task(rank), **here},
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in (0, 1)]
     for line in started[0].stdout:
         if line.startswith('epoch 1: '):
             started[1].send_signal(signal.SIGUSR1)
@@ -514,30 +501,29 @@ def test_why_processes_did_not_meet(error, seconds, said):
 
 def test_the_others_do_not_come(small, tmp_path):
     """The wait for processes that never start ends after --dist-timeout, with one line."""
-    command = [sys.executable, ROOT / 'train_teacher.py', '--dist-timeout', '2', '--save_dir', tmp_path,
-               *map(str, small)]
-    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1'}
-    started = [subprocess.Popen(command, env={**env, 'RANK': rank, 'MASTER_PORT': str(free_port())},
-                                stderr=subprocess.PIPE, text=True) for rank in '01']
-    for process in started:         # process 0 waits for process 1, which calls another port
-        error = process.communicate()[1]
-        assert process.returncode == 2 and error.count('\n') == 1
+    save = tmp_path / 'save'
+    started = [forked(train_teacher.main, '--dist-timeout', 2, '--save_dir', save, *small, out=tmp_path / str(rank),
+                      WORLD_SIZE='2', RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+               for rank in (0, 1)]
+    for rank, process in enumerate(started):        # process 0 waits for process 1, which calls another port
+        process.join()
+        error = (tmp_path / f'{rank}.err').read_text()
+        assert process.exitcode == 2 and error.count('\n') == 1
         assert error.startswith('error: MASTER_ADDR') and 'the 2 processes did not meet within 2 s' in error
-    assert list(tmp_path.iterdir()) == []
+    assert not save.exists()
 
 
-def test_a_signal_stops_all_at_one_step(call, small, teacher, tmp_path):
+def test_a_signal_stops_all_at_one_step(small, teacher, tmp_path):
     """After SIGTERM to the launching process, all processes stop at the same step and save together."""
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 40, '--learning_rate',
                  0.02, '--skip-validation']
-    command = [sys.executable, ROOT / 'train_student.py', *arguments, *two(), '--save_dir', tmp_path / 'parts']
-    process = subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for line in process.stdout:
-        if line.startswith('epoch 1: '):
-            process.terminate()
-            break
-    out, error = process.communicate()
-    assert process.returncode == 143 and 'SIGTERM: stopped after' in out and error == ''
+    out = tmp_path / 'out'
+    process = forked(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'parts', out=out)
+    wait_for_text(out, 'epoch 1: ', process)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 143 and 'SIGTERM: stopped after' in out.read_text()
+    assert Path(f'{out}.err').read_text() == ''
     state = load_checkpoint(str(next(tmp_path.glob('parts/student_model/*/last.pth'))), '')
     assert len(state['random']) == 2 and state['epoch'] < 40
 
@@ -625,7 +611,8 @@ def test_two_processes_from_the_command_line(call, small, teacher, tmp_path, cap
     """
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--batch_size', 8, '--learning_rate',
                  0.02]
-    call(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'whole')
+    with forked_processes():
+        call(train_student.main, *arguments, *two(), '--save_dir', tmp_path / 'whole')
     out = capfd.readouterr().out
     assert out.count('teacher top-1') == 1 and '2 processes, cpu' in out and out.count('epoch 1: ') == 1
     parameters = json.loads(next(tmp_path.glob('whole/student_model/*/parameters.json')).read_text())

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, fork_server, outcome
+from conftest import assert_same, outcome
 
 import train_student
 import train_teacher
@@ -57,10 +58,7 @@ def kill_at(moment, count):
 
 def run(arguments, out, moment, count):
     """A run in a process of its own, which kills itself."""
-    torch.set_num_threads(1)
-    log = open(out, 'a')        # noqa: SIM115, until the process ends
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = open(out, 'a')        # noqa: SIM115, until the process ends
     sys.argv = ['train_student.py', *map(str, arguments)]
     kill_at(moment, count)
     train_student.main()
@@ -69,7 +67,7 @@ def run(arguments, out, moment, count):
 @pytest.mark.parametrize('times', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_again_and_again(call, small, teacher, tmp_path, times):
     """SIGKILL at drawn moments, while starting, training and writing; every time it goes on, and ends the same."""
-    context = fork_server()
+    context = multiprocessing.get_context('fork')
     arguments = ['--path_t', teacher, '--distill', 'crd', '--nce_k', 10, *small, '--epochs', 8, '--learning_rate', 0.02,
                  '--save_every', 1e-9]
     call(train_student.main, *arguments, '--save_dir', tmp_path / 'whole')

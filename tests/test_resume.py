@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Hostile, assert_same, few, outcome, outcome_of, write_images
+from conftest import Hostile, assert_same, few, forked, outcome, outcome_of, wait_for_text, write_images
 
 import dataset
 import train_student
@@ -573,14 +573,14 @@ def test_a_lock_keeps_a_second_run_out(call, small, teacher, tmp_path, capfd):
         call(train_student.main, *arguments)
     assert caught.value.code == 2 and 'another run is writing there' in capfd.readouterr().err
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    later = subprocess.Popen([sys.executable, ROOT / 'train_student.py', *map(str, arguments), '--resume'], text=True,
-                             stdout=subprocess.PIPE)
-    lines = [later.stdout.readline()]
-    while 'waiting for it to end' not in lines[-1] and lines[-1]:
-        lines.append(later.stdout.readline())
+    out = tmp_path / 'out'
+    later = forked(train_student.main, *arguments, '--resume', out=out)
+    wait_for_text(out, 'waiting for it to end', later)
+    assert 'resuming from' not in out.read_text()
     other.kill()
-    rest = later.communicate()[0]
-    assert later.returncode == 0 and 'waiting for it to end' in lines[-1] and 'resuming from' in rest
+    other.communicate()
+    later.join()
+    assert later.exitcode == 0 and 'resuming from' in out.read_text()
     lock = FolderLock(folder)
     assert lock.take()
     lock.release()
