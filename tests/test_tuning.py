@@ -12,7 +12,7 @@ import pytest
 from experiments import search_results, space, study
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
-from experiments.table_file import SPACES, read_table
+from experiments.table_file import read_table
 from helper.errors import UserError
 from scripts import reproduce, tune
 
@@ -174,14 +174,6 @@ def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'optuna', None)
     assert refused(call, capsys, tune.main, path) == 'tune.py: optuna is not installed; pip install optuna'
     assert {*os.listdir()} == {'x.toml', 'y.toml', 'z.toml'}
-
-
-@pytest.mark.parametrize('name', [file.stem for file in SPACES.glob('*.toml')])
-def test_the_spaces(tmp_path, name):
-    """All ranges can be planned, and their first trial has published values."""
-    search = Search(read_table(SPACES / f'{name}.toml', has_ranges=True), tmp_path, [], 1, True)
-    search.check_ranges()
-    assert all(cell.published for cell in search.cells)
 
 
 # The trials
