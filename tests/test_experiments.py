@@ -473,7 +473,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'sum': ({'rows': {'A': 'kd+kd'}}, 'row A kd+kd: names a method twice; give each once'),
     'no method': ({'rows': {'A': ' '}}, 'row A: give a method and its flags, as "kd -a 0.9", or "alone"'),
     'a row in a row': ('title = "x"\nseeds = [1]\npairs = ["a -> b"]\n[rows.A]\nb = "kd"\n',
-                       'row A: give a method and its flags, as "kd -a 0.9", or "alone"'),
+                       'row A: is a row of a search; python scripts/tune.py mini.toml runs it'),
     'quotes': ({'rows': {'A': "kd 'x"}}, "row A: kd 'x: No closing quotation; give quotation marks in pairs, and "
                                         'no backslash at the end'),
     'NUL': ({'options': '--dataset folder --data_dir \0'},
