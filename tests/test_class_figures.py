@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from analysis import figures, metrics
 from analysis.classes import describe_report, mean_report, read_class_report, shown_classes, worst_classes
@@ -39,6 +38,7 @@ def test_by_hand():
 
 
 def test_as_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
     torch.manual_seed(0)
     logits, target = 2 * torch.randn(400, 9), torch.randint(8, (400,))      # class 8 is predicted, but has no images
     target[:200] = logits[:200, :8].argmax(1)

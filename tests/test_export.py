@@ -142,8 +142,8 @@ def _data(run):
     return Path(json.loads((run / 'parameters.json').read_text())['data_dir'])
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) if name == 'pt2' else name
-                                  for name in FORMATS])     # a .pt2 is compared whole by the export itself
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in ('pt2', 'safetensors')))
+                                  for name in FORMATS])     # these two start torch; the export itself compares them
 def test_each_format_is_the_network(export, run, photographs, name):
     """By its own runtime, for one image and for several, as near as the card says."""
     _, pixels = photographs

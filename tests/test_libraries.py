@@ -561,7 +561,8 @@ def test_a_net_of_one_channel(tmp_path, capsys):
         assert net.forward_features(x).equal(out.map)
 
 
-@pytest.mark.parametrize('student', [VIT, 'torchvision:shufflenet_v2_x0_5', 'resnet8'])
+@pytest.mark.parametrize('student', [VIT, 'resnet8',
+                                     pytest.param('torchvision:shufflenet_v2_x0_5', marks=pytest.mark.slow)])
 def test_a_convnext_teaches(call, small, tmp_path, student):
     """simkd deploys the teacher's norm and classifier: the run resumes bit-identically, and the net loads again."""
     call(train_teacher.main, '--model', CONVNEXT, *small, '--save_dir', tmp_path)
