@@ -1,4 +1,4 @@
-"""The figures of each class (helper.class_figures.class_report): read, averaged over trials, and as text."""
+"""The metrics of each class (helper.class_metrics.class_report): read, averaged over trials, and as text."""
 import math
 from collections.abc import Sequence
 from pathlib import Path

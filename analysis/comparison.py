@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helper.class_figures import class_report, predictions
+from helper.class_metrics import class_report, predictions
 from helper.cli import table
 from helper.errors import UserError, printable
 from models.base import Net
@@ -69,7 +69,7 @@ class Comparison:
         return [figures.shorten(printable(name), LONGEST) for name in names]
 
     def class_reports(self) -> dict[str, dict]:
-        """net -> its helper.class_figures.class_report on the whole test set."""
+        """net -> its helper.class_metrics.class_report on the whole test set."""
         return {net.name: class_report(predictions(net.logits, self.target), self.data.classes) for net in self.nets}
 
 

@@ -2,7 +2,7 @@
 from dataset import get_dataloaders
 from distiller_zoo import load_inference_net
 from helper import distributed
-from helper.class_figures import class_report
+from helper.class_metrics import class_report
 from helper.device import memory_format
 from helper.loops import PREDICTIONS, validate
 from helper.records import show_evaluation
@@ -13,7 +13,7 @@ from .classes import describe_report
 
 
 def evaluate(opt, device) -> None:
-    """Print the accuracy and the figures of the classes of the checkpoint opt.evaluate (True: the teacher opt.path_t).
+    """Print the accuracy and the metrics of the classes of the checkpoint opt.evaluate (True: the teacher opt.path_t).
 
     All processes call this.
     """

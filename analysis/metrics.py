@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.class_figures import Calibration, calibrate, predictions
+from helper.class_metrics import Calibration, calibrate, predictions
 from models.base import Net
 
 CKA_BATCH = 100     # images whose feature maps are in memory at once

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.classes import MEANS, shown_classes, two_digits
 from analysis.run_checkpoint import RunCheckpoint
-from helper.class_figures import class_report
+from helper.class_metrics import class_report
 from helper.device import surroundings
 from helper.errors import printable
 
@@ -91,7 +91,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         *([f'**The network predicts the class {printable(constant)} for all test images: it cannot tell classes '
            f'apart.**'] if constant is not None else []),
         '## Classes', f'Measured {test_set}, in %. Means are over the classes; ECE is the calibration error in '
-        '15 bins.', *_class_figures(card['figures of each class in %']),
+        '15 bins.', *_class_rows(card['figures of each class in %']),
         '## Files',
         'Each file was loaded by its own runtime in a new process, and compared with the network in PyTorch on the '
         'whole test set.',
@@ -104,7 +104,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     ]) + '\n'
 
 
-def _class_figures(report):
+def _class_rows(report):
     """The paragraphs about the classes: means, and a table of all classes or of the worst."""
     classes, means = report['classes'], [(name, two_digits(report[key])) for key, name in MEANS.items()]
     rows = [(html.escape(row['name'], quote=False), row['images'], *(two_digits(row[key]) for key in CLASS_COLUMNS),

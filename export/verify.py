@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helper.class_figures import predictions
+from helper.class_metrics import predictions
 from helper.errors import UserError, counted
 
 from .deployed_net import NormalisedNet
@@ -79,7 +79,7 @@ class Evaluations:
     network: Evaluation
     formats: dict[str, Evaluation]
     teacher: Evaluation | None
-    predictions: Tensor | None = None       # (3, N), of the network: helper.class_figures.predictions
+    predictions: Tensor | None = None       # (3, N), of the network: helper.class_metrics.predictions
 
 
 def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .class_figures import gather_predictions, predictions
+from .class_metrics import gather_predictions, predictions
 from .device import Precision
 from .distributed import average_batchnorm
 from .errors import UserError
@@ -106,7 +106,7 @@ def validate(loader, net, run=None, source: str = '', split: str = 'test') -> di
     PREDICTIONS}.
 
     test_classes_predicted and test_classes count the classes that the net predicts at least once, and those with
-    images. PREDICTIONS: (3, images), see helper.class_figures.predictions, of all processes. net(images) -> logits.
+    images. PREDICTIONS: (3, images), see helper.class_metrics.predictions, of all processes. net(images) -> logits.
     run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run does not
     train, for the error message. split: of SPLITS, that of the loader; with 'val' the names begin with val_. Raises
     UserError in every process if the loss is not finite.

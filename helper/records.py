@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .class_figures import class_report
+from .class_metrics import class_report
 from .cli import values
 from .device import surroundings
 from .distributed import is_main, world_size
@@ -34,7 +34,7 @@ class Records:
         self.history: list[dict] = []
         self.best: dict = {self.accuracy: -1.0}
         self.test: dict = {}    # with a validation set, at the end: 'best' and 'last' -> metrics on the test set
-        self.class_report: dict = {}        # the figures of each class in the best epoch, on the test set
+        self.class_report: dict = {}        # the metrics of each class on the test set, in the best epoch
         self.start, self.writer = time.time(), None
         self.wandb, self.wandb_id = None, secrets.token_hex(4)
         self.epochs = 0         # finished ones of all stages
@@ -154,7 +154,7 @@ class Records:
               f'{"  *best*" if is_best else ""}', flush=True)
 
     def _report_classes(self, test):
-        """Note the figures of each class. test: what validate returned on the test set for the best epoch."""
+        """Note the metrics of each class. test: what validate returned on the test set for the best epoch."""
         self.class_report = {'epoch': self.best['epoch'], **class_report(test[PREDICTIONS], self.classes)}
 
     @property
@@ -209,12 +209,12 @@ class Records:
         self._write_json(f'{self.selection}_last_metrics', self.last)
 
     def write_best(self) -> None:
-        """Write the metrics of the best epoch, and without a validation set also the figures of each class."""
+        """Write the metrics of the best epoch, and without a validation set also those of each class."""
         self._write_json(f'{self.selection}_best_metrics', self.best)
         self._write_class_report()
 
     def write_test(self) -> None:
-        """Write the metrics of add_test and the figures of each class, if there are any."""
+        """Write the metrics of add_test and those of each class, if there are any."""
         for epoch, metrics in self.test.items():
             self._write_json(f'test_{epoch}_metrics', metrics)
         self._write_class_report()

@@ -1,4 +1,4 @@
-"""The figures of each class: recall, precision, F1, confusion, ECE; against scikit-learn, in the card and on screen."""
+"""The metrics of each class: recall, precision, F1, confusion, ECE; against scikit-learn, in the card and on screen."""
 import json
 import warnings
 
@@ -9,7 +9,7 @@ import torch
 from analysis import figures, metrics
 from analysis.classes import describe_report, mean_report, read_class_report, shown_classes, worst_classes
 from export import model_card
-from helper.class_figures import class_report, predictions
+from helper.class_metrics import class_report, predictions
 from helper.errors import UserError
 from helper.files import write_json
 from scripts import compare
@@ -119,7 +119,7 @@ def test_read_and_mean(tmp_path):
 def test_in_the_model_card():
     """Hostile names are harmless in Markdown; a class without images is said."""
     report = class_report(by_hand(), ['cat', '<img src=x>|b', 'eel\n# x', 'fly'])
-    text = '\n\n'.join(model_card._class_figures(json.loads(json.dumps(report))))
+    text = '\n\n'.join(model_card._class_rows(json.loads(json.dumps(report))))
     assert '| macro F1 | 35.56 |\n| balanced accuracy | 38.89 |\n| ECE | 30.00 |' in text
     assert '| cat | 3 | 66.67 | 66.67 | 66.67 | &lt;img src=x&gt;/b (1) |' in text
     assert '| &lt;img src=x&gt;/b | 2 | 50.00 | 33.33 | 40.00 | cat (1) |' in text

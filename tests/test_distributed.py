@@ -24,7 +24,7 @@ from dataset.order import EpochOrder, batch_ranges
 from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
-from helper.class_figures import class_report
+from helper.class_metrics import class_report
 from helper.cli import Flags
 from helper.cluster import explain_failed_meeting, first_host
 from helper.compile import compile_forward
@@ -126,7 +126,7 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
 
 
 def measure(loader, net):
-    """[what validate returns and the means over the classes, the figures of each class]."""
+    """[what validate returns and the means over the classes, the metrics of each class]."""
     test = validate(loader, net)
     report = class_report(test.pop('predictions'), [*'0123456789'])
     classes = report.pop('classes')

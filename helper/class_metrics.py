@@ -1,4 +1,4 @@
-"""The figures of each class on a test set, and the calibration, from the predictions of a net."""
+"""The metrics of each class on a test set, and the calibration, from the predictions of a net."""
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from . import distributed
 from .device import finest
 
 BINS = 15           # of the confidence, as in Guo et al.
-CLASS_FIGURES = ('name', 'images', 'recall', 'precision', 'f1', 'predicted_as')      # of a class in class_report
+CLASS_METRICS = ('name', 'images', 'recall', 'precision', 'f1', 'predicted_as')      # of a class in class_report
 
 
 def predictions(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ def calibrate(confidence: torch.Tensor, is_correct: torch.Tensor, bins: int = BI
 
 
 def class_report(predictions: torch.Tensor, classes: Sequence[str]) -> dict:
-    """The figures of each class as a dictionary for JSON, in percent, from predictions (3, N) of a test set.
+    """The metrics of each class as a dictionary for JSON, in percent, from predictions (3, N) of a test set.
 
     'macro_f1', 'balanced_acc' (mean recall), 'ece' (15 bins), 'images', and 'classes': for each class its name, number
     of images, recall, precision, F1, and its row of the confusion matrix without zeros, the most frequent first. As in
@@ -74,7 +74,7 @@ def class_report(predictions: torch.Tensor, classes: Sequence[str]) -> dict:
                   strict=True)
     return {'images': len(true), 'macro_f1': f1.nanmean().item(), 'balanced_acc': recall.nanmean().item(),
             'ece': 100 * calibrate(predictions[2], (true == predicted).double()).ece,
-            'classes': [dict(zip(CLASS_FIGURES, column, strict=True)) for column in columns]}
+            'classes': [dict(zip(CLASS_METRICS, column, strict=True)) for column in columns]}
 
 
 def _without_nan(values):
