@@ -1,13 +1,14 @@
 """Checks of options that do not go together or have no effect. Each raises a UserError of one line."""
 import functools
+from importlib.util import find_spec
 
 from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
 from dataset.crop import DEFAULTS, OF_RESIZED
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
 from helper.cli import comma_list, has_auto, word_list
-from helper.errors import UserError
-from helper.optim import has_momentum
+from helper.errors import UserError, nearest
+from helper.optim import BUILT_IN, has_momentum
 
 
 def check_effects(opt) -> None:
@@ -42,6 +43,40 @@ def check_effects(opt) -> None:
                    'no_test'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
+
+
+def check_recipe(opt) -> None:
+    """Raise UserError for an unknown optimiser, for rates that do not fit, or if timm is needed but not installed."""
+    flags = {f'--opt {opt.opt}': opt.opt not in BUILT_IN, f'--sched {opt.sched}': opt.sched != 'step',
+             '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
+             '--cutmix': opt.cutmix, '--model_ema': opt.model_ema,
+             f'--aa {opt.aa}': opt.aa, '--reprob': opt.reprob}
+    for flag, given in flags.items():
+        if given and find_spec('timm') is None:
+            raise UserError(f'{flag}: timm is not installed; pip install timm')
+    if opt.opt not in BUILT_IN:
+        from timm.optim import list_optimizers
+        known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
+        if opt.opt not in known:
+            raise UserError(f'--opt {opt.opt}: no such optimiser; {nearest(opt.opt, known)}')
+    if opt.balance_classes and opt.bce_loss:
+        raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
+    if opt.warmup_epochs >= opt.epochs:
+        raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
+    if opt.freeze_epochs >= opt.epochs:
+        raise UserError(f'--freeze_epochs {opt.freeze_epochs}: --epochs {opt.epochs} must be more, so that the other '
+                        f'layers learn too')
+    if opt.layer_decay < 1 and opt.backbone_lr < 1:
+        raise UserError(f'--layer_decay {opt.layer_decay:g}: --backbone_lr {opt.backbone_lr:g} sets the same learning '
+                        f'rates; leave one of the two out')
+    rate = f'--learning_rate {opt.learning_rate:g}'
+    if opt.warmup_epochs and opt.warmup_lr > opt.learning_rate:
+        raise UserError(f'--warmup_lr {opt.warmup_lr:g}: a warm-up begins below {rate}; give at most that')
+    if opt.sched != 'step' and opt.min_lr >= opt.learning_rate:
+        raise UserError(f'--min_lr {opt.min_lr:g}: the rate falls from {rate} to it; give less than that')
+    if opt.model_ema is not None and not 0 < opt.model_ema < 1:
+        what = 'the first weights' if opt.model_ema else 'the last weights'
+        raise UserError(f'--model_ema {opt.model_ema:g}: the average would be {what}; give a factor between 0 and 1')
 
 
 def check_crop(opt) -> None:

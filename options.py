@@ -34,13 +34,12 @@ from helper.compile import turn_on_fast
 from helper.device import KINDS, MPS, cores
 from helper.errors import UserError, reason
 from helper.files import read_text
-from helper.optim import check_recipe
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
 from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, settle_crop
-from option_checks import check_effects, check_flags_of_methods, check_method, check_mps
+from option_checks import check_effects, check_flags_of_methods, check_method, check_mps, check_recipe
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
 

@@ -1,14 +1,13 @@
 """The optimiser and its learning rate."""
 import inspect
-from importlib.util import find_spec
 
 import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from .errors import UserError, nearest, reason
+from .errors import UserError, reason
 
-OURS = ('sgd', 'dot')      # values of --opt; the others are timm's
+BUILT_IN = ('sgd', 'dot')      # values of --opt; the others are timm's
 
 
 class Eager(Optimizer):
@@ -103,43 +102,9 @@ def base_rate(optimizer: Optimizer) -> float:
     return next(group['lr'] for group in optimizer.param_groups if group.get('lr_scale', 1) == 1)
 
 
-def check_recipe(opt) -> None:
-    """Raise UserError for an unknown optimiser, for rates that do not fit, or if timm is needed but not installed."""
-    flags = {f'--opt {opt.opt}': opt.opt not in OURS, f'--sched {opt.sched}': opt.sched != 'step',
-             '--warmup_epochs': opt.warmup_epochs, '--bce_loss': opt.bce_loss, '--mixup': opt.mixup,
-             '--cutmix': opt.cutmix, '--model_ema': opt.model_ema,
-             f'--aa {opt.aa}': opt.aa, '--reprob': opt.reprob}
-    for flag, given in flags.items():
-        if given and find_spec('timm') is None:
-            raise UserError(f'{flag}: timm is not installed; pip install timm')
-    if opt.opt not in OURS:
-        from timm.optim import list_optimizers
-        known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
-        if opt.opt not in known:
-            raise UserError(f'--opt {opt.opt}: no such optimiser; {nearest(opt.opt, known)}')
-    if opt.balance_classes and opt.bce_loss:
-        raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
-    if opt.warmup_epochs >= opt.epochs:
-        raise UserError(f'--warmup_epochs {opt.warmup_epochs}: --epochs {opt.epochs} must be more')
-    if opt.freeze_epochs >= opt.epochs:
-        raise UserError(f'--freeze_epochs {opt.freeze_epochs}: --epochs {opt.epochs} must be more, so that the other '
-                        f'layers learn too')
-    if opt.layer_decay < 1 and opt.backbone_lr < 1:
-        raise UserError(f'--layer_decay {opt.layer_decay:g}: --backbone_lr {opt.backbone_lr:g} sets the same learning '
-                        f'rates; leave one of the two out')
-    rate = f'--learning_rate {opt.learning_rate:g}'
-    if opt.warmup_epochs and opt.warmup_lr > opt.learning_rate:
-        raise UserError(f'--warmup_lr {opt.warmup_lr:g}: a warm-up begins below {rate}; give at most that')
-    if opt.sched != 'step' and opt.min_lr >= opt.learning_rate:
-        raise UserError(f'--min_lr {opt.min_lr:g}: the rate falls from {rate} to it; give less than that')
-    if opt.model_ema is not None and not 0 < opt.model_ema < 1:
-        what = 'the first weights' if opt.model_ema else 'the last weights'
-        raise UserError(f'--model_ema {opt.model_ema:g}: the average would be {what}; give a factor between 0 and 1')
-
-
 def has_momentum(name: str) -> bool:
     """Whether the optimiser `name` of --opt uses --momentum."""
-    if name in OURS:
+    if name in BUILT_IN:
         return True
     from timm.optim import get_optimizer_info
     return get_optimizer_info(name).has_momentum
