@@ -13,13 +13,13 @@ from .augment import VIEWS, AutoAugment, BatchAugment, mixes
 from .crop import CROP_PCT, DEFAULTS, INTERPOLATION, RESIZED_FROM, SIZE, Pipeline
 from .decode import Decoded, ScaledImages, decode_squares
 from .image import limit_pixels
-from .imagenet import WorkerLoader
 from .memory import MemoryLoader
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
 from .parts import open_parts, select
 from .registry import IN_MEMORY, LARGE, check_dataset, dataset_key, default_crop, memory_dict, source_dict
 from .source import Subset
 from .split import stratified_indices
+from .worker_loader import WorkerLoader
 
 __all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
            'make_pipeline', 'memory_dict', 'source_dict']

@@ -4,16 +4,16 @@ import zlib
 from helper import distributed
 from helper.cli import comma_list, readable_bytes
 from helper.device import free_memory
-from helper.errors import UserError, reason
+from helper.errors import UserError
 
 from . import imagenet
 from .crop import Pipeline
 from .decode import LARGEST_SIDE, Decoded, ScaledImages, decode_squares, report_cropping
-from .memory import describe_fault
 from .order import PAD
 from .registry import dataset_key, memory_dict, source_dict
 from .source import Subset, joint_checksum
 from .split import divide, hold_out
+from .tensors import load_tensors
 
 LONGER_SIDE = 1.5   # of a photograph, in shorter sides, for the estimate of memory
 
@@ -60,28 +60,10 @@ def select(images, indices):
 
 def _open_tensors(opt):
     """As open_parts, for a data set of memory_dict."""
-    train, test, classes = _load(opt)
+    train, test, classes = load_tensors(opt)
     checksum = joint_checksum(*(zlib.crc32(split.images.contiguous().numpy()) for split in (train, test)))
     parts = _hold_out(opt, {'train': train, 'test': test}, range(len(train.labels)), classes)
     return parts, classes, {'checksum': checksum}
-
-
-def _load(opt):
-    """(train, test, class names) from the function of opt.dataset. Raises UserError that names the data set."""
-    function = f'--dataset {opt.dataset}: its function in memory_dict'
-    try:
-        loaded = memory_dict[opt.dataset](opt)
-    except (UserError, OSError, MemoryError):
-        raise
-    except Exception as error:      # of a user's code
-        raise UserError(f'{function} fails with {type(error).__name__} ({reason(error)}); --debug shows where'
-                        ) from error
-    if fault := describe_fault(loaded):
-        raise UserError(f'{function} returns {fault}; wanted are (train images, labels), (test images, labels), '
-                        f'classes: images uint8 (N, 3, S, S) and labels int64 (N,) as torch tensors on the CPU, '
-                        f'classes a list of their names')
-    train, test, classes = loaded
-    return Decoded(*train), Decoded(*test), classes
 
 
 def _open_sources(opt):

@@ -15,10 +15,10 @@ import train_student
 import train_teacher
 from dataset.crop import DEFAULTS, Pipeline, RandomResizedCrop, draw_box, resize_to_square
 from dataset.folder import scan
-from dataset.imagenet import WorkerLoader
 from dataset.jpeg import resize_box
 from dataset.memory import MemoryLoader
 from dataset.normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+from dataset.worker_loader import WorkerLoader
 from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError

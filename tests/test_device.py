@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
 from dataset.cache_file import CacheFile
-from dataset.imagenet import WorkerLoader, collate, open_sources
+from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
 from dataset.teacher_cache import TeacherCache, TeacherOutputLoader
+from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
 from helper.device import Precision, select_device
 from helper.errors import UserError

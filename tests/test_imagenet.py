@@ -21,8 +21,9 @@ import train_teacher
 from benchmarks.__main__ import main as benchmark
 from dataset import folder2lmdb, imagenet_dali
 from dataset.folder import Split
-from dataset.imagenet import Images, WorkerLoader, open_sources
+from dataset.imagenet import open_sources
 from dataset.lmdb_source import LABELS, META, LmdbSource, pack, record_key
+from dataset.worker_loader import Images, WorkerLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 

@@ -13,8 +13,8 @@ from dataset.crop import Pipeline
 from dataset.decode import report_cropping
 from dataset.folder import open_sources
 from dataset.image import MAX_PIXELS, limit_pixels, read_rgb
-from dataset.imagenet import BatchParts
 from dataset.jpeg import JpegImage, open_rgb, resize_box
+from dataset.worker_loader import BatchParts
 from helper.errors import UserError
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
