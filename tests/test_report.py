@@ -22,11 +22,19 @@ from analysis.published import Published
 from analysis.statistics import Difference, Mean, beyond_by_chance, difference, sampling_sigma, signed, weighted_sum
 from distiller_zoo import get_method
 from experiments import report_charts
-from experiments.conclusion import conclude
+from experiments.conclusion import Conclusion, conclude
 from experiments.folder_check import claim
 from experiments.progress import DONE, FAILED, LEFT, Progress
+from experiments.report import render
 from experiments.report_text import as_csv, compression, figure, latex, markdown, millions, notes, plain
-from experiments.results import Cell, TableResults, Trial, epoch_of_published, published_for
+from experiments.results import (
+    Cell,
+    TableResults,
+    Trial,
+    count_parameters,
+    epoch_of_published,
+    published_for,
+)
 from experiments.table_file import TABLES, Pair, Row, Table, read_table
 from helper.cli import values
 from helper.files import read_json
@@ -672,6 +680,18 @@ def test_conclusion_of_one_trial():
         'images)']
     assert conclude(found, 'last').sentences[1] == (
         'the published figures (x) are of the other epoch, so none is compared')
+
+
+def test_parameters_of_a_downloaded_teacher():
+    assert count_parameters('resnet8', 10, 32) == 78042 and count_parameters('net.py:build', 10, 32) is None
+
+
+def test_another_page():
+    """A report of something else needs a title and its conclusion; text is escaped."""
+    page = render('base.html', title='A <search>', epoch='best', conclusions={
+        'best': Conclusion(['KD & AT are best'], ['digits'], ['Few trials.'])})
+    assert '<title>A &lt;search&gt;</title>' in page and '<li>KD &amp; AT are best.</li>' in page
+    assert '<p class="warning" role="note">Few trials.</p>' in page and '<body>' in page
 
 
 def test_warnings_of_the_conclusion():
