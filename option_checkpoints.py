@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from dataset import OF_NET, dataset_key, default_crop, source_dict
+from dataset import FROM_PRETRAINED, dataset_key, default_crop, source_dict
 from dataset.crop import CROP_PCT, INTERPOLATION
 from helper import distributed
 from helper.checkpoint import is_ours, load_checkpoint
@@ -184,7 +184,7 @@ def _resumed_start(opt):
         return None
     label = f'--pretrained {model}' if opt.pretrained else label
     inputs = check_parts(state.get('inputs') or {}, label)
-    if state.get('normalisation') != OF_NET:
+    if state.get('normalisation') != FROM_PRETRAINED:
         inputs = {name: value for name, value in inputs.items() if name not in ('mean', 'std')}
     return Start(label, {}, inputs, identity[CHECKSUM])
 

@@ -3,7 +3,7 @@ import functools
 from importlib.util import find_spec
 
 from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
-from dataset.crop import DEFAULTS, OF_RESIZED
+from dataset.crop import DEFAULTS, RESIZED_ONLY
 from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
 from helper.cli import comma_list, has_auto, word_list
@@ -82,7 +82,7 @@ def check_recipe(opt) -> None:
 def check_crop(opt) -> None:
     """Refuse flags that do not suit opt.crop, which depends on the image size if it is not given."""
     is_resized = opt.crop == 'resized' or opt.dataset in LARGE
-    for option in OF_RESIZED:
+    for option in RESIZED_ONLY:
         value = getattr(opt, option)
         if value != DEFAULTS[option] and not is_resized:
             raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, which goes '

@@ -1,7 +1,6 @@
 """Data sets by name: get_dataloaders(opt, device) returns both loaders and what a net must know of the data."""
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +10,7 @@ from helper.errors import UserError, counted, listed, printable
 
 from .augment import VIEWS, AutoAugment, BatchAugment, mixes
 from .crop import CROP_PCT, DEFAULTS, INTERPOLATION, RESIZED_FROM, SIZE, Pipeline
+from .data import Data
 from .decode import Decoded, ScaledImages, decode_squares
 from .image import limit_pixels
 from .memory import MemoryLoader
@@ -23,93 +23,10 @@ from .worker_loader import WorkerLoader
 
 __all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
            'make_pipeline', 'memory_dict', 'source_dict']
-OF_NET = "the pretrained net's"        # where mean and deviation of the colours are from
-OF_CIFAR = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
+FROM_PRETRAINED = "the pretrained net's"        # where mean and deviation of the colours are from
+CIFAR_LIKE = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
 MOST_NAMED = 10     # classes that a message lists
 MEASURED = 2000     # images on disk of which the mean and deviation of the colours are measured
-
-
-@dataclass
-class Data:
-    """The loaders, each of batches (images, target, index) on the training device, and the facts of the data."""
-
-    train_loader: Iterable
-    test_loader: Iterable
-    num_classes: int
-    image_size: int         # pixels of the square images as the net sees them
-    labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
-    # Returns a loader of the training images in order, without augmentation; of these indices alone if given some.
-    unaugmented_loader: Callable[..., Iterable] | None = None
-    val_loader: Iterable | None = None          # of the validation set; None without one
-    val_labels: torch.Tensor | None = None      # class of each validation sample, int64 (n_val,), on the CPU
-    test_labels: torch.Tensor | None = None     # class of each test sample, int64 (n_test,), on the CPU
-    classes: tuple[str, ...] = ()               # their names
-    mean: tuple[float, ...] = CIFAR_MEAN        # of the colours, for pixels from 0 to 1: both loaders normalise with it
-    std: tuple[float, ...] = CIFAR_STD
-    normalisation: str = "CIFAR's"       # where they are from
-    crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
-    interpolation: str = 'bilinear'     # to scale images, of models.inputs.INTERPOLATIONS
-    images_in: str | None = None    # 'memory' or 'disk' for data sets that can be read from both
-    fit: str = 'crop'               # how oblong images become squares, of models.inputs.FITS
-    test_split: str = ''            # the name of the split that is measured, if the data set has several
-    split: dict | None = None       # --split, --val_fraction: 'train', 'val' or 'test' -> names of its images
-    test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
-    flags: tuple[str, ...] = ()     # with which a train script reads these data, for messages
-    same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
-    checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
-
-    @property
-    def sizes(self) -> str:
-        """The numbers of training and test images, and the split of the test images."""
-        split = f' in {self.test_split}' if self.test_split else ''
-        val = '' if self.val_loader is None else f'{counted(len(self.val_labels), "validation image")}, '
-        return f'{counted(self.n_train, "training image")}, {val}{counted(len(self.test_labels), "test image")}{split}'
-
-    @property
-    def selection_split(self) -> str:
-        """The split that is measured after each epoch and chooses the best: 'val', or 'test' without validation set."""
-        return 'test' if self.val_loader is None else 'val'
-
-    @property
-    def selection_loader(self) -> Iterable:
-        """The loader of that split."""
-        return self.test_loader if self.val_loader is None else self.val_loader
-
-    @property
-    def selection_note(self) -> str:
-        """Which split chooses the best epoch, as a sentence for the terminal."""
-        if self.val_loader is not None:
-            return 'the best epoch is chosen on the validation set; the test set is measured once, at the end'
-        return 'the best epoch is chosen on the test set, as in the papers, which flatters it; --val_fraction 0.1 ' \
-               'chooses on held-out training images'
-
-    @property
-    def preprocessing(self) -> str:
-        """The mean and the deviation of the colours, and where they are from."""
-        mean, std = (' '.join(f'{value:.4g}' for value in values) for values in (self.mean, self.std))
-        return f'{self.normalisation}, mean {mean}, deviation {std}'
-
-    @property
-    def description(self) -> str:
-        """The preprocessing as text for the terminal; for images of folder and hf: also how test images are scaled."""
-        crop = f', crop_pct {self.crop_pct:.4g}' if self.crop_pct < 1 else ''
-        return f'colours: {self.preprocessing}' + (
-            f'; test images: {self.interpolation}{crop}' if self.images_in else '')
-
-    @property
-    def n_train(self) -> int:
-        """Training samples."""
-        return len(self.labels)
-
-    def test_name(self, number: int) -> str | None:
-        """The name of a test image's file, below the folder of the data; None if it is unknown."""
-        return self.test_names[number] if len(self.test_names) == len(self.test_labels) else None
-
-    @property
-    def inputs(self) -> dict:
-        """How a net that is trained on these data sees images; see models.inputs.Inputs."""
-        return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size,
-                'interpolation': self.interpolation, 'fit': self.fit, 'crop_pct': self.crop_pct}
 
 
 def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',),
@@ -195,8 +112,8 @@ def make_pipeline(opt, inputs: dict) -> Pipeline:
 def _normalisation(opt, train, pipeline, inputs):
     """(mean and standard deviation of the colours, where they are from)."""
     if opt.normalise is None and {'mean', 'std'} <= inputs.keys():
-        return tuple(inputs['mean']), tuple(inputs['std']), OF_NET
-    if opt.normalise == 'usual' and opt.dataset not in LARGE or opt.normalise is None and opt.dataset in OF_CIFAR:
+        return tuple(inputs['mean']), tuple(inputs['std']), FROM_PRETRAINED
+    if opt.normalise == 'usual' and opt.dataset not in LARGE or opt.normalise is None and opt.dataset in CIFAR_LIKE:
         return CIFAR_MEAN, CIFAR_STD, "CIFAR's"
     if opt.normalise != 'measure' and pipeline.size >= RESIZED_FROM:
         return IMAGENET_MEAN, IMAGENET_STD, "ImageNet's"

@@ -20,7 +20,7 @@ INTERPOLATION = 'bilinear'
 # Flags of training images, with the values that timm and torchvision use.
 DEFAULTS = {'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0, 'color_jitter': 0.0,
             'train_interpolation': 'bilinear'}
-OF_RESIZED = ('scale', 'ratio', 'color_jitter', 'train_interpolation')      # have no effect on padded crops
+RESIZED_ONLY = ('scale', 'ratio', 'color_jitter', 'train_interpolation')      # have no effect on padded crops
 STRIP = 20              # longer images are cropped before they are scaled: a whole one could fill the memory
 ATTEMPTS = 10           # to draw a crop that lies within the image
 RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.BILINEAR,

@@ -17,8 +17,8 @@ from .inputs import Inputs, check_inputs
 from .recognise import find_architecture
 
 MOST_CLASSES = 10**5
-OF_STATE = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'val_fraction', 'inference_net',
-            'format_version')
+CHECKPOINT_KEYS = ('model', 'arch', 'num_classes', 'inputs', 'classes', 'split', 'val_fraction', 'inference_net',
+                   'format_version')        # of a last.pth that is used as a checkpoint
 
 
 def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: str | None = None,
@@ -77,7 +77,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     else:
         checkpoint = load_checkpoint(path, flag)
         if {'identity', 'module', 'stage'} <= checkpoint.keys():
-            checkpoint = _of_state(checkpoint, label)
+            checkpoint = _checkpoint_in_state(checkpoint, label)
         is_foreign = not is_ours(checkpoint)
     if is_foreign:
         weights, source = find_weights(checkpoint, label, key)
@@ -95,7 +95,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     return checkpoint
 
 
-def _of_state(state, label):
+def _checkpoint_in_state(state, label):
     """The checkpoint within a last.pth. Raises UserError."""
     if not is_ours(state):
         raise UserError(f'{label}: is the state of a run of an earlier version, from which --resume continues; give '
@@ -108,7 +108,7 @@ def _of_state(state, label):
         raise UserError(f'{label}: is an incomplete last.pth; train on with --resume auto')
     print(f'{label}: is used as the checkpoint after '
           + (f'step {step} of epoch {epoch}' if step else f'epoch {epoch - 1}'))
-    return {**{name: state[name] for name in OF_STATE if name in state}, 'epoch': epoch if step else epoch - 1}
+    return {**{name: state[name] for name in CHECKPOINT_KEYS if name in state}, 'epoch': epoch if step else epoch - 1}
 
 
 def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
