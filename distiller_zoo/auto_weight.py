@@ -70,16 +70,12 @@ class AutoWeights(nn.Module):
 
     def finish(self) -> None:
         """Print the weights. Raises UserError for a loss without any gradient."""
-        for name, weight in self.found().items():
+        for name, weight in self.by_name().items():
             if not weight:
                 raise UserError(f'{self.flag(name)}: the loss had no finite gradient in {STEPS} batches; give a number')
             print(f'{self.flag(name)}: {weight:.4g} after {STEPS} batches', flush=True)
 
-    def by_name(self) -> dict[str, Tensor]:
-        """name -> weight, a scalar on the device."""
-        return dict(zip(self.names, self.weights.unbind(), strict=True))
-
-    def found(self) -> dict[str, float]:
+    def by_name(self) -> dict[str, float]:
         """name -> weight."""
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 

@@ -88,7 +88,7 @@ class Distiller(TrainingTask):
             losses['kl'] = distill_kl(*self.soft_labels(out_s, out_t))
         if self.uses_method_loss:
             losses['method'] = self.method_loss(out_s, out_t, target, index)
-        return {'loss': self.weighted_sum(losses), **losses}, out_s.logits
+        return {'loss': self.total_loss(losses), **losses}, out_s.logits
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:
@@ -108,16 +108,24 @@ class Distiller(TrainingTask):
             soft = transform(*soft)
         return soft
 
-    def weighted_sum(self, losses: dict) -> Tensor:
+    def total_loss(self, losses: dict) -> Tensor:
+        """The weighted sum of the losses. The first training steps with -b auto also measure its weights."""
         if self.is_measuring:
             self.auto_weights.measure(losses, self.student)
         return sum(self.weighted(losses).values())
 
     def weighted(self, losses: dict) -> dict:
-        """name -> loss times its weight, and times the one found by -b auto."""
-        found = self.auto_weights.by_name() if self.auto_weights else {}
-        return {name: weight * found.get(name, 1) * losses[name] for name, weight in self.weights().items()
-                if name in losses}
+        """name -> loss times its weight, and times the weight that -b auto measured."""
+        weights = self.weights()
+        if self.auto_weights is not None:
+            for name, measured in zip(self.auto_weights.names, self.auto_weights.weights.unbind(), strict=True):
+                weights[name] = weights[name] * measured
+        return {name: weight * losses[name] for name, weight in weights.items() if name in losses}
+
+    def weights(self) -> dict:
+        """name -> weight of each loss, without those of -b auto."""
+        alpha = self.alpha * self.schedule_factor if self.warms_soft_labels else self.alpha
+        return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
 
     @property
     def is_measuring(self) -> bool:
@@ -125,15 +133,10 @@ class Distiller(TrainingTask):
         return self.auto_weights is not None and self.training and not self.in_first_stage and \
             self.auto_weights.is_measuring
 
-    def found_weights(self) -> dict[str, float]:
-        """'beta', or 'beta_NAME' in a sum -> weight found so far by -b auto, for the records of an epoch."""
-        found = self.auto_weights.found() if self.auto_weights else {}
-        return {'beta' if name == 'method' else f'beta_{name}': weight for name, weight in found.items()}
-
-    def weights(self) -> dict:
-        """name -> weight of each loss."""
-        alpha = self.alpha * self.schedule_factor if self.warms_soft_labels else self.alpha
-        return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
+    def measured_weights(self) -> dict[str, float]:
+        """'beta', or 'beta_NAME' in a sum -> the weight that -b auto has measured so far; {} without -b auto."""
+        weights = self.auto_weights.by_name() if self.auto_weights is not None else {}
+        return {'beta' if name == 'method' else f'beta_{name}': weight for name, weight in weights.items()}
 
     def build(self, opt, data, shapes_s: Outputs, shapes_t: Outputs) -> None:
         """Make the criterion and the trainable layers.

@@ -70,7 +70,7 @@ class Combined(Distiller):
             part_s, part_t = (out_s[:count], out_t[:count]) if count > 1 else (out_s[0], out_t[0])
             losses[name] = part.method_loss(part_s, part_t, target, index) if part.uses_method_loss else \
                 distill_kl(*part.soft_labels(part_s, part_t))
-        return {'loss': self.weighted_sum(losses), **losses}, out_s[0].logits
+        return {'loss': self.total_loss(losses), **losses}, out_s[0].logits
 
     def weights(self):
         return {'ce': self.gamma, **{name: self.betas[name] * part.schedule_factor

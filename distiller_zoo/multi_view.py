@@ -18,4 +18,4 @@ class MultiView:
             losses['kl'] = sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))
         if self.uses_method_loss:
             losses['method'] = self.method_loss(out_s, out_t, target, index)
-        return {'loss': self.weighted_sum(losses), **losses}, out_s[0].logits
+        return {'loss': self.total_loss(losses), **losses}, out_s[0].logits

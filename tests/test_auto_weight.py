@@ -45,7 +45,7 @@ def test_a_case_computed_by_hand(monkeypatch, capsys):
     for factor, (on_logits, on_features) in ((4.0, (3, 9)), (1.0, (7.5, 22.5)), (0.0, (7.5, 22.5)), (2.0, (6, 18))):
         hidden, y = net(0.5)
         weights.measure({'ce': 12 * y.sum(), 'logits': factor * y.sum(), 'features': factor * hidden.sum()}, net)
-        assert weights.found() == pytest.approx({'logits': on_logits, 'features': on_features})
+        assert weights.by_name() == pytest.approx({'logits': on_logits, 'features': on_features})
     assert weights.layers == {'logits': net.last.weight, 'features': net.first.weight} and not weights.is_measuring
     assert capsys.readouterr().out.splitlines() == ['-b auto for logits: 6 after 4 batches',
                                                     '-b auto for features: 18 after 4 batches']
@@ -99,7 +99,7 @@ def three_steps(monkeypatch):
 
 def test_sums(three_steps, capsys):
     distiller, _ = trained('similarity+kd+dkd', beta=['auto', 0.5, 'auto'])
-    found = distiller.found_weights()
+    found = distiller.measured_weights()
     assert found.keys() == {'beta_similarity', 'beta_dkd'} and distiller.betas == {'similarity': 1, 'kd': 0.5, 'dkd': 1}
     lines = [f'-b auto for {name}: {found[f"beta_{name}"]:.4g} after 3 batches' for name in ('similarity', 'dkd')]
     assert capsys.readouterr().out.splitlines()[-2:] == lines
@@ -112,12 +112,12 @@ def test_sums(three_steps, capsys):
 def test_the_weight_is_fixed_after_the_first_steps(three_steps):
     """And it is the same compiled, nearly the same in 16 bits, with two backward passes, and before a warm-up."""
     first, _ = trained('dkd', epochs=1)
-    weight = first.found_weights()['beta']
-    assert trained('dkd', epochs=3)[0].found_weights()['beta'] == weight
-    assert trained('dkd', epochs=2, compiled=True)[0].found_weights()['beta'] == weight
-    assert trained('dkd', epochs=1, amp='bfloat16')[0].found_weights()['beta'] == pytest.approx(weight, rel=0.05)
+    weight = first.measured_weights()['beta']
+    assert trained('dkd', epochs=3)[0].measured_weights()['beta'] == weight
+    assert trained('dkd', epochs=2, compiled=True)[0].measured_weights()['beta'] == weight
+    assert trained('dkd', epochs=1, amp='bfloat16')[0].measured_weights()['beta'] == pytest.approx(weight, rel=0.05)
     distiller, optimizer = trained('similarity', opt='dot', dot_delta=0.09)
-    assert distiller.found_weights()['beta'] > 0
+    assert distiller.measured_weights()['beta'] > 0
     assert any(len(state) == 2 for state in optimizer.state.values())       # a momentum for each gradient
 
 

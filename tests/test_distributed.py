@@ -154,7 +154,7 @@ def measured_weights(rank, world):
     distiller, loader, opt = make('hint+dkd', rank, world, beta=['auto', 'auto'])
     synchronise_batchnorm(distiller)
     steps(distiller, loader, opt)
-    return distiller.found_weights()
+    return distiller.measured_weights()
 
 
 def same(value) -> bool:
