@@ -1,5 +1,7 @@
-"""What a checkpoint changes in the options: the teacher's, the initial weights, the state of --resume, or the one that
---evaluate measures."""
+"""The checkpoints that a command line names, and the options that they set unless the flags are given.
+
+A run may have the teacher's checkpoint, initial weights, and the state of --resume; --evaluate measures a checkpoint.
+"""
 import contextlib
 import os
 
@@ -23,32 +25,32 @@ TEST_IMAGES = {'interpolation': INTERPOLATION, 'crop_pct': CROP_PCT}       # opt
 
 
 def follows_checkpoint_size(opt) -> bool:
-    """Whether opt.image_size is that of the checkpoint in use, if there is one: data of any size, no --image_size."""
+    """Whether a checkpoint sets opt.image_size: --image_size is not given, and the data can have any size."""
     return 'image_size' not in opt.flags.given and dataset_key(opt.dataset) in source_dict
 
 
-def settle_crop(opt) -> None:
-    """Set opt.crop by opt.image_size and opt.train_interpolation by opt.interpolation, unless they are given.
+def set_crop_options(opt) -> None:
+    """Set opt.crop and opt.train_interpolation unless they are given. opt.image_size and opt.interpolation must be set.
 
     Raises UserError for flags that do not suit the crop.
     """
-    _take_default_crop(opt)
+    _set_crop(opt)
     if opt.crop == 'resized' and opt.interpolation in TRAIN_INTERPOLATIONS \
             and 'train_interpolation' not in opt.flags.given:
         opt.train_interpolation = opt.interpolation
     check_crop(opt)
 
 
-def _take_default_crop(opt):
+def _set_crop(opt):
     if 'crop' not in opt.flags.given:
         opt.crop = default_crop(opt)
 
 
 def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = None, resumes: bool = True) -> None:
-    """Set the options of preprocessing that are not given, by the checkpoints from which a run starts.
+    """Set the preprocessing options that are not given to those of the initial weights `start`, or of the teacher.
 
-    start: the initial weights. checkpoint_t: the teacher's. resumes: --resume may continue a run. Prints a line if the
-    image size changes. Raises UserError.
+    checkpoint_t: the teacher's checkpoint. resumes: whether --resume may continue a run, whose options then count.
+    Prints a line if the image size changes. Raises UserError.
     """
     label, inputs = (start.label, start.inputs) if start else ('', {})
     inputs_t = {}
@@ -56,15 +58,15 @@ def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = N
         label_t = f'--path-t {opt.path_t}'
         inputs_t = check_parts(checkpoint_t.get('inputs') or {}, label_t)
         label = label if 'size' in inputs else label_t
-    _take_image_size(opt, {**inputs_t, **inputs}, label)
-    _take_default_crop(opt)
+    _set_image_size(opt, {**inputs_t, **inputs}, label)
+    _set_crop(opt)
     if dataset_key(opt.dataset) in source_dict:
-        _take_test_images(opt, inputs, inputs_t, _saved_options(opt) if resumes else None)
-    settle_crop(opt)
+        _set_test_images(opt, inputs, inputs_t, _saved_options(opt) if resumes else None)
+    set_crop_options(opt)
 
 
-def _take_image_size(opt, inputs, label):
-    """Set opt.image_size to the size in the preprocessing of a checkpoint, if it follows_checkpoint_size."""
+def _set_image_size(opt, inputs, label):
+    """Set opt.image_size to the size in a checkpoint's preprocessing `inputs`, if follows_checkpoint_size(opt)."""
     size = inputs.get('size', opt.image_size)
     if not follows_checkpoint_size(opt) or size == opt.image_size:
         return
@@ -74,11 +76,11 @@ def _take_image_size(opt, inputs, label):
     opt.image_size = size
 
 
-def _take_test_images(opt, start, teacher, saved):
-    """Set opt.interpolation and opt.crop_pct to those of the teacher, unless the net has a start with its own.
+def _set_test_images(opt, start, teacher, saved):
+    """Set opt.interpolation and opt.crop_pct: given, else of the resumed run, of the initial weights or of the teacher.
 
-    start, teacher: preprocessing. saved: of _saved_options. The usual values are kept as None, as in runs of versions
-    without these options.
+    start, teacher: preprocessing of the initial weights and of the teacher. saved: what _saved_options returned. None
+    stands for the value of `start`, or without one for the default, as in runs of versions without these options.
     """
     has_crop_pct = opt.crop == 'resized' and opt.fit == teacher.get('fit', opt.fit) == 'crop'
     for name, usual in TEST_IMAGES.items():
@@ -94,7 +96,7 @@ def _take_test_images(opt, start, teacher, saved):
 
 
 def _saved_options(opt):
-    """TEST_IMAGES -> value in the run that --resume continues, without those that are None; None without such a run."""
+    """Name in TEST_IMAGES -> value in the run that --resume continues, if it is not None; None without such a run."""
     identity = distributed.broadcast(lambda: _saved_state(opt).get('identity'))
     return identity and check_parts({name: identity.get(name) for name in TEST_IMAGES}, f'--resume {opt.resume}')
 
@@ -112,14 +114,14 @@ def _saved_state(opt):
     return {}
 
 
-def take_preprocessing(opt, checkpoint: dict, label: str) -> dict:
-    """The preprocessing in a checkpoint that is measured, for get_dataloaders; empty if it has none.
+def set_evaluation_preprocessing(opt, checkpoint: dict, label: str) -> dict:
+    """Set opt.image_size, opt.fit and opt.crop, unless given, to those of a checkpoint that is only evaluated.
 
-    Sets opt.image_size, opt.fit and opt.crop to those of the checkpoint, unless they are given.
+    Returns the checkpoint's preprocessing, for get_dataloaders; empty if it has none. Raises UserError.
     """
     inputs = check_parts(checkpoint.get('inputs') or {}, label)
-    _take_image_size(opt, inputs, label)
-    _take_default_crop(opt)
+    _set_image_size(opt, inputs, label)
+    _set_crop(opt)
     if inputs and dataset_key(opt.dataset) in source_dict:
         if 'fit' in inputs and 'fit' not in opt.flags.given:
             opt.fit = inputs['fit']
@@ -160,7 +162,7 @@ def open_teacher(opt) -> tuple[str, dict]:
 
 
 def open_start(opt) -> Start | None:
-    """The weights from which --model, or --model_s, starts; None: from new ones. opt.model_t must be known."""
+    """The pretrained weights from which --model, or --model_s, starts; None without. opt.model_t must be set."""
     if not opt.pretrained and not opt.initial_checkpoint:
         return None
     start = distributed.broadcast(lambda: _resumed_start(opt))
@@ -173,16 +175,18 @@ def open_start(opt) -> Start | None:
 
 
 def _resumed_start(opt):
-    """The start of the run that --resume continues, whose weights are in its state; None without such a run, and if
-    the file is there to be compared."""
+    """The initial weights of the run that --resume continues: only their checksum, the weights are in its state.
+
+    None without such a run, or if the file of --initial_checkpoint exists and its checksum can be compared.
+    """
     if opt.initial_checkpoint and os.path.exists(opt.initial_checkpoint):
         return None
     state, (flag, model) = _saved_state(opt), _trained_net(opt)
-    identity, label = state.get('identity', {}), f'--initial_checkpoint {opt.initial_checkpoint}'
+    identity = state.get('identity', {})
     wanted = {flag[2:]: model, 'pretrained': opt.pretrained, 'initial_checkpoint': opt.initial_checkpoint}
     if type(identity.get(CHECKSUM)) is not int or {name: identity.get(name) for name in wanted} != wanted:
         return None
-    label = f'--pretrained {model}' if opt.pretrained else label
+    label = f'--pretrained {model}' if opt.pretrained else f'--initial_checkpoint {opt.initial_checkpoint}'
     inputs = check_parts(state.get('inputs') or {}, label)
     if state.get('normalisation') != FROM_PRETRAINED:
         inputs = {name: value for name, value in inputs.items() if name not in ('mean', 'std')}
@@ -190,7 +194,7 @@ def _resumed_start(opt):
 
 
 def start_inputs(opt) -> dict:
-    """The preprocessing of the weights of open_start, as far as it is known; downloads nothing. Raises UserError."""
+    """The known preprocessing of the pretrained weights of open_start; downloads nothing. Raises UserError."""
     if opt.pretrained:
         return published_inputs(_trained_net(opt)[1])
     return _open_initial(opt).inputs if opt.initial_checkpoint else {}

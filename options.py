@@ -38,7 +38,7 @@ from helper.records import check_wandb
 from models import default_learning_rate, model_dict
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
-from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, settle_crop
+from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, set_crop_options
 from option_checks import check_effects, check_flags_of_methods, check_method, check_mps, check_recipe
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
@@ -248,7 +248,7 @@ def _finish(parser, opt, model, flag):
     check_effects(opt)
     uses_checkpoint = 'path_t' in opt or opt.evaluate or opt.pretrained or opt.initial_checkpoint
     if not (uses_checkpoint and follows_checkpoint_size(opt)):      # else when the checkpoint is opened
-        settle_crop(opt)
+        set_crop_options(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
         parser.error(f'--trial {trial}: the trial is a part of a folder name; give one without slashes')

@@ -7,7 +7,7 @@ from helper.device import memory_format
 from helper.loops import PREDICTIONS, validate
 from helper.records import show_evaluation
 from models.load import open_checkpoint
-from option_checkpoints import open_teacher, take_preprocessing, warn_of_split
+from option_checkpoints import open_teacher, set_evaluation_preprocessing, warn_of_split
 
 from .classes import describe_report
 
@@ -24,7 +24,7 @@ def evaluate(opt, device) -> None:
         path, flag, arch = opt.evaluate, '--evaluate', None
         checkpoint = open_checkpoint(path, flag, opt.checkpoint_key)
         warn_of_split(opt, checkpoint, f'{flag} {path}')
-    inputs = take_preprocessing(opt, checkpoint, f'{flag} {path}')
+    inputs = set_evaluation_preprocessing(opt, checkpoint, f'{flag} {path}')
     data = get_dataloaders(distributed.per_process_options(opt), device, inputs=inputs)
     name, net = load_inference_net(path, data, flag, arch, checkpoint)
     net.to(device, memory_format=memory_format(opt))

@@ -12,7 +12,7 @@ from helper.loops import SPLITS
 from helper.state import LAST
 from models.find import get_library, is_user_file
 from models.load import open_checkpoint
-from option_checkpoints import take_preprocessing
+from option_checkpoints import set_evaluation_preprocessing
 from options import teacher_options
 
 from .runs import read_or_empty
@@ -150,7 +150,7 @@ def data_options(run: RunCheckpoint, opt):
     options = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                                if value is not None and value is not False])
     options.same_classes = opt.same_classes
-    inputs = take_preprocessing(options, run.state, f'{run.flag} {run}')
+    inputs = set_evaluation_preprocessing(options, run.state, f'{run.flag} {run}')
     if {'mean', 'std'} <= inputs.keys():
         options.normalise = None        # the checkpoint's, whatever the run was given
     return options, inputs

@@ -31,8 +31,8 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
         for option, value in (('--model_t', name), ('--checkpoint_key', key)):
             if value:
                 raise UserError(f'{option} {value}: {flag} {path} names the net already; leave one of the two out')
-        taker = flag if flag == '--initial_checkpoint' else ''      # beside which --model names the net already
-        name, checkpoint = LIBRARIES[library].published(path.partition(':')[2], flag, taker)
+        file_flag = flag if flag == '--initial_checkpoint' else ''      # else the advice names --model_t too
+        name, checkpoint = LIBRARIES[library].published(path.partition(':')[2], flag, file_flag)
     else:
         checkpoint = open_checkpoint(path, flag, key)
         name = find_architecture(path, checkpoint, flag) if name is None else name

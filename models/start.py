@@ -12,17 +12,17 @@ from .find import LIBRARIES, get_library, is_user_file, parse_name
 from .inputs import check_parts
 from .load import open_net, refuse_nan, refuse_other_than_student, select_weights
 
-CHECKSUM = 'initial weights (checksum)'     # the fact of a run
+CHECKSUM = 'initial weights (checksum)'     # key in parameters.json and last.pth
 
 
 @dataclass
 class Start:
-    """The opened weights from which a net starts."""
+    """Pretrained weights: what --pretrained or --initial_checkpoint opened."""
 
     label: str              # the flag and its value, which begin messages
     checkpoint: dict        # of models.load.open_net
     inputs: dict            # the preprocessing with which the weights were trained, see models.inputs; known parts
-    checksum: int | None = None     # of the weights, if they are in the state that --resume continues: no checkpoint
+    checksum: int | None = None     # of the weights in the state of --resume; then `checkpoint` is empty
 
 
 def open_published(model: str) -> Start:
@@ -50,26 +50,26 @@ def open_initial(path: str, model: str, flag: str, key: str | None = None) -> St
     label = f'{option} {path}'
     name, checkpoint = open_net(path, None if get_library(path) else model, option, key)
     arch = name if get_library(path) else checkpoint.get('arch')
-    if isinstance(arch, str) and _without_details(arch, label) != _without_details(model, flag):
+    if isinstance(arch, str) and _weights_name(arch, label) != _weights_name(model, flag):
         raise UserError(f'{label}: holds the weights of {printable(arch)}, but {flag} is {model}; give the checkpoint '
                         f'of such a net, or {flag} {printable(arch)}')
     refuse_other_than_student(checkpoint, label, model)
     return Start(label, checkpoint, check_parts(checkpoint.get('inputs') or {}, label))
 
 
-def _without_details(name, flag):
-    """A net's name without the settings, the tag, the stem and the folder in which nets with the same weights differ.
-    """
+def _weights_name(name, flag):
+    """The part of a net's name that decides which weights fit: without settings, tag, CIFAR stem and folder."""
     if library := get_library(name):
         return f'{library}:{parse_name(name, flag)[0].partition(".")[0]}'
     return Path(name).name if is_user_file(name) else name.removesuffix('_cifar')
 
 
 def load_start(net: nn.Module, start: Start | None, data) -> dict:
-    """Load the weights of `start` into a new net for the classes of `data`; nothing without a start.
+    """Load pretrained weights into a new net for the classes of `data`; with None the net stays as it is.
 
-    A classifier of other classes gets new weights. Prints what is loaded and what is new. Returns the facts of the run
-    about the loaded weights. Raises UserError if anything but the classifier does not fit.
+    The classifier gets new weights if its classes differ from the data's. Prints what is loaded and what is new.
+    Returns {CHECKSUM: checksum of the loaded weights} for parameters.json, {} for None. Raises UserError if anything
+    but the classifier does not fit.
     """
     if start is None:
         return {}
@@ -89,7 +89,7 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
             weights |= {key: weights[key][order] for key in classifier if key in weights}
             ending += ', whose classes are reordered to match the data'
     resample = getattr(net, 'resample', None)
-    if resample and _have_other_shapes(initial, weights) and (resampled := resample(weights, data.num_classes)):
+    if resample and _shapes_differ(initial, weights) and (resampled := resample(weights, data.num_classes)):
         changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
         notes.append(f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels')
         weights = resampled
@@ -122,6 +122,6 @@ def _why_new_classifier(weights, classifier, start, data):
     return ''
 
 
-def _have_other_shapes(initial, weights):
+def _shapes_differ(initial, weights):
     return any(key not in weights or value.shape != getattr(weights[key], 'shape', None)
                for key, value in initial.items())

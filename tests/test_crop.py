@@ -23,7 +23,7 @@ from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
 from models.start import Start
-from option_checkpoints import settle_crop, settle_preprocessing
+from option_checkpoints import set_crop_options, settle_preprocessing
 from option_checks import check_crop
 from options import student_options, teacher_options
 
@@ -285,7 +285,7 @@ def test_the_default_follows_the_image_size(photographs, tmp_path, call, capsys)
     assert teacher_options([]).crop is teacher_options(['--dataset', 'imagenet', '--scale', '0.2', '1']).crop is None
     opt = student_options(['--path-t', 'x', '--dataset', 'folder', '--scale', '0.2', '1'])      # of unknown size
     opt.image_size = 96
-    settle_crop(opt)
+    set_crop_options(opt)
     assert opt.crop == 'resized' and opt.flags.defaults['crop'] is None
 
 
