@@ -25,11 +25,15 @@ DATA_FACTS = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IM
 SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
+class UntestedRun(UserError):
+    """A run with --no_test has no figures of the test set."""
+
+
 def read_run(folder: str, needs_test: bool = True) -> dict:
     """The settings and results of one run. Raises UserError for a folder without a finished run.
 
     Accuracies are of the test set, except the `curve`, whose split `chosen_on` names: 'test' or 'validation'. Those of
-    a run with --no_test are None, or with needs_test a UserError.
+    a run with --no_test are None, or with needs_test an UntestedRun is raised.
     """
     if not os.path.isfile(Path(folder) / 'history.json'):
         raise UserError(f'{folder}: holds no history.json; give the folder of a run, as save/models/NAME or '
@@ -41,13 +45,13 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
     parameters, history = read('parameters.json'), read('history.json')
     try:
         parameters = current_options(parameters)
-        if parameters.get('Total time') is None:
-            raise UserError(f'{folder}: not finished; train on with --resume auto')
         split = selection_of(history[-1])
         is_tested = split == 'test' or not parameters.get('no_test')
         if needs_test and not is_tested:
-            raise UserError(f'{folder}: has no figures of the test set, because it was trained with --no_test; the '
-                            f'same command without it and with --resume auto measures them')
+            raise UntestedRun(f'{folder}: has no figures of the test set, because it was trained with --no_test; give '
+                              f'its command without that flag')
+        if parameters.get('Total time') is None:
+            raise UserError(f'{folder}: not finished; train on with --resume auto')
         # Without a validation set, the test set is measured after each epoch, so that the history has its figures.
         best = read(f'{"test" if is_tested else split}_best_metrics.json')
         last = history[-1] if split == 'test' or not is_tested else read('test_last_metrics.json')

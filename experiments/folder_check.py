@@ -67,10 +67,14 @@ def claim(table: Table, save: Path) -> None:
     write_json(save / OWNER, {'table': table.owner, 'file': os.path.abspath(table.path)})
 
 
-def _check_options(run):
+def option_differences(run: PlannedRun) -> list[str]:
+    """Return how the options of the run in the folder differ from the planned ones: 'kd_T 4.0, not 2.0'.
+
+    Raises UserError for a damaged parameters.json.
+    """
     path, advice = run.folder / 'parameters.json', 'delete it, and the same command writes it again'
     if not path.exists():
-        return
+        return []
     try:
         parameters = read_json(path, f'{run.label}: {path}')
     except UserError as error:
@@ -83,7 +87,11 @@ def _check_options(run):
     teacher = getattr(run.opt, 'path_t', None)
     if teacher and not _has_teacher(parameters, teacher):
         differences.append(f'the teacher {parameters.get("path_t")}, not {teacher}')
-    if differences:
+    return differences
+
+
+def _check_options(run):
+    if differences := option_differences(run):
         raise UserError(f'{run.label}: {run.folder} holds a run with {"; ".join(differences[:5])}; move it away, or '
                         f'give another --save_dir')
 

@@ -31,18 +31,22 @@ class Local:
     """Trains the runs of a table, or those that a search gives out. A signal makes all runs save and end; the same
     command continues them."""
 
-    def __init__(self, name: str, logs: Path, runs: list[PlannedRun], devices: Devices, trial_parallel: int,
-                 search: Search | None = None, until: float = math.inf):
+    def __init__(self, name: str, logs: Path, devices: Devices, trial_parallel: int = 1, until: float = math.inf):
         """until: the time of time.monotonic() at which all runs save and end."""
-        self.name, self.logs, self.devices, self.trial_parallel = name, logs, devices, trial_parallel
-        self.search, self.until = search, until
-        self.progress = {run: progress_of(run, logs, set()) for run in runs}
+        self.name, self.logs, self.devices, self.gpus = name, logs, devices, devices.gpus
+        self.trial_parallel, self.until = trial_parallel, until
+        self.search: Search | None = None
+        self.progress: dict[PlannedRun, Progress] = {}
         self.jobs: dict[int, Processes] = {}        # index in devices.flags -> its processes
         self.starts: Counter[PlannedRun] = Counter()
         self.signal, self.last_refresh, self.shown = 0, 0.0, None
 
-    def run(self) -> dict[PlannedRun, Progress]:
-        """Train until no run is left that can start. A signal ends this process with exit code 128 + its number."""
+    def run(self, runs: list[PlannedRun], search: Search | None = None) -> dict[PlannedRun, Progress]:
+        """Train until no run is left that can start. A signal ends this process with exit code 128 + its number.
+
+        search: gives out further runs, one for each free device.
+        """
+        self.search, self.progress = search, {run: progress_of(run, self.logs, set()) for run in runs}
         with stop_signals_handled(self._on_signal):
             try:
                 while not self.signal and time.monotonic() < self.until:

@@ -147,7 +147,7 @@ class Planner:
                 self.teachers[name] = _Teacher(name, label, fetched, saved=saved)
             else:
                 run = self._plan_teacher(name, [*self.table.options, *self.table.teacher_options], '0',
-                                         self.table.seeds[0], f'teacher-{folder_name(name)}', label)
+                                         self.table.teacher_seed, f'teacher-{folder_name(name)}', label)
                 self.teachers[name] = _Teacher(name, label, run.checkpoint, run)
         return self.teachers[name]
 
@@ -157,7 +157,7 @@ class Planner:
             label = f'{self.table.path}: auxiliary teacher {net}, taught by {teacher.name}'
             flags = [*self.table.options, *self.table.student_options, *self.table.auxiliary.flags]
             name = f'auxiliary-{folder_name(teacher.name)}-{folder_name(net)}'
-            run = self._plan_student(net, method, flags, teacher, 'auxiliary', self.table.seeds[0], name, label)
+            run = self._plan_student(net, method, flags, teacher, 'auxiliary', self.table.teacher_seed, name, label)
             self.pair_check.check(run.opt, label)
             self.auxiliaries[teacher.name] = _Teacher(net, label, run.checkpoint, run)
         return self.auxiliaries[teacher.name]

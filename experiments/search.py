@@ -1,5 +1,6 @@
 """A search: a study for each row and pair of a space, whose trials are runs of the train scripts."""
 import contextlib
+import copy
 import json
 import math
 from collections import Counter
@@ -35,6 +36,7 @@ class Cell:
     pair: Pair
     published: list[dict]       # for each method range name -> published value, as far as the ranges have it
     definition: dict            # what decides the results of its trials
+    defaults: dict              # option -> default
     study: object = None        # of Optuna; None: nothing has begun
     runs: dict[int, PlannedRun] = field(default_factory=dict)       # by the number of the trial, as far as planned
 
@@ -67,10 +69,8 @@ class Search:
         if (row.label, str(pair)) in self.table.left_out:
             return None
         row = self.table.cells.get((row.label, str(pair)), row)
-        if row.method == ALONE:
-            same = [other for other in self.table.pairs if (other.student, other.flags) == (pair.student, pair.flags)]
-            if same[0] is not pair:
-                return None
+        if row.method == ALONE and self._same_student(pair)[0] is not pair:
+            return None
         published, definition = [], {part.name: part.text for part in row.ranges}
         for method in row.methods:
             opt = self._plan(pair, row, {METHOD: method}, f'published-{method}').opt
@@ -81,7 +81,8 @@ class Search:
             values = {METHOD: method, **values} if len(row.methods) > 1 else values
             published.append({name: value for name, value in values.items() if value is not None})
             definition[f'options of {method}'] = expected_options(opt)
-        return Cell(row, pair, published, json.loads(json.dumps(definition)))
+        definition, defaults = json.loads(json.dumps([definition, opt.flags.defaults]))
+        return Cell(row, pair, published, definition, defaults)
 
     def check_ranges(self) -> None:
         """Plan runs with the ends of all ranges. Raises UserError that names the row for values that are refused."""
@@ -97,15 +98,31 @@ class Search:
         for pair in self.table.pairs:
             planner.check_test_images(pair)
 
-    def _plan(self, pair, row, values, trial, flags=('--no_test',)):
+    def _plan(self, pair, row, values, trial, flags=('--no_test',), planner=None):
         """Return the run of a row with these values of its ranges."""
-        method = values.get(METHOD, row.method)
-        arguments = [word for part in row.ranges if part.name != METHOD and part.name in values
-                     for word in part.arguments(values[part.name])]
-        run = self.planner.plan_trial(pair, Row(row.label, method, (*row.flags, *arguments, *flags)), trial,
-                                      self.table.seeds[0])
+        method, arguments = values.get(METHOD, row.method), self.arguments(row, values)
+        row = Row(row.label, method, (*row.flags, *arguments, *flags))
+        run = (planner or self.planner).plan_trial(pair, row, trial, self.table.seeds[0])
         run.cells = [(row.label, str(pair))]
         return run
+
+    @staticmethod
+    def arguments(row: Row, values: dict) -> list[str]:
+        """Return the flags that give the ranges of a row these values, without the method."""
+        return [word for part in row.ranges if part.name != METHOD and part.name in values
+                for word in part.arguments(values[part.name])]
+
+    def pairs_of(self, cell: Cell) -> list[Pair]:
+        """Return the pairs with the results of a cell: several for a student alone, which has no teacher."""
+        return self._same_student(cell.pair) if cell.row.method == ALONE else [cell.pair]
+
+    def _same_student(self, pair):
+        return [other for other in self.table.pairs if (other.student, other.flags) == (pair.student, pair.flags)]
+
+    def is_published(self, cell: Cell, values: dict) -> bool:
+        """Return whether these values are the published ones."""
+        method = values.get(METHOD, cell.row.method)
+        return expected_options(self.tuned_run(cell, values).opt) == cell.definition[f'options of {method}']
 
     def run_of(self, cell: Cell, trial) -> PlannedRun:
         """Return the run of a trial."""
@@ -115,7 +132,9 @@ class Search:
 
     def tuned_run(self, cell: Cell, values: dict) -> PlannedRun:
         """Return the run with these values that also measures the test set."""
-        return self._plan(cell.pair, cell.row, values, 'tuned', flags=())
+        planner = copy.copy(self.planner)
+        planner.runs = {}       # with those of earlier best values, whose names are the same
+        return self._plan(cell.pair, cell.row, values, 'tuned', (), planner)
 
     def teacher_runs(self) -> list[PlannedRun]:
         """Return the runs of teachers and auxiliary teachers that the trials need, in the order of training."""
@@ -143,20 +162,28 @@ class Search:
         if before is None:
             if is_new:
                 cell.study.set_user_attr(DEFINITION, cell.definition)
-        elif before != cell.definition:
+        elif differences := _differences(before, cell):
             raise UserError(f'--save_dir {self.save}: holds a search of row {cell.name} with '
-                            f'{_difference(before, cell.definition)}; give another --save_dir, or move that one away')
+                            f'{printable("; ".join(differences[:5]))}; give another --save_dir, or move that one away')
 
     # Trials
 
-    def limit(self, cell: Cell) -> int:
-        """Return the number of trials of a cell."""
-        return int(min(self.n_trials, studies.count(cell.row)))
+    def left(self, cell: Cell) -> int:
+        """Return the number of trials of a cell that have not begun. None follows if only failures came so far."""
+        trials = cell.trials()
+        states = Counter(trial.state.name for trial in trials if trial.number not in studies.retried(trials))
+        if states['FAIL'] >= BROKEN and states.total() == states['FAIL']:
+            return 0
+        return int(max(0, min(self.n_trials, studies.count(cell.row)) - states.total()))
 
-    def is_broken(self, cell: Cell) -> bool:
-        """Return whether only failures came of a cell, so that further trials would fail too."""
-        states = Counter(trial.state.name for trial in cell.trials())
-        return states['FAIL'] >= BROKEN and not states['COMPLETE'] + states['PRUNED']
+    def retry(self) -> None:
+        """Add a trial with the same values for each failed one."""
+        with locked(self.save / 'search'):
+            for cell in self.cells:
+                trials = cell.trials()
+                for trial in trials:
+                    if trial.state.name == 'FAIL' and trial.number not in studies.retried(trials):
+                        studies.add_trial(cell.study, cell.row, trial.params, retry_of=trial.number)
 
     def next_run(self) -> PlannedRun | None:
         """Return a run for this process: of a trial that another process has left, or of a new one; None: no run."""
@@ -168,7 +195,7 @@ class Search:
                         if run := self._claim(cell, trial):
                             return run
                         self.is_waiting = True
-            cells = [cell for cell in self.cells if self._has_more(cell)]
+            cells = [cell for cell in self.cells if self.left(cell)]
             if not cells:
                 return None
             cell = min(cells, key=lambda cell: len(cell.trials()))
@@ -177,11 +204,8 @@ class Search:
 
     def is_over(self) -> bool:
         """Return whether no trial is left or runs."""
-        return not any(self._has_more(cell) or any(trial.state.name == 'RUNNING' for trial in cell.trials())
+        return not any(self.left(cell) or any(trial.state.name == 'RUNNING' for trial in cell.trials())
                        for cell in self.cells)
-
-    def _has_more(self, cell):
-        return len(cell.trials()) < self.limit(cell) and not self.is_broken(cell)
 
     def _run_here(self, cell, trial):
         """Return the run of a trial that this process has claimed; None if it has not."""
@@ -216,6 +240,8 @@ class Search:
                     SECONDS: progress[run].seconds, **({ERROR: Record(self.logs, run).last_lines()} if end == 'FAIL'
                                                        else {})})
                 progress[run].state = PRUNED if is_hopeless else state
+                for file in run.folder.glob('*.pth'):       # nobody needs the weights of a trial
+                    file.unlink()
                 del self.claims[run]
                 lock.release()
         return hopeless
@@ -229,7 +255,7 @@ class Search:
             trials = cell.trials()
             count.update(trial.state.name for trial in trials)
             seconds += [trial.user_attrs[SECONDS] for trial in trials if trial.user_attrs.get(SECONDS)]
-            left += max(0, self.limit(cell) - len(trials)) * (not self.is_broken(cell))
+            left += self.left(cell)
         text = f'{self.table.name}: {count["COMPLETE"]} {DONE}, {count["PRUNED"]} {PRUNED}, {count["RUNNING"]} ' \
                f'{RUNNING}, {count["FAIL"]} {FAILED}, {left} {LEFT}'
         unfinished = left + count['RUNNING']
@@ -247,13 +273,13 @@ def curve_of(run: PlannedRun) -> list[float]:
     return curve
 
 
-def _difference(before, after):
-    """Describe how two definitions differ: 'epochs 4, not 9'."""
+def _differences(before: dict, cell: Cell) -> list[str]:
+    """Return how a definition differs from that of a cell: 'epochs 4, not 9'. Flags that are new have their default."""
     texts = []
-    for key in {**before, **after}:
-        parts = [part.get(key) for part in (before, after)]
-        if not all(isinstance(part, dict) for part in parts):
-            parts = [{key: part} for part in parts]
-        texts += [f'{name} {parts[0].get(name)}, not {parts[1].get(name)}' for name in {**parts[0], **parts[1]}
-                  if parts[0].get(name) != parts[1].get(name)]
-    return printable('; '.join(texts[:5]))
+    for key in {**before, **cell.definition}:
+        old, new = before.get(key), cell.definition.get(key)
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {key: old}, {key: new}
+        texts += [f'{name} {value_before}, not {value}' for name, value in new.items()
+                  if (value_before := old.get(name, cell.defaults.get(name))) != value]
+    return texts

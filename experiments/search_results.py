@@ -1,11 +1,14 @@
 """The results of a search so far: for each row and pair its trials, the best values, and the command to type."""
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from helper.cli import table
 
-from .planned_run import PlannedRun, shell
+from .planned_run import shell
 from .search import ERROR, SECONDS, Search
 from .study import HOPELESS
+from .table_file import read_table
 
 STATES = {'COMPLETE': 'done', 'PRUNED': 'ended early', 'FAIL': 'failed', 'RUNNING': 'running'}      # of Optuna
 
@@ -35,7 +38,7 @@ class RowResult:
     trials: list[Trial]
     left: int                   # trials that have not begun
     published: list[dict]       # for each method, its published values that the ranges have
-    run: PlannedRun | None = field(default=None, repr=False)        # with the best values, and the test set measured
+    command: str | None = None  # trains the best values and measures the test set; None if no trial is done
 
     @property
     def best(self) -> Trial | None:
@@ -48,11 +51,6 @@ class RowResult:
         """The first trial, which has published values as far as the ranges have them; None unless it is done."""
         first = self.trials[0] if self.trials else None
         return first if first and first.accuracy is not None else None
-
-    @property
-    def command(self) -> str | None:
-        """The command that trains the best values and measures the test set; None if no trial is done."""
-        return shell(self.run.command([])) if self.run else None
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials)
@@ -67,15 +65,24 @@ def collect(search: Search) -> list[RowResult]:
                         [value for _, value in sorted(trial.intermediate_values.items())],
                         trial.user_attrs.get(HOPELESS), trial.user_attrs.get(SECONDS), trial.user_attrs.get(ERROR, []))
                   for trial in cell.trials()]
-        left = 0 if search.is_broken(cell) else max(0, search.limit(cell) - len(trials))
         result = RowResult(cell.row.label, str(cell.pair), cell.row.method, {part.name: part.text for part in
                                                                              cell.row.ranges},
-                           trials, left, cell.published)
+                           trials, search.left(cell), cell.published)
         if best := result.best:
             result.method = best.values.get('distill', cell.row.method)
-            result.run = search.tuned_run(cell, best.values)
+            result.command = shell(search.tuned_run(cell, best.values).command([]))
         results.append(result)
     return results
+
+
+def load(space: str | Path, save: Path, extra_args: Sequence[str] = ()) -> list[RowResult]:
+    """Return the results so far of the search of a space file in the folder `save`, without a change of any file.
+
+    extra_args: the flags of every run. Raises UserError.
+    """
+    search = Search(read_table(Path(space), has_ranges=True), Path(save), [*extra_args], trials=0, has_pruner=True)
+    search.open(is_new=False)
+    return collect(search)
 
 
 def text(results: list[RowResult]) -> str:

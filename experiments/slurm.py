@@ -1,11 +1,13 @@
-"""Run a table as array jobs of Slurm, through submitit."""
+"""Run a table or a search as array jobs of Slurm, through submitit."""
 import contextlib
 import io
+import math
 import os
 import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from helper.launch import STOP_SIGNALS
 from .devices import check_trial_parallel, cpu_threads, device_flags, group_trials
 from .planned_run import ROOT, PlannedRun, waves
 from .processes import stop_signals_handled
-from .progress import DONE, FAILED, LEFT, RUNNING, Progress, progress_of, summary
+from .progress import DONE, FAILED, LEFT, MAX_STARTS, PRUNED, RUNNING, Progress, progress_of, summary
+from .search import Search
 from .slurm_commands import ask, check_commands, check_partition, configured, message, parse_option
 from .slurm_job import NOTICE, START, Job
 
 POLL = 5            # seconds between two queries of the queue
+TRIALS = 4          # jobs of a search at the same time without --jobs: TPE learns from finished trials
 SHOWN = 3           # jobs that ended without their runs to print, and lines of each
 USUAL = {'None', 'Dependency', 'BeginTime'}        # reasons to wait that need no message; BeginTime: queued again
 
@@ -35,16 +39,28 @@ def add_arguments(add: Callable) -> None:
     add('--sbatch', nargs='+', default=[], metavar='KEY=VALUE', help='other options of sbatch: account=vision qos=low')
 
 
+def check_arguments(opt, parser) -> None:
+    """Raise UserError for flags of Slurm without --cluster slurm."""
+    given = [name for name in ('partition', 'cpus', 'time', 'sbatch') if getattr(opt, name) != parser.get_default(name)]
+    if given and opt.cluster != 'slurm':
+        parser.error(f'--{given[0]}: needs --cluster slurm; give that too, or leave it out')
+
+
 class Slurm:
     """The jobs of a table. They live on if this process ends without cancelling them; the same command finds them."""
 
-    def __init__(self, opt, name: str, save: Path):
-        """Raises UserError if submitit or Slurm is missing, and for jobs that Slurm would never start."""
+    def __init__(self, opt, name: str, save: Path, until: float = math.inf):
+        """until: the time of time.monotonic() at which all jobs are cancelled, which then save.
+
+        Raises UserError if submitit or Slurm is missing, and for jobs that Slurm would never start.
+        """
         self.submitit = import_optional('submitit', '--cluster slurm')
         check_commands()
         self.opt, self.name, self.save, self.logs = opt, name, save, save / 'logs'
         self.registry = save / 'slurm.json'
         self.signals: list[int] = []        # received so far
+        self.starts: Counter[PlannedRun] = Counter()        # of the trials of a search
+        self.until = until
         self.sbatch_options = dict(parse_option(text) for text in opt.sbatch)
         self.cluster = configured('ClusterName')
         check_partition(opt.partition, opt.cpus, opt.time, has_qos='qos' in self.sbatch_options)
@@ -54,8 +70,8 @@ class Slurm:
         self.threads = cpu_threads(self.gpus, share)
         self.flags = device_flags([str(i) for i in range(self.gpus)], share)
 
-    def run(self, runs: list[PlannedRun]) -> dict[PlannedRun, Progress]:
-        """Submit the runs that are neither done nor queued, and wait for all jobs.
+    def run(self, runs: list[PlannedRun], search: Search | None = None) -> dict[PlannedRun, Progress]:
+        """Submit the runs that are neither done nor queued, and those that a search gives out; wait for all jobs.
 
         Ctrl-C and SIGTERM cancel the jobs, which save and end; another signal leaves them in the queue.
         """
@@ -64,7 +80,7 @@ class Slurm:
             queued = {name for names in jobs.values() for name in names}
             self._submit([[run for run in wave if run.name not in queued
                            and progress_of(run, self.logs).state in (LEFT, RUNNING)] for wave in waves(runs)], jobs)
-            progress = self._wait(runs, jobs)
+            progress = self._wait(runs, jobs, search)
         self._explain(progress, jobs)
         return progress
 
@@ -141,24 +157,30 @@ class Slurm:
                                            [self.threads] * len(groups))
         return [job.job_id for job in submitted]
 
-    def _wait(self, runs, jobs):
-        """Show the progress until none of the jobs is in the queue."""
-        progress, shown, ours = {}, None, None
-        while ours is None or ours:
+    def _wait(self, runs, jobs, search):
+        """Show the progress until none of the jobs is in the queue, and a search has no more runs."""
+        progress, shown, ours = dict.fromkeys(runs), None, None
+        while ours is None or ours or (search and search.is_waiting):
             if self.signals:
                 self._leave(jobs)
+            if time.monotonic() > self.until:
+                self._cancel(jobs, lambda: bool(self.signals))
+                search = None
             try:
                 queue = self._queue()       # before the files, which are complete once a job has left the queue
                 ours, why = {*jobs} & {*queue}, ''
             except UserError:
                 ours, why = None, ', squeue does not answer'
-            progress = {run: progress[run] if run in progress and progress[run].state == DONE
-                        else progress_of(run, self.logs) for run in runs}
+            progress = {run: now if now and now.state in (DONE, PRUNED) else progress_of(run, self.logs)
+                        for run, now in progress.items()}
+            if search and ours is not None:
+                ours |= self._submit_trials(search, progress, jobs, ours)
             running = sum(now.state == RUNNING for now in progress.values())
-            if ours and not running and (reasons := {queue[job] for job in ours} - USUAL):
+            if ours and not running and (reasons := {queue.get(job, 'None') for job in ours} - USUAL):
                 why = f', Slurm: {", ".join(sorted(reasons))}'
-            text = summary(self.name, progress, self.opt.jobs or max(1, running)) + why
-            ended = [now.state for now in progress.values() if now.state in (DONE, FAILED)], why
+            at_once = self.opt.jobs or max(1, running)
+            text = (search.summary(at_once) if search else summary(self.name, progress, at_once)) + why
+            ended = [now.state for now in progress.values() if now.state in (DONE, FAILED, PRUNED)], why
             if sys.stdout.isatty():
                 print(f'\r\x1b[K{text}', end='', flush=True)
             elif ended != shown:
@@ -173,6 +195,31 @@ class Slurm:
         if sys.stdout.isatty():
             print()
         return progress
+
+    def _submit_trials(self, search, progress, jobs, ours) -> set[str]:
+        """Cancel hopeless trials, and submit new ones and those whose job has ended without them. Returns new jobs."""
+        job_of = {name: job for job in ours for name in jobs[job]}      # in the queue
+
+        def is_queued(run):
+            return run.name in job_of
+
+        for run in search.update(progress, {run for run in progress if is_queued(run)}):
+            with contextlib.suppress(UserError):        # it has just ended
+                ask('scancel', job_of[run.name])
+        ready = [run for run in search.claims if not is_queued(run)]
+        while len(job_of) + len(ready) < (self.opt.jobs or TRIALS) and (run := search.next_run()):
+            progress[run] = progress_of(run, self.logs)
+            search.update(progress, {run} & {*filter(is_queued, progress)})
+            if run in search.claims and not is_queued(run):
+                ready.append(run)
+        before = {*jobs}
+        for run in ready:
+            self.starts[run] += 1
+            if self.starts[run] > MAX_STARTS:
+                progress[run].state = FAILED
+            else:
+                self._submit([[run]], jobs)
+        return {*jobs} - before
 
     def _leave(self, jobs):
         """After a signal: cancel the jobs or leave them, and end this process."""

@@ -20,6 +20,7 @@ from .table_file import Row
 STARTUP = 6         # trials of a row with random values, before those of TPE
 FEWEST = 4          # complete trials of a row before any is ended early
 ATTEMPTS = 20       # to draw values that no earlier trial of the row has
+RETRY_OF = 'retry of'       # attribute of a trial: the number of the failed one that it repeats
 HOPELESS = 'hopeless'       # attribute of a trial: the epoch after which it ended early
 
 
@@ -138,12 +139,21 @@ def count(row: Row) -> float:
     return sum(math.prod(part.count for part in ranges_of(method, row.ranges)) for method in row.methods)
 
 
-def add_trial(study, row: Row, values: dict):
-    """Add a running trial in one write, so that no trial has a part of its values. Returns it."""
+def add_trial(study, row: Row, values: dict, retry_of: int | None = None):
+    """Add a running trial in one write, so that no trial has a part of its values. Returns it.
+
+    retry_of: the number of the failed trial that it repeats.
+    """
     trial = optuna().trial
     distributions = {part.name: _distribution(part) for part in row.ranges if part.name in values}
-    study.add_trial(trial.create_trial(state=trial.TrialState.RUNNING, params=values, distributions=distributions))
+    study.add_trial(trial.create_trial(state=trial.TrialState.RUNNING, params=values, distributions=distributions,
+                                       user_attrs={} if retry_of is None else {RETRY_OF: retry_of}))
     return study.trials[-1]
+
+
+def retried(trials: list) -> set[int]:
+    """Return the numbers of the failed trials that another trial repeats."""
+    return {trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs}
 
 
 def report(study, trial, curve: list[float], warmup: int | None) -> bool:

@@ -64,6 +64,7 @@ class Table:
     teacher_cache: bool = False         # share the teacher outputs between runs where the method allows it
     left_out: frozenset[tuple[str, str]] = frozenset()                  # (row label, pair) without runs
     cells: dict[tuple[str, str], Row] = field(default_factory=dict)     # (row label, pair) -> the row with extra flags
+    teacher_seed: int = 0       # of the teachers' runs; not given in the file: the first of `seeds`
     is_space: bool = False      # of a search: its rows may have ranges
 
     @property
@@ -90,6 +91,7 @@ KEYS = {
     'seeds': (True, list, '[1, 2, 3, 4], one trial for each'),
     'options': (False, str, '"--dataset cifar100 --epochs 240"'),
     'teacher_options': (False, str, '"--epochs 30"'),
+    'teacher_seed': (False, int, '1'),
     'student_options': (False, str, '"--epochs 60"'),
     'published': (False, (str, list), '"SemCKD", or ["RepDistiller", "DKD"]'),
     'cells': (False, dict, '[cells], then lines like  "KD: vgg13 -> vgg8" = "--kd_T 2"'),
@@ -165,8 +167,11 @@ def _table(path, content, has_ranges):
     if repeated := [pair for i, pair in enumerate(pairs) if str(pair) in map(str, pairs[:i])]:
         raise UserError(f'pairs: {repeated[0]} is there twice; give each once')
     seeds = content['seeds']
-    if any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds) or len({*seeds}) < len(seeds):
+    if not all(map(_is_seed, seeds)) or len({*seeds}) < len(seeds):
         raise UserError(f'seeds: give different whole numbers from 0 to {2**32 - 1}, as {KEYS["seeds"][2]}')
+    teacher_seed = content.get('teacher_seed', seeds[0])
+    if not _is_seed(teacher_seed):
+        raise UserError(f'teacher_seed: give a whole number from 0 to {2**32 - 1}')
     published = content.get('published', [])
     published = [published] if isinstance(published, str) else published
     for source in published:
@@ -190,7 +195,11 @@ def _table(path, content, has_ranges):
     return Table(path, content['title'], pairs, rows, seeds, sources=tuple(published), cells=cells,
                  fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
                  auxiliary=_auxiliary(content['auxiliary']) if 'auxiliary' in content else None,
-                 left_out=left_out, is_space=has_ranges, **options)
+                 left_out=left_out, teacher_seed=teacher_seed, is_space=has_ranges, **options)
+
+
+def _is_seed(value):
+    return type(value) is int and 0 <= value < 2**32
 
 
 def _split(text, label):

@@ -166,6 +166,13 @@ class FolderLock:
                     file.unlink()
         return True
 
+    def wait(self) -> None:
+        """Take the lock; print a line if another process holds it."""
+        if not self.take():
+            print(f'{self.folder}: another process is at work there; waiting for it', flush=True)
+            while not self.take():
+                time.sleep(1)
+
     def release(self) -> None:
         self._lock.release(force=True)
 

@@ -168,8 +168,11 @@ def read_runs(folders: list[str]) -> list[dict]:
             errors.append(error)
     if not finished:
         raise errors[0]
-    for error in errors:
+    untested = [error for error in errors if isinstance(error, runs.UntestedRun)]
+    for error in errors if len(untested) < 2 else [error for error in errors if error not in untested]:
         print(f'left out: {printable(error)}', file=sys.stderr)
+    if len(untested) > 1:
+        print(f'left out: {len(untested)} runs with --no_test, which have no figures of the test set', file=sys.stderr)
     return finished
 
 

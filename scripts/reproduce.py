@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments import report, report_text, slurm
+from experiments import slurm
 from experiments.devices import Devices
-from experiments.folder_check import check, check_data, claim
+from experiments.folder_check import check
 from experiments.local import Local
 from experiments.plan import plan_runs
 from experiments.planned_run import check_batches, parse_known_flags, select_part, shell
-from experiments.progress import DONE, RUNNING, Record, failures, progress_of, summary
+from experiments.progress import RUNNING, failures, progress_of, summary
+from experiments.run_table import run_table
 from experiments.table_file import find_table, read_table
 from experiments.time_estimate import estimate
-from helper.cli import Parser, number, path, show
-from helper.errors import UserError, run_main
-from helper.files import FolderLock, make_folder
+from helper.cli import Parser, number, path
+from helper.errors import run_main
 
 
 def options():
@@ -49,10 +49,7 @@ def options():
         help='trials of one cell at the same time on one GPU, for nets that leave it idle')
     slurm.add_arguments(parser.group('--cluster slurm'))
     opt, extra_args = parse_known_flags(parser)
-    slurm_flags = [name for name in ('partition', 'cpus', 'time', 'sbatch')
-                   if getattr(opt, name) != parser.get_default(name)]
-    if slurm_flags and opt.cluster != 'slurm':
-        parser.error(f'--{slurm_flags[0]}: needs --cluster slurm; give that too, or leave it out')
+    slurm.check_arguments(opt, parser)
     if opt.estimate and (not opt.dry_run or opt.cluster == 'slurm'):
         parser.error('--estimate: times runs on this machine; ' + ('leave out --cluster slurm' if opt.dry_run else
                                                                    'give --dry-run too'))
@@ -83,26 +80,8 @@ def main():
         print(failures(progress, logs), end='')
         return
 
-    for folder in (save, logs):
-        make_folder(folder, f'--save_dir {save}')
-    lock = FolderLock(save, shared=True)      # with report.py
-    if not lock.take():
-        raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
-    try:
-        claim(table, save)
-        if opt.retry:
-            for record in (Record(logs, run) for run in runs):
-                if record.has_failed():
-                    record.path.unlink()
-        progress = devices.run(runs) if opt.cluster == 'slurm' else \
-            Local(table.name, logs, runs, devices, opt.trial_parallel).run()
-        print(failures(progress, logs), end='')
-        show(report_text.plain(report.write(table, save, progress)))
-        print(f'report: {save}/report.html')
-        check_data(runs)
-    finally:
-        lock.release()
-    if any(now.state != DONE for now in progress.values()):
+    train = devices.run if opt.cluster == 'slurm' else Local(table.name, logs, devices, opt.trial_parallel).run
+    if not run_table(table, runs, save, train, opt.retry):
         print('not all is done; the same command continues, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)
 

@@ -13,18 +13,20 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments import search_results
+from experiments import search_results, slurm
 from experiments.devices import Devices
+from experiments.final_table import make_final
 from experiments.folder_check import check, claim
 from experiments.local import Local
 from experiments.planned_run import check_batches, parse_known_flags, select_cells
-from experiments.progress import DONE, failures
+from experiments.progress import DONE, failures, progress_of
+from experiments.run_table import make_folders, run_table
 from experiments.search import Search
 from experiments.study import optuna
 from experiments.table_file import SPACES, find_table, read_table
 from helper.cli import Parser, number, path, show
 from helper.errors import run_main
-from helper.files import FolderLock, make_folder
+from helper.files import FolderLock
 
 
 def options():
@@ -39,13 +41,21 @@ def options():
     add('--rows', type=path, metavar='ROW,...', help='search only these rows; default: all')
     add('--pairs', type=path, metavar='PAIR,...', help="search only these pairs, as 'vgg13 -> vgg8'")
     add('--status', action='store_true', help='print the results so far, and stop')
+    add('--retry', action='store_true', help='also try the values of failed trials again')
+    add('--final_seeds', type=number(int, low=0, high=1000), default=3,
+        help='after the search, train the best and the published values of each row with so many seeds; 0: do not')
     add('--no-prune', dest='prune', action='store_false', help='train every trial to its last epoch')
     add('--jobs', type=number(int, low=1, high=10000),
-        help='trials at the same time; default: one for each GPU or core')
+        help='trials at the same time; default: one for each GPU or core, 4 with Slurm')
     add('--gpu_id', type=path, help='GPUs to use, with commas, or cpu; default: all')
     add('--gpus', type=number(int, low=0, high=64),
         help='GPUs of each trial, which divide its batch; 0: none; default: one if there is any')
-    return parse_known_flags(parser)
+    add('--cluster', choices=('local', 'slurm'), default='local', help='run here, or as jobs of Slurm')
+    slurm.add_arguments(parser.group('--cluster slurm'))
+    opt, extra_args = parse_known_flags(parser)
+    slurm.check_arguments(opt, parser)
+    opt.trial_parallel = 1
+    return opt, extra_args
 
 
 def main():
@@ -62,38 +72,59 @@ def main():
         return
 
     search.check_ranges()
-    devices = Devices(opt.gpu_id, opt.jobs, opt.gpus, 1)
-    check_batches([*search.planner.runs.values()], devices.gpus or 1)
     until = began + 60 * opt.minutes if opt.minutes else math.inf
-    begin(search, devices, until)
-    Local(space.name, search.logs, search.teacher_runs(), devices, 1, search, until).run()
-    show(search_results.text(search_results.collect(search)))
+    runner = make_runner(opt, space.name, save, until)
+    check_batches([*search.planner.runs.values()], runner.gpus or 1)
+    teachers = begin(search, runner, opt.retry)
+    runner.run(teachers, search)
+    results = search_results.collect(search)
+    show(search_results.text(results))
     if not search.is_over():
-        print('not all is done; the same command continues', file=sys.stderr)
-        sys.exit(1)
+        end('not all trials are done; the same command continues')
+    if opt.final_seeds and any(result.best for result in results):
+        table, runs = make_final(search, results, opt.final_seeds, extra_args)
+        folder = save / 'final'
+        check(table, runs)
+        print(f'\nbest and published values of each row with {opt.final_seeds} seeds: {save}/final.toml', flush=True)
+        runner = make_runner(opt, f'{space.name}-final', folder, until)
+        if not run_table(table, runs, folder, runner.run, opt.retry, waits=True):
+            end('not all final runs are done; the same command continues, with --retry also what has failed')
 
 
-def begin(search, devices, until):
-    """Open the studies and train the teachers; if another process is doing that, wait for it."""
-    for folder in (search.save, search.logs):
-        make_folder(folder, f'--save_dir {search.save}')
+def make_runner(opt, name, save, until):
+    """Return what trains runs here or by Slurm, with the logs in the folder `save`."""
+    if opt.cluster == 'slurm':
+        return slurm.Slurm(opt, name, save, until)
+    return Local(name, save / 'logs', Devices(opt.gpu_id, opt.jobs, opt.gpus, 1), until=until)
+
+
+def begin(search, runner, retry):
+    """Open the studies and train the teachers, unless another process does. Returns the teachers' runs."""
+    teachers = search.teacher_runs()
+    make_folders(search.save)
     lock = FolderLock(search.save, shared=True)
-    if not lock.take():
-        print(f'{search.save}: another process is at work there; waiting for it', flush=True)
-        while not lock.take():
-            time.sleep(1)
+    lock.wait()
     try:
-        teachers = search.teacher_runs()
         check(search.table, teachers)
         claim(search.table, search.save)
         search.open()
-        progress = Local(f'{search.table.name}, teachers', search.logs, teachers, devices, 1, until=until).run()
+        if retry:
+            search.retry()
+        progress = {run: progress_of(run, search.logs) for run in teachers}
+        if any(now.state != DONE for now in progress.values()):
+            progress = runner.run(teachers)
     finally:
         lock.release()
     if any(now.state != DONE for now in progress.values()):
         print(failures(progress, search.logs), end='')
-        print('not all teachers are done; the same command continues', file=sys.stderr)
-        sys.exit(1)
+        end('not all teachers are done; the same command continues')
+    return teachers
+
+
+def end(text):
+    """Print why not all is done, and end with exit code 1."""
+    print(text, file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == '__main__':

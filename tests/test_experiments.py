@@ -487,7 +487,8 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'two pairs': ({'pairs': ['resnet14 -> vgg8', 'resnet14  ->  vgg8']},
                   'pairs: resnet14 -> vgg8 is there twice; give each once'),
     'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, cells, fetched, left_out, options, pairs, '
-                          'published, rows, seeds, student_options, teacher_cache, teacher_options, title'),
+                          'published, rows, seeds, student_options, teacher_cache, teacher_options, '
+                          'teacher_seed, title'),
     'near key': ({'pair': []}, 'pair: no such key; did you mean pairs? there are: auxiliary'),
     'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows], then lines like  KD = "kd -a 0.9"'),
     'no pairs': ({'pairs': []}, 'pairs is missing or empty; give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
@@ -1038,6 +1039,11 @@ def refused(call, capsys, *arguments, mains=(reproduce.main,)) -> str:
     return message
 
 
+def train_nothing(self, runs):
+    """In place of local.Local.run."""
+    return {run: progress_of(run, self.logs, set()) for run in runs}
+
+
 def test_runs_on_a_part_of_the_same_data(tmp_path, monkeypatch):
     """A row with --train_fraction has other training images than its teacher, of the same data."""
     monkeypatch.chdir(tmp_path)
@@ -1073,9 +1079,9 @@ def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
     assert capsys.readouterr().err == ''
 
-    def run(self):      # and where they change while the table runs
+    def run(self, runs):        # and where they change while the table runs
         set_facts(kd, **{'images (checksum)': 9})
-        return self.progress
+        return train_nothing(self, runs)
     monkeypatch.setattr(local.Local, 'run', run)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
@@ -1087,7 +1093,7 @@ def test_two_tables_in_one_folder(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ('mini.toml', 'other.toml'):
         write_table(Path(name))
-    monkeypatch.setattr(local.Local, 'run', lambda self: self.progress)
+    monkeypatch.setattr(local.Local, 'run', train_nothing)
     with pytest.raises(SystemExit):
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
     capsys.readouterr()
@@ -1188,7 +1194,7 @@ def test_a_teacher_that_its_last_state_brings_back(call, tmp_path, monkeypatch, 
     write_table(Path('mini.toml'))
     runs = pretend_runs(Path('save'))
     runs['teacher-resnet14'].checkpoint.unlink()
-    monkeypatch.setattr(local.Local, 'run', lambda self: self.progress)
+    monkeypatch.setattr(local.Local, 'run', train_nothing)
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, 'mini.toml', '--save_dir', 'save')
     out, err = capsys.readouterr()
@@ -1375,7 +1381,7 @@ def run_locally(table, *, jobs=2, trial_parallel=1, cores=8, monkeypatch):
     logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(devices, 'cores', lambda: cores)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    now = local.Local('mini', logs, runs, Devices('cpu', jobs, None, trial_parallel), trial_parallel).run()
+    now = local.Local('mini', logs, Devices('cpu', jobs, None, trial_parallel), trial_parallel).run(runs)
     return {run.name: (now[run].state, Record(logs, run).read()) for run in runs}
 
 
@@ -1433,7 +1439,7 @@ def test_a_second_ctrl_c(pretend, tmp_path):
             kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}
             sleep 30; touch late; kill -9 $(ls | sed -n s/pretend.sh.//p)"""], start_new_session=True) as watcher:
         with pytest.raises(SystemExit) as caught:
-            local.Local('mini', logs, runs, Devices('cpu', 2, None, 1), 1).run()
+            local.Local('mini', logs, Devices('cpu', 2, None, 1), 1).run(runs)
         os.killpg(watcher.pid, signal.SIGKILL)
     assert caught.value.code == 130 and not Path('late').exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -1470,7 +1476,7 @@ def test_a_terminal_that_is_gone(pretend, tmp_path, monkeypatch, said):
         raise said
     monkeypatch.setattr(local, 'summary', show)
     with pytest.raises(OSError) as caught:
-        local.Local('mini', logs, runs, Devices('cpu', 2, None, 1), 1).run()
+        local.Local('mini', logs, Devices('cpu', 2, None, 1), 1).run(runs)
     assert caught.value is said
     assert [log.read_text() for log in logs.glob('*.log')] == ['began\nsaved\n'] * 2
     assert [Record(logs, run).read().get('code') for run in runs] == [143, 143, None, None, None, None]

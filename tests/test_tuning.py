@@ -1,18 +1,26 @@
 """A search: its file, the values of its trials through all interruptions, early ends, failures and refusals."""
 import json
+import math
 import os
 import random
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments import search_results, space, study
+from experiments import search_results, slurm, space, study
+from experiments.final_table import make_final
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
+<<<<<<< HEAD
 from experiments.table_file import read_table
+=======
+from experiments.table_file import SPACES, read_table
+from helper.cli import values
+>>>>>>> 0d3c454 (tune.py: final runs of the best and published values, --retry, Slurm; a table in one function for both scripts)
 from helper.errors import UserError
 from scripts import reproduce, tune
 
@@ -51,9 +59,12 @@ def train(run, epochs: int, accuracy) -> None:
 
 def accuracy(opt, epoch):
     """A toy in place of training: the best values are dkd, kd_T 2, and beta 1 or 100."""
-    goal = 100 if opt.distill == 'attention' else 1
+    distill = getattr(opt, 'distill', 'alone')
+    if distill == 'alone':
+        return 50.0
+    goal = 100 if distill == 'attention' else 1
     miss = abs(opt.beta - goal) / goal if opt.beta else 1
-    return 20 * epoch - 10 * min(miss, 2) - opt.kd_T + 5 * (opt.distill == 'dkd')
+    return 20 * epoch - 10 * min(miss, 2) - opt.kd_T + 5 * (distill == 'dkd')
 
 
 def work(search: Search, accuracy=accuracy, stop=lambda: None) -> None:
@@ -286,6 +297,105 @@ def test_failures(tmp_path):
     assert '--no_test' not in kd.command and f'--distill {kd.best.values["distill"]} ' in kd.command
 
 
+def test_failed_trials_again(tmp_path):
+    """--retry adds a trial with the values of each failed one, once, and these count in its place."""
+    search = make(tmp_path, 3, path=write(tmp_path / 'x.toml', AT=ROWS['AT']))
+    for state in (DONE, FAILED, FAILED):
+        run = search.next_run()
+        train(run, 4, accuracy)
+        search.update({run: Progress(state)}, set())
+    assert search.is_over()
+    for _ in range(2):
+        search.retry()
+    values = [values for _, values, _ in outcome(search)['AT']]
+    assert values[3:] == values[1:3] and search.left(search.cells[0]) == 0 and not search.is_over()
+    work(search)
+    assert search.is_over() and len(outcome(search)['AT']) == 5
+
+
+def test_the_weights_of_ended_trials_are_removed(tmp_path):
+    search = make(tmp_path, 1)
+    run = search.next_run()
+    train(run, 4, accuracy)
+    for name in ('last.pth', 'previous.pth', 'resnet8_best.pth'):
+        (run.folder / name).touch()
+    search.update({run: Progress(RUNNING)}, {run})
+    assert len([*run.folder.iterdir()]) == 4
+    search.update({run: Progress(DONE)}, set())
+    assert [file.name for file in run.folder.iterdir()] == ['history.json']
+
+
+def final_of(folder, accuracy, head=HEAD, **rows):
+    """(the final table, its runs as (row, pair) -> (method, the rest of the options), the search)."""
+    search = make(folder, 6, path=write(folder / 'x.toml', head, **rows))
+    work(search, accuracy)
+    table, runs = make_final(search, search_results.collect(search), 3, [])
+    return table, {cell: run.opt for run in runs for cell in run.cells}, search
+
+
+def test_the_final_table(tmp_path):
+    """The best values beside the published ones of the same method, with seeds that the search has not used."""
+    head = f'{HEAD}teacher_options = "--epochs 2"\nstudent_options = "--momentum 0.8"\n[rows]\nStudent = "alone"\n' \
+           f'Fixed = "kd --kd_T 3"\n'
+    table, options, search = final_of(tmp_path, accuracy, head, KD=ROWS['KD'].replace(', 4', ''), AT=ROWS['AT'])
+    pair = 'resnet14 -> resnet8'
+    best = {result.label: result.best.values for result in search_results.collect(search)}
+    assert [row.label for row in table.rows] == ['Student', 'Fixed', 'KD, tuned', 'KD, published', 'AT, tuned',
+                                                 'AT, published']
+    assert (table.seeds, table.teacher_seed, table.path) == ([0, 2, 3], 1, tmp_path / 'final.toml')
+    tuned, published = options['KD, tuned', pair], options['KD, published', pair]
+    assert (tuned.distill, tuned.kd_T, tuned.beta) == (best['KD']['distill'], best['KD']['kd_T'], best['KD']['beta'])
+    assert (published.distill, published.kd_T, published.beta) == ('dkd', 4.0, 1.0)
+    assert (options['AT, tuned', pair].beta, options['AT, published', pair].beta) == (best['AT']['beta'], 1000.0)
+    assert options['Fixed', pair].kd_T == 3.0 and options['Student', pair].model == 'resnet8'
+    assert all((opt.no_test, opt.val_fraction, opt.momentum) == (False, 0.2, 0.8) for opt in options.values())
+
+
+def test_the_final_table_where_the_published_values_win(tmp_path):
+    table, _, _ = final_of(tmp_path, lambda opt, epoch: 90 if opt.beta == 1000 else 10, AT=ROWS['AT'])
+    assert [row.label for row in table.rows] == ['AT, published']
+
+
+def test_the_final_table_of_several_pairs(tmp_path):
+    """Pairs with other values share a row; those with another method, or where the published one wins, do not."""
+    pairs = ['resnet14 -> resnet8', 'resnet20 -> resnet8']
+    head = HEAD.replace('["resnet14 -> resnet8"]', json.dumps(pairs))
+    rows = {'Any': 'distill = ["kd", "dkd"]\nkd_T = [1, 4]\n', 'AT': ROWS['AT'],
+            'Two': ROWS['AT'].replace('10000', '99')}
+
+    def by_pair(opt, epoch):
+        is_first = opt.model_t == 'resnet14'
+        if opt.distill != 'attention':
+            return 50 - opt.kd_T if opt.distill == ('kd' if is_first else 'dkd') else 10
+        return 99 - opt.beta if '_Two' in opt.trial else 50 if (opt.beta == 1000) != is_first else 10
+    table, options, search = final_of(tmp_path, by_pair, head, **rows)
+    best = {(result.label, result.pair): result.best.values for result in search_results.collect(search)}
+    assert {*options} == {
+        ('Any, tuned, kd', pairs[0]), ('Any, published, kd', pairs[0]), ('Any, tuned, dkd', pairs[1]),
+        ('Any, published, dkd', pairs[1]), ('AT, tuned', pairs[0]), *(('AT, published', pair) for pair in pairs),
+        *(('Two, tuned', pair) for pair in pairs)}
+    for pair in pairs:
+        assert options['Two, tuned', pair].beta == best['Two', pair]['beta'] < 99
+        assert options['Two, tuned', pair].batch_size == best['Two', pair]['batch_size']
+    assert options['Any, tuned, dkd', pairs[1]].kd_T == 1 and options['AT, published', pairs[1]].beta == 1000
+    assert options['AT, tuned', pairs[0]].beta == best['AT', pairs[0]]['beta']
+
+
+def test_other_best_values_after_the_final_runs(tmp_path, capsys):
+    """A final run of earlier best values is moved away."""
+    search = make(tmp_path, 2, path=write(tmp_path / 'x.toml', KD='distill = "kd"\nkd_T = "1 .. 3"\n'))
+    work(search)
+    results = search_results.collect(search)
+    _, runs = make_final(search, results, 2, [])
+    first = next(run for run in runs if run.cells and run.cells[0][0] == 'KD, tuned')
+    first.folder.mkdir(parents=True)
+    (first.folder / 'parameters.json').write_text(json.dumps({**values(first.opt), 'kd_T': 9.0}))
+    make_final(search, results, 2, [])
+    assert 'row KD, tuned, resnet14 -> resnet8: the best values have changed; its earlier run is now ' in \
+        capsys.readouterr().out
+    assert not first.folder.exists() and len([*(tmp_path / 'final/replaced').iterdir()]) == 1
+
+
 def test_another_space_in_the_folder(tmp_path):
     """More trials and rows are the same search; other ranges or options are not."""
     work(make(tmp_path, 1))
@@ -314,6 +424,48 @@ def test_two_processes(tmp_path):
     assert first.next_run() is None and not first.is_waiting
 
 
+class ToySlurm(slurm.Slurm):
+    """Slurm whose jobs train an epoch between two queries of the queue. Job 2 is killed in its second epoch."""
+
+    def __init__(self, search, jobs):
+        self.opt, self.name, self.logs = SimpleNamespace(jobs=jobs), 'x', search.logs
+        self.signals, self.starts, self.until, self.save = [], Counter(), math.inf, search.save
+        self.jobs, self.epochs, self.cancelled, self.most = {}, {}, [], 0      # self.jobs: job -> its run, in the queue
+
+    def _queued_jobs(self):
+        return {}
+
+    def _submit(self, waves, jobs):
+        for run in [run for wave in waves for run in wave]:
+            job = str(len(jobs) + 1)
+            jobs[job], self.jobs[job] = [run.name], run
+
+    def _queue(self):
+        self.most = max(self.most, len(self.jobs))
+        for job, run in [*self.jobs.items()]:
+            self.epochs[run] = self.epochs.get(run, 0) + 1
+            train(run, self.epochs[run], accuracy)
+            if self.epochs[run] == 4 or (job, self.epochs[run]) == ('2', 2) or job in self.cancelled:
+                del self.jobs[job]
+        return dict.fromkeys(self.jobs, 'None')
+
+    def progress_of(self, run, logs):
+        return Progress(DONE if self.epochs.get(run, 0) >= 4 else RUNNING if run in self.jobs.values() else LEFT)
+
+
+def test_slurm(tmp_path, monkeypatch):
+    """Two jobs at a time until all trials have ended; a killed one is submitted again, a hopeless one is cancelled."""
+    search = make(tmp_path, 12)
+    toy = ToySlurm(search, 2)
+    monkeypatch.setattr(slurm, 'POLL', 0)
+    monkeypatch.setattr(slurm, 'progress_of', toy.progress_of)
+    monkeypatch.setattr(slurm, 'ask', lambda command, job: toy.cancelled.append(job))
+    toy.run([], search)
+    states = Counter(state for trials in outcome(search).values() for state, *_ in trials)
+    assert search.is_over() and states[DONE] + states[PRUNED] == 24 and states[PRUNED] and toy.most == 2
+    assert sum(toy.starts.values()) == 25 and len({*toy.cancelled}) <= states[PRUNED]
+
+
 def test_a_damaged_study(tmp_path):
     work(make(tmp_path, 1))
     file = tmp_path / 'study.log'
@@ -336,4 +488,6 @@ def test_status(call, tmp_path, monkeypatch, capsys):
     call(tune.main, path, '--status', '--trials', 2)
     out = capsys.readouterr().out
     assert out.startswith('x: 4 done, 0 ended early, 0 running, 0 failed, 0 left\n')
+    at = search_results.load('x.toml', Path('save/x'))[1]
+    assert f'\n# AT, resnet14 -> resnet8\n{at.command}\n' in out + '\n' and at.best.accuracy == max(at.best.curve)
     assert '\n# AT, resnet14 -> resnet8\npython ' in out and study.HOPELESS not in out

@@ -234,7 +234,7 @@ def test_no_test(call, small, tmp_path, test_passes, capfd):
     folder, = tmp_path.glob('models/*')
     assert test_passes == [] and not [*folder.glob('test_*')]
     assert 'on the validation set; the test set is not measured (--no_test), saved in' in capfd.readouterr().out
-    with pytest.raises(UserError, match='no figures of the test set, because it was trained with --no_test; the same'):
+    with pytest.raises(UserError, match='no figures of the test set, because it was trained with --no_test; give its'):
         read_run(str(folder))
     run = read_run(str(folder), needs_test=False)
     assert (run['top1'], run['last'], run['curve']) == (None, None, [read(folder, 'val_best_metrics')['val_acc']])

@@ -1,0 +1,48 @@
+"""Train the runs of a table and write its report."""
+from collections.abc import Callable
+from pathlib import Path
+
+from helper.cli import show
+from helper.errors import UserError
+from helper.files import FolderLock, make_folder
+
+from . import report, report_text
+from .folder_check import check_data, claim
+from .planned_run import PlannedRun
+from .progress import DONE, Progress, Record, failures
+from .table_file import Table
+
+
+def make_folders(save: Path) -> None:
+    """Make the folder of a table or a search, and that of its logs. Raises UserError."""
+    for folder in (save, save / 'logs'):
+        make_folder(folder, f'--save_dir {save}')
+
+
+def run_table(table: Table, runs: list[PlannedRun], save: Path,
+              train: Callable[[list[PlannedRun]], dict[PlannedRun, Progress]], retry: bool = False,
+              waits: bool = False) -> bool:
+    """Train the runs that folder_check.check accepts, and print and write the report. Returns whether all are done.
+
+    retry: also run again what has failed. waits: wait for another process that is at work there, else raise UserError.
+    """
+    make_folders(save)
+    lock = FolderLock(save, shared=True)      # with report.py
+    if waits:
+        lock.wait()
+    elif not lock.take():
+        raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
+    try:
+        claim(table, save)
+        if retry:
+            for record in (Record(save / 'logs', run) for run in runs):
+                if record.has_failed():
+                    record.path.unlink()
+        progress = train(runs)
+        print(failures(progress, save / 'logs'), end='')
+        show(report_text.plain(report.write(table, save, progress)))
+        print(f'report: {save}/report.html')
+        check_data(runs)
+    finally:
+        lock.release()
+    return all(now.state == DONE for now in progress.values())
