@@ -191,32 +191,35 @@ class Search:
             self.is_waiting = False
             for cell in self.cells:
                 for trial in cell.trials():
-                    if trial.state.name == 'RUNNING' and self._run_here(cell, trial) is None:
-                        if run := self._claim(cell, trial):
-                            return run
-                        self.is_waiting = True
-            cells = [cell for cell in self.cells if self.left(cell)]
-            if not cells:
-                return None
-            cell = min(cells, key=lambda cell: len(cell.trials()))
-            values = studies.next_values(cell.row, cell.trials(), cell.published, f'{self.table.seeds[0]}, {cell.name}')
-            return self._claim(cell, studies.add_trial(cell.study, cell.row, values))
+                    if trial.state.name == 'RUNNING' and cell.runs.get(trial.number) not in self.claims \
+                            and (run := self._claim(cell, trial)):
+                        return run
+            while cells := [cell for cell in self.cells if self.left(cell)]:
+                cell = min(cells, key=lambda cell: len(cell.trials()))
+                values = studies.next_values(cell.row, cell.trials(), cell.published,
+                                             f'{self.table.seeds[0]}, {cell.name}')
+                if run := self._claim(cell, studies.add_trial(cell.study, cell.row, values)):
+                    return run
+            return None
 
     def is_over(self) -> bool:
         """Return whether no trial is left or runs."""
         return not any(self.left(cell) or any(trial.state.name == 'RUNNING' for trial in cell.trials())
                        for cell in self.cells)
 
-    def _run_here(self, cell, trial):
-        """Return the run of a trial that this process has claimed; None if it has not."""
-        run = cell.runs.get(trial.number)
-        return run if run in self.claims else None
-
     def _claim(self, cell, trial):
-        """Return the run of a trial, now claimed by this process; None if another process has claimed it."""
-        run = self.run_of(cell, trial)
+        """Return the run of a trial, now claimed by this process.
+
+        None if another process has claimed it, or if its values together are refused, so that it has failed.
+        """
+        try:
+            run = self.run_of(cell, trial)
+        except UserError as error:
+            studies.end(cell.study, trial.number, 'FAIL', None, {ERROR: [f'error: {printable(error)}']})
+            return None
         lock = FolderLock(self.logs, shared=True, name=f'.{run.name}.lock')
         if not lock.take():
+            self.is_waiting = True
             return None
         self.claims[run] = cell, trial.number, lock
         return run

@@ -4,12 +4,15 @@ import math
 import os
 import random
 import re
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from experiments import search_results, slurm, space, study
 from experiments.final_table import make_final
@@ -297,6 +300,19 @@ def test_failures(tmp_path):
     assert '--no_test' not in kd.command and f'--distill {kd.best.values["distill"]} ' in kd.command
 
 
+def test_values_that_are_refused_together(tmp_path):
+    """Such a trial has failed, and the search goes on."""
+    rows = {'A': 'distill = "kd"\nsched = ["step", "cosine"]\nmin_lr = "0.001 .. 0.01"\n'}
+    search = make(tmp_path, 8, path=write(tmp_path / 'x.toml', **rows))
+    with pytest.raises(UserError, match='row A, resnet14 -> resnet8: --min_lr 0.001: has no effect without --sched'):
+        search.check_ranges()
+    work(search, lambda opt, epoch: 50.0)
+    trials = search_results.collect(search)[0].trials
+    assert search.is_over() and {(trial.state, trial.values['sched']) for trial in trials} == {
+        (FAILED, 'step'), (DONE, 'cosine')}
+    assert 'has no effect without --sched' in trials[0].error[0]
+
+
 def test_failed_trials_again(tmp_path):
     """--retry adds a trial with the values of each failed one, once, and these count in its place."""
     search = make(tmp_path, 3, path=write(tmp_path / 'x.toml', AT=ROWS['AT']))
@@ -491,3 +507,34 @@ def test_status(call, tmp_path, monkeypatch, capsys):
     at = search_results.load('x.toml', Path('save/x'))[1]
     assert f'\n# AT, resnet14 -> resnet8\n{at.command}\n' in out + '\n' and at.best.accuracy == max(at.best.curve)
     assert '\n# AT, resnet14 -> resnet8\npython ' in out and study.HOPELESS not in out
+
+
+@pytest.mark.slow
+def test_a_real_search(tmp_path):
+    """tune.py is killed in the middle: the trials and the accuracies of the final runs are those of an undisturbed one.
+    """
+    head = HEAD.replace('--epochs 4', '--train_fraction 0.2 --batch_size 16 --epochs 2')
+    rows = {'KD': 'distill = "kd"\nlearning_rate = "log 0.01 .. 0.1"\n',
+            'AT': 'distill = "attention"\nbeta = "1 .. 9"\n'}
+    found = []
+    for name, kills in (('whole', 0), ('killed', 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write(folder / 'x.toml', head, **rows)
+        command = [sys.executable, ROOT / 'scripts/tune.py', path, '--trials', '2', '--jobs', '1', '--gpu_id', 'cpu',
+                   '--final_seeds', '1', '--save_dir', folder / 'save']
+        for kill in range(kills):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            logs = folder / f'save/logs/resnet14-resnet8-{("KD", "AT")[kill]}-1.log'
+            while not logs.exists() or 'epoch 1:' not in logs.read_text():
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.kill()
+            process.wait()
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert 'x: 4 done, 0 ended early, 0 running, 0 failed, 0 left' in done.stdout
+        results = search_results.load(path, folder / 'save')
+        found.append(([(result.label, [(trial.values, trial.curve) for trial in result.trials]) for result in results],
+                      (folder / 'save/final/report.csv').read_text()))
+    assert found[0] == found[1]
