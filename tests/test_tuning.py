@@ -18,12 +18,8 @@ from experiments import search_results, slurm, space, study
 from experiments.final_table import make_final
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
-<<<<<<< HEAD
 from experiments.table_file import read_table
-=======
-from experiments.table_file import SPACES, read_table
 from helper.cli import values
->>>>>>> 0d3c454 (tune.py: final runs of the best and published values, --retry, Slurm; a table in one function for both scripts)
 from helper.errors import UserError
 from scripts import reproduce, tune
 
