@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 
 from helper.errors import printable
-from helper.files import write_atomically
+from helper.files import locked, write_atomically
 
 from .folder_check import option_differences
 from .plan import plan_runs
@@ -25,14 +25,15 @@ def make_final(search: Search, results: list[RowResult], n_seeds: int, extra_arg
     The teachers of the search are copied there. Earlier runs of other best values are moved away.
     """
     save, file = search.save / 'final', search.save / 'final.toml'
-    write_atomically(file, final_text(search, results, n_seeds).encode())
-    table = read_table(file)
-    runs = plan_runs(table, str(save), extra_args)
-    for run in search.teacher_runs():
-        _copy_folder(run.folder, save / run.folder.relative_to(search.save))
-    for run in runs:
-        if option_differences(run):
-            _move_away(run, save / 'replaced')
+    with locked(file):
+        write_atomically(file, final_text(search, results, n_seeds).encode())
+        table = read_table(file)
+        runs = plan_runs(table, str(save), extra_args)
+        for run in search.teacher_runs():
+            _copy_folder(run.folder, save / run.folder.relative_to(search.save))
+        for run in runs:
+            if option_differences(run):
+                _move_away(run, save / 'replaced')
     return table, runs
 
 

@@ -171,7 +171,8 @@ class Search:
     def left(self, cell: Cell) -> int:
         """Return the number of trials of a cell that have not begun. None follows if only failures came so far."""
         trials = cell.trials()
-        states = Counter(trial.state.name for trial in trials if trial.number not in studies.retried(trials))
+        retried = studies.retried(trials)
+        states = Counter(trial.state.name for trial in trials if trial.number not in retried)
         if states['FAIL'] >= BROKEN and states.total() == states['FAIL']:
             return 0
         return int(max(0, min(self.n_trials, studies.count(cell.row)) - states.total()))
@@ -181,8 +182,9 @@ class Search:
         with locked(self.save / 'search'):
             for cell in self.cells:
                 trials = cell.trials()
+                retried = studies.retried(trials)
                 for trial in trials:
-                    if trial.state.name == 'FAIL' and trial.number not in studies.retried(trials):
+                    if trial.state.name == 'FAIL' and trial.number not in retried:
                         studies.add_trial(cell.study, cell.row, trial.params, retry_of=trial.number)
 
     def next_run(self) -> PlannedRun | None:
@@ -210,7 +212,7 @@ class Search:
     def _claim(self, cell, trial):
         """Return the run of a trial, now claimed by this process.
 
-        None if another process has claimed it, or if its values together are refused, so that it has failed.
+        None if another process has claimed or just ended it, or if its values together are refused: it has failed then.
         """
         try:
             run = self.run_of(cell, trial)
@@ -220,6 +222,9 @@ class Search:
         lock = FolderLock(self.logs, shared=True, name=f'.{run.name}.lock')
         if not lock.take():
             self.is_waiting = True
+            return None
+        if cell.trials()[trial.number].state.name != 'RUNNING':
+            lock.release()
             return None
         self.claims[run] = cell, trial.number, lock
         return run
