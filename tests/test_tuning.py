@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from experiments import search_results, slurm, space, study
+from experiments import local, search_results, slurm, space, study
+from experiments.devices import Devices
 from experiments.final_table import make_final
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
@@ -434,6 +436,21 @@ def test_two_processes(tmp_path):
         lock.release()
     assert {first.next_run().name for _ in range(2)} == {runs[1].name, runs[3].name}
     assert first.next_run() is None and not first.is_waiting
+
+
+def test_minutes(tmp_path, monkeypatch):
+    """At the end of the time the trial is told to end; it is left for the next call."""
+    program = tmp_path / 'program.sh'
+    program.write_text('#!/bin/sh\nexec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(program))
+    search = make(tmp_path, 1, path=write(tmp_path / 'x.toml', AT=ROWS['AT']))
+    teachers = search.teacher_runs()
+    monkeypatch.setattr(local, 'progress_of', lambda run, *_: Progress(DONE if run in teachers else LEFT))
+    local.Local('x', search.logs, Devices('cpu', 1, None, 1), until=time.monotonic() + 1).run(teachers, search)
+    run, = search.claims
+    assert Record(search.logs, run).read()['code'] == -signal.SIGTERM and not Record(search.logs, run).deaths()
+    assert search.summary() == 'x: 0 done, 0 ended early, 1 running, 0 failed, 0 left'
 
 
 class ToySlurm(slurm.Slurm):
