@@ -834,7 +834,7 @@ def mini(call, tmp_path_factory):
         write_table(folder / 'mini.toml')
         call(reproduce.main, 'mini.toml', '--save_dir', 'my save:1')
     out = printed.getvalue()
-    assert re.search(r'\nmini: 10 done, 0 running, 0 failed, 0 left\ntop-1 % ', out)
+    assert re.search(r'\nmini: 10 done, 0 running, 0 failed, 0 left\n(.*\n)*top-1 % ', out)
     assert out.endswith('\nreport: my save:1/report.html\n')
     assert 'mini: 0 done, ' in out.splitlines()[0]
     return folder
@@ -1226,7 +1226,7 @@ def test_failures(call, pretend, tmp_path, capsys):
         last = Path(log).read_text().splitlines()[-5:]
         assert lines.splitlines() == [f'    {line}' for line in last] and 'error: ' in last[-1], name
     page = Path('save/report.html').read_text()
-    assert '<b class="failed">failed</b>' in page and 'href="logs/resnet14-resnet8-Wild-1.log"' in page
+    assert '<span class="failed">failed</span>' in page and 'href="logs/resnet14-resnet8-Wild-1.log"' in page
     assert 'resnet20-resnet8-Wild-1: without its teacher, 0% done' in page
 
     sizes = {log: Path(log).stat().st_size for _, log, _ in failed}
