@@ -10,7 +10,8 @@ from helper.cli import table
 from helper.errors import UserError, printable
 from models.base import Net
 
-from . import figures, metrics
+from . import metrics, net_figures
+from .figures import shorten
 
 NEEDED = {'tsne': 4, 'cka': 4, 'gradcam': 1}        # test images; other figures use the logits for the whole test set
 LONGEST = 40                # characters of the name of a net or class
@@ -66,7 +67,7 @@ class Comparison:
     def class_names(self, labels: Tensor | None = None) -> list[str]:
         """The names of the classes of these labels (N,), or of all classes, made fit for a figure."""
         names = self.data.classes if labels is None else [self.data.classes[label] for label in labels.tolist()]
-        return [figures.shorten(printable(name), LONGEST) for name in names]
+        return [shorten(printable(name), LONGEST) for name in names]
 
     def class_reports(self) -> dict[str, dict]:
         """net -> its helper.class_metrics.class_report on the whole test set."""
@@ -81,8 +82,8 @@ def draw_tsne(comparison):
         if net.has_stages:
             embeddings = net.check(metrics.embeddings(net.net, images, comparison.opt.data.batch_size))
             points[net.name] = metrics.tsne(embeddings, comparison.opt.seed)
-    figure = figures.tsne({name: xy.numpy() for name, xy in points.items()}, labels.numpy(),
-                          comparison.class_names(labels.unique()))
+    figure = net_figures.tsne({name: xy.numpy() for name, xy in points.items()}, labels.numpy(),
+                              comparison.class_names(labels.unique()))
     return figure, {'images': numbers, 'labels': labels.tolist(),
                     'points': {name: xy.tolist() for name, xy in points.items()}}
 
@@ -90,8 +91,8 @@ def draw_tsne(comparison):
 def draw_correlations(comparison):
     differences = {net.name: metrics.correlation_difference(net.logits, comparison.teacher.logits)
                    for net in comparison.students}
-    figure = figures.correlations({name: difference.numpy() for name, difference in differences.items()},
-                                  comparison.class_names())
+    figure = net_figures.correlations({name: difference.numpy() for name, difference in differences.items()},
+                                      comparison.class_names())
     return figure, {'images': len(comparison.target),
                     'classes': [printable(name) for name in comparison.data.classes],
                     'mean difference': {name: difference.mean().item() for name, difference in differences.items()}}
@@ -102,7 +103,7 @@ def draw_cka(comparison):
     students = [net for net in comparison.students if net.has_stages]
     values = metrics.stage_cka(comparison.teacher.net, [net.net for net in students], images)
     matrices = {net.name: matrix for net, matrix in zip(students, values, strict=True)}
-    figure = figures.cka({name: matrix.numpy() for name, matrix in matrices.items()}, comparison.teacher.name)
+    figure = net_figures.cka({name: matrix.numpy() for name, matrix in matrices.items()}, comparison.teacher.name)
     return figure, {'images': len(numbers), 'rows': 'student', 'columns': 'teacher',
                     'cka': {name: matrix.tolist() for name, matrix in matrices.items()}}
 
@@ -128,7 +129,8 @@ def draw_grad_cam(comparison):
     if not drawn:
         raise UserError('--only: gradcam can show none of these nets; leave it out')
     pixels = loader.normalise.to_pixels(images).cpu()
-    figure = figures.grad_cam(pixels.numpy(), [f'image {n}' for n in numbers], comparison.class_names(labels), drawn)
+    figure = net_figures.grad_cam(pixels.numpy(), [f'image {n}' for n in numbers], comparison.class_names(labels),
+                                  drawn)
     return figure, {'images': numbers, 'labels': labels.tolist(), 'nets': predictions}
 
 
@@ -147,14 +149,15 @@ def draw_calibration(comparison):
         numbers[net.name] = {'checkpoint': net.checkpoint, **values, 'bins': {
             name: getattr(calibration, name).tolist() for name in ('count', 'confidence', 'accuracy')}}
     print(f'\n{table(("net", *values), rows, "<>>>>>")}\n')
-    return figures.calibration(calibrations), {'images': len(target), 'nets': numbers}
+    return net_figures.calibration(calibrations), {'images': len(target), 'nets': numbers}
 
 
 def draw_confusion(comparison):
     target, count = comparison.target, comparison.data.num_classes
     matrices = {net.name: torch.bincount(target * count + net.logits.argmax(1), minlength=count**2).view(count, count)
                 for net in comparison.nets}
-    figure = figures.confusion({name: matrix.numpy() for name, matrix in matrices.items()}, comparison.class_names())
+    figure = net_figures.confusion({name: matrix.numpy() for name, matrix in matrices.items()},
+                                   comparison.class_names())
     return figure, {'nets': comparison.class_reports()}
 
 
@@ -162,7 +165,7 @@ def draw_classes(comparison):
     reports = comparison.class_reports()
     recall = {name: np.array([row['recall'] for row in report['classes']], float) for name, report in reports.items()}
     images = torch.bincount(comparison.target, minlength=comparison.data.num_classes)
-    figure = figures.class_accuracy(recall, comparison.class_names(), images.tolist())
+    figure = net_figures.class_accuracy(recall, comparison.class_names(), images.tolist())
     means = {name: {key: value for key, value in report.items() if key != 'classes'}
              for name, report in reports.items()}
     return figure, {'classes': [*comparison.data.classes], 'images': images.tolist(), 'nets': means,
@@ -184,11 +187,11 @@ def draw_mistakes(comparison):
             images = torch.stack([comparison.images[n] for n in numbers]).to(loader.device)
             wrong = (net.logits.argmax(1) != target).sum().item()
             captions = zip(comparison.class_names(predicted), confidence, strict=True)
-            sheets.append(figures.ContactSheet(
+            sheets.append(net_figures.ContactSheet(
                 f'{net.name}: {wrong:,} of {len(target):,} test images wrong; true class above, predicted below',
                 loader.normalise.to_pixels(images).cpu().numpy(), numbers, comparison.class_names(true),
                 [f'{name}, {share:.0%}' for name, share in captions]))
-    return figures.mistakes(sheets), {'images': len(target), 'nets': rows}
+    return net_figures.mistakes(sheets), {'images': len(target), 'nets': rows}
 
 
 DRAW = {'tsne': draw_tsne, 'correlations': draw_correlations, 'cka': draw_cka, 'gradcam': draw_grad_cam,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import figures, metrics
+from analysis import figures, metrics, net_figures
 from analysis.classes import describe_report, mean_report, read_class_report, shown_classes, worst_classes
 from export import model_card
 from helper.class_metrics import class_report, predictions
@@ -66,7 +66,7 @@ def test_surest_mistakes():
 
 def test_most_confused():
     matrix = np.array([[5, 2, 0], [3, 1, 0], [0, 0, 9]])
-    assert figures.most_confused(matrix) == [(1, 0, 3), (0, 1, 2)]
+    assert net_figures.most_confused(matrix) == [(1, 0, 3), (0, 1, 2)]
 
 
 def test_many_classes():
@@ -81,16 +81,16 @@ def test_many_classes():
     assert len(shown_classes(report['classes'][:30])) == 30
     matrix = np.zeros((count, count), int)
     np.add.at(matrix, (true.numpy(), predicted.numpy()), 1)
-    text = figures.to_svg(figures.confusion({'net': matrix}, names))
+    text = figures.to_svg(net_figures.confusion({'net': matrix}, names))
     assert text.count('2 of 4: class &lt;') == 10
     recall = np.array([row['recall'] for row in report['classes']])
-    text = figures.to_svg(figures.class_accuracy({'teacher': recall, 'student': recall}, names, [4] * count))
+    text = figures.to_svg(net_figures.class_accuracy({'teacher': recall, 'student': recall}, names, [4] * count))
     assert text.count(' (4)</text>') == 40 and '20 classes between' in text
 
 
 def test_figures_of_a_class_without_images():
     recall = np.array([50, np.nan, 100.0])
-    text = figures.to_svg(figures.class_accuracy({'t': recall, 's': recall}, ['ant', 'bee', 'cat'], [2, 0, 3]))
+    text = figures.to_svg(net_figures.class_accuracy({'t': recall, 's': recall}, ['ant', 'bee', 'cat'], [2, 0, 3]))
     assert 'ant (2)' in text and 'cat (3)' in text and 'bee' not in text
 
 

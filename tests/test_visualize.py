@@ -16,7 +16,7 @@ from torch import nn
 import dataset
 import train_student
 import train_teacher
-from analysis import figures, metrics
+from analysis import figures, metrics, net_figures
 from distiller_zoo import load_inference_net
 from helper.checkpoint import load_checkpoint
 from models import IMAGENET, model_dict
@@ -211,7 +211,7 @@ def test_read_test_set():
 def test_svg(tmp_path):
     """Text is text, ink is the page's, nothing says when or by which version it was drawn, and it fits into a page."""
     def draw():
-        return figures.correlations({'a <b> $x$ & ü': np.eye(3)}, ['cat', 'a dog', '<bird>'])
+        return net_figures.correlations({'a <b> $x$ & ü': np.eye(3)}, ['cat', 'a dog', '<bird>'])
     figures.save_figure(draw(), tmp_path / 'with.dot')
     figures.save_figure(draw(), tmp_path / 'again')
     for suffix in ('png', 'svg'):
@@ -236,7 +236,7 @@ def test_grid(count, wanted):
 def test_figures_of_nets_without_a_number():
     """A logit that never changes, a dead stage."""
     nothing = np.full((4, 4), np.nan)
-    for figure in (figures.correlations({'a': nothing}, 'wxyz'), figures.cka({'a': nothing}, 't')):
+    for figure in (net_figures.correlations({'a': nothing}, 'wxyz'), net_figures.cka({'a': nothing}, 't')):
         assert 'nan' in figures.to_svg(figure)
 
 
@@ -244,10 +244,10 @@ def test_long_names_are_wrapped():
     """Those of nets and of classes are whole, lie within the figure, and no caption overlaps another."""
     name, net = 'black-crowned night heron, juvenile', 'a net with a name of forty characters 123'
     maps = np.zeros((2, 8, 8)), [f'{name}, 39%'] * 2, [True, False]
-    cam = figures.grad_cam(np.zeros((2, 8, 8, 3), 'uint8'), ['image 0', 'image 1'], [name, 'cat'],
+    cam = net_figures.grad_cam(np.zeros((2, 8, 8, 3), 'uint8'), ['image 0', 'image 1'], [name, 'cat'],
                            {net: maps, 'x': maps})
-    matrices = figures.correlations({net: np.eye(40), 'x': np.eye(40)}, [name] * 40)     # too many to be named
-    dots = figures.tsne({net: np.zeros((4, 2)), 'x': np.zeros((4, 2))}, np.array([0, 0, 1, 1]), [name, 'cat'])
+    matrices = net_figures.correlations({net: np.eye(40), 'x': np.eye(40)}, [name] * 40)     # too many to be named
+    dots = net_figures.tsne({net: np.zeros((4, 2)), 'x': np.zeros((4, 2))}, np.array([0, 0, 1, 1]), [name, 'cat'])
     for figure in (cam, matrices, dots):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
