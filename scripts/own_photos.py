@@ -45,42 +45,46 @@ SMALL = 500                     # training images below which batches are smalle
 USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
 EXAMPLES = 6                    # test images that are predicted at the end
 
+
 def plan(save: Path, arguments: list[str]) -> None:
     """Write the table for FOLDER [TEACHER] [STUDENT] [flags]. If there are runs already, it stays as it is.
 
     Raises UserError for a folder or a net that cannot be used, and for runs of other arguments.
     """
-    opt, flags = parse(arguments)
+    opt, run_flags = parse(arguments)
     command = printable(shlex.join(['own_photos.sh', *(a for a in arguments if a != '--estimate')]))
     if any((save / name).exists() for name in ('models', 'student_model')):
         check_same_command(save, command)
         print(f'{save}: continues')
         return
     data_flags, n_train = divide_folder(Path(opt.folder))
-    teacher, teacher_start, inputs = find_start(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
-    student, student_start, _ = find_start(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
-    teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if teacher_start else opt.epochs
-    if teacher_start:
-        teacher_start += slow_backbone(teacher, opt.image_size)
+    teacher, teacher_flags, preprocessing = find_net(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
+    student, student_flags, _ = find_net(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
+    is_pretrained_t, is_pretrained_s = bool(teacher_flags), bool(student_flags)
+    teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if is_pretrained_t else opt.epochs
+    if is_pretrained_t:
+        teacher_flags += backbone_flags(teacher, opt.image_size)
     options = ['--dataset', 'folder', '--data_dir', os.path.abspath(opt.folder), *data_flags, '--image_size',
                str(opt.image_size), '--batch_size', '8' if n_train < SMALL else '32', '--opt', 'adamw',
                '--learning_rate', '5e-4', '--weight_decay', '0.05', '--sched', 'cosine']
-    # The student alone reads the same test images as those with a teacher; a pretrained student has its own.
-    same_images = [] if student_start else flags_of_test_images(inputs, [*options, *flags])
+    # The student alone preprocesses test images as the distilled ones do: like the teacher, unless it is pretrained.
+    test_flags = [] if is_pretrained_s else test_image_flags(preprocessing, [*options, *run_flags])
     make_folder(save, f'SAVE {save}')
     write_atomically(save / TABLE, Path(__file__).with_name(TABLE).read_text().format(
-        command=command, title=toml(f'Photographs of {Path(opt.folder).resolve().name}'),
-        options=toml(shlex.join(options)),
-        teacher_options=toml(shlex.join([*teacher_start, *schedule(teacher_epochs, teacher_start), *flags])),
-        student_options=toml(shlex.join([*student_start, *schedule(opt.epochs, student_start), *same_images, *flags])),
-        pair=toml(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
+        command=command, title=toml_string(f'Photographs of {Path(opt.folder).resolve().name}'),
+        options=toml_string(shlex.join(options)),
+        teacher_options=toml_string(shlex.join(
+            [*teacher_flags, *schedule_flags(teacher_epochs, is_pretrained_t), *run_flags])),
+        student_options=toml_string(shlex.join(
+            [*student_flags, *schedule_flags(opt.epochs, is_pretrained_s), *test_flags, *run_flags])),
+        pair=toml_string(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
         warmup=max(1, opt.epochs // 10)).encode())
     print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up to '
           f'{opt.epochs}')
 
 
 def parse(arguments: list[str]):
-    """(the options, the flags of every run). Names come first, so that no value of a flag is taken for one."""
+    """(the options, the flags of every run). The names come first, because a value of a flag looks like a name."""
     names = [*takewhile(lambda argument: not argument.startswith('-'), arguments)]
     if not 1 <= len(names) <= 3:
         raise UserError(f'{" ".join(names) or "FOLDER"}: give a folder, then up to two nets, then flags: {USAGE}')
@@ -131,13 +135,11 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     return flags, len(train.labels)
 
 
-def find_start(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:
-    """(the name of a net, the flags of its pretrained start, the preprocessing of these weights).
+def find_net(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:
+    """(the net's name, the flags that load pretrained weights, their preprocessing). Without weights: no flags, {}.
 
-    Prints from which weights the net starts. Raises UserError.
-
-    net: its name, or a file or folder of weights that names it. weights: --teacher_weights or --student_weights. label:
-    TEACHER or STUDENT, for messages.
+    net: a name, or a file or folder of weights that names its net. weights: --teacher_weights or --student_weights.
+    label: TEACHER or STUDENT, for messages. Prints which weights the net starts from. Raises UserError.
     """
     if os.path.exists(net) and not weights:
         name, _ = open_net(net, flag=label)
@@ -166,8 +168,8 @@ def find_start(net: str, weights: str | None, image_size: int, label: str) -> tu
     return name, ['--pretrained'], inputs
 
 
-def slow_backbone(name: str, image_size: int) -> list[str]:
-    """The flags with which pretrained layers change less than the new classifier; for nets of timm by layer group."""
+def backbone_flags(name: str, image_size: int) -> list[str]:
+    """The flags that lower the learning rate of pretrained layers: by timm's layer groups, if the net has them."""
     try:
         rate_factors(build(name, 2, image_size), SimpleNamespace(layer_decay=0.75, backbone_lr=1.0))
     except UserError:       # has no groups
@@ -175,19 +177,19 @@ def slow_backbone(name: str, image_size: int) -> list[str]:
     return ['--layer_decay', '0.75']
 
 
-def flags_of_test_images(inputs: dict, flags: list[str]) -> list[str]:
-    """The flags with which a student alone reads test images like one whose teacher has the preprocessing `inputs`.
+def test_image_flags(preprocessing: dict, flags: list[str]) -> list[str]:
+    """The flags that let a student without a teacher preprocess test images as with a teacher of this `preprocessing`.
 
     flags: of all runs.
     """
     opt = student_options(['--path-t', 'TEACHER', *flags])
-    settle_preprocessing(opt, None, {'inputs': inputs}, resumes=False)
+    settle_preprocessing(opt, None, {'inputs': preprocessing}, resumes=False)
     return [word for option in TEST_IMAGES if option not in opt.flags.given and getattr(opt, option) is not None
             for word in (f'--{option}', str(getattr(opt, option)))]
 
 
-def schedule(epochs: int, is_pretrained) -> list[str]:
-    """The flags of a run's epochs: warm-up, patience, and the first epoch of a new classifier alone."""
+def schedule_flags(epochs: int, is_pretrained: bool) -> list[str]:
+    """The flags for epochs, patience and warm-up, and with pretrained weights an epoch for the classifier alone."""
     flags = ['--epochs', str(epochs), '--patience', str(max(10, epochs // 3))]
     if epochs >= 5:
         flags += ['--warmup_epochs', str(min(3, epochs // 5)), '--warmup_lr', '1e-4']
@@ -195,8 +197,8 @@ def schedule(epochs: int, is_pretrained) -> list[str]:
     return flags
 
 
-def toml(text: str) -> str:
-    """The text as a string of TOML."""
+def toml_string(text: str) -> str:
+    """The text as a TOML string."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 

@@ -64,7 +64,7 @@ def test_pretrained_starts(plan, photos, tmp_path, capsys):
     opt = teacher_options(['--model', 'resnet14', *table.options, *table.teacher_options])
     assert (opt.initial_checkpoint, opt.epochs, opt.freeze_epochs) == (str(tmp_path / 'weights.pth'), 10, 1)
     assert (opt.backbone_lr, opt.layer_decay) == (0.1, 1)
-    assert own_photos.slow_backbone('timm:resnet10t', 32) == ['--layer_decay', '0.75']
+    assert own_photos.backbone_flags('timm:resnet10t', 32) == ['--layer_decay', '0.75']
     opt = student_options(['--path-t', 'x', *table.options, *table.student_options])
     assert (opt.pretrained, opt.initial_checkpoint, opt.epochs, opt.freeze_epochs) == (False, None, 20, 0)
     assert 'STUDENT timm:resnet10t.c3_in1k: starts from nothing' in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_weights_of_another_program(plan, photos, tmp_path, capsys):
 def test_published_weights(monkeypatch):
     monkeypatch.setattr(own_photos, 'open_published', lambda name: SimpleNamespace(inputs={}))
     for name, flags in (('timm:resnet10t', ['--pretrained']), ('timm:cspresnet50w', [])):       # which has none
-        assert own_photos.find_start(name, None, 32, 'TEACHER') == (name, flags, {})
+        assert own_photos.find_net(name, None, 32, 'TEACHER') == (name, flags, {})
 
 
 @pytest.mark.parametrize('arguments, words', [
