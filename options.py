@@ -61,7 +61,8 @@ class ListEntries(argparse.Action):
         parser.exit()
 
 
-def _common(description, trial_flags, trial):
+def _base_parser(description, trial_flags, trial):
+    """A parser with the flags of both scripts. trial_flags, trial: the names and the default of --trial."""
     parser = Parser(description=description)
     add = parser.add_argument
     add('--dataset', default='cifar100',
@@ -221,6 +222,7 @@ def _common(description, trial_flags, trial):
 
 
 def _parse(parser, args):
+    """Parse a command line and its --recipe. opt.flags.given: options of both; opt.flags.recipe: of --recipe alone."""
     typed = sys.argv[1:] if args is None else args
     args = with_recipe(typed)
     opt = parser.parse_args(args)
@@ -230,7 +232,8 @@ def _parse(parser, args):
     return opt
 
 
-def _finish(parser, opt, model, flag):
+def _complete(parser, opt, model, flag):
+    """Check options that depend on each other, and set those that are not given. model: of `flag`, the net to train."""
     check_dataset(opt)
     if opt.wandb is not None:
         check_wandb(opt.wandb)
@@ -273,7 +276,7 @@ def _finish(parser, opt, model, flag):
 
 @functools.cache
 def _teacher_parser():
-    parser = _common('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
+    parser = _base_parser('Train a network alone: a teacher, or a student to compare with.', ('-t', '--trial'), '0')
     parser.add_argument('--model', default='resnet110', help=f'the network: {NETS}')
     parser.add_argument('--save_freq', may_differ=True, type=number(int, low=1, high=MOST_EPOCHS), default=40,
                         help='epochs between two checkpoints ckpt_epoch_N.pth')
@@ -283,12 +286,12 @@ def _teacher_parser():
 
 
 def _student_parser(description='Distil a trained teacher into a student.'):
-    return _parser_with(tuple(distiller_dict.items()), description)
+    return _cached_student_parser(tuple(distiller_dict.items()), description)
 
 
 @functools.cache
-def _parser_with(methods, description):
-    parser = _common(description, ('--trial',), '1')
+def _cached_student_parser(methods, description):       # another key after a change of distiller_dict
+    parser = _base_parser(description, ('--trial',), '1')
     add = parser.add_argument
     add('--path-t', may_differ=True, type=path, required=True,
         help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME")
@@ -356,7 +359,7 @@ def teacher_options(args=None):
     if opt.opt == 'dot':
         raise UserError('--opt dot: separates the gradients of the task and of the distillation, and a net that learns '
                         'alone has no distillation; give sgd or an optimiser of timm')
-    return _finish(parser, opt, opt.model, '--model')
+    return _complete(parser, opt, opt.model, '--model')
 
 
 def with_recipe(args: list[str]) -> list[str]:
@@ -392,7 +395,7 @@ def student_options(args=None, **parser):
     check_method(opt, method)
     if opt.estimate and has_auto(opt.beta):     # its few measured steps are slower than all others
         opt.beta = method.published_options(opt)['beta']
-    opt = _finish(parser, opt, opt.model_s, '--model_s')
+    opt = _complete(parser, opt, opt.model_s, '--model_s')
     if opt.model_t is not None:
         check_without_weights(opt.model_t, '--model_t')
     if opt.teacher_cache == 'auto':

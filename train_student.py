@@ -102,7 +102,7 @@ def train(opt, device):
             distiller.prepare(data)
 
         if distiller.in_first_stage:
-            module = distributed.wrap(distiller, device, unused=True)
+            module = distributed.wrap(distiller, device, find_unused_parameters=True)
             optimizer = distiller.make_optimizer(init_rate, opt)
             for epoch in run.epochs(optimizer, opt.init_epochs, 'init'):
                 run.end_init_epoch(train_epoch(epoch, train_loader, module, optimizer, opt, run, precision))

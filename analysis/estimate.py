@@ -62,7 +62,7 @@ class Timer(NullRun):
 
 def _step_seconds(module, data, opt, precision, device, rate):
     optimizer, timer = module.make_optimizer(rate, opt), Timer(device)
-    wrapped = distributed.wrap(module, device, unused=module.in_first_stage)
+    wrapped = distributed.wrap(module, device, find_unused_parameters=module.in_first_stage)
     with contextlib.suppress(_EndOfTiming):
         train_epoch(1, data.train_loader, wrapped, optimizer, opt, timer, precision)
         if timer.marks[-1][0] < timer.batches:      # on a GPU the last steps have no mark

@@ -1,4 +1,4 @@
-"""How an image becomes a square of the size that a net takes: crops in training, and the same pixels in every test."""
+"""Crop and scale an image to the square that a net takes: at random in training, always the same in a test."""
 import functools
 import math
 from dataclasses import dataclass
@@ -31,20 +31,19 @@ def draw_box(width: int, height: int, scale: tuple = DEFAULTS['scale'], ratio: t
              generator: torch.Generator | None = None) -> tuple[int, int, int, int]:
     """Draw a crop of an image: (left, top, right, bottom) in pixels.
 
-    scale: smallest and largest part of the image's area. ratio: smallest and largest width divided by height. If no
-    crop lies within the image after ATTEMPTS, the largest centre crop of an allowed ratio. This is the crop of
-    Inception's training (Szegedy et al., CVPR 2015, arXiv:1409.4842), with the distribution of torchvision's
-    RandomResizedCrop.
+    scale: range of the crop's share of the image area. ratio: range of its width divided by height. If ATTEMPTS crops
+    do not lie within the image, the result is the largest centre crop of an allowed ratio. The distribution is that of
+    torchvision's RandomResizedCrop (Szegedy et al., CVPR 2015, arXiv:1409.4842).
     """
     low, high = map(math.log, ratio)
     for _ in range(ATTEMPTS):
-        # One call draws all numbers: to start an operation of torch takes longer than this arithmetic.
-        of_area, of_aspect, x, y = torch.rand(4, generator=generator).tolist()
-        area = width * height * (scale[0] + of_area * (scale[1] - scale[0]))
-        aspect = math.exp(low + of_aspect * (high - low))
+        # One call draws all numbers, because the overhead of a torch call exceeds this arithmetic.
+        u_area, u_aspect, u_left, u_top = torch.rand(4, generator=generator).tolist()
+        area = width * height * (scale[0] + u_area * (scale[1] - scale[0]))
+        aspect = math.exp(low + u_aspect * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            left, top = int(u_left * (width - w + 1)), int(u_top * (height - h + 1))
             return left, top, left + w, top + h
     w, h = width, height
     if width / height < min(ratio):
@@ -56,7 +55,7 @@ def draw_box(width: int, height: int, scale: tuple = DEFAULTS['scale'], ratio: t
 
 
 class RandomResizedCrop:
-    """Image of Source.open() -> uint8 (3, size, size): a random crop. interpolation: also 'random', one of two."""
+    """Image of Source.open() -> uint8 (3, size, size): a random crop. interpolation: 'random' draws one of two."""
 
     def __init__(self, size: int, scale: tuple, ratio: tuple, interpolation: str):
         self.size, self.scale, self.ratio, self.interpolation = size, scale, ratio, interpolation
@@ -69,9 +68,9 @@ class RandomResizedCrop:
 
 
 class RandomFlip:
-    """(3, H, W), flipped along `dim` with this probability, by torchvision's random number.
+    """Flip an image (3, H, W) along `dim` with this probability. It draws the same random number as torchvision's.
 
-    torchvision's own transform takes more time to inspect its arguments than to flip an image.
+    torchvision's transform spends more time on the inspection of its arguments than on the flip.
     """
 
     def __init__(self, dim: int, probability: float):
@@ -105,7 +104,7 @@ def resize_to_square(image: Image.Image, size: int, fit: str = 'crop', crop_pct:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How images are read: mean and std as in models.inputs, the other fields as the flags of their names."""
+    """The preprocessing of images. mean, std: see models.inputs. The other fields are the values of their flags."""
 
     size: int = SIZE
     mean: tuple = IMAGENET_MEAN
@@ -122,7 +121,7 @@ class Pipeline:
     train_interpolation: str = DEFAULTS['train_interpolation']
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The image as a test sees it."""
+        """The test image (size, size)."""
         return resize_to_square(image, self.size, self.fit, self.crop_pct, self.interpolation)
 
     def transform(self, train: bool, aa: str | None = None, view: str = 'weak'):

@@ -92,11 +92,11 @@ def scan(root: Path) -> tuple[dict[str, Split], list[str]]:
     if folder != test_folders[0]:
         print(f'--data_dir: {test_folders[0]}: has no class folders, so the test images are taken from {folder.name}')
     names = {'test': folder.name, 'val': val_split(folder.name, [folder.name for folder in labelled])}
-    return {'train': train, **{part: _scan_measured(root, name, classes) for part, name in names.items() if name}}, \
-        classes
+    others = {part: _scan_evaluation_split(root, name, classes) for part, name in names.items() if name}
+    return {'train': train, **others}, classes
 
 
-def _scan_measured(root, name, classes):
+def _scan_evaluation_split(root, name, classes):
     """The Split root/NAME, whose classes must be those of the training images."""
     split, found = _scan_split(root, name, may_have_empty_classes=True)
     if classes != found:

@@ -1,4 +1,4 @@
-"""JPEG photographs: only the part that a crop needs is decoded, at the smallest size that is enough."""
+"""Decode only the part of a JPEG file that a crop needs, at the smallest size that is enough."""
 import contextlib
 import io
 import math
@@ -15,7 +15,7 @@ END = b'\xff\xd9'       # the last bytes of a whole file
 REDUCTIONS = (8, 4, 2)      # by which a decoder can shrink the blocks of 8 x 8 pixels
 GAP = 2     # an image decoded at a reduced size has at least GAP times the sides of the result
 TENSOR_MODES = {Image.Resampling.BILINEAR: 'bilinear', Image.Resampling.BICUBIC: 'bicubic'}
-# What makes a stored image upright, by EXIF orientation: rows and columns are swapped, then it is flipped.
+# EXIF orientations of stored images that become upright by a swap of rows and columns, and then by flips.
 SWAPPED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
@@ -61,8 +61,8 @@ class JpegImage:
 
         A box of at least 2, 4 or 8 times GAP times `size` is decoded at a half, a quarter or an eighth.
         """
-        most = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
-        reduction = next((reduction for reduction in REDUCTIONS if reduction <= most and resample in TENSOR_MODES), 1)
+        limit = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / GAP
+        reduction = next((reduction for reduction in REDUCTIONS if reduction <= limit and resample in TENSOR_MODES), 1)
         reduced = [edge / reduction for edge in self._stored_box(box)]
         left, top, right, bottom = *map(math.floor, reduced[:2]), *map(math.ceil, reduced[2:])
         try:

@@ -130,8 +130,8 @@ def check_batch_size(opt, world: int) -> None:
                         f'give a multiple of {world}')
 
 
-def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
-    """`module` under DDP if there are several processes. unused: some of its parameters may get no gradient.
+def wrap(module: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
+    """`module` under DDP if there are several processes. find_unused_parameters: as DDP's.
 
     DDP expects one backward pass a step. So a module with `own_backward` stays as it is, and calls average_gradients.
     """
@@ -142,19 +142,21 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'    # until torch 2.14
     wrapped = DistributedDataParallel(module, device_ids=[device] if device.type == 'cuda' else None,
-                                      **{buffers: False}, find_unused_parameters=unused, gradient_as_bucket_view=True)
-    wrapped.learning = _learning(module)
+                                      **{buffers: False}, find_unused_parameters=find_unused_parameters,
+                                      gradient_as_bucket_view=True)
+    wrapped.requires_grad_at_start = _requires_grad(module)
     return wrapped
 
 
 def rewrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` of wrap, under a new DDP if other parameters learn now: DDP exchanges those that learnt at its start."""
-    if not isinstance(module, DistributedDataParallel) or module.learning == _learning(module.module):
+    """`module` of wrap; under a new DDP if parameters were frozen or unfrozen, which DDP does not notice."""
+    is_ddp = isinstance(module, DistributedDataParallel)
+    if not is_ddp or module.requires_grad_at_start == _requires_grad(module.module):
         return module
     return wrap(module.module, device)
 
 
-def _learning(module):
+def _requires_grad(module):
     return [p.requires_grad for p in module.parameters()]
 
 

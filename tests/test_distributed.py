@@ -107,7 +107,7 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
     """
     found = []
     if distiller.in_first_stage:
-        module = distributed.wrap(distiller, CPU, unused=True)
+        module = distributed.wrap(distiller, CPU, find_unused_parameters=True)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
         found.append(train_epoch(1, loader, module, optimizer, opt))
         if distiller.in_first_stage:
