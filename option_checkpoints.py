@@ -46,11 +46,12 @@ def _set_crop(opt):
         opt.crop = default_crop(opt)
 
 
-def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = None, resumes: bool = True) -> None:
+def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = None, resumes: bool = True) -> dict:
     """Set the preprocessing options that are not given to those of the initial weights `start`, or of the teacher.
 
     checkpoint_t: the teacher's checkpoint. resumes: whether --resume may continue a run, whose options then count.
-    Prints a line if the image size changes. Raises UserError.
+    Returns the preprocessing of the initial weights, for get_dataloaders; empty without. Prints a line if the image
+    size changes. Raises UserError.
     """
     label, inputs = (start.label, start.inputs) if start else ('', {})
     inputs_t = {}
@@ -63,6 +64,7 @@ def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = N
     if dataset_key(opt.dataset) in source_dict:
         _set_test_images(opt, inputs, inputs_t, _saved_options(opt) if resumes else None)
     set_crop_options(opt)
+    return inputs
 
 
 def _set_image_size(opt, inputs, label):

@@ -43,13 +43,13 @@ def train(opt, device):
     # Data and nets
     opt.model_t, checkpoint_t = open_teacher(opt)
     start = open_start(opt)
-    settle_preprocessing(opt, start, checkpoint_t)
+    inputs = settle_preprocessing(opt, start, checkpoint_t)
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
     spec = method.spec
     check_pairwise_batch(spec, local.batch_size)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device, spec.drop_last, spec.views, start.inputs if start else None)
+    data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs)
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)

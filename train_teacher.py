@@ -35,10 +35,10 @@ def train(opt, device):
 
     # Data and net
     start = open_start(opt)
-    settle_preprocessing(opt, start)
+    inputs = settle_preprocessing(opt, start)
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device, inputs=start.inputs if start else None)
+    data = get_dataloaders(local, device, inputs=inputs)
     arch = check_name(opt.model, data.image_size, '--model')
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')

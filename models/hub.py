@@ -1,4 +1,4 @@
-"""Hugging Face's hub: without a network its client reads its cache at once, instead of trying for a minute."""
+"""The Hugging Face Hub without a network: its client reads its cache at once, instead of retrying for a minute."""
 import contextlib
 import http.client
 import ssl
@@ -10,8 +10,11 @@ from helper.errors import import_optional
 
 @contextlib.contextmanager
 def without_retries(flag: str) -> Iterator[str | None]:
-    """A context in which the client does not ask a hub that does not answer. Yields the hub's address, None if it
-    answers, or if the client is offline already. flag: of the message if huggingface_hub is missing."""
+    """Set the client offline within this context if the hub does not answer. Raises UserError without huggingface_hub.
+
+    Yields the address of a hub that does not answer; None if it answers, or if the client is offline already. flag:
+    begins the message.
+    """
     constants = import_optional('huggingface_hub', flag).constants
     was_offline = constants.HF_HUB_OFFLINE
     unreachable = None if was_offline or is_reachable(constants.ENDPOINT) else constants.ENDPOINT

@@ -59,9 +59,7 @@ def main():
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     opt.model_t, checkpoint = open_teacher(opt)
-    start = open_start(opt)
-    settle_preprocessing(opt, start, checkpoint)
-    data = get_dataloaders(opt, device, inputs=start.inputs if start else None)
+    data = get_dataloaders(opt, device, inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.spec.needs, teacher, data, device)
     if not cache or not (cache.writable or cache.full):
