@@ -45,6 +45,11 @@ class Range:
         """All choices, or the lowest and the highest number."""
         return [*self.choices] or [self.low, self.high]
 
+    def position(self, value: float) -> float:
+        """Return where a number lies between low (0) and high (1), on the scale of the range."""
+        scale = math.log if self.is_log else float
+        return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+
     def find(self, value):
         """Return the value of the range that equals an option of a run; None if the range does not have it."""
         if self.choices:

@@ -21,6 +21,8 @@ STARTUP = 6         # trials of a row with random values, before those of TPE
 FEWEST = 4          # complete trials of a row before any is ended early
 ATTEMPTS = 20       # to draw values that no earlier trial of the row has
 RETRY_OF = 'retry of'       # attribute of a trial: the number of the failed one that it repeats
+IMPORTANCE = 'PED-ANOVA, Watanabe et al., IJCAI 2023'
+FEWEST_FOR_IMPORTANCE = 10  # complete trials of a row before it has importances
 HOPELESS = 'hopeless'       # attribute of a trial: the epoch after which it ended early
 
 
@@ -186,3 +188,18 @@ def end(study, number: int, state: str, accuracy: float | None, attributes: dict
     for name, value in attributes.items():
         study._storage.set_trial_user_attr(trial_id, name, value)
     study.tell(number, accuracy, state=optuna().trial.TrialState[state])
+
+
+def importances(study) -> dict[str, float]:
+    """Return range name -> its share in reaching the better half of the complete trials, the largest first.
+
+    Empty for fewer than two ranges that all trials have, or fewer than FEWEST_FOR_IMPORTANCE complete trials.
+    """
+    done = [trial for trial in study.trials if trial.state.name == 'COMPLETE']
+    names = set.intersection(*({*trial.params} for trial in done)) if done else set()
+    if len(names) < 2 or len(done) < FEWEST_FOR_IMPORTANCE:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', optuna().exceptions.ExperimentalWarning)
+        evaluator = optuna().importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+        return optuna().importance.get_param_importances(study, evaluator=evaluator, params=sorted(names))

@@ -17,6 +17,7 @@ from .table_flags import check_flags
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 SPACES = TABLES.with_name('spaces')
 MAX_BYTES = 10**6   # of a table file
+OF_SEARCH = ' (search)'     # after the name that is noted in the folder of a search
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Table:
     @property
     def owner(self) -> str:
         """The name that is noted in the folder."""
-        return f'{self.name} (search)' if self.is_space else self.name
+        return f'{self.name}{OF_SEARCH}' if self.is_space else self.name
 
     @property
     def headline(self) -> str | None:

@@ -1,10 +1,10 @@
-"""Write the report of a table, finished or not: HTML, Markdown, CSV and LaTeX.
+"""Write the report of a table or a search, finished or not: HTML, for a table also Markdown, CSV and LaTeX.
 
 python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [ROW ...]] [flags that every run had]
 
-TABLE is the name of a table, its file, or the folder of its runs, such as save/NAME. --epoch selects the accuracies; if
-omitted, those of the epoch that the published figures report, else of the best one. --figures adds the figures of
-scripts/visualize.py, for the first trials of each pair.
+TABLE is the name of a table, its file, or the folder of its runs or of a search of tune.py, such as save/NAME. --epoch
+selects the accuracies; if omitted, those of the epoch that the published figures report, else of the best one.
+--figures adds the figures of scripts/visualize.py, for the first trials of each pair.
 """
 import os
 import subprocess
@@ -14,13 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.runs import ACCURACY_KEYS
 from distiller_zoo import get_method
-from experiments import report, report_text
+from experiments import report, report_text, search_report
 from experiments.folder_check import check, owner_of
 from experiments.plan import plan_runs
 from experiments.planned_run import parse_known_flags
 from experiments.progress import DONE, progress_of
-from experiments.table_file import TABLES, find_table, read_table
-from helper.cli import Parser, path, show
+from experiments.table_file import OF_SEARCH, TABLES, find_table, read_table
+from helper.cli import Parser, path, show, word_list
 from helper.errors import UserError, nearest, run_main
 
 
@@ -52,6 +52,11 @@ def parse_table(opt):
     return f'{name}.toml' if os.path.isfile(f'{name}.toml') else name, folder
 
 
+def is_search(folder: Path) -> bool:
+    """Return whether the folder is that of a search."""
+    return (owner_of(folder)[0] or '').endswith(OF_SEARCH)
+
+
 def main():
     parser = Parser(description='Write the report of a table, finished or not.')
     parser.add_argument('table', metavar='TABLE', help='the name of a table in scripts/tables, another table file, or '
@@ -62,6 +67,14 @@ def main():
     parser.add_argument('--figures', nargs='*', metavar='ROW', help='draw the figures of these rows; alone: of all')
     opt, extra_args = parse_known_flags(parser)
     name, folder = parse_table(opt)
+    if folder and is_search(Path(folder)):
+        for flag in ('epoch', 'figures'):
+            if (value := getattr(opt, flag)) is not None:
+                raise UserError(f'--{flag} {word_list(value)}: not for a search; give the folder of its final runs, '
+                                f'{folder}/final')
+        show(search_report.write(Path(folder), extra_args))
+        print(f'report: {folder}/report.html')
+        return
     table = read_table(find_table(name))
     save = Path(folder or f'save/{table.name}')
     if not os.path.isdir(save):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments import search_results, slurm
+from experiments import search_report, search_results, slurm
 from experiments.devices import Devices
 from experiments.final_table import make_final
 from experiments.folder_check import check, claim
@@ -78,7 +78,7 @@ def main():
     teachers = begin(search, runner, opt.retry)
     runner.run(teachers, search)
     results = search_results.collect(search)
-    show(search_results.text(results))
+    write_report(save, extra_args, opt.trials)
     if not search.is_over():
         end('not all trials are done; the same command continues')
     if opt.final_seeds and any(result.best for result in results):
@@ -87,8 +87,16 @@ def main():
         check(table, runs)
         print(f'\nbest and published values of each row with {opt.final_seeds} seeds: {save}/final.toml', flush=True)
         runner = make_runner(opt, f'{space.name}-final', folder, until)
-        if not run_table(table, runs, folder, runner.run, opt.retry, waits=True):
+        all_done = run_table(table, runs, folder, runner.run, opt.retry, waits=True)
+        write_report(save, extra_args, opt.trials)
+        if not all_done:
             end('not all final runs are done; the same command continues, with --retry also what has failed')
+
+
+def write_report(save, extra_args, trials):
+    """Print the results of all rows in the folder, and write report.html."""
+    show(search_report.write(save, extra_args, trials))
+    print(f'report: {save}/report.html')
 
 
 def make_runner(opt, name, save, until):

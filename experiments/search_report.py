@@ -1,0 +1,93 @@
+"""Write the report of a search: an HTML page like that of a table, and a text for a terminal."""
+from pathlib import Path
+
+from helper.cli import table as aligned
+from helper.errors import UserError
+from helper.files import write_atomically
+
+from . import report_text, search_charts, search_results
+from .folder_check import owner_of
+from .report import render
+from .report_charts import colour, page_svg
+from .search import Search
+from .search_conclusion import conclude, leader
+from .search_rows import ReportRow, collect, describe, read_final
+from .study import FEWEST_FOR_IMPORTANCE, IMPORTANCE
+from .table_file import OF_SEARCH, SPACES, find_table, read_table
+
+
+def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
+    """Write report.html of the search in a folder, and return the text. Raises UserError.
+
+    extra_args: the flags of every run. trials: of each row; None: as many as the row with the most has.
+    """
+    search = _open(save, extra_args)
+    search.n_trials = trials or max(len(cell.trials()) for cell in search.cells)
+    final = read_final(save, extra_args)
+    rows = collect(search, final)
+    write_atomically(save / 'report.html', _page(search, rows, final).encode())
+    return plain(search, rows)
+
+
+def _open(save, extra_args):
+    """Return the search in a folder with the rows and pairs that have trials. Raises UserError if there is none."""
+    owner, file = owner_of(save)
+    space = read_table(find_table(file or (owner or save.name).removesuffix(OF_SEARCH), SPACES), has_ranges=True)
+    search = Search(space, save, extra_args, 1, True)
+    search.open(is_new=False)
+    search.cells = [cell for cell in search.cells if cell.trials()]
+    if not search.cells:
+        raise UserError(f'{save}: no trial has begun yet')
+    return search
+
+
+def plain(search: Search, rows: list[ReportRow]) -> str:
+    """Return the conclusion, the final runs, the table of rows with their commands, and importances."""
+    lines = [*conclude(rows).lines, '']
+    finals = [(row.result.label, row.result.pair, *map(_mean, (row.tuned, row.published_cell)))
+              for row in rows if row.tuned or row.published_cell]
+    if finals:
+        lines += [aligned(('test top-1 %', 'pair', 'tuned', 'published'), finals, '<<>>'), '']
+    lines.append(search_results.text(search_results.collect(search)))
+    lines += [f'importance ({IMPORTANCE}), {row.result.label}, {row.result.pair}: {_shares(row)}' for row in rows
+              if row.importance]
+    return '\n'.join(lines)
+
+
+def _mean(cell):
+    return report_text.figure(cell.mean('best'), cell.deviation('best')) if cell else ''
+
+
+def _shares(row):
+    return ', '.join(f'{name} {share:.0%}' for name, share in row.importance.items())
+
+
+def _page(search, rows, final):
+    table, best = search.table, leader(rows)
+    labels = [row.label for row in table.rows if any(other.result.label == row.label for other in rows)]
+    index = {label: place for place, label in enumerate(labels)}
+    pairs = [*dict.fromkeys(row.result.pair for row in rows)]
+    ranked = sorted(rows, key=lambda row: row.best.accuracy if row.best else float('-inf'), reverse=True)
+    return render(
+        'search.html', title=table.title, epochs=['best'], epoch='best', conclusions={'best': conclude(rows)},
+        rows=[{'label': label, 'colour': colour(place, False), 'is_headline': best and label == best.result.label}
+              for label, place in index.items()],
+        index=index, ranked=ranked, best=best, several_pairs=len(pairs) > 1, mean=_mean, describe=describe,
+        shares=_shares, final=final, has_report=(search.save / 'final' / 'report.html').exists(),
+        charts=_charts(rows, pairs), importance=IMPORTANCE, fewest=FEWEST_FOR_IMPORTANCE, state=search.summary())
+
+
+def _charts(rows, pairs):
+    """Return pair -> charts (row, title, SVG) of its ranges."""
+    charts = {pair: [] for pair in pairs}
+    for pair in pairs:
+        of_pair = [row for row in rows if row.result.pair == pair]
+        shown = search_charts.limits(of_pair)
+        for row in of_pair:
+            for part in row.parts:
+                best = row.best.values.get(part.name) if row.best else None
+                title = row.result.label if best is None else f'{row.result.label}: {describe({part.name: best})}'
+                charts[pair].append((row, title, page_svg(
+                    search_charts.accuracy_by_value(row, part, shown), f'Accuracy by {part.name}, {row.result.label}',
+                    f'value-{pairs.index(pair)}-{len(charts[pair])}')))
+    return charts

@@ -1,0 +1,124 @@
+"""What the report of a search says about each row and pair: gains, published values, importance, final runs."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis.statistics import Difference, difference
+
+from .plan import plan_runs
+from .progress import progress_of
+from .results import Cell, TableResults
+from .results import collect as collect_table
+from .search import Search
+from .search_results import RowResult, Trial
+from .search_results import collect as collect_search
+from .space import METHOD, Range
+from .study import importances
+from .table_file import ALONE, read_table
+
+
+@dataclass(eq=False)
+class ReportRow:
+    """A row and a pair of a search. Accuracies are top-1 in percent on the validation set, those of Cells on the test
+    set."""
+
+    index: int                              # of the row in the space
+    result: RowResult
+    parts: list[Range]                      # its ranges, without that of the methods
+    published_values: list[dict]            # of each method, as trials have them, as far as the ranges have them
+    alone: float | None                     # the best accuracy of the student alone
+    importance: dict[str, float]            # range name -> share of the importance; empty with too few trials
+    tuned: Cell | None = None               # final runs of the best values
+    published_cell: Cell | None = None      # final runs of the published values
+
+    @property
+    def best(self) -> Trial | None:
+        return self.result.best
+
+    @property
+    def is_alone(self) -> bool:
+        return self.result.method == ALONE
+
+    @property
+    def published(self) -> float | None:
+        """The accuracy of the published values, of several methods the highest; None if no such trial is done."""
+        return max((trial.accuracy for trial in self.result.trials if trial.accuracy is not None and trial.values
+                    and trial.values in self.published_values), default=None)
+
+    @property
+    def gain(self) -> float | None:
+        """The gain of the best trial over the student alone, in percentage points."""
+        return self.best.accuracy - self.alone if self.best and self.alone is not None and not self.is_alone else None
+
+    @property
+    def gain_over_published(self) -> float | None:
+        return self.best.accuracy - self.published if self.best and self.published is not None else None
+
+    @property
+    def seconds(self) -> float:
+        return sum(trial.seconds or 0 for trial in self.result.trials)
+
+    @property
+    def test_difference(self) -> Difference | None:
+        """The tuned minus the published values on the test set; None without final runs of both."""
+        means = [cell.average('best') if cell else None for cell in (self.tuned, self.published_cell)]
+        return difference(*means) if all(means) and self.tuned is not self.published_cell else None
+
+    def ends(self) -> list[str]:
+        """Return the best values that lie within 5 % of an end of their range, as 'alpha 0.01'."""
+        values = self.best.values if self.best else {}
+        return [describe({part.name: values[part.name]}) for part in self.parts if part.name in values
+                and not part.choices and part.count > 20 and not 0.05 < part.position(values[part.name]) < 0.95]
+
+
+def describe(values: dict) -> str:
+    """Return values of ranges as 'dkd, alpha 3.16, kd_T 4', with three significant digits."""
+    texts = {name: f'{float(f"{value:.3g}"):g}' if isinstance(value, float) else str(value)
+             for name, value in values.items()}
+    return ', '.join(text if name == METHOD else f'{name} {text}' for name, text in texts.items())
+
+
+def collect(search: Search, final: TableResults | None = None) -> list[ReportRow]:
+    """Return the rows and pairs with trials, in the order of the space. final: the results of the final runs."""
+    found = [(cell, result) for cell, result in zip(search.cells, collect_search(search), strict=True)
+             if result.trials]
+    labels, rows = [row.label for row in search.table.rows], []
+    for cell, result in found:
+        parts = {part.name: part for part in cell.row.ranges}
+        published = [{name: parts[name].rounded(value) for name, value in values.items()} for values in cell.published]
+        row = ReportRow(labels.index(cell.row.label), result, [parts[name] for name in parts if name != METHOD],
+                        published, _alone(found, cell.pair), importances(cell.study))
+        rows.append(_with_final(row, final) if final else row)
+    return rows
+
+
+def _alone(found, pair):
+    """Return the best accuracy of the student alone, which pairs with one student share."""
+    alone = [(cell.pair, result.best.accuracy) for cell, result in found if cell.row.method == ALONE and result.best
+             and (cell.pair.student, cell.pair.flags) == (pair.student, pair.flags)]
+    return max((accuracy for _, accuracy in alone), default=None)
+
+
+def read_final(save: Path, extra_args: list[str]) -> TableResults | None:
+    """Return the results of the final runs in the folder of a search; None if there are none. extra_args: of tune.py.
+    """
+    file, folder = save / 'final.toml', save / 'final'
+    if not file.is_file() or not folder.is_dir():
+        return None
+    table = read_table(file)
+    progress = {run: progress_of(run, folder / 'logs') for run in plan_runs(table, str(folder), extra_args)}
+    results = collect_table(table, progress, folder / 'logs', 'best')
+    return results if any(cell.results for cell in results.cells.values()) else None
+
+
+def _with_final(row, final):
+    published = _final_cell(row, final, 'published' if row.parts else '')
+    return replace(row, published_cell=published, tuned=_final_cell(row, final, 'tuned') or published)
+
+
+def _final_cell(row, final, kind):
+    """Return the finished cell of 'LABEL, KIND' in final.toml; a method or a pair may follow in its label."""
+    name = f'{row.result.label}, {kind}' if kind else row.result.label
+    for cell in final.cells.values():
+        if str(cell.pair) == row.result.pair and cell.results and f'{cell.row.label}, '.startswith(f'{name}, '):
+            return cell
+    return None
