@@ -78,7 +78,8 @@ def main():
     teachers = begin(search, runner, opt.retry)
     runner.run(teachers, search)
     results = search_results.collect(search)
-    write_report(save, extra_args, opt.trials)
+    if any(result.trials for result in results):
+        write_report(save, extra_args, opt.trials)
     if not search.is_over():
         end('not all trials are done; the same command continues')
     if opt.final_seeds and any(result.best for result in results):
