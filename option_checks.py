@@ -10,6 +10,8 @@ from helper.cli import comma_list, has_auto, word_list
 from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
+SEVERAL_VIEWS = 'sees several views of an image'
+
 
 def check_effects(opt) -> None:
     """Refuse a given flag that has no effect.
@@ -120,40 +122,48 @@ def check_method(opt, method) -> None:
     if has_auto(opt.beta) and opt.freeze_epochs:
         raise UserError(f'-b {comma_list(opt.beta)}: compares gradients on a layer of the student, which '
                         f'--freeze_epochs {opt.freeze_epochs} freezes; give a number, or leave --freeze_epochs out')
-    mixes = {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
-    augmentations = {**mixes, f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob,
-                     f'--vflip {opt.vflip:g}': opt.vflip}
+    for flag, is_given in mixing_flags(opt).items():
+        if is_given and not spec.is_mixable:
+            cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'needs one class for each image'
+            raise UserError(f'{flag}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
     step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1,
                   f'--freeze_epochs {opt.freeze_epochs}': opt.freeze_epochs}
-    optimizer_flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--layer_decay {opt.layer_decay:g}': opt.layer_decay < 1,
-                       f'--backbone_lr {opt.backbone_lr:g}': opt.backbone_lr < 1}
-    several_views = len(spec.views) > 1
-    for flag, is_on in mixes.items():
-        if is_on and not spec.is_mixable:
-            cause = 'sees several views of an image' if several_views else 'needs one class for each image'
-            raise UserError(f'{flag}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
-    for flag, is_on in augmentations.items():
-        if is_on and opt.teacher_cache:
-            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips from left to right; leave '
-                            f'one of the two out')
-    for flag, is_on in step_flags.items():
-        if is_on and (spec.own_backward or opt.opt == 'dot'):
+    for flag, is_given in step_flags.items():
+        if is_given and (spec.own_backward or opt.opt == 'dot'):
             raise UserError(f'{flag}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '
                             f'backward passes; leave one of the two out')
     if opt.model_ema is not None and (not spec.deploys_student or opt.opt == 'dot'):
         raise UserError(f'--model_ema {opt.model_ema:g}: ' + (
             'not with --opt dot; leave one of the two out' if spec.deploys_student else
             f'{distil} deploys more than the student; leave it out'))
-    for flag, is_on in optimizer_flags.items():
-        if is_on and spec.own_optimizer:
+    optimizer_flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--layer_decay {opt.layer_decay:g}': opt.layer_decay < 1,
+                       f'--backbone_lr {opt.backbone_lr:g}': opt.backbone_lr < 1}
+    for flag, is_given in optimizer_flags.items():
+        if is_given and spec.own_optimizer:
             raise UserError(f'{flag}: {distil} has an optimiser of its own; leave one of the two out')
-    if opt.teacher_cache and dataset_key(opt.dataset) not in IN_MEMORY:
+    if opt.teacher_cache:
+        check_teacher_cache(opt, spec)
+
+
+def mixing_flags(opt) -> dict[str, float]:
+    """--mixup and --cutmix with their values, as text -> value."""
+    return {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
+
+
+def check_teacher_cache(opt, spec) -> None:
+    """Refuse --teacher_cache for images with too many variants, and for a method whose outputs it cannot store."""
+    augmentations = {**mixing_flags(opt), f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob,
+                     f'--vflip {opt.vflip:g}': opt.vflip}
+    for flag, is_given in augmentations.items():
+        if is_given:
+            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips from left to right; leave '
+                            f'one of the two out')
+    if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; it '
                         f'goes with {", ".join(IN_MEMORY)}')
-    if opt.teacher_cache and not spec.is_cacheable(CACHED_OUTPUTS):
-        cause = 'sees several views of an image' if several_views else \
-            'asks the teacher for more than logits and embedding'
-        raise UserError(f'--teacher_cache: {distil} {cause}; it goes with '
+    if not spec.is_cacheable(CACHED_OUTPUTS):
+        cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'asks the teacher for more than logits and embedding'
+        raise UserError(f'--teacher_cache: --distill {opt.distill} {cause}; it goes with '
                         f'{names_of(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
 
 
