@@ -89,23 +89,21 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
             weights |= {key: weights[key][order] for key in classifier if key in weights}
             ending += ', whose classes are reordered to match the data'
     resample = getattr(net, 'resample', None)
-    if resample and _shapes_differ(initial, weights) and (resampled := resample(weights, data.num_classes)):
+    fits = all(getattr(weights.get(key), 'shape', None) == value.shape for key, value in initial.items())
+    if resample and not fits and (resampled := resample(weights, data.num_classes)):
         changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
         notes.append(f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels')
         weights = resampled
     load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
     refuse_nan(net, label)
+    # torch's initial weights: timm's are larger for fewer classes in EfficientNets, which then learn slowly.
     for name in dict.fromkeys(key.rpartition('.')[0] for key in new):
-        _reset(getattr(net, 'net', net).get_submodule(name))
+        layer = getattr(net, 'net', net).get_submodule(name)
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.reset_parameters()
     count = f'{len(initial) - len(new)} of {len(initial)}' if new else f'all {len(initial)}'
     print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{ending}')
     return {CHECKSUM: weights_checksum(net, left_out=new)}
-
-
-def _reset(layer):
-    """Draw torch's initial weights: timm's are larger for fewer classes in EfficientNets, and then learn slowly."""
-    if isinstance(layer, (nn.Linear, nn.Conv2d)):
-        layer.reset_parameters()
 
 
 def _why_new_classifier(weights, classifier, start, data):
@@ -120,8 +118,3 @@ def _why_new_classifier(weights, classifier, start, data):
     except UserError:       # the names differ
         return f'of the classes {listed([*data.classes], MAX_NAMED)} instead of {listed(names, MAX_NAMED)}'
     return ''
-
-
-def _shapes_differ(initial, weights):
-    return any(key not in weights or value.shape != getattr(weights[key], 'shape', None)
-               for key, value in initial.items())
