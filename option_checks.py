@@ -122,42 +122,35 @@ def check_method(opt, method) -> None:
     if has_auto(opt.beta) and opt.freeze_epochs:
         raise UserError(f'-b {comma_list(opt.beta)}: compares gradients on a layer of the student, which '
                         f'--freeze_epochs {opt.freeze_epochs} freezes; give a number, or leave --freeze_epochs out')
-    for flag, is_given in mixing_flags(opt).items():
-        if is_given and not spec.is_mixable:
-            cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'needs one class for each image'
-            raise UserError(f'{flag}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
-    step_flags = {f'--clip_grad {opt.clip_grad}': opt.clip_grad, f'--grad_accum {opt.grad_accum}': opt.grad_accum > 1,
-                  f'--freeze_epochs {opt.freeze_epochs}': opt.freeze_epochs}
-    for flag, is_given in step_flags.items():
-        if is_given and (spec.own_backward or opt.opt == 'dot'):
-            raise UserError(f'{flag}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '
-                            f'backward passes; leave one of the two out')
+    if (flags := changed_flags(opt, 'mixup', 'cutmix')) and not spec.is_mixable:
+        cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'needs one class for each image'
+        raise UserError(f'{flags[0]}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
+    flags = changed_flags(opt, 'clip_grad', 'grad_accum', 'freeze_epochs')
+    if flags and (spec.own_backward or opt.opt == 'dot'):
+        raise UserError(f'{flags[0]}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '
+                        f'backward passes; leave one of the two out')
     if opt.model_ema is not None and (not spec.deploys_student or opt.opt == 'dot'):
         raise UserError(f'--model_ema {opt.model_ema:g}: ' + (
             'not with --opt dot; leave one of the two out' if spec.deploys_student else
             f'{distil} deploys more than the student; leave it out'))
-    optimizer_flags = {f'--opt {opt.opt}': opt.opt != 'sgd', f'--layer_decay {opt.layer_decay:g}': opt.layer_decay < 1,
-                       f'--backbone_lr {opt.backbone_lr:g}': opt.backbone_lr < 1}
-    for flag, is_given in optimizer_flags.items():
-        if is_given and spec.own_optimizer:
-            raise UserError(f'{flag}: {distil} has an optimiser of its own; leave one of the two out')
+    if (flags := changed_flags(opt, 'opt', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
+        raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
     if opt.teacher_cache:
         check_teacher_cache(opt, spec)
 
 
-def mixing_flags(opt) -> dict[str, float]:
-    """--mixup and --cutmix with their values, as text -> value."""
-    return {f'--mixup {opt.mixup:g}': opt.mixup, f'--cutmix {opt.cutmix:g}': opt.cutmix}
+def changed_flags(opt, *names: str) -> list[str]:
+    """The flags whose values are not the defaults, such as '--mixup 0.2'."""
+    values = {name: getattr(opt, name) for name in names}
+    return [f'--{name} {value:g}' if isinstance(value, float) else f'--{name} {value}'
+            for name, value in values.items() if value != opt.flags.defaults[name]]
 
 
 def check_teacher_cache(opt, spec) -> None:
     """Refuse --teacher_cache for images with too many variants, and for a method whose outputs it cannot store."""
-    augmentations = {**mixing_flags(opt), f'--aa {opt.aa}': opt.aa, f'--reprob {opt.reprob:g}': opt.reprob,
-                     f'--vflip {opt.vflip:g}': opt.vflip}
-    for flag, is_given in augmentations.items():
-        if is_given:
-            raise UserError(f'{flag}: --teacher_cache only has outputs for crops and flips from left to right; leave '
-                            f'one of the two out')
+    if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
+        raise UserError(f'{flags[0]}: --teacher_cache only has outputs for crops and flips from left to right; leave '
+                        f'one of the two out')
     if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; it '
                         f'goes with {", ".join(IN_MEMORY)}')

@@ -330,7 +330,7 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
     (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache only has outputs for crops and flips'),
     (['--grad_accum', 2, '--opt', 'dot'], '--grad_accum 2: --opt dot computes its gradients'),
-    (['--clip_grad', 2, '--opt', 'dot'], '--clip_grad 2.0: --opt dot computes'),
+    (['--clip_grad', 2, '--opt', 'dot'], '--clip_grad 2: --opt dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
     (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache only has outputs for crops'),
     (['--aa', ''], "--aa '': timm has rand, augmix, original"), (['--aa', 'x-m9'], '--aa x-m9: timm has rand, augmix'),
