@@ -60,16 +60,16 @@ def train(opt, device):
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_cache(opt, spec.needs, teacher, data, device)
-    has_accuracy = opt.skip_validation or (cache is not None and cache.accuracy is not None)
-    if cache and cache.full and has_accuracy and not spec.reads_teacher:
+    needs_validation = not opt.skip_validation and not (cache and cache.accuracy is not None)
+    if cache and cache.full and not needs_validation and not spec.reads_teacher:
         distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
     else:
-        fold_batchnorm(teacher, data.image_size)        # which makes it faster
+        fold_batchnorm(teacher, data.image_size)        # makes the teacher faster
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         synchronise_batchnorm(distiller)
-    speed_up(distiller, local, device)      # replaces forward and teacher_outputs, which the cache takes below
+    speed_up(distiller, local, device)      # replaces forward and teacher_outputs, so it precedes the cache
     train_loader = data.train_loader
     if cache:
         train_loader = TeacherOutputLoader(train_loader, cache, distiller.teacher_outputs)
@@ -98,7 +98,7 @@ def train(opt, device):
         if not opt.skip_validation:
             print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '
                   f'{teacher_accuracy(opt, teacher, data, cache, run):.2f}')
-        if run.starts_anew:
+        if run.resumed is None:
             distiller.prepare(data)
 
         if distiller.in_first_stage:

@@ -52,7 +52,10 @@ class AutoWeights(nn.Module):
         return self.step < STEPS
 
     def measure(self, losses: dict, student: nn.Module) -> None:
-        """Update the weights by the losses of a batch, name -> scalar. Raises UserError if a gradient is missing."""
+        """Update the weights by the losses of a batch, name -> scalar. The last batch prints them.
+
+        Raises UserError if no layer has both gradients, or if a loss had no finite gradient in any batch.
+        """
         for row, name in enumerate(self.names):
             if name not in self.layers:
                 self.layers[name] = last_shared_layer(student, losses['ce'], losses[name])
@@ -65,11 +68,8 @@ class AutoWeights(nn.Module):
             self.weights[row] = valid.quantile(0.5) if len(valid) else 0
         self.count = self.step + 1
         self.measured.fill_(self.count)
-        if not self.is_measuring:
-            self.finish()
-
-    def finish(self) -> None:
-        """Print the weights. Raises UserError for a loss without any gradient."""
+        if self.is_measuring:
+            return
         for name, weight in self.by_name().items():
             if not weight:
                 raise UserError(f'{self.flag(name)}: the loss had no finite gradient in {STEPS} batches; give a number')

@@ -57,7 +57,7 @@ class Run:
         self.saved_at = time.monotonic()
         distributed.check_alike(self.identity.values, 'all of them must read the same data and the same teacher')
         try:
-            # The state of --resume until the first step, else None.
+            # The state of --resume until the first step; None in a new run, and after that step.
             self.resumed = resume(opt, paths, self.identity, self.training, self.lock) if opt.resume else None
             claim(self.lock, wait=opt.resume is not None)
             if self.resumed:
@@ -93,11 +93,6 @@ class Run:
     def _release(self):
         self.records.close()
         self.lock.release()
-
-    @property
-    def starts_anew(self) -> bool:
-        """Whether nothing is continued; valid before the first epoch."""
-        return self.resumed is None
 
     @property
     def advice(self) -> str:
