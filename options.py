@@ -74,7 +74,7 @@ def _base_parser(description, trial_flags, trial):
     add('--skip_bad_images', action='store_true',
         help='skip unreadable images of folder, hf: and imagenet, and count them')
     add('--image_size', type=number(int, low=8, high=LARGEST), default=32,
-        help='height and width in pixels to which folder and hf: scale images; not given: that of the checkpoint of '
+        help='height and width in pixels of images of folder and hf:; not given: the size in the checkpoint of '
              '--path-t or --evaluate, else 32')
     add('--fit', choices=FITS, default='crop',
         help='how folder and hf: make images square; crop: keep the centre, squash: ignore the aspect ratio, pad: add '
@@ -93,8 +93,8 @@ def _base_parser(description, trial_flags, trial):
         help='hold this part of the training images of each class out for validation, the same part in every run: the '
              'best epoch is then chosen on it, and the test set measured once, at the end')
     add('--no_test', may_differ=True, action='store_true',
-        help='do not measure the test set at the end, for runs that a validation set compares, such as those of '
-             'scripts/tune.py')
+        help='do not measure the test set at the end, for runs that are compared on the validation set, such as trials '
+             'of scripts/tune.py')
     add('--patience', type=number(int, low=1, high=MOST_EPOCHS), metavar='N',
         help='end the training when the validation accuracy has not risen for so many epochs')
     add('--normalise', choices=('usual', 'measure'),
@@ -122,8 +122,8 @@ def _base_parser(description, trial_flags, trial):
     recipe('--recipe', may_differ=True, type=path, metavar='FILE',
            help='read flags from a file such as those of recipes/; flags on the command line override them')
     recipe('--opt', '--optimizer', default='sgd',
-           help='sgd; dot, one momentum for the gradient of the task and another for that of the distillation; or an '
-                'optimiser of timm, such as adamw or lamb')
+           help='sgd; dot, which has one momentum for the gradient of the task and one for the gradient of the '
+                'distillation; or an optimiser of timm, such as adamw or lamb')
     recipe('--sched', choices=('step', 'cosine', 'tanh', 'poly'), default='step',
            help='schedule of the learning rate; step: at --lr_decay_epochs')
     recipe('--warmup_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
@@ -157,7 +157,7 @@ def _base_parser(description, trial_flags, trial):
     start('--freeze_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
           help="number of first epochs in which only the classifier and the method's layers learn")
     start('--layer_decay', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
-          help="learning rate of each of timm's layer groups, divided by that of the group after it; for nets of timm")
+          help="learning rate of each of timm's layer groups, divided by the next group's; for nets of timm")
     start('--backbone_lr', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
           help='learning rate of all layers but the classifier, divided by --learning_rate')
     images = parser.group('training images, with the names of timm')
@@ -172,7 +172,7 @@ def _base_parser(description, trial_flags, trial):
     images('--color_jitter', type=number(float, low=0, high=10), default=DEFAULTS['color_jitter'],
            help='largest change of brightness, contrast and saturation of a resized crop, 0: none, usual is 0.4')
     images('--train_interpolation', choices=('random', *TRAIN_INTERPOLATIONS), default=DEFAULTS['train_interpolation'],
-           help='interpolation of a resized crop; not given: that of --interpolation, if it has a value')
+           help='interpolation of a resized crop; not given: the value of --interpolation, if it has one')
     tests = parser.group('test images of folder and hf:, with the names of timm')
     tests('--interpolation', choices=INTERPOLATIONS,
           help="interpolation; not given: the pretrained net's, else the teacher's, else bilinear")
@@ -180,9 +180,9 @@ def _base_parser(description, trial_flags, trial):
           help='with --crop resized, side of the centre square that a net takes, divided by the shorter side of the '
                "scaled image; not given: the pretrained net's, else the teacher's, else 0.875")
     add('--checkpoint_key', metavar='KEY',
-        help='key of the weights in a checkpoint from elsewhere, such as model_ema, or A/B for B in A: in that of '
-             '--path-t, or in train_teacher.py of --initial_checkpoint or --evaluate; not given: averaged weights if '
-             'it has any, else a usual key')
+        help='key of the weights in a checkpoint of another program, such as model_ema, or A/B for B in A: for '
+             '--path-t, or in train_teacher.py for --initial_checkpoint or --evaluate; not given: averaged weights '
+             'if there are any, else a usual key')
     add('--gpu_id', may_differ=True, default='0',
         help='the GPU to train on, or a list with commas; cpu forces the CPU, mps is the GPU of a Mac')
     add('--multiprocessing-distributed', may_differ=True, action='store_true',

@@ -112,7 +112,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     if module.in_first_stage:
         before += opt.init_epochs * steps * _step_seconds(module, data, opt, precision, device, init_rate)[0]
         module.end_first_stage()
-    module.begin_epoch(opt.epochs, opt.epochs)      # in which all parameters learn
+    module.begin_epoch(opt.epochs, opt.epochs)      # no parameter is frozen in the last epoch
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
     validation = _validation_seconds(module.inference_net(), data.selection_loader, device)
     if data.val_loader is not None:     # the test set is measured at the end, for the best and the last weights

@@ -101,7 +101,7 @@ class RunCheckpoint:
             if differences else ''
 
     def teacher(self) -> tuple[str, dict] | None:
-        """(path of the teacher's checkpoint, the arguments with which models.load.open_net opens it as the run did).
+        """(path of the teacher's checkpoint, the arguments of models.load.open_net in the run).
 
         None if the run names no teacher. A net of a FILE.py is not named: only the user may say that its code is run.
         """
@@ -135,7 +135,7 @@ def add_data_flags(parser: Parser) -> None:
 
 
 def data_options(run: RunCheckpoint, opt):
-    """(the options with which a train script reads the data of a run, the preprocessing in its checkpoint).
+    """(options that make a train script read the data of a run, the preprocessing in the checkpoint).
 
     The options of add_data_flags in opt override those of the run. If neither has an image size, the checkpoint's is
     used.

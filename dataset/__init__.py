@@ -23,10 +23,10 @@ from .worker_loader import WorkerLoader
 
 __all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
            'make_pipeline', 'memory_dict', 'source_dict']
-FROM_PRETRAINED = "the pretrained net's"        # where mean and deviation of the colours are from
+FROM_PRETRAINED = "the pretrained net's"        # value of Data.normalisation
 CIFAR_LIKE = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
 MOST_NAMED = 10     # classes that a message lists
-MEASURED = 2000     # images on disk of which the mean and deviation of the colours are measured
+MEASURED = 2000     # images on disk that are read to measure the mean and standard deviation of the colours
 
 
 def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',),
@@ -49,7 +49,7 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     train, test, val = parts['train'], parts['test'], parts.get('val')
     if isinstance(test, Decoded):       # CIFAR and digits have a size of their own
         pipeline = replace(pipeline, size=test.images.shape[-1])
-    # Measured on all training images, so that teacher and students see the same, whatever --train_fraction is.
+    # Measured before --train_fraction, so that teacher and students have the same normalisation.
     mean, std, normalisation = _normalisation(opt, train, pipeline, inputs)
     pipeline = replace(pipeline, mean=mean, std=std)
     if opt.train_fraction < 1:
@@ -93,7 +93,7 @@ def _flags_of_data(opt):
 
 
 def make_pipeline(opt, inputs: dict) -> Pipeline:
-    """How the images of folder, hf: and ImageNet become squares; of other data only the flips matter.
+    """The Pipeline of these options. Data sets that are tensors use only its flips and its normalisation.
 
     inputs: as in get_dataloaders; --interpolation and --crop_pct override it.
     """

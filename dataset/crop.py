@@ -13,7 +13,7 @@ from .normalise import IMAGENET_MEAN, IMAGENET_STD
 from .order import PAD
 
 CROPS = ('padded', 'resized')       # of --crop
-RESIZED_FROM = 64       # pixels from which --crop is resized if it is not given
+RESIZED_FROM = 64       # smallest image size in pixels whose default of --crop is resized
 SIZE = 224              # pixels of ImageNet's images
 CROP_PCT = 0.875        # 224 of 256 pixels
 INTERPOLATION = 'bilinear'
@@ -21,7 +21,7 @@ INTERPOLATION = 'bilinear'
 DEFAULTS = {'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'hflip': 0.5, 'vflip': 0.0, 'color_jitter': 0.0,
             'train_interpolation': 'bilinear'}
 RESIZED_ONLY = ('scale', 'ratio', 'color_jitter', 'train_interpolation')      # have no effect on padded crops
-STRIP = 20              # longer images are cropped before they are scaled: a whole one could fill the memory
+STRIP = 20              # images of a larger aspect ratio are cropped before scaling, which could fill the memory
 ATTEMPTS = 10           # to draw a crop that lies within the image
 RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.BILINEAR,
               'bicubic': Image.Resampling.BICUBIC}

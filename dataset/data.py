@@ -16,9 +16,9 @@ class Data:
     train_loader: Iterable
     test_loader: Iterable
     num_classes: int
-    image_size: int         # pixels of the square images as the net sees them
+    image_size: int         # height and width of an image in pixels
     labels: torch.Tensor    # class of each training sample, int64 (n_train,), on the CPU
-    # Returns a loader of the training images in order, without augmentation; of these indices alone if given some.
+    # Returns a loader of the training images, or of some indices, in order and without augmentation.
     unaugmented_loader: Callable[..., Iterable] | None = None
     val_loader: Iterable | None = None          # of the validation set; None without one
     val_labels: torch.Tensor | None = None      # class of each validation sample, int64 (n_val,), on the CPU
@@ -26,7 +26,7 @@ class Data:
     classes: tuple[str, ...] = ()               # their names
     mean: tuple[float, ...] = CIFAR_MEAN        # of the colours, for pixels from 0 to 1: both loaders normalise with it
     std: tuple[float, ...] = CIFAR_STD
-    normalisation: str = "CIFAR's"       # where they are from
+    normalisation: str = "CIFAR's"       # source of mean and std, for the terminal
     crop_pct: float = 1.0       # test images are the centre of an image whose shorter side is image_size / crop_pct
     interpolation: str = 'bilinear'     # to scale images, of models.inputs.INTERPOLATIONS
     images_in: str | None = None    # 'memory' or 'disk' for data sets that can be read from both
@@ -34,7 +34,7 @@ class Data:
     test_split: str = ''            # the name of the split that is measured, if the data set has several
     split: dict | None = None       # --split, --val_fraction: 'train', 'val' or 'test' -> names of its images
     test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
-    flags: tuple[str, ...] = ()     # with which a train script reads these data, for messages
+    flags: tuple[str, ...] = ()     # flags of a train script that select these data, for messages
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
     checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
 
@@ -87,6 +87,6 @@ class Data:
 
     @property
     def inputs(self) -> dict:
-        """How a net that is trained on these data sees images; see models.inputs.Inputs."""
+        """The preprocessing that a checkpoint stores; see models.inputs.Inputs."""
         return {'mean': [*self.mean], 'std': [*self.std], 'size': self.image_size,
                 'interpolation': self.interpolation, 'fit': self.fit, 'crop_pct': self.crop_pct}

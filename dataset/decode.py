@@ -1,4 +1,4 @@
-"""Decode the images of a source into memory: as squares of --image_size pixels, or for crops of random size."""
+"""Decode all images of a source into memory: squares, or larger images for crops of random size."""
 import contextlib
 import sys
 from collections.abc import Collection
@@ -17,7 +17,7 @@ from .jpeg import resize_box
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
-LARGEST_SIDE = 1.5      # an image for random crops has a shorter side of at most so many times that of a crop
+LARGEST_SIDE = 1.5      # largest shorter side of an image for random crops, divided by the side of a crop
 
 
 class Decoded(NamedTuple):
@@ -28,8 +28,7 @@ class Decoded(NamedTuple):
 
 
 def decode_squares(source, opt, pipeline: Pipeline) -> Decoded:
-    """All images of a source, as a test sees them. Raises UserError, or with --skip_bad_images leaves bad images out.
-    """
+    """Decode all images of a source as test images. Raises UserError; --skip_bad_images leaves bad images out."""
     n = len(source.labels)
     images = torch.empty(n, 3, pipeline.size, pipeline.size, dtype=torch.uint8)
 
@@ -40,8 +39,10 @@ def decode_squares(source, opt, pipeline: Pipeline) -> Decoded:
 
 
 class ScaledImages:
-    """A split in memory for crops of random size: each image with its own shape, its shorter side of at most
-    LARGEST_SIDE times the side of a crop. Raises UserError, or with --skip_bad_images leaves bad images out."""
+    """A split in memory for crops of random size. Each image keeps its shape, and is scaled down to LARGEST_SIDE.
+
+    Raises UserError for an unreadable image; --skip_bad_images leaves it out.
+    """
 
     def __init__(self, source, opt, pipeline: Pipeline):
         self.source, images = source, {}

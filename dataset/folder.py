@@ -97,7 +97,7 @@ def scan(root: Path) -> tuple[dict[str, Split], list[str]]:
 
 
 def _scan_evaluation_split(root, name, classes):
-    """The Split root/NAME, whose classes must be those of the training images."""
+    """The Split root/NAME. Raises UserError if its classes differ from the training images'."""
     split, found = _scan_split(root, name, may_have_empty_classes=True)
     if classes != found:
         differing = sorted(set(classes) ^ set(found))

@@ -12,8 +12,8 @@ from .image import read_rgb
 from .libturbojpeg import decode_region, libturbojpeg
 
 END = b'\xff\xd9'       # the last bytes of a whole file
-REDUCTIONS = (8, 4, 2)      # by which a decoder can shrink the blocks of 8 x 8 pixels
-GAP = 2     # an image decoded at a reduced size has at least GAP times the sides of the result
+REDUCTIONS = (8, 4, 2)      # reduced sizes that a JPEG decoder supports: an eighth, a quarter, a half
+GAP = 2     # smallest ratio of the sides of a part decoded at a reduced size to those of the result
 TENSOR_MODES = {Image.Resampling.BILINEAR: 'bilinear', Image.Resampling.BICUBIC: 'bicubic'}
 # EXIF orientations of stored images that become upright by a swap of rows and columns, and then by flips.
 SWAPPED, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)

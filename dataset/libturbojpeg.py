@@ -61,8 +61,8 @@ def decode_region(library, data, size, box, reduction):
         check((library.tj3Get(handle, WIDTH), library.tj3Get(handle, HEIGHT)) == size)
         subsampling = library.tj3Get(handle, SUBSAMPLING)
         check(subsampling in range(len(BLOCK_WIDTHS)))
-        # A region begins at a block. Its outermost columns lack the neighbours from which colours are interpolated, and
-        # in a very narrow one they are not interpolated: one more block on each side.
+        # A region begins at a block. The decoder interpolates colours between columns, but not at the edges of a region
+        # or in a very narrow one, so the region gets one more block on each side.
         unit = BLOCK_WIDTHS[subsampling] // reduction
         first, last = max(0, (left // unit - 1) * unit), min(right + unit, -(-size[0] // reduction))
         pixels = np.empty((bottom - top, last - first, 3), np.uint8)

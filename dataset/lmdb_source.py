@@ -80,7 +80,7 @@ class LmdbSource(Source):
         return (self._get(KEYS) or b'').decode(errors='replace').split('\n')
 
     def entries(self):
-        """As those of the files that were converted, so that the checksum is the same."""
+        """The entries of the converted files, so that the checksum is the same."""
         lengths = [self._length(i) for i in range(len(self.labels))]
         return [f'{name} {length - 6 - len(name.encode())}' for name, length in zip(self.names, lengths)]  # noqa: B905
 

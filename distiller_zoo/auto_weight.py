@@ -1,4 +1,4 @@
-"""-b auto: the weight of a method's loss follows from gradients that are measured in the first steps of training."""
+"""-b auto: measure the weight of a method's loss by its gradient in the first training steps."""
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +25,8 @@ class AutoWeights(nn.Module):
     is zero or not finite does not count. The gradients are averaged over all processes. The losses are measured before
     their weights and their warm-up, so neither changes the result.
 
-    The ratio is that of the adaptive weight of VQGAN (Esser et al., CVPR 2021, arXiv:2012.09841, equation 7), which is
-    measured in every step on the last layer of a decoder. The other choices are ours.
+    The ratio is VQGAN's adaptive weight (Esser et al., CVPR 2021, arXiv:2012.09841, equation 7). VQGAN measures it in
+    every step on the last layer of its decoder. The other choices are this project's.
     """
 
     def __init__(self, names: list[str]):
@@ -37,7 +37,7 @@ class AutoWeights(nn.Module):
         self.register_buffer('ratios', torch.zeros(len(names), STEPS))
         self.register_buffer('measured', torch.zeros((), dtype=torch.int64))
         self.register_buffer('weights', torch.zeros(len(names)))
-        self.count = None       # the same number as `measured`, without asking a GPU for it in every step
+        self.count = None       # copy of `measured` on the CPU: reading it from a GPU would wait for the GPU
 
     @property
     def step(self) -> int:
@@ -87,8 +87,8 @@ class AutoWeights(nn.Module):
 def last_shared_layer(student: nn.Module, *losses: Tensor) -> nn.Parameter | None:
     """Return the last weight of at least two dimensions that the gradients of all losses reach, or None.
 
-    The order is that of student.parameters(). Vectors, as biases and the scales of a norm, do not count: their
-    gradients say little about a layer.
+    The order is the one of student.parameters(). Vectors (biases, scales of norms) do not count: their gradients say
+    little about a layer.
     """
     parameters = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
     gradients = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
@@ -99,7 +99,7 @@ def last_shared_layer(student: nn.Module, *losses: Tensor) -> nn.Parameter | Non
 def gradient_norm(loss: Tensor, layer: nn.Parameter) -> Tensor:
     """The norm of a loss's gradient with respect to a layer, averaged over the processes; a scalar.
 
-    The loss is scaled to 1024 in between, because float16 rounds the gradient of a small loss to zero.
+    The backward pass uses the loss scaled to 1024, because float16 rounds the gradient of a small loss to zero.
     """
     scale = 1024 / distributed.mean(loss.detach().abs())
     with torch.autocast(layer.device.type, enabled=False):

@@ -55,7 +55,7 @@ class Distiller(TrainingTask):
                             f'give it at least two')
         # Not a submodule: the teacher is never trained, synchronised or saved.
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
-        self.teacher_follows = True     # to the device of this module
+        self.teacher_follows = True     # whether to(device) also moves the teacher
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
         self.auto_weights = None
@@ -170,7 +170,7 @@ class Distiller(TrainingTask):
         return super().make_optimizer(learning_rate, opt)
 
     def backward(self, losses, optimizer):
-        """The backward passes of --opt dot; an override makes those of a method that declares own_backward."""
+        """Make the backward passes of --opt dot. A method that declares own_backward overrides this."""
         optimizer.backward(self, losses)
 
     @classmethod

@@ -21,8 +21,8 @@ class TrainingTask(nn.Module):
     own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
     is_measuring = False            # the forward pass also measures weights, and is not compiled
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
-    freeze_epochs = 0               # first epochs, in which the student's backbone is frozen
-    frozen = ()                     # its parameters in these epochs
+    freeze_epochs = 0               # number of first epochs with a frozen backbone of the student
+    frozen = ()                     # parameters of the backbone that are frozen now
 
     def __init__(self, student: nn.Module, opt=None, data=None):
         """opt, data: the parsed options and dataset.Data, which determine the label loss; None: plain cross-entropy."""
@@ -39,7 +39,7 @@ class TrainingTask(nn.Module):
             from timm.utils import ModelEmaV3
             self.average = ModelEmaV3(student, opt.model_ema, use_warmup=opt.model_ema_warmup).requires_grad_(False)
             self.register_buffer('averaged_steps', torch.zeros((), dtype=torch.int64))      # saved with the run
-            self.steps = None       # the same number, without asking a GPU for it in every step
+            self.steps = None       # copy of averaged_steps on the CPU: reading it from a GPU would wait for the GPU
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor | None = None) -> tuple[dict, Tensor]:
         """images (N, 3, H, W), target (N,) or mixed (N, classes), index (N,) -> (losses, logits (N, classes)).

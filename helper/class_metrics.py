@@ -1,4 +1,4 @@
-"""The metrics of each class on a test set, and the calibration, from the predictions of a net."""
+"""Per-class metrics and calibration of a net, from its predictions for a test set."""
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -108,12 +108,12 @@ def validate(loader, net, run=None, source: str = '', split: str = 'test') -> di
     test_classes_predicted and test_classes count the classes that the net predicts at least once, and those with
     images. PREDICTIONS: (3, images), see helper.class_metrics.predictions, of all processes. net(images) -> logits.
     run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run does not
-    train, for the error message. split: of SPLITS, that of the loader; with 'val' the names begin with val_. Raises
-    UserError in every process if the loss is not finite.
+    train, for the error message. split: the loader's, of SPLITS; with 'val' the names begin with val_. Raises UserError
+    in every process if the loss is not finite.
     """
     net.eval()
     run = run or NullRun()
-    meter, batches = Meter(), []        # the predictions of each batch; reading them would wait for a GPU
+    meter, batches = Meter(), []        # predictions of each batch, which stay on the device: reading them waits for it
     for images, target, _ in loader:
         logits = net(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)

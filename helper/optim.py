@@ -28,8 +28,8 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
     """SGD with opt.momentum and opt.weight_decay, all parameters updated in one kernel."""
     optimizer = EagerSGD(parameters, lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True)
     if opt.momentum:
-        # A first step from zeros is the usual first step. Otherwise the fused kernel allocates its buffers without
-        # setting them, and if the scaler of float16 skips that step they keep whatever the memory held.
+        # A step from zero buffers equals the usual first step. The fused kernel itself allocates buffers without
+        # setting them: if the scaler of float16 skips the first step, they would stay uninitialised.
         for group in optimizer.param_groups:
             for p in group['params']:
                 optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
@@ -113,8 +113,8 @@ def has_momentum(name: str) -> bool:
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
     """Set the learning rates of an epoch, counted from 1, and return that of the parameters with factor 1.
 
-    They depend on the epoch alone. Warm-up and all schedules but 'step' are timm's. A group's lr_scale is a factor of
-    its rate.
+    They depend only on the epoch. Warm-up and all schedules but 'step' are timm's. The rate of a group is multiplied by
+    its lr_scale.
     """
     if opt.sched != 'step' or opt.warmup_epochs:
         from timm.scheduler import create_scheduler_v2

@@ -1,4 +1,4 @@
-"""What a run reports beside its checkpoints: JSON, TensorBoard events, Weights & Biases, a line for each epoch."""
+"""The reports of a run: JSON files, TensorBoard events, Weights & Biases, a line for each epoch."""
 import contextlib
 import importlib.util
 import json
@@ -37,7 +37,7 @@ class Records:
         self.class_report: dict = {}        # the metrics of each class on the test set, in the best epoch
         self.start, self.writer = time.time(), None
         self.wandb, self.wandb_id = None, secrets.token_hex(4)
-        self.epochs = 0         # finished ones of all stages
+        self.epochs = 0         # finished epochs of all stages
         self.outdated = []      # files of an earlier run in the folder, removed at the first write
 
     def open(self, state: dict | None, is_new: bool) -> None:
@@ -163,12 +163,12 @@ class Records:
         return {name: self.history[-1].get(name) for name in (*self.metrics, 'epoch')}
 
     def count_best_anew(self, from_last: bool) -> None:
-        """Forget the best epoch. from_last: the last epoch is the best one so far."""
+        """Forget the best epoch. from_last: take the last epoch as the best so far."""
         self.best = self.last if from_last else {self.accuracy: -1.0}
 
     @property
     def is_tested(self) -> bool:
-        """Whether nothing is left to measure on the test set: neither the best weights nor the last, or --no_test."""
+        """Whether the best and the last weights are measured on the test set, or need not be (--no_test)."""
         tested = {epoch: test['epoch'] for epoch, test in self.test.items()}
         return self.selection == 'test' or self.opt.no_test or tested == {'best': self.best['epoch'],
                                                                           'last': self.last['epoch']}
@@ -309,7 +309,7 @@ def _ignore_failed_writes(args):
 
 
 def selection_of(metrics: dict) -> str:
-    """'val' if metrics of an epoch are those of a validation set, else 'test'."""
+    """'val' if the metrics of an epoch were measured on a validation set, else 'test'."""
     return 'val' if 'val_acc' in metrics else 'test'
 
 

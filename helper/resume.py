@@ -23,7 +23,7 @@ SHOWN_CLASSES = 4       # at the start of the text of CLASS_NAMES
 
 
 class AnotherRun(UserError):
-    """--resume was given with options, or data, that are not those of the saved run."""
+    """The options or the data of --resume differ from the saved run's."""
 
 
 def fingerprint(data, **nets) -> dict:

@@ -32,7 +32,7 @@ class Run:
                 run.end_epoch(rate, train, test)
             run.measure_test_set(test_loader)
 
-    At the end of an epoch last.pth, from which --resume continues, is written first, then the files that people read.
+    At the end of an epoch last.pth (for --resume) is written first, then the checkpoints and the JSON files.
     After a stop signal the current step is finished, the state is saved, also within an epoch, and the process exits.
     """
 

@@ -21,7 +21,7 @@ class Start:
 
     label: str              # the flag and its value, which begin messages
     checkpoint: dict        # of models.load.open_net
-    inputs: dict            # the preprocessing with which the weights were trained, see models.inputs; known parts
+    inputs: dict            # known parts of the preprocessing in the training of these weights, see models.inputs
     checksum: int | None = None     # of the weights in the state of --resume; then `checkpoint` is empty
 
 

@@ -1,10 +1,10 @@
-"""The decisions of own_photos.sh: which runs a folder of photographs gets, and which student is the best.
+"""Plan the runs of own_photos.sh for a folder of photographs, and select the best student.
 
 python scripts/own_photos.py plan SAVE FOLDER [TEACHER] [STUDENT] [--epochs N] [--image_size N] [flags of every run]
 python scripts/own_photos.py best SAVE
 
-plan checks the folder and the nets, and writes SAVE/own_photos.toml for reproduce.py. best writes SAVE/best.txt,
-the folder of the student with the highest validation accuracy; SAVE/examples, some test images; and SAVE/summary.txt.
+plan checks the folder and the nets, and writes SAVE/own_photos.toml for reproduce.py. best writes SAVE/best.txt (the
+folder of the student with the highest validation accuracy), SAVE/examples (some test images) and SAVE/summary.txt.
 """
 import json
 import os
@@ -208,11 +208,11 @@ def best(save: Path) -> None:
     results = {run: read_run(str(run.folder)) for run in runs}
     val = {run: read_json(run.folder / 'val_best_metrics.json', f'{run.folder}') for run in runs}
 
-    def rank(run):      # the test set chooses nothing
+    def rank(run):      # without the test set
         return val[run]['val_acc'], -val[run]['val_loss']
 
     students = [run for run in runs if run.cells]
-    candidates = {      # label in the summary -> runs, of which it shows the best
+    candidates = {      # label in the summary -> runs; the best of them is shown
         'teacher': [run for run in runs if not run.cells],
         'student alone': [run for run in students if results[run]['distill'] == ALONE],
         'best distilled': [run for run in students if results[run]['distill'] != ALONE]}
