@@ -180,9 +180,8 @@ def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
     assert refused(call, capsys, tune.main, path, '--betta', 3).startswith('--betta: no such flag; ')
     assert refused(call, capsys, tune.main, path, '--seed', 3) == \
         'the command line: --seed: the program sets this flag itself; leave it out'
-    wrong = write(Path('z.toml'), A='distill = "dkd"\nbatch_size = [32, 64]\ndkd_beta = [1, 2]\nmomentum = "0 .. 2"\n'
-                                    'flags = "--opt adamw"')
-    assert refused(call, capsys, tune.main, wrong).startswith('z.toml: row A, resnet14 -> resnet8: --momentum 0.0: has')
+    wrong = write(Path('z.toml'), A='distill = "dkd"\nkd_T = [1, 2]\nmin_lr = "0.001 .. 0.002"\n')
+    assert refused(call, capsys, tune.main, wrong).startswith('z.toml: row A, resnet14 -> resnet8: --min_lr 0.001: has')
     monkeypatch.setitem(sys.modules, 'optuna', None)
     assert refused(call, capsys, tune.main, path) == 'tune.py: optuna is not installed; pip install optuna'
     assert {*os.listdir()} == {'x.toml', 'y.toml', 'z.toml'}

@@ -1,6 +1,7 @@
 """A validation set: which images it holds, what is chosen on it, and how often the test set is measured."""
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -238,8 +239,13 @@ def test_no_test(call, small, tmp_path, test_passes, capfd):
         read_run(str(folder))
     run = read_run(str(folder), needs_test=False)
     assert (run['top1'], run['last'], run['curve']) == (None, None, [read(folder, 'val_best_metrics')['val_acc']])
+    for copy in 'ab':
+        shutil.copytree(folder, tmp_path / 'copies' / copy)
     call(train_teacher.main, *arguments)
     assert test_passes == [24, 24]
+    capfd.readouterr()
+    call(compare.main, tmp_path)
+    assert capfd.readouterr().err == 'left out: 2 runs with --no_test, which have no figures of the test set\n'
     assert read_run(str(folder))['top1'] == read(folder, 'test_best_metrics')['test_acc']
 
 
