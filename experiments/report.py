@@ -91,7 +91,8 @@ def _ranking(results):
         wins = {epoch: sum(best.row is row for pair in table.pairs if (best := results.best(pair, epoch)))
                 for epoch in ACCURACY_KEYS}
         rows.append({'index': index, 'label': row.label, 'gains': gains, 'wins': wins})
-    values = [found[0].value for row in rows for found in row['gains'][first].values() if found]
+    values = [found[0].value + sign * CLEAR * (found[0].sigma or 0) for row in rows
+              for found in row['gains'][first].values() if found for sign in (-1, 1)]
     if not values:
         return None
 
@@ -108,7 +109,8 @@ def _dots(results):
     for pair in results.table.pairs:
         cells = results.pair_cells(pair)
         if cells:
-            values = [cell.mean(epoch) for cell in cells for epoch in ACCURACY_KEYS]
+            values = [cell.mean(epoch) + sign * (cell.deviation(epoch) or 0) for cell in cells
+                      for epoch in ACCURACY_KEYS for sign in (-1, 1)]
             values += [cell.published.top1 for cell in cells if cell.published]
             charts.append({'pair': pair, 'axis': DotAxis(values), 'cells': sorted(
                 ((results.table.rows.index(cell.row), cell) for cell in cells),
