@@ -173,7 +173,7 @@ def every_method(opt, device):
     """Runs in each process: collect what the tests below check, and write it as JSON."""
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
-    from fixtures.every_part import EveryPartDistiller      # several backward passes
+    from fixtures.every_part import EveryPartDistiller  # several backward passes
     distiller_dict['every_part'] = EveryPartDistiller       # another test may have removed it before this fork
     for method in (*distiller_dict, 'rkd+crd'):
         freezes = not get_method(method).spec.own_backward

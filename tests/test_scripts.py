@@ -513,7 +513,7 @@ def test_relative_improvement():
             assert all(hasattr(opt, name) for name in published.parse_options(row))
         assert not row['teacher'] or row['teacher'] in model_dict or row['teacher'] == 'ResNet50'
     imagenet = published.published_figures('imagenet')
-    assert imagenet['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD', 'best')
+    assert imagenet['ResNet34', 'ResNet18', 'ctkd, ctkd_base dkd'] == (71.51, None, 'CTKD', 'best', None)
     assert imagenet['ResNet34', 'ResNet18', 'ickd, alpha 1.0'].source == 'ICKD, pretrained student'
     rows = published.read_table('published.csv')
     assert {row['epoch'] for row in rows} == {'best', 'last', 'unknown'}
