@@ -31,6 +31,7 @@ def _of_pair(rows):
     if not row:
         return []
     name, values = 'the student alone' if row.is_alone else row.result.label, describe(row.best.values)
+    values += ', its published values,' if row.best.values and row.best.values in row.published_values else ''
     text = f'{name}{values and f" with {values}"} is best on the validation set: {row.best.accuracy:.1f} %'
     if row.gain is not None:
         text += f', {signed(row.gain, 1)} points over the student alone'
@@ -56,8 +57,8 @@ def _tuned_on_test_set(rows):
     if len(tested) < 2:
         return []
     higher, lower = (sum(found.is_clear and sign * found.value > 0 for found in tested) for sign in (1, -1))
-    return [f'tuned values are better than published ones by more than {CLEAR} σ in {higher} of {len(tested)} final '
-            f'rows, and worse in {lower}']
+    return [f'tuned values are better than published ones by more than {CLEAR} σ in {higher} of {len(tested)} rows '
+            f'with final runs, and worse in {lower}']
 
 
 def _facts(rows):

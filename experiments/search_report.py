@@ -45,7 +45,7 @@ def plain(search: Search, rows: list[ReportRow]) -> str:
     """Return the conclusion, the final runs, the table of rows with their commands, and importances."""
     lines = [*conclude(rows).lines, '']
     finals = [(row.result.label, row.result.pair, *map(_mean, (row.tuned, row.published_cell)))
-              for row in rows if row.tuned or row.published_cell]
+              for row in rows if row.tuned]
     if finals:
         lines += [aligned(('test top-1 %', 'pair', 'tuned', 'published'), finals, '<<>>'), '']
     lines.append(search_results.text(search_results.collect(search)))
@@ -68,12 +68,13 @@ def _page(search, rows, final):
     index = {label: place for place, label in enumerate(labels)}
     pairs = [*dict.fromkeys(row.result.pair for row in rows)]
     ranked = sorted(rows, key=lambda row: row.best.accuracy if row.best else float('-inf'), reverse=True)
+    finals = sorted((row for row in rows if row.tuned), key=lambda row: row.tuned.mean('best'), reverse=True)
     return render(
         'search.html', title=table.title, epochs=['best'], epoch='best', conclusions={'best': conclude(rows)},
         rows=[{'label': label, 'colour': colour(place, False), 'is_headline': best and label == best.result.label}
               for label, place in index.items()],
-        index=index, ranked=ranked, best=best, several_pairs=len(pairs) > 1, mean=_mean, describe=describe,
-        shares=_shares, final=final, has_report=(search.save / 'final' / 'report.html').exists(),
+        index=index, ranked=ranked, finals=finals, best=best, several_pairs=len(pairs) > 1, mean=_mean,
+        describe=describe, shares=_shares, final=final, has_report=(search.save / 'final' / 'report.html').exists(),
         charts=_charts(rows, pairs), importance=IMPORTANCE, fewest=FEWEST_FOR_IMPORTANCE, state=search.summary())
 
 

@@ -111,7 +111,9 @@ def read_final(save: Path, extra_args: list[str]) -> TableResults | None:
 
 
 def _with_final(row, final):
-    published = _final_cell(row, final, 'published' if row.parts else '')
+    if not row.result.ranges:
+        return replace(row, tuned=_final_cell(row, final, ''))
+    published = _final_cell(row, final, 'published')
     return replace(row, published_cell=published, tuned=_final_cell(row, final, 'tuned') or published)
 
 

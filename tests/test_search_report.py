@@ -155,8 +155,8 @@ def test_the_charts(rows):
 def test_the_page_and_the_text(folder, call, capsys):
     call(report.main, folder)
     text, page = capsys.readouterr().out, (folder / 'report.html').read_text()
-    first = ('DKD with dkd_beta 8, kd_T 4 is best on the validation set: 77.0 %, +17.0 points over the student alone. '
-             '4 rows, 1 to 12 trials each, 1 ended early, 2 failed, 11.4 min of training.')
+    first = ('DKD with dkd_beta 8, kd_T 4, its published values, is best on the validation set: 77.0 %, +17.0 points '
+             'over the student alone. 4 rows, 1 to 12 trials each, 1 ended early, 2 failed, 11.4 min of training.')
     assert text.startswith(first) and text.endswith(f'report: {folder}/report.html\n')
     assert re.search(r'importance \(PED-ANOVA, .*\), DKD, resnet14 -> resnet8: dkd_beta \d+%, kd_T \d+%', text)
     assert page.count('<svg') == 4 and '&lt;NaN&gt;' in page and '<NaN>' not in page
@@ -182,11 +182,13 @@ def test_final_runs(folder):
         text, page = write(folder, []), (folder / 'report.html').read_text()
         lines = text.split('\n')
         assert 'on the test set it reaches 72.00 ± 2.83 %, with published values 71.50 ± 2.12 %, +0.5 points (within ' \
-               '2 σ); tuned values are better than published ones by more than 2 σ in 1 of 2 final rows, and worse ' \
-               'in 0.' in lines[0]
+               '2 σ); tuned values are better than published ones by more than 2 σ in 1 of 2 rows with final ' \
+               'runs, and worse in 0.' in lines[0]
         assert [line.split()[0] for line in lines[5:8]] == ['Student', 'KD', 'DKD']
         assert lines[6].split()[-6:] == ['74.50', '±', '0.71', '68.50', '±', '0.71']
         assert page.index('On the test set') < page.index('Rows of the search')
+        finals = page[page.index('<table id="final">'):page.index('Rows of the search')]
+        assert re.findall('<th scope="row"[^>]*>([^<]*)', finals) == ['KD', 'DKD', 'Student']
     finally:
         file.unlink()
 
