@@ -77,10 +77,9 @@ def _best(results, epoch):
     if len(pairs) == 1:
         accuracy = results.cell(row, pairs[0]).mean(epoch)
         near = [cell.row.label for cell in results.near_best(pairs[0], epoch)] if has_deviations else []
-        doubt = f'{listed(near, MOST_NAMES)} within {CLEAR} σ of it' if near else ''
+        doubt = f'; within {CLEAR} σ of it: {listed(near, MOST_NAMES)}' if near else ''
         verb = 'best' if has_deviations and not near else 'highest'     # of one pair, best is only what is clearly so
-        return f'{row.label} is {verb}, ' + ', '.join(
-            filter(None, [f'{accuracy:.1f} %', *gains, doubt]))
+        return f'{row.label} is {verb}: ' + ', '.join([f'{accuracy:.1f} %', *gains]) + doubt
     mean_gains = f'{" and ".join(gains)} on average' if gains else ''
     count = f'{wins[row.label]} of {len(pairs)} pairs'
     if len(leaders) > 1:

@@ -650,16 +650,16 @@ def test_conclusion_of_one_pair():
     found.cells['AT', 'a -> b'].published = Published(74.0, 0.1, 'x', 'best', 2)        # 1.2 +- 0.21
     conclusion = conclude(found, 'best')
     assert conclusion.sentences == [
-        'Ours is highest, 75.4 %, +2.3 points over KD, +5.3 points over the student alone, AT within 2 σ of it',
+        'Ours is highest: 75.4 %, +2.3 points over KD, +5.3 points over the student alone; within 2 σ of it: AT',
         '1 of 2 cells are within 2 σ of the published figures (x), 1 is higher']
     assert conclusion.facts == ['digits', '1 epoch', '1 trial', '4.0 h of training'] and conclusion.warnings == []
     assert plain(found).splitlines()[0] == conclusion.lines[0] == markdown(found).splitlines()[2]
     worse = found_of({'Student': [70.0, 70.2], 'KD': [73.0, 73.2], 'Ours': [72.9, 73.0]})
     assert conclude(worse, 'best').sentences == [
-        'KD is highest, 73.1 %, +3.0 points over the student alone, Ours within 2 σ of it',
+        'KD is highest: 73.1 %, +3.0 points over the student alone; within 2 σ of it: Ours',
         'Ours is 0.1 points below KD (within 2 σ)']
     clear = found_of({'KD': [73.0, 73.2], 'Ours': [75.0, 75.2]})
-    assert conclude(clear, 'best').sentences == ['Ours is best, 75.1 %, +2.0 points over KD']
+    assert conclude(clear, 'best').sentences == ['Ours is best: 75.1 %, +2.0 points over KD']
     assert conclude(found_of({'KD': [73.0], 'AT': [73.001]}), 'best').sentences[0] == (
         'no method is best alone in any pair')
     assert conclude(found_of({'KD': [73.0]}), 'best').sentences[0].startswith('no two methods have finished runs')
@@ -676,7 +676,7 @@ def test_conclusion_of_one_trial():
         cell.results[0]['class_report'] = {'images': 360}
         cell.published = Published(91.0, None, 'x', 'best')
     assert conclude(found, 'best').sentences == [
-        'Ours is highest, 90.0 %, +1.0 points over the student alone',
+        'Ours is highest: 90.0 %, +1.0 points over the student alone',
         'the mean difference from the published figures (x) is -1.5 points, without a deviation to test it',
         'one trial: no deviation, so no conclusion on differences under 4.5 points (2 σ of two nets on 360 test '
         'images)']
