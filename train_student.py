@@ -54,8 +54,8 @@ def train(opt, device):
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model_s')
-    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
-             **load_start(student, start, data)}
+    loaded = load_start(student, start, data)
+    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum, **loaded}
 
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)

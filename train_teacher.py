@@ -42,7 +42,8 @@ def train(opt, device):
     arch = check_name(opt.model, data.image_size, '--model')
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
-    paths, facts = RunPaths.of_teacher(opt), {**fingerprint(data, net=net), **load_start(net, start, data)}
+    loaded = load_start(net, start, data)
+    paths, facts = RunPaths.of_teacher(opt), {**fingerprint(data, net=net), **loaded}
     vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
