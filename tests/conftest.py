@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,6 +205,37 @@ def assert_same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+class Cells(HTMLParser):
+    """The rows of the first table of a page: [(attributes of a cell, its texts)]."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.inside = [], False
+
+    def handle_starttag(self, tag, attributes):
+        if tag == 'table':
+            self.inside = not self.rows
+        elif self.inside and tag == 'tr':
+            self.rows.append([])
+        elif self.inside and tag in ('td', 'th'):
+            self.rows[-1].append((dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != 'table'
+
+    def handle_data(self, data):
+        if self.inside and self.rows and data.strip():
+            self.rows[-1][-1][1].append(data.strip())
+
+
+def rows_of_table(page: str, start: str) -> list:
+    """The rows of the one table of an HTML page that begins with `start`: [[(attributes of a cell, its texts)]]."""
+    assert page.count(start) == 1
+    reader = Cells()
+    reader.feed(page[page.index(start):])
+    return reader.rows
 
 
 def slurm_environment() -> dict:

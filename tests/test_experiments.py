@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, assert_same, forked, outcome_of
+from conftest import ROOT, assert_same, forked, outcome_of, rows_of_table
 
 import train_student
 import train_teacher
@@ -895,12 +895,18 @@ def test_a_table(mini):
             for line in lines.values()] == [(method, 'resnet14', 'resnet8', '2', '')
                                             for method in ('alone', 'kd', 'hkd', 'semckd')]
     page, markdown, latex = ((save / f'report.{kind}').read_text() for kind in ('html', 'md', 'tex'))
+    _, *accuracies = rows_of_table(page, '<table id="accuracy"')
+    _, *dots = rows_of_table(page, '<table class="dots">\n<caption><b>resnet14 -&gt; resnet8</b>')
+    with_deviations = {name: said for (_, [name]), _, (_, said) in dots}
+    assert len(dots) == len(figures)
     alone, ours = figures['Student'][0], figures['SemCKD'][0]
     for place, (row, (best, deviation, last, deviation_of_last)) in enumerate(figures.items()):
         text, text_of_last = f'{best:.2f} ± {deviation:.2f}', f'{last:.2f} ± {deviation_of_last:.2f}'
-        found = re.search(rf'<tr data-row="{place}"><td data-value="{place}">{row}</td><td data-best="([\d.]+)" '
-                          rf'data-last="([\d.]+)".*?<b[^u>]*>(.*?)</b>.*?<b[^u>]*>(.*?)</b>', page, re.S)
-        assert (float(found[1]), float(found[2]), *found.groups()[2:]) == (best, last, text, text_of_last)
+        (label, name), (attributes, said) = accuracies[place][:2]
+        assert (label, name) == ({'scope': 'row', 'data-value': str(place)}, [row])
+        assert (float(attributes['data-best']), float(attributes['data-last'])) == (best, last)
+        assert said[:2] == [f'{best:.2f}', f'{last:.2f}']
+        assert with_deviations[row] == [text, text_of_last]
         gain = '' if best in (ours, alone) else f'{(ours - best) / (best - alone) * 100:.2f}%' if best > alone else '–'
         assert f'| {row} | {text} | {gain} |' in markdown
         plain = f'{best:.2f} $\\pm$ {deviation:.2f}'
@@ -908,7 +914,10 @@ def test_a_table(mini):
         assert f'{row} & ' + (rf'\textbf{{{plain}}}' if higher_or_tied == [row] else plain) in latex
     teacher = json_of(save / FOLDERS['teacher'], 'test_best_metrics.json')['test_acc']
     assert f'| Teacher | {teacher:.2f} |' in markdown
-    assert f'<td>Teacher</td><td><span class="of-best">{teacher:.2f}</span>' in page
+    teacher_last = json_of(save / FOLDERS['teacher'], 'history.json')[-1]['test_acc']
+    names = [name for (_, [name]), *_ in accuracies]
+    assert names == [*figures, 'Teacher', 'Parameters', 'Compression']
+    assert accuracies[len(figures)][1] == ({}, [f'{teacher:.2f}', f'{teacher_last:.2f}'])
 
 
 def test_the_logs_and_records(mini):

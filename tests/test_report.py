@@ -9,14 +9,13 @@ import shlex
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from statistics import mean, stdev
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows_of_table
 
 from analysis.published import Published
 from analysis.statistics import Difference, Mean, beyond_by_chance, difference, sampling_sigma, signed, weighted_sum
@@ -178,29 +177,6 @@ def highest(figures, pair, epoch):
     return first if shown[0] != shown[1] else None
 
 
-class Cells(HTMLParser):
-    """The rows of the first table of a page: [(attributes of a cell, its texts)]."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows, self.inside = [], False
-
-    def handle_starttag(self, tag, attributes):
-        if tag == 'table':
-            self.inside = not self.rows
-        elif self.inside and tag == 'tr':
-            self.rows.append([])
-        elif self.inside and tag in ('td', 'th'):
-            self.rows[-1].append((dict(attributes), []))
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag != 'table'
-
-    def handle_data(self, data):
-        if self.inside and self.rows and data.strip():
-            self.rows[-1][-1][1].append(data.strip())
-
-
 def test_csv(table, texts):
     _, figures, _ = table
     lines = list(csv.DictReader(texts['csv'].splitlines()))
@@ -221,13 +197,11 @@ def page_cell(page, row, pair):
 
 def test_page(table, texts):
     _, figures, teachers = table
-    reader = Cells()
-    reader.feed(re.search('<table id="accuracy".*?</table>', texts['html'], re.S)[0])
     pairs = list(dict.fromkeys(pair for _, pair in figures))
     gains = {epoch: improvement(figures, epoch) for epoch in ('best', 'last')}
     with open(ROOT / 'analysis' / 'published_ari.csv', newline='') as file:
         published_gains = {row['over']: float(row['ari']) for row in csv.DictReader(file) if row['of'] == 'semckd'}
-    head, *rows = reader.rows
+    head, *rows = rows_of_table(texts['html'], '<table id="accuracy"')
     assert [texts for _, texts in head] == [['method'], *([pair.split()[0], f'→ {pair.split()[2]}'] for pair in pairs),
                                             ['SemCKD', 'ARI %'], ['gain', 'over KD']]
     rows, foot = rows[:8], rows[8:]
