@@ -8,7 +8,7 @@ import os
 from dataset import FROM_PRETRAINED, dataset_key, default_crop, source_dict
 from dataset.crop import CROP_PCT, INTERPOLATION
 from helper import distributed
-from helper.checkpoint import is_ours, load_checkpoint
+from helper.checkpoint import is_project_checkpoint, load_checkpoint
 from helper.cli import comma_list
 from helper.errors import UserError
 from helper.resume import saved_path
@@ -127,7 +127,7 @@ def set_evaluation_preprocessing(opt, checkpoint: dict, label: str) -> dict:
     if inputs and dataset_key(opt.dataset) in source_dict:
         if 'fit' in inputs and 'fit' not in opt.flags.given:
             opt.fit = inputs['fit']
-        crop_pct = inputs.get('crop_pct', 1.0 if is_ours(checkpoint) else None)
+        crop_pct = inputs.get('crop_pct', 1.0 if is_project_checkpoint(checkpoint) else None)
         if crop_pct is not None and 'crop' not in opt.flags.given:
             opt.crop = 'resized' if crop_pct < 1 else 'padded'
     check_crop(opt)
@@ -171,7 +171,7 @@ def open_start(opt) -> Start | None:
     if start is None:
         start = open_published(_trained_net(opt)[1]) if opt.pretrained else _open_initial(opt)
         warn_of_split(opt, start.checkpoint, start.label)
-        if is_ours(start.checkpoint):       # else it was trained on other data
+        if is_project_checkpoint(start.checkpoint):       # else it was trained on other data
             warn_of_val_fraction(opt, start.checkpoint, start.label)
     return start
 

@@ -22,7 +22,7 @@ from .published import method_key, non_default_options
 
 ACCURACY_KEYS = {'best': 'top1', 'last': 'last'}        # epoch -> key of its accuracy in read_run's dictionary
 DATA_FACTS = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)
-SURROUNDINGS = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
+ENVIRONMENT = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
 class UntestedRun(UserError):
@@ -80,7 +80,7 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
             'stopped_early': is_out_of_patience(history, parameters.get('patience')),
             'pictures': matrices[-1], 'pictures_by_epoch': matrices,
             'images_per_second': mean(rates) if rates else None,
-            **{name: printable(parameters.get(name, '')) for name in SURROUNDINGS},
+            **{name: printable(parameters.get(name, '')) for name in ENVIRONMENT},
         }
         _check_best_metrics(folder, split, read(f'{split}_best_metrics.json'), best_epochs)
         names = _names_of_student(parameters, options) if is_student else \
@@ -131,7 +131,7 @@ def split_parameters(parameters: dict, is_student: bool) -> tuple[dict, dict]:
                if name in names and value is not None}
     if parameters['dataset'] == 'folder':
         options['data_dir'] = str(Path(parameters['data_dir']))
-    others = {*known.defaults, *SURROUNDINGS, 'model_t', 'Total time', 'filled_in', 'debug'}
+    others = {*known.defaults, *ENVIRONMENT, 'model_t', 'Total time', 'filled_in', 'debug'}
     return options, {name: value for name, value in parameters.items() if name not in others}
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import figures
 from helper.cli import table
-from helper.device import surroundings
+from helper.device import environment
 from helper.files import write_json
 
 from .deployed_net import DeployedNet
@@ -41,7 +41,7 @@ def measure(export: Export, names: list[str], results: Evaluations, teacher: Dep
             else:
                 top1[name] = results.teacher.top1 if FORMATS[name].agreement is None else None
         nets = {f'teacher {teacher.name}': (of_teacher, top1), **nets}
-    rows, machine = measure_rows(nets, threads), surroundings()['machine']
+    rows, machine = measure_rows(nets, threads), environment()['machine']
     note = f'on {threads} thread{"s"[:threads > 1]}'
     write_json(export.folder / FILES[0], {'machine': machine, 'threads': threads, 'rows': rows})
     figures.save_figure(draw_figure(rows, note), export.folder / 'latency')

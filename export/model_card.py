@@ -6,7 +6,7 @@ from pathlib import Path
 from analysis.classes import MEANS, shown_classes, two_digits
 from analysis.run_checkpoint import RunCheckpoint
 from helper.class_metrics import class_report
-from helper.device import surroundings
+from helper.device import environment
 from helper.errors import printable
 
 from .deployed_net import OWN
@@ -33,7 +33,7 @@ def describe(export: Export, names: list[str], results: Evaluations, run: RunChe
     for file, facts in files.items():
         content = (export.folder / file).read_bytes()
         facts |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
-    single, exporter = results.network.single_class, surroundings()
+    single, exporter = results.network.single_class, environment()
     return {
         'network': network.name, 'parameters': network.parameters, 'classes': network.config['classes'],
         'images': {**network.config['inputs'],

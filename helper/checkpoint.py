@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, state: dict, backup: str | None = None) -> None:
     write_atomically(path, lambda file: torch.save(state, file), backup)
 
 
-def is_ours(state: dict) -> bool:
+def is_project_checkpoint(state: dict) -> bool:
     """Whether this project wrote a checkpoint. Only then 'arch' and 'inputs' describe its net: others write 'arch' too,
     with other meanings."""
     return isinstance(state.get('model'), dict) and (

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from . import distributed
-from .device import finest
+from .device import most_precise_float
 
 BINS = 15           # of the confidence, as in Guo et al.
 CLASS_METRICS = ('name', 'images', 'recall', 'precision', 'f1', 'predicted_as')      # of a class in class_report
@@ -17,7 +17,7 @@ def predictions(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     The confidence is the probability of the predicted class. float64, or float32 on a device without it.
     """
-    dtype = finest(logits.device)
+    dtype = most_precise_float(logits.device)
     confidence = logits.float().softmax(1).amax(1)
     return torch.stack([logits.argmax(1).to(dtype), target.to(dtype), confidence.to(dtype)])
 

@@ -68,7 +68,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def finest(device: torch.device) -> torch.dtype:
+def most_precise_float(device: torch.device) -> torch.dtype:
     """The most precise floating-point type of a device; Apple's GPUs have no float64."""
     return torch.float32 if device.type == MPS else torch.float64
 
@@ -98,7 +98,7 @@ def free_memory(device: torch.device) -> int:
         return 1 << 62
 
 
-def surroundings() -> dict:
+def environment() -> dict:
     """The machine, the versions and the command line of this process, for parameters.json."""
     machine = torch.cuda.get_device_name() if torch.cuda.is_initialized() else \
         f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, threads of the run: ' \

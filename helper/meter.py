@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from . import distributed
-from .device import finest
+from .device import most_precise_float
 
 tqdm.set_lock(threading.RLock())    # tqdm's own lock is shared between processes; a killed one leaves it locked
 
@@ -31,7 +31,7 @@ class Meter:
         if logits is not None:
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             sums |= {'top1': hits[:, 0].sum() * 100, 'top5': hits.sum() * 100}
-        batch = torch.stack([value.to(finest(value.device)) for value in sums.values()])
+        batch = torch.stack([value.to(most_precise_float(value.device)) for value in sums.values()])
         if self.sums is None:
             self.names, self.sums = list(sums), torch.zeros_like(batch)
         elif self.names != list(sums):      # restored from an older version, which also averaged losses of weight 0
@@ -50,7 +50,7 @@ class Meter:
             names, sums, samples = list(state['names']), state['sums'], state['samples']
             if not isinstance(samples, int) or samples < 0 or sums.shape != (len(names),) or not sums.isfinite().all():
                 raise ValueError('meter')
-            sums = sums.to(device, finest(device))
+            sums = sums.to(device, most_precise_float(device))
             self.sums = sums.clone() if self.sums is None else self.sums + sums
             self.names, self.samples = names, self.samples + samples
 

@@ -12,7 +12,7 @@ import torch
 
 from .class_metrics import class_report
 from .cli import values
-from .device import surroundings
+from .device import environment
 from .distributed import is_main, world_size
 from .errors import UserError, reason
 from .files import make_folder, write_json
@@ -247,7 +247,7 @@ class Records:
             self._write_json('split', self.split)
 
     def _parameters(self):
-        return {**values(self.opt), **self.facts, 'processes': world_size(), **surroundings()}
+        return {**values(self.opt), **self.facts, 'processes': world_size(), **environment()}
 
     @contextlib.contextmanager
     def _events(self):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from helper.checkpoint import FORMAT_VERSION, is_ours, load_checkpoint, load_weights, weights_checksum
+from helper.checkpoint import FORMAT_VERSION, is_project_checkpoint, load_checkpoint, load_weights, weights_checksum
 from helper.errors import UserError, counted, printable
 
 from .classes import classifier_outputs, find_classifier, match_classes
@@ -47,7 +47,7 @@ def open_net(path: str, name: str | None = None, flag: str = '--path-t', key: st
 def _merge_inputs(checkpoint, inputs, label):
     """The checkpoint's preprocessing with the user's. This project's checkpoints allow no other. Raises UserError."""
     known = checkpoint.get('inputs')
-    if is_ours(checkpoint) and known is not None:
+    if is_project_checkpoint(checkpoint) and known is not None:
         checked = check_inputs(known, label)
         for key, value in inputs.items():
             if checked[key] != value:
@@ -78,7 +78,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
         checkpoint = load_checkpoint(path, flag)
         if {'identity', 'module', 'stage'} <= checkpoint.keys():
             checkpoint = _checkpoint_in_state(checkpoint, label)
-        is_foreign = not is_ours(checkpoint)
+        is_foreign = not is_project_checkpoint(checkpoint)
     if is_foreign:
         weights, source = find_weights(checkpoint, label, key)
         known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
@@ -97,7 +97,7 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
 
 def _checkpoint_in_state(state, label):
     """The checkpoint within a last.pth. Raises UserError."""
-    if not is_ours(state):
+    if not is_project_checkpoint(state):
         raise UserError(f'{label}: is the state of a run of an earlier version, from which --resume continues; give '
                         f'the NAME_best.pth beside it')
     if state['stage'] != 'train':
