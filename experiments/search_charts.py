@@ -46,7 +46,7 @@ def accuracy_by_value(row: ReportRow, part: Range, shown: tuple[float, float]) -
     failed = [(place(trial.values[part.name]), shown[0]) for trial in trials if trial.state == 'failed']
     if row.alone is not None:
         axis.axhline(row.alone, color=LINE, linewidth=1, linestyle='--', zorder=1)
-    for published in row.published_values:
+    for published in row.result.published_values:
         if part.name in published:
             axis.axvline(place(published[part.name]), color=LINE, linewidth=1.4, linestyle=':', zorder=1)
     if len(row.parts) == 1 and not part.choices:

@@ -31,7 +31,7 @@ def _of_pair(rows):
     if not row:
         return []
     name, values = 'the student alone' if row.is_alone else row.result.label, describe(row.best.values)
-    values += ', its published values,' if row.best.values and row.best.values in row.published_values else ''
+    values += ', its published values,' if row.best.values and row.best.values in row.result.published_values else ''
     text = f'{name}{values and f" with {values}"} is best on the validation set: {row.best.accuracy:.1f} %'
     if row.gain is not None:
         text += f', {signed(row.gain, 1)} points over the student alone'

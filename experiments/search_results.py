@@ -37,7 +37,7 @@ class RowResult:
     ranges: dict[str, str]      # name -> range as in the file
     trials: list[Trial]
     left: int                   # trials that have not begun
-    published: list[dict]       # for each method, its published values that the ranges have
+    published_values: list[dict]    # of each method, as far as the ranges have them
     command: str | None = None  # trains the best values and measures the test set; None if no trial is done
 
     @property
@@ -47,10 +47,10 @@ class RowResult:
         return max(done, key=lambda trial: trial.accuracy, default=None)
 
     @property
-    def published_trial(self) -> Trial | None:
-        """The first trial, which has published values as far as the ranges have them; None unless it is done."""
-        first = self.trials[0] if self.trials else None
-        return first if first and first.accuracy is not None else None
+    def published(self) -> float | None:
+        """The accuracy of the published values, of several methods the highest; None if no such trial is done."""
+        return max((trial.accuracy for trial in self.trials if trial.accuracy is not None and trial.values
+                    and trial.values in self.published_values), default=None)
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials)
@@ -65,9 +65,10 @@ def collect(search: Search) -> list[RowResult]:
                         [value for _, value in sorted(trial.intermediate_values.items())],
                         trial.user_attrs.get(HOPELESS), trial.user_attrs.get(SECONDS), trial.user_attrs.get(ERROR, []))
                   for trial in cell.trials()]
-        result = RowResult(cell.row.label, str(cell.pair), cell.row.method, {part.name: part.text for part in
-                                                                             cell.row.ranges},
-                           trials, search.left(cell), cell.published)
+        ranges = {part.name: part for part in cell.row.ranges}
+        published = [{name: ranges[name].rounded(value) for name, value in values.items()} for values in cell.published]
+        result = RowResult(cell.row.label, str(cell.pair), cell.row.method,
+                           {name: part.text for name, part in ranges.items()}, trials, search.left(cell), published)
         if best := result.best:
             result.method = best.values.get('distill', cell.row.method)
             result.command = shell(search.tuned_run(cell, best.values).command([]))
@@ -90,10 +91,10 @@ def text(results: list[RowResult]) -> str:
     heads = 'row', 'pair', 'best values', 'validation top-1 %', 'published', 'trials', 'ended early', 'failed', 'left'
     rows = []
     for result in results:
-        best, first = result.best, result.published_trial
+        best = result.best
         values = ' '.join(f'{name}={value}' for name, value in best.values.items()) if best else ''
         rows.append((result.label, result.pair, values, f'{best.accuracy:.2f}' if best else '',
-                     f'{first.accuracy:.2f}' if first else '', str(result.count('done')),
+                     '' if result.published is None else f'{result.published:.2f}', str(result.count('done')),
                      str(result.count('ended early')), str(result.count('failed')),
                      str(result.left + result.count('running'))))
     lines = [table(heads, rows, '<<<>>>>>>')]

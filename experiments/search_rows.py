@@ -24,7 +24,6 @@ class ReportRow:
     index: int                              # of the row in the space
     result: RowResult
     parts: list[Range]                      # its ranges, without that of the methods
-    published_values: list[dict]            # of each method, as trials have them, as far as the ranges have them
     alone: float | None                     # the best accuracy of the student alone
     importance: dict[str, float]            # range name -> share of the importance; empty with too few trials
     tuned: Cell | None = None               # final runs of the best values
@@ -39,19 +38,14 @@ class ReportRow:
         return self.result.method == ALONE
 
     @property
-    def published(self) -> float | None:
-        """The accuracy of the published values, of several methods the highest; None if no such trial is done."""
-        return max((trial.accuracy for trial in self.result.trials if trial.accuracy is not None and trial.values
-                    and trial.values in self.published_values), default=None)
-
-    @property
     def gain(self) -> float | None:
         """The gain of the best trial over the student alone, in percentage points."""
         return self.best.accuracy - self.alone if self.best and self.alone is not None and not self.is_alone else None
 
     @property
     def gain_over_published(self) -> float | None:
-        return self.best.accuracy - self.published if self.best and self.published is not None else None
+        published = self.result.published
+        return self.best.accuracy - published if self.best and published is not None else None
 
     @property
     def seconds(self) -> float:
@@ -83,10 +77,8 @@ def collect(search: Search, final: TableResults | None = None) -> list[ReportRow
              if result.trials]
     labels, rows = [row.label for row in search.table.rows], []
     for cell, result in found:
-        parts = {part.name: part for part in cell.row.ranges}
-        published = [{name: parts[name].rounded(value) for name, value in values.items()} for values in cell.published]
-        row = ReportRow(labels.index(cell.row.label), result, [parts[name] for name in parts if name != METHOD],
-                        published, _alone(found, cell.pair), importances(cell.study))
+        row = ReportRow(labels.index(cell.row.label), result, [part for part in cell.row.ranges if part.name != METHOD],
+                        _alone(found, cell.pair), importances(cell.study))
         rows.append(_with_final(row, final) if final else row)
     return rows
 
