@@ -389,7 +389,7 @@ def test_a_recipe_s_flags_taken_back(tmp_path):
 
 
 def test_timm_is_not_installed(monkeypatch):
-    monkeypatch.setattr('helper.optim.find_spec', lambda name: None)
+    monkeypatch.setattr('option_checks.find_spec', lambda name: None)
     for flags in (['--opt', 'adamw'], ['--sched', 'cosine'], ['--mixup', 1], ['--model_ema'], ['--bce_loss']):
         with pytest.raises(UserError, match='timm is not installed; pip install timm'):
             options(*flags)
