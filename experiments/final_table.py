@@ -1,4 +1,4 @@
-"""The table that ends a search: the best values of each row beside the published ones, over several seeds."""
+"""The table that ends a search: each row with its best values, the published ones and -b auto, over several seeds."""
 import itertools
 import json
 import os
@@ -6,27 +6,32 @@ import shlex
 import shutil
 from dataclasses import dataclass
 
-from helper.errors import printable
+from helper.cli import AUTO
+from helper.errors import UserError, printable
 from helper.files import locked, write_atomically
 
 from .folder_check import option_differences
 from .plan import plan_runs
-from .planned_run import PlannedRun
+from .planned_run import PlannedRun, with_teachers
 from .search import Search
-from .search_results import RowResult
-from .space import ALONE
+from .search_results import collect
+from .space import ALONE, METHOD
 from .table_file import Table, read_table
 
+TUNED, PUBLISHED = 'tuned', 'published'
+KINDS = TUNED, PUBLISHED, AUTO      # of rows: the best values, the published ones, the published ones with -b auto
 
-def make_final(search: Search, results: list[RowResult], n_seeds: int, extra_args: list[str]
+
+def make_final(search: Search, n_seeds: int, kinds: list[str], extra_args: list[str]
                ) -> tuple[Table, list[PlannedRun]]:
     """Write final.toml into the folder of a search, and return its table and its runs in the folder `final`.
 
-    The teachers of the search are copied there. Earlier runs of other best values are moved away.
+    search: with all rows that have trials. kinds: some of KINDS. The teachers of the search are copied there. Earlier
+    runs of other best values are moved away.
     """
     save, file = search.save / 'final', search.save / 'final.toml'
     with locked(file):
-        write_atomically(file, final_text(search, results, n_seeds).encode())
+        write_atomically(file, final_text(search, n_seeds, kinds).encode())
         table = read_table(file)
         runs = plan_runs(table, str(save), extra_args)
         for run in search.teacher_runs():
@@ -37,19 +42,31 @@ def make_final(search: Search, results: list[RowResult], n_seeds: int, extra_arg
     return table, runs
 
 
-def final_text(search: Search, results: list[RowResult], n_seeds: int) -> str:
-    """Return the text of final.toml: rows 'KD, tuned' and 'KD, published', without those that no trial has finished.
+def final_runs(runs: list[PlannedRun], part: Table) -> list[PlannedRun]:
+    """Return the runs of the final table that belong to the rows and pairs of a part of the space."""
+    pairs = {*map(str, part.pairs)}
+    return with_teachers(runs, {run for run in runs if any(
+        pair in pairs and is_of_row(label, row.label) for label, pair in run.cells for row in part.rows)})
+
+
+def is_of_row(label: str, row: str) -> bool:
+    """Return whether a row of the final table, such as 'KD, tuned', belongs to a row of the space, such as 'KD'."""
+    return f'{label}, '.startswith(f'{row}, ')
+
+
+def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
+    """Return the text of final.toml: rows such as 'KD, tuned' for each of `kinds`, without rows that no trial has
+    finished.
 
     The seeds are not that of the search, whose values were chosen with it.
     """
-    space = search.table
+    space, rows = search.table, _rows(search, kinds)
     seeds = itertools.chain(space.seeds[1:], (number for number in itertools.count() if number not in space.seeds))
-    rows = _rows(search, results)
-    left_out = [f'{label}: {pair}' for label, (_, flags) in rows.items() for pair in space.pairs
-                if str(pair) not in flags]
+    pairs = [pair for pair in space.pairs if any(str(pair) in flags for _, flags in rows.values())]
+    left_out = [f'{label}: {pair}' for label, (_, flags) in rows.items() for pair in pairs if str(pair) not in flags]
     cells = {f'{label}: {pair}': shlex.join(words) for label, (_, flags) in rows.items()
              for pair, words in flags.items() if words}
-    content = {'title': f'{space.title}: tuned and published values', 'seeds': [*itertools.islice(seeds, n_seeds)],
+    content = {'title': f'{space.title}: {", ".join(kinds)} values', 'seeds': [*itertools.islice(seeds, n_seeds)],
                'teacher_seed': space.teacher_seed, **{key: shlex.join(getattr(space, key)) for key in
                                         ('options', 'teacher_options', 'student_options') if getattr(space, key)},
                **({'auxiliary': f'{space.auxiliary.label}: ' + shlex.join([space.auxiliary.method,
@@ -57,7 +74,7 @@ def final_text(search: Search, results: list[RowResult], n_seeds: int) -> str:
                   if space.auxiliary else {}),
                **({'fetched': space.fetched} if space.fetched else {}),
                **({'teacher_cache': True} if space.teacher_cache else {}),
-               'pairs': [' '.join([str(pair), shlex.join(pair.flags)]).strip() for pair in space.pairs],
+               'pairs': [' '.join([str(pair), shlex.join(pair.flags)]).strip() for pair in pairs],
                **({'left_out': left_out} if left_out else {})}
     lines = ['# Written by scripts/tune.py from the results of the search in this folder.',
              *(f'{key} = {_toml(value)}' for key, value in content.items()), '\n[rows]',
@@ -76,47 +93,58 @@ class _Entry:
 
     pair: str
     method: str
-    fixed: list[str]        # flags of this pair alone, from [cells] of the space
-    tuned: list[str]        # flags of the best values
-    is_published: bool      # the best values are the published ones
+    fixed: list[str]            # flags of this pair alone, from [cells] of the space
+    tuned: list[str]            # flags of the best values
+    flags: dict[str, list[str]]     # ', tuned' and so on, the end of the row's label -> flags of that row
 
     @property
-    def kind(self) -> tuple:
+    def group(self) -> tuple:
         """Equal for the pairs that share a row of the final table: cells can replace values, but no method or flag."""
         names = [word for word in self.tuned if word.startswith('--')]
         return (self.method, *(self.tuned if self.method == ALONE else names))
 
 
-def _rows(search, results):
+def _rows(search, kinds):
     """Return label -> (method and flags, pair -> further flags of its cell)."""
-    rows = {}
+    rows, results = {}, collect(search)
     for row in search.table.rows:
         groups = {}
-        for entry in _entries(search, results, row):
-            groups.setdefault(entry.kind, []).append(entry)
+        for entry in _entries(search, results, row, kinds):
+            groups.setdefault(entry.group, []).append(entry)
         for group in groups.values():
-            method, of_published = group[0].method, {entry.pair: entry.fixed for entry in group}
-            has_method_twice = [kind[0] for kind in groups].count(method) > 1
+            method = group[0].method
+            has_method_twice = [key[0] for key in groups].count(method) > 1
             suffix = '' if len(groups) == 1 else f', {group[0].pair}' if has_method_twice else f', {method}'
-            if not row.ranges:
-                _add(rows, f'{row.label}{suffix}', [method, *row.flags], of_published)
-                continue
-            if better := [entry for entry in group if not entry.is_published]:
-                shared = better[0].tuned
-                _add(rows, f'{row.label}, tuned{suffix}', [method, *row.flags, *shared], {
-                    entry.pair: [*entry.fixed, *(entry.tuned if entry.fixed or entry.tuned != shared else [])]
-                    for entry in better})
-            _add(rows, f'{row.label}, published{suffix}', [method, *row.flags], of_published)
+            for kind in dict.fromkeys(kind for entry in group for kind in entry.flags):
+                entries = [entry for entry in group if kind in entry.flags]
+                shared = entries[0].flags[kind]
+                _add(rows, f'{row.label}{kind}{suffix}', [method, *row.flags, *shared], {entry.pair: [
+                    *entry.fixed, *(entry.flags[kind] if entry.fixed or entry.flags[kind] != shared else [])]
+                    for entry in entries})
     return rows
 
 
-def _entries(search, results, row):
+def _entries(search, results, row, kinds):
     for cell, result in zip(search.cells, results, strict=True):
         if result.label == row.label and result.best:
             values = result.best.values
+            flags = _flags(search, cell, values, kinds) if row.ranges else {'': []}
             for pair in search.pairs_of(cell):
                 yield _Entry(str(pair), result.method, [*cell.row.flags[len(row.flags):]],
-                             search.arguments(cell.row, values), search.is_published(cell, values))
+                             search.arguments(cell.row, values), flags)
+
+
+def _flags(search, cell, values, kinds):
+    """Return the end of a label -> flags, for the rows of a cell. Best values that are the published ones share a row.
+    """
+    flags = {TUNED: search.arguments(cell.row, values), PUBLISHED: [], AUTO: ['--beta', AUTO]}
+    if TUNED in kinds and search.is_published(cell, values):
+        kinds = {*kinds, PUBLISHED} - {TUNED}
+    try:
+        search.tuned_run(cell, {METHOD: values.get(METHOD, cell.row.method)}, flags[AUTO])
+    except UserError:       # the method, or another flag, refuses -b auto
+        del flags[AUTO]
+    return {f', {kind}': words for kind, words in flags.items() if kind in kinds}
 
 
 def _add(rows, label, words, flags_of_pairs):

@@ -75,9 +75,14 @@ def select_part(table: Table, runs: list[PlannedRun], rows: str | None, pairs: s
     seeds = _select(seeds, {str(seed): seed for seed in table.seeds}, '--seeds', table)
     cells = {(row.label, str(pair)) for row in table.rows for pair in table.pairs}
     selected = {run for run in runs if cells & {*run.cells} and run.opt.seed in seeds}
+    return replace(table, seeds=seeds), with_teachers(runs, selected)
+
+
+def with_teachers(runs: list[PlannedRun], selected: set[PlannedRun]) -> list[PlannedRun]:
+    """Return the selected ones of these runs, and those of the teachers that they need."""
     while teacher_runs := {run.teacher_run for run in selected if run.teacher_run} - selected:
-        selected |= teacher_runs
-    return replace(table, seeds=seeds), [run for run in runs if run in selected]
+        selected = selected | teacher_runs
+    return [run for run in runs if run in selected]
 
 
 def select_cells(table: Table, rows: str | None, pairs: str | None) -> Table:

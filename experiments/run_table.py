@@ -9,7 +9,7 @@ from helper.files import FolderLock, make_folder
 from . import report, report_text
 from .folder_check import check_data, claim
 from .planned_run import PlannedRun
-from .progress import DONE, Progress, Record, failures
+from .progress import Progress, Record, failures
 from .table_file import Table
 
 
@@ -21,14 +21,15 @@ def make_folders(save: Path) -> None:
 
 def run_table(table: Table, runs: list[PlannedRun], save: Path,
               train: Callable[[list[PlannedRun]], dict[PlannedRun, Progress]], retry: bool = False,
-              waits: bool = False) -> bool:
-    """Train the runs that folder_check.check accepts, and print and write the report. Returns whether all are done.
+              is_final: bool = False) -> dict[PlannedRun, Progress]:
+    """Train the runs that folder_check.check accepts, and print and write the report. Returns the progress.
 
-    retry: also run again what has failed. waits: wait for another process that is at work there, else raise UserError.
+    retry: also run again what has failed. is_final: the table ends a search, which prints the results itself: wait for
+    another process that is at work there, else raise UserError.
     """
     make_folders(save)
     lock = FolderLock(save, shared=True)      # with report.py
-    if waits:
+    if is_final:
         lock.wait()
     elif not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
@@ -40,9 +41,11 @@ def run_table(table: Table, runs: list[PlannedRun], save: Path,
                     record.path.unlink()
         progress = train(runs)
         print(failures(progress, save / 'logs'), end='')
-        show(report_text.plain(report.write(table, save, progress)))
-        print(f'report: {save}/report.html')
+        results = report.write(table, save, progress)
+        if not is_final:
+            show(report_text.plain(results))
+            print(f'report: {save}/report.html')
         check_data(runs)
     finally:
         lock.release()
-    return all(now.state == DONE for now in progress.values())
+    return progress

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -130,11 +131,11 @@ class Search:
             cell.runs[trial.number] = self._plan(cell.pair, cell.row, trial.params, trial.number + 1)
         return cell.runs[trial.number]
 
-    def tuned_run(self, cell: Cell, values: dict) -> PlannedRun:
-        """Return the run with these values that also measures the test set."""
+    def tuned_run(self, cell: Cell, values: dict, flags: Sequence[str] = ()) -> PlannedRun:
+        """Return the run with these values, and further flags, that also measures the test set. Raises UserError."""
         planner = copy.copy(self.planner)
         planner.runs = {}       # with those of earlier best values, whose names are the same
-        return self._plan(cell.pair, cell.row, values, 'tuned', (), planner)
+        return self._plan(cell.pair, cell.row, values, 'tuned', flags, planner)
 
     def teacher_runs(self) -> list[PlannedRun]:
         """Return the runs of teachers and auxiliary teachers that the trials need, in the order of training."""

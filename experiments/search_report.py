@@ -6,6 +6,7 @@ from helper.errors import UserError
 from helper.files import write_atomically
 
 from . import report_text, search_charts, search_results
+from .final_table import KINDS
 from .folder_check import owner_of
 from .report import render
 from .report_charts import colour, page_svg
@@ -21,7 +22,7 @@ def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
 
     extra_args: the flags of every run. trials: of each row; None: as many as the row with the most has.
     """
-    search = _open(save, extra_args)
+    search = open_search(save, extra_args)
     search.n_trials = trials or max(len(cell.trials()) for cell in search.cells)
     final = read_final(save, extra_args)
     rows = collect(search, final)
@@ -29,7 +30,7 @@ def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
     return plain(search, rows)
 
 
-def _open(save, extra_args):
+def open_search(save: Path, extra_args: list[str]) -> Search:
     """Return the search in a folder with the rows and pairs that have trials. Raises UserError if there is none."""
     owner, file = owner_of(save)
     space = read_table(find_table(file or (owner or save.name).removesuffix(OF_SEARCH), SPACES), has_ranges=True)
@@ -44,10 +45,10 @@ def _open(save, extra_args):
 def plain(search: Search, rows: list[ReportRow]) -> str:
     """Return the conclusion, the final runs, the table of rows with their commands, and importances."""
     lines = [*conclude(rows).lines, '']
-    finals = [(row.result.label, row.result.pair, *map(_mean, (row.tuned, row.published_cell)))
+    finals = [(row.result.label, row.result.pair, *map(_mean, (row.tuned, row.published_cell, row.auto)))
               for row in rows if row.tuned]
     if finals:
-        lines += [aligned(('test top-1 %', 'pair', 'tuned', 'published'), finals, '<<>>'), '']
+        lines += [aligned(('test top-1 %', 'pair', *KINDS), finals, '<<>>>'), '']
     lines.append(search_results.text(search_results.collect(search)))
     lines += [f'importance ({IMPORTANCE}), {row.result.label}, {row.result.pair}: {_shares(row)}' for row in rows
               if row.importance]
@@ -74,6 +75,7 @@ def _page(search, rows, final):
         rows=[{'label': label, 'colour': colour(place, False), 'is_headline': best and label == best.result.label}
               for label, place in index.items()],
         index=index, ranked=ranked, finals=finals, best=best, several_pairs=len(pairs) > 1, mean=_mean,
+        has_auto=any(row.auto for row in finals),
         describe=describe, shares=_shares, final=final, has_report=(search.save / 'final' / 'report.html').exists(),
         charts=_charts(rows, pairs), importance=IMPORTANCE, fewest=FEWEST_FOR_IMPORTANCE, state=search.summary())
 

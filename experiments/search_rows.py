@@ -4,6 +4,7 @@ from pathlib import Path
 
 from analysis.statistics import Difference, difference
 
+from .final_table import KINDS, is_of_row
 from .plan import plan_runs
 from .progress import progress_of
 from .results import Cell, TableResults
@@ -28,6 +29,7 @@ class ReportRow:
     importance: dict[str, float]            # range name -> share of the importance; empty with too few trials
     tuned: Cell | None = None               # final runs of the best values
     published_cell: Cell | None = None      # final runs of the published values
+    auto: Cell | None = None                # final runs of the published values with -b auto
 
     @property
     def best(self) -> Trial | None:
@@ -105,14 +107,14 @@ def read_final(save: Path, extra_args: list[str]) -> TableResults | None:
 def _with_final(row, final):
     if not row.result.ranges:
         return replace(row, tuned=_final_cell(row, final, ''))
-    published = _final_cell(row, final, 'published')
-    return replace(row, published_cell=published, tuned=_final_cell(row, final, 'tuned') or published)
+    tuned, published, auto = (_final_cell(row, final, kind) for kind in KINDS)
+    return replace(row, tuned=tuned or published, published_cell=published, auto=auto)
 
 
 def _final_cell(row, final, kind):
     """Return the finished cell of 'LABEL, KIND' in final.toml; a method or a pair may follow in its label."""
     name = f'{row.result.label}, {kind}' if kind else row.result.label
     for cell in final.cells.values():
-        if str(cell.pair) == row.result.pair and cell.results and f'{cell.row.label}, '.startswith(f'{name}, '):
+        if str(cell.pair) == row.result.pair and cell.results and is_of_row(cell.row.label, name):
             return cell
     return None

@@ -225,6 +225,15 @@ epoch_list = numbers(number(int, low=1, high=MOST_EPOCHS), 'epochs as whole numb
 stage_list = numbers(number(int, low=0, high=9999), 'the numbers of stages, from 0, with commas, as 2,5,8,11')
 
 
+def name_list(names: Iterable[str]) -> Callable:
+    """Some of these names, separated by commas."""
+    def convert(part):
+        if part not in names:
+            raise argparse.ArgumentTypeError(part)
+        return part
+    return numbers(convert, f'one or several of {", ".join(names)}, with commas')
+
+
 def weights(text: str) -> float | str | list[float | str]:
     """'45' -> 45.0, 'auto' -> 'auto', 'auto,0.8' -> ['auto', 0.8]."""
     def convert(part):

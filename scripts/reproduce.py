@@ -17,7 +17,7 @@ from experiments.folder_check import check
 from experiments.local import Local
 from experiments.plan import plan_runs
 from experiments.planned_run import check_batches, parse_known_flags, select_part, shell
-from experiments.progress import RUNNING, failures, progress_of, summary
+from experiments.progress import DONE, RUNNING, failures, progress_of, summary
 from experiments.run_table import run_table
 from experiments.table_file import find_table, read_table
 from experiments.time_estimate import estimate
@@ -81,7 +81,8 @@ def main():
         return
 
     train = devices.run if opt.cluster == 'slurm' else Local(table.name, logs, devices, opt.trial_parallel).run
-    if not run_table(table, runs, save, train, opt.retry):
+    progress = run_table(table, runs, save, train, opt.retry)
+    if any(now.state != DONE for now in progress.values()):
         print('not all is done; the same command continues, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import search_report, search_results, slurm
 from experiments.devices import Devices
-from experiments.final_table import make_final
+from experiments.final_table import KINDS, PUBLISHED, TUNED, final_runs, make_final
 from experiments.folder_check import check, claim
 from experiments.local import Local
 from experiments.planned_run import check_batches, parse_known_flags, select_cells
@@ -24,7 +24,7 @@ from experiments.run_table import make_folders, run_table
 from experiments.search import Search
 from experiments.study import optuna
 from experiments.table_file import SPACES, find_table, read_table
-from helper.cli import Parser, number, path, show
+from helper.cli import Parser, name_list, number, path, show
 from helper.errors import run_main
 from helper.files import FolderLock
 
@@ -44,6 +44,9 @@ def options():
     add('--retry', action='store_true', help='also try the values of failed trials again')
     add('--final_seeds', type=number(int, low=0, high=1000), default=3,
         help='after the search, train the best and the published values of each row with so many seeds; 0: do not')
+    add('--final_rows', type=name_list(KINDS), default=f'{TUNED},{PUBLISHED}', metavar='ROW,...',
+        help='what these runs train: the best values (tuned), the published ones, these with -b auto (auto) for methods '
+             'that accept it')
     add('--no-prune', dest='prune', action='store_false', help='train every trial to its last epoch')
     add('--jobs', type=number(int, low=1, high=10000),
         help='trials at the same time; default: one for each GPU or core, 4 with Slurm')
@@ -78,26 +81,33 @@ def main():
     teachers = begin(search, runner, opt.retry)
     runner.run(teachers, search)
     results = search_results.collect(search)
+    is_over, has_final = search.is_over(), opt.final_seeds and any(result.best for result in results)
+    progress = train_final(opt, search, extra_args, until) if is_over and has_final else {}
     if any(result.trials for result in results):
-        write_report(save, extra_args, opt.trials)
-    if not search.is_over():
+        show(search_report.write(save, extra_args, opt.trials))
+        print(f'report: {save}/report.html')
+    if not is_over:
         end('not all trials are done; the same command continues')
-    if opt.final_seeds and any(result.best for result in results):
-        table, runs = make_final(search, results, opt.final_seeds, extra_args)
-        folder = save / 'final'
-        check(table, runs)
-        print(f'\nbest and published values of each row with {opt.final_seeds} seeds: {save}/final.toml', flush=True)
-        runner = make_runner(opt, f'{space.name}-final', folder, until)
-        all_done = run_table(table, runs, folder, runner.run, opt.retry, waits=True)
-        write_report(save, extra_args, opt.trials)
-        if not all_done:
-            end('not all final runs are done; the same command continues, with --retry also what has failed')
+    if any(now.state != DONE for now in progress.values()):
+        end('not all final runs are done; the same command continues, with --retry also what has failed')
 
 
-def write_report(save, extra_args, trials):
-    """Print the results of all rows in the folder, and write report.html."""
-    show(search_report.write(save, extra_args, trials))
-    print(f'report: {save}/report.html')
+def train_final(opt, search, extra_args, until):
+    """Train the final runs of the rows and pairs of this call. Returns their progress.
+
+    The table and its report have all rows with trials, also those of other calls.
+    """
+    folder, logs = search.save / 'final', search.save / 'final/logs'
+    whole = search_report.open_search(search.save, extra_args)
+    table, runs = make_final(whole, opt.final_seeds, opt.final_rows, extra_args)
+    check(table, runs)
+    part = final_runs(runs, search.table)
+    print(f'final runs: {", ".join(opt.final_rows)} values of each row with {opt.final_seeds} seeds, '
+          f'{search.save}/final.toml', flush=True)
+    runner = make_runner(opt, f'{search.table.name}-final', folder, until)
+    progress = run_table(table, runs, folder, lambda runs: {
+        **{run: progress_of(run, logs) for run in runs}, **runner.run(part)}, opt.retry, is_final=True)
+    return {run: progress[run] for run in part}
 
 
 def make_runner(opt, name, save, until):

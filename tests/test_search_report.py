@@ -45,9 +45,10 @@ Student = "alone"
 "KD, published" = "kd"
 "DKD, tuned" = "dkd --dkd_beta 0.8 --kd_T 2"
 "DKD, published" = "dkd"
+"DKD, auto" = "dkd -b auto"
 '''
 FINALS = {'Student': (60, 62), 'KD, tuned': (74, 75), 'KD, published': (68, 69), 'DKD, tuned': (70, 74),
-          'DKD, published': (70, 73)}
+          'DKD, published': (70, 73), 'DKD, auto': (71, 71)}
 
 
 def add(cell, state: str, params: dict, curve: list, **attributes) -> None:
@@ -187,9 +188,11 @@ def test_final_runs(folder):
                'runs, and worse in 0.' in lines[0]
         assert [line.split()[0] for line in lines[5:8]] == ['Student', 'KD', 'DKD']
         assert lines[6].split()[-6:] == ['74.50', '±', '0.71', '68.50', '±', '0.71']
+        assert lines[7].split()[-3:] == ['71.00', '±', '0.00']
         assert page.index('On the test set') < page.index('Rows of the search')
         finals = page[page.index('<table id="final">'):page.index('Rows of the search')]
         assert re.findall('<th scope="row"[^>]*>([^<]*)', finals) == ['KD', 'DKD', 'Student']
+        assert finals.count('<button>-b auto') == finals.count('>71.00 ± 0.00<') == 1
     finally:
         file.unlink()
 

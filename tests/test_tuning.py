@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from conftest import ROOT
 
 from experiments import local, search_results, slurm, space, study
 from experiments.devices import Devices
-from experiments.final_table import make_final
+from experiments.final_table import KINDS, final_runs, make_final
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
 from experiments.table_file import read_table
@@ -338,11 +339,11 @@ def test_the_weights_of_ended_trials_are_removed(tmp_path):
     assert [file.name for file in run.folder.iterdir()] == ['history.json']
 
 
-def final_of(folder, accuracy, head=HEAD, **rows):
+def final_of(folder, accuracy, head=HEAD, kinds=('tuned', 'published'), **rows):
     """(the final table, its runs as (row, pair) -> (method, the rest of the options), the search)."""
     search = make(folder, 6, path=write(folder / 'x.toml', head, **rows))
     work(search, accuracy)
-    table, runs = make_final(search, search_results.collect(search), 3, [])
+    table, runs = make_final(search, 3, kinds, [])
     return table, {cell: run.opt for run in runs for cell in run.cells}, search
 
 
@@ -364,9 +365,35 @@ def test_the_final_table(tmp_path):
     assert all((opt.no_test, opt.val_fraction, opt.momentum) == (False, 0.2, 0.8) for opt in options.values())
 
 
-def test_the_final_table_where_the_published_values_win(tmp_path):
-    table, _, _ = final_of(tmp_path, lambda opt, epoch: 90 if opt.beta == 1000 else 10, AT=ROWS['AT'])
-    assert [row.label for row in table.rows] == ['AT, published']
+@pytest.mark.parametrize('kinds, labels', [
+    (['tuned', 'published'], ['published']), (['tuned'], ['published']), (['published'], ['published']),
+    (['auto'], ['auto']), (['auto', 'tuned'], ['published', 'auto'])])
+def test_the_final_table_where_the_published_values_win(tmp_path, kinds, labels):
+    table, _, _ = final_of(tmp_path, lambda opt, epoch: 90 if opt.beta == 1000 else 10, kinds=kinds, AT=ROWS['AT'])
+    assert [row.label for row in table.rows] == [f'AT, {label}' for label in labels]
+
+
+def test_the_final_table_with_measured_weights(tmp_path):
+    """-b auto replaces all other weights of a method that accepts it; the other values are the published ones."""
+    head = f'{HEAD}[cells]\n"Two: resnet14 -> resnet8" = "-b 7 --kd_T 3"\n'
+    rows = {'KD': 'distill = "kd"\nalpha = [0.5, 2]\n', 'AT': ROWS['AT'], 'DKD': 'distill = "dkd"\nkd_T = [2, 3]\n',
+            'Two': 'distill = "attention"\nflags = "-b 5"\nlearning_rate = "0.1 .. 0.2"\n',
+            'Frozen': 'distill = "attention"\nflags = "--freeze_epochs 1"\nbeta = "1 .. 9"\n'}
+    table, options, _ = final_of(tmp_path, lambda opt, epoch: opt.kd_T, head, KINDS, **rows)
+    auto = {label: opt for (label, _), opt in options.items() if label.endswith(', auto')}
+    assert [*auto] == ['AT, auto', 'DKD, auto', 'Two, auto'] and len({opt.trial for opt in auto.values()}) == 2
+    assert all(opt.beta == 'auto' and opt.learning_rate == 0.05 for opt in auto.values())
+    assert (auto['AT, auto'].batch_size, auto['DKD, auto'].kd_T, auto['Two, auto'].kd_T) == (64, 4, 3)
+
+
+def test_the_final_runs_of_a_part(tmp_path):
+    """Rows of other calls stay in the table; only those of this call are trained."""
+    _, _, search = final_of(tmp_path, accuracy)
+    _, runs = make_final(search, 1, KINDS, [])
+    part = replace(search.table, rows=search.table.rows[1:])
+    assert [run.name for run in final_runs(runs, part)] == ['teacher-resnet14', *(
+        f'resnet14-resnet8-AT_{kind}-1' for kind in KINDS)]
+    assert len(runs) == 6
 
 
 def test_the_final_table_of_several_pairs(tmp_path):
@@ -398,12 +425,11 @@ def test_other_best_values_after_the_final_runs(tmp_path, capsys):
     """A final run of earlier best values is moved away."""
     search = make(tmp_path, 2, path=write(tmp_path / 'x.toml', KD='distill = "kd"\nkd_T = "1 .. 3"\n'))
     work(search)
-    results = search_results.collect(search)
-    _, runs = make_final(search, results, 2, [])
+    _, runs = make_final(search, 2, KINDS, [])
     first = next(run for run in runs if run.cells and run.cells[0][0] == 'KD, tuned')
     first.folder.mkdir(parents=True)
     (first.folder / 'parameters.json').write_text(json.dumps({**values(first.opt), 'kd_T': 9.0}))
-    make_final(search, results, 2, [])
+    make_final(search, 2, KINDS, [])
     assert 'row KD, tuned, resnet14 -> resnet8: the best values have changed; its earlier run is now ' in \
         capsys.readouterr().out
     assert not first.folder.exists() and len([*(tmp_path / 'final/replaced').iterdir()]) == 1
