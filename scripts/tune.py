@@ -45,8 +45,8 @@ def options():
     add('--final_seeds', type=number(int, low=0, high=1000), default=3,
         help='after the search, train the best and the published values of each row with so many seeds; 0: do not')
     add('--final_rows', type=name_list(KINDS), default=f'{TUNED},{PUBLISHED}', metavar='ROW,...',
-        help='what these runs train: the best values (tuned), the published ones, these with -b auto (auto) for methods '
-             'that accept it')
+        help='what these runs train: the best values (tuned), the published ones, these with -b auto (auto) for '
+             'methods that accept it')
     add('--no-prune', dest='prune', action='store_false', help='train every trial to its last epoch')
     add('--jobs', type=number(int, low=1, high=10000),
         help='trials at the same time; default: one for each GPU or core, 4 with Slurm')
