@@ -2,13 +2,14 @@
 import csv
 import html
 import io
+from collections.abc import Iterable, Sequence
 
 from analysis.classes import MEANS, two_digits, worst_text
 from analysis.runs import chosen_on
 from analysis.statistics import signed
 from helper.cli import table as aligned
 
-from .conclusion import conclude
+from .conclusion import Conclusion, conclude
 from .results import Cell, TableResults
 
 CLASS_HEADS = (*MEANS.values(), 'accuracy of the worst classes')
@@ -100,35 +101,48 @@ def notes(results: TableResults, epoch: str) -> list[str]:
 def markdown(results: TableResults) -> str:
     """Return the accuracies with the published ones, the improvement, and notes."""
     table, epoch, gains = results.table, results.epoch, results.improvement(results.epoch)
-    head = ['', *(str(pair).replace('->', '→') for pair in table.pairs)]
-    rows = [[_escape_markdown(row.label), *(_with_published(results.cell(row, pair), epoch) for pair in table.pairs)]
+    head = ['', *(escape_markdown(str(pair)) for pair in table.pairs)]
+    rows = [[escape_markdown(row.label), *(_with_published(results.cell(row, pair), epoch) for pair in table.pairs)]
             for row in table.rows]
     teachers = _teachers(results)
     if gains:
-        head.append(f'{_escape_markdown(table.headline)} ARI')
+        head.append(f'{escape_markdown(table.headline)} ARI')
         for row, cells in zip(table.rows, rows, strict=True):
             cells.append(_gain(*gains.get(row.label, (None, None))))
         teachers = teachers and [*teachers, '']
-    lines = ['| ' + ' | '.join(cells) + ' |' for cells in (head, *rows, teachers) if cells]
-    lines = [f'# {_escape_markdown(table.title)}', '',
-             *(f'{_escape_markdown(sentence)}\n' for sentence in conclude(results, epoch).lines),
+    lines = [*markdown_head(table.title, conclude(results, epoch)),
              f'Test top-1 in percent of {describe_epoch(results, epoch)}, mean ± standard deviation of the trials; in '
-             f'brackets the published figure.', '', lines[0], '|---' * len(head) + '|', *lines[1:]]
+             f'brackets the published figure.', '', *markdown_table(head, [*rows, *([teachers] if teachers else [])])]
     for note in notes(results, epoch):
-        lines += ['', _escape_markdown(note).replace('-&gt;', '→')]
+        lines += ['', escape_markdown(note)]
     return '\n'.join([*lines, *_class_lines(results)]) + '\n'
+
+
+def markdown_head(title: str, conclusion: Conclusion) -> list[str]:
+    """Return the first lines of a report in Markdown."""
+    return [f'# {escape_markdown(title)}', '', *(f'{escape_markdown(line)}\n' for line in conclusion.lines)]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    first, *others = ('| ' + ' | '.join(cells) + ' |' for cells in (head, *rows))
+    return [first, '|---' * len(head) + '|', *others]
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text as it is shown in Markdown, with '→' between the nets of a pair."""
+    return html.escape(text, quote=False).replace('|', r'\|').replace('-&gt;', '→')
 
 
 def _class_lines(results):
     """Return the lines of the section on the classes; none if no run has figures of them."""
-    rows = [(_escape_markdown(f'{pair}').replace('-&gt;', '→'), _escape_markdown(cell.row.label),
-             *class_cells(cell)[:-1], _escape_markdown(class_cells(cell)[-1]))
+    rows = [(*map(escape_markdown, (str(pair), cell.row.label, *class_cells(cell))),)
             for pair in results.table.pairs for cell in results.classes(pair)[0]]
     if not rows:
         return []
     head = 'nets', 'method', *CLASS_HEADS
     return ['', '## Classes', '', 'In percent, of the best epoch, the mean of the trials.', '',
-            *('| ' + ' | '.join(cells) + ' |' for cells in (head, ['---'] * len(head), *rows))]
+            *markdown_table(head, rows)]
 
 
 def class_cells(cell: Cell) -> list[str]:
@@ -141,10 +155,6 @@ def _teachers(results):
     """Return the row of the teachers' accuracies; empty if none was trained here."""
     teachers = [figure(results.teacher(pair, results.epoch)) for pair in results.table.pairs]
     return ['Teacher', *teachers] if any(teachers) else []
-
-
-def _escape_markdown(text):
-    return html.escape(text, quote=False).replace('|', r'\|')
 
 
 def _with_published(cell: Cell | None, epoch) -> str:

@@ -1,15 +1,16 @@
-"""Write the report of a search: an HTML page like that of a table, and a text for a terminal."""
+"""Write the report of a search: an HTML page and a table in Markdown, like those of a table, and a terminal's text."""
 from pathlib import Path
 
 from helper.cli import table as aligned
 from helper.errors import UserError
 from helper.files import write_atomically
 
-from . import report_text, search_charts, search_results
+from . import search_charts, search_results
 from .final_table import KINDS
 from .folder_check import owner_of
 from .report import render
 from .report_charts import colour, page_svg
+from .report_text import escape_markdown, figure, markdown_head, markdown_table, ours
 from .search import Search
 from .search_conclusion import conclude, leader
 from .search_rows import ReportRow, collect, describe, read_final
@@ -18,7 +19,7 @@ from .table_file import OF_SEARCH, SPACES, find_table, read_table
 
 
 def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
-    """Write report.html of the search in a folder, and return the text. Raises UserError.
+    """Write report.html and report.md of the search in a folder, and return the text. Raises UserError.
 
     extra_args: the flags of every run. trials: of each row; None: as many as the row with the most has.
     """
@@ -26,7 +27,8 @@ def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
     search.n_trials = trials or max(len(cell.trials()) for cell in search.cells)
     final = read_final(save, extra_args)
     rows = collect(search, final)
-    write_atomically(save / 'report.html', _page(search, rows, final).encode())
+    for suffix, text in (('html', _page(search, rows, final)), ('md', markdown(search, rows))):
+        write_atomically(save / f'report.{suffix}', text.encode())
     return plain(search, rows)
 
 
@@ -55,8 +57,29 @@ def plain(search: Search, rows: list[ReportRow]) -> str:
     return '\n'.join(lines)
 
 
+def markdown(search: Search, rows: list[ReportRow]) -> str:
+    """Return the conclusion, and a table of the rows: values, validation and test accuracy, the highest of these first.
+    """
+    several_pairs = len({row.result.pair for row in rows}) > 1
+
+    def accuracies(row):
+        return row.tuned.mean('best') if row.tuned else 0, row.best.accuracy if row.best else 0
+
+    def cells(row):
+        name = f'{row.result.label}, {row.result.pair}' if several_pairs else row.result.label
+        return [escape_markdown(name), describe(row.published_values), describe(row.best.values) if row.best else '',
+                figure(row.best and row.best.accuracy), *map(_mean, (row.tuned, row.published_cell, row.auto))]
+
+    return '\n'.join([
+        *markdown_head(search.table.title, conclude(rows)),
+        'Top-1 in percent: of the best trial on the validation set; then on the test set with the best values (tuned), '
+        'the published ones, and these with -b auto, mean ± standard deviation of other seeds.', '',
+        *markdown_table(('method', 'published values', 'best values', 'validation', *KINDS),
+                        map(cells, sorted(rows, key=accuracies, reverse=True)))]) + '\n'
+
+
 def _mean(cell):
-    return report_text.figure(cell.mean('best'), cell.deviation('best')) if cell else ''
+    return ours(cell, 'best') if cell else ''
 
 
 def _shares(row):

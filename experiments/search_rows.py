@@ -40,6 +40,12 @@ class ReportRow:
         return self.result.method == ALONE
 
     @property
+    def published_values(self) -> dict:
+        """The published values of the best trial's method, as far as the ranges have them."""
+        return next(values for values in self.result.published_values
+                    if values.get(METHOD, self.result.method) == self.result.method)
+
+    @property
     def gain(self) -> float | None:
         """The gain of the best trial over the student alone, in percentage points."""
         return self.best.accuracy - self.alone if self.best and self.alone is not None and not self.is_alone else None

@@ -1,4 +1,4 @@
-"""Write the report of a table or a search, finished or not: HTML, for a table also Markdown, CSV and LaTeX.
+"""Write the report of a table or a search, finished or not: HTML and Markdown, for a table also CSV and LaTeX.
 
 python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [ROW ...]] [flags that every run had]
 

@@ -189,6 +189,13 @@ def test_final_runs(folder):
         assert [line.split()[0] for line in lines[5:8]] == ['Student', 'KD', 'DKD']
         assert lines[6].split()[-6:] == ['74.50', '±', '0.71', '68.50', '±', '0.71']
         assert lines[7].split()[-3:] == ['71.00', '±', '0.00']
+        assert (folder / 'report.md').read_text().split('\n')[8:] == [
+            '| method | published values | best values | validation | tuned | published | auto |',
+            '|---|---|---|---|---|---|---|',
+            '| KD | alpha 1 | alpha 10 | 75.50 | 74.50 ± 0.71 | 68.50 ± 0.71 |  |',
+            '| DKD | dkd_beta 8, kd_T 4 | dkd_beta 8, kd_T 4 | 77.00 | 72.00 ± 2.83 | 71.50 ± 2.12 | 71.00 ± 0.00 |',
+            '| Student |  |  | 60.00 | 61.00 ± 1.41 |  |  |',
+            '| SP | beta 3000 |  |  |  |  |  |', '']
         assert page.index('On the test set') < page.index('Rows of the search')
         finals = page[page.index('<table id="final">'):page.index('Rows of the search')]
         assert re.findall('<th scope="row"[^>]*>([^<]*)', finals) == ['KD', 'DKD', 'Student']
