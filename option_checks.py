@@ -22,7 +22,7 @@ def check_effects(opt) -> None:
     loads_checkpoint = 'path_t' in opt or bool(opt.evaluate or opt.initial_checkpoint)
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
         **dict.fromkeys(('image_size', 'interpolation', 'crop_pct'),
-                        ('--dataset folder or hf:', dataset_key(opt.dataset) in source_dict)),
+                        ('--dataset folder, hf: or wds:', dataset_key(opt.dataset) in source_dict)),
         'lr_decay_epochs': ('--sched step', not has_schedule), 'lr_decay_rate': ('--sched step', not has_schedule),
         'min_lr': ('--sched cosine, tanh or poly', has_schedule),
         'poly_power': ('--sched poly', opt.sched == 'poly'),
@@ -33,6 +33,7 @@ def check_effects(opt) -> None:
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
+        'shard_cache_gb': ('--dataset wds:URL', dataset_key(opt.dataset) == 'wds'),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)
@@ -88,7 +89,7 @@ def check_crop(opt) -> None:
         value = getattr(opt, option)
         if value != DEFAULTS[option] and not is_resized:
             raise UserError(f'--{option} {word_list(value)}: has no effect without --crop resized, which goes '
-                            f'with --dataset folder or hf:; leave it out')
+                            f'with --dataset folder, hf: or wds:; leave it out')
     if opt.crop_pct is not None and (not is_resized or opt.fit != 'crop'):
         raise UserError(f'--crop_pct {opt.crop_pct:g}: has no effect without --crop resized and --fit crop; leave it '
                         f'out')

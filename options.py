@@ -66,27 +66,31 @@ def _base_parser(description, trial_flags, trial):
     parser = Parser(description=description)
     add = parser.add_argument
     add('--dataset', default='cifar100',
-        help='cifar100, cifar10, digits, imagenet, imagenette, folder, or hf:NAME_OR_PATH of Hugging Face')
+        help='cifar100, cifar10, digits, imagenet, imagenette, folder, hf:NAME_OR_PATH of Hugging Face, or '
+             'wds:FOLDER_OR_URL of tar shards')
     add('--data_dir', may_differ=True, type=path, default='./data',
         help='folder of the data; downloads go there too')
     add('--use-lmdb', may_differ=True, action='store_true', help='read imagenet from train.lmdb and val.lmdb')
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true',
-        help='skip unreadable images of folder, hf: and imagenet, and count them')
+        help='skip unreadable images of folder, hf:, wds: and imagenet, and count them')
     add('--image_size', type=number(int, low=8, high=LARGEST), default=32,
-        help='height and width in pixels of images of folder and hf:; not given: the size in the checkpoint of '
+        help='height and width in pixels of images of folder, hf: and wds:; not given: the size in the checkpoint of '
              '--path-t or --evaluate, else 32')
     add('--fit', choices=FITS, default='crop',
-        help='how folder and hf: make images square; crop: keep the centre, squash: ignore the aspect ratio, pad: add '
-             'black')
+        help='how folder, hf: and wds: make images square; crop: keep the centre, squash: ignore the aspect ratio, '
+             'pad: add black')
     add('--crop', choices=CROPS,
-        help='training crops of folder and hf:; padded: of the size of the image, after padding it by 4 pixels, '
+        help='training crops of folder, hf: and wds:; padded: of the size of the image, after padding it by 4 pixels, '
              'resized: of random size and shape; not given: resized from 64 pixels on, else padded')
     add('--max_pixels', may_differ=True, type=number(int, low=1), default=MAX_PIXELS,
-        help='images of folder, hf: and imagenet with more pixels count as unreadable')
+        help='images of folder, hf:, wds: and imagenet with more pixels count as unreadable')
     add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
-        help='decode images of folder and hf: once into memory, or read them from disk while training; auto: memory if '
-             'they fit')
+        help='decode images of folder, hf: and wds: once into memory, or read them from disk while training; auto: '
+             'memory if they fit')
+    add('--shard_cache_gb', may_differ=True, type=number(float, above=0), default=100.0,
+        help='shards that are fetched for wds:URL are kept in {data_dir}/shards, up to this size; the least recently '
+             'used make room')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
     add('--val_fraction', type=number(float, above=0, high=1), metavar='F',
@@ -102,7 +106,7 @@ def _base_parser(description, trial_flags, trial):
              "not given: the pretrained net's, else ImageNet's from 64 pixels on, CIFAR-100's for CIFAR and digits, "
              'measured for other small images')
     add('--split', type=parse_shares, metavar='TRAIN,[VAL,]TEST',
-        help='divide folder or hf: data without a test set by these shares, the same way in every run')
+        help='divide folder, hf: or wds: data without a test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
         help='accept a checkpoint whose class names differ from those of the data, but mean the same in this order')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64,
@@ -173,7 +177,7 @@ def _base_parser(description, trial_flags, trial):
            help='largest change of brightness, contrast and saturation of a resized crop, 0: none, usual is 0.4')
     images('--train_interpolation', choices=('random', *TRAIN_INTERPOLATIONS), default=DEFAULTS['train_interpolation'],
            help='interpolation of a resized crop; not given: the value of --interpolation, if it has one')
-    tests = parser.group('test images of folder and hf:, with the names of timm')
+    tests = parser.group('test images of folder, hf: and wds:, with the names of timm')
     tests('--interpolation', choices=INTERPOLATIONS,
           help="interpolation; not given: the pretrained net's, else the teacher's, else bilinear")
     tests('--crop_pct', type=number(float, low=LEAST_CROP, high=1),

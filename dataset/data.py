@@ -71,7 +71,7 @@ class Data:
 
     @property
     def description(self) -> str:
-        """The preprocessing as text for the terminal; for images of folder and hf: also how test images are scaled."""
+        """The preprocessing as text for the terminal; for image files (`images_in`) also how test images are scaled."""
         crop = f', crop_pct {self.crop_pct:.4g}' if self.crop_pct < 1 else ''
         return f'colours: {self.preprocessing}' + (
             f'; test images: {self.interpolation}{crop}' if self.images_in else '')

@@ -14,6 +14,7 @@ from helper.errors import UserError, counted, printable
 
 from .crop import RESAMPLING, Pipeline
 from .jpeg import resize_box
+from .source import SourceError
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
@@ -44,6 +45,8 @@ class ScaledImages:
     Raises UserError for an unreadable image; --skip_bad_images leaves it out.
     """
 
+    shards = None       # any image can be read at any time
+
     def __init__(self, source, opt, pipeline: Pipeline):
         self.source, images = source, {}
         most = round(LARGEST_SIDE * pipeline.size)
@@ -71,7 +74,7 @@ def _read_all(open_image, source, opt, keep):
         try:
             keep(i, open_image(i))
         except UserError as error:
-            if not opt.skip_bad_images:
+            if not opt.skip_bad_images or isinstance(error, SourceError):
                 raise
             unreadable.add(i)
             errors.append(str(error))

@@ -2,6 +2,7 @@
 import torch
 
 PAD = 4         # pixels of zero padding around an image before a random crop
+WINDOW = 8      # shards whose images are mixed in training
 
 
 def batch_ranges(n: int, batch_size: int, drop_last: bool, rank: int, world_size: int) -> list[tuple[int, int]]:
@@ -29,8 +30,10 @@ class EpochOrder:
     """
 
     def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
-                 world_size: int = 1):
-        self.n, self.train = n, train
+                 world_size: int = 1, shards: torch.Tensor | None = None):
+        """shards: int64 (n,), the shard of each image, for shuffle_shards; None if any image can be read at any time.
+        """
+        self.n, self.train, self.shards = n, train, shards
         self.ranges = batch_ranges(n, batch_size, drop_last, rank, world_size)
         self.generator = torch.Generator().manual_seed(seed)
         self.first_batch = 0
@@ -53,6 +56,8 @@ class EpochOrder:
 
     def permutation(self) -> torch.Tensor:
         """The image indices in the order of a new epoch."""
+        if self.shards is not None:
+            return shuffle_shards(self.shards, self.generator)
         return torch.randperm(self.n, generator=self.generator)
 
     def integers(self, high: int, *shape: int) -> torch.Tensor:
@@ -71,3 +76,18 @@ class EpochOrder:
         """(start, end) of the batches that remain in this epoch."""
         first, self.first_batch = self.first_batch, 0
         return self.ranges[first:]
+
+
+def shuffle_shards(shards: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random order of n images that reads from at most WINDOW + 1 shards at any time. shards: int64 (n,), of each.
+
+    The shards follow each other at random, and an image comes up to WINDOW shards later than the first of its shard.
+    Up to WINDOW shards are shuffled as a whole.
+    """
+    numbers = shards.unique()
+    if len(numbers) <= WINDOW:
+        return torch.randperm(len(shards), generator=generator)
+    places = torch.empty(int(numbers.max()) + 1, dtype=torch.float64)
+    places[numbers] = torch.randperm(len(numbers), generator=generator).double()
+    delays = WINDOW * torch.rand(len(shards), generator=generator, dtype=torch.float64)
+    return torch.argsort(places[shards] + delays, stable=True)

@@ -2,7 +2,7 @@
 from helper.cli import comma_list, word_list
 from helper.errors import UserError, nearest
 
-from . import cifar, digits, folder, huggingface
+from . import cifar, digits, folder, huggingface, shards
 from .crop import DEFAULTS, RESIZED_FROM
 from .image import MAX_PIXELS
 
@@ -14,21 +14,22 @@ memory_dict = {
 }
 # name -> module with open_sources(opt): ({'train', 'test', maybe 'val'} -> dataset.source.Source, classes), and for
 # --split open_whole(opt): (source, classes). The images are decoded into memory if they fit, else read while training.
-source_dict = {'folder': folder, 'hf': huggingface}
+source_dict = {'folder': folder, 'hf': huggingface, 'wds': shards}
 LARGE = ('imagenet', 'imagenette')      # always read while training
 IN_MEMORY = (*memory_dict, *source_dict)
+PREFIXES = {huggingface.PREFIX: 'hf', shards.PREFIX: 'wds'}     # of --dataset
 
 
 def dataset_key(dataset: str) -> str:
-    """The key of a data set in the dictionaries above: 'hf' for all of Hugging Face, else its name."""
-    return 'hf' if dataset.startswith(huggingface.PREFIX) else dataset
+    """The key of a data set in the dictionaries above: 'hf' of Hugging Face, 'wds' of shards, else its name."""
+    return next((key for prefix, key in PREFIXES.items() if dataset.startswith(prefix)), dataset)
 
 
 def check_dataset(opt) -> None:
     """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
     key, all_data = dataset_key(opt.dataset), (*memory_dict, *source_dict, *LARGE)
-    if key not in all_data or opt.dataset == 'hf':
-        known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH']
+    if key not in all_data or opt.dataset in PREFIXES.values():
+        known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH', 'wds:FOLDER_OR_URL']
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')

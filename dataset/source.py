@@ -19,11 +19,16 @@ TEST_SPLITS = ('test', 'validation', 'valid', 'val')
 VAL_SPLITS = TEST_SPLITS[1:]    # of the validation set, where another split is measured
 
 
+class SourceError(UserError):
+    """A source cannot be read any further, so --skip_bad_images does not help."""
+
+
 class Source:
     """The images of one split, by number. A subclass has `labels` int64 (N,), `name` and `names`, and defines
-    content()."""
+    content(). shards: int64 (N,), the file of each image if a file holds many; see dataset.order.shuffle_shards."""
 
     labels: torch.Tensor
+    shards: torch.Tensor | None = None
     name: str = ''
     names: Sequence[str]
 
@@ -58,6 +63,7 @@ class Subset:
 
     def __init__(self, source: 'Source | Subset', indices: Sequence[int]):
         self.source, self.indices, self.labels = source, indices, source.labels[list(indices)]
+        self.shards = None if source.shards is None else source.shards[list(indices)]
 
     @property
     def names(self) -> list[str]:

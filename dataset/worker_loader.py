@@ -16,6 +16,7 @@ from .decode import report_unreadable
 from .image import limit_pixels
 from .normalise import Normalise
 from .order import EpochOrder
+from .source import SourceError
 
 SMALLEST_PART = 8       # images of a batch that one worker process reads, at least
 BATCHES_AHEAD = 2       # batches for each worker process that are read before they are needed
@@ -58,7 +59,7 @@ class Images(Dataset):
                 image = views[0] if len(views) == 1 else torch.stack(views)
                 return image, int(self.source.labels[index]), index, errors
             except UserError as error:
-                if not self.skip_bad:
+                if not self.skip_bad or isinstance(error, SourceError):
                     return error
                 errors.append(str(error))
                 if not self.train:
@@ -111,7 +112,8 @@ class WorkerLoader:
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size)
+        self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size,
+                                source.shards)
         self.n_parts = max(1, min(opt.num_workers, opt.batch_size // SMALLEST_PART))
         self.loader = DataLoader(
             Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline),

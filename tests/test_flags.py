@@ -224,6 +224,7 @@ ELSEWHERE = {
     'train_interpolation': 'test_crop.test_one_resize_cuts_and_scales',
     **dict.fromkeys(('interpolation', 'crop_pct'), 'test_crop.test_a_student_reads_the_images_of_its_teacher'),
     'images_in': 'test_resume.test_images_in_memory_and_on_disk', 'max_pixels': 'test_image.test_max_pixels',
+    'shard_cache_gb': 'test_shards.test_a_server_that_ends',
     'fit': 'test_image.test_how_oblong_images_become_square',
     'split': 'test_data.test_a_run_keeps_its_split', 'val_fraction': 'test_validation.test_the_held_out_images',
     'patience': 'test_validation.test_patience', 'no_test': 'test_validation.test_no_test',

@@ -359,7 +359,8 @@ def test_bad_input(flags, words):
     (['--lr_decay_epochs', '5,7', '--sched', 'cosine'], '--lr_decay_epochs 5,7: has no effect without --sched step'),
     (['--lr_decay_rate', 0.2, '--sched', 'poly'], '--lr_decay_rate 0.2: has no effect without --sched step'),
     (['--momentum', 0.8, '--opt', 'adamw'], '--momentum 0.8: has no effect without an --opt that has one: '),
-    (['--image_size', 16, '--dataset', 'digits'], '--image_size 16: has no effect without --dataset folder or hf:'),
+    (['--image_size', 16, '--dataset', 'digits'], '--image_size 16: has no effect without --dataset folder, hf: or '
+     'wds:'),
     (['--dot_delta', 0.05], '--dot_delta 0.05: has no effect without --opt dot'),
     (['--dist-url', 'tcp://a:1'], '--dist_url tcp://a:1: has no effect without --multiprocessing-distributed'),
     (['--evaluate', '--resume'], '--resume: has no effect with --evaluate, which only measures'),
