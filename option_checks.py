@@ -11,6 +11,7 @@ from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
 SEVERAL_VIEWS = 'sees several views of an image'
+REPEAT = 'give --cache_epochs N, after which the augmentation repeats'
 
 
 def check_effects(opt) -> None:
@@ -41,9 +42,9 @@ def check_effects(opt) -> None:
         if not has_effect and not undoes_recipe:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
-    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'skip_validation', 'estimate',
-                   'pretrained', 'initial_checkpoint', 'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience',
-                   'no_test'}
+    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'cache_epochs', 'cache_topk',
+                   'cache_seed', 'skip_validation', 'estimate', 'pretrained', 'initial_checkpoint', 'freeze_epochs',
+                   'layer_decay', 'backbone_lr', 'patience', 'no_test'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 
@@ -100,9 +101,9 @@ def check_crop(opt) -> None:
     if opt.color_jitter and opt.aa:
         raise UserError(f'--color_jitter {opt.color_jitter:g}: --aa {opt.aa} changes the colours itself; leave one of '
                         f'the two out')
-    if getattr(opt, 'teacher_cache', None) and opt.crop == 'resized':
-        raise UserError('--teacher_cache: crops of random size have too many variants to store; give --crop padded, or '
-                        'leave it out')
+    if getattr(opt, 'teacher_cache', None) and opt.crop == 'resized' and not opt.cache_epochs:
+        raise UserError(f'--teacher_cache: crops of random size have too many variants to store; {REPEAT}, or '
+                        f'--crop padded')
 
 
 def check_mps(opt) -> None:
@@ -136,8 +137,7 @@ def check_method(opt, method) -> None:
             f'{distil} deploys more than the student; leave it out'))
     if (flags := changed_flags(opt, 'opt', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
         raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
-    if opt.teacher_cache:
-        check_teacher_cache(opt, spec)
+    check_teacher_cache(opt, spec)
 
 
 def changed_flags(opt, *names: str) -> list[str]:
@@ -149,16 +149,28 @@ def changed_flags(opt, *names: str) -> list[str]:
 
 def check_teacher_cache(opt, spec) -> None:
     """Refuse --teacher_cache for images with too many variants, and for a method whose outputs it cannot store."""
-    if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
-        raise UserError(f'{flags[0]}: --teacher_cache only has outputs for crops and flips from left to right; leave '
-                        f'one of the two out')
-    if dataset_key(opt.dataset) not in IN_MEMORY:
-        raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; it '
-                        f'goes with {", ".join(IN_MEMORY)}')
+    if opt.cache_epochs and opt.dali:
+        raise UserError(f'--cache_epochs {opt.cache_epochs}: --dali {opt.dali} cannot repeat an epoch; leave one of '
+                        f'the two out')
+    if opt.cache_topk is not None and not opt.teacher_cache:
+        raise UserError(f'--cache_topk {opt.cache_topk}: has no effect without --teacher_cache; leave it out')
+    if 'cache_seed' in opt.flags.given and not opt.cache_epochs:
+        raise UserError(f'--cache_seed {opt.cache_seed}: has no effect without --cache_epochs; leave it out')
+    if not opt.teacher_cache:
+        return
     if not spec.is_cacheable(CACHED_OUTPUTS):
-        cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'asks the teacher for more than logits and embedding'
-        raise UserError(f'--teacher_cache: --distill {opt.distill} {cause}; it goes with '
-                        f'{names_of(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
+        raise UserError(f'--teacher_cache: --distill {opt.distill} asks the teacher for more than logits and '
+                        f'embedding; it goes with {names_of(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
+    if opt.cache_epochs:
+        return
+    if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
+        raise UserError(f'{flags[0]}: --teacher_cache only has outputs for crops and flips from left to right; '
+                        f'{REPEAT}, or leave one of the two out')
+    if dataset_key(opt.dataset) not in IN_MEMORY:
+        raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; '
+                        f'{REPEAT}')
+    if len(spec.views) > 1:
+        raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; {REPEAT}')
 
 
 def check_dot(opt, method) -> None:

@@ -21,6 +21,7 @@ from helper.cli import (
     Flags,
     Parser,
     colours,
+    count_or_all,
     epoch_list,
     has_auto,
     number,
@@ -336,6 +337,15 @@ def _cached_student_parser(methods, description):       # another key after a ch
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
         help="store the teacher's outputs there, for all augmentation variants of the training images, and reuse them "
              'in all runs with that teacher; auto: teacher_cache in --save_dir')
+    add('--cache_epochs', type=number(int, low=1, high=MOST_EPOCHS), metavar='N',
+        help='repeat the random augmentation after N epochs, so that --teacher_cache also serves random crops, --aa, '
+             '--mixup and several views: files for each of the N epochs')
+    add('--cache_topk', type=count_or_all, metavar='K',
+        help='store only the K largest probabilities of an image, with the sum of the others, in 16 bits; all: of all '
+             'classes in 16 bits; not given: the logits in 32 bits')
+    add('--cache_seed', type=number(int, low=0, high=2**32 - 1), default=0,
+        help='seed of the augmentation of --cache_epochs; runs with the same one share the files, whatever their '
+             '--seed')
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
     add('--evaluate', may_differ=True, nargs='?', const=True, type=path, metavar='PATH',

@@ -20,7 +20,7 @@ def training(state, pair, opt, device, folder):
     loader, rounds, precision = memory_loader(opt, device), opt.rounds + 1, Precision(opt.amp, device)
     distiller, optimizer, options = build(pair, opt, device, compiled=opt.compile)
     data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split='test', image_size=32,
-                           n_train=loader.n_samples)
+                           n_train=loader.n_samples, selection_labels=loader.target.cpu())
 
     def cached_loader(name):
         options.teacher_cache = f'{folder}/{name}'

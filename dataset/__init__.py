@@ -15,6 +15,7 @@ from .decode import Decoded, ScaledImages, decode_squares
 from .image import limit_pixels
 from .memory import MemoryLoader
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
+from .order import Repetition
 from .parts import open_parts, select
 from .registry import IN_MEMORY, LARGE, check_dataset, dataset_key, default_crop, memory_dict, source_dict
 from .source import Subset
@@ -127,6 +128,8 @@ def _normalisation(opt, train, pipeline, inputs):
 def _make_loader(opt, device, pipeline, images, **settings):
     """The loader of a split in memory or on disk. settings: train and drop_last, and without --dali also views."""
     settings |= {'rank': distributed.rank(), 'world_size': distributed.world_size()}
+    if settings.get('train') and getattr(opt, 'cache_epochs', None):
+        settings['repetition'] = Repetition(opt.cache_epochs, opt.cache_seed, bool(mixes(opt) or opt.reprob))
     if isinstance(images, Decoded):
         aa = AutoAugment(opt.aa, images.images.shape[-1], pipeline.mean) if opt.aa else None
         return MemoryLoader(*images, opt.batch_size, device, seed=opt.seed, channels_last=opt.channels_last, aa=aa,

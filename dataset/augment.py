@@ -132,11 +132,12 @@ class BatchAugment:
     Random erasing (Zhong et al., AAAI 2020, arXiv:1708.04896) fills a rectangle of some images with noise. Mixup (Zhang
     et al., ICLR 2018, arXiv:1710.09412) and CutMix (Yun et al., ICCV 2019, arXiv:1905.04899) combine two images; with
     both flags, each batch uses one of them. The target becomes the shares of the classes (B, classes), smoothed by
-    --smoothing. The random numbers are the process's own: Python's, NumPy's and torch's.
+    --smoothing. The random numbers are the process's own: Python's, NumPy's and torch's; with --cache_epochs they are
+    seeded for each batch.
     """
 
     def __init__(self, loader, opt, num_classes: int, device):
-        self.loader, self.erase, self.mix = loader, None, None
+        self.loader, self.device, self.erase, self.mix = loader, device, None, None
         if opt.reprob:
             from timm.data.random_erasing import RandomErasing
             self.erase = RandomErasing(opt.reprob, mode='pixel', device=device)
@@ -154,12 +155,26 @@ class BatchAugment:
         return len(self.loader)
 
     def __iter__(self):
-        for images, target, index in self.loader:
-            if self.erase:
-                images = self.erase(images.flatten(0, -4)).view_as(images)      # of every view
-            if self.mix:
-                images, target = self.mix(images, target)
-            yield images, target, index
+        return (batch for batch, _ in self._augmented((batch, None) for batch in self.loader))
+
+    def batches_with_slots(self):
+        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        return self._augmented(self.loader.batches_with_slots())
+
+    def _augmented(self, batches):
+        order = self.loader.order
+        for number, (batch, slots) in enumerate(batches, order.first_batch):
+            with seeded_everywhere(order.batch_seed(number), self.device) if order.repetition \
+                    else contextlib.nullcontext():
+                batch = self._augment(*batch)
+            yield batch, slots
+
+    def _augment(self, images, target, index):
+        if self.erase:
+            images = self.erase(images.flatten(0, -4)).view_as(images)      # of every view
+        if self.mix:
+            images, target = self.mix(images, target)
+        return images, target, index
 
 
 def mixes(opt) -> bool:
@@ -177,3 +192,18 @@ def seeded(seed: int):
         yield
     finally:
         generator.set_state(state)
+
+
+@contextlib.contextmanager
+def seeded_everywhere(seed: int, device: torch.device):
+    """Seed Python, NumPy and torch on the CPU and `device` within the block; their states are restored afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -21,24 +21,24 @@ def values_at(slots: int) -> int:
     return HEADER + -(-4 * slots // HEADER) * HEADER
 
 
-def file_bytes(slots: int, width: int) -> int:
+def file_bytes(slots: int, width: int, dtype=np.float32) -> int:
     """The size of a full file."""
-    return values_at(slots) + slots * 4 * width
+    return values_at(slots) + slots * width * np.dtype(dtype).itemsize
 
 
 class CacheFile:
-    """The teacher's outputs for `slots` slots, float32 (slots, width), in a sparse file that processes share.
+    """The teacher's outputs for `slots` slots, (slots, width) of a type, in a sparse file that processes share.
 
     The file holds a header, a checksum of each output (0: not written yet), and the outputs. An output is written once,
     under a lock, and its checksum after it, so that a killed process leaves a valid file. Only outputs that have been
     written are read through the memory map: on a full disk, and on some file systems, other accesses end the process.
     """
 
-    def __init__(self, path: Path, facts: dict, slots: int, width: int):
+    def __init__(self, path: Path, facts: dict, slots: int, width: int, dtype=np.float32):
         """Open or make the file. Raises UserError if it is damaged or has other `facts`, OSError if it cannot be made.
         """
-        self.path, self.slots, self.width = path, slots, width
-        self.values_at, self.bytes = values_at(slots), file_bytes(slots, width)
+        self.path, self.slots, self.width, self.dtype = path, slots, width, np.dtype(dtype)
+        self.values_at, self.bytes = values_at(slots), file_bytes(slots, width, dtype)
         self.header = json.dumps({'teacher cache': 1, 'slots': slots, 'width': width, **facts}).encode().ljust(HEADER)
         self.seed = zlib.crc32(self.header)
         self.writable = os.access(path, os.W_OK) or not os.path.exists(path)
@@ -53,7 +53,7 @@ class CacheFile:
         self.map = mmap.mmap(self.file.fileno(), self.bytes, access=mmap.ACCESS_READ)
         if hasattr(mmap, 'MADV_WILLNEED'):      # read ahead: later accesses are single pages all over the file
             self.map.madvise(mmap.MADV_WILLNEED)
-        self.values = np.frombuffer(self.map, np.float32, slots * width, self.values_at).reshape(slots, width)
+        self.values = np.frombuffer(self.map, dtype, slots * width, self.values_at).reshape(slots, width)
 
     def _check(self):
         """Write the header of a new file, or compare the header of an old one. Sets `checksums`."""
@@ -104,12 +104,12 @@ class CacheFile:
 
     def write(self, slots: np.ndarray, values: np.ndarray) -> None:
         """Write the outputs that are not in the file yet. Raises OSError if the disk is full; older outputs stay."""
-        values = np.ascontiguousarray(values, np.float32)
+        values = np.ascontiguousarray(values, self.dtype)
         with locked(self.path):
             is_new = ~self.has(slots)
             for slot, value in zip(slots[is_new].tolist(), values[is_new], strict=True):
                 checksum = self._checksum(slot, value)
-                self._write(self.values_at + slot * 4 * self.width, value.tobytes())
+                self._write(self.values_at + slot * value.nbytes, value.tobytes())
                 self._write(HEADER + slot * 4, checksum.to_bytes(4, 'little'))
                 self.checksums[slot] = checksum
 

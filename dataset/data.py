@@ -56,6 +56,11 @@ class Data:
         return self.test_loader if self.val_loader is None else self.val_loader
 
     @property
+    def selection_labels(self) -> torch.Tensor:
+        """The class of each of its images, int64, on the CPU."""
+        return self.test_labels if self.val_loader is None else self.val_labels
+
+    @property
     def selection_note(self) -> str:
         """Which split chooses the best epoch, as a sentence for the terminal."""
         if self.val_loader is not None:

@@ -1,6 +1,7 @@
 """Decode all images of a source into memory: squares, or larger images for crops of random size."""
 import contextlib
 import sys
+import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TextIO
@@ -14,7 +15,7 @@ from helper.errors import UserError, counted, printable
 
 from .crop import RESAMPLING, Pipeline
 from .jpeg import resize_box
-from .source import SourceError
+from .source import SourceError, Subset
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
@@ -56,13 +57,17 @@ class ScaledImages:
             size = tuple(max(1, round(side * factor)) for side in image.size)
             images[i] = resize_box(image, size, RESAMPLING[pipeline.interpolation]).permute(1, 2, 0).numpy()
         readable = _read_all(source.open, source, opt, keep)
-        self.images, self.labels = [images[i] for i in readable], source.labels[readable]
+        self.images, self.labels, self.readable = [images[i] for i in readable], source.labels[readable], readable
 
     def read(self, i: int) -> Image.Image:
         """Image i as RGB."""
         return Image.fromarray(self.images[i])
 
     open = read
+
+    def checksum(self) -> int:
+        """CRC-32 of the source and the indices of its readable images; another than of the images on disk."""
+        return zlib.crc32(b'scaled', Subset(self.source, self.readable).checksum())
 
 
 def _read_all(open_image, source, opt, keep):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from .augment import AutoAugment, Strong, seeded
 from .normalise import CIFAR_MEAN, CIFAR_STD, Normalise
-from .order import PAD, EpochOrder
+from .order import PAD, EpochOrder, Repetition
 
 CROP_OFFSETS = 2 * PAD + 1                  # rows, or columns, where a random crop can begin
 VARIANTS = 2 * CROP_OFFSETS**2              # augmentation variants of a training image: crop offsets and a flip
@@ -21,8 +21,7 @@ class MemoryLoader:
     normalise. train=False yields the images in order, normalised. index: of each sample in the data set.
 
     views: of augment.VIEWS. With two, training images are (2, B, 3, H, W), each view with its own crop and flip. aa:
-    augments the weak view. If with_slots is set, a training batch also has slots (B,) int64 on the CPU: index *
-    VARIANTS + augmentation variant.
+    augments the weak view. repetition: of --cache_epochs.
 
     All random numbers of an epoch are drawn at its start on the CPU, so that the batches are the same on every device
     and nothing is copied between device and host within an epoch.
@@ -32,17 +31,17 @@ class MemoryLoader:
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
                  aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD, hflip: float = 0.5,
-                 vflip: float = 0.0):
+                 vflip: float = 0.0, repetition: Repetition | None = None):
         """images: uint8 (N, 3, H, W). target: int64 (N,). batch_size: of one process. drop_last: without a short last
         batch."""
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
-        self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size)
+        self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size,
+                                repetition=repetition)
         self.mean, self.std, self.hflip, self.vflip = mean, std, hflip, vflip
         height, width = images.shape[2:]
         self.normalise = Normalise(mean, std, width, device, channels_last)
         self.operations = {'weak': aa and aa.augment_tensor, 'strong': Strong() if 'strong' in views else None}
-        self.with_slots = False
         images = images.permute(0, 2, 3, 1)
         if train:
             # windows[n, y, x] (H, W, 3) is a view of padded image n, cropped at row y and column x.
@@ -61,18 +60,22 @@ class MemoryLoader:
 
     def __iter__(self):
         if self.train:
-            yield from self._training_batches()
+            yield from (batch for batch, _ in self.batches_with_slots())
             return
         for indices in self.order.test_batches:
             index = torch.arange(indices.start, indices.stop, indices.step, device=self.device)
             yield self.normalise(self.images[index]), self.target[index], index
 
-    def _training_batches(self):
+    def batches_with_slots(self):
+        """Yield (training batch, slots int64 on the CPU), see teacher_cache."""
         order = self.order.permutation()
         crops = [self._draw_crops() for _ in self.views]
-        seeds = self.order.integers(2**63 - 1, len(order)) if any(self.operations.values()) else None
-        y, x, flip, _ = crops[0]
-        slots = order * VARIANTS + (y * CROP_OFFSETS + x) * 2 + flip
+        seeds = self.order.integers(2**63 - 1) if any(self.operations.values()) else None
+        if self.order.repetition:
+            slots = self.order.slots(order, len(self.views))
+        else:
+            y, x, flip, _ = crops[0]
+            slots = order * VARIANTS + (y * CROP_OFFSETS + x) * 2 + flip
         plan = torch.cat([order[None], *crops]).to(self.device)
         for start, end in self.order.remaining_ranges():
             index, *crops = plan[:, start:end]
@@ -81,12 +84,11 @@ class MemoryLoader:
                 if operation := self.operations[view]:
                     views[i] = _augment_each(operation, views[i], seeds[start:end].tolist())
             images = self.normalise(views[0] if len(views) == 1 else torch.stack(views))
-            batch = images, self.target[index], index
-            yield (*batch, slots[start:end]) if self.with_slots else batch
+            yield (images, self.target[index], index), slots[..., start:end]
 
     def _draw_crops(self):
         """(4, N): row and column of each image's crop, and whether it is flipped horizontally and vertically."""
-        corner = self.order.integers(CROP_OFFSETS, 2, self.n_samples)
+        corner = self.order.integers(CROP_OFFSETS, 2)
         return torch.cat([corner, self.order.flips(self.hflip), self.order.flips(self.vflip)])
 
     def _crop(self, index, y, x, hflip, vflip=None):

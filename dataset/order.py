@@ -1,4 +1,7 @@
 """The order of the images in an epoch, in batches, for one of several processes."""
+import zlib
+from dataclasses import dataclass
+
 import torch
 
 PAD = 4         # pixels of zero padding around an image before a random crop
@@ -22,21 +25,34 @@ def batch_ranges(n: int, batch_size: int, drop_last: bool, rank: int, world_size
     return [(start + rank * size, start + (rank + 1) * size) for start, size in zip(starts, sizes, strict=True)]
 
 
+@dataclass(frozen=True)
+class Repetition:
+    """--cache_epochs: the augmentation of an image follows from the seed, the epoch modulo `epochs`, and its index."""
+
+    epochs: int
+    seed: int = 0               # --cache_seed
+    with_order: bool = False    # the order of the images repeats too, because --mixup and the like depend on the batch
+
+
 class EpochOrder:
     """The order of n images in each epoch, random in training, and the part of it that is each batch of this process.
 
     All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
     state at the epoch's start and set `first_batch` to the number of batches that are done.
+
+    epoch: number of the current epoch, from 1, set by the training loop; it only matters with a `repetition`.
     """
 
     def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
-                 world_size: int = 1, shards: torch.Tensor | None = None):
+                 world_size: int = 1, shards: torch.Tensor | None = None, repetition: Repetition | None = None):
         """shards: int64 (n,), the shard of each image, for shuffle_shards; None if any image can be read at any time.
         """
-        self.n, self.train, self.shards = n, train, shards
+        self.n, self.train, self.rank, self.shards = n, train, rank, shards
         self.ranges = batch_ranges(n, batch_size, drop_last, rank, world_size)
         self.generator = torch.Generator().manual_seed(seed)
         self.first_batch = 0
+        self.epoch, self.repetition, self.augmentation = 1, repetition, torch.Generator()
+        self.is_done = None     # function of indices (B,) -> bool (B,): images that are skipped
         indices = range(rank, n, world_size)
         self.test_batches = [indices[i:i + batch_size] for i in range(0, len(indices), batch_size)]
 
@@ -50,27 +66,56 @@ class EpochOrder:
             yield from ([(index, 0) for index in indices] for indices in self.test_batches)
             return
         order = self.permutation().tolist()
-        seeds = self.integers(2**63 - 1, len(order)).tolist()
+        seeds = self.integers(2**63 - 1).tolist()
         for start, end in self.remaining_ranges():
-            yield list(zip(order[start:end], seeds[start:end], strict=True))
+            batch = list(zip(order[start:end], seeds[start:end], strict=True))
+            if self.is_done:
+                is_done = self.is_done(torch.tensor(order[start:end]))
+                batch = [image for image, done in zip(batch, is_done, strict=True) if not done]
+            if batch:
+                yield batch
+
+    @property
+    def variant(self) -> int:
+        """Which of the repeated epochs the current one equals, from 0; without repetition always 0."""
+        return (self.epoch - 1) % self.repetition.epochs if self.repetition else 0
+
+    def batch_seed(self, number: int) -> int:
+        """A seed for the random numbers of batch `number` of this process in a repeated epoch."""
+        return zlib.crc32(f'{self.repetition.seed} {self.variant} {self.rank} {number}'.encode())
+
+    def slots(self, index: torch.Tensor, n_views: int) -> torch.Tensor:
+        """The numbers of images (B,) in the files of a repeated epoch: (B,), or (n_views, B) for several views."""
+        return index if n_views == 1 else index + self.n * torch.arange(n_views)[:, None]
 
     def permutation(self) -> torch.Tensor:
-        """The image indices in the order of a new epoch."""
-        if self.shards is not None:
-            return shuffle_shards(self.shards, self.generator)
-        return torch.randperm(self.n, generator=self.generator)
+        """The image indices in the order of a new epoch. Precedes all other random numbers of the epoch."""
+        generator = self.generator
+        if self.repetition:
+            self.augmentation.manual_seed(zlib.crc32(f'{self.repetition.seed} {self.variant}'.encode()))
+            if self.repetition.with_order:
+                generator = self.augmentation
+        self.current = torch.randperm(self.n, generator=generator) if self.shards is None else \
+            shuffle_shards(self.shards, generator)
+        return self.current
 
-    def integers(self, high: int, *shape: int) -> torch.Tensor:
-        """Random integers, 0 <= i < high."""
-        return torch.randint(high, shape, generator=self.generator)
+    def integers(self, high: int, *rows: int) -> torch.Tensor:
+        """Random integers (*rows, n), 0 <= i < high, for the augmentation of the images in the epoch's order."""
+        return self._draw(lambda generator: torch.randint(high, (*rows, self.n), generator=generator))
 
     def flips(self, probability: float) -> torch.Tensor:
         """Whether each image is flipped, int64 (1, n)."""
         if probability in (0, 1):
             return torch.full((1, self.n), int(probability))
         if probability == 0.5:
-            return self.integers(2, 1, self.n)
-        return (torch.rand((1, self.n), generator=self.generator) < probability).long()
+            return self.integers(2, 1)
+        return self._draw(lambda generator: (torch.rand((1, self.n), generator=generator) < probability).long())
+
+    def _draw(self, draw):
+        """The numbers that draw(generator) returns; of repeated epochs they belong to the indices of the images."""
+        if self.repetition:
+            return draw(self.augmentation)[..., self.current]
+        return draw(self.generator)
 
     def remaining_ranges(self) -> list[tuple[int, int]]:
         """(start, end) of the batches that remain in this epoch."""

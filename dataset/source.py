@@ -1,9 +1,11 @@
 """Sources: the images of one split, read one at a time, and checksums that tell whether two runs have the same data."""
 import contextlib
+import functools
 import io
 import zlib
 from collections.abc import Container, Iterable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -50,7 +52,11 @@ class Source:
         return open_rgb(*self.content(i))
 
     def checksum(self) -> int:
-        """CRC-32 of all entries, and of the content of at most SAMPLE readable files."""
+        """CRC-32 of all entries, and of the content of at most SAMPLE readable files. Computed once."""
+        return self._checksum
+
+    @functools.cached_property
+    def _checksum(self):
         crc, n = zlib.crc32('\n'.join(self.entries()).encode(errors='surrogateescape')), len(self.labels)
         for i in range(0, n, -(-n // SAMPLE) or 1):
             with contextlib.suppress(UserError, OSError):
@@ -78,6 +84,10 @@ class Subset:
     def open(self, i: int):
         """Image i for jpeg.resize_box()."""
         return self.source.open(self.indices[i])
+
+    def checksum(self) -> int:
+        """CRC-32 of the source and the indices."""
+        return zlib.crc32(np.asarray(self.indices, np.int64), self.source.checksum())
 
 
 def read_bytes(path: str) -> bytes:

@@ -1,13 +1,18 @@
 """--teacher_cache: the teacher's outputs for each augmentation variant of each training image, cached in files.
 
-They are computed when they are first needed, and read from then on. A slot is the number of a variant of an image,
-index * VARIANTS + variant. A file holds one field of models.base.Outputs.
+They are computed when they are first needed, and read from then on. A file holds one field of models.base.Outputs, in
+numbered slots. There are two ways to number them:
+
+- small images with padded crops have VARIANTS variants: slot = index * VARIANTS + variant, in one file;
+- with --cache_epochs each repeated epoch has files of its own: slot = index, and for a second view index + n.
 """
 import contextlib
 import errno
+import functools
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +21,112 @@ from torch import Tensor, nn
 
 from helper import distributed
 from helper.checkpoint import weights_checksum
-from helper.cli import readable_bytes
+from helper.cli import ALL, readable_bytes
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.loops import SPLITS
 from helper.run_folder import folder_name
 from models.base import Outputs, probe
 
+from .cache_encoding import Numbers, Probabilities
 from .cache_file import CacheFile, file_bytes
+from .crop import DEFAULTS
 from .memory import VARIANTS, MemoryLoader
 
 CACHED_OUTPUTS = ('logits', 'embedding')    # the fields of models.base.Outputs that can be cached, a file each
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class TeacherCache:
-    """The outputs of one teacher for the training images of one data set, of the fields that a method needs."""
+@dataclass
+class Layout:
+    """The files of a cache: one for each field, with --cache_epochs one for each field and repeated epoch."""
 
-    def __init__(self, files: dict[str, CacheFile], device: torch.device, accuracy_file: Path, checksums: dict,
-                 accuracy_key: str = 'test_acc'):
-        """files: by field. accuracy_file: JSON with the teacher's accuracy for these checksums, if it has been
-        measured."""
-        self.files, self.device = files, device
-        self.accuracy_file, self.checksums, self.accuracy_key = accuracy_file, checksums, accuracy_key
+    folder: Path
+    stem: str           # of the file names
+    facts: dict         # name -> value, in the header of each file
+    encodings: dict     # field -> how its outputs are stored, see cache_encoding
+    slots: int          # outputs in a file
+    accuracy_file: Path     # JSON with the teacher's accuracy
+    epochs: int | None = None       # repeated epochs that the run uses; None without --cache_epochs
+
+    @property
+    def parts(self) -> range:
+        """The numbers of the repeated epochs, from 0; without --cache_epochs 0 alone."""
+        return range(self.epochs or 1)
+
+    def bytes(self, field: str) -> int:
+        """The size of a field's files when full."""
+        encoding = self.encodings[field]
+        return len(self.parts) * file_bytes(self.slots, encoding.width, encoding.dtype)
+
+    def path(self, field: str, part: int) -> Path:
+        """The file of a field."""
+        epoch = '' if self.epochs is None else f'_epoch{part + 1:03d}'
+        return self.folder / f'{self.stem}{epoch}_{field}.cache'
+
+    def open(self, field: str, part: int) -> CacheFile:
+        """Open or make that file. Raises UserError if it is another one or damaged, OSError if it cannot be made."""
+        encoding = self.encodings[field]
+        epoch = {} if self.epochs is None else {'epoch': part + 1}
+        return CacheFile(self.path(field, part), {'kind': field, **self.facts, **epoch}, self.slots, encoding.width,
+                         encoding.dtype)
+
+    def usage(self) -> tuple[dict[str, float], int]:
+        """(field -> cached share of its outputs, bytes of disk space that the files will still take)."""
+        shares, needed = {}, 0
+        for field in self.encodings:
+            count = 0
+            for part in self.parts:
+                if self.path(field, part).exists():
+                    file = self.open(field, part)
+                    count, needed = count + file.count(), needed + file.needed_bytes()
+                else:
+                    needed += self.bytes(field) // len(self.parts)
+            shares[field] = count / (len(self.parts) * self.slots)
+        return shares, needed
+
+
+class TeacherCache:
+    """The outputs of one teacher for the training images of one data set, of the fields that a method needs.
+
+    The files of one part of the layout are open at a time.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, checksums: dict, accuracy_key: str = 'test_acc'):
+        """checksums: those for which an accuracy of the teacher counts. Raises as Layout.open."""
+        self.layout, self.device = layout, device
+        self.checksums, self.accuracy_key = checksums, accuracy_key
         self.accuracy = distributed.broadcast(self._read_accuracy)
-        self.writable = all(file.writable for file in files.values())       # whether new outputs are cached
-        self.device_copy, self.unwritten = None, []
-        if device.type == 'cuda':
-            free, _ = torch.cuda.mem_get_info(device)
-            if 2 * sum(file.bytes for file in files.values()) < free:
+        self.writable, self.unwritten = True, []    # writable: whether new outputs are cached
+        self._open(0)
+
+    def _open(self, part):
+        self.part, self.device_copy = part, None
+        self.files = {field: self.layout.open(field, part) for field in self.layout.encodings}
+        self.writable &= all(file.writable for file in self.files.values())
+        if self.device.type == 'cuda':
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if 2 * sum(file.bytes for file in self.files.values()) < free:
                 self.copy_to_device()
 
+    def select(self, part: int) -> None:
+        """Open the files of this part, if they are not open. Without room for new files, nothing more is cached."""
+        if part == self.part:
+            return
+        try:
+            self._open(part)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise UserError(f'--teacher_cache: {error.filename}: cannot be used ({error.strerror})') from error
+            if self.writable:
+                print(f'--teacher_cache: {printable(self.layout.folder)}: no more outputs are cached '
+                      f'({error.strerror})')
+            self.files, self.writable = {}, False
+
     def copy_to_device(self) -> None:
-        """Keep a copy of all outputs in the device's memory from now on."""
-        self.is_copied = np.zeros(next(iter(self.files.values())).slots, bool)
-        self.device_copy = {field: torch.zeros(file.slots, file.width, device=self.device)
+        """Keep a copy of all open outputs in the device's memory from now on."""
+        self.is_copied = np.zeros(self.layout.slots, bool)
+        self.device_copy = {field: self.to_device(np.zeros((file.slots, file.width), file.dtype))
                             for field, file in self.files.items()}
         slots = np.flatnonzero(self._in_files(np.arange(len(self.is_copied))))
         for part in np.array_split(slots, 1 + len(slots) // 10**5):
@@ -67,10 +143,12 @@ class TeacherCache:
 
     @property
     def full(self) -> bool:
-        """Whether all outputs are cached."""
-        return all(file.count() == file.slots for file in self.files.values())
+        """Whether all outputs of all parts are cached."""
+        return all(share == 1 for share in self.layout.usage()[0].values())
 
     def _in_files(self, slots):
+        if not self.files:
+            return np.zeros(slots.shape, bool)
         return np.all([file.has(slots) for file in self.files.values()], axis=0)
 
     def has(self, slots: np.ndarray) -> np.ndarray:
@@ -86,40 +164,49 @@ class TeacherCache:
     def get(self, slots: np.ndarray) -> dict[str, Tensor]:
         """field -> float32 (N, width) on the device, of slots that are cached. Raises UserError for a damaged file."""
         if self.device_copy is None:
-            return {field: self.to_device(file.read(slots)) for field, file in self.files.items()}
-        rows = self.to_device(slots)
-        return {field: values[rows] for field, values in self.device_copy.items()}
+            stored = {field: self.to_device(file.read(slots)) for field, file in self.files.items()}
+        else:
+            rows = self.to_device(slots)
+            stored = {field: values[rows] for field, values in self.device_copy.items()}
+        return {field: self.layout.encodings[field].decode(values) for field, values in stored.items()}
 
-    def put(self, slots: np.ndarray, outputs: dict[str, Tensor]) -> None:
-        """Cache outputs, which are on the device. flush() writes those of a GPU to the files."""
+    def put(self, slots: np.ndarray, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Cache outputs, which are on the device, and return them as get() would, after rounding.
+
+        flush() writes those of a GPU to the files.
+        """
+        encodings = self.layout.encodings
+        stored = {field: encoding.encode(outputs[field]) for field, encoding in encodings.items()}
         if self.device_copy is not None:
             rows = self.to_device(slots)
             for field, values in self.device_copy.items():
-                values[rows] = outputs[field]
+                values[rows] = stored[field]
             self.is_copied[slots] = True
         if self.writable:
-            self.unwritten.append((slots, outputs))
+            self.unwritten.append((slots, stored))
         if self.device.type == 'cpu':
             self.flush()
+        return {field: encoding.decode(stored[field]) for field, encoding in encodings.items()}
 
     def flush(self) -> None:
         """Write what put() has collected, after waiting for the device. Nothing more is written to a full disk."""
         unwritten, self.unwritten = self.unwritten, []
         try:
-            for slots, outputs in unwritten:
+            for slots, stored in unwritten:
                 for field, file in self.files.items():
-                    file.write(slots, outputs[field].cpu().numpy())
+                    file.write(slots, stored[field].cpu().numpy())
         except OSError as error:
             self.writable = False
             print(f'--teacher_cache: {self}: no more outputs are cached ({error.strerror})')
 
     def _read_accuracy(self):
         """The accuracy in the accuracy file; None if it has none for this teacher and these images."""
+        file = self.layout.accuracy_file
         with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):       # missing or damaged
-            content = read_json(self.accuracy_file, str(self.accuracy_file))
+            content = read_json(file, str(file))
             differing = [name for name, value in self.checksums.items() if content.get(name) != value]
             if differing:
-                print(f'{printable(self.accuracy_file)}: is of another {" and ".join(differing)}; the teacher is '
+                print(f'{printable(file)}: is of another {" and ".join(differing)}; the teacher is '
                       f'measured anew')
                 return None
             accuracy = content[self.accuracy_key]
@@ -130,22 +217,24 @@ class TeacherCache:
         """Save the teacher's top-1 accuracy for later runs, if the file can be written."""
         if distributed.is_main() and self.writable:
             with contextlib.suppress(UserError):
-                write_json(self.accuracy_file, {**self.checksums, self.accuracy_key: accuracy})
+                write_json(self.layout.accuracy_file, {**self.checksums, self.accuracy_key: accuracy})
 
     def __str__(self):
-        return ', '.join(f'{printable(file.path)} ({int(1000 * file.count() / file.slots) / 10:g} % of '
-                         f'{readable_bytes(file.bytes)})' for file in self.files.values())
+        layout = self.layout
+        more = f' and so on, {layout.epochs} files' if (layout.epochs or 1) > 1 else ''
+        return ', '.join(f'{printable(layout.path(field, 0))}{more} ({int(1000 * share) / 10:g} % of '
+                         f'{readable_bytes(layout.bytes(field))})' for field, share in layout.usage()[0].items())
 
 
 class TeacherOutputLoader:
-    """A loader of (images, target, index, models.base.Outputs); fields that are not cached are None.
+    """A loader of (images, target, index, teacher outputs); fields of Outputs that are not cached are None.
 
-    teacher_outputs(images) -> Outputs computes what the cache lacks.
+    With several views, the teacher outputs are a list, an Outputs for each view. teacher_outputs(images) ->
+    models.base.Outputs computes what the cache lacks. loader: has batches_with_slots(), which yields (batch, slots).
     """
 
-    def __init__(self, loader: MemoryLoader, cache: TeacherCache, teacher_outputs: Callable):
+    def __init__(self, loader, cache: TeacherCache, teacher_outputs: Callable):
         self.loader, self.cache, self.teacher_outputs = loader, cache, teacher_outputs
-        loader.with_slots = True
 
     def __getattr__(self, name):        # order, batch_size, n_samples
         return getattr(self.loader, name)
@@ -154,9 +243,13 @@ class TeacherOutputLoader:
         return len(self.loader)
 
     def __iter__(self):
+        self.cache.select(self.order.variant)
         try:
-            for images, target, index, slots in self.loader:
-                yield images, target, index, self.outputs(images, slots.numpy())
+            for (images, target, index), slots in self.loader.batches_with_slots():
+                slots = slots.numpy()
+                out_t = self.outputs(images, slots) if slots.ndim == 1 else \
+                    [self.outputs(*view) for view in zip(images, slots, strict=True)]
+                yield images, target, index, out_t
         finally:
             self.cache.flush()
 
@@ -181,25 +274,63 @@ class TeacherOutputLoader:
     def _compute(self, images, slots):
         """The teacher's outputs for the first len(slots) images, which are cached too."""
         out = self.teacher_outputs(images)
-        fields = {field: getattr(out, field).float()[:len(slots)] for field in self.cache.files}
-        self.cache.put(slots, fields)
-        return fields
+        return self.cache.put(slots, {field: getattr(out, field).float()[:len(slots)]
+                                      for field in self.cache.layout.encodings})
 
 
-def _widths(opt, needs, teacher, data):
-    """Cached field -> its width. Raises UserError if the images do not fit in memory."""
-    if not isinstance(data.train_loader, MemoryLoader):
+def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
+    """The files for this teacher, these images and their augmentation. needs: the fields beside the logits.
+
+    Raises UserError.
+    """
+    loader, repetition = data.train_loader, data.train_loader.order.repetition
+    if repetition is None and not isinstance(loader, MemoryLoader):
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and the outputs for '
-                        f'their variants would be many more; leave it out')
-    out = probe(teacher, data.image_size)
-    return {field: getattr(out, field).shape[1] for field in CACHED_OUTPUTS if field == 'logits' or field in needs}
+                        f'their variants would be many more; give --cache_epochs {opt.epochs} or less, or leave it out')
+    out, folder = probe(teacher, data.image_size), Path(opt.teacher_cache)
+    encodings = {field: _encoding(opt, field, getattr(out, field).shape[1])
+                 for field in CACHED_OUTPUTS if field == 'logits' or field in needs}
+    facts = {'teacher (checksum)': outputs_checksum(teacher), 'images (checksum)': loader.checksum()}
+    stem = '_'.join([folder_name(opt.model_t), folder_name(opt.dataset), *(f'{crc:08x}' for crc in facts.values())])
+    layout = functools.partial(Layout, folder, encodings=encodings, accuracy_file=folder / f'{stem}.json')
+    if opt.cache_topk is not None:
+        facts['cache_topk'] = opt.cache_topk
+        stem += f'_top{opt.cache_topk}'
+    if repetition is None:
+        return layout(stem, {'forms': VARIANTS, **facts}, slots=data.n_train * VARIANTS)
+    facts |= augmentation_facts(opt, loader)
+    stem += f'_{zlib.crc32(repr(facts).encode()):08x}'
+    return layout(stem, facts, slots=data.n_train * len(loader.views), epochs=min(opt.cache_epochs, opt.epochs))
+
+
+def _encoding(opt, field, width):
+    if opt.cache_topk is None:
+        return Numbers(width)
+    if field != 'logits':
+        return Numbers(width, np.float16)
+    if opt.cache_topk == ALL:
+        return Probabilities(width)
+    if opt.cache_topk >= width:
+        raise UserError(f'--cache_topk {opt.cache_topk}: the data have {width} classes; give less, or {ALL}')
+    return Probabilities(width, opt.cache_topk)
+
+
+def augmentation_facts(opt, loader) -> dict:
+    """All that decides the augmentation of a repeated epoch, beside its number: name -> value."""
+    names = ('image_size', 'crop', 'fit', *DEFAULTS, 'aa', 'reprob', 'mixup', 'cutmix')
+    facts = {name: getattr(opt, name) for name in names}
+    facts |= {'views': loader.views, 'cache_seed': loader.order.repetition.seed}
+    if loader.order.repetition.with_order:
+        facts |= {'batch_size': loader.batch_size, 'processes': distributed.world_size()}
+    return facts
 
 
 def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:
     """The size of the files of open_cache when full; 0 without --teacher_cache. Raises UserError."""
     if not opt.teacher_cache:
         return 0
-    return sum(file_bytes(data.n_train * VARIANTS, width) for width in _widths(opt, needs, teacher, data).values())
+    layout = make_layout(opt, needs, teacher, data)
+    return sum(map(layout.bytes, layout.encodings))
 
 
 def outputs_checksum(teacher) -> int:
@@ -215,28 +346,23 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     """
     if not opt.teacher_cache:
         return None
-    widths, teacher_checksum = _widths(opt, needs, teacher, data), outputs_checksum(teacher)
-    folder, images_checksum, loader = Path(opt.teacher_cache), data.train_loader.checksum(), data.selection_loader
-    stem = f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{teacher_checksum:08x}_{images_checksum:08x}'
-    facts = {'forms': VARIANTS, 'teacher (checksum)': teacher_checksum, 'images (checksum)': images_checksum}
+    layout, folder = make_layout(opt, needs, teacher, data), Path(opt.teacher_cache)
+    images_checksum = zlib.crc32(data.selection_labels.numpy(), data.selection_loader.checksum())
+    checksums = {f'{SPLITS[data.selection_split]} set (checksum)': images_checksum,
+                 'teacher (checksum)': layout.facts['teacher (checksum)']}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = {field: CacheFile(folder / f'{stem}_{field}.cache', {'kind': field, **facts},
-                                  data.n_train * VARIANTS, width) for field, width in widths.items()}
+        cache = TeacherCache(layout, device, checksums, f'{data.selection_split}_acc')
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise UserError(f'--teacher_cache {opt.teacher_cache}: {error.filename or folder}: cannot be used '
                             f'({error.strerror}); give another folder') from error
-        files = None
-    if not all(distributed.gather(files is not None)):
+        cache = None
+    if not all(distributed.gather(cache is not None)):
         print(f'--teacher_cache {printable(folder)}: the disk is full, so no outputs are cached')
         return None
-    checksums = {f'{SPLITS[data.selection_split]} set (checksum)': zlib.crc32(loader.target.cpu().numpy(),
-                                                                              loader.checksum()),
-                 'teacher (checksum)': teacher_checksum}
-    cache = TeacherCache(files, device, folder / f'{stem}.json', checksums, f'{data.selection_split}_acc')
-    needed, free = sum(file.needed_bytes() for file in files.values()), shutil.disk_usage(folder).free
-    is_full = cache.full
+    (shares, needed), free = layout.usage(), shutil.disk_usage(folder).free
+    is_full = all(share == 1 for share in shares.values())
     cache.writable &= is_full or needed < free
     print(f'teacher cache: {cache}')
     if not is_full:

@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import warnings
+import zlib
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from .crop import Pipeline
 from .decode import report_unreadable
 from .image import limit_pixels
 from .normalise import Normalise
-from .order import EpochOrder
+from .order import EpochOrder, Repetition
 from .source import SourceError
 
 SMALLEST_PART = 8       # images of a batch that one worker process reads, at least
@@ -26,7 +27,7 @@ warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 class Images(Dataset):
-    """(image uint8 (S, S, 3), label, index, errors of skipped images) by (index, seed), or a UserError.
+    """(image uint8 (S, S, 3), label, its index, given index, errors) by (given index, seed), or a UserError.
 
     With two views, training images are (2, S, S, 3), each view with its own crop and flip. The seed decides all random
     numbers, so that they do not depend on which worker reads the image.
@@ -48,7 +49,11 @@ class Images(Dataset):
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
         with seeded(seed) if self.train else contextlib.nullcontext():
-            return self._read(index)
+            sample = self._read(index)
+        if isinstance(sample, UserError):
+            return sample
+        image, label, read_index, errors = sample
+        return image, label, read_index, index, errors
 
     def _read(self, index):
         errors = []
@@ -69,7 +74,7 @@ class Images(Dataset):
 
 
 def collate(samples):
-    """Samples of Images -> (images (B, S, S, 3) uint8, target, index, errors), or the error among them.
+    """Samples of Images -> (images (B, S, S, 3) uint8, target, index, given index, errors), or the error among them.
 
     A worker process puts the images straight into the memory that it shares with the main process. The others are
     lists, because each tensor would take a file of shared memory.
@@ -77,12 +82,12 @@ def collate(samples):
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    errors = [error for sample in samples for error in sample[3]]
+    errors = [error for sample in samples for error in sample[-1]]
     readable = [sample for sample in samples if sample[0] is not None]
     if not readable:
-        return None, [], [], errors
-    images, target, index, _ = zip(*readable, strict=True)
-    return default_collate(list(images)), target, index, errors
+        return None, [], [], [], errors
+    images, target, index, given, _ = zip(*readable, strict=True)
+    return default_collate(list(images)), target, index, given, errors
 
 
 class BatchParts:
@@ -110,10 +115,13 @@ class WorkerLoader:
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
-                 world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline()):     # noqa: B008
+                 world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline(),      # noqa: B008
+                 repetition: Repetition | None = None):
+        """repetition: of --cache_epochs."""
+        self.source, self.pipeline, self.views = source, pipeline, views
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size,
-                                source.shards)
+                                source.shards, repetition)
         self.n_parts = max(1, min(opt.num_workers, opt.batch_size // SMALLEST_PART))
         self.loader = DataLoader(
             Images(source, train, opt.skip_bad_images, views, opt.aa, pipeline),
@@ -129,22 +137,32 @@ class WorkerLoader:
         return len(self.order)
 
     def __iter__(self):
+        return (batch for batch, _ in self.batches_with_slots())
+
+    def batches_with_slots(self):
+        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
         errors, n_read = set(), 0
         for parts in zip(*[iter(self.loader)] * self.n_parts, strict=True):
             for part in parts:
                 if isinstance(part, UserError):
                     raise part
-                errors.update(part[3])
-            images, target, index, _ = zip(*parts, strict=True)
-            target, index = (torch.tensor([i for part in numbers for i in part]) for numbers in (target, index))
+                errors.update(part[-1])
+            images, *numbers, _ = zip(*parts, strict=True)
+            target, index, given = (torch.tensor([i for part in of_parts for i in part]) for of_parts in numbers)
             n_read += len(target)
             if len(target):
-                yield self._images(images), target.to(self.device), index.to(self.device)
+                batch = self._images(images), target.to(self.device), index.to(self.device)
+                # An image that replaces an unreadable one has the augmentation, and so the slot, of that one.
+                yield batch, self.order.slots(given, len(self.views))
         if self.skip_bad:
             parts = distributed.gather((errors, n_read))
             errors = set().union(*(part[0] for part in parts))
             report_unreadable(errors, sum(part[1] for part in parts), 'skipped', reported=self.reported)
             self.reported |= errors
+
+    def checksum(self) -> int:
+        """Of the images and the options of their preprocessing."""
+        return zlib.crc32(repr(self.pipeline).encode(), self.source.checksum())
 
     def _images(self, parts):
         """The normalised images of a batch on the device."""

@@ -9,9 +9,13 @@ class MultiView:
     for each view; the cross-entropy and the soft labels are summed over the views.
     """
 
-    def forward(self, images, target, index=None):
-        """As Distiller's, for images (views, N, 3, H, W); the logits are those of the first view."""
-        out_t = [self.teacher_outputs(view) for view in images]
+    def forward(self, images, target, index=None, out_t=None):
+        """As Distiller's, for images (views, N, 3, H, W); the logits are those of the first view.
+
+        out_t: stored teacher outputs, an Outputs for each view.
+        """
+        if out_t is None:
+            out_t = [self.teacher_outputs(view) for view in images]
         out_s = [self.student_outputs(view) for view in images]
         losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s)}
         if self.alpha:

@@ -40,7 +40,7 @@ class Spec:
 
     def is_cacheable(self, fields: tuple) -> bool:
         """Return whether training works with stored teacher outputs that have only these fields of Outputs."""
-        return not self.first_stage and len(self.views) == 1 and {*self.needs} <= {*fields}
+        return not self.first_stage and {*self.needs} <= {*fields}
 
     @property
     def is_mixable(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from .errors import UserError, nearest
 
 MOST_EPOCHS = 10**6
+ALL = 'all'         # of --cache_topk: all classes
 AUTO = 'auto'       # a weight that is measured, see distiller_zoo/auto_weight.py
 USUALLY_NORMALISED = ('cifar10', 'cifar100', 'digits', 'imagenet', 'imagenette')      # as --normalise usual does
 
@@ -241,6 +242,11 @@ def weights(text: str) -> float | str | list[float | str]:
 
     values = numbers(convert, f'a number or {AUTO}, or several with commas, as 45,0.8')(text)
     return values if len(values) > 1 else values[0]
+
+
+def count_or_all(text: str) -> int | str:
+    """A whole number of at least 1, or ALL."""
+    return ALL if text == ALL else number(int, low=1)(text)
 
 
 def has_auto(weights: float | str | list) -> bool:

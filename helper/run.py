@@ -128,7 +128,7 @@ class Run:
     def begin_steps(self, meter: Meter, finite: FiniteCheck) -> int:
         """Start the steps of an epoch. Returns the number of those before an interruption."""
         self.finite, self.step = finite, 0
-        self.training.begin_epoch(meter)
+        self.training.begin_epoch(self.epoch, meter)
         if self.resumed and self.resumed['step']:
             self.step = self.resumed['step']
             with as_user_error(f'--resume {self.opt.resume}'):

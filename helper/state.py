@@ -25,8 +25,9 @@ class TrainingState:
         self.module, self.loader, self.precision = module, loader, precision
         self.optimizer = self.meter = self._order_at_start = None
 
-    def begin_epoch(self, meter: Meter) -> None:
+    def begin_epoch(self, epoch: int, meter: Meter) -> None:
         """Note the state of the image order, before the first batch. meter: averages over the epoch."""
+        self.loader.order.epoch = epoch
         self.meter, self._order_at_start = meter, self._order_state()
 
     def collect(self, step: int) -> dict:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dataset import get_dataloaders
 from dataset.memory import VARIANTS
-from dataset.teacher_cache import open_cache
+from dataset.teacher_cache import TeacherOutputLoader, open_cache
 from distiller_zoo import get_method
 from helper.compile import compiled, keep_memory
 from helper.device import memory_format, select_device
@@ -47,8 +47,35 @@ def fill(cache, teacher, loader, batch_size):
                 cache.put(batch * VARIANTS + variant, {field: getattr(out, field).float() for field in cache.files})
                 bar.update(len(batch))
             cache.flush()
-            if len(missing) and not cache.writable:
-                raise UserError('--teacher_cache: the disk is full; free some space and run the same command again')
+            if len(missing):
+                check_room(cache)
+
+
+@torch.no_grad()
+def fill_epochs(cache, teacher, loader):
+    """Store the missing outputs of repeated epochs, one epoch after another, in a random order for each process."""
+    parts, order = cache.layout.parts, loader.order
+    loader = TeacherOutputLoader(loader, cache, teacher.outputs)
+
+    def is_done(index):
+        done = cache.has(order.slots(index, len(loader.views)).numpy()).reshape(-1, len(index)).all(0)
+        return np.full_like(done, done.all()) if order.repetition.with_order else done
+    order.is_done = is_done
+    order.generator.seed()
+    with tqdm(total=len(parts) * loader.n_samples, desc='filling', unit='img',
+              mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
+        for number, part in enumerate(random.Random().sample(parts, len(parts)), start=1):
+            order.epoch = part + 1
+            for _, target, *_ in loader:
+                bar.update(len(target))
+                check_room(cache)
+            bar.update(number * loader.n_samples - bar.n)       # stored before, or by another process meanwhile
+
+
+def check_room(cache):
+    """Raise UserError if nothing more can be stored."""
+    if not cache.writable:
+        raise UserError('--teacher_cache: the disk is full; free some space and run the same command again')
 
 
 def main():
@@ -59,7 +86,8 @@ def main():
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     opt.model_t, checkpoint = open_teacher(opt)
-    data = get_dataloaders(opt, device, inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
+    data = get_dataloaders(opt, device, views=method.spec.views,
+                           inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
     teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
     cache = open_cache(opt, method.spec.needs, teacher, data, device)
     if not cache or not (cache.writable or cache.full):
@@ -73,7 +101,10 @@ def main():
             test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
             cache.save_accuracy(test[f'{data.selection_split}_acc'])
         with compiled(teacher, opt, device):
-            fill(cache, teacher, data.train_loader, opt.batch_size)
+            if opt.cache_epochs:
+                fill_epochs(cache, teacher, data.train_loader)
+            else:
+                fill(cache, teacher, data.train_loader, opt.batch_size)
     finally:
         cache.flush()
         print(f'teacher cache: {cache}')

@@ -11,10 +11,10 @@ import torch
 from conftest import CPU, assert_same, build, free_port, outcome
 
 import train_student
-from dataset import IN_MEMORY
+from dataset.cache_encoding import Numbers
 from dataset.cache_file import CacheFile
 from dataset.memory import VARIANTS
-from dataset.teacher_cache import CACHED_OUTPUTS, TeacherCache, TeacherOutputLoader, open_cache
+from dataset.teacher_cache import CACHED_OUTPUTS, Layout, TeacherCache, TeacherOutputLoader, open_cache
 from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller
 from helper.errors import UserError
@@ -179,7 +179,7 @@ def test_processes_share_a_file(tmp_path):
 
 def cached(tmp_path, distiller, loader, opt, method='kd', split='test'):
     data = SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split=split, image_size=16,
-                           n_train=loader.n_samples)
+                           n_train=loader.n_samples, selection_labels=loader.target)
     opt = SimpleNamespace(**{**vars(opt), 'teacher_cache': str(tmp_path), 'dataset': 'folder'})
     return open_cache(opt, distiller_dict[method].spec.needs, distiller.teacher, data, CPU)
 
@@ -247,7 +247,7 @@ def test_every_cacheable_method(tmp_path, method):
     for told in (False, True):
         distiller, loader, opt = build(method)
         images, target, index = next(iter(loader))
-        out = distiller.teacher_outputs(images)
+        out = distiller.teacher_outputs(images) if images.dim() == 4 else [*map(distiller.teacher_outputs, images)]
         if told and not distiller.spec.reads_teacher:
             distiller.teacher_follows = False
             distiller.to(torch.float64).to(torch.float32)
@@ -280,8 +280,8 @@ def test_the_teachers_accuracy(tmp_path):
     assert cached(tmp_path, distiller, loader, opt, split='val').accuracy is None     # it is that of the test set
     cached(tmp_path, distiller, loader, opt, split='val').save_accuracy(50.0)
     assert [cached(tmp_path, distiller, loader, opt, split=split).accuracy for split in ('val', 'test')] == [50.0, None]
-    cache.accuracy_file.unlink()
-    cache.accuracy_file.mkdir()
+    cache.layout.accuracy_file.unlink()
+    cache.layout.accuracy_file.mkdir()
     cache.save_accuracy(12.5)
 
 
@@ -368,10 +368,15 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
     (['--distill', 'semckd'], '--teacher_cache: --distill semckd asks the teacher for more than logits and embedding; '
                               'it goes with '),
     (['--distill', 'semckd'], ' correlation, '), (['--distill', 'semckd'], ' rkd, '),
-    (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; it goes with'),
+    (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; give --cache_epochs N'),
     (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint asks the teacher for more'),
+    (['--aa', 'rand-m9'], '--aa rand-m9: --teacher_cache only has outputs for crops and flips from left to right; give '
+                          '--cache_epochs N'),
     (['--dataset', 'imagenet'], '--teacher_cache: random crops of --dataset imagenet have too many variants to store; '
-                                f'it goes with {", ".join(IN_MEMORY)}')])
+                                'give --cache_epochs N'),
+    (['--cache_seed', '1'], '--cache_seed 1: has no effect without --cache_epochs'),
+    (['--cache_epochs', '2', '--dataset', 'imagenet', '--dali', 'cpu'],
+     '--cache_epochs 2: --dali cpu cannot repeat an epoch; leave one of the two out')])
 def test_refused(flags, words):
     with pytest.raises(UserError) as caught:
         train_student.student_options(['--path-t', 'x', '--teacher_cache', *flags])
@@ -391,8 +396,9 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
 
 
 def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
-    one, two = cache_file(tmp_path, 2), cache_file(tmp_path, 2, name='other.cache')
-    cache = TeacherCache({'logits': one, 'embedding': two}, CPU, tmp_path / 'a.json', {})
+    encodings = dict.fromkeys(CACHED_OUTPUTS, Numbers(5))
+    cache = TeacherCache(Layout(tmp_path, 'x', FACTS, encodings, 2, tmp_path / 'a.json'), CPU, {})
+    one, two = (cache.layout.open(field, 0) for field in CACHED_OUTPUTS)
     one.write(*some(0, 1))
     assert not cache.full and not cache.has(np.array([0, 1])).any()
     two.write(*some(0, 1))
