@@ -11,7 +11,7 @@ from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
 SEVERAL_VIEWS = 'sees several views of an image'
-REPEAT = 'give --cache_epochs N, after which the augmentation repeats'
+REPEAT = '--cache_epochs N, after which the augmentation repeats'
 
 
 def check_effects(opt) -> None:
@@ -102,8 +102,8 @@ def check_crop(opt) -> None:
         raise UserError(f'--color_jitter {opt.color_jitter:g}: --aa {opt.aa} changes the colours itself; leave one of '
                         f'the two out')
     if getattr(opt, 'teacher_cache', None) and opt.crop == 'resized' and not opt.cache_epochs:
-        raise UserError(f'--teacher_cache: crops of random size have too many variants to store; {REPEAT}, or '
-                        f'--crop padded')
+        raise UserError(f'--teacher_cache: crops of random size have too many variants to store; give --crop padded, '
+                        f'or {REPEAT}')
 
 
 def check_mps(opt) -> None:
@@ -165,12 +165,12 @@ def check_teacher_cache(opt, spec) -> None:
         return
     if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
         raise UserError(f'{flags[0]}: --teacher_cache only has outputs for crops and flips from left to right; '
-                        f'{REPEAT}, or leave one of the two out')
+                        f'give {REPEAT}, or leave one of the two out')
     if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; '
-                        f'{REPEAT}')
+                        f'give {REPEAT}')
     if len(spec.views) > 1:
-        raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; {REPEAT}')
+        raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; give {REPEAT}')
 
 
 def check_dot(opt, method) -> None:

@@ -11,7 +11,7 @@ from helper.compile import check_compiler, turn_on_fast
 from helper.device import KINDS, cores, cpu_name, select_device
 from helper.errors import UserError, run_main
 from helper.files import write_json
-from models import resolve
+from models.find import check_name
 
 from . import common
 
@@ -34,7 +34,7 @@ def check_pairs(opt):
         if len(words) not in ((2, 3) if opt.what == 'methods' else (3,)):
             raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods')
         for name in words[:2]:
-            resolve(name, 32, '--pair')
+            check_name(name, 32, '--pair')
         if len(words) == 3:
             get_method(words[2])
 

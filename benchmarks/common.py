@@ -16,7 +16,7 @@ from distiller_zoo import SOFT_LABELS, get_method
 from helper import distributed
 from helper.cli import table
 from helper.compile import compile_forward, keep_memory
-from models import model_dict, resolve
+from models.find import build as build_net
 from models.fold import fold_batchnorm
 from options import student_options
 
@@ -63,23 +63,27 @@ def memory_loader(opt, device):
                         world_size=distributed.world_size())
 
 
-def build(pair, opt, device, fast=True, compiled=False):
-    """(distiller, optimiser, options) for 'TEACHER,STUDENT,METHOD'. fast: as train_student.py prepares them."""
+def build(pair, opt, device, fast=True, compiled=False, size=32, classes=CLASSES,
+          flags=()):
+    """(distiller, optimiser, options) for 'TEACHER,STUDENT,METHOD'.
+
+    fast: as train_student.py prepares them. size, classes: of the images. flags: more of train_student.py.
+    """
     teacher_name, student_name, method = pair.split(',')
     torch.manual_seed(0)
     # The nets are untrained: with a large beta, or a real learning rate, some methods diverge within a few steps.
     beta = ['-b', '1'] if get_method(method).spec.published.get('beta') else []
     learning_rate = 1e-9
     options = student_options(['--path-t', '-', '--distill', method, '--model_s', student_name, *beta, '--batch_size',
-                               str(opt.batch_size), '--print-freq', str(10**9)])
+                               str(opt.batch_size), '--print-freq', str(10**9), *flags])
     options.model_t = teacher_name
-    teacher, student = (model_dict[resolve(name, 32)](num_classes=CLASSES) for name in (teacher_name, student_name))
+    teacher, student = (build_net(name, classes, size) for name in (teacher_name, student_name))
     distiller = get_method(method)(student, teacher, options,
-                                   Data(None, None, CLASSES, 32, torch.arange(N_TRAIN) % CLASSES))
+                                   Data(None, None, classes, size, torch.arange(N_TRAIN) % classes))
     if distiller.in_first_stage:
         distiller.end_first_stage()
     if fast:
-        fold_batchnorm(teacher, 32)
+        fold_batchnorm(teacher, size)
         if device.type == 'cpu':
             keep_memory()
     distiller.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
@@ -90,10 +94,12 @@ def build(pair, opt, device, fast=True, compiled=False):
 
 def fill_with_noise(cache) -> None:
     """Fill a teacher cache with random outputs."""
-    rng = np.random.default_rng(0)
-    for file in cache.files.values():
+    generator = torch.Generator().manual_seed(0)
+    for field, file in cache.files.items():
+        encoding = cache.layout.encodings[field]
         for slots in np.array_split(np.arange(file.slots), 1 + file.slots // 10**5):
-            file.write(slots, rng.normal(size=(len(slots), file.width)).astype(np.float32))
+            outputs = torch.randn(len(slots), encoding.n_values, generator=generator)
+            file.write(slots, encoding.encode(outputs).numpy())
 
 
 def new_process() -> ProcessPoolExecutor:

@@ -138,6 +138,7 @@ class BatchAugment:
 
     def __init__(self, loader, opt, num_classes: int, device):
         self.loader, self.device, self.erase, self.mix = loader, device, None, None
+        self.repeats = bool(getattr(opt, 'cache_epochs', None))
         if opt.reprob:
             from timm.data.random_erasing import RandomErasing
             self.erase = RandomErasing(opt.reprob, mode='pixel', device=device)
@@ -162,9 +163,9 @@ class BatchAugment:
         return self._augmented(self.loader.batches_with_slots())
 
     def _augmented(self, batches):
-        order = self.loader.order
-        for number, (batch, slots) in enumerate(batches, order.first_batch):
-            with seeded_everywhere(order.batch_seed(number), self.device) if order.repetition \
+        first = self.order.first_batch if self.repeats else 0
+        for number, (batch, slots) in enumerate(batches, first):
+            with seeded_everywhere(self.order.batch_seed(number), self.device) if self.repeats \
                     else contextlib.nullcontext():
                 batch = self._augment(*batch)
             yield batch, slots

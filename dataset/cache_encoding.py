@@ -12,7 +12,8 @@ class Numbers:
     """Stores `width` numbers as float32, which is exact, or as float16."""
 
     def __init__(self, width: int, dtype=np.float32):
-        self.width, self.dtype = width, dtype
+        self.width = self.n_values = width
+        self.dtype = dtype
 
     def encode(self, values: Tensor) -> Tensor:
         """float32 (N, width) -> the same in the stored type."""
@@ -36,7 +37,8 @@ class Probabilities:
 
     def __init__(self, classes: int, k: int | None = None):
         """k: less than `classes`; None: all."""
-        self.classes, self.k = classes, k
+        self.classes = self.n_values = classes
+        self.k = k
         index = torch.int16 if classes <= LARGEST_INT16 else torch.int32
         self.parts = [(1, torch.float32), (classes, torch.float16)] if k is None else \
             [(1, torch.float32), (1, torch.float32), (k, torch.float16), (k, index)]

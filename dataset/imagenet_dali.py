@@ -57,8 +57,7 @@ class DaliLoader:
         # A single image after the last full batch joins that batch.
         self.joins_last = train and rest == 1 and n_full > 0 and not drop_last
         self.steps = n_full + (rest > 0 and not drop_last and not self.joins_last)
-        # DALI cannot draw an epoch's order again.
-        self.order = SimpleNamespace(generator=None, first_batch=0, repetition=None)
+        self.order = SimpleNamespace(generator=None, first_batch=0)     # DALI cannot draw an epoch's order again
 
         @pipeline_def(batch_size=opt.batch_size, num_threads=self.threads, seed=opt.seed,
                       device_id=device.index if device.type == 'cuda' else None, prefetch_queue_depth=2)

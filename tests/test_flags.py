@@ -240,6 +240,9 @@ ELSEWHERE = {
     'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
     'overwrite': 'test_resume.test_a_rerun_replaces_all_of_an_earlier_run',
+    'cache_epochs': 'test_cache_epochs.test_the_augmentation_repeats',
+    'cache_seed': 'test_cache_epochs.test_the_augmentation_repeats',
+    'cache_topk': 'test_cache_epochs.test_the_largest_probabilities',
     'estimate': 'test_scripts.test_teacher_outputs', 'teacher_cache': 'test_teacher_cache', 'wandb': 'test_wandb',
     'wkdl_cost': 'test_newer_methods.test_wkdl_cost_of_the_training_set', 'flags': 'test_scripts.test_defaults'}
 
