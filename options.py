@@ -198,6 +198,9 @@ def _base_parser(description, trial_flags, trial):
     add('--sync_bn', action='store_true', help='batch normalisation over the batch of all processes')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS),
         help='compute in 16 bits: bfloat16 where the GPU has it, else float16')
+    add('--grad_checkpointing', may_differ=True, action='store_true',
+        help='save memory: keep the input of each block of the net that learns, and compute the rest again in the '
+             'backward pass')
     add('--compile', may_differ=True, action='store_true',
         help='make the training step faster: on a GPU by torch.compile and a CUDA graph, on a CPU by C++ kernels')
     add('--fast', may_differ=True, action='store_true',

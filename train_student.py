@@ -27,6 +27,7 @@ from helper.run import Run
 from helper.run_folder import RunPaths
 from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
+from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.load import load_net
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
@@ -69,6 +70,8 @@ def train(opt, device):
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         synchronise_batchnorm(distiller)
+    if opt.grad_checkpointing:
+        turn_on_grad_checkpointing(student, data.image_size, f'--model_s {arch}')
     speed_up(distiller, local, device)      # replaces forward and teacher_outputs, so it precedes the cache
     train_loader = data.train_loader
     if cache:

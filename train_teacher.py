@@ -21,6 +21,7 @@ from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
 from models.find import build, check_name, warn_of_size
+from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
 from option_checkpoints import open_start, settle_preprocessing
@@ -49,6 +50,8 @@ def train(opt, device):
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
         synchronise_batchnorm(vanilla)
+    if opt.grad_checkpointing:
+        turn_on_grad_checkpointing(net, data.image_size, f'--model {arch}')
     speed_up(vanilla, local, device)
     optimizer = vanilla.make_optimizer(opt.learning_rate, opt)
     precision = Precision(opt.amp, device)

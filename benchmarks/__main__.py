@@ -15,8 +15,8 @@ from models.find import check_name
 
 from . import common
 
-SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'imagenet', 'scaling', 'threads', 'convolutions',
-            'networks')
+SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'memory', 'imagenet', 'scaling', 'threads',
+            'convolutions', 'networks')
 
 
 def subject(name: str):
@@ -28,11 +28,12 @@ def subject(name: str):
 
 
 def check_pairs(opt):
-    """Raise UserError unless each --pair names two nets and a method, which `methods` does not need."""
+    """Raise UserError unless each --pair names two nets and a method, which `methods` and `memory` do not need."""
     for pair in opt.pair or []:
         words = pair.split(',')
-        if len(words) not in ((2, 3) if opt.what == 'methods' else (3,)):
-            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods')
+        if len(words) not in ((2, 3) if opt.what in ('methods', 'memory') else (3,)):
+            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods, '
+                            f'memory')
         for name in words[:2]:
             check_name(name, 32, '--pair')
         if len(words) == 3:

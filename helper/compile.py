@@ -38,6 +38,9 @@ def speed_up(module: nn.Module, opt, device: torch.device) -> None:
     if opt.fast and device.type == 'cuda':
         torch.set_float32_matmul_precision('high')      # TF32, which convolutions use by default
     if opt.compile:
+        if opt.grad_checkpointing and device.type == 'cpu':
+            raise UserError('--compile: on a CPU it rewrites whole nets, which then keep all activations; leave '
+                            '--compile and --fast out, or --grad_checkpointing')
         check_compiler(device)
         print(f'--compile: {compile_forward(module, opt.batch_size, device)}')
 

@@ -1,8 +1,10 @@
 """The contract of every network, with timm's names where timm has one."""
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from helper.errors import UserError
 
@@ -22,13 +24,28 @@ class Net(nn.Module):
     classifier_name = 'fc'      # of the linear layer that returns the logits, or of a Sequential that ends with it
     activated = True            # the stages' maps come after their last ReLU, if they have one
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
+    grad_checkpointing = False  # run_block keeps the input of a block alone, see grad_checkpointing.py
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
         """images (N, 3, H, W) -> ([the stem's output, a map for each stage], the input of pooling).
 
         preact: the stages' maps before their last ReLU. Raises NotImplementedError if the net has none.
+        It calls stem and blocks by run_block, for --grad_checkpointing.
         """
         raise NotImplementedError(type(self).__name__)
+
+    def run_block(self, block: Callable, x: Tensor):
+        """block(x), a part of `stages`. With --grad_checkpointing it runs again in the backward pass.
+
+        Then only x is kept, so the block must not overwrite x.
+        """
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def set_grad_checkpointing(self) -> None:
+        """Let run_block save memory. Call it by turn_on_grad_checkpointing, which also protects the batch norms."""
+        self.grad_checkpointing = True
 
     def get_classifier(self) -> nn.Linear:
         """The layer that returns the logits."""

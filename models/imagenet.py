@@ -44,15 +44,20 @@ class ResNet(StageNet, resnet.ResNet):
     def embed(self, features):
         return self.avgpool(features).flatten(1)
 
+    def stem(self, x):
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
     def stages(self, x, preact=False):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.run_block(self.stem, x)
         maps = [x]
         for stage in self.layers:
+            for block in stage[:-1]:
+                x = self.run_block(block, x)
             if preact:
-                maps.append(_before_relu(stage[-1], stage[:-1](x)))
+                maps.append(self.run_block(partial(_before_relu, stage[-1]), x))
                 x = F.relu(maps[-1])
             else:
-                x = stage(x)
+                x = self.run_block(stage[-1], x)
                 maps.append(x)
         return maps, x
 
@@ -67,12 +72,12 @@ class FeatureNet(Net):
 
     def stages(self, x, preact=False):
         self.refuse_preact(preact)
-        maps = []
-        for i, layer in enumerate(self.features):
-            x = layer(x)
-            if i in self.stage_ends:
-                maps.append(x)
-        return maps, x
+        maps, start = [], 0
+        for end in self.stage_ends:
+            x = self.run_block(self.features[start:end + 1], x)
+            maps.append(x)
+            start = end + 1
+        return maps, self.features[start:](x)
 
 
 class VGG(FeatureNet, vgg.VGG):
@@ -99,10 +104,16 @@ class ShuffleNetV2(Net, shufflenetv2.ShuffleNetV2):
 
     def stages(self, x, preact=False):
         self.refuse_preact(preact)
-        maps = [self.maxpool(self.conv1(x))]
+        x = self.run_block(self.stem, x)
+        maps = [x]
         for stage in (self.stage2, self.stage3, self.stage4):
-            maps.append(stage(maps[-1]))
-        return maps, self.conv5(maps[-1])
+            for unit in stage:
+                x = self.run_block(unit, x)
+            maps.append(x)
+        return maps, self.run_block(self.conv5, x)
+
+    def stem(self, x):
+        return self.maxpool(self.conv1(x))
 
 
 imagenet_models = {

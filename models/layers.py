@@ -14,12 +14,15 @@ class StageNet(Net):
     def layers(self) -> list[nn.Sequential]:
         return [module for name, module in self.named_children() if name.startswith('layer')]
 
+    def stem(self, x):
+        return F.relu(self.bn1(self.conv1(x)))
+
     def stages(self, x, preact=False):
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.run_block(self.stem, x)
         maps = [x]
         for stage in self.layers:
             for block in stage:
-                before = block(x)
+                before = self.run_block(block, x)
                 x = F.relu(before)
             maps.append(before if preact else x)
         return maps, x

@@ -54,13 +54,14 @@ class MobileNetV2(Net):
         return [self.blocks[group][-1].conv[-1] for group in FEATURE_GROUPS]
 
     def stages(self, x, preact=False):
-        x = self.conv1(x)
+        x = self.run_block(self.conv1, x)
         maps = [x]
         for i, group in enumerate(self.blocks):
-            x = group(x)
+            for block in group:
+                x = self.run_block(block, x)
             if i in FEATURE_GROUPS:
                 maps.append(x)
-        return maps, self.conv2(x)
+        return maps, self.run_block(self.conv2, x)
 
 
 mobilenetv2_models = {'MobileNetV2': MobileNetV2}

@@ -110,11 +110,11 @@ class ShuffleV2(StageNet):
         self.linear = nn.Linear(V2_LAST, num_classes)
 
     def stages(self, x, preact=False):
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.run_block(self.stem, x)
         maps = [x]
         for stage in self.layers:
             for unit in stage:
-                x, before = unit(x)
+                x, before = self.run_block(unit, x)
             maps.append(before if preact else x)
         return maps, F.relu(self.bn2(self.conv2(x)))
 

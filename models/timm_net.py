@@ -1,4 +1,5 @@
 """Networks of timm, by its names."""
+import contextlib
 import logging
 from functools import partial
 
@@ -104,6 +105,10 @@ class TimmNet(Adapter):
         elif self.nhwc:
             last = last.permute(0, 3, 1, 2)
         return maps if self.has_stem else [maps[0], *maps], last, embedding, logits
+
+    def set_grad_checkpointing(self):
+        with contextlib.suppress(AssertionError):       # of a net for which timm does not support it
+            self.net.set_grad_checkpointing()
 
     def classifier_layers(self):
         layers = self.net.get_classifier()

@@ -47,7 +47,7 @@ class VGG(Net):
         for i, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             if 0 < i <= pooled_blocks:
                 x = F.max_pool2d(x, 2)
-            before = block(x)
+            before = self.run_block(block, x)
             x = F.relu(before)
             maps.append(before if preact and i else x)     # block 0 is the stem: always after its ReLU
         return maps, x

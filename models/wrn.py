@@ -67,10 +67,13 @@ class WideResNet(Net):
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
 
     def stages(self, x, preact=False):
-        maps = [self.conv1(x)]
-        for block in (self.block1, self.block2, self.block3):
-            maps.append(block(maps[-1]))
-        last = F.relu(self.bn1(maps[-1]))
+        x = self.conv1(x)
+        maps = [x]
+        for stage in (self.block1, self.block2, self.block3):
+            for block in stage.layer:
+                x = self.run_block(block, x)
+            maps.append(x)
+        last = F.relu(self.bn1(x))
         if preact:
             maps[1:] = [_normalised(bn, f) for bn, f in zip(self.get_bn_before_relu(), maps[1:], strict=True)]
         return maps, last

@@ -36,6 +36,7 @@ from helper.loops import train_epoch, validate
 from helper.meter import Progress
 from helper.run import Run
 from models import model_dict
+from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.sync_batchnorm import synchronise_batchnorm
 from options import student_options
 
@@ -157,6 +158,16 @@ def measured_weights(rank, world):
     return distiller.measured_weights()
 
 
+def checkpointed(rank, world, is_on):
+    """(losses, weights) of a method with a first stage, in which DDP looks for unused parameters, and --sync_bn."""
+    distiller, loader, opt = make('fsp', rank, world, images=16)
+    synchronise_batchnorm(distiller)
+    if is_on:
+        turn_on_grad_checkpointing(distiller.student, 16, 'resnet8')
+    averages, _ = steps(distiller, loader, opt)
+    return [a['loss'] for a in averages], [value.tolist() for value in distiller.student.state_dict().values()]
+
+
 def same(value) -> bool:
     """Whether this state is bit-identical in all processes."""
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -212,6 +223,7 @@ def every_method(opt, device):
             compile_forward(distiller, method_opt.batch_size, CPU)
         averages, _ = steps(distiller, loader, method_opt)
         found['compiled'].append([a['loss'] for a in averages])
+    found['grad_checkpointing'] = [checkpointed(rank, world, is_on) for is_on in (False, True)]
     half, loader, method_opt = make('kd', rank, world)
     synchronise_batchnorm(half)
     found['sync_bn in 16 bits'] = steps(half, loader, method_opt, sgd=0.05, amp='bfloat16')[0]
@@ -234,6 +246,7 @@ def every_method(opt, device):
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
     """The results of every_method in two processes."""
+    import torch._dynamo  # noqa: F401, which --grad_checkpointing imports: once, before the fork
     out = tmp_path_factory.mktemp('together') / 'found.json'
     with forked_processes():
         launch(every_method, of_two(out=str(out)))
@@ -295,6 +308,11 @@ def test_two_processes_compiled(together):
     plain, compiled, plain_sync, compiled_sync = together['compiled']
     assert compiled == pytest.approx(plain, rel=1e-5) and compiled != plain
     assert compiled_sync == pytest.approx(plain_sync, rel=1e-5) and compiled_sync != plain_sync
+
+
+def test_two_processes_with_grad_checkpointing(together):
+    without, with_it = together['grad_checkpointing']
+    assert with_it == without
 
 
 def test_validation_is_that_of_one_process(together):

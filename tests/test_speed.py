@@ -85,7 +85,7 @@ def test_a_norm_that_others_read_stays():
 
 def test_compile_without_a_compiler(monkeypatch):
     monkeypatch.setenv('CXX', 'nowhere/c++')
-    opt = SimpleNamespace(compile=True, fast=False, batch_size=4)
+    opt = SimpleNamespace(compile=True, fast=False, batch_size=4, grad_checkpointing=False)
     with pytest.raises(UserError, match="--compile: there is no C\\+\\+ compiler 'nowhere/c\\+\\+'; install it"):
         speed_up(torch.nn.Linear(2, 2), opt, CPU)
 
