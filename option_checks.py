@@ -34,7 +34,6 @@ def check_effects(opt) -> None:
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
-        'shard_cache_gb': ('--dataset wds:URL', dataset_key(opt.dataset) == 'wds'),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)

@@ -13,6 +13,7 @@ from dataset import check_dataset
 from dataset.augment import AutoAugment
 from dataset.crop import CROPS, DEFAULTS
 from dataset.image import MAX_PIXELS
+from dataset.shard_files import CACHE_GB
 from dataset.split import parse_shares
 from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
 from distiller_zoo.logit_transforms import transforms
@@ -89,7 +90,7 @@ def _base_parser(description, trial_flags, trial):
     add('--images_in', may_differ=True, choices=('auto', 'memory', 'disk'), default='auto',
         help='decode images of folder, hf: and wds: once into memory, or read them from disk while training; auto: '
              'memory if they fit')
-    add('--shard_cache_gb', may_differ=True, type=number(float, above=0), default=100.0,
+    add('--shard_cache_gb', may_differ=True, type=number(float, above=0), default=CACHE_GB,
         help='shards that are fetched for wds:URL are kept in {data_dir}/shards, up to this size; the least recently '
              'used make room')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,

@@ -17,8 +17,8 @@ from options import teacher_options
 
 from .runs import read_or_empty
 
-DATA_OPTIONS = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'normalise', 'split',
-                'val_fraction', 'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
+DATA_OPTIONS = ('dataset', 'data_dir', 'image_size', 'fit', 'max_pixels', 'images_in', 'shard_cache_gb', 'normalise',
+                'split', 'val_fraction', 'train_fraction', 'batch_size', 'use_lmdb', 'skip_bad_images')
 
 
 @dataclass
@@ -125,6 +125,7 @@ def add_data_flags(parser: Parser) -> None:
     add('--fit', help='how images of folder, hf: and wds: become square: crop, squash or pad')
     add('--max_pixels', help='images with more pixels count as unreadable')
     add('--images_in', help='where images of folder, hf: and wds: are kept: auto, memory or disk')
+    add('--shard_cache_gb', help='most GB of shards that are kept from wds:URL')
     add('--split', help='the shares of training, validation and test images of folder, hf: and wds:')
     add('--batch_size', help='images per batch')
     add('--num_workers', help='threads or processes that decode image files; if omitted, one for each core')

@@ -5,6 +5,7 @@ from helper.errors import UserError, nearest
 from . import cifar, digits, folder, huggingface, shards
 from .crop import DEFAULTS, RESIZED_FROM
 from .image import MAX_PIXELS
+from .shard_files import CACHE_GB
 
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, S, S)
 memory_dict = {
@@ -44,6 +45,7 @@ def check_dataset(opt) -> None:
         f'--max_pixels {opt.max_pixels}': (opt.max_pixels != MAX_PIXELS, (*source_dict, *LARGE),
                                            'DALI reads images of any size'),
         f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
+        f'--shard_cache_gb {opt.shard_cache_gb:g}': (opt.shard_cache_gb != CACHE_GB, ('wds',), ''),
         f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
         f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
                                                'DALI reads all files of a folder'),

@@ -15,6 +15,7 @@ from .order import WINDOW
 from .shard_index import CHUNK, Shard
 from .source import SourceError
 
+CACHE_GB = 100.0    # default of --shard_cache_gb
 # Only characters that no shell interprets: webdataset can pass an address to a command.
 REMOTE = re.compile(r'(https?|s3|gs|hf)://[\w./:@%+=~-]+', re.ASCII)
 REWRITE = r"GOPEN_REWRITE='s3://(.*)=pipe:aws s3 cp s3://\1 -'"

@@ -18,7 +18,7 @@ from .source import TEST_SPLITS, SourceError
 INDEX = 'shards.json'
 FORMAT = 'tar shards, version 1'
 WHOLE = 'all'       # the split of shards that name none, for --split
-MOST_BYTES = 1 << 31        # of an index; ImageNet's has 80 MB
+MOST_BYTES = 1 << 31        # of an index; one of 1.28 million images has about 75 MB
 BLOCK = 512         # bytes; a tar ends with blocks of zeros
 CHUNK = 1 << 20     # bytes that are read at a time
 NAME = re.compile(r'\w[\w.+-]*\.tar', re.ASCII)     # of a shard, which becomes a part of a URL

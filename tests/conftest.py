@@ -35,6 +35,7 @@ from dataset import Data  # noqa: E402
 from dataset.crop import DEFAULTS  # noqa: E402
 from dataset.image import MAX_PIXELS  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
+from dataset.shard_files import CACHE_GB  # noqa: E402
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.files import locked  # noqa: E402
@@ -168,7 +169,7 @@ def data_options(**changes):
     return SimpleNamespace(**{'dataset': 'folder', 'data_dir': '.', 'image_size': 16, 'batch_size': 16, 'seed': 0,
                               'train_fraction': 1.0, 'val_fraction': None, 'patience': None, 'num_workers': 2,
                               'no_test': False, 'aa': None, 'normalise': 'usual',
-                              'images_in': 'auto', 'same_classes': False, 'split': None,
+                              'images_in': 'auto', 'shard_cache_gb': CACHE_GB, 'same_classes': False, 'split': None,
                               'fit': 'crop', 'max_pixels': MAX_PIXELS, 'channels_last': True,
                               'use_lmdb': False, 'dali': None, 'skip_bad_images': False, 'mixup': 0, 'cutmix': 0,
                               'reprob': 0, 'crop': None, 'interpolation': None, 'crop_pct': None, **DEFAULTS,

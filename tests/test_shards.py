@@ -25,6 +25,7 @@ from dataset.worker_loader import WorkerLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.run import Run
+from options import teacher_options
 from scripts import make_shards
 
 
@@ -77,7 +78,7 @@ def batches(opt):
 def test_the_same_batches_as_of_a_folder(tree, in_order, capfd, images_in):
     more = {'images_in': images_in, 'train_fraction': 0.5, 'num_workers': 0}
     expected, wanted = batches(data_options(data_dir=str(tree), **more))
-    data, found = batches(data_options(dataset=f'wds:{in_order}', shard_cache_gb=1, **more))
+    data, found = batches(data_options(dataset=f'wds:{in_order}', **more))
     assert f'{in_order} has no shards.json, so 5 shards will be read through at each start; python ' \
            f'scripts/make_shards.py --index {in_order} writes it' in capfd.readouterr().out
     assert data.classes == ('0', '1', '2', '3') and data.inputs == expected.inputs and data.images_in == images_in
@@ -221,7 +222,7 @@ def test_a_server_that_ends(call, many, whole, server, tmp_path, at_step, capfd)
 
 
 def test_what_a_server_gives(call, many, server, tmp_path, monkeypatch, capfd):
-    opt = data_options(dataset=f'wds:{server.url}', data_dir=str(tmp_path), shard_cache_gb=1)
+    opt = data_options(dataset=f'wds:{server.url}', data_dir=str(tmp_path))
     names = [shard.name for shard in read_index(many / 'shards.json', '').shards]
     pattern = f'{server.url}/{{{names[0]},{names[-1]}}}'
     parts = shards.open_sources(data_options(**{**vars(opt), 'dataset': f'wds:{pattern}'}))[0]
@@ -348,6 +349,15 @@ def test_an_index_of_foreign_shards(call, in_order, tmp_path, capfd):
     assert split_name('ant/1.seg.PNG') == ('ant/1', 'seg.png') and split_name('.x') == ('', 'x')
     assert [Shard(name, 0, 0).split for name in ('in1k-train-0.tar', 'train_val-1.tar', 'trained.tar')] == \
         ['train', 'val', 'all']
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--dataset folder --shard_cache_gb 3', '--shard_cache_gb 3: not for --dataset folder; it goes with wds'),
+    ('--dataset wds:x --dali cpu', '--dali cpu: not for --dataset wds:x; it goes with imagenet, imagenette'),
+    ('--dataset wds', '--dataset wds: no such data set; .*wds:FOLDER_OR_URL')])
+def test_flags_that_do_not_go_together(flags, words):
+    with pytest.raises(UserError, match=words):
+        teacher_options(flags.split())
 
 
 SAMPLE = {'1.png': b'1', '1.cls': b'0'}
