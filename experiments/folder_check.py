@@ -21,7 +21,7 @@ from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher
 FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on these fractions
-OWNER = 'table.json'    # in the folder of a table: the table's name and file
+OWNER = 'table.json'    # in the folder of a table: the table's name and file, and the flags that every run has
 UNKNOWN = 'unknown'     # checksum of a net whose number of classes only the images tell
 
 
@@ -62,9 +62,15 @@ def owner_of(save: Path) -> tuple[str | None, str | None]:
     return name, file if file and os.path.isfile(file) else None
 
 
-def claim(table: Table, save: Path) -> None:
-    """Note the table's name and file in its folder."""
-    write_json(save / OWNER, {'table': table.owner, 'file': os.path.abspath(table.path)})
+def flags_of(save: Path) -> list[str]:
+    """Return the arguments that the last command gave every run of the folder; none if they are not noted."""
+    flags = read_or_empty(save / OWNER, dict).get('flags')
+    return flags if isinstance(flags, list) and all(isinstance(flag, str) for flag in flags) else []
+
+
+def claim(table: Table, save: Path, extra_args: list[str]) -> None:
+    """Note the table's name and file in its folder, and the flags of every run."""
+    write_json(save / OWNER, {'table': table.owner, 'file': os.path.abspath(table.path), 'flags': extra_args})
 
 
 def option_differences(run: PlannedRun) -> list[str]:

@@ -20,12 +20,12 @@ def make_folders(save: Path) -> None:
 
 
 def run_table(table: Table, runs: list[PlannedRun], save: Path,
-              train: Callable[[list[PlannedRun]], dict[PlannedRun, Progress]], retry: bool = False,
-              is_final: bool = False) -> dict[PlannedRun, Progress]:
+              train: Callable[[list[PlannedRun]], dict[PlannedRun, Progress]], extra_args: list[str],
+              retry: bool = False, is_final: bool = False) -> dict[PlannedRun, Progress]:
     """Train the runs that folder_check.check accepts, and print and write the report. Returns the progress.
 
-    retry: also run again what has failed. is_final: the table ends a search, which prints the results itself: wait for
-    another process that is at work there, else raise UserError.
+    extra_args: the flags of every run. retry: also run again what has failed. is_final: the table ends a search, which
+    prints the results itself: wait for another process that is at work there, else raise UserError.
     """
     make_folders(save)
     lock = FolderLock(save, shared=True)      # with report.py
@@ -34,7 +34,7 @@ def run_table(table: Table, runs: list[PlannedRun], save: Path,
     elif not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
     try:
-        claim(table, save)
+        claim(table, save, extra_args)
         if retry:
             for record in (Record(save / 'logs', run) for run in runs):
                 if record.has_failed():

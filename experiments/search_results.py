@@ -5,6 +5,7 @@ from pathlib import Path
 
 from helper.cli import table
 
+from .folder_check import flags_of
 from .planned_run import shell
 from .search import ERROR, SECONDS, Search
 from .study import HOPELESS
@@ -79,9 +80,10 @@ def collect(search: Search) -> list[RowResult]:
 def load(space: str | Path, save: Path, extra_args: Sequence[str] = ()) -> list[RowResult]:
     """Return the results so far of the search of a space file in the folder `save`, without a change of any file.
 
-    extra_args: the flags of every run. Raises UserError.
+    extra_args: the flags of every run; none: those that the folder notes. Raises UserError.
     """
-    search = Search(read_table(Path(space), has_ranges=True), Path(save), [*extra_args], trials=0, has_pruner=True)
+    table, save = read_table(Path(space), has_ranges=True), Path(save)
+    search = Search(table, save, [*extra_args] or flags_of(save), trials=0, has_pruner=True)
     search.open(is_new=False)
     return collect(search)
 

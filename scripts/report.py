@@ -1,10 +1,11 @@
 """Write the report of a table or a search, finished or not: HTML and Markdown, for a table also CSV and LaTeX.
 
-python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [ROW ...]] [flags that every run had]
+python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [ROW ...]]
 
 TABLE is the name of a table, its file, or the folder of its runs or of a search of tune.py, such as save/NAME. --epoch
 selects the accuracies; if omitted, those of the epoch that the published figures report, else of the best one.
---figures adds the figures of scripts/visualize.py, for the first trials of each pair.
+--figures adds the figures of scripts/visualize.py, for the first trials of each pair. The runs
+have the flags that the folder notes; those of an older folder that notes none are given here.
 """
 import os
 import subprocess
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.runs import ACCURACY_KEYS
 from distiller_zoo import get_method
 from experiments import report, report_text, search_report
-from experiments.folder_check import check, owner_of
+from experiments.folder_check import check, flags_of, owner_of
 from experiments.plan import plan_runs
 from experiments.planned_run import parse_known_flags
 from experiments.progress import DONE, progress_of
@@ -72,14 +73,14 @@ def main():
             if (value := getattr(opt, flag)) is not None:
                 raise UserError(f'--{flag} {word_list(value)}: not for a search; give the folder of its final runs, '
                                 f'{folder}/final')
-        show(search_report.write(Path(folder), extra_args))
+        show(search_report.write(Path(folder), extra_args or flags_of(Path(folder))))
         print(f'report: {folder}/report.html')
         return
     table = read_table(find_table(name))
     save = Path(folder or f'save/{table.name}')
     if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
-    runs = plan_runs(table, str(save), extra_args)
+    runs = plan_runs(table, str(save), extra_args or flags_of(save))
     check(table, runs, read_only=True)
     progress = {run: progress_of(run, save / 'logs') for run in runs}
     if opt.figures is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import slurm
 from experiments.devices import Devices
-from experiments.folder_check import check
+from experiments.folder_check import check, flags_of
 from experiments.local import Local
 from experiments.plan import plan_runs
 from experiments.planned_run import check_batches, parse_known_flags, select_part, shell
@@ -61,6 +61,8 @@ def main():
     table = read_table(find_table(opt.table))
     save = Path(opt.save_dir or f'save/{table.name}')
     logs = save / 'logs'
+    if opt.status:
+        extra_args = extra_args or flags_of(save)
     table, runs = select_part(table, plan_runs(table, str(save), extra_args), opt.rows, opt.pairs, opt.seeds)
     check(table, runs, read_only=opt.status)
     devices = slurm.Slurm(opt, table.name, save) if opt.cluster == 'slurm' else \
@@ -81,7 +83,7 @@ def main():
         return
 
     train = devices.run if opt.cluster == 'slurm' else Local(table.name, logs, devices, opt.trial_parallel).run
-    progress = run_table(table, runs, save, train, opt.retry)
+    progress = run_table(table, runs, save, train, extra_args, opt.retry)
     if any(now.state != DONE for now in progress.values()):
         print('not all is done; the same command continues, with --retry also what has failed', file=sys.stderr)
         sys.exit(1)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import search_report, search_results, slurm
 from experiments.devices import Devices
 from experiments.final_table import KINDS, PUBLISHED, TUNED, final_runs, make_final
-from experiments.folder_check import check, claim
+from experiments.folder_check import check, claim, flags_of
 from experiments.local import Local
 from experiments.planned_run import check_batches, parse_known_flags, select_cells
 from experiments.progress import DONE, failures, progress_of
@@ -67,6 +67,8 @@ def main():
     optuna()        # an error if it is missing
     space = read_table(find_table(opt.space, SPACES), has_ranges=True)
     save = Path(opt.save_dir or f'save/{space.name}')
+    if opt.status:
+        extra_args = extra_args or flags_of(save)
     search = Search(select_cells(space, opt.rows, opt.pairs), save, extra_args, opt.trials, opt.prune)
     if opt.status:
         search.open(is_new=False)
@@ -106,7 +108,7 @@ def train_final(opt, search, extra_args, until):
           f'{search.save}/final.toml', flush=True)
     runner = make_runner(opt, f'{search.table.name}-final', folder, until)
     progress = run_table(table, runs, folder, lambda runs: {
-        **{run: progress_of(run, logs) for run in runs}, **runner.run(part)}, opt.retry, is_final=True)
+        **{run: progress_of(run, logs) for run in runs}, **runner.run(part)}, extra_args, opt.retry, is_final=True)
     return {run: progress[run] for run in part}
 
 
@@ -125,8 +127,8 @@ def begin(search, runner, retry):
     lock.wait()
     try:
         check(search.table, teachers)
-        claim(search.table, search.save)
         search.open()
+        claim(search.table, search.save, search.planner.extra_args)
         if retry:
             search.retry()
         progress = {run: progress_of(run, search.logs) for run in teachers}

@@ -487,10 +487,11 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     Path('mine.toml').write_bytes((TABLES / 'digits.toml').read_bytes())
-    claim(read_table(Path('mine.toml')), Path('here'))
+    claim(read_table(Path('mine.toml')), Path('here'), [])
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
-    assert read_json(Path('here/table.json'), '') == {'table': 'mine', 'file': os.path.abspath('mine.toml')}
+    assert read_json(Path('here/table.json'), '') == {'table': 'mine', 'file': os.path.abspath('mine.toml'),
+                                                       'flags': []}
     Path('here/table.json').unlink()
     Path('run').mkdir()
     Path('run/history.json').touch()

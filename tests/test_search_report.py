@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         patch.setattr(os, 'fsync', lambda handle: None)
         search = Search(table, save, [], 12, True)
         search.open()
-        claim(table, save)
+        claim(table, save, [])
         alone, kd, dkd, sp = search.cells
         add(alone, 'COMPLETE', {}, [50.0, 60.0])
         for alpha, accuracy in ((1.0, 70.0), (10.0, 75.5), (0.1, 65.0)):

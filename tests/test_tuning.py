@@ -19,12 +19,13 @@ from conftest import ROOT
 from experiments import local, search_results, slurm, space, study
 from experiments.devices import Devices
 from experiments.final_table import KINDS, final_runs, make_final
+from experiments.folder_check import claim, flags_of
 from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
 from experiments.table_file import read_table
 from helper.cli import values
 from helper.errors import UserError
-from scripts import reproduce, tune
+from scripts import report, reproduce, tune
 
 optuna = pytest.importorskip('optuna')
 
@@ -545,6 +546,27 @@ def test_status(call, tmp_path, monkeypatch, capsys):
     at = search_results.load('x.toml', Path('save/x'))[1]
     assert f'\n# AT, resnet14 -> resnet8\n{at.command}\n' in out + '\n' and at.best.accuracy == max(at.best.curve)
     assert '\n# AT, resnet14 -> resnet8\npython ' in out and study.HOPELESS not in out
+
+
+def test_the_flags_of_every_run_are_noted(call, tmp_path, monkeypatch, capsys):
+    """Only the command that trains needs them again."""
+    monkeypatch.chdir(tmp_path)
+    path = write(Path('x.toml'), KD='distill = "kd"\nalpha = [1, 2]\n')
+    Path('save/x').mkdir(parents=True)
+    flags = ['--epochs', '3', '--momentum=0.5']
+    search = make(Path('save/x'), 2, path=path, arguments=flags)
+    work(search)
+    claim(search.table, search.save, flags)
+    for arguments in ([], flags):
+        call(tune.main, path, '--status', *arguments)
+        assert 'x: 2 done, ' in capsys.readouterr().out
+        call(report.main, 'save/x', *arguments)
+        assert ' --epochs 3 --momentum=0.5' in capsys.readouterr().out
+    assert search_results.load(path, Path('save/x'))[0].best.values == {'alpha': 1}
+    for arguments, said in (([], 'epochs 3, not 4'), (['--epochs', 3], 'momentum 0.5, not 0.9')):
+        said_now = refused(call, capsys, tune.main, path, *arguments)
+        assert said_now.startswith(f'--save_dir save/x: holds a search of row KD: resnet14 -> resnet8 with {said}')
+    assert flags_of(Path('save/x')) == flags
 
 
 @pytest.mark.slow
