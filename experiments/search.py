@@ -62,6 +62,7 @@ class Search:
         self.cells = [cell for pair in table.pairs for row in table.rows if (cell := self._cell(pair, row))]
         self.claims: dict[PlannedRun, tuple] = {}       # run of this process -> (its cell, number, lock)
         self.is_waiting = False                         # for trials of other processes
+        self.storage = None                             # of Optuna, once it is open
 
     # Plan
 
@@ -151,11 +152,11 @@ class Search:
         if not is_new and not path.is_file():
             return
         with locked(self.save / 'search'):
-            storage = studies.open_storage(path)
-            known = {found.study_name for found in storage.get_all_studies()}
+            self.storage = studies.open_storage(path)
+            known = {found.study_name for found in self.storage.get_all_studies()}
             for cell in self.cells:
                 if is_new or cell.name in known:
-                    cell.study = studies.open_study(storage, cell.name)
+                    cell.study = studies.open_study(self.storage, cell.name)
                     self._check_definition(cell, is_new)
 
     def _check_definition(self, cell, is_new):
@@ -218,7 +219,7 @@ class Search:
         try:
             run = self.run_of(cell, trial)
         except UserError as error:
-            studies.end(cell.study, trial.number, 'FAIL', None, {ERROR: [f'error: {printable(error)}']})
+            studies.end(self.storage, cell.study, trial.number, 'FAIL', None, {ERROR: [f'error: {printable(error)}']})
             return None
         lock = FolderLock(self.logs, shared=True, name=f'.{run.name}.lock')
         if not lock.take():
@@ -239,13 +240,13 @@ class Search:
         for run, (cell, number, lock) in list(self.claims.items()):
             trial, curve = cell.trials()[number], curve_of(run)
             warmup = math.ceil(WARMUP * run.opt.epochs) if self.has_pruner else None
-            is_hopeless = studies.report(cell.study, trial, curve, warmup)
+            is_hopeless = studies.report(self.storage, cell.study, trial, curve, warmup)
             state = progress[run].state
             if is_hopeless and run in running:
                 hopeless.append(run)
             elif is_hopeless or state in (DONE, FAILED):
                 end = 'PRUNED' if is_hopeless else 'COMPLETE' if state == DONE else 'FAIL'
-                studies.end(cell.study, number, end, max(curve) if end == 'COMPLETE' else None, {
+                studies.end(self.storage, cell.study, number, end, max(curve) if end == 'COMPLETE' else None, {
                     SECONDS: progress[run].seconds, **({ERROR: Record(self.logs, run).last_lines()} if end == 'FAIL'
                                                        else {})})
                 progress[run].state = PRUNED if is_hopeless else state

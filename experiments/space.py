@@ -176,7 +176,6 @@ def ranges_of(method: str, ranges: tuple[Range, ...]) -> list[Range]:
 def uses(method: str, name: str) -> bool:
     """Return whether the method, or a part of a sum of methods, uses the flag."""
     if name == 'beta' and method in distiller_dict:
-        spec = distiller_dict[method].spec
-        return spec.has_method_loss or bool(spec.published.get('beta'))
+        return distiller_dict[method].spec.has_method_loss
     users = users_of(name)
     return not users or bool({*method.split('+')} & {*users})

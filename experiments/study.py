@@ -158,17 +158,23 @@ def retried(trials: list) -> set[int]:
     return {trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs}
 
 
-def report(study, trial, curve: list[float], warmup: int | None) -> bool:
+def _trial_id(storage, study, number):
+    """Return the identity of a trial in the storage."""
+    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study.study_name), number)
+
+
+def report(storage, study, trial, curve: list[float], warmup: int | None) -> bool:
     """Add the epochs of a running trial to its study. Returns whether the trial is hopeless.
 
-    curve: the accuracies of its epochs so far. warmup: the epochs in which no trial is hopeless; None: all. A trial is
-    hopeless when its best accuracy up to an epoch is below the median of those of the complete trials up to that epoch.
-    Each epoch is judged once, in order, whenever the function is called: later epochs do not count.
+    It writes into the storage, since an optuna.trial.Trial would draw values. curve: the accuracies of its epochs so
+    far. warmup: the epochs in which no trial is hopeless; None: all. A trial is hopeless when its best accuracy up to
+    an epoch is below the median of those of the complete trials up to that epoch. Each epoch is judged once, in order,
+    whenever the function is called: later epochs do not count.
     """
     trial = copy.deepcopy(trial)
     pruner = optuna().pruners.NopPruner() if warmup is None else \
         optuna().pruners.MedianPruner(n_startup_trials=FEWEST, n_warmup_steps=warmup + 1)
-    storage, trial_id = study._storage, trial._trial_id     # optuna.trial.Trial would draw values
+    trial_id = _trial_id(storage, study, trial.number)
     if HOPELESS in trial.user_attrs:
         curve = curve[:trial.user_attrs[HOPELESS]]
     for epoch in range(len(trial.intermediate_values) + 1, len(curve) + 1):
@@ -182,11 +188,10 @@ def report(study, trial, curve: list[float], warmup: int | None) -> bool:
     return HOPELESS in trial.user_attrs
 
 
-def end(study, number: int, state: str, accuracy: float | None, attributes: dict) -> None:
+def end(storage, study, number: int, state: str, accuracy: float | None, attributes: dict) -> None:
     """End a running trial. state: a name of optuna.trial.TrialState; accuracy: of a complete trial."""
-    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
     for name, value in attributes.items():
-        study._storage.set_trial_user_attr(trial_id, name, value)
+        storage.set_trial_user_attr(_trial_id(storage, study, number), name, value)
     study.tell(number, accuracy, state=optuna().trial.TrialState[state])
 
 

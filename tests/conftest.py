@@ -39,6 +39,7 @@ from dataset.shard_files import CACHE_GB  # noqa: E402
 from distiller_zoo import distiller_dict, get_method  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
 from helper.files import locked  # noqa: E402
+from helper.run import Run  # noqa: E402
 from models import model_dict  # noqa: E402
 from options import student_options  # noqa: E402
 
@@ -123,6 +124,22 @@ def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
     names = {*way.split()[0].split('+')}
     return [*(['--nce_k', str(negatives)] if 'crd' in names else []),
             *(['--init_epochs', str(init_epochs)] if any(get_method(name).spec.first_stage for name in names) else [])]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(n, signal): that signal really comes to this process in the n-th training step from now on."""
+    def after(steps, number=signal.SIGTERM):
+        left = [steps]
+
+        def end_step(self, batches):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+            original(self, batches)
+        monkeypatch.setattr(Run, 'end_step', end_step)
+    original = Run.end_step
+    return after
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """-b auto: the weight is the right one, in every method, in sums, after a resume, compiled and in 16 bits."""
 import json
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -121,7 +120,7 @@ def test_the_weight_is_fixed_after_the_first_steps(three_steps):
     assert any(len(state) == 2 for state in optimizer.state.values())       # a momentum for each gradient
 
 
-def test_a_resumed_run(call, small, teacher, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run(call, small, teacher, tmp_path, monkeypatch, interrupt, capsys):
     """Stopped within the measured steps, after them, and ended: as without a stop, to the bit."""
     monkeypatch.setattr(auto_weight, 'STEPS', 4)
 
@@ -129,19 +128,10 @@ def test_a_resumed_run(call, small, teacher, tmp_path, monkeypatch, capsys):
         call(train_student.main, '--path_t', teacher, *small, '--epochs', 2, '--learning_rate', 0.01, '--distill',
              'similarity', '-b', 'auto', '--save_dir', save, *flags)
     run(tmp_path / 'whole')
-    original = Run.end_step
     for steps in (2, 3):
-        left = [steps]
-
-        def end_step(self, batches, left=left):
-            left[0] -= 1
-            if left[0] == 0:
-                self.signals.on_signal(signal.SIGTERM, None)
-            original(self, batches)
-        monkeypatch.setattr(Run, 'end_step', end_step)
+        interrupt(steps)
         with pytest.raises(SystemExit):
             run(tmp_path / 'parts', '--resume', 'auto')
-    monkeypatch.setattr(Run, 'end_step', original)
     run(tmp_path / 'parts', '--resume', 'auto')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
     folder = next(tmp_path.glob('whole/student_model/*'))

@@ -11,7 +11,6 @@ import train_teacher
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward
 from helper.loops import train_epoch
-from helper.run import Run
 from options import student_options
 
 pytestmark = pytest.mark.slow
@@ -52,26 +51,17 @@ def test_two_epochs_on_digits(call, tmp_path_factory, tmp_path, way, teacher, st
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_resumed_to_the_bit(call, small, teacher, tmp_path, monkeypatch, way):
+def test_resumed_to_the_bit(call, small, teacher, tmp_path, interrupt, way):
     """Stopped within the first epoch, at its end, and within the second."""
     def run(save, *flags):
         call(train_student.main, '--path_t', teacher, *few(way), *small, '--epochs', 2,
              '--learning_rate', 0.001, '--save_dir', save, '--distill', *way.split(), *flags)
     run(tmp_path / 'whole')
-    original = Run.end_step
     for steps in (2, 1, 2):
-        left = [steps]
-
-        def end_step(self, batches, left=left):
-            left[0] -= 1
-            if left[0] == 0:
-                self.signals.on_signal(signal.SIGTERM, None)
-            original(self, batches)
-        monkeypatch.setattr(Run, 'end_step', end_step)
+        interrupt(steps)
         with pytest.raises(SystemExit) as caught:
             run(tmp_path / 'parts', '--resume', 'auto')
         assert caught.value.code == 128 + signal.SIGTERM
-    monkeypatch.setattr(Run, 'end_step', original)
     run(tmp_path / 'parts', '--resume', 'auto')
     assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
 

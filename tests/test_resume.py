@@ -25,22 +25,6 @@ from helper.state import check_optimizer, load_optimizer
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """interrupt(n, signal): that signal really comes to this process in the n-th training step from now on."""
-    def after(steps, number=signal.SIGTERM):
-        left = [steps]
-
-        def end_step(self, batches):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), number)
-            original(self, batches)
-        monkeypatch.setattr(Run, 'end_step', end_step)
-    original = Run.end_step
-    yield after
-
-
 def student(teacher, small, save, method):
     weights = '0' if method in ('kd', 'ctkd') else ','.join(['0.5'] * len(method.split('+')))
     return ['--path_t', teacher, '--distill', *method.split(), '-b', weights, *few(method, 2), *small, '--epochs', 3,

@@ -154,6 +154,7 @@ def test_ranges_that_are_refused(tmp_path, row, said):
     ('distill = ["kd", "kd"]', "row A: distill = ['kd', 'kd']: give different methods"),
     ('distill = ["kd", "alone"]', "row A: distill = ['kd', 'alone']: give different methods, and \"alone\" by itself"),
     ('distill = "kd"\nbeta = [1]', 'row A: beta = [1]: kd does not use this flag; it has no loss of its own to weight'),
+    ('distill = "fsp"\nbeta = "1 .. 9"', 'row A: beta = "1 .. 9": fsp does not use this flag; it has no loss'),
     ('kd_T = [1]', 'row A: distill: give a method or a list of methods, as "kd" or ["kd", "dkd"]')])
 def test_methods_that_are_refused(tmp_path, row, said):
     path = write(tmp_path / 'x.toml', A=row)
@@ -401,13 +402,14 @@ def test_the_final_table_of_several_pairs(tmp_path):
     """Pairs with other values share a row; those with another method, or where the published one wins, do not."""
     pairs = ['resnet14 -> resnet8', 'resnet20 -> resnet8']
     head = HEAD.replace('["resnet14 -> resnet8"]', json.dumps(pairs))
-    rows = {'Any': 'distill = ["kd", "dkd"]\nkd_T = [1, 4]\n', 'AT': ROWS['AT'],
+    by_logits = ['kd', 'dkd']
+    rows = {'Any': f'distill = {json.dumps(by_logits)}\nkd_T = [1, 4]\n', 'AT': ROWS['AT'],
             'Two': ROWS['AT'].replace('10000', '99')}
 
     def by_pair(opt, epoch):
         is_first = opt.model_t == 'resnet14'
         if opt.distill != 'attention':
-            return 50 - opt.kd_T if opt.distill == ('kd' if is_first else 'dkd') else 10
+            return 50 - opt.kd_T if opt.distill == by_logits[not is_first] else 10
         return 99 - opt.beta if '_Two' in opt.trial else 50 if (opt.beta == 1000) != is_first else 10
     table, options, search = final_of(tmp_path, by_pair, head, **rows)
     best = {(result.label, result.pair): result.best.values for result in search_results.collect(search)}
