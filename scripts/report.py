@@ -4,8 +4,8 @@ python scripts/report.py TABLE [--save_dir DIR] [--epoch best|last] [--figures [
 
 TABLE is the name of a table, its file, or the folder of its runs or of a search of tune.py, such as save/NAME. --epoch
 selects the accuracies; if omitted, those of the epoch that the published figures report, else of the best one.
---figures adds the figures of scripts/visualize.py, for the first trials of each pair. The runs
-have the flags that the folder notes; those of an older folder that notes none are given here.
+--figures adds the figures of scripts/visualize.py, for the first trials of each pair. The runs have the flags that the
+folder notes; for an older folder without that note, give them here.
 """
 import os
 import subprocess
