@@ -20,7 +20,7 @@ PHOTOGRAPHS = ('timm:convnext_atto,ResNet18,kd', 'ResNet34,ResNet18,kd', 'timm:v
 
 def add_arguments(add):
     add('--photographs', action='store_true',
-        help='the training images of {data_dir}/imagenet at 224 pixels, with --cache_epochs 1 and --cache_topk 10; a '
+        help='the training images of {data_dir}/imagenet at 224 pixels, with --cache_epochs 1 and --cache_topk all; a '
              'round is an epoch')
 
 
@@ -30,7 +30,7 @@ def open_data(opt, device):
         loader = memory_loader(opt, device)
         return SimpleNamespace(train_loader=loader, selection_loader=loader, selection_split='test', image_size=32,
                                n_train=loader.n_samples, selection_labels=loader.target.cpu(), num_classes=CLASSES), []
-    flags = ['--dataset', 'imagenet', '--data_dir', opt.data_dir, '--cache_epochs', '1', '--cache_topk', '10',
+    flags = ['--dataset', 'imagenet', '--data_dir', opt.data_dir, '--cache_epochs', '1', '--cache_topk', 'all',
              '--num_workers', str(opt.num_workers), '--seed', '0', '--teacher_cache']
     with contextlib.redirect_stdout(io.StringIO()):     # the classes without images
         return get_dataloaders(student_options(['--path-t', '-', '--batch_size', str(opt.batch_size), *flags]),

@@ -73,7 +73,7 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
                                                                           *space.auxiliary.flags])}
                   if space.auxiliary else {}),
                **({'fetched': space.fetched} if space.fetched else {}),
-               **({'teacher_cache': True} if space.teacher_cache else {}),
+               **({'teacher_cache': shlex.join(space.teacher_cache[1:]) or True} if space.teacher_cache else {}),
                'pairs': [' '.join([str(pair), shlex.join(pair.flags)]).strip() for pair in pairs],
                **({'left_out': left_out} if left_out else {})}
     lines = ['# Written by scripts/tune.py from the results of the search in this folder.',

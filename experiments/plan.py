@@ -177,10 +177,10 @@ class Planner:
         self._settle(opt, label, teacher)
         if self.table.teacher_cache and self.cache_errors.get(label) is None:
             try:
-                with_cache = student_options([*arguments, '--teacher_cache'])
+                with_cache = student_options([*arguments, *self.table.teacher_cache])
                 self._settle(with_cache, label, teacher)
                 opt = with_cache
-                arguments.append('--teacher_cache')
+                arguments += self.table.teacher_cache
                 self.cache_errors[label] = None
             except UserError as error:      # the method or a flag such as --mixup does not allow it
                 self.cache_errors[label] = f'{label}: {error}'

@@ -62,7 +62,7 @@ class Table:
     sources: tuple[str, ...] = ()       # of the published figures; the first source that has a figure counts
     fetched: str | None = None          # path of a downloaded teacher, with '{teacher}' for its name
     auxiliary: Row | None = None        # training of auxiliary teachers: the label is the net
-    teacher_cache: bool = False         # share the teacher outputs between runs where the method allows it
+    teacher_cache: list[str] = field(default_factory=list)      # flags of the runs whose method allows --teacher_cache
     left_out: frozenset[tuple[str, str]] = frozenset()                  # (row label, pair) without runs
     cells: dict[tuple[str, str], Row] = field(default_factory=dict)     # (row label, pair) -> the row with extra flags
     teacher_seed: int = 0       # of the teachers' runs; not given in the file: the first of `seeds`
@@ -98,7 +98,7 @@ KEYS = {
     'cells': (False, dict, '[cells], then lines like  "KD: vgg13 -> vgg8" = "--kd_T 2"'),
     'fetched': (False, str, '"save/models/{teacher}_vanilla/ckpt_epoch_240.pth"'),
     'auxiliary': (False, str, '"resnet8x4_double: pkt -b 30000"'),
-    'teacher_cache': (False, bool, 'true'),
+    'teacher_cache': (False, (bool, str), 'true, or as "--cache_topk 10"'),
     'left_out': (False, list, '["FSP: wrn_40_2 -> wrn_40_1"]'),
 }
 
@@ -194,9 +194,17 @@ def _table(path, content, has_ranges):
             raise UserError(f'cells: {name}: is left out; name it in one of the two keys')
         cells[row.label, str(pair)] = replace(row, flags=(*row.flags, *_split(flags, f'cells: {name}')))
     return Table(path, content['title'], pairs, rows, seeds, sources=tuple(published), cells=cells,
-                 fetched=content.get('fetched'), teacher_cache=content.get('teacher_cache', False),
+                 fetched=content.get('fetched'), teacher_cache=_cache_flags(content.get('teacher_cache', False)),
                  auxiliary=_auxiliary(content['auxiliary']) if 'auxiliary' in content else None,
                  left_out=left_out, teacher_seed=teacher_seed, is_space=has_ranges, **options)
+
+
+def _cache_flags(value):
+    """teacher_cache = true or "--cache_topk 10" -> the flags of a run."""
+    more = _split(value, 'teacher_cache') if isinstance(value, str) else []
+    if isinstance(value, str) and (len(more) != 2 or more[0] != '--cache_topk'):
+        raise UserError(f'teacher_cache: give it as {KEYS["teacher_cache"][2]}')
+    return ['--teacher_cache', *more] if value else []
 
 
 def _is_seed(value):

@@ -8,6 +8,7 @@ REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
     **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
     '--no-test': 'the report of a table shows figures of the test set',
     '--teacher-cache': 'give the table  teacher_cache = true',
+    '--cache-topk': 'give the table  teacher_cache = "--cache_topk K"',
     '--overwrite': 'a table replaces no run; move its folder away instead',
 }
 
