@@ -51,8 +51,6 @@ class CacheFile:
         with locked(self.path) if self.writable else contextlib.nullcontext():
             self._check()
         self.map = mmap.mmap(self.file.fileno(), self.bytes, access=mmap.ACCESS_READ)
-        if hasattr(mmap, 'MADV_WILLNEED'):      # read ahead: later accesses are single pages all over the file
-            self.map.madvise(mmap.MADV_WILLNEED)
         self.values = np.frombuffer(self.map, dtype, slots * width, self.values_at).reshape(slots, width)
 
     def _check(self):
@@ -81,6 +79,11 @@ class CacheFile:
         """The number of outputs in the file, those of other processes too."""
         self.checksums = np.frombuffer(self._read(HEADER, 4 * self.slots), np.uint32).copy()
         return int(np.count_nonzero(self.checksums))
+
+    def read_ahead(self) -> None:
+        """Let the system read the file into memory, because later accesses are single pages all over it."""
+        if hasattr(mmap, 'MADV_WILLNEED'):
+            self.map.madvise(mmap.MADV_WILLNEED)
 
     def needed_bytes(self) -> int:
         """Bytes of disk space that the file will still take."""

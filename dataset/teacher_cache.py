@@ -103,21 +103,21 @@ class TeacherCache:
     def _open(self, part):
         self.part, self.device_copy = part, None
         self.files = {field: self.layout.open(field, part) for field in self.layout.encodings}
-        self.writable &= all(file.writable for file in self.files.values())
+        for file in self.files.values():
+            file.read_ahead()
+            self.writable &= file.writable
         if self.device.type == 'cuda':
             free, _ = torch.cuda.mem_get_info(self.device)
             if 2 * sum(file.bytes for file in self.files.values()) < free:
                 self.copy_to_device()
 
     def select(self, part: int) -> None:
-        """Open the files of this part, if they are not open. Without room for new files, nothing more is cached."""
+        """Open the files of this part, if they are not open. If they cannot be made, nothing more is cached."""
         if part == self.part:
             return
         try:
             self._open(part)
         except OSError as error:
-            if error.errno not in FULL_DISK:
-                raise UserError(f'--teacher_cache: {error.filename}: cannot be used ({error.strerror})') from error
             if self.writable:
                 print(f'--teacher_cache: {printable(self.layout.folder)}: no more outputs are cached '
                       f'({error.strerror})')
