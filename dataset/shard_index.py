@@ -76,6 +76,8 @@ def _check(index):
     """Raise ValueError for values that a written index does not have."""
     if not all(isinstance(name, str) and name for name in (*index.classes, index.location or 'beside')):
         raise ValueError('a class has no name')
+    if not index.shards:
+        raise ValueError('it lists no shard')
     if repeated := [name for name, count in Counter(shard.name for shard in index.shards).items() if count > 1]:
         raise ValueError(f'{repeated[0]} is listed twice')
     for shard in index.shards:
@@ -83,7 +85,7 @@ def _check(index):
         if not NAME.fullmatch(shard.name) or not all(isinstance(member, str) for member in shard.members):
             raise ValueError(f'{shard.name[:80]}: no name of a shard, as train-000000.tar')
         if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or \
-                not len(shard.members) == len(shard.labels) == len(shard.offsets) == len(shard.sizes) or \
+                not 0 < len(shard.members) == len(shard.labels) == len(shard.offsets) == len(shard.sizes) or \
                 not all(offset + size <= shard.bytes for offset, size in zip(shard.offsets, shard.sizes, strict=True)):
             raise ValueError(f'{shard.name}: its numbers contradict each other')
     check_labels(index)

@@ -81,6 +81,8 @@ def parse_location(text: str, flag: str) -> tuple[str, list[str] | None]:
 
     Raises UserError that begins with `flag`.
     """
+    if not text:
+        raise UserError(f'{flag}: give a folder or URL, or FOLDER_OR_URL/train-{{000000..000009}}.tar')
     if '{' not in text and not text.endswith('.tar'):
         return text.rstrip('/') or '/', None
     paths = [text]

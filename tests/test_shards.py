@@ -344,6 +344,8 @@ def test_an_index_of_foreign_shards(call, in_order, tmp_path, capfd):
     (tmp_path / 'names').write_text('ant\nbee')
     assert 'mine-test-000.tar: 0012.png: its label is 2, but there are 2 classes, from 0; give --classes FILE' in \
         refused(call, capfd, '--index', in_order, '--out', tmp_path, '--classes', tmp_path / 'names')
+    with pytest.raises(UserError, match='--dataset wds:: give a folder or URL, or FOLDER_OR_URL/train-'):
+        shards.open_sources(data_options(dataset='wds:'))
     with pytest.raises(UserError, match=r'no shard mine-train-999.tar; there are mine-'):
         shards.open_sources(data_options(dataset=f'wds:{tmp_path}/mine-train-999.tar'))
     assert split_name('ant/1.seg.PNG') == ('ant/1', 'seg.png') and split_name('.x') == ('', 'x')
@@ -398,6 +400,8 @@ def test_damaged_indices_and_missing_shards(call, many, tmp_path, capfd):
     for change, words in (({'shards': [{**shard, 'labels': [0, 9, 0]}]}, 'its label is 9, but there are 4 classes'),
                           ({'shards': [{**shard, 'sizes': [1, 1, 10**9]}]}, 'its numbers contradict each other'),
                           ({'shards': [{**shard, 'sizes': [1]}]}, 'its numbers contradict each other'),
+                          ({'shards': [Shard('x.tar', 1, 1).__dict__]}, 'its numbers contradict each other'),
+                          ({'shards': []}, 'it lists no shard'),
                           ({'shards': [{**shard, 'name': '../x.tar'}]}, 'no name of a shard, as train-000000.tar'),
                           ({'shards': [shard, shard]}, 'train-000000.tar is listed twice'),
                           ({'shards': [{'x': 1}]}, 'argument'), ({'format': 'x'}, 'its format is not "tar shards'),
