@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 import time
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable
@@ -39,8 +40,8 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
-    """Meet the other processes at `url` and return the device of this one. From here on only process 0 prints.
+def join(opt, url: str, rank: int, world: int, gpu_id: str) -> tuple[torch.device, dist.Store]:
+    """Meet the others at `url`; return the device of this process and the store of all. Only process 0 prints then.
 
     url 'env://': MASTER_ADDR and MASTER_PORT. Raises UserError if they do not meet within --dist-timeout.
     """
@@ -55,7 +56,8 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
     timeout, start = timedelta(seconds=opt.dist_timeout), time.monotonic()
     try:
         with _without_cpp_messages():
-            dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', init_method=url, rank=rank,
+            store = unused_store(next(dist.rendezvous(url, rank, world, timeout=timeout))[0], rank, world, timeout)
+            dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank,
                                     world_size=world, timeout=timeout,
                                     device_id=device if device.type == 'cuda' else None)
             _cpu_group = dist.group.WORLD if device.type == 'cpu' else dist.new_group(backend='gloo', timeout=timeout)
@@ -64,7 +66,31 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> torch.device:
             if url == 'env://' else f'--dist-url {url}'
         why = cluster.explain_failed_meeting(str(error), world, time.monotonic() - start, opt.dist_timeout)
         raise UserError(f'{address}: {why}') from error
-    return device
+    return device, store
+
+
+def unused_store(store: dist.Store, rank: int, world: int, timeout: timedelta) -> dist.Store:
+    """A part of `store` that only the processes that run now use.
+
+    torchrun keeps one store for all restarts, with the addresses of processes that have ended. So each process shows a
+    number that nobody had before, and process 0 tells all numbers, until all processes have read the name of the part.
+    """
+    store.set_timeout(timeout)
+    number = uuid.uuid4().hex
+    if rank:
+        store.set(f'number of {rank}', number)
+        name = store.get(f'name for {number}').decode()
+        store.set(f'{name}/{rank}', '')
+        return dist.PrefixStore(name, store)
+    deadline, others = time.monotonic() + timeout.total_seconds(), range(1, world)
+    while not all(store.check([f'{number}/{other}']) for other in others):
+        for other in others:
+            if store.check([f'number of {other}']):
+                store.set(f'name for {store.get(f"number of {other}").decode()}', number)
+        if time.monotonic() > deadline:
+            raise TimeoutError('not all processes came')
+        time.sleep(0.02)
+    return dist.PrefixStore(number, store)
 
 
 @contextlib.contextmanager

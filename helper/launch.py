@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 import torch
 import torch.distributed as dist
 
-from . import cluster, distributed
+from . import cluster, distributed, heartbeat
 from .device import select_device
 from .errors import UserError, describe_failure
 
@@ -42,12 +42,15 @@ def launch(train: Callable, opt) -> None:
             end_with_parent(os.getppid())
             train_together(train, opt, 'env://', ranks.rank, ranks.world_size, select_local_gpu(opt, ranks))
     else:
+        if 'TORCHELASTIC_RUN_ID' in os.environ:     # the only node of several that is there
+            end_with_parent(os.getppid())
         train(opt, select_device(opt.gpu_id))
 
 
 def train_together(train: Callable, opt, url: str, rank: int, world_size: int, gpu_id: str) -> None:
     """Call train(opt, device) as one of several processes."""
-    device = distributed.join(opt, url, rank, world_size, gpu_id)
+    device, store = distributed.join(opt, url, rank, world_size, gpu_id)
+    heartbeat.start(store, rank, world_size, end_process)
     distributed.agree_on_options(opt)
     train(opt, device)
     dist.destroy_process_group()
@@ -86,7 +89,7 @@ def end_with_parent(parent: int) -> None:
 @contextlib.contextmanager
 def process_lifetime(rank: int):
     """Return a context for one of several processes; the process ends with it. One process reports each error."""
-    code = 0
+    code, text = 0, ''
     try:
         yield
         sys.stdout.flush()
@@ -96,19 +99,27 @@ def process_lifetime(rank: int):
         text, code = describe_failure(error)
         is_consequence = isinstance(error, RuntimeError) and \
             re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
+        # The launcher ends all processes after the first one. So the process that knows the reason, or else process 0,
+        # is the first to end; the others find out which one is lost, and are not stopped while they do.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if is_consequence else signal.SIG_DFL)
         if is_consequence:
-            text, code = 'error: the connection to another process broke; has it ended?\n', 1
-        # The first process to end makes the launcher end the others. So the process that knows the reason, or else
-        # process 0, must be the first.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(10 if is_consequence else 2 if rank else 0)
+            text, code = heartbeat.explain(), 1
+        time.sleep(2 if is_consequence or rank else 0)
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
+    heartbeat.stop(text)
+    end_process(code)
+
+
+def end_process(code: int) -> None:
+    """End this process at once, and those that it started.
+
+    Python's own exit is skipped: a thread of the process group that is still running could abort the process, and the
+    destructors of a broken group can wait for each other. So temporary folders, as wandb's, are removed here.
+    """
     for worker in active_children():
         worker.terminate()
-    # Skip Python's own exit: a thread of the process group that is still running could abort the process, and the
-    # destructors of a broken group can wait for each other. So temporary folders, as wandb's, are removed here.
     for item in gc.get_objects():
         if type(item) is tempfile.TemporaryDirectory:
             with contextlib.suppress(OSError):
@@ -184,7 +195,7 @@ def wait_for_all(processes: list, entries: list[str], forwarded: list[int]) -> N
         return
     code = processes[failed].exitcode
     is_stopping = code > 128 or forwarded       # then all save and end by themselves
-    for grace, end in ((30 if is_stopping else 0.1, 'terminate'), (3, 'kill')):
+    for grace, end in ((30, 'terminate'), (3, 'kill')) if is_stopping else ((0.1, 'kill'),):
         deadline = time.monotonic() + grace
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))

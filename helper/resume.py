@@ -82,8 +82,8 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
         training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:
-        print(f'saved by {counted(saved, "process")}, resumed by {processes}: the random numbers of the methods are '
-              f'drawn anew')
+        print(f'saved by {counted(saved, "process")}, resumed by {processes}: the run no longer equals one of {saved} '
+              f'to the bit; --batch_size stays the total, and the random numbers of the methods are drawn anew')
     return state
 
 
