@@ -259,7 +259,7 @@ def test_a_machine_is_lost_and_returns(student, tmp_path, machines, names, is_cu
     agents = {name: net.agent(name, logs[name], *run) for name in names}
     written = lambda: ''.join(log.read_text() for log in logs.values())         # noqa: E731
     together = f'{count} processes, cpu'        # an agent that is late has started again those before it
-    wait_until(lambda: 'epoch ' in written().rpartition(together)[2] and together in written(), agents.values())
+    wait_until(lambda: 'train loss' in written().rpartition(together)[2] and together in written(), agents.values())
     assert 'error' not in written()
 
     began = time.monotonic()
@@ -275,12 +275,13 @@ def test_a_machine_is_lost_and_returns(student, tmp_path, machines, names, is_cu
             line for line in logs[name].read_text().splitlines() if lost in line), flush=True)
     wait_until(lambda: f'saved by {count} processes, resumed by {count - 1}: the run no longer' in written(), stay)
     print(f'resumed after {time.monotonic() - began:.0f} s', flush=True)
-    agents[gone].wait(300)
 
     net.cable(gone, 'up')
+    net.kill(gone)      # its torchrun may still wait for an answer
+    agents[gone].wait()
     agents[gone] = net.agent(gone, logs[gone], *run)
     again = f'saved by {count - 1} process{"es" * (count > 2)}, resumed by {count}: '
-    wait_until(lambda: again in written() and 'epoch ' in written().rpartition(again)[2], agents.values())
+    wait_until(lambda: again in written() and 'train loss' in written().rpartition(again)[2], agents.values())
     for agent in agents.values():
         agent.terminate()
     for agent in agents.values():
