@@ -1,5 +1,4 @@
 """Training with several real processes, connected by gloo on this machine."""
-import copy
 import itertools
 import json
 import os
@@ -105,9 +104,9 @@ def make(method, rank, world, images=24, **changes):
 def steps(distiller, loader, opt, sgd=0.01, amp=None):
     """Train the first stage, if there is one, for an epoch, and two more: ([averages], optimiser).
 
-    The averages of the last two say whether the student's first layer moved. --grad_accum is 1 in the last epoch.
+    The averages of the last two say whether the student's first layer moved.
     """
-    found, opt = [], copy.copy(opt)
+    found = []
     if distiller.in_first_stage:
         module = distributed.wrap(distiller, CPU, find_unused_parameters=True)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
@@ -121,7 +120,6 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
     precision = Precision(amp, CPU)
     for epoch in (1, 2):
         distiller.begin_epoch(epoch, 2)
-        opt.grad_accum = opt.grad_accum if epoch == 1 else 1
         module, before = distributed.rewrap(module, CPU), distiller.student.conv1.weight.clone()
         averages = train_epoch(epoch, loader, module, optimizer, opt, precision=precision)
         found.append({**averages, 'moved': not distiller.student.conv1.weight.equal(before)})
@@ -190,8 +188,7 @@ def every_method(opt, device):
     distiller_dict['every_part'] = EveryPartDistiller       # another test may have removed it before this fork
     for method in (*distiller_dict, 'rkd+crd'):
         freezes = not get_method(method).spec.own_backward
-        distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes),
-                                             grad_accum=1 + freezes)
+        distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes))
         averages, optimizer = steps(distiller, loader, method_opt)
         state = dict(distiller.state_dict())
         for name in ('attention_sum', 'attention_batches'):     # of this process, averaged when it is shown
@@ -271,7 +268,7 @@ def test_options_of_all_processes(together):
 
 @pytest.mark.parametrize('method', [*distiller_dict, 'every_part', 'rkd+crd'])
 def test_all_processes_hold_the_same(together, method):
-    """After an epoch of --grad_accum 2 with a frozen backbone, also of a first stage, and one in which all learns."""
+    """After an epoch with a frozen backbone and one in which all learns."""
     assert together[method] == {'weights': True, 'optimizer': True, 'moved': True, 'averages': True}
 
 
