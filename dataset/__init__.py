@@ -18,7 +18,7 @@ from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measu
 from .order import Repetition
 from .parts import open_parts, select
 from .registry import IN_MEMORY, LARGE, check_dataset, dataset_key, default_crop, memory_dict, source_dict
-from .source import Subset
+from .source import Subset, sample_indices
 from .split import stratified_indices
 from .worker_loader import WorkerLoader
 
@@ -120,8 +120,7 @@ def _normalisation(opt, train, pipeline, inputs):
         return IMAGENET_MEAN, IMAGENET_STD, "ImageNet's"
     if not isinstance(train, Decoded):
         source = train.source if isinstance(train, ScaledImages) else train
-        n = len(source.labels)
-        train = decode_squares(Subset(source, range(0, n, -(-n // MEASURED))), opt, pipeline)
+        train = decode_squares(Subset(source, sample_indices(source, MEASURED)), opt, pipeline)
     return *measure_mean_std(train.images), 'measured'
 
 

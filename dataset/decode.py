@@ -15,7 +15,7 @@ from helper.errors import UserError, counted, printable
 
 from .crop import RESAMPLING, Pipeline
 from .jpeg import resize_box
-from .source import SourceError, Subset
+from .source import SourceError, Subset, sample_indices
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
@@ -98,8 +98,8 @@ def _read_all(open_image, source, opt, keep):
 
 def report_cropping(source, pipeline: Pipeline) -> None:
     """Print a line if --fit crop cuts off parts of oblong images; checks SAMPLE images of this source."""
-    n, shares = len(source.labels), []
-    for i in range(0, n, -(-n // SAMPLE)):
+    shares = []
+    for i in sample_indices(source, SAMPLE):
         with contextlib.suppress(UserError):
             width, height = source.open(i).size
             shares.append(min(width, height) / max(width, height))

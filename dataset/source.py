@@ -57,8 +57,8 @@ class Source:
 
     @functools.cached_property
     def _checksum(self):
-        crc, n = zlib.crc32('\n'.join(self.entries()).encode(errors='surrogateescape')), len(self.labels)
-        for i in range(0, n, -(-n // SAMPLE) or 1):
+        crc = zlib.crc32('\n'.join(self.entries()).encode(errors='surrogateescape'))
+        for i in sample_indices(self, SAMPLE):
             with contextlib.suppress(UserError, OSError):
                 crc = zlib.crc32(self.content(i)[1], crc)
         return crc
@@ -88,6 +88,15 @@ class Subset:
     def checksum(self) -> int:
         """CRC-32 of the source and the indices."""
         return zlib.crc32(np.asarray(self.indices, np.int64), self.source.checksum())
+
+
+def sample_indices(source: Source | Subset, count: int) -> range:
+    """At most `count` images from which a fact about all is estimated: evenly spaced, of shards the first ones.
+
+    Evenly spaced images would need many shards, which may have to be fetched.
+    """
+    n = len(source.labels)
+    return range(0, n, -(-n // count) or 1) if source.shards is None else range(min(n, count))
 
 
 def read_bytes(path: str) -> bytes:

@@ -20,7 +20,8 @@ from dataset import shard_files, shards
 from dataset.folder import scan
 from dataset.order import WINDOW, EpochOrder, shuffle_shards
 from dataset.shard_index import Shard, read_index, read_shard, split_name
-from dataset.source import SourceError, Subset
+from dataset.shards import ShardSplit
+from dataset.source import SourceError, Subset, sample_indices
 from dataset.worker_loader import WorkerLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
@@ -113,6 +114,13 @@ def test_the_order_of_an_epoch():
     part = Subset(type('S', (), {'labels': shard, 'shards': shard}), range(0, 2000, 3))
     order = EpochOrder(667, 8, True, False, 1, shards=part.shards)
     assert sorted(i for batch in order for i, _ in batch) == sorted({i for batch in order for i, _ in batch})
+
+
+def test_facts_of_all_images_are_estimated_from_the_first_shards(many, tree):
+    """Evenly spaced images would need all shards."""
+    train = ShardSplit(shard_files.LocalShards(many), read_index(many / 'shards.json', '').shards[:16], 'train')
+    assert [*sample_indices(train, 5)] == [0, 1, 2, 3, 4] and [*sample_indices(train, 50)] == [*range(48)]
+    assert [*sample_indices(scan(tree)[0]['train'], 5)] == [0, 10, 20, 30, 40]
 
 
 def test_each_image_once_over_two_ranks_and_two_workers(many, tree):
