@@ -32,8 +32,7 @@ def check_pairs(opt):
     for pair in opt.pair or []:
         words = pair.split(',')
         if len(words) not in ((2, 3) if opt.what in ('methods', 'memory') else (3,)):
-            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; the method may be left out of: methods, '
-                            f'memory')
+            raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; only methods and memory need no METHOD')
         for name in words[:2]:
             check_name(name, 32, '--pair')
         if len(words) == 3:

@@ -64,8 +64,7 @@ def memory_loader(opt, device):
                         world_size=distributed.world_size())
 
 
-def build(pair, opt, device, fast=True, compiled=False, size=32, classes=CLASSES,
-          flags=()):
+def build(pair, opt, device, fast=True, compiled=False, size=32, classes=CLASSES, flags=()):
     """(distiller, optimiser, options) for 'TEACHER,STUDENT,METHOD'.
 
     fast: as train_student.py prepares them. size, classes: of the images. flags: more of train_student.py.

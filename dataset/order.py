@@ -52,7 +52,7 @@ class EpochOrder:
         self.generator = torch.Generator().manual_seed(seed)
         self.first_batch = 0
         self.epoch, self.repetition, self.augmentation = 1, repetition, torch.Generator()
-        self.is_done = None     # function of indices (B,) -> bool (B,): images that are skipped
+        self.is_done = None     # function of indices (B,) -> bool (B,): images that fill_teacher_cache.py skips
         indices = range(rank, n, world_size)
         self.test_batches = [indices[i:i + batch_size] for i in range(0, len(indices), batch_size)]
 
@@ -76,13 +76,13 @@ class EpochOrder:
                 yield batch
 
     @property
-    def variant(self) -> int:
-        """Which of the repeated epochs the current one equals, from 0; without repetition always 0."""
+    def repeated_epoch(self) -> int:
+        """The number of the repeated epoch that the current epoch equals, from 0; without repetition 0."""
         return (self.epoch - 1) % self.repetition.epochs if self.repetition else 0
 
     def batch_seed(self, number: int) -> int:
         """A seed for the random numbers of batch `number` of this process in a repeated epoch."""
-        return zlib.crc32(f'{self.repetition.seed} {self.variant} {self.rank} {number}'.encode())
+        return zlib.crc32(f'{self.repetition.seed} {self.repeated_epoch} {self.rank} {number}'.encode())
 
     def slots(self, index: torch.Tensor, n_views: int) -> torch.Tensor:
         """The numbers of images (B,) in the files of a repeated epoch: (B,), or (n_views, B) for several views."""
@@ -92,7 +92,7 @@ class EpochOrder:
         """The image indices in the order of a new epoch. Precedes all other random numbers of the epoch."""
         generator = self.generator
         if self.repetition:
-            self.augmentation.manual_seed(zlib.crc32(f'{self.repetition.seed} {self.variant}'.encode()))
+            self.augmentation.manual_seed(zlib.crc32(f'{self.repetition.seed} {self.repeated_epoch}'.encode()))
             if self.repetition.with_order:
                 generator = self.augmentation
         self.current = torch.randperm(self.n, generator=generator) if self.shards is None else \
@@ -112,7 +112,7 @@ class EpochOrder:
         return self._draw(lambda generator: (torch.rand((1, self.n), generator=generator) < probability).long())
 
     def _draw(self, draw):
-        """The numbers that draw(generator) returns; of repeated epochs they belong to the indices of the images."""
+        """The numbers that draw(generator) returns. In repeated epochs each image index has its own, in any order."""
         if self.repetition:
             return draw(self.augmentation)[..., self.current]
         return draw(self.generator)

@@ -50,46 +50,46 @@ class Layout:
     epochs: int | None = None       # repeated epochs that the run uses; None without --cache_epochs
 
     @property
-    def parts(self) -> range:
-        """The numbers of the repeated epochs, from 0; without --cache_epochs 0 alone."""
+    def repeated_epochs(self) -> range:
+        """The numbers of the repeated epochs, from 0; without --cache_epochs only 0."""
         return range(self.epochs or 1)
 
     def bytes(self, field: str) -> int:
         """The size of a field's files when full."""
         encoding = self.encodings[field]
-        return len(self.parts) * file_bytes(self.slots, encoding.width, encoding.dtype)
+        return len(self.repeated_epochs) * file_bytes(self.slots, encoding.width, encoding.dtype)
 
-    def path(self, field: str, part: int) -> Path:
-        """The file of a field."""
-        epoch = '' if self.epochs is None else f'_epoch{part + 1:03d}'
+    def path(self, field: str, repeated_epoch: int) -> Path:
+        """The file of a field for a repeated epoch, from 0."""
+        epoch = '' if self.epochs is None else f'_epoch{repeated_epoch + 1:03d}'
         return self.folder / f'{self.stem}{epoch}_{field}.cache'
 
-    def open(self, field: str, part: int) -> CacheFile:
+    def open(self, field: str, repeated_epoch: int) -> CacheFile:
         """Open or make that file. Raises UserError if it is another one or damaged, OSError if it cannot be made."""
         encoding = self.encodings[field]
-        epoch = {} if self.epochs is None else {'epoch': part + 1}
-        return CacheFile(self.path(field, part), {'kind': field, **self.facts, **epoch}, self.slots, encoding.width,
-                         encoding.dtype)
+        epoch = {} if self.epochs is None else {'epoch': repeated_epoch + 1}
+        return CacheFile(self.path(field, repeated_epoch), {'kind': field, **self.facts, **epoch}, self.slots,
+                         encoding.width, encoding.dtype)
 
     def usage(self) -> tuple[dict[str, float], int]:
         """(field -> cached share of its outputs, bytes of disk space that the files will still take)."""
         shares, needed = {}, 0
         for field in self.encodings:
             count = 0
-            for part in self.parts:
-                if self.path(field, part).exists():
-                    file = self.open(field, part)
+            for repeated_epoch in self.repeated_epochs:
+                if self.path(field, repeated_epoch).exists():
+                    file = self.open(field, repeated_epoch)
                     count, needed = count + file.count(), needed + file.needed_bytes()
                 else:
-                    needed += self.bytes(field) // len(self.parts)
-            shares[field] = count / (len(self.parts) * self.slots)
+                    needed += self.bytes(field) // len(self.repeated_epochs)
+            shares[field] = count / (len(self.repeated_epochs) * self.slots)
         return shares, needed
 
 
 class TeacherCache:
     """The outputs of one teacher for the training images of one data set, of the fields that a method needs.
 
-    The files of one part of the layout are open at a time.
+    Only the files of one repeated epoch are open at a time.
     """
 
     def __init__(self, layout: Layout, device: torch.device, checksums: dict, accuracy_key: str = 'test_acc'):
@@ -100,9 +100,9 @@ class TeacherCache:
         self.writable, self.unwritten = True, []    # writable: whether new outputs are cached
         self._open(0)
 
-    def _open(self, part):
-        self.part, self.device_copy = part, None
-        self.files = {field: self.layout.open(field, part) for field in self.layout.encodings}
+    def _open(self, repeated_epoch):
+        self.repeated_epoch, self.device_copy = repeated_epoch, None
+        self.files = {field: self.layout.open(field, repeated_epoch) for field in self.layout.encodings}
         for file in self.files.values():
             file.read_ahead()
             self.writable &= file.writable
@@ -111,12 +111,12 @@ class TeacherCache:
             if 2 * sum(file.bytes for file in self.files.values()) < free:
                 self.copy_to_device()
 
-    def select(self, part: int) -> None:
-        """Open the files of this part, if they are not open. If they cannot be made, nothing more is cached."""
-        if part == self.part:
+    def select(self, repeated_epoch: int) -> None:
+        """Open the files of this repeated epoch. If they cannot be made, nothing more is cached."""
+        if repeated_epoch == self.repeated_epoch:
             return
         try:
-            self._open(part)
+            self._open(repeated_epoch)
         except OSError as error:
             if self.writable:
                 print(f'--teacher_cache: {printable(self.layout.folder)}: no more outputs are cached '
@@ -129,8 +129,8 @@ class TeacherCache:
         self.device_copy = {field: self.to_device(np.zeros((file.slots, file.width), file.dtype))
                             for field, file in self.files.items()}
         slots = np.flatnonzero(self._in_files(np.arange(len(self.is_copied))))
-        for part in np.array_split(slots, 1 + len(slots) // 10**5):
-            self._copy(part)
+        for chunk in np.array_split(slots, 1 + len(slots) // 10**5):
+            self._copy(chunk)
 
     def _copy(self, slots):
         for field, file in self.files.items():
@@ -243,7 +243,7 @@ class TeacherOutputLoader:
         return len(self.loader)
 
     def __iter__(self):
-        self.cache.select(self.order.variant)
+        self.cache.select(self.order.repeated_epoch)
         try:
             for (images, target, index), slots in self.loader.batches_with_slots():
                 slots = slots.numpy()
@@ -316,7 +316,7 @@ def _encoding(opt, field, width):
 
 
 def augmentation_facts(opt, loader) -> dict:
-    """All that decides the augmentation of a repeated epoch, beside its number: name -> value."""
+    """The options that determine the augmentation of repeated epochs: name -> value."""
     names = ('image_size', 'crop', 'fit', *DEFAULTS, 'aa', 'reprob', 'mixup', 'cutmix')
     facts = {name: getattr(opt, name) for name in names}
     facts |= {'views': loader.views, 'cache_seed': loader.order.repetition.seed}

@@ -27,7 +27,7 @@ warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 class Images(Dataset):
-    """(image uint8 (S, S, 3), label, its index, given index, errors) by (given index, seed), or a UserError.
+    """(image uint8 (S, S, 3), label, its index, requested index, errors) by (requested index, seed), or a UserError.
 
     With two views, training images are (2, S, S, 3), each view with its own crop and flip. The seed decides all random
     numbers, so that they do not depend on which worker reads the image.
@@ -74,7 +74,7 @@ class Images(Dataset):
 
 
 def collate(samples):
-    """Samples of Images -> (images (B, S, S, 3) uint8, target, index, given index, errors), or the error among them.
+    """Samples of Images -> (images (B, S, S, 3) uint8, target, index, requested index, errors), or one of the errors.
 
     A worker process puts the images straight into the memory that it shares with the main process. The others are
     lists, because each tensor would take a file of shared memory.
@@ -86,8 +86,8 @@ def collate(samples):
     readable = [sample for sample in samples if sample[0] is not None]
     if not readable:
         return None, [], [], [], errors
-    images, target, index, given, _ = zip(*readable, strict=True)
-    return default_collate(list(images)), target, index, given, errors
+    images, target, index, requested, _ = zip(*readable, strict=True)
+    return default_collate(list(images)), target, index, requested, errors
 
 
 class BatchParts:
@@ -117,7 +117,7 @@ class WorkerLoader:
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline(),      # noqa: B008
                  repetition: Repetition | None = None):
-        """repetition: of --cache_epochs."""
+        """repetition: for --cache_epochs; None without it."""
         self.source, self.pipeline, self.views = source, pipeline, views
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
         self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size,
@@ -148,12 +148,12 @@ class WorkerLoader:
                     raise part
                 errors.update(part[-1])
             images, *numbers, _ = zip(*parts, strict=True)
-            target, index, given = (torch.tensor([i for part in of_parts for i in part]) for of_parts in numbers)
+            target, index, requested = (torch.tensor([i for part in of_parts for i in part]) for of_parts in numbers)
             n_read += len(target)
             if len(target):
                 batch = self._images(images), target.to(self.device), index.to(self.device)
                 # An image that replaces an unreadable one has the augmentation, and so the slot, of that one.
-                yield batch, self.order.slots(given, len(self.views))
+                yield batch, self.order.slots(requested, len(self.views))
         if self.skip_bad:
             parts = distributed.gather((errors, n_read))
             errors = set().union(*(part[0] for part in parts))

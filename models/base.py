@@ -24,7 +24,7 @@ class Net(nn.Module):
     classifier_name = 'fc'      # of the linear layer that returns the logits, or of a Sequential that ends with it
     activated = True            # the stages' maps come after their last ReLU, if they have one
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
-    grad_checkpointing = False  # run_block keeps the input of a block alone, see grad_checkpointing.py
+    grad_checkpointing = False  # run_block keeps only the input of a block, see grad_checkpointing.py
 
     def stages(self, x: Tensor, preact: bool = False) -> tuple[list[Tensor], Tensor]:
         """images (N, 3, H, W) -> ([the stem's output, a map for each stage], the input of pooling).

@@ -1,4 +1,4 @@
-"""--grad_checkpointing: blocks of the net that learns keep their input alone, and run again in the backward pass."""
+"""--grad_checkpointing: blocks of the net that learns keep only their input and run again in the backward pass."""
 import torch
 from torch import nn
 
@@ -21,7 +21,7 @@ def turn_on_grad_checkpointing(net: Net, image_size: int, label: str) -> None:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.register_forward_pre_hook(_use_copies)
-            module.register_forward_hook(_restore, always_call=True)    # the second run ends by an exception
+            module.register_forward_hook(_restore, always_call=True)    # torch ends the second run by an exception
 
 
 def _count_saved_tensors(net, image_size):

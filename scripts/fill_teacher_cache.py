@@ -54,18 +54,18 @@ def fill(cache, teacher, loader, batch_size):
 @torch.no_grad()
 def fill_epochs(cache, teacher, loader):
     """Store the missing outputs of repeated epochs, one epoch after another, in a random order for each process."""
-    parts, order = cache.layout.parts, loader.order
+    epochs, order = cache.layout.repeated_epochs, loader.order
     loader = TeacherOutputLoader(loader, cache, teacher.outputs)
 
     def is_done(index):
         done = cache.has(order.slots(index, len(loader.views)).numpy()).reshape(-1, len(index)).all(0)
         return np.full_like(done, done.all()) if order.repetition.with_order else done
     order.is_done = is_done
-    order.generator.seed()
-    with tqdm(total=len(parts) * loader.n_samples, desc='filling', unit='img',
+    order.generator.seed()      # another order in each process, so that they store other images first
+    with tqdm(total=len(epochs) * loader.n_samples, desc='filling', unit='img',
               mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
-        for number, part in enumerate(random.Random().sample(parts, len(parts)), start=1):
-            order.epoch = part + 1
+        for number, epoch in enumerate(random.Random().sample(epochs, len(epochs)), start=1):
+            order.epoch = epoch + 1
             for _, target, *_ in loader:
                 bar.update(len(target))
                 check_room(cache)

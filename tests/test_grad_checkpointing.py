@@ -1,6 +1,5 @@
 """--grad_checkpointing changes no loss, gradient, running statistic or weight, to the bit."""
 import copy
-import signal
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from distiller_zoo import distiller_dict
 from helper.compile import TorchCompiled, replace_forward
 from helper.device import Precision
 from helper.loops import train_epoch
-from helper.run import Run
 from models import find, model_dict
 from models.grad_checkpointing import turn_on_grad_checkpointing
 
@@ -104,18 +102,13 @@ def test_compiled_by_torch():
         assert torch.allclose(state[name], value, rtol=1e-3, atol=1e-5), name
 
 
-def test_a_resumed_run(call, small, teacher, tmp_path, monkeypatch):
+def test_a_resumed_run(call, small, teacher, tmp_path, interrupt):
     """Stopped within an epoch, and resumed: it ends as the run without the flag."""
     def run(save, *flags):
         call(train_student.main, '--path-t', teacher, '--save_dir', save, *small, *flags)
     run(tmp_path / 'without')
-    original = Run.end_step
-
-    def stop(self, batches):
-        self.signals.on_signal(signal.SIGTERM, None)
-        original(self, batches)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Run, 'end_step', stop)
+    interrupt(1)
+    with pytest.raises(SystemExit):
         run(tmp_path / 'with', '--grad_checkpointing')
     run(tmp_path / 'with', '--grad_checkpointing', '--resume', 'auto')
     assert_same(outcome(tmp_path / 'with'), outcome(tmp_path / 'without'))
