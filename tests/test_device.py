@@ -69,6 +69,12 @@ def test_methods(fake, method, training):
     step(distiller.train(training), batch)
 
 
+def test_grad_checkpointing(fake):
+    distiller, batch = faked('semckd')
+    distiller.student.grad_checkpointing = True
+    step(distiller, batch)
+
+
 @pytest.mark.parametrize('method, move', [
     ('semckd', lambda d: setattr(d, 'attention_sum', torch.zeros(3, 3))),
     ('crd', lambda d: setattr(d.sampler, 'labels', torch.zeros(24, dtype=torch.int64))),
