@@ -148,9 +148,9 @@ def changed_flags(opt, *names: str) -> list[str]:
 
 def check_teacher_cache(opt, spec) -> None:
     """Refuse --teacher_cache for images with too many variants, and for a method whose outputs it cannot store."""
-    if opt.cache_epochs and opt.dali:
-        raise UserError(f'--cache_epochs {opt.cache_epochs}: --dali {opt.dali} cannot repeat an epoch; leave one of '
-                        f'the two out')
+    if opt.dali and (opt.cache_epochs or opt.teacher_cache):
+        flag = f'--cache_epochs {opt.cache_epochs}' if opt.cache_epochs else '--teacher_cache'
+        raise UserError(f'{flag}: --dali {opt.dali} cannot repeat an epoch; leave one of the two out')
     if opt.cache_topk is not None and not opt.teacher_cache:
         raise UserError(f'--cache_topk {opt.cache_topk}: has no effect without --teacher_cache; leave it out')
     if 'cache_seed' in opt.flags.given and not opt.cache_epochs:

@@ -37,9 +37,12 @@ def open_data(opt, device):
                                device), flags
 
 
-def training(state, pair, opt, device, folder):
-    """(function that trains for a round, images in it): 'without' a cache, 'filling' an empty one, or a 'full' one."""
-    (data, flags), rounds, precision = open_data(opt, device), opt.rounds + 1, Precision(opt.amp, device)
+def training(state, data, flags, pair, opt, device, folder):
+    """A function that trains for a round: 'without' a cache, 'filling' an empty one, or with a 'full' one.
+
+    data, flags: of open_data.
+    """
+    rounds, precision = opt.rounds + 1, Precision(opt.amp, device)
     distiller, optimizer, options = build(pair, opt, device, compiled=opt.compile, size=data.image_size,
                                           classes=data.num_classes, flags=flags)
     loader = data.train_loader
@@ -59,17 +62,18 @@ def training(state, pair, opt, device, folder):
     else:
         fill_with_noise(cached_loader('full').cache)
         loaders = [cached_loader('full')] * rounds
-    return lambda: train(loaders.pop()), loader.n_samples
+    return lambda: train(loaders.pop())
 
 
 def measure(opt, device):
     """A row for each state of the cache and each pair."""
     for pair in opt.pair or (PHOTOGRAPHS if opt.photographs else PAIRS):
         method = pair.rpartition(',')[2]
-        if not get_method(method).spec.is_cacheable(CACHED_OUTPUTS):
+        spec = get_method(method).spec
+        if not spec.is_cacheable(CACHED_OUTPUTS) or len(spec.views) > 1:
             raise UserError(f'--pair {pair}: {method} needs more of the teacher than the cache keeps; give another')
+        data, flags = open_data(opt, device)
         with tempfile.TemporaryDirectory() as folder:
-            sides, images = {}, 0
-            for state in ('without', 'filling', 'full'):
-                sides[state], images = training(state, pair, opt, device, folder)
-            yield from compare('cache', sides, images, opt, device, pair=pair)
+            sides = {state: training(state, data, flags, pair, opt, device, folder)
+                     for state in ('without', 'filling', 'full')}
+            yield from compare('cache', sides, data.train_loader.n_samples, opt, device, pair=pair)

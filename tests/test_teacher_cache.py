@@ -376,7 +376,9 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
                                 'give --cache_epochs N'),
     (['--cache_seed', '1'], '--cache_seed 1: has no effect without --cache_epochs'),
     (['--cache_epochs', '2', '--dataset', 'imagenet', '--dali', 'cpu'],
-     '--cache_epochs 2: --dali cpu cannot repeat an epoch; leave one of the two out')])
+     '--cache_epochs 2: --dali cpu cannot repeat an epoch; leave one of the two out'),
+    (['--dataset', 'imagenet', '--dali', 'cpu'],
+     '--teacher_cache: --dali cpu cannot repeat an epoch; leave one of the two out')])
 def test_refused(flags, words):
     with pytest.raises(UserError) as caught:
         train_student.student_options(['--path-t', 'x', '--teacher_cache', *flags])
