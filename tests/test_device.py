@@ -11,10 +11,10 @@ from conftest import CPU, build, data_options, first_view, write_images
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
-from dataset.cache_file import CacheFile
+from dataset.cache_encoding import Numbers, Probabilities
 from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
-from dataset.teacher_cache import TeacherCache, TeacherOutputLoader
+from dataset.teacher_cache import Layout, TeacherCache, TeacherOutputLoader
 from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
 from helper.device import Precision, select_device
@@ -97,13 +97,14 @@ def test_batches_from_memory(fake, channels_last):
             assert batch[0].shape == (*([2] if len(views) > 1 else []), 8, 3, 16, 16)
 
 
-@pytest.mark.parametrize('near', [True, False])
-def test_cached_teacher_outputs(fake, near, tmp_path, monkeypatch):
+@pytest.mark.parametrize('near, topk', [(True, None), (False, None), (True, 2)])
+def test_cached_teacher_outputs(fake, near, topk, tmp_path, monkeypatch):
     """All of a batch cached, none, and some; with and without a copy in the memory of the GPU."""
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
-    file = CacheFile(tmp_path / 'logits.cache', {}, 40, 5)
-    file.write(np.arange(20), np.ones((20, 5), np.float32))
-    cache = TeacherCache({'logits': file}, CUDA, tmp_path / 'accuracy.json', {})
+    encoding = Probabilities(5, topk) if topk else Numbers(5)
+    layout = Layout(tmp_path, 'x', {}, {'logits': encoding}, 40, tmp_path / 'accuracy.json')
+    layout.open('logits', 0).write(np.arange(20), np.ones((20, encoding.width), encoding.dtype))
+    cache = TeacherCache(layout, CUDA, {})
     cache.writable = False
     assert (cache.device_copy is not None) == near
     asked = []

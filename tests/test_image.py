@@ -311,7 +311,8 @@ def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
 @pytest.mark.parametrize('changes, words', [
     ({'dataset': 'digits', 'fit': 'pad'}, '--fit pad: not for --dataset digits; it goes with folder, hf'),
     ({'dataset': 'imagenet', 'fit': 'squash'}, '--fit squash: not for --dataset imagenet; it goes with folder, hf'),
-    ({'dataset': 'cifar10', 'max_pixels': 9}, '--max_pixels 9: not for --dataset cifar10; it goes with folder, hf, im'),
+    ({'dataset': 'cifar10', 'max_pixels': 9},
+     '--max_pixels 9: not for --dataset cifar10; it goes with folder, hf, wds, im'),
     ({'dataset': 'imagenet', 'dali': 'cpu', 'max_pixels': 9}, '--max_pixels 9: DALI reads images of any size')])
 def test_flags_without_an_effect(changes, words):
     with pytest.raises(UserError, match=words):
