@@ -119,6 +119,18 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
 
 
+def losses_of_epoch(distiller, loader, optimizer) -> list[float]:
+    """Train for an epoch. Returns the loss of each step."""
+    losses = []
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = distiller(*batch)[0]['loss']
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
     """Flags that make a run of a method, or of a sum of methods, short."""
     names = {*way.split()[0].split('+')}

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, assert_same, data_options, options, outcome
+from conftest import CPU, assert_same, data_options, losses_of_epoch, options, outcome
 
 import train_student
 from dataset import get_dataloaders
@@ -150,12 +150,7 @@ def curve(tree, cache_dir=None, method='kd', steps=9, topk='all', recipe='crops'
     while len(losses) < steps:
         loader.order.epoch = len(asked) + 1
         asked.append(0)
-        for batch in loader:
-            optimizer.zero_grad()
-            loss = distiller(*batch)[0]['loss']
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses += losses_of_epoch(distiller, loader, optimizer)
     return losses, asked
 
 

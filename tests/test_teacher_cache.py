@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, assert_same, build, free_port, outcome
+from conftest import CPU, assert_same, build, free_port, losses_of_epoch, outcome
 
 import train_student
 from dataset.cache_encoding import Numbers
@@ -209,12 +209,7 @@ def curve(tmp_path, kind, method='kd', steps=100, near=False):
     optimizer, losses = distiller.make_optimizer(0.001, opt), []
     distiller.train()
     while len(losses) < steps:
-        for batch in loader:
-            optimizer.zero_grad()
-            loss = distiller(*batch)[0]['loss']
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses += losses_of_epoch(distiller, loader, optimizer)
     return losses[:steps], sum(asked)
 
 

@@ -403,13 +403,14 @@ def test_the_final_table_of_several_pairs(tmp_path):
     pairs = ['resnet14 -> resnet8', 'resnet20 -> resnet8']
     head = HEAD.replace('["resnet14 -> resnet8"]', json.dumps(pairs))
     by_logits = ['kd', 'dkd']
+    winners = {*zip(('resnet14', 'resnet20'), by_logits, strict=True)}
     rows = {'Any': f'distill = {json.dumps(by_logits)}\nkd_T = [1, 4]\n', 'AT': ROWS['AT'],
             'Two': ROWS['AT'].replace('10000', '99')}
 
     def by_pair(opt, epoch):
         is_first = opt.model_t == 'resnet14'
         if opt.distill != 'attention':
-            return 50 - opt.kd_T if opt.distill == by_logits[not is_first] else 10
+            return 50 - opt.kd_T if (opt.model_t, opt.distill) in winners else 10
         return 99 - opt.beta if '_Two' in opt.trial else 50 if (opt.beta == 1000) != is_first else 10
     table, options, search = final_of(tmp_path, by_pair, head, **rows)
     best = {(result.label, result.pair): result.best.values for result in search_results.collect(search)}
