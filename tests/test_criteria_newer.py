@@ -1,15 +1,12 @@
-"""Criteria of 2021 to 2026 against the reference numbers of tests/fixtures/criteria_newer.json.
-
-The file describes parameters as W(...), weights of convolutions, G(...), of batch norms, and b(...), biases.
-"""
+"""Criteria of 2021 to 2026 against the reference numbers of tests/fixtures/criteria_newer.json."""
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.recipe import digest, tensor
+from fixtures.recipe import tensor
+from fixtures.reference import check, close, of, set_parts
 
 import distiller_zoo as zoo
 from distiller_zoo.criteria.common import ConvBN
@@ -20,35 +17,6 @@ from distiller_zoo.dot import DOT
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_newer.json').read_text())
 TARGET = torch.arange(8) * 11 % 100
 EXACT = 1e-4        # relative, of losses and gradients
-
-
-def value(text):
-    """The tensor for a description in the file: W(seed, shape), G(seed, c) or b(seed, c)."""
-    kind, seed, *shape = re.findall(r'\w+', text)
-    x = tensor(int(seed), *map(int, shape))
-    if kind == 'W':
-        return x * (2 / x[0].numel()) ** 0.5
-    return 1 + 0.1 * x if kind == 'G' else 0.1 * x
-
-
-def set_parts(case, rename):
-    """Set the parameters of a case, which rename(name in the file) returns. Returns {name in the file: parameter}."""
-    parameters = {}
-    with torch.no_grad():
-        for name, text in case['weights'].items():
-            if '(' in text and text[0] in 'WGb':
-                parameters[name] = rename(name)
-                parameters[name].copy_(value(text))
-    return parameters
-
-
-def of(module, *changes):
-    """A rename for set_parts: replace (old, new) in the name, then take that parameter of `module`."""
-    def rename(name):
-        for old, new in changes:
-            name = re.sub(old, new, name)
-        return module.get_parameter(name)
-    return rename
 
 
 def logits(scale=3.0, right=False, dtype=torch.float32):
@@ -127,7 +95,7 @@ def sdd_regions(scales):
         f, classifier = tensor(12, 8, 64, 8, 8).relu_().requires_grad_(), torch.nn.Linear(64, 100)
         set_parts(case, of(classifier, ('classifier.', '')))
         regions = zoo.regional_logits(f, classifier, scales)
-        close(regions, case['regions'])
+        close(regions, case['regions'], EXACT)
         return (regions * tensor(401, *regions.shape)).sum(), [f], {}
     return run
 
@@ -201,7 +169,7 @@ def norms():
 
 def ofd_margins(case):
     for bn, want in zip(norms(), case['margins'], strict=True):
-        close(zoo.ofd_margin(bn), want)
+        close(zoo.ofd_margin(bn), want, EXACT)
 
 
 def ofd(case):
@@ -237,7 +205,7 @@ def simkd(size, factor):
         place = {'1': '0', '2': '2', '3': '4'}
         parameters = set_parts(case, of(both, (r'projector\.(\d)', lambda m: f'projector.{place[m[1]]}')))
         x = project(f_s, both['projector'], min(size, 8))
-        close(both['classifier'](x.mean((2, 3))), case['logits'])
+        close(both['classifier'](x.mean((2, 3))), case['logits'], EXACT)
         return F.mse_loss(x, F.adaptive_avg_pool2d(f_t, min(size, 8))), [f_s], parameters
     return run
 
@@ -254,7 +222,7 @@ def catkd_features(case):
     with torch.no_grad():
         classifier.weight.copy_(tensor(730, 100, 64) * (1 / 64) ** 0.5)
     cam = zoo.activation_maps(f_s, classifier)
-    close(cam, case['cam'])
+    close(cam, case['cam'], EXACT)
     return zoo.CATKDLoss(2, False)(cam, tensor(34, 8, 100, 8, 8)), [f_s], {}
 
 
@@ -268,7 +236,7 @@ def dot(case):
                 parameters[i].grad = tensor(seed + 10 * step + i, 6, 5)
             finish()
         for p, want in zip(parameters, after, strict=True):
-            close(p, want)
+            close(p, want, EXACT)
 
 
 # case -> function that takes the reference of the case and returns (loss, inputs with gradients, {name: parameter}), or
@@ -305,13 +273,6 @@ CASES = {
 }
 
 
-def close(got, want):
-    """The tensor has the reference's rms and first eight values, with a tolerance relative to the rms."""
-    got = digest(got)
-    assert got['n'] == want['n'] and got['rms'] == pytest.approx(want['rms'], rel=EXACT)
-    assert got['head'] == pytest.approx(want['head'], abs=EXACT * want['rms'])
-
-
 def test_every_reference_case_is_here():
     assert set(CASES) == set(REFERENCE) and len(CASES) == 52
 
@@ -321,13 +282,5 @@ def test_criterion(name):
     case = REFERENCE[name]
     result = CASES[name](case)
     assert (result is None) == ('loss' not in case)
-    if result is None:
-        return
-    loss, inputs, parameters = result
-    assert loss.item() == pytest.approx(case['loss'], rel=EXACT)
-    loss.backward()
-    for x, want in zip(inputs, case['grad'], strict=True):
-        close(x.grad, want)
-    grads = {name: p.grad.double().pow(2).mean().sqrt().item() for name, p in parameters.items()
-             if name in case.get('param_grad_rms', {})}
-    assert grads == pytest.approx(case.get('param_grad_rms', {}), rel=EXACT, abs=1e-7)
+    if result is not None:
+        check(case, *result, EXACT)

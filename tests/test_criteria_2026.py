@@ -1,0 +1,55 @@
+"""Criteria of 2023 to 2026 against the reference numbers of tests/fixtures/criteria_2026.json.
+
+The references are in double. Each case is computed in double and again in float32, where probabilities may underflow.
+"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.recipe import tensor
+from fixtures.reference import check
+
+REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_2026.json').read_text())
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}      # relative, of losses and gradients
+
+
+def target_of(classes):
+    return torch.arange(8) * 11 % classes if classes > 2 else torch.arange(8) % 2
+
+
+def logits(dtype, scale=3, classes=100, right=False):
+    """Both nets' logits (8, classes). right: the teacher is right on images 0 to 3; the true class of 4 is its last."""
+    s, t = (scale * tensor(seed, 8, classes).to(dtype) for seed in (1, 2))
+    if right:
+        low, target = t[4].min() - 1, target_of(classes)
+        t[torch.arange(4), target[:4]] += 12
+        t[4, target[4]] = low
+    return s.requires_grad_(), t
+
+
+def on_logits(criterion, needs_target=False, **changes):
+    """A case for a criterion of both nets' logits, and of the target if needs_target; changes: arguments of logits."""
+    def run(case, dtype):
+        s, t = logits(dtype, **changes)
+        return criterion(s, t, *([target_of(s.shape[1])] if needs_target else [])), [s], {}
+    return run
+
+
+# case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
+# nothing and checks the whole reference itself
+CASES = {
+}
+
+
+def dtypes(case):
+    return [torch.float32] if case.get('dtype') == 'float32' else [torch.float64, torch.float32]
+
+
+@pytest.mark.parametrize('name, dtype', [(name, dtype) for name in CASES for dtype in dtypes(REFERENCE[name])])
+def test_criterion(name, dtype):
+    case = REFERENCE[name]
+    result = CASES[name](case, dtype)
+    assert (result is None) == ('loss' not in case)
+    if result is not None:
+        check(case, *result, TOLERANCE[dtype])
