@@ -146,6 +146,8 @@ def _choices(action, name, text, values, label):
         for word in shlex.split(str(value)) if action.nargs == 2 else [str(value)]:
             if action.nargs != 0:
                 _convert(action, word, label)
+    if len(values) == 1:
+        raise UserError(f'{label}: one value leaves nothing to search; give more, or give the flag in  flags = "..."')
     return Range(name, text, tuple(values))
 
 

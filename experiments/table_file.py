@@ -98,7 +98,7 @@ KEYS = {
     'cells': (False, dict, '[cells], then lines like  "KD: vgg13 -> vgg8" = "--kd_T 2"'),
     'fetched': (False, str, '"save/models/{teacher}_vanilla/ckpt_epoch_240.pth"'),
     'auxiliary': (False, str, '"resnet8x4_double: pkt -b 30000"'),
-    'teacher_cache': (False, (bool, str), 'true, or as "--cache_topk 10"'),
+    'teacher_cache': (False, (bool, str), 'true, or its flags as "--cache_epochs 20 --cache_topk 10"'),
     'left_out': (False, list, '["FSP: wrn_40_2 -> wrn_40_1"]'),
 }
 
@@ -200,9 +200,11 @@ def _table(path, content, has_ranges):
 
 
 def _cache_flags(value):
-    """teacher_cache = true or "--cache_topk 10" -> the flags of a run."""
+    """teacher_cache = true or "--cache_epochs 20 --cache_topk 10" -> the flags of a run."""
     more = _split(value, 'teacher_cache') if isinstance(value, str) else []
-    if isinstance(value, str) and (len(more) != 2 or more[0] != '--cache_topk'):
+    names = more[::2]
+    if isinstance(value, str) and (not more or len(more) % 2 or len(names) > len(set(names)) or
+                                   not {'--cache_epochs', '--cache_topk', '--cache_seed'}.issuperset(names)):
         raise UserError(f'teacher_cache: give it as {KEYS["teacher_cache"][2]}')
     return ['--teacher_cache', *more] if value else []
 

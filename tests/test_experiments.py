@@ -218,14 +218,15 @@ def test_flags_of_every_run(call, tmp_path, monkeypatch, capsys):
                                if method.spec.is_cacheable(CACHED_OUTPUTS)}
 
 
-def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path):
+@pytest.mark.parametrize('cache, with_cache', [('--cache_topk 2', {'KD'}),
+                                               ('--cache_epochs 3 --cache_topk 2', {'KD', 'Mixed', 'Cut'})])
+def test_a_row_whose_flags_do_not_go_with_the_cache(tmp_path, cache, with_cache):
     """It has none; the other rows have."""
     rows = {'KD': 'kd', 'Mixed': 'kd --mixup 0.2', 'Cut': 'kd --reprob 0.2', 'AT': 'attention'}
-    table = write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1], teacher_cache='--cache_topk 2')
-    runs = plan_runs(read_table(table), 'save', [])
-    assert {run.cells[0][0]: ('--teacher_cache' in run.arguments, bool(run.opt.teacher_cache), run.opt.cache_topk)
-            for run in runs if run.cells} == {row: (True, True, 2) if row == 'KD' else (False, False, None)
-                                              for row in rows}
+    table = write_table(tmp_path / 'mini.toml', rows=rows, seeds=[1], teacher_cache=cache)
+    runs = {run.cells[0][0]: run for run in plan_runs(read_table(table), 'save', []) if run.cells}
+    assert {row for row, run in runs.items() if run.opt.teacher_cache} == with_cache
+    assert all((cache in shlex.join(run.arguments)) == (row in with_cache) for row, run in runs.items())
 
 
 def test_two_nets_of_one_name_in_different_files(tmp_path):
@@ -500,7 +501,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'kind of pairs': ({'pairs': 'a -> b'}, 'pairs: give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
     'kind of options': ({'options': ['--epochs', '3']}, 'options: give it as "--dataset cifar100 --epochs 240"'),
     'kind of cache': ({'teacher_cache': 1}, 'teacher_cache: give it as true'),
-    'flags of the cache': ({'teacher_cache': '--amp'}, 'teacher_cache: give it as true, or as "--cache_topk 10"'),
+    'flags of the cache': ({'teacher_cache': '--amp'}, 'teacher_cache: give it as true, or its flags as'),
     **{f'seeds {seeds}': ({'seeds': seeds}, 'seeds: give different whole numbers from 0 to 4294967295, as '
                                             '[1, 2, 3, 4], one trial for each')
        for seeds in ([1, 1], [-1], [True], [1.0], ['1'], [2**32])},

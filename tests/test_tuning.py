@@ -130,6 +130,7 @@ def test_the_ranges_of_a_row(tmp_path):
     ('kd_T = "0 .. 4"', 'kd_T = "0 .. 4": 0: give a number above 0 and of at most 10000.0'),
     ('kd_T = [1, "x"]', "kd_T = [1, 'x']: x: give a number above 0"),
     ('kd_T = []', 'kd_T = []: give different values, as [1, 2, 4]'),
+    ('kd_T = [4]', 'kd_T = [4]: one value leaves nothing to search; give more, or give the flag in  flags = "..."'),
     ('kd_T = [true]', 'kd_T = [True]: True: give values, as temperature of the soft labels'),
     ('batch_size = "8.5 .. 64"', 'batch_size = "8.5 .. 64": 8.5: give a whole number of at least 1'),
     ('sched = [\'step\', \'linear\']', "sched = ['step', 'linear']: linear: give step, cosine, tanh, poly"),
