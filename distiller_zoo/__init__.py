@@ -2,6 +2,7 @@
 
 The methods need the rest of the repository, so registry.py, which has them, is imported when one of them is first used.
 """
+from .criteria.abkd import ABDKDLoss, ABKDLoss
 from .criteria.abound import ABLoss, Connector
 from .criteria.attention import Attention
 from .criteria.catkd import CATKDLoss, activation_maps
@@ -39,10 +40,10 @@ from .criteria.vid import VIDLoss
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 __all__ = [
-    'ABF', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler', 'ConvBN', 'ConvReg',
-    'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer', 'GlobalTemperature',
-    'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss', 'MLPEmbed',
-    'NKDLoss', 'NSTLoss', 'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss',
+    'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler',
+    'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer',
+    'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss',
+    'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss',
     'SKDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss',
     'Translator', 'VIDLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
     'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',

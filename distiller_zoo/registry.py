@@ -8,6 +8,7 @@ from models.classes import match_classes
 from models.load import fill, load_net, new_net, open_checkpoint
 from models.recognise import find_architecture
 
+from .abkd import ABKDDistiller
 from .abound import ABDistiller
 from .attention import ATDistiller
 from .base import Distiller
@@ -59,6 +60,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
     'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
+    'abkd': ABKDDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

@@ -10,6 +10,8 @@ import torch
 from fixtures.recipe import tensor
 from fixtures.reference import check
 
+import distiller_zoo as zoo
+
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_2026.json').read_text())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}      # relative, of losses and gradients
 
@@ -39,6 +41,15 @@ def on_logits(criterion, needs_target=False, **changes):
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
+    **{f'ABKD_a{a}_b{b}_T{T}': on_logits(zoo.ABKDLoss(a, b, T), right=True) for a, b, T in (
+        (0.8, 0.3, 4), (0.5, 0.5, 1), (0.9, 0.3, 2), (1, 0, 4), (0, 1, 4), (0.5, 0, 4), (0, 0.4, 4), (0, 0, 4),
+        (0.6, -0.6, 4), (1.2, -0.4, 4))},
+    'ABKD_two_classes': on_logits(zoo.ABKDLoss(0.8, 0.3, 4), classes=2),
+    'ABKD_sharp_a0.8_b0.3': on_logits(zoo.ABKDLoss(0.8, 0.3, 1), scale=40),
+    'ABKD_sharp_a1_b0': on_logits(zoo.ABKDLoss(1, 0, 1), scale=40),
+    'ABKD_standardized': on_logits(lambda s, t: 4 * zoo.ABKDLoss(0.9, 0.3, 2)(*map(zoo.standardize_logits, (s, t)))),
+    'ABDKD_a0.8_b0.2': on_logits(zoo.ABDKDLoss(1, 6, 4, ab_alpha=0.8, ab_beta=0.2), True, right=True),
+    'ABDKD_a1_b0': on_logits(zoo.ABDKDLoss(1, 6, 4, ab_alpha=1, ab_beta=0), True, right=True),
 }
 
 

@@ -68,6 +68,8 @@ LOSS = {
     'sdd_base': (['--distill', 'sdd'], ['--sdd_base', 'dkd']),
     'sdd_scales': (['--distill', 'sdd'], ['--sdd_scales', '1,2,4']),
     'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '1']),
+    'ab_alpha': (['--distill', 'abkd'], ['--ab_alpha', '1']), 'ab_beta': (['--distill', 'abkd'], ['--ab_beta', '0.5']),
+    'abkd_base': (['--distill', 'abkd', '-b', '1'], ['--abkd_base', 'dkd', '--loss_warmup_epochs', '1']),
     'ctkd_base': (['--distill', 'ctkd'], ['--ctkd_base', 'dkd']),
 }
 

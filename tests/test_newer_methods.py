@@ -50,6 +50,8 @@ def parse(*flags):
     ('kd --opt dot --dataset imagenet', (0.5, 0.5, 0, 1, None)),
     ('kd --logit_stand --dataset imagenet', (1, 9, 0, 2, None)),
     ('crd+kd', (1, 0, [0.8, 1], 4, None)), ('wttm+crd', (1, 0, [4, 0.8], 4, None)),
+    ('abkd', (1, 0, 32, 4, None)), ('abkd --logit_stand', (0.1, 0, 36, 2, None)),
+    ('abkd --abkd_base dkd', (1, 0, 1, 4, 20)), ('abkd --abkd_base dkd --dataset imagenet', (1, 0, 1, 1, 1)),
     ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], 4, None))])
 def test_published_options(flags, weights):
     assert parse('--distill', *flags.split()) == weights
@@ -73,6 +75,7 @@ BAD = [
     ('rkd+crd --logit_stand', '--logit_stand: it was not published with --distill rkd+crd'),
     ('simkd --opt dot', '--opt dot: keeps the gradients of two losses apart, but -r 0'),
     ('kd -a 0 --opt dot', 'these weights leave no loss of the distillation'),
+    ('abkd --ab_alpha 11', '--ab_alpha: 11'), ('abkd --ab_beta -10.5', '--ab_beta: -10.5'),
     ('kd --kd_T 0', '--kd_T: 0'), ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
 
 
@@ -98,6 +101,15 @@ def test_pairs_that_cannot_be_served(method, teacher, words):
     data = Data(None, None, 10, 32, torch.arange(24) % 10)
     with pytest.raises(UserError, match=words.replace('(', r'\(')):
         distiller_dict[method](model_dict['resnet8'](num_classes=10), net, options(method, teacher), data)
+
+
+@pytest.mark.parametrize('method, changes, words', [
+    ('abkd', {'ab_alpha': 0.3, 'ab_beta': -0.295}, '--ab_alpha 0.3 --ab_beta -0.295: each of them, and their sum'),
+    ('abkd', {'abkd_base': 'dkd', 'cutmix': 1.0}, '--cutmix 1: --abkd_base dkd needs one class for each image; leave')])
+def test_options_that_cannot_be_served(method, changes, words):
+    """Also in a sum of methods, so they are refused where the method is built."""
+    with pytest.raises(UserError, match=words):
+        build(method, **changes)
 
 
 def test_mlld_with_dali(call, tmp_path, capsys, teacher):
@@ -309,6 +321,10 @@ LOGITS = {      # criteria of (student's logits, teacher's logits, target)
     'skd': lambda s, t, y: zoo.SKDLoss()(s, t), 'dist': lambda s, t, y: zoo.DISTLoss(1, 1, 4)(s, t),
     'dkd': lambda s, t, y: zoo.dkd_loss(s, t, y, 1, 8, 4), 'ttm': lambda s, t, y: zoo.TTMLoss(0.1)(s, t),
     'wttm': lambda s, t, y: zoo.WTTMLoss(0.2)(s, t),
+    'abkd': lambda s, t, y: zoo.ABKDLoss()(s, t), 'abkd, negative': lambda s, t, y: zoo.ABKDLoss(-10, -10, 1)(s, t),
+    'abkd, reverse': lambda s, t, y: zoo.ABKDLoss(0, 1)(s, t),
+    'abkd, opposite': lambda s, t, y: zoo.ABKDLoss(10, -10, 1)(s, t),
+    'abkd in dkd': lambda s, t, y: zoo.ABDKDLoss(ab_alpha=0.8, ab_beta=-0.2)(s, t, y),
     'standardised kd': lambda s, t, y: zoo.DistillKL(2)(zoo.standardize_logits(s), zoo.standardize_logits(t)),
     'mlld': lambda s, t, y: zoo.MLLDLoss(2, True)(s, t, s, t), 'sdd': lambda s, t, y: zoo.SDDLoss('dkd')(
         s[..., None].repeat(1, 1, 5), t[..., None].repeat(1, 1, 5), y),

@@ -64,7 +64,8 @@ def test_defaults():
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
         'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
         'checkpoint_key': None, 'mean_t': None, 'std_t': None, 'size_t': None, 'interpolation_t': None,
-        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'recipe': None, 'opt': 'sgd',
+        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'abkd_base': 'kd', 'ab_alpha': None,
+        'ab_beta': None, 'recipe': None, 'opt': 'sgd',
         'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'poly_power': 0.9,
         'clip_grad': None, 'grad_accum': 1,
         'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'bce_loss': False, 'drop_path': 0.0, 'model_ema': None,
@@ -103,7 +104,7 @@ def test_which_flags_are_given(tmp_path):
     ('-j 4', '-j: no such flag; here it is --num_workers'),
     ('--weight-decay 0 --Arch=x', '--Arch=x: no such flag; here it is --model_s'),
     ('--wandb-project x', '--wandb-project: no such flag; here it is --wandb'),
-    ('--distill kd --dkd_beta 3', '--dkd_beta 3.0: --distill kd does not use it; it goes with dkd, ctkd, sdd'),
+    ('--distill kd --dkd_beta 3', '--dkd_beta 3.0: --distill kd does not use it; it goes with dkd, ctkd, sdd, abkd'),
     ('--distill rkd+pkt --nce_k 3', '--nce_k 3: --distill rkd+pkt does not use it; it goes with crd'),
     ('--distill kd --init_epochs 3', '--init_epochs 3: --distill kd does not use it; it goes with'),
     ('-b 256', '-b 256: --distill kd has no loss of its own to weight; -a is the weight of the soft labels, '

@@ -14,8 +14,17 @@ def binary_log_p(log_p, label):
     return torch.cat([log_p.gather(1, label), others], 1)
 
 
-def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperature):
-    """The loss of each image, (N,)."""
+def kl_per_image(log_p_t, log_p_s):
+    """Log-probabilities (N, classes) of teacher and student -> KL(teacher || student) of each image, (N,)."""
+    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(1)
+
+
+def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperature, divergence=kl_per_image):
+    """The loss of each image, (N,).
+
+    divergence: compares the distributions over the other classes, as kl_per_image; a class where both log-probabilities
+    are 0 must contribute nothing to it.
+    """
     true = true_class_mask(logit_s, target)
 
     def split(logits):
@@ -26,10 +35,8 @@ def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperatu
         return binary, (log_p - binary[:, 1:]).masked_fill(true, 0)
 
     (binary_s, others_s), (binary_t, others_t) = split(logit_s), split(logit_t)
-    p_others = others_t.exp().masked_fill(true, 0)
-    tckd = F.kl_div(binary_s, binary_t, log_target=True, reduction='none').sum(1)
-    nckd = (p_others * (others_t - others_s)).sum(1)
-    return temperature ** 2 * (alpha * tckd + beta * nckd)
+    tckd = kl_per_image(binary_t, binary_s)
+    return temperature ** 2 * (alpha * tckd + beta * divergence(others_t, others_s))
 
 
 def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature):
