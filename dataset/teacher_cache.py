@@ -258,7 +258,8 @@ class TeacherOutputLoader:
         is_cached = self.cache.has(slots)
         if is_cached.all():
             fields = self.cache.get(slots)
-        elif not is_cached.any():
+        elif not is_cached[is_cached.argmin():].any():
+            # If a killed process has stored the first ones, a smaller batch could round the others in another way.
             fields = self._compute(images, slots)
         else:
             missing, cached = np.flatnonzero(~is_cached), np.flatnonzero(is_cached)

@@ -18,12 +18,14 @@ from conftest import assert_same, outcome
 
 import train_student
 import train_teacher
+from dataset.cache_file import CacheFile
 from distiller_zoo import distiller_dict
 from helper import files, resume
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.loops import update_weights
 from helper.run import Run
+from scripts import make_shards
 
 MOMENTS = ('start', 'step', 'write', 'link', 'rename', 'renamed')
 
@@ -53,7 +55,8 @@ def kill_at(moment, count):
      'write': lambda: die_before(os, 'fsync', half_written),
      'link': lambda: die_before(os, 'link'),
      'rename': lambda: die_before(os, 'replace'),
-     'renamed': lambda: die_before(os, 'fsync', lambda handle: stat.S_ISDIR(os.fstat(handle).st_mode))}[moment]()
+     'renamed': lambda: die_before(os, 'fsync', lambda handle: stat.S_ISDIR(os.fstat(handle).st_mode)),
+     'output': lambda: die_before(CacheFile, '_write', lambda file, offset, content: len(content) == 4)}[moment]()
 
 
 def run(arguments, out, moment, count):
@@ -88,6 +91,24 @@ def test_killed_again_and_again(call, small, teacher, tmp_path, times):
     call(train_student.main, *arguments)
     assert_same(outcome(save), outcome(tmp_path / 'whole'))
     assert not list(save.glob('student_model/*/*.tmp')) and not list(save.glob('student_model/*/.*.tmp'))
+
+
+def test_killed_with_shards_and_stored_outputs(call, small, teacher, tree, tmp_path):
+    """SIGKILL while the outputs of a batch are stored, and in a later epoch; two workers read shards from disk."""
+    call(make_shards.main, '--data_dir', tree, '--out', tmp_path / 'shards', '--shard_size', 4)
+    arguments = ['--path_t', teacher, *small, '--dataset', f'wds:{tmp_path / "shards"}', '--images_in', 'disk',
+                 '--crop', 'resized', '--cache_epochs', 2, '--epochs', 3, '--learning_rate', 0.02, '--save_every', 1e-9]
+    call(train_student.main, *arguments, '--teacher_cache', tmp_path / 'one', '--save_dir', tmp_path / 'whole')
+    out = tmp_path / 'out.txt'
+    arguments += ['--teacher_cache', tmp_path / 'two', '--save_dir', tmp_path / 'parts', '--resume', 'auto']
+    for moment, count in (('output', 22), ('output', 20), ('step', 5)):
+        process = multiprocessing.get_context('fork').Process(target=run, args=(arguments, out, moment, count))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, out.read_text()[-3000:]
+    call(train_student.main, *arguments)
+    assert_same(outcome(tmp_path / 'parts'), outcome(tmp_path / 'whole'))
+    assert len([*(tmp_path / 'two').glob('*.cache')]) == 2
 
 
 @contextlib.contextmanager

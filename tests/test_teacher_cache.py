@@ -252,6 +252,22 @@ def test_every_cacheable_method(tmp_path, method):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize('stored, asked', [([0, 1, 2], 8), ([7], 7), ([0, 2], 6), (range(8), 0)])
+def test_a_part_of_a_batch_is_cached(tmp_path, stored, asked):
+    """The teacher computes what is missing; the whole batch after a kill, which leaves the first outputs."""
+    distiller, loader, opt = build('kd')
+    cache, images, calls = cached(tmp_path, distiller, loader, opt), torch.randn(8, 3, 16, 16), []
+
+    def count(images):
+        calls.append(len(images))
+        return distiller.teacher_outputs(images)
+    outputs, slots = TeacherOutputLoader(loader, cache, count).outputs, np.arange(8)
+    expected = distiller.teacher_outputs(images).logits
+    cache.put(slots[[*stored]], {'logits': expected[[*stored]]})
+    torch.testing.assert_close(outputs(images, slots).logits, expected)
+    assert sum(calls) == asked and cache.has(slots).all()
+
+
 def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
     def full(self, *_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
