@@ -34,20 +34,22 @@ from .criteria.semckd import MLPEmbed, SelfA, SemCKDLoss
 from .criteria.similarity import Similarity
 from .criteria.simkd import SimKDProjector
 from .criteria.skd import SKDLoss, gram_mahalanobis
+from .criteria.srd import SRDLoss
 from .criteria.srrl import SRRLLoss, SRRLTransfer
 from .criteria.ttm import TTMLoss, WTTMLoss
 from .criteria.vid import VIDLoss
+from .criteria.vkd import OrthogonalProjector, VkDLoss
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 __all__ = [
     'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler',
     'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer',
-    'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed', 'MLLDLoss',
-    'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss',
-    'SKDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss',
-    'Translator', 'VIDLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
-    'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',
-    'transport_cost', 'weight_factor',
+    'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed',
+    'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss',
+    'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss',
+    'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDLogitLoss', 'WTTMLoss',
+    'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'gram_mahalanobis', 'ofa_loss', 'ofd_margin',
+    'regional_logits', 'reversal_strength', 'standardize_logits', 'transport_cost', 'weight_factor',
 ]
 
 IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',

@@ -44,11 +44,13 @@ from .similarity import SPDistiller
 from .simkd import SimKDDistiller
 from .skd import SKDDistiller
 from .spec import Spec  # noqa: F401, exported by the package
+from .srd import SRDDistiller
 from .srrl import SRRLDistiller
 from .task import TrainingTask  # noqa: F401
 from .ttm import TTMDistiller, WTTMDistiller
 from .vanilla import Vanilla  # noqa: F401, exported by the package
 from .vid import VIDDistiller
+from .vkd import VkDDistiller
 from .wkdl import WKDLDistiller
 
 distiller_dict: dict[str, type[Distiller]] = {
@@ -61,6 +63,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
     'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
     'abkd': ABKDDistiller,
+    'srd': SRDDistiller, 'vkd': VkDDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

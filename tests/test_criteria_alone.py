@@ -19,7 +19,7 @@ PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 # method -> argument of its function -> the attribute of the distiller with the value
 OF_FUNCTIONS = {'dkd': {'alpha': 'dkd_alpha', 'beta': 'dkd_beta', 'temperature': 'temperature'},
                 'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'}, 'wkdl': {'start': 'decay_from'},
-                'kd': {'T': 'temperature'},
+                **dict.fromkeys(('kd', 'srd', 'vkd'), {'T': 'temperature'}),
                 'abkd': {'alpha': 'ab_alpha', 'beta': 'ab_beta', 'temperature': 'temperature'}}
 
 

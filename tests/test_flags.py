@@ -62,6 +62,7 @@ LOSS = {
     'skd_tikhonov': (['--distill', 'skd'], ['--skd_tikhonov', '0.001']),
     'wkdl_weight': (['--distill', 'wkdl'], ['--wkdl_weight', '6']),
     'wkdl_decay_from': (['--distill', 'wkdl'], ['--wkdl_decay_from', '0']),
+    'vkd_norm': (['--distill', 'vkd'], ['--vkd_norm', 'standardize']),
     'simkd_factor': (['--distill', 'simkd'], ['--simkd_factor', '4']),
     'cat_resolution': (['--distill', 'catkd'], ['--cat_resolution', '1']),
     'cat_normalize': (['--distill', 'catkd'], ['--cat_normalize']),

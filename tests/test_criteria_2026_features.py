@@ -1,0 +1,206 @@
+"""Methods of 2023 to 2026, most of which compare features: criteria against criteria_2026.json, hard inputs, options.
+
+The references are in double. Each case is computed in double and again in float32.
+"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build
+from fixtures.recipe import tensor
+from fixtures.reference import check, close, of, set_parts
+
+import distiller_zoo as zoo
+from dataset import Data
+from helper.errors import UserError
+from options import student_options
+
+REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_2026.json').read_text())
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}      # relative, of losses and gradients
+
+
+def logits(dtype):
+    """Both nets' logits (8, 100)."""
+    s, t = (3 * tensor(seed, 8, 100).to(dtype) for seed in (1, 2))
+    return s.requires_grad_(), t
+
+
+def srd(case, dtype):
+    h, f_t = tensor(13, 8, 96).to(dtype), tensor(33, 8, 96).relu_().to(dtype)
+    if 'then' in case['inputs']['h']:
+        h[:, 20:40], f_t[:, :30] = 1.5, 0
+    return zoo.SRDLoss()(h.requires_grad_(), f_t), [h], {}
+
+
+def srd_projected(case, dtype):
+    f_s, f_t = tensor(50, 8, 64).to(dtype).requires_grad_(), tensor(33, 8, 96).relu_().to(dtype)
+    projector = torch.nn.Linear(64, 96, dtype=dtype)
+    parameters = set_parts(case, of(projector, ('projector.', '')))
+    return zoo.SRDLoss()(projector(f_s), f_t), [f_s], parameters
+
+
+def srd_total(case, dtype):
+    f_s, f_t = (tensor(seed, 8, 512, 3, 3).relu_().to(dtype) for seed in (12, 32))
+    (s, t), projector = logits(dtype), torch.nn.Linear(512, 512, dtype=dtype)
+    parameters = set_parts(case, of(projector, ('projector.', '')))
+    distance = zoo.SRDLoss()(projector(f_s.requires_grad_().mean((2, 3))), f_t.mean((2, 3)))
+    return 2 * distance + zoo.distill_kl(s, t, 1), [f_s, s], parameters
+
+
+def orthonormal(x):
+    """The orthonormal factor of x, or of its transpose where x is wide, from the QR decomposition with a positive
+    diagonal."""
+    if x.shape[0] < x.shape[1]:
+        return orthonormal(x.t()).t()
+    q, r = torch.linalg.qr(x)
+    return q * r.diagonal().sign()
+
+
+def vkd(c_s, c_t, share):
+    """share: the rms of torch's parameter's gradient divided by that of its Cayley map."""
+    def run(case, dtype):
+        f_s, f_t = (4 * tensor(50, 8, c_s)).to(dtype), tensor(51, 8, c_t).to(dtype)
+        f_s[1], f_t[0] = 0, 0
+        matrix = orthonormal(tensor(1050, c_t, c_s).double()).to(dtype).requires_grad_()
+        zoo.VkDLoss()(f_s @ matrix.t(), f_t).backward()
+        close(matrix.grad, case['matrix_grad'], TOLERANCE[dtype])
+        projector = zoo.OrthogonalProjector(c_s, c_t).to(dtype)
+        with torch.no_grad():       # a start whose first columns are the matrix
+            tall = matrix if c_t >= c_s else matrix.t()
+            projector.start[:, :tall.shape[1]] = tall
+            left = projector.start[:, tall.shape[1]:]
+            projector.start[:, tall.shape[1]:] = orthonormal(left - tall @ (tall.t() @ left))
+        loss = zoo.VkDLoss()(projector(f_s.requires_grad_()), f_t)
+        want = case['param_grad_rms'].pop('projector')
+        grad, = torch.autograd.grad(loss, projector.skew, retain_graph=True)
+        assert share * grad.pow(2).mean().sqrt().item() == pytest.approx(want, rel=TOLERANCE[dtype])
+        return loss, [f_s], {}
+    return run
+
+
+def vkd_standardize(case, dtype):
+    h, f_t = tensor(13, 24, 30).to(dtype).requires_grad_(), (3 * tensor(33, 24, 30) + 5).to(dtype)
+    return zoo.VkDLoss('standardize')(h, f_t), [h], {}
+
+
+# case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
+# nothing and checks the whole reference itself
+CASES = {
+    'SRD': srd, 'SRD_dead_channels': srd, 'SRD_projected': srd_projected, 'SRD_total': srd_total,
+    'VkD_narrow_student': vkd(64, 96, 2), 'VkD_wide_student': vkd(96, 64, 2), 'VkD_equal': vkd(64, 64, 1),
+    'VkD_standardize': vkd_standardize,
+}
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('name', CASES)
+def test_criterion(name, dtype):
+    case = json.loads(json.dumps(REFERENCE[name]))      # a copy
+    result = CASES[name](case, dtype)
+    assert (result is None) == ('loss' not in case)
+    if result is not None:
+        check(case, *result, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('c_s, c_t', [(6, 10), (10, 6), (7, 7)])
+@pytest.mark.parametrize('optimizer', [torch.optim.AdamW, torch.optim.SGD])
+def test_the_projector_stays_orthonormal(optimizer, c_s, c_t):
+    """In steps with weight decay, which alone leads the matrix back to its start."""
+    torch.manual_seed(0)
+    projector, f, target = zoo.OrthogonalProjector(c_s, c_t), torch.randn(8, c_s), torch.randn(8, c_t)
+    start = projector.matrix().detach()
+    steps = optimizer(projector.parameters(), lr=0.1, weight_decay=0.1)
+
+    def step(loss):
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        matrix = projector.matrix().detach()
+        product = matrix.t() @ matrix if c_t >= c_s else matrix @ matrix.t()
+        torch.testing.assert_close(product, torch.eye(min(c_s, c_t)), atol=1e-5, rtol=0)
+        return (matrix - start).norm()
+    moved = [step(zoo.VkDLoss()(projector(f), target)) for _ in range(20)][-1]
+    assert moved > 0.1
+    steps = optimizer(projector.parameters(), lr=0.1, weight_decay=0.5)
+    assert [step(0 * projector(f).sum()) for _ in range(100)][-1] < 0.1 * moved
+
+
+def test_the_projector_is_that_of_torch():
+    """Of any parameter the matrix is that of torch's own Cayley map."""
+    for c_s, c_t in ((6, 10), (10, 6), (7, 7)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(c_s, c_t, bias=False)
+        torch.nn.utils.parametrizations.orthogonal(layer, orthogonal_map='cayley')
+        projector = zoo.OrthogonalProjector(c_s, c_t)
+        parameter = layer.parametrizations.weight
+        with torch.no_grad():
+            parameter.original.normal_()
+            projector.skew.copy_(parameter.original if c_t >= c_s else parameter.original.t())
+            projector.start.copy_(parameter[0].base)
+        torch.testing.assert_close(projector.matrix(), layer.weight, atol=1e-5, rtol=0)
+
+
+HARD = {        # (student's embedding (4, 6), teacher's)
+    'zeros': lambda: (torch.zeros(4, 6), torch.zeros(4, 6)), 'equal': lambda: 2 * (tensor(1, 4, 6),),
+    'a dead student': lambda: (torch.zeros(4, 6), tensor(2, 4, 6)),
+    'a dead teacher': lambda: (tensor(1, 4, 6), torch.zeros(4, 6)),
+    'large': lambda: (1e4 * tensor(1, 4, 6), 1e4 * tensor(2, 4, 6)),
+    'constant': lambda: (tensor(1, 6).expand(4, 6), tensor(2, 6).expand(4, 6))}
+ON_EMBEDDINGS = {
+    'srd': zoo.SRDLoss(), 'vkd': zoo.VkDLoss(), 'vkd standardize': zoo.VkDLoss('standardize'),
+}
+
+
+@pytest.mark.parametrize('case', HARD)
+@pytest.mark.parametrize('name', ON_EMBEDDINGS)
+def test_losses_on_embeddings_stay_finite(name, case):
+    f_s, f_t = HARD[case]()
+    f_s = f_s.clone().requires_grad_()
+    loss = ON_EMBEDDINGS[name](f_s, f_t)
+    loss.backward()
+    assert loss.isfinite() and f_s.grad.isfinite().all()
+
+
+def test_a_constant_channel_is_not_magnified():
+    """Its mean is rounded."""
+    f = (torch.arange(1, 51) / 7).expand(24, 50)
+    assert (f - f.mean(0)).abs().max() > 0 and zoo.VkDLoss('standardize')(f, tensor(1, 1, 50).expand(24, 50)) == 0
+
+
+@pytest.mark.parametrize('criterion', [zoo.SRDLoss(), zoo.VkDLoss('standardize')])
+def test_one_sample_has_no_deviation(criterion):
+    with pytest.raises(ValueError, match='the samples of a batch: give at least two'):
+        criterion(torch.ones(1, 4), torch.ones(1, 4))
+
+
+# The methods
+
+@pytest.mark.parametrize('flags, want', [
+    ('srd', {'gamma': 1, 'alpha': 1, 'beta': 2, 'kd_T': 1}),
+    ('vkd', {'gamma': 1, 'alpha': 1, 'beta': 1, 'kd_T': 1, 'vkd_norm': 'layer'}),
+])
+def test_published_options(flags, want):
+    opt = vars(student_options(['--path-t', 'x', '--distill', *flags.split()]))
+    assert {name: opt[name] for name in want} == want
+
+
+def test_vkd_standardizes_two_images_or_more():
+    with pytest.raises(UserError, match='--batch_size 1: --vkd_norm standardize .* at least 2 for each process, or'):
+        build('vkd', batch=1, vkd_norm='standardize')
+    build('vkd', batch=1)
+
+
+def test_vkd_reads_the_patch_tokens():
+    """Not the class token, which is the embedding of a transformer."""
+    pytest.importorskip('timm')
+    from models.find import build as build_net
+    student = build_net('timm:vit_tiny_patch16_224,patch_size=8,embed_dim=24,num_heads=2,depth=2', 10, 16)
+    distiller, loader, opt = build('vkd')
+    distiller = type(distiller)(student, distiller.teacher, opt, Data(loader, loader, 10, 16, loader.target)).eval()
+    images, target, index = next(iter(loader))
+    out_s, out_t = distiller.student_outputs(images), distiller.teacher_outputs(images)
+    tokens = student.net.forward_features(images)[:, 1:].mean(1)
+    want = distiller.criterion(distiller.projector(tokens), out_t.embedding)
+    assert distiller.method_loss(out_s, out_t, target, index).item() == pytest.approx(want.item(), rel=1e-5)
+    assert not torch.allclose(tokens, out_s.embedding)
