@@ -20,6 +20,8 @@ from .criteria.ickd import ICKDLoss
 from .criteria.irg import IRGLoss
 from .criteria.kd import DistillKL, distill_kl
 from .criteria.kdsvd import KDSVD
+from .criteria.ldrld import LDRLDLoss
+from .criteria.luminet import LumiNetLoss
 from .criteria.mlld import MLLDLoss
 from .criteria.nkd import NKDLoss
 from .criteria.nst import NSTLoss
@@ -36,6 +38,7 @@ from .criteria.simkd import SimKDProjector
 from .criteria.skd import SKDLoss, gram_mahalanobis
 from .criteria.srd import SRDLoss
 from .criteria.srrl import SRRLLoss, SRRLTransfer
+from .criteria.tekap import TeKAPLoss
 from .criteria.ttm import TTMLoss, WTTMLoss
 from .criteria.vid import VIDLoss
 from .criteria.vkd import OrthogonalProjector, VkDLoss
@@ -44,12 +47,13 @@ from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 __all__ = [
     'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CATKDLoss', 'CRDLoss', 'Connector', 'ContrastSampler',
     'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP', 'FactorTransfer',
-    'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LinearEmbed',
-    'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss',
-    'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss',
-    'SimKDProjector', 'Similarity', 'TTMLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDLogitLoss', 'WTTMLoss',
-    'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'gram_mahalanobis', 'ofa_loss', 'ofd_margin',
-    'regional_logits', 'reversal_strength', 'standardize_logits', 'transport_cost', 'weight_factor',
+    'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD', 'LDRLDLoss', 'LinearEmbed',
+    'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT',
+    'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer',
+    'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss',
+    'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'gram_mahalanobis',
+    'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits', 'transport_cost',
+    'weight_factor',
 ]
 
 IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',

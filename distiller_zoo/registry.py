@@ -29,6 +29,8 @@ from .ickd import ICKDDistiller
 from .irg import IRGDistiller
 from .kd import KDDistiller
 from .kdsvd import KDSVDDistiller
+from .ldrld import LDRLDDistiller
+from .luminet import LumiNetDistiller
 from .mlld import MLLDDistiller
 from .nkd import NKDDistiller
 from .nst import NSTDistiller
@@ -47,6 +49,7 @@ from .spec import Spec  # noqa: F401, exported by the package
 from .srd import SRDDistiller
 from .srrl import SRRLDistiller
 from .task import TrainingTask  # noqa: F401
+from .tekap import TeKAPDistiller
 from .ttm import TTMDistiller, WTTMDistiller
 from .vanilla import Vanilla  # noqa: F401, exported by the package
 from .vid import VIDDistiller
@@ -62,8 +65,8 @@ distiller_dict: dict[str, type[Distiller]] = {
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
     'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
-    'abkd': ABKDDistiller,
-    'srd': SRDDistiller, 'vkd': VkDDistiller,
+    'abkd': ABKDDistiller, 'srd': SRDDistiller, 'vkd': VkDDistiller, 'ldrld': LDRLDDistiller,
+    'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

@@ -38,6 +38,29 @@ def on_logits(criterion, needs_target=False, **changes):
     return run
 
 
+def ldrld(alpha, beta, temperature, k, **changes):
+    def run(case, dtype):
+        s, t = logits(dtype, **changes)
+        criterion = zoo.LDRLDLoss(alpha, beta, temperature, k)
+        parts = dict(zip(('pairs', 'rest'), (part.item() for part in criterion.parts(s, t)), strict=True))
+        assert parts == pytest.approx(case['parts'], rel=TOLERANCE[dtype])
+        return criterion(s, t), [s], {}
+    return run
+
+
+def luminet_constant(case, dtype):
+    s, t = (x.detach() for x in logits(dtype))
+    s[:, 40:60], t[:, :50] = -1, 2
+    return zoo.LumiNetLoss(33, 4)(s.requires_grad_(), t), [s], {}
+
+
+def tekap(temperature):
+    def criterion(s, t):
+        noise = torch.stack([tensor(1070 + i, 8, 100)[:, :s.shape[1]] for i in range(3)]).to(s.dtype)
+        return zoo.TeKAPLoss(temperature)(s, t, noise)
+    return criterion
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
@@ -50,6 +73,13 @@ CASES = {
     'ABKD_standardized': on_logits(lambda s, t: 4 * zoo.ABKDLoss(0.9, 0.3, 2)(*map(zoo.standardize_logits, (s, t)))),
     'ABDKD_a0.8_b0.2': on_logits(zoo.ABDKDLoss(1, 6, 4, ab_alpha=0.8, ab_beta=0.2), True, right=True),
     'ABDKD_a1_b0': on_logits(zoo.ABDKDLoss(1, 6, 4, ab_alpha=1, ab_beta=0), True, right=True),
+    **{f'LDRLD_a{a}_b{b}_T{T}_k{k}': ldrld(a, b, T, k, right=True) for a, b, T, k in (
+        (10.5, 7, 4, 7), (1, 0, 4, 7), (0, 1, 4, 7), (2, 3, 1, 2), (1, 1, 2, 1))},
+    'LDRLD_two_classes': ldrld(10.5, 7, 4, 2, classes=2),
+    'LumiNet_cifar': on_logits(zoo.LumiNetLoss(33, 4), right=True),
+    'LumiNet_imagenet': on_logits(zoo.LumiNetLoss(2, 0.7), right=True),
+    'LumiNet_two_classes': on_logits(zoo.LumiNetLoss(33, 4), classes=2), 'LumiNet_constant_classes': luminet_constant,
+    'TeKAP_T4': on_logits(tekap(4), right=True), 'TeKAP_two_classes': on_logits(tekap(1), classes=2),
 }
 
 

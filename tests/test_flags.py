@@ -71,6 +71,13 @@ LOSS = {
     'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '1']),
     'ab_alpha': (['--distill', 'abkd'], ['--ab_alpha', '1']), 'ab_beta': (['--distill', 'abkd'], ['--ab_beta', '0.5']),
     'abkd_base': (['--distill', 'abkd', '-b', '1'], ['--abkd_base', 'dkd', '--loss_warmup_epochs', '1']),
+    'ldrld_alpha': (['--distill', 'ldrld'], ['--ldrld_alpha', '1']),
+    'ldrld_beta': (['--distill', 'ldrld'], ['--ldrld_beta', '1']),
+    'ldrld_k': (['--distill', 'ldrld'], ['--ldrld_k', '3']),
+    'luminet_alpha': (['--distill', 'luminet'], ['--luminet_alpha', '2']),
+    'tekap_count': (['--distill', 'tekap'], ['--tekap_count', '2']),
+    'tekap_strength': (['--distill', 'tekap'], ['--tekap_strength', '0.2']),
+    'tekap_weight': (['--distill', 'tekap'], ['--tekap_weight', '0.5']),
     'ctkd_base': (['--distill', 'ctkd'], ['--ctkd_base', 'dkd']),
 }
 

@@ -52,6 +52,8 @@ def parse(*flags):
     ('crd+kd', (1, 0, [0.8, 1], 4, None)), ('wttm+crd', (1, 0, [4, 0.8], 4, None)),
     ('abkd', (1, 0, 32, 4, None)), ('abkd --logit_stand', (0.1, 0, 36, 2, None)),
     ('abkd --abkd_base dkd', (1, 0, 1, 4, 20)), ('abkd --abkd_base dkd --dataset imagenet', (1, 0, 1, 1, 1)),
+    ('ldrld', (1, 0, 1, 4, None)), ('luminet', (2, 0, 1, 4, 20)),
+    ('luminet --dataset imagenet', (1, 0, 1, 0.7, 1)), ('tekap', (0.1, 0, 0.9, 4, None)),
     ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], 4, None))])
 def test_published_options(flags, weights):
     assert parse('--distill', *flags.split()) == weights
@@ -76,6 +78,8 @@ BAD = [
     ('simkd --opt dot', '--opt dot: keeps the gradients of two losses apart, but -r 0'),
     ('kd -a 0 --opt dot', 'these weights leave no loss of the distillation'),
     ('abkd --ab_alpha 11', '--ab_alpha: 11'), ('abkd --ab_beta -10.5', '--ab_beta: -10.5'),
+    ('ldrld --ldrld_k 0', '--ldrld_k: 0'), ('tekap --tekap_count 0', '--tekap_count: 0'),
+    ('tekap --tekap_strength 1.1', '--tekap_strength: 1.1'), ('tekap --tekap_strength -0.1', '--tekap_strength: -0.1'),
     ('kd --kd_T 0', '--kd_T: 0'), ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
 
 
@@ -105,7 +109,8 @@ def test_pairs_that_cannot_be_served(method, teacher, words):
 
 @pytest.mark.parametrize('method, changes, words', [
     ('abkd', {'ab_alpha': 0.3, 'ab_beta': -0.295}, '--ab_alpha 0.3 --ab_beta -0.295: each of them, and their sum'),
-    ('abkd', {'abkd_base': 'dkd', 'cutmix': 1.0}, '--cutmix 1: --abkd_base dkd needs one class for each image; leave')])
+    ('abkd', {'abkd_base': 'dkd', 'cutmix': 1.0}, '--cutmix 1: --abkd_base dkd needs one class for each image; leave'),
+    ('ldrld', {'ldrld_k': 11}, '--ldrld_k 11: the data has 10 classes; give at most that')])
 def test_options_that_cannot_be_served(method, changes, words):
     """Also in a sum of methods, so they are refused where the method is built."""
     with pytest.raises(UserError, match=words):
@@ -325,6 +330,8 @@ LOGITS = {      # criteria of (student's logits, teacher's logits, target)
     'abkd, reverse': lambda s, t, y: zoo.ABKDLoss(0, 1)(s, t),
     'abkd, opposite': lambda s, t, y: zoo.ABKDLoss(10, -10, 1)(s, t),
     'abkd in dkd': lambda s, t, y: zoo.ABDKDLoss(ab_alpha=0.8, ab_beta=-0.2)(s, t, y),
+    'ldrld': lambda s, t, y: zoo.LDRLDLoss(k=min(7, s.shape[1]))(s, t),
+    'luminet': lambda s, t, y: zoo.LumiNetLoss()(s, t), 'tekap': lambda s, t, y: zoo.TeKAPLoss()(s, t),
     'standardised kd': lambda s, t, y: zoo.DistillKL(2)(zoo.standardize_logits(s), zoo.standardize_logits(t)),
     'mlld': lambda s, t, y: zoo.MLLDLoss(2, True)(s, t, s, t), 'sdd': lambda s, t, y: zoo.SDDLoss('dkd')(
         s[..., None].repeat(1, 1, 5), t[..., None].repeat(1, 1, 5), y),
@@ -351,6 +358,17 @@ def test_losses_stay_finite(name, case, classes):
     if name == 'nkd' and classes == 2 and case == 'equal nets':
         p = F.softmax(logits_t, 1).gather(1, torch.arange(6)[:, None] % 2)
         assert loss.item() == pytest.approx(-(p * p.log()).mean().item(), rel=1e-5)     # the other part is 0
+
+
+def test_tekap_draws_new_noise_in_each_step():
+    """From the generator of the device, whose state a run saves; also where the step is traced for --compile."""
+    s, t = HARD['equal nets'](10)
+    criterion = zoo.TeKAPLoss()
+    for function in (criterion, torch.compile(criterion, backend='eager')):
+        torch.manual_seed(0)
+        first, second = function(s, t).item(), function(s, t).item()
+        torch.manual_seed(0)
+        assert function(s, t).item() == first != second
 
 
 def test_maps_of_zeros_stay_finite():

@@ -23,6 +23,11 @@ def standardize_logits(logits: Tensor) -> Tensor:
     return centred / (1e-7 + logits.std(1, keepdim=True))
 
 
+def kl_per_image(log_p_t, log_p_s):
+    """Log-probabilities (..., classes) of teacher and student -> KL(teacher || student) of each row, (...)."""
+    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
+
+
 def true_class_mask(logits, target):
     """Logits (N, classes), target (N,) -> bool (N, classes), True at the true class. one_hot would wait for a GPU."""
     return torch.arange(logits.shape[1], device=target.device) == target[:, None]

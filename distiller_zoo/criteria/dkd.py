@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from .common import true_class_mask
+from .common import kl_per_image, true_class_mask
 
 
 def binary_log_p(log_p, label):
@@ -12,11 +12,6 @@ def binary_log_p(log_p, label):
     """
     others = log_p.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True)
     return torch.cat([log_p.gather(1, label), others], 1)
-
-
-def kl_per_image(log_p_t, log_p_s):
-    """Log-probabilities (N, classes) of teacher and student -> KL(teacher || student) of each image, (N,)."""
-    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(1)
 
 
 def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperature, divergence=kl_per_image):
