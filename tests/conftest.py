@@ -154,16 +154,17 @@ def interrupt(monkeypatch):
     return after
 
 
-def preload_ddp() -> None:
-    """Import once what DDP imports for seconds in each process that is forked afterwards."""
+def preload() -> None:
+    """Import once what DDP and TensorBoard import for seconds in each process that is forked afterwards."""
     import torch._dynamo
-    import torch.distributed.tensor  # noqa: F401
+    import torch.distributed.tensor
+    import torch.utils.tensorboard  # noqa: F401
 
 
 @contextlib.contextmanager
 def forked_processes():
     """Let launch() fork the processes of a run, which takes seconds less than to start them."""
-    preload_ddp()
+    preload()
     start = functools.partial(torch.multiprocessing.start_processes, start_method='fork')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.multiprocessing, 'start_processes', start)
@@ -183,7 +184,7 @@ def forked(main, *arguments, out, err=None, **environment):
                                   for file in (out, err or f'{out}.err'))
         with forked_processes():
             run_main(main)
-    preload_ddp()
+    preload()
     process = multiprocessing.get_context('fork').Process(target=run)
     process.start()
     return process
