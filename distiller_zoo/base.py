@@ -83,12 +83,22 @@ class Distiller(TrainingTask):
         if out_t is None:
             out_t = self.teacher_outputs(images)
         out_s = self.student_outputs(images)
-        losses = {'ce': self.label_loss(out_s.logits, target)}
+        losses = {'ce': self.label_loss(out_s.logits, target),
+                  **self.distillation_losses(out_s, out_t, target, index)}
+        return {'loss': self.total_loss(losses), **losses}, out_s.logits
+
+    def distillation_losses(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor,
+                            image_weights: Tensor | None = None) -> dict:
+        """name -> unweighted loss, a scalar: all losses but the cross-entropy.
+
+        image_weights: (N,), of the images in the loss on soft labels; not given: 1 each.
+        """
+        losses = {}
         if self.alpha:
-            losses['kl'] = distill_kl(*self.soft_labels(out_s, out_t))
+            losses['kl'] = self.soft_label_loss(out_s, out_t, image_weights)
         if self.uses_method_loss:
             losses['method'] = self.method_loss(out_s, out_t, target, index)
-        return {'loss': self.total_loss(losses), **losses}, out_s.logits
+        return losses
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:
@@ -107,6 +117,10 @@ class Distiller(TrainingTask):
         for transform in self.logit_transforms:     # of --logit_stand; usually none
             soft = transform(*soft)
         return soft
+
+    def soft_label_loss(self, out_s: Outputs, out_t: Outputs, image_weights: Tensor | None = None) -> Tensor:
+        """The loss on soft labels, a scalar. image_weights: (N,), of the images; not given: 1 each."""
+        return distill_kl(*self.soft_labels(out_s, out_t), image_weights)
 
     def total_loss(self, losses: dict) -> Tensor:
         """The weighted sum of the losses. The first training steps with -b auto also measure its weights."""

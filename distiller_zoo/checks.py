@@ -15,9 +15,8 @@ class PairError(UserError):
 def check_declaration(method: type) -> None:
     """Raises ValueError for a method class that contradicts its own spec: an error of its author."""
     spec = method.spec
-    is_single = not hasattr(method, 'methods')      # a sum of methods handles views by itself
     for declared, mixin, field in ((spec.first_stage, FirstStage, 'first_stage'),
-                                   (len(spec.views) > 1 and is_single, MultiView, 'several views')):
+                                   (len(spec.views) > 1, MultiView, 'several views')):
         if bool(declared) != issubclass(method, mixin):
             raise ValueError(f'{method.__name__}: {field} in spec and the mixin {mixin.__name__} go together')
     if unknown := {*spec.needs} - {*Outputs._fields}:

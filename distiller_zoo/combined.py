@@ -9,8 +9,8 @@ from helper.errors import UserError
 
 from .auto_weight import AutoWeights
 from .base import Distiller
-from .criteria.kd import distill_kl
 from .first_stage import FirstStage
+from .multi_view import MultiView
 from .spec import Spec
 
 
@@ -59,18 +59,15 @@ class Combined(Distiller):
         self.preact_s = any(part.preact_s for part in self.parts.values())
         self.preact_t = any(part.preact_t for part in self.parts.values())
 
-    def forward(self, images, target, index=None, out_t=None):
-        """As Distiller's, or with several views as MultiView's; a loss for each part, by its name."""
-        views = images if len(self.spec.views) > 1 else [images]
-        out_t = [self.teacher_outputs(view) for view in views] if out_t is None else [out_t]
-        out_s = [self.student_outputs(view) for view in views]
-        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s)}
+    def distillation_losses(self, out_s, out_t, target, index, image_weights=None):
+        """name of a part -> its loss."""
+        losses = {}
         for name, part in self.parts.items():
-            count = len(part.spec.views)
-            part_s, part_t = (out_s[:count], out_t[:count]) if count > 1 else (out_s[0], out_t[0])
+            part_s, part_t = (out if len(part.spec.views) == len(self.spec.views) else out[0]
+                              for out in (out_s, out_t))       # out[0]: of the first of several views
             losses[name] = part.method_loss(part_s, part_t, target, index) if part.uses_method_loss else \
-                distill_kl(*part.soft_labels(part_s, part_t))
-        return {'loss': self.total_loss(losses), **losses}, out_s[0].logits
+                part.soft_label_loss(part_s, part_t, image_weights)
+        return losses
 
     def weights(self):
         return {'ce': self.gamma, **{name: self.betas[name] * part.schedule_factor
@@ -89,8 +86,8 @@ class Combined(Distiller):
         return {name: matrix for part in self.parts.values() for name, matrix in part.pictures().items()}
 
 
-class CombinedFirstStage(FirstStage, Combined):
-    """A sum of methods of which one has a first stage."""
+class CombinedFirstStage(FirstStage):
+    """The mixin of a sum of methods of which one has a first stage."""
 
     def init_loss(self, images):
         part, = (part for part in self.parts.values() if part.spec.first_stage)
@@ -127,8 +124,8 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
         needs=tuple(dict.fromkeys(field for spec in specs.values() for field in spec.needs)),
         views=max((spec.views for spec in specs.values()), key=len),
         own_buffers=tuple(f'parts.{name}.{buffer}' for name, spec in specs.items() for buffer in spec.own_buffers))
-    base = CombinedFirstStage if spec.first_stage else Combined
-    return type(base.__name__, (base,), {'methods': methods, 'spec': spec})
+    mixins = (CombinedFirstStage,) * spec.first_stage + (MultiView,) * (len(spec.views) > 1)
+    return type('Combined', (*mixins, Combined), {'methods': methods, 'spec': spec})
 
 
 def _conflict(a: tuple, b: tuple) -> str:

@@ -1,5 +1,4 @@
 """Training on several views of each image."""
-from .criteria.kd import distill_kl
 
 
 class MultiView:
@@ -17,9 +16,10 @@ class MultiView:
         if out_t is None:
             out_t = [self.teacher_outputs(view) for view in images]
         out_s = [self.student_outputs(view) for view in images]
-        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s)}
-        if self.alpha:
-            losses['kl'] = sum(distill_kl(*self.soft_labels(s, t)) for s, t in zip(out_s, out_t, strict=True))
-        if self.uses_method_loss:
-            losses['method'] = self.method_loss(out_s, out_t, target, index)
+        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s),
+                  **self.distillation_losses(out_s, out_t, target, index)}
         return {'loss': self.total_loss(losses), **losses}, out_s[0].logits
+
+    def soft_label_loss(self, out_s, out_t, image_weights=None):
+        return sum(super(MultiView, self).soft_label_loss(s, t, image_weights)
+                   for s, t in zip(out_s, out_t, strict=True))

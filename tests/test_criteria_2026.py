@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fixtures.recipe import tensor
-from fixtures.reference import check
+from fixtures.reference import check, of, set_parts
+from torch import nn
 
 import distiller_zoo as zoo
 
@@ -61,9 +63,41 @@ def tekap(temperature):
     return criterion
 
 
+def of_teachers(weighting, classes=100):
+    """A case for MultiTeacherKL with three teachers, or with two for two classes."""
+    def run(case, dtype):
+        count, target = (3 if classes > 2 else 2), target_of(classes)
+        s, *t = (3 * tensor(seed, 8, classes).to(dtype) for seed in range(1, 2 + count))
+        if classes > 2:
+            t[0][torch.arange(4), target[:4]] += 12
+            t[1][4, target[4]] = t[1][4].min() - 1
+        s.requires_grad_()
+        return zoo.MultiTeacherKL(4, weighting)(s, t, target), [s], {}
+    return run
+
+
+def camkd_features(case, dtype):
+    """Connectors and classifiers of three teachers on the student's map, which is pooled for the third."""
+    f_s = tensor(12, 8, 64, 8, 8).relu_().to(dtype).requires_grad_()
+    feats_t = [tensor(32 + i, 8, c, h, h).relu_().to(dtype) for i, (c, h) in enumerate([(96, 8), (48, 8), (30, 4)])]
+    parts = nn.ModuleDict()
+    for i, f_t in enumerate(feats_t):
+        parts[f'connector{i}'] = nn.ModuleDict({'conv': nn.Conv2d(64, f_t.shape[1], 1),
+                                                'bn': nn.BatchNorm2d(f_t.shape[1])})
+        parts[f'classifier{i}'] = nn.Linear(f_t.shape[1], 100)
+    parameters = set_parts(case, of(parts.to(dtype)))
+    h = [F.relu(parts[f'connector{i}'].bn(parts[f'connector{i}'].conv(F.adaptive_avg_pool2d(f_s, f_t.shape[-1]))))
+         for i, f_t in enumerate(feats_t)]
+    logits = [parts[f'classifier{i}'](f.mean((2, 3))) for i, f in enumerate(h)]
+    return zoo.CAMKDFeatureLoss()(h, feats_t, logits, target_of(100)), [f_s], parameters
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
+    **{f'MultiTeacher_{name}{suffix}': of_teachers(name, classes)
+       for name in ('average', 'confidence', 'entropy') for suffix, classes in (('', 100), ('_two_classes', 2))},
+    'CAMKD_features': camkd_features,
     **{f'ABKD_a{a}_b{b}_T{T}': on_logits(zoo.ABKDLoss(a, b, T), right=True) for a, b, T in (
         (0.8, 0.3, 4), (0.5, 0.5, 1), (0.9, 0.3, 2), (1, 0, 4), (0, 1, 4), (0.5, 0, 4), (0, 0.4, 4), (0, 0, 4),
         (0.6, -0.6, 4), (1.2, -0.4, 4))},

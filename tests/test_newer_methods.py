@@ -408,6 +408,10 @@ def test_a_sum_of_methods(names, betas):
             alone.begin_epoch(20, 240)
             batch = images if len(alone.spec.views) > 1 else first_view(images)
             assert alone(batch, target, index)[0]['method'].item() == pytest.approx(losses[name].item(), rel=1e-4)
+    if 'crd' not in losses:     # whose memories have changed
+        out_t = distiller.teacher_outputs(images) if images.dim() == 4 else [*map(distiller.teacher_outputs, images)]
+        stored, _ = distiller(images, target, index, out_t)
+        assert torch.stack([*stored.values()]).tolist() == pytest.approx(torch.stack([*losses.values()]).tolist())
     if 'kd' in losses:
         want = zoo.distill_kl(logits, distiller.teacher(images), 4.0)
         assert losses['kd'].item() == pytest.approx(want.item(), rel=1e-5)
