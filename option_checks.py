@@ -3,8 +3,8 @@ import functools
 from importlib.util import find_spec
 
 from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
+from dataset.cache_layout import CACHED_OUTPUTS
 from dataset.crop import DEFAULTS, RESIZED_ONLY
-from dataset.teacher_cache import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
 from helper.cli import comma_list, has_auto, word_list
 from helper.errors import UserError, nearest

@@ -10,7 +10,9 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
-from dataset.teacher_cache import TeacherOutputLoader, cache_bytes, open_cache
+from dataset.cache_layout import cache_bytes
+from dataset.cache_loader import TeacherOutputLoader
+from dataset.open_cache import open_cache
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch
 from helper import distributed
@@ -61,7 +63,7 @@ def train(opt, device):
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_cache(opt, spec.needs, teacher, data, device)
-    needs_validation = not opt.skip_validation and not (cache and cache.accuracy is not None)
+    needs_validation = not opt.skip_validation and not (cache and cache.accuracy.value is not None)
     if cache and cache.full and not needs_validation and not spec.reads_teacher:
         distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
     else:
@@ -125,13 +127,13 @@ def train(opt, device):
 
 def teacher_accuracy(opt, teacher, data, cache, run) -> float:
     """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached."""
-    if cache and cache.accuracy is not None:
-        return cache.accuracy
+    if cache and cache.accuracy.value is not None:
+        return cache.accuracy.value
     test = validate(data.selection_loader, teacher, run, f'--path-t {opt.path_t}', data.selection_split)
     warn_of_one_class(f'the teacher {opt.model_t}', test)
     accuracy = test[f'{data.selection_split}_acc']
     if cache:
-        cache.save_accuracy(accuracy)
+        cache.accuracy.save(accuracy)
     return accuracy
 
 

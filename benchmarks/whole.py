@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dataset import cifar, get_dataloaders
-from dataset.teacher_cache import open_cache
+from dataset.open_cache import open_cache
 from distiller_zoo import get_method
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import number
@@ -76,7 +76,7 @@ def write_cache(flags: list, method: str, teacher_name: str, sums: dict) -> None
         data = get_dataloaders(options, device)
     teacher = load_net(options.path_t, load_checkpoint(options.path_t, '--path-t'), options.model_t, data)
     cache = open_cache(options, get_method(method).spec.needs, teacher, data, device)
-    cache.save_accuracy(1.0)
+    cache.accuracy.save(1.0)
     fill_with_noise(cache)
 
 

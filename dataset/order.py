@@ -49,10 +49,11 @@ class EpochOrder:
         """
         self.n, self.train, self.rank, self.shards = n, train, rank, shards
         self.ranges = batch_ranges(n, batch_size, drop_last, rank, world_size)
+        # Of an epoch and all processes; the other images, the last ones of the order, are left out.
+        self.images_in_batches = world_size * sum(end - start for start, end in self.ranges)
         self.generator = torch.Generator().manual_seed(seed)
         self.first_batch = 0
         self.epoch, self.repetition, self.augmentation = 1, repetition, torch.Generator()
-        self.is_done = None     # function of indices (B,) -> bool (B,): images that fill_teacher_cache.py skips
         indices = range(rank, n, world_size)
         self.test_batches = [indices[i:i + batch_size] for i in range(0, len(indices), batch_size)]
 
@@ -68,12 +69,7 @@ class EpochOrder:
         order = self.permutation().tolist()
         seeds = self.integers(2**63 - 1).tolist()
         for start, end in self.remaining_ranges():
-            batch = list(zip(order[start:end], seeds[start:end], strict=True))
-            if self.is_done:
-                is_done = self.is_done(torch.tensor(order[start:end]))
-                batch = [image for image, done in zip(batch, is_done, strict=True) if not done]
-            if batch:
-                yield batch
+            yield list(zip(order[start:end], seeds[start:end], strict=True))
 
     @property
     def repeated_epoch(self) -> int:

@@ -18,8 +18,10 @@ import torch
 from tqdm import tqdm
 
 from dataset import get_dataloaders
+from dataset.augment import mixes
+from dataset.cache_loader import TeacherOutputLoader
 from dataset.memory import VARIANTS
-from dataset.teacher_cache import TeacherOutputLoader, open_cache
+from dataset.open_cache import open_cache
 from distiller_zoo import get_method
 from helper.compile import compiled, keep_memory
 from helper.device import memory_format, select_device
@@ -55,21 +57,18 @@ def fill(cache, teacher, loader, batch_size):
 def fill_epochs(cache, teacher, loader):
     """Store the missing outputs of repeated epochs, one epoch after another, in a random order for each process."""
     epochs, order = cache.layout.repeated_epochs, loader.order
-    loader = TeacherOutputLoader(loader, cache, teacher.outputs)
-
-    def is_done(index):
-        done = cache.has(order.slots(index, len(loader.views)).numpy()).reshape(-1, len(index)).all(0)
-        return np.full_like(done, done.all()) if order.repetition.with_order else done
-    order.is_done = is_done
     order.generator.seed()      # another order in each process, so that they store other images first
-    with tqdm(total=len(epochs) * loader.n_samples, desc='filling', unit='img',
+    loader = TeacherOutputLoader(loader, cache, teacher.outputs)
+    with tqdm(total=len(epochs) * order.images_in_batches, desc='filling', unit='img',
               mininterval=0.1 if sys.stderr.isatty() else 60) as bar:
         for number, epoch in enumerate(random.Random().sample(epochs, len(epochs)), start=1):
             order.epoch = epoch + 1
-            for _, target, *_ in loader:
-                bar.update(len(target))
-                check_room(cache)
-            bar.update(number * loader.n_samples - bar.n)       # stored before, or by another process meanwhile
+            cache.select(epoch)
+            if not cache.epoch_is_full:
+                for _, target, *_ in loader:
+                    bar.update(len(target))
+                    check_room(cache)
+            bar.update(number * order.images_in_batches - bar.n)
 
 
 def check_room(cache):
@@ -84,6 +83,9 @@ def main():
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
     if opt.estimate:
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
+    if opt.multiprocessing_distributed and (mixes(opt) or opt.reprob):
+        raise UserError('--multiprocessing-distributed: with --mixup, --cutmix or --reprob the outputs depend on the '
+                        'number of processes, and this script is one; let the run fill the cache')
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     opt.model_t, checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device, views=method.spec.views,
@@ -97,9 +99,9 @@ def main():
     fold_batchnorm(teacher, data.image_size)
     teacher.to(device, memory_format=memory_format(opt))
     try:
-        if cache.accuracy is None:
+        if cache.accuracy.value is None:
             test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
-            cache.save_accuracy(test[f'{data.selection_split}_acc'])
+            cache.accuracy.save(test[f'{data.selection_split}_acc'])
         with compiled(teacher, opt, device):
             if opt.cache_epochs:
                 fill_epochs(cache, teacher, data.train_loader)

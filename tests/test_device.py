@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
 from dataset.cache_encoding import Numbers, Probabilities
+from dataset.cache_layout import Layout
+from dataset.cache_loader import TeacherOutputLoader
 from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
-from dataset.teacher_cache import Layout, TeacherCache, TeacherOutputLoader
+from dataset.teacher_cache import TeacherCache
 from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
 from helper.device import Precision, select_device
@@ -102,9 +104,9 @@ def test_cached_teacher_outputs(fake, near, topk, tmp_path, monkeypatch):
     """All of a batch cached, none, and some; with and without a copy in the memory of the GPU."""
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**9 if near else 0, 0))
     encoding = Probabilities(5, topk) if topk else Numbers(5)
-    layout = Layout(tmp_path, 'x', {}, {'logits': encoding}, 40, tmp_path / 'accuracy.json')
+    layout = Layout(tmp_path, 'x', {}, {'logits': encoding}, 40, 40, None)
     layout.open('logits', 0).write(np.arange(20), np.ones((20, encoding.width), encoding.dtype))
-    cache = TeacherCache(layout, CUDA, {})
+    cache = TeacherCache(layout, CUDA, None)
     cache.writable = False
     assert (cache.device_copy is not None) == near
     asked = []
@@ -114,7 +116,7 @@ def test_cached_teacher_outputs(fake, near, topk, tmp_path, monkeypatch):
         return SimpleNamespace(logits=images[:, 0, 0, :5])
     loader = TeacherOutputLoader(SimpleNamespace(batch_size=16), cache, ask)
     images = torch.zeros(16, 3, 8, 8, device=CUDA)
-    for slots in (range(16), range(24, 40), range(12, 28)):
+    for slots in (range(16), range(24, 40), range(27, 11, -1)):
         logits = loader.outputs(images, np.array(slots)).logits
         assert logits.device == CUDA and logits.shape == (16, 5) and logits.dtype == torch.float32
     assert asked == [16, 4 if near else 8]      # near: the second batch's outputs are cached for the third

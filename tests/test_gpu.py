@@ -8,7 +8,9 @@ from conftest import CPU, build
 
 import train_student
 import train_teacher
-from dataset.teacher_cache import CACHED_OUTPUTS, TeacherOutputLoader, open_cache
+from dataset.cache_layout import CACHED_OUTPUTS
+from dataset.cache_loader import TeacherOutputLoader
+from dataset.open_cache import open_cache
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward, speed_up
 from helper.device import Precision

@@ -13,8 +13,11 @@ from conftest import CPU, assert_same, build, free_port, losses_of_epoch, outcom
 import train_student
 from dataset.cache_encoding import Numbers
 from dataset.cache_file import CacheFile
+from dataset.cache_layout import CACHED_OUTPUTS, Layout
+from dataset.cache_loader import TeacherOutputLoader
 from dataset.memory import VARIANTS
-from dataset.teacher_cache import CACHED_OUTPUTS, Layout, TeacherCache, TeacherOutputLoader, open_cache
+from dataset.open_cache import open_cache
+from dataset.teacher_cache import TeacherCache
 from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller
 from helper.errors import UserError
@@ -283,17 +286,18 @@ def test_no_room_for_the_files(tmp_path, capsys, monkeypatch):
 def test_the_teachers_accuracy(tmp_path):
     """Later runs with the same test set read it; a file that cannot be written is ignored."""
     distiller, loader, opt = build('kd')
-    cached(tmp_path, distiller, loader, opt).save_accuracy(12.5)
-    assert cached(tmp_path, distiller, loader, opt).accuracy == 12.5
+    cached(tmp_path, distiller, loader, opt).accuracy.save(12.5)
+    assert cached(tmp_path, distiller, loader, opt).accuracy.value == 12.5
     loader.target[0] += 1
     cache = cached(tmp_path, distiller, loader, opt)
-    assert cache.accuracy is None
-    assert cached(tmp_path, distiller, loader, opt, split='val').accuracy is None     # it is that of the test set
-    cached(tmp_path, distiller, loader, opt, split='val').save_accuracy(50.0)
-    assert [cached(tmp_path, distiller, loader, opt, split=split).accuracy for split in ('val', 'test')] == [50.0, None]
+    assert cache.accuracy.value is None
+    assert cached(tmp_path, distiller, loader, opt, split='val').accuracy.value is None     # it is that of the test set
+    cached(tmp_path, distiller, loader, opt, split='val').accuracy.save(50.0)
+    both = [cached(tmp_path, distiller, loader, opt, split=split).accuracy.value for split in ('val', 'test')]
+    assert both == [50.0, None]
     cache.layout.accuracy_file.unlink()
     cache.layout.accuracy_file.mkdir()
-    cache.save_accuracy(12.5)
+    cache.accuracy.save(12.5)
 
 
 def test_outputs_of_another_process_reach_the_device(tmp_path):
@@ -410,7 +414,7 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
 
 def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
     encodings = dict.fromkeys(CACHED_OUTPUTS, Numbers(5))
-    cache = TeacherCache(Layout(tmp_path, 'x', FACTS, encodings, 2, tmp_path / 'a.json'), CPU, {})
+    cache = TeacherCache(Layout(tmp_path, 'x', FACTS, encodings, 2, 2, None), CPU, None)
     one, two = (cache.layout.open(field, 0) for field in CACHED_OUTPUTS)
     one.write(*some(0, 1))
     assert not cache.full and not cache.has(np.array([0, 1])).any()
