@@ -194,6 +194,10 @@ def check_flags_of_methods(opt, method) -> None:
         if users and not {*users} & {*parts}:
             raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
                             f'with {", ".join(users)}')
+    has_soft_labels = opt.alpha or (len(parts) > 1 and any(not part.has_method_loss(opt) for part in parts.values()))
+    if 'kl_warmup_epochs' in opt.flags.given and opt.kl_warmup_epochs and not has_soft_labels:
+        raise UserError(f'--kl_warmup_epochs {opt.kl_warmup_epochs}: --distill {opt.distill} has no soft labels here; '
+                        f'{"add kd to it" if len(parts) > 1 else "give a weight for them, -a"}, or leave it out')
     # FSP has a published weight although its own loss is only used in the first stage.
     has_weight = len(parts) > 1 or method.has_method_loss(opt) or \
         (method.spec.published.get('beta') and not has_auto(opt.beta))

@@ -328,6 +328,8 @@ def _cached_student_parser(methods, description):       # another key after a ch
            help='temperature of the soft labels; not given: the published one, mostly 4')
     shared('--loss_warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
            help="epochs in which the weight of the method's loss grows to its full value; not given: the published")
+    shared('--kl_warmup_epochs', type=number(int, low=0, high=MOST_EPOCHS),
+           help='epochs in which the weight of the soft labels grows from 0 to its full value; not given: as published')
     shared('--dot_delta', type=number(float, low=0, high=1),
            help='difference of the two momenta of --opt dot from --momentum; not given: 0.075, for ImageNet 0.09')
     shared('--init_epochs', type=number(int, low=1, high=MOST_EPOCHS), default=30,

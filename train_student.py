@@ -121,6 +121,7 @@ def train(opt, device):
             module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, train_loader, module, optimizer, opt, run, precision)
             test = validate(data.selection_loader, distiller.inference_net(), run, split=data.selection_split)
+            distiller.end_epoch()
             run.end_epoch(rate, {**averages, **distiller.measured_weights()}, test, distiller.pictures())
         run.measure_test_set(data.test_loader)
 

@@ -24,6 +24,7 @@ from .criteria.ldrld import LDRLDLoss
 from .criteria.luminet import LumiNetLoss
 from .criteria.mlld import MLLDLoss
 from .criteria.multi_teacher import CAMKDFeatureLoss, MultiTeacherKL
+from .criteria.nd import NDConnector, NDLoss
 from .criteria.nkd import NKDLoss
 from .criteria.nst import NSTLoss
 from .criteria.ofa import ExitHead, ofa_loss
@@ -49,12 +50,12 @@ __all__ = [
     'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CAMKDFeatureLoss', 'CATKDLoss', 'CRDLoss', 'Connector',
     'ContrastSampler', 'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP',
     'FactorTransfer', 'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD',
-    'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'MultiTeacherKL', 'NKDLoss', 'NSTLoss',
-    'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss',
-    'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss',
-    'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost',
-    'distill_kl', 'dkd_loss', 'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength',
-    'standardize_logits', 'transport_cost', 'weight_factor',
+    'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'MultiTeacherKL', 'NDConnector', 'NDLoss',
+    'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss',
+    'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss',
+    'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDLogitLoss',
+    'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'gram_mahalanobis', 'ofa_loss',
+    'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits', 'transport_cost', 'weight_factor',
 ]
 
 IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',

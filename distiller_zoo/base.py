@@ -10,7 +10,16 @@ from helper.optim import rate_factors, scale_rates
 from models.base import Outputs
 
 from .auto_weight import AutoWeights
-from .checks import PairError, check_declaration, check_heads, check_maps, check_preact, has_preact, output_shapes  # noqa: F401
+from .checks import (  # noqa: F401
+    PairError,
+    check_classes,
+    check_declaration,
+    check_heads,
+    check_maps,
+    check_preact,
+    has_preact,
+    output_shapes,
+)
 from .criteria.kd import distill_kl
 from .dot import DOT
 from .logit_transforms import LogitTransforms
@@ -24,6 +33,11 @@ IMAGENET = ('imagenet', 'imagenette')     # the data sets for which methods use 
 def is_imagenet(opt) -> bool:
     """Whether the data are ImageNet or a subset of it with 224 pixels, not tiny-imagenet with 64."""
     return opt.dataset in IMAGENET
+
+
+def warm_up(epoch: int, epochs: int | None) -> float:
+    """The factor of a weight that grows linearly to its full value in `epochs`; 1 without a warm-up."""
+    return min(epoch / epochs, 1) if epochs else 1
 
 
 class Distiller(TrainingTask):
@@ -63,9 +77,11 @@ class Distiller(TrainingTask):
             self.beta, self.auto_weights = 1.0, AutoWeights(['method'])
         self.logit_transforms = LogitTransforms(opt, data.num_classes)
         self.uses_method_loss = self.has_method_loss(opt)
-        self.loss_warmup_epochs = opt.loss_warmup_epochs
-        self.warms_soft_labels = bool(opt.loss_warmup_epochs) and not self.uses_method_loss
-        self.register_buffer('schedule_factor', torch.ones(()), persistent=False)       # of beta; set by begin_epoch
+        self.loss_warmup_epochs, self.kl_warmup_epochs = opt.loss_warmup_epochs, opt.kl_warmup_epochs
+        self.warms_soft_labels = bool(opt.kl_warmup_epochs or (opt.loss_warmup_epochs and not self.uses_method_loss))
+        # The factors of beta and of alpha in this epoch, set by begin_epoch.
+        self.register_buffer('schedule_factor', torch.ones(()), persistent=False)
+        self.register_buffer('soft_label_factor', torch.ones(()), persistent=False)
         self.preact_s, self.preact_t = self.spec.preact_s, self.spec.preact_t
         self.own_backward = self.spec.own_backward or opt.opt == 'dot'
         self.scheduled_over_epochs = self.spec.scheduled_over_epochs or self.logit_transforms.scheduled_over_epochs
@@ -138,7 +154,7 @@ class Distiller(TrainingTask):
 
     def weights(self) -> dict:
         """name -> weight of each loss, without those of -b auto."""
-        alpha = self.alpha * self.schedule_factor if self.warms_soft_labels else self.alpha
+        alpha = self.alpha * self.soft_label_factor if self.warms_soft_labels else self.alpha
         return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
 
     @property
@@ -171,11 +187,22 @@ class Distiller(TrainingTask):
         """
 
     def begin_epoch(self, epoch, epochs):
-        """--loss_warmup_epochs: the weight of the method's loss grows linearly to its full value."""
+        """--loss_warmup_epochs: the weight of the method's loss, or of the soft labels if it has none, grows linearly.
+
+        --kl_warmup_epochs: the weight of the soft labels grows linearly from 0.
+        """
         super().begin_epoch(epoch, epochs)
-        if self.loss_warmup_epochs:
-            self.schedule_factor.fill_(min(epoch / self.loss_warmup_epochs, 1))
+        loss_factor, kl_factor = warm_up(epoch, self.loss_warmup_epochs), warm_up(epoch - 1, self.kl_warmup_epochs)
+        self.schedule_factor.fill_(loss_factor)
+        self.soft_label_factor.fill_(kl_factor if self.uses_method_loss else loss_factor * kl_factor)
         self.logit_transforms.begin_epoch(epoch, epochs)
+
+    def end_epoch(self) -> None:
+        """Called in every process after each epoch of distillation, once, before the state of the run is saved.
+
+        For what a method computes from buffers that it fills during an epoch. A resumed run has these buffers; those
+        that differ between processes are named in spec.own_buffers.
+        """
 
     def make_optimizer(self, learning_rate, opt):
         if opt.opt == 'dot':
@@ -211,7 +238,8 @@ class Distiller(TrainingTask):
         delta = None
         if opt.opt == 'dot':
             delta = 0.09 if is_imagenet(opt) else 0.075
-        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None, 'dot_delta': delta,
+        return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None,
+                'kl_warmup_epochs': None, 'dot_delta': delta,
                 **cls.spec.published,
                 **(cls.spec.published_imagenet if is_imagenet(opt) else {}),
                 **(cls.spec.published_logit_stand if opt.logit_stand else {})}

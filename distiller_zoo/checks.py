@@ -1,7 +1,8 @@
 """What a method requires of two nets and of the data: each check raises an error that names the flag to change."""
+import torch
 from torch import nn
 
-from helper.errors import UserError
+from helper.errors import UserError, printable
 from models.base import Outputs, probe
 
 from .first_stage import FirstStage
@@ -27,6 +28,15 @@ def check_pairwise_batch(spec, batch_size: int) -> None:
     """Raises UserError if --batch_size is too small for the method."""
     if spec.pairwise and batch_size < 2:
         raise UserError(f'--batch_size {batch_size}: {spec.title} compares the images of a batch; give at least 2')
+
+
+def check_classes(data, label: str, advice: str) -> None:
+    """Raises UserError unless every class has a training image. label: the flag; advice: what would work."""
+    counts = torch.bincount(data.labels, minlength=data.num_classes)
+    if not counts.min():
+        number = counts.argmin().item()
+        name = f' {printable(data.classes[number])}' if data.classes else ''
+        raise UserError(f'{label}: class{name} {number}, counted from 0, has no training image; {advice}')
 
 
 def check_preact(distiller, opt, data, student: bool = True) -> None:

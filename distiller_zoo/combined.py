@@ -43,19 +43,28 @@ class Combined(Distiller):
         if opt.alpha:
             raise UserError(f'-a {opt.alpha:g}: --distill {opt.distill} has a weight for each of its methods, by -b; '
                             f'for soft labels give --distill {opt.distill}+kd')
+        for name, part_opt in cls.options_of_parts(opt).items():
+            cls.methods[name].check_options(part_opt)
+
+    @classmethod
+    def options_of_parts(cls, opt):
+        """name -> the options of that part, with its published values."""
+        options = {}
+        for (name, method), beta in zip(cls.methods.items(), opt.beta, strict=True):
+            beta = 1.0 if beta == AUTO else beta        # of which auto_weights holds the factor
+            options[name] = SimpleNamespace(**{**vars(opt), 'distill': name, 'beta': beta, 'opt': 'sgd'})
+            method.fill_in(options[name])
+        return options
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.parts, self.betas = nn.ModuleDict(), {}
         measured = [name for name, beta in zip(self.methods, opt.beta, strict=True) if beta == AUTO]
         self.auto_weights = AutoWeights(measured) if measured else None
-        for (name, method), beta in zip(self.methods.items(), opt.beta, strict=True):
-            beta = 1.0 if beta == AUTO else beta        # of which self.auto_weights holds the factor
-            part_opt = SimpleNamespace(**{**vars(opt), 'distill': name, 'beta': beta, 'opt': 'sgd'})
-            method.fill_in(part_opt)
-            part = method(self.student, self.teacher, part_opt, data)
+        for name, part_opt in self.options_of_parts(opt).items():
+            part = self.methods[name](self.student, self.teacher, part_opt, data)
             del part.student        # stored like the teacher: not a submodule of the part
             part.__dict__['student'] = self.student
-            self.parts[name], self.betas[name] = part, beta
+            self.parts[name], self.betas[name] = part, part_opt.beta
         self.preact_s = any(part.preact_s for part in self.parts.values())
         self.preact_t = any(part.preact_t for part in self.parts.values())
 
@@ -70,8 +79,9 @@ class Combined(Distiller):
         return losses
 
     def weights(self):
-        return {'ce': self.gamma, **{name: self.betas[name] * part.schedule_factor
-                                     for name, part in self.parts.items()}}
+        factors = {name: part.schedule_factor if part.uses_method_loss else part.soft_label_factor
+                   for name, part in self.parts.items()}
+        return {'ce': self.gamma, **{name: self.betas[name] * factor for name, factor in factors.items()}}
 
     def prepare(self, data):
         for part in self.parts.values():
@@ -81,6 +91,10 @@ class Combined(Distiller):
         super().begin_epoch(epoch, epochs)
         for part in self.parts.values():
             part.begin_epoch(epoch, epochs)
+
+    def end_epoch(self):
+        for part in self.parts.values():
+            part.end_epoch()
 
     def pictures(self):
         return {name: matrix for part in self.parts.values() for name, matrix in part.pictures().items()}

@@ -32,6 +32,7 @@ from .kdsvd import KDSVDDistiller
 from .ldrld import LDRLDDistiller
 from .luminet import LumiNetDistiller
 from .mlld import MLLDDistiller
+from .nd import NDDistiller
 from .nkd import NKDDistiller
 from .nst import NSTDistiller
 from .ofa import OFAKDDistiller
@@ -66,7 +67,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
     'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
     'abkd': ABKDDistiller, 'srd': SRDDistiller, 'vkd': VkDDistiller, 'ldrld': LDRLDDistiller,
-    'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller,
+    'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller, 'nd': NDDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

@@ -4,9 +4,8 @@ import torch.nn.functional as F
 
 from helper import distributed
 from helper.cli import MOST_EPOCHS, number
-from helper.errors import UserError
 
-from .base import Distiller, Spec, in_float32, is_imagenet
+from .base import Distiller, Spec, check_classes, in_float32, is_imagenet
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 
@@ -30,10 +29,8 @@ class WKDLDistiller(Distiller):
     def build(self, opt, data, shapes_s, shapes_t):
         self.full_weight, self.decay_from = opt.wkdl_weight, opt.wkdl_decay_from
         self.by_features, self.of_logits = opt.wkdl_cost == 'cka', is_imagenet(opt)
-        counts = torch.bincount(data.labels, minlength=data.num_classes)
-        if self.by_features and not counts.min():
-            raise UserError(f'--wkdl_cost cka: class {counts.argmin().item()}, counted from 0, has no training image; '
-                            f'give --wkdl_cost classifier')
+        if self.by_features:
+            check_classes(data, '--wkdl_cost cka', 'give --wkdl_cost classifier')
         rows = F.normalize(self.teacher.get_classifier().weight.detach(), dim=1)
         cost = transport_cost(1 - rows @ rows.t())      # replaced in prepare if --wkdl_cost asks for it
         self.criterion = WKDLogitLoss(cost, opt.kd_T, opt.wkdl_weight)
@@ -63,7 +60,7 @@ class WKDLDistiller(Distiller):
             is_used = rank < features.shape[1]
             features[target[is_used], rank[is_used]] = samples[is_used]
         # Each process fills in its own images; the rest is zero, so the sum is the whole.
-        return distributed.mean(features).mul_(distributed.world_size()).flatten(1, 2)
+        return distributed.total(features).flatten(1, 2)
 
     def begin_epoch(self, epoch, epochs):
         super().begin_epoch(epoch, epochs)

@@ -203,13 +203,18 @@ def broadcast(make: Callable):
     return values[0]
 
 
-def mean(x: Tensor) -> Tensor:
-    """The mean over the processes, without gradient."""
+def total(x: Tensor) -> Tensor:
+    """The sum over the processes, without gradient."""
     if world_size() == 1:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
-    return x / world_size()
+    return x
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over the processes, without gradient."""
+    return total(x) / world_size()
 
 
 def average_gradients(module: nn.Module) -> None:

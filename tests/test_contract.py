@@ -116,6 +116,7 @@ def test_it_trains_and_resumes_to_the_bit(run, tmp_path, whole):
     state = load_checkpoint(str(folder_of(whole) / 'last.pth'), '')
     assert {name for part in state['optimizer']['state'].values() for name in part} == {'task', 'distillation'}
     assert state['module']['logit_transforms.0.theta'] != 0 and state['module']['seen'] > 0
+    assert state['module']['epochs_ended'] == 2
     assert state['module']['images'] == 288         # prepared once, although it was resumed
 
 

@@ -4,6 +4,7 @@ The references are in double. Each case is computed in double and again in float
 """
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from fixtures.recipe import tensor
 from fixtures.reference import check, close, of, set_parts
 
 import distiller_zoo as zoo
+import train_student
 from dataset import Data
 from helper.errors import UserError
 from options import student_options
 
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_2026.json').read_text())
+TARGET = torch.arange(8) * 11 % 100
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}      # relative, of losses and gradients
 
 
@@ -84,12 +87,38 @@ def vkd_standardize(case, dtype):
     return zoo.VkDLoss('standardize')(h, f_t), [h], {}
 
 
+def nd(case, dtype):
+    centres, f_t = (tensor(97, 100, 64).relu_() + 0.1).to(dtype), tensor(51, 8, 64).relu_().to(dtype)
+    f_s = f_t.clone()
+    if 'equal' not in case['call']:
+        f_s = tensor(50, 8, 64).to(dtype) * torch.tensor([3, 3, 3, 0.3, 0.3, 0.3, 1, 0], dtype=dtype)[:, None]
+    return zoo.NDLoss(centres)(f_s.requires_grad_(), f_t, TARGET), [f_s], {}
+
+
+def nd_connector(case, dtype):
+    f_s, f_t = tensor(50, 8, 64).to(dtype).requires_grad_(), tensor(51, 8, 128).relu_().to(dtype)
+    connector = zoo.NDConnector(64, 128, dropout=0).to(dtype)
+    parameters = set_parts(case, of(connector))
+    return zoo.NDLoss((tensor(98, 100, 128).relu_() + 0.1).to(dtype))(connector(f_s), f_t, TARGET), [f_s], parameters
+
+
+def nd_class_means(case, dtype):
+    """The reference is rounded to four decimals."""
+    distiller, _, _ = build('nd')
+    distiller.criterion = zoo.NDLoss(torch.ones(3, 4, dtype=dtype))
+    distiller.teacher.outputs = lambda images: SimpleNamespace(embedding=images)
+    batches = [(tensor(seed, 6, 4).relu_().to(dtype), torch.arange(6) % 3, None) for seed in (99, 100)]
+    distiller.prepare(SimpleNamespace(unaugmented_loader=lambda: batches))
+    torch.testing.assert_close(distiller.criterion.centres, torch.tensor(case['means'], dtype=dtype), atol=1e-4, rtol=0)
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
     'SRD': srd, 'SRD_dead_channels': srd, 'SRD_projected': srd_projected, 'SRD_total': srd_total,
     'VkD_narrow_student': vkd(64, 96, 2), 'VkD_wide_student': vkd(96, 64, 2), 'VkD_equal': vkd(64, 64, 1),
     'VkD_standardize': vkd_standardize,
+    'ND': nd, 'ND_equal': nd, 'ND_connector': nd_connector, 'ND_class_means': nd_class_means,
 }
 
 
@@ -149,6 +178,8 @@ HARD = {        # (student's embedding (4, 6), teacher's)
     'constant': lambda: (tensor(1, 6).expand(4, 6), tensor(2, 6).expand(4, 6))}
 ON_EMBEDDINGS = {
     'srd': zoo.SRDLoss(), 'vkd': zoo.VkDLoss(), 'vkd standardize': zoo.VkDLoss('standardize'),
+    'nd': lambda f_s, f_t: zoo.NDLoss(torch.eye(2, 6))(f_s, f_t, torch.arange(4) % 2),
+    'nd, a dead class': lambda f_s, f_t: zoo.NDLoss(torch.zeros(2, 6))(f_s, f_t, torch.arange(4) % 2),
 }
 
 
@@ -179,6 +210,9 @@ def test_one_sample_has_no_deviation(criterion):
 @pytest.mark.parametrize('flags, want', [
     ('srd', {'gamma': 1, 'alpha': 1, 'beta': 2, 'kd_T': 1}),
     ('vkd', {'gamma': 1, 'alpha': 1, 'beta': 1, 'kd_T': 1, 'vkd_norm': 'layer'}),
+    ('nd', {'gamma': 1, 'alpha': 3.5, 'beta': 2, 'kd_T': 4, 'kl_warmup_epochs': 20, 'loss_warmup_epochs': None}),
+    ('nd --dataset imagenet', {'alpha': 2.5, 'beta': 1, 'kd_T': 1, 'kl_warmup_epochs': 5}),
+    ('dkd+nd', {'alpha': 0, 'beta': [1, 2], 'kl_warmup_epochs': None}),
 ])
 def test_published_options(flags, want):
     opt = vars(student_options(['--path-t', 'x', '--distill', *flags.split()]))
@@ -204,3 +238,49 @@ def test_vkd_reads_the_patch_tokens():
     want = distiller.criterion(distiller.projector(tokens), out_t.embedding)
     assert distiller.method_loss(out_s, out_t, target, index).item() == pytest.approx(want.item(), rel=1e-5)
     assert not torch.allclose(tokens, out_s.embedding)
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('nd --mixup 0.2', '--mixup 0.2: --distill nd needs one class for each image'),
+    ('nd --kl_warmup_epochs 3 -a 0', '--kl_warmup_epochs 3: --distill nd has no soft labels here; give a weight for'),
+    ('dkd+nd --kl_warmup_epochs 3', '--kl_warmup_epochs 3: --distill dkd+nd has no soft labels here; add kd to it'),
+    ('vkd --vkd_norm batch', '--vkd_norm'),
+])
+def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as caught:
+        call(train_student.main, '--path-t', 'x.pth', '--save_dir', tmp_path / 's', '--distill', *flags.split())
+    done = capsys.readouterr()
+    assert caught.value.code == 2 and words in done.err and done.err.count('\n') == 1 and not (tmp_path / 's').exists()
+
+
+def test_the_soft_labels_warm_up_apart():
+    """From 0, in nd beside its own loss; in a sum those of kd, and without another loss beside --loss_warmup_epochs."""
+    def factors(name, epochs, part=None, **options):
+        distiller = build(name, **options)[0]
+        found = []
+        for epoch in epochs:
+            distiller.begin_epoch(epoch, 240)
+            weights = distiller.weights()
+            found.append(tuple(round(float(weights[loss]), 6) for loss in (part or 'kl', 'method') if loss in weights))
+        return found
+    assert factors('nd', (1, 2, 11, 21, 240)) == [(0, 2), (0.175, 2), (1.75, 2), (3.5, 2), (3.5, 2)]
+    assert factors('nd', (1, 2, 5), loss_warmup_epochs=4) == [(0, 0.5), (0.175, 1), (0.7, 2)]
+    assert factors('nd', (1, 9), kl_warmup_epochs=0) == [(3.5, 2), (3.5, 2)]
+    assert factors('nd+kd', (1, 3, 5), 'kd', beta=[1.0, 8.0], kl_warmup_epochs=4) == [(0,), (4,), (8,)]
+    assert factors('kd', (1, 2, 3), kl_warmup_epochs=2, loss_warmup_epochs=3, beta=0.0) == \
+        [(0, 0), (pytest.approx(1 / 3, abs=1e-5), 0), (1, 0)]
+
+
+def test_nd_names_a_class_without_images():
+    distiller, loader, opt = build('nd')
+    for classes, words in (((), 'class 9, counted from 0,'), (('x', ) * 9 + ('dog', ), 'class dog 9, counted from 0,')):
+        data = Data(loader, loader, 10, 16, loader.target.clamp(max=8), classes=classes)
+        with pytest.raises(UserError, match=f'--distill nd: {words} has no training image; give each class at least'):
+            type(distiller)(distiller.student, distiller.teacher, opt, data)
+
+
+def test_nd_has_a_connector_where_widths_differ():
+    same, other, imagenet = build('nd')[0], build('nd', 'wrn_16_1', 'ShuffleV1', size=32)[0], \
+        build('nd', 'wrn_16_1', 'ShuffleV1', size=32, dataset='imagenet')[0]
+    assert not [*same.connector.parameters()] and other.connector.linear.bias.abs().sum() == 0
+    assert imagenet.connector.linear.weight.std().item() == pytest.approx(0.01, rel=0.1)

@@ -19,7 +19,7 @@ PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 # method -> argument of its function -> the attribute of the distiller with the value
 OF_FUNCTIONS = {'dkd': {'alpha': 'dkd_alpha', 'beta': 'dkd_beta', 'temperature': 'temperature'},
                 'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'}, 'wkdl': {'start': 'decay_from'},
-                **dict.fromkeys(('kd', 'srd', 'vkd'), {'T': 'temperature'}),
+                **dict.fromkeys(('kd', 'srd', 'vkd', 'nd'), {'T': 'temperature'}),
                 'abkd': {'alpha': 'ab_alpha', 'beta': 'ab_beta', 'temperature': 'temperature'}}
 
 
@@ -85,7 +85,8 @@ def test_published_values_of_the_table(method, dataset, monkeypatch):
         record_arguments(monkeypatch, cls, given)
     distiller, *_ = build(method, **{**vars(opt), 'model_t': 'resnet14'})
     given |= {name: getattr(distiller, attribute) for name, attribute in OF_FUNCTIONS.get(method, {}).items()}
-    for name in want.keys() - {'correlation': {'dim_in'}, 'sdd': {'alpha', 'beta'}}.get(method, set()):     # sdd's dkd
+    unused = {'correlation': {'dim_in'}, 'sdd': {'alpha', 'beta'}, 'nd': {'dropout'}}      # sdd's dkd, a layer of nd
+    for name in want.keys() - unused.get(method, set()):
         assert given[name] == want[name], name
 
 

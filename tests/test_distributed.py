@@ -276,7 +276,7 @@ def test_which_methods_exchange_values():
     """All others compute on the batch of a process, as docs/distributed.md says."""
     files = {str(file.relative_to(ROOT / 'distiller_zoo')) for file in (ROOT / 'distiller_zoo').rglob('*.py')
              if 'distributed' in file.read_text()}
-    assert files == {'task.py', 'auto_weight.py', 'semckd.py', 'wkdl.py', 'criteria/crd.py'}
+    assert files == {'task.py', 'auto_weight.py', 'semckd.py', 'wkdl.py', 'nd.py', 'criteria/crd.py'}
 
 
 def test_crd_memory_takes_in_the_whole_batch(together):

@@ -47,6 +47,7 @@ LOSS = {
     'transform_layer_t': (IRG, ['--transform_layer_t', '0', '1']),
     'no_edge_transform': (IRG, ['--no_edge_transform']),
     'loss_warmup_epochs': (['--distill', 'pkt'], ['--loss_warmup_epochs', '2']),
+    'kl_warmup_epochs': ([], ['--kl_warmup_epochs', '2']),
     'loss_warmup_epochs, kd': ([], ['--loss_warmup_epochs', '2']),
     'logit_stand, kd': ([], ['--logit_stand', '--kd_T', '4', '-r', '1', '-a', '1']),
     'logit_stand, dkd': (['--distill', 'dkd'], ['--logit_stand', '--kd_T', '4', '-b', '1']),

@@ -58,7 +58,7 @@ def test_defaults():
         'multiprocessing_distributed': False,
         'dist_url': 'tcp://127.0.0.1:23451', 'dist_timeout': 600, 'sync_bn': False, 'amp': None, 'resume': None,
         'save_every': 0.0, 'compile': False, 'fast': False, 'teacher_cache': None, 'wandb': None,
-        'dot_delta': None, 'loss_warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
+        'dot_delta': None, 'loss_warmup_epochs': None, 'kl_warmup_epochs': None, 'logit_stand': False, 'dist_beta': 1.0,
         'dist_gamma': 1.0, 'nkd_gamma': None, 'ttm_exponent': 0.1, 'wttm_exponent': 0.2, 'dkd_alpha': 1.0,
         'dkd_beta': None, 'rld_alpha': 1.0, 'rld_beta': None, 'rld_alpha_T': 1.0, 'skd_tikhonov': 0.1,
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
