@@ -2,6 +2,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -154,11 +155,13 @@ def interrupt(monkeypatch):
     return after
 
 
+@functools.cache
 def preload() -> None:
     """Import once what DDP and TensorBoard import for seconds in each process that is forked afterwards."""
     import torch._dynamo
     import torch.distributed.tensor
     import torch.utils.tensorboard  # noqa: F401
+    gc.freeze()     # these processes need not search all imported modules for garbage
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 """Training with several real processes, connected by gloo on this machine."""
+import functools
 import itertools
 import json
 import os
@@ -7,18 +8,22 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CPU, assert_same, forked, forked_processes, free_port, options, outcome, wait_for_text
+from torch.distributed import run as torchrun
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.launcher.api import elastic_launch
 
 import helper.launch
+import helper.signals
 import train_student
 import train_teacher
-from dataset import Data
+from dataset import Data, get_dataloaders
 from dataset.memory import MemoryLoader
 from dataset.order import EpochOrder, batch_ranges
 from distiller_zoo import distiller_dict, get_method
@@ -38,7 +43,7 @@ from helper.run import Run
 from models import model_dict
 from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.sync_batchnorm import synchronise_batchnorm
-from options import student_options
+from options import student_options, teacher_options
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = 2
@@ -87,32 +92,40 @@ def test_sampler_divides_what_one_process_sees():
     assert sorted(held_out) == list(range(21))
 
 
+@functools.cache
+def teacher_net():
+    torch.manual_seed(1)
+    return model_dict['resnet14'](num_classes=10)
+
+
 def make(method, rank, world, images=24, **changes):
     """(distiller, loader, options), the same in every process except for its part of the batches of 8."""
+    cls, teacher = get_method(method), teacher_net()
     torch.manual_seed(0)
-    cls = get_method(method)
     opt = options(method, batch=8 // world, sync_bn=False, seed=0, save_every=0, **changes)
     pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8)
     loader = MemoryLoader(pixels, torch.arange(images) % 10, opt.batch_size, CPU, train=True, rank=rank,
                           world_size=world, drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, 16, loader.target)
-    distiller = cls(model_dict['resnet8'](num_classes=10), model_dict['resnet14'](num_classes=10), opt, data)
+    distiller = cls(model_dict['resnet8'](num_classes=10), teacher, opt, data)
     distributed.seed_this_process(opt.seed)
     return distiller, loader, opt
 
 
-def steps(distiller, loader, opt, sgd=0.01, amp=None):
+def steps(distiller, loader, opt, sgd=0.01, amp=None, grad_accum=1):
     """Train the first stage, if there is one, for an epoch, and two more: ([averages], optimiser).
 
-    The averages of the last two say whether the student's first layer moved.
+    The averages of the last two say whether the student's first layer moved. grad_accum: of the first stage and of the
+    last epoch; if it is the number of batches, the averages say whether the one update had the right gradients.
     """
-    found = []
+    found, passes = [], sum_passes(distiller)
+    opt.grad_accum = grad_accum
     if distiller.in_first_stage:
         module = distributed.wrap(distiller, CPU, find_unused_parameters=True)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-        found.append(train_epoch(1, loader, module, optimizer, opt))
-        if distiller.in_first_stage:
-            distiller.end_first_stage()
+        averages = train_epoch(1, loader, module, optimizer, opt)
+        found.append({**averages, 'gradients': grad_accum == 1 or are_means(passes, distiller)})
+        distiller.end_first_stage()
     module = distributed.wrap(distiller, CPU)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=sgd, momentum=0.9, weight_decay=5e-4)
     if distiller.own_backward:
@@ -121,9 +134,28 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None):
     for epoch in (1, 2):
         distiller.begin_epoch(epoch, 2)
         module, before = distributed.rewrap(module, CPU), distiller.student.conv1.weight.clone()
+        opt.grad_accum = grad_accum if epoch == 2 else 1
+        passes.clear()
         averages = train_epoch(epoch, loader, module, optimizer, opt, precision=precision)
-        found.append({**averages, 'moved': not distiller.student.conv1.weight.equal(before)})
+        found.append({**averages, 'moved': not distiller.student.conv1.weight.equal(before),
+                      'gradients': opt.grad_accum == 1 or are_means(passes, distiller)})
     return found, optimizer
+
+
+def sum_passes(module):
+    """parameter -> the sum of the gradients of all backward passes of this process from now on."""
+    sums = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            p.register_hook(lambda grad, p=p: sums.update({p: sums[p] + grad if p in sums else grad.clone()}))
+    return sums
+
+
+def are_means(sums, module):
+    """Whether each gradient is, to the bit, the mean of these sums over the processes."""
+    learning = [p for p in module.parameters() if p.grad is not None]
+    means = distributed.mean(torch.cat([sums[p].flatten() for p in learning]))
+    return len(sums) == len(learning) and means.equal(torch.cat([p.grad.flatten() for p in learning]))
 
 
 def measure(loader, net):
@@ -168,10 +200,18 @@ def checkpointed(rank, world, is_on):
     return [a['loss'] for a in averages], [value.tolist() for value in distiller.student.state_dict().values()]
 
 
-def same(value) -> bool:
-    """Whether this state is bit-identical in all processes."""
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-               for other in distributed.gather(flat(value))[1:] for a, b in zip(flat(value), other, strict=True))
+def same(*states) -> list:
+    """Whether each state is bit-identical in all processes."""
+    by_process = distributed.gather([checksum(state) for state in states])
+    return [len(set(checksums)) == 1 for checksums in zip(*by_process, strict=True)]
+
+
+def checksum(state) -> int:
+    crc = 0
+    for value in flat(state):
+        is_tensor = isinstance(value, torch.Tensor)
+        crc = zlib.crc32(value.detach().numpy().tobytes() if is_tensor else repr(value).encode(), crc)
+    return crc
 
 
 def flat(value):
@@ -189,14 +229,16 @@ def every_method(opt, device):
     for method in (*distiller_dict, 'rkd+crd'):
         freezes = not get_method(method).spec.own_backward
         distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes))
-        averages, optimizer = steps(distiller, loader, method_opt)
+        averages, optimizer = steps(distiller, loader, method_opt, grad_accum=1 + freezes)
         state = dict(distiller.state_dict())
         for name in ('attention_sum', 'attention_batches'):     # of this process, averaged when it is shown
             state.pop(name, None)
+        numbers = [[v for k, v in a.items() if k != 'images_per_second'] for a in averages]
         found[method] = {
-            'weights': same(state), 'optimizer': same(optimizer.state_dict()['state']),
+            **dict(zip(('weights', 'optimizer', 'averages'), same(state, optimizer.state_dict()['state'], numbers),
+                       strict=True)),
             'moved': [epoch['moved'] for epoch in averages[-2:]] == [not freezes, True],
-            'averages': same([[v for k, v in a.items() if k != 'images_per_second'] for a in averages])}
+            'gradients': all(a['gradients'] for a in averages)}
         if method == 'crd':
             before = make(method, rank, world, images=16)[0].criterion.contrast.memory_v1
             found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != before).any(1).sum())
@@ -216,7 +258,7 @@ def every_method(opt, device):
     found['measured weights'] = distributed.gather(measured_weights(rank, world))
     found['compiled'] = []
     for sync_bn, compiled in itertools.product((False, True), repeat=2):
-        distiller, loader, method_opt = make('kd', rank, world)
+        distiller, loader, method_opt = make('kd', rank, world, images=16)
         if sync_bn:
             synchronise_batchnorm(distiller)
         if compiled:
@@ -246,7 +288,6 @@ def every_method(opt, device):
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
     """The results of every_method in two processes."""
-    import torch._dynamo  # noqa: F401, which --grad_checkpointing imports: once, before the fork
     out = tmp_path_factory.mktemp('together') / 'found.json'
     with forked_processes():
         launch(every_method, of_two(out=str(out)))
@@ -268,8 +309,12 @@ def test_options_of_all_processes(together):
 
 @pytest.mark.parametrize('method', [*distiller_dict, 'every_part', 'rkd+crd'])
 def test_all_processes_hold_the_same(together, method):
-    """After an epoch with a frozen backbone and one in which all learns."""
-    assert together[method] == {'weights': True, 'optimizer': True, 'moved': True, 'averages': True}
+    """After an epoch with a frozen backbone and one in which all learns, which accumulates as the first stage does.
+
+    The gradients of these are, to the bit, the means over the processes of the sums over the batches. A method with
+    its own backward passes neither freezes nor accumulates.
+    """
+    assert together[method] == dict.fromkeys(('weights', 'optimizer', 'averages', 'moved', 'gradients'), True)
 
 
 def test_which_methods_exchange_values():
@@ -353,35 +398,33 @@ def test_a_worker_that_dies_ends_the_run(how, code, words, capfd):
     assert caught.value.code == code and words in error and error.count('\n') == 1 and 'gloo' not in error
 
 
-# Runs train_teacher.py; then each process writes the indices of the images that it gets in an epoch.
-TRAIN_AND_SHOW = '''
-import json, os
-import train_teacher
-from dataset import get_dataloaders
-from helper import distributed
-from helper.launch import launch
-from options import teacher_options
-
-def train(opt, device):
+def train_and_show(opt, device):
+    """Run train_teacher.py; then write the indices of the images that this process gets in an epoch."""
     train_teacher.train(opt, device)
     loader = get_dataloaders(distributed.per_process_options(opt), device).train_loader
-    with open(os.path.join(os.environ['SERVED'], str(distributed.rank())), 'w') as file:
-        json.dump([i for _, _, index in loader for i in index.tolist()], file)
-
-launch(train, teacher_options())
-'''
+    (Path(opt.save_dir) / str(distributed.rank())).write_text(json.dumps([i for *_, index in loader
+                                                                          for i in index.tolist()]))
 
 
 def test_torchrun(small, tmp_path):
-    """With the real launcher on one node and without --seed, the processes get each image once an epoch."""
-    (tmp_path / 'train.py').write_text(TRAIN_AND_SHOW)
-    seed = small.index('--seed')
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
-                           str(free_port()), tmp_path / 'train.py', '--model', 'resnet8', '--save_dir', tmp_path,
-                           *map(str, small[:seed] + small[seed + 2:])], capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'SERVED': str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('epoch 1: ') == 1 and '2 processes, cpu' in done.stdout
+    """With torchrun's agent on one node and without --seed, the processes get each image once an epoch."""
+    out, seed = tmp_path / 'out', small.index('--seed')
+
+    def worker(*arguments):
+        process = forked(lambda: launch(train_and_show, teacher_options()), *arguments, out=out)
+        process.join()
+        return process.exitcode
+
+    def agent():
+        config, _, arguments = torchrun.config_from_args(torchrun.parse_args(sys.argv[1:]))
+        config.start_method = 'fork'        # of functions, which takes seconds less than to start scripts
+        codes = elastic_launch(config, worker)(*arguments[2:])
+        assert codes == {0: 0, 1: 0}, codes
+    process = forked(agent, '--nproc_per_node', 2, '--master_port', free_port(), 'train.py', '--model', 'resnet8',
+                     '--save_dir', tmp_path, *small[:seed], *small[seed + 2:], out=tmp_path / 'agent')
+    process.join()
+    assert process.exitcode == 0, Path(f'{out}.err').read_text()
+    assert out.read_text().count('epoch 1: ') == 1 and '2 processes, cpu' in out.read_text()
     assert next(tmp_path.glob('models/*/resnet8_best.pth'))
     served = [json.loads((tmp_path / rank).read_text()) for rank in '01']
     assert [len(part) for part in served] == [24, 24] and sorted(sum(served, [])) == list(range(48))
@@ -581,19 +624,25 @@ def test_ctrl_c_while_processes_start(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells a process that its parent has ended')
-def test_a_killed_launcher_takes_its_processes_along(small, tmp_path):
+def test_a_killed_launcher_takes_its_processes_along(small, tmp_path, monkeypatch):
     """After SIGKILL to the launching process, all save and end, even if SIGINT is ignored as in a background job."""
-    command = [sys.executable, ROOT / 'train_teacher.py', '--model', 'resnet8', *small, *two(), '--epochs', 2000,
-               '--save_dir', tmp_path]
-    process = subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    for line in process.stdout:
-        if line.startswith('epoch 1: '):
-            process.kill()
-            break
-    rest = process.stdout.read()        # ends when the last of them has
-    process.wait()
-    assert 'SIGTERM: stopped after' in rest
+    others = tuple(number for number in helper.launch.STOP_SIGNALS if number != signal.SIGINT)
+    for module in (helper.launch, helper.signals):
+        monkeypatch.setattr(module, 'STOP_SIGNALS', others)
+
+    def main():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        train_teacher.main()
+    reading, writing = os.pipe()
+    out = tmp_path / 'out'
+    process = forked(main, '--model', 'resnet8', *small, *two(), '--epochs', 2000, '--save_dir', tmp_path, out=out)
+    os.close(writing)
+    wait_for_text(out, 'epoch 1: ', process)
+    process.kill()
+    assert os.read(reading, 1) == b''       # returns when the last of them has ended
+    os.close(reading)
+    process.join()
+    assert 'SIGTERM: stopped after' in out.read_text()
     lock = FolderLock(next(tmp_path.glob('models/*')))
     assert lock.take()
     lock.release()
