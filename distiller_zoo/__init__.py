@@ -44,6 +44,7 @@ from .criteria.tekap import TeKAPLoss
 from .criteria.ttm import TTMLoss, WTTMLoss
 from .criteria.vid import VIDLoss
 from .criteria.vkd import OrthogonalProjector, VkDLoss
+from .criteria.wkdf import WKDBottleneck, WKDFeatureLoss
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 __all__ = [
@@ -53,9 +54,10 @@ __all__ = [
     'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'MultiTeacherKL', 'NDConnector', 'NDLoss',
     'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss',
     'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss',
-    'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDLogitLoss',
-    'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'gram_mahalanobis', 'ofa_loss',
-    'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits', 'transport_cost', 'weight_factor',
+    'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDBottleneck',
+    'WKDFeatureLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
+    'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',
+    'transport_cost', 'weight_factor',
 ]
 
 IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',

@@ -55,6 +55,7 @@ from .ttm import TTMDistiller, WTTMDistiller
 from .vanilla import Vanilla  # noqa: F401, exported by the package
 from .vid import VIDDistiller
 from .vkd import VkDDistiller
+from .wkdf import WKDFDistiller
 from .wkdl import WKDLDistiller
 
 distiller_dict: dict[str, type[Distiller]] = {
@@ -65,7 +66,8 @@ distiller_dict: dict[str, type[Distiller]] = {
     'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
-    'wkdl': WKDLDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
+    'wkdl': WKDLDistiller, 'wkdf': WKDFDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller,
+    'deit': DeiTDistiller,
     'abkd': ABKDDistiller, 'srd': SRDDistiller, 'vkd': VkDDistiller, 'ldrld': LDRLDDistiller,
     'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller, 'nd': NDDistiller,
 }

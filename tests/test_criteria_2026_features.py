@@ -3,11 +3,13 @@
 The references are in double. Each case is computed in double and again in float32.
 """
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import build
 from fixtures.recipe import tensor
 from fixtures.reference import check, close, of, set_parts
@@ -112,18 +114,65 @@ def nd_class_means(case, dtype):
     torch.testing.assert_close(distiller.criterion.centres, torch.tensor(case['means'], dtype=dtype), atol=1e-4, rtol=0)
 
 
+def wkdf(case, dtype):
+    mean_weight, grid = (int(re.search(rf'{name}=(\d+)', case['call'])[1]) for name in ('mean_weight', 'grid'))
+    shape = (8, 20, 7, 7) if 'overlap' in case['call'] else (8, 96, 8, 8)
+    f_s, f_t = (tensor(seed, *shape).relu_().to(dtype) for seed in (12, 32))
+    if 'then' in case['inputs']['f_s']:
+        f_s[0], f_s[1], f_s[2, :40], f_t[1:3] = 0, 1, 0, 0
+    return zoo.WKDFeatureLoss(mean_weight, 1e-5, grid)(f_s.requires_grad_(), f_t), [f_s], {}
+
+
+def wkdf_projected(projector, mean_weight, grid):
+    def run(case, dtype):
+        f_s, f_t = (tensor(seed, 8, c, 8, 8).relu_().to(dtype) for seed, c in ((12, 64), (32, 96)))
+        part = projector().to(dtype)
+        parameters = set_parts(case, of(part))
+        return zoo.WKDFeatureLoss(mean_weight, grid=grid)(*part(f_s.requires_grad_(), f_t)), [f_s], parameters
+    return run
+
+
+def wkdf_schedule(case, dtype):
+    for name, start, epochs in (('from150_of240', 150, 240), ('from0_of100', 0, 100)):
+        want = case['schedule'][name]
+        distiller = build('wkdf', wkdf_decay_from=start)[0]
+        found = {}
+        for epoch in want:
+            distiller.begin_epoch(int(epoch), epochs)
+            found[epoch] = distiller.schedule_factor.item()
+        assert found == pytest.approx(want, rel=1e-4, abs=1e-7)
+
+
+def wkdl_and_wkdf(epoch):
+    def run(case, dtype):
+        s, t = logits(dtype)
+        low = t[4].min() - 1
+        t[torch.arange(4), TARGET[:4]] += 12
+        t[4, TARGET[4]] = low
+        f_s, f_t = (tensor(seed, 8, 96, 8, 8).relu_().to(dtype) for seed in (12, 32))
+        p, factor = F.normalize(tensor(90, 100, 16), dim=1).to(dtype), zoo.weight_factor(epoch, 240, 150)
+        of_logits = zoo.WKDLogitLoss(zoo.transport_cost(1 - p @ p.t()), 8, 200 * factor)
+        of_maps = zoo.WKDFeatureLoss(8)(f_s.requires_grad_(), f_t)
+        return of_logits(s, t, TARGET) + 0.08 * factor * of_maps, [s, f_s], {}
+    return run
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
     'SRD': srd, 'SRD_dead_channels': srd, 'SRD_projected': srd_projected, 'SRD_total': srd_total,
     'VkD_narrow_student': vkd(64, 96, 2), 'VkD_wide_student': vkd(96, 64, 2), 'VkD_equal': vkd(64, 64, 1),
     'VkD_standardize': vkd_standardize,
+    'WKDF_grid1': wkdf, 'WKDF_grid2': wkdf, 'WKDF_grid4': wkdf, 'WKDF_grid4_of_7': wkdf, 'WKDF_flat_maps': wkdf,
+    'WKDF_conv1x1': wkdf_projected(lambda: zoo.ConvReg((8, 64, 8, 8), (8, 96, 8, 8)), 4, 1),
+    'WKDF_bottleneck': wkdf_projected(lambda: zoo.WKDBottleneck(64, 96, 32), 2, 4), 'WKDF_schedule': wkdf_schedule,
+    'WKDLF_epoch1': wkdl_and_wkdf(1), 'WKDLF_epoch195': wkdl_and_wkdf(195),
     'ND': nd, 'ND_equal': nd, 'ND_connector': nd_connector, 'ND_class_means': nd_class_means,
 }
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name, dtype', [(name, dtype) for name in CASES for dtype in (
+    [torch.float32] if REFERENCE[name].get('dtype') == 'float32' else TOLERANCE)])
 def test_criterion(name, dtype):
     case = json.loads(json.dumps(REFERENCE[name]))      # a copy
     result = CASES[name](case, dtype)
@@ -199,6 +248,16 @@ def test_a_constant_channel_is_not_magnified():
     assert (f - f.mean(0)).abs().max() > 0 and zoo.VkDLoss('standardize')(f, tensor(1, 1, 50).expand(24, 50)) == 0
 
 
+@pytest.mark.parametrize('map_s, map_t', [(torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 4, 4)),
+                                          (torch.zeros(2, 4, 4, 4), torch.ones(2, 4, 4, 4)),
+                                          (1e4 * tensor(1, 2, 4, 4, 4), torch.full((2, 4, 4, 4), 1e4))])
+def test_flat_maps_stay_finite(map_s, map_t):
+    map_s = map_s.clone().requires_grad_()
+    loss = zoo.WKDFeatureLoss(grid=2)(map_s, map_t)
+    loss.backward()
+    assert loss.isfinite() and map_s.grad.isfinite().all()
+
+
 @pytest.mark.parametrize('criterion', [zoo.SRDLoss(), zoo.VkDLoss('standardize')])
 def test_one_sample_has_no_deviation(criterion):
     with pytest.raises(ValueError, match='the samples of a batch: give at least two'):
@@ -212,6 +271,9 @@ def test_one_sample_has_no_deviation(criterion):
     ('vkd', {'gamma': 1, 'alpha': 1, 'beta': 1, 'kd_T': 1, 'vkd_norm': 'layer'}),
     ('nd', {'gamma': 1, 'alpha': 3.5, 'beta': 2, 'kd_T': 4, 'kl_warmup_epochs': 20, 'loss_warmup_epochs': None}),
     ('nd --dataset imagenet', {'alpha': 2.5, 'beta': 1, 'kd_T': 1, 'kl_warmup_epochs': 5}),
+    ('wkdf', {'gamma': 1, 'alpha': 0, 'beta': 0.08, 'wkdf_mean_weight': 4, 'wkdf_grid': 1, 'wkdf_decay_from': 150}),
+    ('wkdf --dataset imagenet', {'beta': 0.02, 'wkdf_mean_weight': 2, 'wkdf_grid': 4, 'wkdf_projector': 'bottleneck'}),
+    ('wkdl+wkdf', {'alpha': 0, 'beta': [1, 0.08], 'wkdl_weight': 600, 'wkdf_mean_weight': 4}),
     ('dkd+nd', {'alpha': 0, 'beta': [1, 2], 'kl_warmup_epochs': None}),
 ])
 def test_published_options(flags, want):
@@ -244,7 +306,7 @@ def test_vkd_reads_the_patch_tokens():
     ('nd --mixup 0.2', '--mixup 0.2: --distill nd needs one class for each image'),
     ('nd --kl_warmup_epochs 3 -a 0', '--kl_warmup_epochs 3: --distill nd has no soft labels here; give a weight for'),
     ('dkd+nd --kl_warmup_epochs 3', '--kl_warmup_epochs 3: --distill dkd+nd has no soft labels here; add kd to it'),
-    ('vkd --vkd_norm batch', '--vkd_norm'),
+    ('vkd --vkd_norm batch', '--vkd_norm'), ('wkdf --wkdf_grid 0', '--wkdf_grid: 0'),
 ])
 def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
     with pytest.raises(SystemExit) as caught:
@@ -284,3 +346,27 @@ def test_nd_has_a_connector_where_widths_differ():
         build('nd', 'wrn_16_1', 'ShuffleV1', size=32, dataset='imagenet')[0]
     assert not [*same.connector.parameters()] and other.connector.linear.bias.abs().sum() == 0
     assert imagenet.connector.linear.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize('student, size, grid, words', [
+    ('resnet8', 16, 4, '--wkdf_grid 4: .* resnet8 and resnet14 are compared at 4x4 positions, .*; give at most 3'),
+    ('MobileNetV2', 16, 1, '--distill wkdf: .* MobileNetV2 and resnet14 are compared at one position')])
+def test_wkdf_refuses_cells_of_one_position(student, size, grid, words):
+    with pytest.raises(UserError, match=words):
+        build('wkdf', 'resnet14', student, size=size, wkdf_grid=grid)
+    with pytest.raises(ValueError, match='cells of one'):
+        zoo.WKDFeatureLoss(grid=4)(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4))
+
+
+def test_wkdf_with_maps_of_other_sizes():
+    """The bottleneck pools the larger one; the convolution upsamples or the teacher's map is pooled."""
+    for student, projector in (('MobileNetV2', 'bottleneck'), ('MobileNetV2', 'conv'), ('vgg8', 'bottleneck')):
+        distiller, loader, _ = build('wkdf', 'resnet14', student, size=32, wkdf_projector=projector)
+        assert distiller(*next(iter(loader)))[0]['method'] > 0 and distiller.projector.training
+
+
+def test_the_schedule_of_wkdf_multiplies_a_warm_up():
+    distiller = build('wkdf', loss_warmup_epochs=4, wkdf_decay_from=0)[0]
+    for _ in range(2):      # a resumed run begins an epoch again
+        distiller.begin_epoch(2, 4)
+    assert distiller.weights()['method'].item() == pytest.approx(0.08 * 0.5 * 0.5)

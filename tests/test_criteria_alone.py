@@ -18,7 +18,8 @@ PAGE = (ROOT / 'docs/criteria.md').read_text()
 PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 # method -> argument of its function -> the attribute of the distiller with the value
 OF_FUNCTIONS = {'dkd': {'alpha': 'dkd_alpha', 'beta': 'dkd_beta', 'temperature': 'temperature'},
-                'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'}, 'wkdl': {'start': 'decay_from'},
+                'ofa': {'gamma': 'modulation'}, 'ctkd': {'loops': 'loops'},
+                **dict.fromkeys(('wkdl', 'wkdf'), {'start': 'decay_from'}),
                 **dict.fromkeys(('kd', 'srd', 'vkd', 'nd'), {'T': 'temperature'}),
                 'abkd': {'alpha': 'ab_alpha', 'beta': 'ab_beta', 'temperature': 'temperature'}}
 
@@ -83,9 +84,10 @@ def test_published_values_of_the_table(method, dataset, monkeypatch):
         defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.default is not p.empty}
         want = {**{name: value for name, value in defaults.items() if value}, **want}
         record_arguments(monkeypatch, cls, given)
-    distiller, *_ = build(method, **{**vars(opt), 'model_t': 'resnet14'})
+    distiller, *_ = build(method, size=32, **{**vars(opt), 'model_t': 'resnet14'})
     given |= {name: getattr(distiller, attribute) for name, attribute in OF_FUNCTIONS.get(method, {}).items()}
-    unused = {'correlation': {'dim_in'}, 'sdd': {'alpha', 'beta'}, 'nd': {'dropout'}}      # sdd's dkd, a layer of nd
+    unused = {'correlation': {'dim_in'}, 'sdd': {'alpha', 'beta'},
+              'nd': {'dropout'}, 'wkdf': {'width'}}      # sdd's dkd, layers of nd and wkdf
     for name in want.keys() - unused.get(method, set()):
         assert given[name] == want[name], name
 

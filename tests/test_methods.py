@@ -137,7 +137,8 @@ def test_kdsvd_gradient():
     assert dead.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('method', ['hint', 'attention', 'nst', 'fsp', 'abound', 'factor', 'kdsvd', 'vid', 'semckd'])
+@pytest.mark.parametrize('method', ['hint', 'attention', 'nst', 'fsp', 'abound', 'factor', 'kdsvd', 'vid', 'semckd',
+                                    'wkdf'])
 def test_features_that_are_no_maps(method):
     class Flat(Net):
         def __init__(self):
