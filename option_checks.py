@@ -6,6 +6,7 @@ from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
 from dataset.cache_layout import CACHED_OUTPUTS
 from dataset.crop import DEFAULTS, RESIZED_ONLY
 from distiller_zoo import distiller_dict
+from distiller_zoo.eakd import ENTROPY_OPTIONS
 from helper.cli import comma_list, has_auto, word_list
 from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
@@ -34,6 +35,7 @@ def check_effects(opt) -> None:
         'model_ema_warmup': ('--model_ema', opt.model_ema is not None),
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
+        **dict.fromkeys(ENTROPY_OPTIONS, ('--entropy_weights', 'entropy_weights' in opt and opt.entropy_weights)),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)
@@ -115,9 +117,10 @@ def check_mps(opt) -> None:
 def check_method(opt, method) -> None:
     """Refuse flags that do not suit --distill."""
     spec, distil = method.spec, f'--distill {opt.distill}'
-    if opt.logit_stand and not spec.published_logit_stand:
-        raise UserError(f'--logit_stand: it was not published with {distil}; it goes with '
-                        f'{names_of(lambda other: other.published_logit_stand)}')
+    for flag in ('logit_stand', 'entropy_weights'):
+        if getattr(opt, flag) and not getattr(spec, f'published_{flag}'):
+            users = names_of(lambda other, flag=flag: getattr(other, f'published_{flag}'))
+            raise UserError(f'--{flag}: it was not published with {distil}; it goes with {users}')
     if opt.opt == 'dot':
         check_dot(opt, method)
     if has_auto(opt.beta) and opt.freeze_epochs:

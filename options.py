@@ -15,7 +15,7 @@ from dataset.crop import CROPS, DEFAULTS
 from dataset.image import MAX_PIXELS
 from dataset.shard_files import CACHE_GB
 from dataset.split import parse_shares
-from distiller_zoo import SOFT_LABELS, distiller_dict, get_method
+from distiller_zoo import SOFT_LABELS, distiller_dict, eakd, get_method
 from distiller_zoo.logit_transforms import transforms
 from helper.cli import (
     MOST_EPOCHS,
@@ -338,6 +338,7 @@ def _cached_student_parser(methods, description):       # another key after a ch
            help="learning rate of that stage; not given: the method's own, or else --learning_rate")
     for transform in transforms:
         transform.add_arguments(parser.group('transforms of the logits'))
+    eakd.add_arguments(parser.group('weights of the images'))
     for name, method in methods:
         method.add_arguments(parser.group(f'--distill {name}, {method.spec.title}'))
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',

@@ -12,6 +12,7 @@ from .criteria.crd import ContrastSampler, CRDLoss, Embed
 from .criteria.ctkd import GlobalTemperature, reversal_strength
 from .criteria.dist import DISTLoss
 from .criteria.dkd import dkd_loss
+from .criteria.eakd import entropy_weights
 from .criteria.factor import FactorTransfer, Paraphraser, Translator
 from .criteria.fsp import FSP
 from .criteria.hint import ConvReg, HintLoss
@@ -52,10 +53,10 @@ __all__ = [
     'ContrastSampler', 'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP',
     'FactorTransfer', 'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD',
     'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'MultiTeacherKL', 'NDConnector', 'NDLoss',
-    'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss',
-    'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss',
-    'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDBottleneck',
-    'WKDFeatureLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss',
+    'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack',
+    'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector',
+    'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDBottleneck', 'WKDFeatureLoss',
+    'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'entropy_weights',
     'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',
     'transport_cost', 'weight_factor',
 ]

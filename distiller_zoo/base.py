@@ -22,6 +22,7 @@ from .checks import (  # noqa: F401
 )
 from .criteria.kd import distill_kl
 from .dot import DOT
+from .eakd import ENTROPY_OPTIONS, EntropyWeights
 from .logit_transforms import LogitTransforms
 from .precision import in_float32  # noqa: F401, for the methods, which import what they need from here
 from .spec import Spec  # noqa: F401
@@ -76,6 +77,7 @@ class Distiller(TrainingTask):
         if opt.beta == AUTO:
             self.beta, self.auto_weights = 1.0, AutoWeights(['method'])
         self.logit_transforms = LogitTransforms(opt, data.num_classes)
+        self.entropy_weights = EntropyWeights(self.spec, opt, data.num_classes)
         self.uses_method_loss = self.has_method_loss(opt)
         self.loss_warmup_epochs, self.kl_warmup_epochs = opt.loss_warmup_epochs, opt.kl_warmup_epochs
         self.warms_soft_labels = bool(opt.kl_warmup_epochs or (opt.loss_warmup_epochs and not self.uses_method_loss))
@@ -239,9 +241,10 @@ class Distiller(TrainingTask):
         if opt.opt == 'dot':
             delta = 0.09 if is_imagenet(opt) else 0.075
         return {'gamma': 1.0, 'alpha': 1.0, 'beta': 0.0, 'kd_T': 4.0, 'loss_warmup_epochs': None,
-                'kl_warmup_epochs': None, 'dot_delta': delta,
+                'kl_warmup_epochs': None, 'dot_delta': delta, **dict.fromkeys(ENTROPY_OPTIONS),
                 **cls.spec.published,
                 **(cls.spec.published_imagenet if is_imagenet(opt) else {}),
+                **({**ENTROPY_OPTIONS, **cls.spec.published_entropy_weights} if opt.entropy_weights else {}),
                 **(cls.spec.published_logit_stand if opt.logit_stand else {})}
 
     @classmethod

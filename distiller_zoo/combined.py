@@ -135,6 +135,8 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
         title='+'.join(spec.title for spec in specs.values()), paper='', uses='', **flags,
         published_logit_stand={key: value for spec in specs.values()
                                for key, value in spec.published_logit_stand.items()},
+        published_entropy_weights={key: value for spec in specs.values()
+                                   for key, value in spec.published_entropy_weights.items()},
         needs=tuple(dict.fromkeys(field for spec in specs.values() for field in spec.needs)),
         views=max((spec.views for spec in specs.values()), key=len),
         own_buffers=tuple(f'parts.{name}.{buffer}' for name, spec in specs.items() for buffer in spec.own_buffers))

@@ -12,7 +12,13 @@ class ReviewKDDistiller(Distiller):
         title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',
         uses="stages and embedding; the teacher's before their ReLU, if it gives them",
         published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
-        published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, needs=('feats',), preact_t=True)
+        published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, published_entropy_weights={'entropy_bound': 'log'},
+        needs=('feats',), preact_t=True)
+
+    @classmethod
+    def published_options(cls, opt):
+        options = super().published_options(opt)
+        return {**options, 'entropy_T': 2.0} if opt.entropy_weights and is_imagenet(opt) else options
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])
@@ -33,4 +39,5 @@ class ReviewKDDistiller(Distiller):
         if self.activate:
             maps_s = [F.relu(f) for f in maps_s]
         fused = self.stack([*maps_s, embedding_s[..., None, None]])
-        return self.criterion(fused, [*maps_t, embedding_t[..., None, None]])
+        return self.criterion(fused, [*maps_t, embedding_t[..., None, None]],
+                              self.entropy_weights(out_s.logits, out_t.logits))

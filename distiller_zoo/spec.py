@@ -16,6 +16,7 @@ class Spec:
     published: dict = field(default_factory=dict)               # option -> published value, used where it is not given
     published_imagenet: dict = field(default_factory=dict)      # those that differ for ImageNet
     published_logit_stand: dict = field(default_factory=dict)   # those with --logit_stand; empty: no such results
+    published_entropy_weights: dict = field(default_factory=dict)       # the same with --entropy_weights
 
     # Inputs
     needs: tuple = ()           # teacher outputs besides logits: 'embedding', 'feats', 'map', fields of Outputs

@@ -3,16 +3,21 @@
 The references are in double. Each case is computed in double and again in float32, where probabilities may underflow.
 """
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import options
 from fixtures.recipe import tensor
 from fixtures.reference import check, of, set_parts
 from torch import nn
 
 import distiller_zoo as zoo
+from distiller_zoo import get_method
+from distiller_zoo.eakd import EntropyWeights
 
 REFERENCE = json.loads((Path(__file__).parent / 'fixtures' / 'criteria_2026.json').read_text())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}      # relative, of losses and gradients
@@ -90,6 +95,48 @@ def camkd_features(case, dtype):
          for i, f_t in enumerate(feats_t)]
     logits = [parts[f'classifier{i}'](f.mean((2, 3))) for i, f in enumerate(h)]
     return zoo.CAMKDFeatureLoss()(h, feats_t, logits, target_of(100)), [f_s], parameters
+def weighted(criterion, temperature=3, bound=100):
+    return lambda s, t, *rest: criterion(s, t, *rest, weights=zoo.entropy_weights(s, t, temperature, bound))
+
+
+def standardized(criterion):
+    return lambda s, t, *rest: criterion(zoo.standardize_logits(s), zoo.standardize_logits(t), *rest)
+
+
+def eakd_weights(temperature, bound):
+    def run(case, dtype):
+        weights = zoo.entropy_weights(*logits(dtype, right=True), temperature, bound)
+        assert weights.tolist() == pytest.approx(case['weights'], rel=TOLERANCE[dtype]) and not weights.requires_grad
+    return run
+
+
+def eakd_bounds(case, dtype):
+    for name, bound in case['bounds'].items():
+        method, _, dataset = name.partition(' ')
+        opt = options(method, entropy_weights=True, entropy_bound=None, entropy_T=None, dataset=dataset or 'cifar100')
+        get_method(method).fill_in(opt)
+        classes = 1000 if dataset == 'imagenet' else 100
+        assert EntropyWeights(get_method(method).spec, opt, classes).bound == pytest.approx(bound, rel=1e-6)
+
+
+def eakd_reviewkd(case, dtype):
+    s, t = logits(dtype, right=True)
+    fused, feats_t = ([tensor(seed + i, *shape).to(dtype) for i, shape in enumerate(
+        [(8, 24, 16, 16), (8, 48, 4, 4), (8, 96, 1, 1)])] for seed in (10, 30))
+    for f in fused:
+        f.requires_grad_()
+    return zoo.HCLLoss()(fused, feats_t, zoo.entropy_weights(s, t, bound=math.log(100))), fused, {}
+
+
+def eakd_mlld(temperature, standardize):
+    def run(case, dtype):
+        views = [3 * tensor(seed, 8, 100).to(dtype) for seed in (1, 2, 3, 4)]
+        views[0].requires_grad_()
+        views[2].requires_grad_()
+        parts = zoo.MLLDLoss(temperature, standardize, entropy_weights=True).parts(*views)
+        assert [part.item() for part in parts] == pytest.approx([*case['parts'].values()], rel=TOLERANCE[dtype])
+        return parts[0], [views[0], views[2]], {}
+    return run
 
 
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
@@ -110,6 +157,15 @@ CASES = {
     **{f'LDRLD_a{a}_b{b}_T{T}_k{k}': ldrld(a, b, T, k, right=True) for a, b, T, k in (
         (10.5, 7, 4, 7), (1, 0, 4, 7), (0, 1, 4, 7), (2, 3, 1, 2), (1, 1, 2, 1))},
     'LDRLD_two_classes': ldrld(10.5, 7, 4, 2, classes=2),
+    'EAKD_weights_t3': eakd_weights(3, 100), 'EAKD_weights_t2': eakd_weights(2, math.log(1000)),
+    'EAKD_bounds': eakd_bounds, 'EAKD_reviewkd': eakd_reviewkd,
+    'EAKD_kd_T4': on_logits(weighted(zoo.DistillKL(4)), right=True), 'EAKD_two_classes': on_logits(
+        weighted(zoo.DistillKL(4)), classes=2),
+    'EAKD_kd_T1_imagenet': on_logits(weighted(zoo.DistillKL(1), 2, math.log(1000)), right=True),
+    'EAKD_dkd': on_logits(weighted(partial(zoo.dkd_loss, alpha=1, beta=8, temperature=4)), True, right=True),
+    'EAKD_dkd_standardized': on_logits(standardized(weighted(partial(
+        zoo.dkd_loss, alpha=2, beta=1, temperature=1), 3, math.log(1000))), True, right=True),
+    'EAKD_mlld_T4': eakd_mlld(4, False), 'EAKD_mlld_T2_standardized': eakd_mlld(2, True),
     'LumiNet_cifar': on_logits(zoo.LumiNetLoss(33, 4), right=True),
     'LumiNet_imagenet': on_logits(zoo.LumiNetLoss(2, 0.7), right=True),
     'LumiNet_two_classes': on_logits(zoo.LumiNetLoss(33, 4), classes=2), 'LumiNet_constant_classes': luminet_constant,

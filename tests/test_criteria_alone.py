@@ -57,7 +57,7 @@ def arguments_of(function):
 
 def test_every_criterion_is_in_the_table():
     assert {*TABLE} <= {*distiller_dict}        # a method of a user's own may keep its criterion
-    parts = {'ABF', 'MLPEmbed', 'Embed', 'gram_mahalanobis', 'standardize_logits'}      # of others
+    parts = {'ABF', 'MLPEmbed', 'Embed', 'entropy_weights', 'gram_mahalanobis', 'standardize_logits'}      # of others
     parts |= {'MultiTeacherKL', 'CAMKDFeatureLoss'}     # of several teachers
     assert {name for made, *_ in TABLE.values() for name in made} == {*zoo.__all__} - parts
 

@@ -76,6 +76,11 @@ LOSS = {
     'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '1']),
     'ab_alpha': (['--distill', 'abkd'], ['--ab_alpha', '1']), 'ab_beta': (['--distill', 'abkd'], ['--ab_beta', '0.5']),
     'abkd_base': (['--distill', 'abkd', '-b', '1'], ['--abkd_base', 'dkd', '--loss_warmup_epochs', '1']),
+    **{f'entropy_weights, {method}': (['--distill', method], ['--entropy_weights', *flags]) for method, flags in (
+        ('kd', ['-r', '1', '-a', '1']), ('dkd', []), ('mlld', []), ('reviewkd', []))},
+    'entropy_T': (['--entropy_weights'], ['--entropy_T', '1']),
+    'entropy_bound': (['--entropy_weights'], ['--entropy_bound', 'log']),
+    'entropy_bound, mlld': (['--distill', 'mlld', '--entropy_weights'], ['--entropy_bound', 'classes']),
     'ldrld_alpha': (['--distill', 'ldrld'], ['--ldrld_alpha', '1']),
     'ldrld_beta': (['--distill', 'ldrld'], ['--ldrld_beta', '1']),
     'ldrld_k': (['--distill', 'ldrld'], ['--ldrld_k', '3']),

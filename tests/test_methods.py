@@ -185,7 +185,7 @@ def test_published_betas():
     for name, beta in want.items():
         opt = options(name)
         assert (opt.gamma, opt.alpha, opt.beta, opt.kd_T, opt.loss_warmup_epochs) == (1, 1, beta, 4, None), name
-    imagenet = SimpleNamespace(dataset='imagenet', logit_stand=False, opt='sgd')
+    imagenet = SimpleNamespace(dataset='imagenet', logit_stand=False, entropy_weights=False, opt='sgd')
     assert distiller_dict['semckd'].published_options(imagenet)['beta'] == 50
 
 

@@ -1,4 +1,5 @@
 """What the methods of 2021 to 2026, and sums of methods, promise beside the reference numbers."""
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,13 @@ def parse(*flags):
     ('crd+kd', (1, 0, [0.8, 1], 4, None)), ('wttm+crd', (1, 0, [4, 0.8], 4, None)),
     ('abkd', (1, 0, 32, 4, None)), ('abkd --logit_stand', (0.1, 0, 36, 2, None)),
     ('abkd --abkd_base dkd', (1, 0, 1, 4, 20)), ('abkd --abkd_base dkd --dataset imagenet', (1, 0, 1, 1, 1)),
+    ('kd --entropy_weights', (0.1, 0.9, 0, 4, None)), ('dkd --entropy_weights', (1, 0, 1, 4, 20)),
+    ('kd --entropy_weights --dataset imagenet', (1, 0.5, 0, 1, None)),
+    ('kd --entropy_weights --logit_stand', (0.1, 9, 0, 2, None)),
+    ('dkd --entropy_weights --dataset imagenet', (1, 0, 1, 1, 1)),
+    ('dkd --entropy_weights --logit_stand --dataset imagenet', (1, 0, 2, 1, 1)),
+    ('mlld --entropy_weights', (0.1, 0, 0.9, 4, None)), ('mlld --entropy_weights --logit_stand', (0.1, 0, 4, 2, None)),
+    ('reviewkd --entropy_weights', (1, 0, 5, 4, 20)), ('crd+kd --entropy_weights', (1, 0, [0.8, 0.9], 4, None)),
     ('ldrld', (1, 0, 1, 4, None)), ('luminet', (2, 0, 1, 4, 20)),
     ('luminet --dataset imagenet', (1, 0, 1, 0.7, 1)), ('tekap', (0.1, 0, 0.9, 4, None)),
     ('wttm+crd -b 45,0.5', (1, 0, [45, 0.5], 4, None))])
@@ -74,6 +82,12 @@ BAD = [
     ('reviewkd+attention', 'reviewkd and attention cannot be added: one reads the stages before their ReLU'),
     ('rkd --logit_stand', '--logit_stand: it was not published with --distill rkd; it goes with '),
     ('rkd --logit_stand', ' dkd, '), ('rkd --logit_stand', ' mlld, '),
+    ('rkd --entropy_weights', '--entropy_weights: it was not published with --distill rkd; it goes with kd, '
+                              'dkd, reviewkd, mlld'),
+    ('sdd --entropy_weights --sdd_base dkd', '--entropy_weights: it was not published with --distill sdd'),
+    ('ctkd --entropy_weights', '--entropy_weights: it was not published with --distill ctkd'),
+    ('kd --entropy_T 2', '--entropy_T 2.0: has no effect without --entropy_weights; leave it out'),
+    ('kd --entropy_weights --entropy_bound sum', '--entropy_bound: invalid choice'),
     ('rkd+crd --logit_stand', '--logit_stand: it was not published with --distill rkd+crd'),
     ('simkd --opt dot', '--opt dot: keeps the gradients of two losses apart, but -r 0'),
     ('kd -a 0 --opt dot', 'these weights leave no loss of the distillation'),
@@ -332,6 +346,9 @@ LOGITS = {      # criteria of (student's logits, teacher's logits, target)
     'abkd in dkd': lambda s, t, y: zoo.ABDKDLoss(ab_alpha=0.8, ab_beta=-0.2)(s, t, y),
     'ldrld': lambda s, t, y: zoo.LDRLDLoss(k=min(7, s.shape[1]))(s, t),
     'luminet': lambda s, t, y: zoo.LumiNetLoss()(s, t), 'tekap': lambda s, t, y: zoo.TeKAPLoss()(s, t),
+    'weighted kd': lambda s, t, y: zoo.DistillKL(4)(s, t, zoo.entropy_weights(s, t)),
+    'weighted dkd': lambda s, t, y: zoo.dkd_loss(s, t, y, 1, 8, 4, zoo.entropy_weights(s, t, 3, 0.69)),
+    'weighted mlld': lambda s, t, y: zoo.MLLDLoss(2, True, True)(s, t, s, t),
     'standardised kd': lambda s, t, y: zoo.DistillKL(2)(zoo.standardize_logits(s), zoo.standardize_logits(t)),
     'mlld': lambda s, t, y: zoo.MLLDLoss(2, True)(s, t, s, t), 'sdd': lambda s, t, y: zoo.SDDLoss('dkd')(
         s[..., None].repeat(1, 1, 5), t[..., None].repeat(1, 1, 5), y),
@@ -358,6 +375,33 @@ def test_losses_stay_finite(name, case, classes):
     if name == 'nkd' and classes == 2 and case == 'equal nets':
         p = F.softmax(logits_t, 1).gather(1, torch.arange(6)[:, None] % 2)
         assert loss.item() == pytest.approx(-(p * p.log()).mean().item(), rel=1e-5)     # the other part is 0
+
+
+@pytest.mark.parametrize('dataset, values', [
+    ('cifar100', {'kd': (3, 'classes'), 'dkd': (3, 'classes'), 'mlld': (3, 'log'), 'reviewkd': (3, 'log')}),
+    ('imagenet', {'kd': (2, 'log'), 'dkd': (3, 'log'), 'mlld': (3, 'log'), 'reviewkd': (2, 'log')})])
+def test_published_entropies(dataset, values):
+    for method, want in values.items():
+        opt = train_student.student_options(['--path-t', 'x', '--distill', method, '--entropy_weights', '--dataset',
+                                             dataset])
+        assert (opt.entropy_T, opt.entropy_bound) == want
+
+
+def test_weights_of_the_images():
+    """They apply to the methods of the flag alone, also in a sum, and to what these add to the cross-entropy."""
+    distiller, loader, opt = build('kd', entropy_weights=True, entropy_T=2.0, entropy_bound='log')
+    batch = next(iter(loader))
+    losses, logits = distiller(*batch)
+    logits_t = distiller.teacher(batch[0])
+    weights = zoo.entropy_weights(logits, logits_t, 2, math.log(10))
+    want = (weights * F.kl_div((logits / 4).log_softmax(1), (logits_t / 4).softmax(1), reduction='none').sum(1)).mean()
+    assert losses['kl'].item() == pytest.approx(16 * want.item(), rel=1e-5)
+    assert losses['ce'].item() == pytest.approx(F.cross_entropy(logits, batch[1]).item())
+    in_sum, _, _ = build('sdd+kd', beta=[1.0, 1.0], sdd_base='dkd', entropy_weights=True, entropy_T=2.0,
+                         entropy_bound='log')
+    sums, _ = in_sum(*batch)
+    assert sums['kd'].item() == pytest.approx(losses['kl'].item(), rel=1e-5)
+    assert [part.entropy_weights.is_used for part in in_sum.parts.values()] == [False, True]
 
 
 def test_tekap_draws_new_noise_in_each_step():

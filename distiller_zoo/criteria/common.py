@@ -28,6 +28,11 @@ def kl_per_image(log_p_t, log_p_s):
     return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
 
 
+def batch_mean(losses, weights=None):
+    """Losses (N,) of the images -> scalar: their mean, each multiplied by its weight (N,) if weights are given."""
+    return (losses if weights is None else losses * weights).mean()
+
+
 def true_class_mask(logits, target):
     """Logits (N, classes), target (N,) -> bool (N, classes), True at the true class. one_hot would wait for a GPU."""
     return torch.arange(logits.shape[1], device=target.device) == target[:, None]

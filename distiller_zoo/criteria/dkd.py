@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from .common import kl_per_image, true_class_mask
+from .common import batch_mean, kl_per_image, true_class_mask
 
 
 def binary_log_p(log_p, label):
@@ -34,12 +34,13 @@ def dkd_per_image(logit_s, logit_t, target, alpha: float, beta: float, temperatu
     return temperature ** 2 * (alpha * tckd + beta * divergence(others_t, others_s))
 
 
-def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature):
+def dkd_loss(logit_s, logit_t, target, alpha: float, beta: float, temperature, weights=None):
     """Logits (N, classes), target (N,) -> scalar: T^2 * (alpha * target-class KL + beta * non-target-class KL).
 
-    The first compares the probability of the true class, the second the distribution over the other classes.
+    The first compares the probability of the true class, the second the distribution over the other classes. weights:
+    a factor for each image, (N,), such as those of entropy_weights.
     Zhao et al., CVPR 2022, Decoupled Knowledge Distillation, arXiv:2203.08679.
     Published: weight 1, alpha 1, beta 8, temperature 4 and a warm-up over 20 epochs for CIFAR-100; weight 1, alpha 1,
     beta 0.5, temperature 1 for ImageNet.
     """
-    return dkd_per_image(logit_s, logit_t, target, alpha, beta, temperature).mean()
+    return batch_mean(dkd_per_image(logit_s, logit_t, target, alpha, beta, temperature), weights)

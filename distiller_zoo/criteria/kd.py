@@ -27,6 +27,6 @@ class DistillKL(nn.Module):
         super().__init__()
         self.T = T
 
-    def forward(self, logit_s, logit_t):
-        """Logits (N, classes) of both nets -> scalar, multiplied by T^2."""
-        return distill_kl(logit_s, logit_t, self.T)
+    def forward(self, logit_s, logit_t, weights=None):
+        """Logits (N, classes) of both nets, weights (N,) of the images or None -> scalar, multiplied by T^2."""
+        return distill_kl(logit_s, logit_t, self.T, weights)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .common import ConvBN
+from .common import ConvBN, batch_mean
 
 
 class HCLLoss(nn.Module):
@@ -15,19 +15,28 @@ class HCLLoss(nn.Module):
 
     levels = (4, 2, 1)
 
-    def forward(self, fused: list, feats_t: list):
+    def forward(self, fused: list, feats_t: list, weights=None):
         """The maps of ReviewStack and of the teacher, lists of equal shapes (N, C, H, W) -> scalar, their sum.
 
-        Each level has half the weight of the one before it; the weights sum to 1.
+        Each level has half the weight of the one before it; these weights sum to 1. weights: a factor for each image,
+        (N,), such as those of entropy_weights.
         """
-        return sum(self.pair_loss(f_s, f_t) for f_s, f_t in zip(fused, feats_t, strict=True))
+        return sum(self.pair_loss(f_s, f_t, weights) for f_s, f_t in zip(fused, feats_t, strict=True))
 
-    def pair_loss(self, f_s, f_t):
-        loss, weights = F.mse_loss(f_s, f_t), [1.0]
+    def pair_loss(self, f_s, f_t, weights):
+        loss, level_weights = squared_error(f_s, f_t, weights), [1.0]
         for size in (size for size in self.levels if size < f_s.shape[2]):
-            weights.append(weights[-1] / 2)
-            loss = loss + weights[-1] * F.mse_loss(*(F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t)))
-        return loss / sum(weights)
+            level_weights.append(level_weights[-1] / 2)
+            pooled = (F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))
+            loss = loss + level_weights[-1] * squared_error(*pooled, weights)
+        return loss / sum(level_weights)
+
+
+def squared_error(f_s, f_t, weights):
+    """Maps (N, C, H, W), weights (N,) of the images or None -> scalar, the mean squared error."""
+    if weights is None:
+        return F.mse_loss(f_s, f_t)
+    return batch_mean(F.mse_loss(f_s, f_t, reduction='none').flatten(1).mean(1), weights)
 
 
 class ABF(nn.Module):
