@@ -18,6 +18,7 @@ from .criteria.fsp import FSP
 from .criteria.hint import ConvReg, HintLoss
 from .criteria.hkd import HKDLoss
 from .criteria.ickd import ICKDLoss
+from .criteria.ikl import ClassMeans, GKLLoss, IKLLoss
 from .criteria.irg import IRGLoss
 from .criteria.kd import DistillKL, distill_kl
 from .criteria.kdsvd import KDSVD
@@ -49,16 +50,16 @@ from .criteria.wkdf import WKDBottleneck, WKDFeatureLoss
 from .criteria.wkdl import WKDLogitLoss, cka_cost, transport_cost, weight_factor
 
 __all__ = [
-    'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CAMKDFeatureLoss', 'CATKDLoss', 'CRDLoss', 'Connector',
-    'ContrastSampler', 'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed', 'ExitHead', 'FSP',
-    'FactorTransfer', 'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss', 'ICKDLoss', 'IRGLoss', 'KDSVD',
-    'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed', 'MultiTeacherKL', 'NDConnector', 'NDLoss',
-    'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT', 'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack',
-    'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer', 'SelfA', 'SemCKDLoss', 'SimKDProjector',
-    'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss', 'VkDLoss', 'WKDBottleneck', 'WKDFeatureLoss',
-    'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost', 'distill_kl', 'dkd_loss', 'entropy_weights',
-    'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits', 'reversal_strength', 'standardize_logits',
-    'transport_cost', 'weight_factor',
+    'ABDKDLoss', 'ABF', 'ABKDLoss', 'ABLoss', 'Attention', 'CAMKDFeatureLoss', 'CATKDLoss', 'CRDLoss', 'ClassMeans',
+    'Connector', 'ContrastSampler', 'ConvBN', 'ConvReg', 'Correlation', 'DISTLoss', 'DistillKL', 'Embed',
+    'ExitHead', 'FSP', 'FactorTransfer', 'GKLLoss', 'GlobalTemperature', 'HCLLoss', 'HKDLoss', 'HintLoss',
+    'ICKDLoss', 'IKLLoss', 'IRGLoss', 'KDSVD', 'LDRLDLoss', 'LinearEmbed', 'LumiNetLoss', 'MLLDLoss', 'MLPEmbed',
+    'MultiTeacherKL', 'NDConnector', 'NDLoss', 'NKDLoss', 'NSTLoss', 'OFDLoss', 'OrthogonalProjector', 'PKT',
+    'Paraphraser', 'RKDLoss', 'RLDLoss', 'ReviewStack', 'SDDLoss', 'SKDLoss', 'SRDLoss', 'SRRLLoss', 'SRRLTransfer',
+    'SelfA', 'SemCKDLoss', 'SimKDProjector', 'Similarity', 'TTMLoss', 'TeKAPLoss', 'Translator', 'VIDLoss',
+    'VkDLoss', 'WKDBottleneck', 'WKDFeatureLoss', 'WKDLogitLoss', 'WTTMLoss', 'activation_maps', 'cka_cost',
+    'distill_kl', 'dkd_loss', 'entropy_weights', 'gram_mahalanobis', 'ofa_loss', 'ofd_margin', 'regional_logits',
+    'reversal_strength', 'standardize_logits', 'transport_cost', 'weight_factor',
 ]
 
 IN_REPOSITORY = ('SOFT_LABELS', 'Spec', 'TrainingTask', 'Vanilla', 'distiller_dict', 'get_method', 'load_inference_net',

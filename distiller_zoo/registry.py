@@ -26,6 +26,7 @@ from .fsp import FSPDistiller
 from .hint import FitNetDistiller
 from .hkd import HKDDistiller
 from .ickd import ICKDDistiller
+from .ikl import GKLDistiller, IKLDistiller
 from .irg import IRGDistiller
 from .kd import KDDistiller
 from .kdsvd import KDSVDDistiller
@@ -66,8 +67,8 @@ distiller_dict: dict[str, type[Distiller]] = {
     'ofd': OFDDistiller, 'srrl': SRRLDistiller, 'reviewkd': ReviewKDDistiller, 'ickd': ICKDDistiller,
     'simkd': SimKDDistiller, 'dist': DISTDistiller, 'nkd': NKDDistiller, 'catkd': CATKDDistiller,
     'mlld': MLLDDistiller, 'ctkd': CTKDDistiller, 'sdd': SDDDistiller, 'ttm': TTMDistiller, 'wttm': WTTMDistiller,
-    'wkdl': WKDLDistiller, 'wkdf': WKDFDistiller, 'rld': RLDDistiller, 'skd': SKDDistiller, 'ofa': OFAKDDistiller,
-    'deit': DeiTDistiller,
+    'wkdl': WKDLDistiller, 'wkdf': WKDFDistiller, 'ikl': IKLDistiller, 'gkl': GKLDistiller, 'rld': RLDDistiller,
+    'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
     'abkd': ABKDDistiller, 'srd': SRDDistiller, 'vkd': VkDDistiller, 'ldrld': LDRLDDistiller,
     'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller, 'nd': NDDistiller,
 }

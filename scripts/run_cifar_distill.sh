@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/cifar_settings.sh
 
 # methods: written by scripts/write_docs.py
-ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst fsp abound factor kdsvd dkd ofd srrl reviewkd ickd simkd dist nkd catkd mlld ctkd sdd ttm wttm wkdl wkdf rld skd ofa deit abkd srd vkd ldrld luminet tekap nd hkd"
+ALL="kd hint attention similarity correlation vid rkd pkt irg crd semckd nst fsp abound factor kdsvd dkd ofd srrl reviewkd ickd simkd dist nkd catkd mlld ctkd sdd ttm wttm wkdl wkdf ikl gkl rld skd ofa deit abkd srd vkd ldrld luminet tekap nd hkd"
 FIRST_STAGE="fsp abound factor"
 PKT_WEIGHTS="-r 1.0 -a 1.0 -b 30000.0" PKT_NAME="pkt_r:1.0_a:1.0_b:30000.0"
 # end of methods

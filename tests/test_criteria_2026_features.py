@@ -157,12 +157,43 @@ def wkdl_and_wkdf(epoch):
     return run
 
 
+def ikl(criterion, classes=100, scale=3, prior=None):
+    """prior: the shape of its logits, if there is one."""
+    def run(case, dtype):
+        s, t = (scale * tensor(seed, 8, classes).to(dtype) for seed in (1, 2))
+        target = TARGET if classes > 2 else torch.arange(8) % 2
+        if 'these four' in case['inputs']['logits_t']:
+            low = t[4].min() - 1
+            t[torch.arange(4), target[:4]] += 12
+            t[4, target[4]] = low
+        rows = F.softmax(tensor(95, classes, classes).to(dtype), 1)[target] if prior else None
+        return criterion(s.requires_grad_(), t, rows), [s], {}
+    return run
+
+
+def class_table(case, dtype):
+    means = zoo.ClassMeans(5).to(dtype)
+    torch.testing.assert_close(means(torch.arange(5)), torch.tensor(case['first'], dtype=dtype))
+    for epoch, want in enumerate(case['after']):
+        for i in range(3):
+            target = torch.arange(12) % 5 if i == 0 else torch.arange(12) * (i + 2) % 5
+            means.add(F.softmax(tensor(96 + 10 * epoch + i, 12, 5).to(dtype) / 4, 1), target)
+        means.turn()
+        torch.testing.assert_close(means(torch.arange(5)), torch.tensor(want, dtype=dtype), atol=1e-6, rtol=1e-4)
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
     'SRD': srd, 'SRD_dead_channels': srd, 'SRD_projected': srd_projected, 'SRD_total': srd_total,
     'VkD_narrow_student': vkd(64, 96, 2), 'VkD_wide_student': vkd(96, 64, 2), 'VkD_equal': vkd(64, 64, 1),
     'VkD_standardize': vkd_standardize,
+    'IKL_own_T100': ikl(zoo.IKLLoss()), 'IKL_own_T2': ikl(zoo.IKLLoss(4, 12, 4, 2)),
+    'IKL_prior': ikl(zoo.IKLLoss(1, 0.5, 1, 1), prior=True), 'IKL_sharp': ikl(zoo.IKLLoss(1, 1, 1, 1), scale=40),
+    'IKL_two_classes': ikl(zoo.IKLLoss(1, 0.5, 1, 1), 2, prior=True), 'IKL_class_table': class_table,
+    'GKL_prior_0.05': ikl(zoo.GKLLoss(), prior=True), 'GKL_own_0.3': ikl(zoo.GKLLoss(3, 20, 0.3)),
+    'GKL_prior_0': ikl(zoo.GKLLoss(1, 8, 0), prior=True), 'GKL_two_classes': ikl(zoo.GKLLoss(1, 8, 0.2), 2),
+    'GKL_prior_0.6': ikl(zoo.GKLLoss(1, 0.5, 0.6, 1, 1), prior=True),
     'WKDF_grid1': wkdf, 'WKDF_grid2': wkdf, 'WKDF_grid4': wkdf, 'WKDF_grid4_of_7': wkdf, 'WKDF_flat_maps': wkdf,
     'WKDF_conv1x1': wkdf_projected(lambda: zoo.ConvReg((8, 64, 8, 8), (8, 96, 8, 8)), 4, 1),
     'WKDF_bottleneck': wkdf_projected(lambda: zoo.WKDBottleneck(64, 96, 32), 2, 4), 'WKDF_schedule': wkdf_schedule,
@@ -248,6 +279,52 @@ def test_a_constant_channel_is_not_magnified():
     assert (f - f.mean(0)).abs().max() > 0 and zoo.VkDLoss('standardize')(f, tensor(1, 1, 50).expand(24, 50)) == 0
 
 
+@pytest.mark.parametrize('classes', [2, 10])
+@pytest.mark.parametrize('name, make', [
+    ('equal', lambda n: (tensor(1, 6, n), tensor(1, 6, n))), ('flat', lambda n: (torch.zeros(6, n), torch.ones(6, n))),
+    ('certain', lambda n: (200 * F.one_hot(torch.arange(6) % n, n).float(),
+                           200 * F.one_hot((torch.arange(6) + 1) % n, n).float())),
+    ('last', lambda n: (tensor(1, 6, n), -50 * F.one_hot(torch.arange(6) % n, n).float()))])
+def test_ikl_and_gkl_stay_finite(name, make, classes):
+    """Also with a prior without doubt, whose other weights are 0."""
+    sure = F.one_hot(torch.arange(6) % classes, classes).float()
+    for criterion in (zoo.IKLLoss(1, 8, 1, 1), zoo.GKLLoss(1, 8, 0.05, 1, 1), zoo.GKLLoss(1, 8, 0)):
+        for prior in (None, sure):
+            s, t = make(classes)
+            s.requires_grad_()
+            loss = criterion(s, t, prior)
+            loss.backward()
+            assert loss.isfinite() and s.grad.isfinite().all()
+
+
+def test_pairs_of_classes():
+    """The sums over pairs by their definition; with power 0 the zeros of a prior count as much as the rest."""
+    s, t = tensor(1, 4, 5).double(), tensor(2, 4, 5).double()
+    squares = ((t - s)[:, :, None] - (t - s)[:, None, :]).pow(2)
+    soft = -(F.softmax(t, 1) * F.log_softmax(s, 1)).sum(1).mean()
+    weights = F.softmax(t / 2, 1)
+    want = (weights[:, :, None] * weights[:, None, :] * squares).sum() / 4 / 4      # of four samples
+    torch.testing.assert_close(zoo.IKLLoss(2, 3, 1, 2)(s, t), 3 * want + 2 * soft)
+    want = squares.sum() / 4 / (4 * 5 ** 2)
+    prior = F.one_hot(torch.arange(4), 5).double()
+    torch.testing.assert_close(zoo.GKLLoss(2, 3, 0, 1)(s, t, prior), 3 * want + 2 * soft)
+
+
+def test_a_class_without_samples_keeps_its_row():
+    means = zoo.ClassMeans(3)
+    for target in ([0, 0, 2], [1, 1, 1]):
+        means.add(F.one_hot(torch.tensor(target), 3).float(), torch.tensor(target))
+        means.turn()
+    assert means.table.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    means = zoo.ClassMeans(3)
+    means.add(F.one_hot(torch.tensor([0, 1]), 3).float(), torch.tensor([0, 0]))
+    means.turn()
+    assert means.table.tolist() == [[0.5, 0.5, 0], pytest.approx([1 / 3] * 3), pytest.approx([1 / 3] * 3)]
+    before = means.table.clone()
+    means.turn()        # an epoch without a batch
+    assert torch.equal(means.table, before)
+
+
 @pytest.mark.parametrize('map_s, map_t', [(torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 4, 4)),
                                           (torch.zeros(2, 4, 4, 4), torch.ones(2, 4, 4, 4)),
                                           (1e4 * tensor(1, 2, 4, 4, 4), torch.full((2, 4, 4, 4), 1e4))])
@@ -274,6 +351,14 @@ def test_one_sample_has_no_deviation(criterion):
     ('wkdf', {'gamma': 1, 'alpha': 0, 'beta': 0.08, 'wkdf_mean_weight': 4, 'wkdf_grid': 1, 'wkdf_decay_from': 150}),
     ('wkdf --dataset imagenet', {'beta': 0.02, 'wkdf_mean_weight': 2, 'wkdf_grid': 4, 'wkdf_projector': 'bottleneck'}),
     ('wkdl+wkdf', {'alpha': 0, 'beta': [1, 0.08], 'wkdl_weight': 600, 'wkdf_mean_weight': 4}),
+    ('ikl', {'gamma': 1, 'alpha': 0, 'beta': 1, 'kd_T': 4, 'loss_warmup_epochs': 20, 'ikl_alpha': 1, 'ikl_beta': 8,
+             'ikl_weight_T': 100, 'ikl_prior': 'off'}),
+    ('ikl --dataset imagenet', {'kd_T': 1, 'loss_warmup_epochs': 1, 'ikl_beta': 0.5, 'ikl_weight_T': 1,
+                                'ikl_prior': 'on'}),
+    ('gkl', {'kd_T': 4, 'loss_warmup_epochs': 20, 'ikl_beta': 16, 'ikl_weight_T': 4, 'ikl_prior': 'on',
+             'gkl_power': 0.05}),
+    ('gkl --dataset imagenet', {'kd_T': 1, 'loss_warmup_epochs': 5, 'ikl_beta': 0.5, 'ikl_weight_T': 1,
+                                'gkl_power': 0.6}),
     ('dkd+nd', {'alpha': 0, 'beta': [1, 2], 'kl_warmup_epochs': None}),
 ])
 def test_published_options(flags, want):
@@ -306,6 +391,8 @@ def test_vkd_reads_the_patch_tokens():
     ('nd --mixup 0.2', '--mixup 0.2: --distill nd needs one class for each image'),
     ('nd --kl_warmup_epochs 3 -a 0', '--kl_warmup_epochs 3: --distill nd has no soft labels here; give a weight for'),
     ('dkd+nd --kl_warmup_epochs 3', '--kl_warmup_epochs 3: --distill dkd+nd has no soft labels here; add kd to it'),
+    ('gkl --mixup 0.2', '--mixup 0.2: --distill gkl with --ikl_prior on needs one class for each image; give'),
+    ('ikl+pkt --ikl_prior on --cutmix 1', '--cutmix 1: --distill ikl with --ikl_prior on needs one class for each'),
     ('vkd --vkd_norm batch', '--vkd_norm'), ('wkdf --wkdf_grid 0', '--wkdf_grid: 0'),
 ])
 def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):
@@ -370,3 +457,22 @@ def test_the_schedule_of_wkdf_multiplies_a_warm_up():
     for _ in range(2):      # a resumed run begins an epoch again
         distiller.begin_epoch(2, 4)
     assert distiller.weights()['method'].item() == pytest.approx(0.08 * 0.5 * 0.5)
+
+
+def test_the_prior_is_of_the_epoch_before():
+    """The teacher's means over all batches of an epoch weight the classes in the next one, in a sum of methods too."""
+    distiller, loader, opt = build('ikl+pkt', beta=[1.0, 1.0], ikl_prior='on', ikl_weight_T=2.0)
+    part, batches = distiller.parts['ikl'], []
+    for number in (1, 2):
+        distiller.begin_epoch(20, 240)
+        found = [(distiller(*batch)[0]['ikl'], *batch) for batch in loader]
+        loss, images, target, _ = found[0]
+        out_s, out_t = distiller.student_outputs(images), distiller.teacher_outputs(images)
+        rows = torch.full((8, 10), 0.1) if number == 1 else F.normalize(batches, p=1, dim=1)[target]
+        want = zoo.IKLLoss(1, 8, 4, 2)(out_s.logits, out_t.logits, rows)
+        assert loss.item() == pytest.approx(want.item(), rel=1e-4)
+        p = [(F.softmax(distiller.teacher(images) / 2, 1), target) for _, images, target, _ in found]
+        batches = torch.zeros(10, 10).index_add_(0, torch.cat([t for _, t in p]), torch.cat([x for x, _ in p]))
+        distiller.end_epoch()
+        assert part.class_means.sums.sum() == part.class_means.counts.sum() == 0
+    assert build('ikl')[0].class_means is None

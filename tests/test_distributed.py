@@ -137,6 +137,7 @@ def steps(distiller, loader, opt, sgd=0.01, amp=None, grad_accum=1):
         opt.grad_accum = grad_accum if epoch == 2 else 1
         passes.clear()
         averages = train_epoch(epoch, loader, module, optimizer, opt, precision=precision)
+        distiller.end_epoch()
         found.append({**averages, 'moved': not distiller.student.conv1.weight.equal(before),
                       'gradients': opt.grad_accum == 1 or are_means(passes, distiller)})
     return found, optimizer
@@ -231,7 +232,7 @@ def every_method(opt, device):
         distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes))
         averages, optimizer = steps(distiller, loader, method_opt, grad_accum=1 + freezes)
         state = dict(distiller.state_dict())
-        for name in ('attention_sum', 'attention_batches'):     # of this process, averaged when it is shown
+        for name in distiller.spec.own_buffers:
             state.pop(name, None)
         numbers = [[v for k, v in a.items() if k != 'images_per_second'] for a in averages]
         found[method] = {
@@ -239,6 +240,8 @@ def every_method(opt, device):
                        strict=True)),
             'moved': [epoch['moved'] for epoch in averages[-2:]] == [not freezes, True],
             'gradients': all(a['gradients'] for a in averages)}
+        if method == 'gkl':
+            found['class means'] = distiller.class_means.table.tolist()
         if method == 'crd':
             before = make(method, rank, world, images=16)[0].criterion.contrast.memory_v1
             found['memory rows'] = int((distiller.criterion.contrast.memory_v1 != before).any(1).sum())
@@ -321,11 +324,19 @@ def test_which_methods_exchange_values():
     """All others compute on the batch of a process, as docs/distributed.md says."""
     files = {str(file.relative_to(ROOT / 'distiller_zoo')) for file in (ROOT / 'distiller_zoo').rglob('*.py')
              if 'distributed' in file.read_text()}
-    assert files == {'task.py', 'auto_weight.py', 'semckd.py', 'wkdl.py', 'nd.py', 'criteria/crd.py'}
+    assert files == {'task.py', 'auto_weight.py', 'semckd.py', 'wkdl.py', 'nd.py', 'ikl.py', 'criteria/crd.py'}
 
 
 def test_crd_memory_takes_in_the_whole_batch(together):
     assert together['memory rows'] == 16        # each of two processes has seen 8 of the images
+
+
+def test_class_means_of_all_processes(together):
+    """Two processes give those of one: the teacher sees the same images."""
+    distiller, loader, opt = make('gkl', 0, 1, images=16)
+    steps(distiller, loader, opt)
+    torch.testing.assert_close(torch.tensor(together['class means']), distiller.class_means.table)
+    assert not torch.allclose(distiller.class_means.table, torch.full((10, 10), 0.1), atol=1e-3)
 
 
 def test_two_processes_train_as_one(together):

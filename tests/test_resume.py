@@ -34,7 +34,7 @@ def student(teacher, small, save, method):
 @pytest.mark.parametrize('method, stops', [
     ('kd', (2, 4)), ('semckd', (1, 5)), ('vid', (3, 2)), ('crd', (2, 2, 4)), ('abound', (6, 1)),
     pytest.param('factor --opt lamb', (2, 5, 3), marks=pytest.mark.skipif(find_spec('timm') is None, reason='timm')),
-    ('ctkd', (2, 3)), ('simkd', (4, )), ('wkdl', (1, 4)), ('rkd+crd --opt dot', (1, 4)),
+    ('ctkd', (2, 3)), ('simkd', (4, )), ('wkdl', (1, 4)), ('gkl', (2, 4)), ('rkd+crd --opt dot', (1, 4)),
     ('semckd --compile', (1, 5)), ('abound --compile', (6, 1))])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(call, small, teacher, tmp_path, interrupt, method, stops):
     """stops: steps between the interruptions, 3 to an epoch, in the middle and at the end of epochs and stages."""
