@@ -36,6 +36,7 @@ def check_effects(opt) -> None:
         'dist_url': ('--multiprocessing-distributed', opt.multiprocessing_distributed),
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
         **dict.fromkeys(ENTROPY_OPTIONS, ('--entropy_weights', 'entropy_weights' in opt and opt.entropy_weights)),
+        'unlabelled_batch': ('--unlabelled', bool(getattr(opt, 'unlabelled', None))),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)
@@ -45,7 +46,7 @@ def check_effects(opt) -> None:
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
     of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'cache_epochs', 'cache_topk',
                    'cache_seed', 'skip_validation', 'estimate', 'pretrained', 'initial_checkpoint', 'freeze_epochs',
-                   'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing'}
+                   'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing', 'unlabelled'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 
@@ -139,7 +140,22 @@ def check_method(opt, method) -> None:
             f'{distil} deploys more than the student; leave it out'))
     if (flags := changed_flags(opt, 'opt', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
         raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
+    if opt.unlabelled:
+        check_unlabelled(opt, spec)
     check_teacher_cache(opt, spec)
+
+
+def check_unlabelled(opt, spec) -> None:
+    """Refuse --unlabelled for a method that reads the class of each image, and with flags that mix labels."""
+    flag = f'--unlabelled {opt.unlabelled}'
+    if spec.needs_class:
+        raise UserError(f'{flag}: --distill {opt.distill} needs the class of each image; it goes with '
+                        f'{names_of(lambda other: not other.needs_class)}')
+    if flags := changed_flags(opt, 'mixup', 'cutmix'):
+        raise UserError(f'{flags[0]}: mixes labels, and the images of {flag} have none; leave one of the two out')
+    if opt.reprob and opt.cache_epochs:
+        raise UserError(f'--reprob {opt.reprob:g}: --cache_epochs {opt.cache_epochs} cannot repeat its batches with '
+                        f'{flag}; leave one of the three out')
 
 
 def changed_flags(opt, *names: str) -> list[str]:

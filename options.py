@@ -341,6 +341,12 @@ def _cached_student_parser(methods, description):       # another key after a ch
     eakd.add_arguments(parser.group('weights of the images'))
     for name, method in methods:
         method.add_arguments(parser.group(f'--distill {name}, {method.spec.title}'))
+    without_labels = parser.group('images without labels')
+    without_labels('--unlabelled', type=path, metavar='DIR',
+                   help='also train on all images below this folder, or of wds:FOLDER_OR_URL, without labels: only the '
+                        'cross-entropy leaves them out; with -r 0 also alone, if --data_dir has no folder train')
+    without_labels('--unlabelled_batch', type=number(int, low=1, high=10**6), metavar='N',
+                   help='unlabelled images per step, of all processes together; not given: --batch_size')
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',
         help="store the teacher's outputs there, for all augmentation variants of the training images, and reuse them "
              'in all runs with that teacher; auto: teacher_cache in --save_dir')
@@ -419,6 +425,8 @@ def student_options(args=None, **parser):
     opt = _complete(parser, opt, opt.model_s, '--model_s')
     if opt.model_t is not None:
         check_without_weights(opt.model_t, '--model_t')
+    if opt.unlabelled_batch is None:
+        opt.unlabelled_batch = opt.batch_size if opt.unlabelled else None
     if opt.teacher_cache == 'auto':
         opt.teacher_cache = os.path.join(opt.save_dir, 'teacher_cache')
     return opt

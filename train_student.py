@@ -53,6 +53,7 @@ def train(opt, device):
     check_pairwise_batch(spec, local.batch_size)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs)
+    local.batch_size = data.train_loader.batch_size     # with the unlabelled images
     teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)

@@ -127,7 +127,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     disk = checkpoints * _saved_bytes(content) + 2 * _saved_bytes(state) + LOG_BYTES * opt.epochs
     costs = {
         'hours': (before + opt.epochs * epoch + after) / 3600, 'epochs': opt.epochs, 'seconds_per_epoch': epoch,
-        'seconds_of_validation': validation, 'images_per_second': data.n_train / (steps * step),
+        'seconds_of_validation': validation, 'images_per_second': data.train_loader.n_samples / (steps * step),
         'memory_bytes': memory, 'disk_bytes': disk, 'teacher_cache_bytes': cache_bytes, 'classes': data.num_classes}
     _show(costs, before, after, device)
     return costs

@@ -1,4 +1,5 @@
 """Data sets by name: get_dataloaders(opt, device) returns both loaders and what a net must know of the data."""
+import copy
 import functools
 from dataclasses import replace
 
@@ -15,11 +16,12 @@ from .decode import Decoded, ScaledImages, decode_squares
 from .image import limit_pixels
 from .memory import MemoryLoader
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
-from .order import Repetition
-from .parts import open_parts, select
+from .order import AccompanyingOrder, Repetition
+from .parts import fit_pipeline, open_parts, select
 from .registry import IN_MEMORY, LARGE, check_dataset, dataset_key, default_crop, memory_dict, source_dict
 from .source import Subset, sample_indices
 from .split import stratified_indices
+from .unlabelled import WithoutLabels, WithUnlabelled
 from .worker_loader import WorkerLoader
 
 __all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
@@ -47,22 +49,21 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     if len(classes) < 2:
         raise UserError(f'--dataset {opt.dataset}: has the class {printable(classes[0])} alone; a classifier needs two '
                         f'or more')
-    train, test, val = parts['train'], parts['test'], parts.get('val')
-    if isinstance(test, Decoded):       # CIFAR and digits have a size of their own
-        pipeline = replace(pipeline, size=test.images.shape[-1])
+    pipeline = fit_pipeline(pipeline, parts['test'])
     # Measured before --train_fraction, so that teacher and students have the same normalisation.
-    mean, std, normalisation = _normalisation(opt, train, pipeline, inputs)
+    train, test, val = parts.get('train'), parts['test'], parts.get('val')
+    mean, std, normalisation = _normalisation(opt, train or parts['unlabelled'], pipeline, inputs)
     pipeline = replace(pipeline, mean=mean, std=std)
     if opt.train_fraction < 1:
         train = select(train, stratified_indices(train.labels, opt.train_fraction))
-    _check_batch_size(opt, len(train.labels))
-    make_loader = functools.partial(_make_loader, opt, device, pipeline)
-    training = {'drop_last': drop_last or mixes(opt), **({} if opt.dali else {'views': views})}
+    make_loader = functools.partial(_make_loader, opt=opt, device=device, pipeline=pipeline)
+    training = {'train': True, 'drop_last': drop_last or mixes(opt), **({} if opt.dali else {'views': views})}
     data = Data(
-        train_loader=make_loader(train, train=True, **training), test_loader=make_loader(test),
-        val_loader=None if val is None else make_loader(val),
+        train_loader=_make_train_loader(make_loader, opt, train, parts.get('unlabelled'), training),
+        test_loader=make_loader(test), val_loader=None if val is None else make_loader(val),
         unaugmented_loader=lambda indices=None: make_loader(train if indices is None else select(train, indices)),
-        labels=train.labels, test_labels=test.labels, val_labels=None if val is None else val.labels,
+        labels=torch.empty(0, dtype=torch.int64) if train is None else train.labels, test_labels=test.labels,
+        val_labels=None if val is None else val.labels,
         num_classes=len(classes), classes=tuple(classes), same_classes=opt.same_classes, flags=_flags_of_data(opt),
         image_size=pipeline.size, mean=mean, std=std, normalisation=normalisation, fit=pipeline.fit,
         crop_pct=pipeline.crop_pct, interpolation=pipeline.interpolation, **fields)
@@ -80,11 +81,29 @@ def _check_views(opt, views):
                         f'{len(views)}; leave --dali out')
 
 
-def _check_batch_size(opt, n_train):
-    batch_size = opt.batch_size * distributed.world_size()
-    if batch_size > n_train:
-        raise UserError(f'--batch_size {batch_size}: {opt.dataset} has {counted(n_train, "training image")}; give at '
-                        f'most {n_train}')
+def _make_train_loader(make_loader, opt, train, unlabelled, settings):
+    """The loader of labelled images, of --unlabelled, or of both. train, unlabelled: None if there are none."""
+    if train is not None:
+        _check_batch_size('--batch_size', opt.batch_size, opt.dataset, len(train.labels))
+    if unlabelled is None:
+        return make_loader(train, **settings)
+    _check_batch_size('--unlabelled_batch', opt.unlabelled_batch, opt.unlabelled, len(unlabelled.labels))
+    beside = copy.copy(opt)
+    beside.batch_size = opt.unlabelled_batch
+    if train is None:
+        return WithoutLabels(make_loader(unlabelled, opt=beside, **settings))
+    main = copy.copy(opt)
+    main.num_workers = beside.num_workers = -(-opt.num_workers // 2)        # of each loader
+    loader = make_loader(train, opt=main, **settings)
+    make_order = functools.partial(AccompanyingOrder, main=loader.order)
+    return WithUnlabelled(loader, make_loader(unlabelled, opt=beside, make_order=make_order, **settings))
+
+
+def _check_batch_size(flag, batch_size, source, n_images):
+    batch_size *= distributed.world_size()
+    if batch_size > n_images:
+        raise UserError(f'{flag} {batch_size}: {source} has {counted(n_images, "training image")}; give at most '
+                        f'{n_images}')
 
 
 def _flags_of_data(opt):
@@ -124,7 +143,7 @@ def _normalisation(opt, train, pipeline, inputs):
     return *measure_mean_std(train.images), 'measured'
 
 
-def _make_loader(opt, device, pipeline, images, **settings):
+def _make_loader(images, opt, device, pipeline, **settings):
     """The loader of a split in memory or on disk. settings: train and drop_last, and without --dali also views."""
     settings |= {'rank': distributed.rank(), 'world_size': distributed.world_size()}
     if settings.get('train') and getattr(opt, 'cache_epochs', None):
@@ -145,7 +164,7 @@ def _report_empty_classes(opt, data):
              'validation': (data.val_labels, 'the validation does not cover it'),
              'test': (data.test_labels, 'the accuracy does not cover it')}
     for images, (labels, effect) in parts.items():
-        if labels is None:
+        if labels is None or not len(labels):
             continue
         counts = torch.bincount(labels, minlength=data.num_classes)
         empty = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]

@@ -22,7 +22,7 @@ from models.base import probe
 from .cache_encoding import Numbers, Probabilities
 from .cache_file import CacheFile, file_bytes
 from .crop import DEFAULTS
-from .memory import VARIANTS, MemoryLoader
+from .memory import VARIANTS
 
 CACHED_OUTPUTS = ('logits', 'embedding')    # the fields of models.base.Outputs that can be cached, a file each
 
@@ -85,7 +85,7 @@ def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
     loader, folder = data.train_loader, Path(opt.teacher_cache)
     order = loader.order
     is_repeated = order.repetition is not None
-    if not is_repeated and not isinstance(loader, MemoryLoader):
+    if loader.n_slots is None:
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and the outputs for '
                         f'their variants would be many more; give --cache_epochs {opt.epochs} or less, or leave it out')
     facts = {'teacher (checksum)': outputs_checksum(teacher), 'images (checksum)': loader.checksum()}
@@ -97,12 +97,12 @@ def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
     if is_repeated:
         facts |= augmentation_facts(opt, loader)
         stem += f'_{zlib.crc32(repr(facts).encode()):08x}'
-        slots = data.n_train * len(loader.views)
+        slots = loader.n_slots
         # In another order of the images, others are left out, so that all are needed.
         used = order.images_in_batches * len(loader.views) if order.repetition.with_order else slots
     else:
         facts = {'forms': VARIANTS, **facts}
-        slots = used = data.n_train * VARIANTS
+        slots = used = loader.n_slots
     return Layout(folder, stem, facts, _encodings(opt, needs, probe(teacher, data.image_size)), slots, used,
                   accuracy_file, min(opt.cache_epochs, opt.epochs) if is_repeated else None)
 

@@ -36,14 +36,17 @@ class Data:
     test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
     flags: tuple[str, ...] = ()     # flags of a train script that select these data, for messages
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
+    n_unlabelled: int = 0           # training images of --unlabelled
+    unlabelled_checksum: int | None = None      # of these
     checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
 
     @property
     def sizes(self) -> str:
-        """The numbers of training and test images, and the split of the test images."""
-        split = f' in {self.test_split}' if self.test_split else ''
-        val = '' if self.val_loader is None else f'{counted(len(self.val_labels), "validation image")}, '
-        return f'{counted(self.n_train, "training image")}, {val}{counted(len(self.test_labels), "test image")}{split}'
+        """The numbers of training, unlabelled and test images, and the split of the test images."""
+        counts = {'training': self.n_train, 'unlabelled': self.n_unlabelled,
+                  'validation': 0 if self.val_labels is None else len(self.val_labels), 'test': len(self.test_labels)}
+        return ', '.join(counted(count, f'{name} image') for name, count in counts.items() if count) + (
+            f' in {self.test_split}' if self.test_split else '')
 
     @property
     def selection_split(self) -> str:
@@ -76,14 +79,14 @@ class Data:
 
     @property
     def description(self) -> str:
-        """The preprocessing as text for the terminal; for image files (`images_in`) also how test images are scaled."""
+        """The preprocessing as text for the terminal; for image files also how test images are scaled."""
         crop = f', crop_pct {self.crop_pct:.4g}' if self.crop_pct < 1 else ''
         return f'colours: {self.preprocessing}' + (
-            f'; test images: {self.interpolation}{crop}' if self.images_in else '')
+            f'; test images: {self.interpolation}{crop}' if self.images_in and self.test_names else '')
 
     @property
     def n_train(self) -> int:
-        """Training samples."""
+        """Training samples with a label."""
         return len(self.labels)
 
     def test_name(self, number: int) -> str | None:

@@ -55,7 +55,7 @@ def _file_sizes(files):
 
 def open_sources(opt) -> tuple[dict[str, Split], list[str]]:
     """({'train', 'test', maybe 'val'} -> split, classes) of --data_dir. Raises UserError."""
-    return scan(Path(opt.data_dir))
+    return scan(Path(opt.data_dir), needs_train=not getattr(opt, 'unlabelled', None))
 
 
 def open_whole(opt) -> tuple[Split, list[str]]:
@@ -71,21 +71,23 @@ def open_whole(opt) -> tuple[Split, list[str]]:
     return _scan_split(root / 'train' if folders == ['train'] else root)
 
 
-def scan(root: Path) -> tuple[dict[str, Split], list[str]]:
+def scan(root: Path, needs_train: bool = True) -> tuple[dict[str, Split], list[str]]:
     """({'train', 'test', maybe 'val'} -> split, classes) of root/train/CLASS/* and root/NAME/CLASS/*.
 
     NAME of test is the first of TEST_SPLITS with classes. If that is `test`, val is the first of VAL_SPLITS with
-    classes. Raises UserError for a missing folder, a class without training images, and classes that differ.
+    classes. Unless needs_train, the folder `train` may be missing. Raises UserError for a missing folder, a class
+    without training images, and classes that differ.
     """
     names = ' or '.join(TEST_SPLITS)
     wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
     if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
     test_folders = [root / name for name in TEST_SPLITS if os.path.isdir(root / name)]
-    if not os.path.isdir(root / 'train') or not test_folders:
+    has_train = os.path.isdir(root / 'train')
+    if (needs_train and not has_train) or not test_folders:
         raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}; '
                         f'--split 0.8,0.2 divides images that are in one of them, or in {root}/CLASS/*')
-    train, classes = _scan_split(root, 'train')
+    train, classes = _scan_split(root, 'train' if has_train else test_folders[0].name)
     # The test set of a competition, as ImageNet's, has no class folders: take the next split.
     labelled = [folder for folder in test_folders if any(os.path.isdir(folder / name) for name in classes)]
     folder = (labelled or test_folders)[0]
@@ -93,7 +95,7 @@ def scan(root: Path) -> tuple[dict[str, Split], list[str]]:
         print(f'--data_dir: {test_folders[0]}: has no class folders, so the test images are taken from {folder.name}')
     names = {'test': folder.name, 'val': val_split(folder.name, [folder.name for folder in labelled])}
     others = {part: _scan_evaluation_split(root, name, classes) for part, name in names.items() if name}
-    return {'train': train, **others}, classes
+    return {**({'train': train} if has_train else {}), **others}, classes
 
 
 def _scan_evaluation_split(root, name, classes):

@@ -10,4 +10,4 @@ def open_sources(opt):
     if opt.use_lmdb:
         from .lmdb_source import open_lmdb_sources
         return open_lmdb_sources(root)
-    return scan(root)
+    return scan(root, needs_train=not getattr(opt, 'unlabelled', None))

@@ -1,5 +1,6 @@
 """Batches of a data set in memory: a uint8 tensor on the training device, augmented a batch at a time."""
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class MemoryLoader:
     normalise. train=False yields the images in order, normalised. index: of each sample in the data set.
 
     views: of augment.VIEWS. With two, training images are (2, B, 3, H, W), each view with its own crop and flip. aa:
-    augments the weak view. repetition: of --cache_epochs.
+    augments the weak view. repetition: of --cache_epochs. make_order: EpochOrder, or a function that returns one.
 
     All random numbers of an epoch are drawn at its start on the CPU, so that the batches are the same on every device
     and nothing is copied between device and host within an epoch.
@@ -31,12 +32,12 @@ class MemoryLoader:
                  train: bool = False, drop_last: bool = False, seed: int = 0, channels_last: bool = True,
                  rank: int = 0, world_size: int = 1, views: tuple[str, ...] = ('weak',),
                  aa: AutoAugment | None = None, mean: tuple = CIFAR_MEAN, std: tuple = CIFAR_STD, hflip: float = 0.5,
-                 vflip: float = 0.0, repetition: Repetition | None = None):
+                 vflip: float = 0.0, repetition: Repetition | None = None, make_order: Callable = EpochOrder):
         """images: uint8 (N, 3, H, W). target: int64 (N,). batch_size: of one process. drop_last: without a short last
         batch."""
         self.batch_size, self.device, self.train, self.views = batch_size, device, train, views
         self.target = target.to(device)
-        self.order = EpochOrder(len(target), batch_size, train, drop_last, seed, rank, world_size,
+        self.order = make_order(len(target), batch_size, train, drop_last, seed, rank, world_size,
                                 repetition=repetition)
         self.mean, self.std, self.hflip, self.vflip = mean, std, hflip, vflip
         height, width = images.shape[2:]
@@ -54,6 +55,11 @@ class MemoryLoader:
     def n_samples(self) -> int:
         """Samples in the data set, of all processes."""
         return len(self.target)
+
+    @property
+    def n_slots(self) -> int:
+        """Outputs that a file of the teacher cache holds, see teacher_cache."""
+        return self.n_samples * (len(self.views) if self.order.repetition else VARIANTS)
 
     def __len__(self) -> int:
         return len(self.order)

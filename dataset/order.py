@@ -86,37 +86,70 @@ class EpochOrder:
 
     def permutation(self) -> torch.Tensor:
         """The image indices in the order of a new epoch. Precedes all other random numbers of the epoch."""
-        generator = self.generator
         if self.repetition:
             self.augmentation.manual_seed(zlib.crc32(f'{self.repetition.seed} {self.repeated_epoch}'.encode()))
-            if self.repetition.with_order:
-                generator = self.augmentation
-        self.current = torch.randperm(self.n, generator=generator) if self.shards is None else \
-            shuffle_shards(self.shards, generator)
+        self.current = self._images()
         return self.current
 
+    def _images(self):
+        """The image indices of `permutation`."""
+        return self._shuffle(self.augmentation if self.repetition and self.repetition.with_order else self.generator)
+
+    def _shuffle(self, generator):
+        return torch.randperm(self.n, generator=generator) if self.shards is None else \
+            shuffle_shards(self.shards, generator)
+
     def integers(self, high: int, *rows: int) -> torch.Tensor:
-        """Random integers (*rows, n), 0 <= i < high, for the augmentation of the images in the epoch's order."""
-        return self._draw(lambda generator: torch.randint(high, (*rows, self.n), generator=generator))
+        """Random integers (*rows, images), 0 <= i < high, for the augmentation of the images in the epoch's order."""
+        return self._draw(lambda n, generator: torch.randint(high, (*rows, n), generator=generator))
 
     def flips(self, probability: float) -> torch.Tensor:
-        """Whether each image is flipped, int64 (1, n)."""
+        """Whether each image is flipped, int64 (1, images)."""
         if probability in (0, 1):
-            return torch.full((1, self.n), int(probability))
+            return torch.full((1, len(self.current)), int(probability))
         if probability == 0.5:
             return self.integers(2, 1)
-        return self._draw(lambda generator: (torch.rand((1, self.n), generator=generator) < probability).long())
+        return self._draw(lambda n, generator: (torch.rand((1, n), generator=generator) < probability).long())
 
     def _draw(self, draw):
-        """The numbers that draw(generator) returns. In repeated epochs each image index has its own, in any order."""
+        """The numbers of draw(n, generator). In repeated epochs each image index has its own, in any order."""
         if self.repetition:
-            return draw(self.augmentation)[..., self.current]
-        return draw(self.generator)
+            return draw(self.n, self.augmentation)[..., self.current]
+        return draw(len(self.current), self.generator)
 
     def remaining_ranges(self) -> list[tuple[int, int]]:
         """(start, end) of the batches that remain in this epoch."""
         first, self.first_batch = self.first_batch, 0
         return self.ranges[first:]
+
+
+class AccompanyingOrder(EpochOrder):
+    """The order of n images of which every batch accompanies one of `main`, the order of other images.
+
+    The images come in random passes, and an epoch begins where the last one ended. All random numbers follow from the
+    seed of `main`, its epoch and the batch size of all processes, so that there is no state to save.
+    """
+
+    def __init__(self, n: int, batch_size: int, train: bool, drop_last: bool, seed: int, rank: int = 0,
+                 world_size: int = 1, shards: torch.Tensor | None = None, repetition: Repetition | None = None, *,
+                 main: EpochOrder):
+        super().__init__(n, batch_size, train, drop_last, seed, rank, world_size, shards, repetition)
+        self.main, self.images_in_batches = main, len(main) * batch_size * world_size
+        self.ranges = batch_ranges(self.images_in_batches, batch_size, drop_last, rank, world_size)
+
+    def follow(self) -> None:
+        """Take over the epoch and the first batch of `main`. Precedes both iterators."""
+        self.epoch, self.first_batch = self.main.epoch, self.main.first_batch
+
+    def _images(self):
+        seed, start = self.main.generator.initial_seed(), (self.epoch - 1) * self.images_in_batches
+        first, last = start // self.n, (start + self.images_in_batches - 1) // self.n       # passes of this epoch
+        passes = [self._shuffle(self._seeded(f'{seed} pass {number}')) for number in range(first, last + 1)]
+        self._seeded(f'{seed} epoch {self.epoch}')      # for the augmentation
+        return torch.cat(passes)[start - first * self.n:][:self.images_in_batches]
+
+    def _seeded(self, text):
+        return self.generator.manual_seed(zlib.crc32(text.encode()))
 
 
 def shuffle_shards(shards: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """The parts of a data set: training, test and maybe validation images, in memory or to be read while training."""
 import zlib
+from dataclasses import replace
 
 from helper import distributed
-from helper.cli import comma_list, readable_bytes
+from helper.cli import comma_list, has_auto, readable_bytes
 from helper.device import free_memory
 from helper.errors import UserError
 
@@ -10,36 +11,49 @@ from . import imagenet
 from .crop import Pipeline
 from .decode import LARGEST_SIDE, Decoded, ScaledImages, decode_squares, report_cropping
 from .order import PAD
-from .registry import dataset_key, memory_dict, source_dict
+from .registry import LARGE, dataset_key, memory_dict, source_dict
 from .source import Subset, joint_checksum
 from .split import divide, hold_out
 from .tensors import load_tensors
+from .unlabelled import open_unlabelled
 
+TRAINING = ('train', 'unlabelled')      # parts whose images are augmented
 LONGER_SIDE = 1.5   # of a photograph, in shorter sides, for the estimate of memory
 
 
 def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     """(parts, class names, fields of dataset.Data) of opt.dataset. Raises UserError.
 
-    parts: 'train', 'test' and maybe 'val' -> decode.Decoded or decode.ScaledImages in memory, or a source of images
-    that are read while training.
+    parts: 'train', 'test' and maybe 'val' and 'unlabelled' -> decode.Decoded or decode.ScaledImages in memory, or a
+    source of images that are read while training. With --unlabelled, 'train' may be missing.
     """
     parts, classes, fields = _open_tensors(opt) if opt.dataset in memory_dict else _open_sources(opt)
+    pipeline = fit_pipeline(pipeline, parts['test'])
     if opt.patience is not None and 'val' not in parts:
         raise UserError(f'--patience {opt.patience}: needs a validation set, and {opt.dataset} has none; give '
                         f'--val_fraction 0.1, or leave --patience out')
     if opt.no_test and 'val' not in parts:
         raise UserError(f'--no_test: needs a validation set, and {opt.dataset} has none; give --val_fraction 0.1, or '
                         f'leave --no_test out')
-    if dataset_key(opt.dataset) in source_dict:
-        if opt.split or opt.val_fraction is not None:
-            fields['split'] = {part: [*source.names] for part, source in parts.items()}
+    if dataset_key(opt.dataset) in source_dict and (opt.split or opt.val_fraction is not None):
+        fields['split'] = {part: [*source.names] for part, source in parts.items()}
+    if getattr(opt, 'unlabelled', None):
+        parts['unlabelled'] = open_unlabelled(opt)
+        fields |= {'n_unlabelled': len(parts['unlabelled'].labels),
+                   'unlabelled_checksum': parts['unlabelled'].checksum()}
+    sources = {part: images for part, images in parts.items() if not isinstance(images, Decoded)}
+    if sources and opt.dataset not in LARGE:
         if opt.fit == 'crop' and distributed.is_main():
-            report_cropping(parts['train'], pipeline)
-        fields['images_in'] = _choose_storage(opt, parts, pipeline, device)
+            report_cropping(sources.get('train') or sources['unlabelled'], pipeline)
+        fields['images_in'] = _choose_storage(opt, sources, pipeline, device)
         if fields['images_in'] == 'memory':
-            parts = _decode(opt, parts, pipeline)
+            parts |= _decode(opt, sources, pipeline)
     return parts, classes, fields
+
+
+def fit_pipeline(pipeline: Pipeline, test) -> Pipeline:
+    """The pipeline for images of the size of decoded test images; CIFAR and digits have a size of their own."""
+    return replace(pipeline, size=test.images.shape[-1]) if isinstance(test, Decoded) else pipeline
 
 
 def has_validation_set(opt) -> bool:
@@ -79,10 +93,24 @@ def _open_sources(opt):
         test_split = parts['test'].name
         checksum = joint_checksum(*(source.checksum() for source in parts.values()))
     fields = {'test_split': test_split, 'checksum': checksum, 'test_names': parts['test'].names}
-    parts = _hold_out(opt, parts, parts['train'].names, classes)
+    if 'train' in parts:
+        parts = _hold_out(opt, parts, parts['train'].names, classes)
+    else:
+        _check_without_labels(opt)
     if not all(len(source.labels) for source in parts.values()):        # --split divides classes of few images
         raise UserError(f'--split {comma_list(opt.split)}: leaves no validation image; give two shares, or add images')
     return parts, classes, fields
+
+
+def _check_without_labels(opt) -> None:
+    """Refuse flags that need labelled training images, where no training image has a label."""
+    flags = {f'-r {opt.gamma:g}': opt.gamma, f'-b {comma_list(opt.beta)}': has_auto(opt.beta),
+             f'--val_fraction {opt.val_fraction}': opt.val_fraction is not None,
+             f'--train_fraction {opt.train_fraction:g}': opt.train_fraction < 1,
+             '--balance_classes': opt.balance_classes}
+    if given := [flag for flag, is_given in flags.items() if is_given]:
+        raise UserError(f'{given[0]}: needs training images with labels, and --data_dir {opt.data_dir} has no folder '
+                        f'train; ' + ('give -r 0' if opt.gamma else 'leave it out'))
 
 
 def _hold_out(opt, parts, names, classes):
@@ -102,7 +130,7 @@ def _choose_storage(opt, parts, pipeline, device):
     """--images_in: 'memory' or 'disk'; with auto, disk if all images would take over half of the free memory."""
     if opt.images_in != 'auto':
         return opt.images_in
-    n_train = len(parts['train'].labels)
+    n_train = sum(len(parts[part].labels) for part in TRAINING if part in parts)
     n_others = sum(len(source.labels) for source in parts.values()) - n_train
     square = (pipeline.size + 2 * PAD) ** 2
     pixels = square if pipeline.crop == 'padded' else LONGER_SIDE * (LARGEST_SIDE * pipeline.size) ** 2
@@ -117,7 +145,6 @@ def _choose_storage(opt, parts, pipeline, device):
 
 def _decode(opt, parts, pipeline):
     """The parts in memory: squares, but for training crops of random size the whole images."""
-    decode = dict.fromkeys(parts, decode_squares)
-    if pipeline.crop == 'resized':
-        decode['train'] = ScaledImages
-    return {part: decode[part](source, opt, pipeline) for part, source in parts.items()}
+    whole = TRAINING if pipeline.crop == 'resized' else ()
+    return {part: (ScaledImages if part in whole else decode_squares)(source, opt, pipeline)
+            for part, source in parts.items()}

@@ -34,21 +34,24 @@ def check_dataset(opt) -> None:
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
+    unlabelled = getattr(opt, 'unlabelled', None)
+    with_files = (*source_dict, *(memory_dict if unlabelled else ()))
     # flag -> (whether it is given, the data sets that it goes with, why it does not go with --dali)
     flags = {
         '--use-lmdb': (opt.use_lmdb, LARGE, ''),
         f'--dali {opt.dali}': (opt.dali, LARGE, ''),
-        '--skip_bad_images': (opt.skip_bad_images, (*source_dict, *LARGE), 'DALI stops at an unreadable image'),
-        f'--images_in {opt.images_in}': (opt.images_in != 'auto', source_dict, ''),
+        '--skip_bad_images': (opt.skip_bad_images, (*with_files, *LARGE), 'DALI stops at an unreadable image'),
+        f'--images_in {opt.images_in}': (opt.images_in != 'auto', with_files, ''),
         f'--fit {opt.fit}': (opt.fit != 'crop', source_dict, ''),
         f'--crop {opt.crop}': (opt.crop, source_dict, ''),
-        f'--max_pixels {opt.max_pixels}': (opt.max_pixels != MAX_PIXELS, (*source_dict, *LARGE),
+        f'--max_pixels {opt.max_pixels}': (opt.max_pixels != MAX_PIXELS, (*with_files, *LARGE),
                                            'DALI reads images of any size'),
         f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
         f'--shard_cache_gb {opt.shard_cache_gb:g}': (opt.shard_cache_gb != CACHE_GB, ('wds',), ''),
         f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
         f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
                                                'DALI reads all files of a folder'),
+        f'--unlabelled {unlabelled}': (unlabelled, all_data, 'DALI reads the images of one folder'),
         '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
         f'--aa {opt.aa}': (opt.aa, all_data, 'DALI augments images itself')}
     for name, default in DEFAULTS.items():

@@ -49,7 +49,7 @@ class ShardSplit(Source):
 
 def open_sources(opt) -> tuple[dict[str, ShardSplit], list[str]]:
     """({'train', 'test', maybe 'val'} -> split, classes) of opt.dataset. Raises UserError."""
-    files, index = _open(opt)
+    files, index = _open(opt.dataset, f'--dataset {opt.dataset}', opt)
     shards = by_split(index.shards)
     present = [name for name in TEST_SPLITS if name in shards]
     if 'train' not in shards or not present:
@@ -62,13 +62,20 @@ def open_sources(opt) -> tuple[dict[str, ShardSplit], list[str]]:
 
 def open_whole(opt) -> tuple[ShardSplit, list[str]]:
     """(source, classes) of the only split of opt.dataset, for --split. Raises UserError."""
-    files, index = _open(opt)
+    files, index = _open(opt.dataset, f'--dataset {opt.dataset}', opt)
     shards = by_split(index.shards)
     if len(shards) > 1:
         raise UserError(f'--split {comma_list(opt.split)}: --dataset {opt.dataset} has the splits '
                         f'{", ".join(sorted(shards))} already; leave it out')
     (name, members), = shards.items()
     return ShardSplit(files, members, name), index.classes
+
+
+def open_all(text: str, flag: str, opt) -> ShardSplit:
+    """All images of the shards that wds:FOLDER_OR_URL names, whatever their split. Raises UserError that names `flag`.
+    """
+    files, index = _open(text, flag, opt)
+    return ShardSplit(files, index.shards, WHOLE)
 
 
 def by_split(shards: list[Shard]) -> dict[str, list[Shard]]:
@@ -97,9 +104,9 @@ def parse_location(text: str, flag: str) -> tuple[str, list[str] | None]:
     return folders[0], [os.path.basename(path) for path in paths]
 
 
-def _open(opt):
-    """(LocalShards or RemoteShards, Index of the shards that opt.dataset names). Raises UserError."""
-    index = open_index(opt.dataset.removeprefix(PREFIX), f'--dataset {opt.dataset}')
+def _open(text, flag, opt):
+    """(LocalShards or RemoteShards, Index of the shards that wds:FOLDER_OR_URL names). Raises UserError."""
+    index = open_index(text.removeprefix(PREFIX), flag)
     files = RemoteShards(index.location, Path(opt.data_dir, CACHE), opt.shard_cache_gb) if is_remote(index.location) \
         else LocalShards(Path(index.location))
     files.check(index.shards)

@@ -3,6 +3,7 @@ import contextlib
 import functools
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -116,11 +117,11 @@ class WorkerLoader:
 
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
                  world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline(),      # noqa: B008
-                 repetition: Repetition | None = None):
-        """repetition: for --cache_epochs; None without it."""
+                 repetition: Repetition | None = None, make_order: Callable = EpochOrder):
+        """repetition: for --cache_epochs; None without it. make_order: EpochOrder, or a function that returns one."""
         self.source, self.pipeline, self.views = source, pipeline, views
         self.n_samples, self.batch_size, self.device = len(source.labels), opt.batch_size, device
-        self.order = EpochOrder(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size,
+        self.order = make_order(self.n_samples, opt.batch_size, train, drop_last, opt.seed, rank, world_size,
                                 source.shards, repetition)
         self.n_parts = max(1, min(opt.num_workers, opt.batch_size // SMALLEST_PART))
         self.loader = DataLoader(
@@ -135,6 +136,11 @@ class WorkerLoader:
 
     def __len__(self):
         return len(self.order)
+
+    @property
+    def n_slots(self) -> int | None:
+        """Outputs that a file of the teacher cache holds; None without repetition, as there are too many variants."""
+        return self.n_samples * len(self.views) if self.order.repetition else None
 
     def __iter__(self):
         return (batch for batch, _ in self.batches_with_slots())

@@ -43,9 +43,9 @@ class ABKDDistiller(Distiller):
         if any(0 < abs(x) < LEAST for x in (opt.ab_alpha, opt.ab_beta, opt.ab_alpha + opt.ab_beta)):
             raise UserError(f'--ab_alpha {opt.ab_alpha:g} --ab_beta {opt.ab_beta:g}: each of them, and their sum, must '
                             f'be 0, or at least {LEAST} in size')
-        for flag in ('mixup', 'cutmix') if opt.abkd_base == 'dkd' else ():
+        for flag in ('mixup', 'cutmix', 'unlabelled') if opt.abkd_base == 'dkd' else ():
             if getattr(opt, flag):
-                raise UserError(f'--{flag} {getattr(opt, flag):g}: --abkd_base dkd needs one class for each image; '
+                raise UserError(f'--{flag} {getattr(opt, flag)}: --abkd_base dkd needs one class for each image; '
                                 f'leave one of the two out')
 
     @in_float32

@@ -93,17 +93,25 @@ class Distiller(TrainingTask):
             raise PairError(f'--distill {opt.distill}: {error}') from error
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor | None = None, out_t: Outputs | None = None):
-        """images (N, 3, H, W), target (N,), index (N,) -> (losses, the student's logits (N, classes)).
+        """images (N, 3, H, W), target (B,), index (N,) -> (losses, the student's logits (B, classes)).
 
-        out_t: stored teacher outputs; if not given, the teacher computes them. losses: {'loss': the total, 'ce': ...,
-        'kl': ..., 'method': ...}, scalars; all but the total are unweighted.
+        The first B images have labels: all, unless --unlabelled is given. out_t: stored teacher outputs; if not given,
+        the teacher computes them. losses: {'loss': the total, 'ce': ..., 'kl': ..., 'method': ...}, scalars; all but
+        the total are unweighted.
         """
         if out_t is None:
             out_t = self.teacher_outputs(images)
         out_s = self.student_outputs(images)
-        losses = {'ce': self.label_loss(out_s.logits, target),
-                  **self.distillation_losses(out_s, out_t, target, index)}
-        return {'loss': self.total_loss(losses), **losses}, out_s.logits
+        losses = {**self.label_losses([out_s], target), **self.distillation_losses(out_s, out_t, target, index)}
+        return {'loss': self.total_loss(losses), **losses}, out_s.logits[:len(target)]
+
+    def label_losses(self, views: list[Outputs], target: Tensor) -> dict:
+        """{'ce': the unweighted label loss, a scalar}, of the first len(target) images; {} if there are none.
+
+        views: the student's outputs for each view, whose losses are summed.
+        """
+        n = len(target)
+        return {'ce': sum(self.label_loss(out.logits[:n], target) for out in views)} if n else {}
 
     def distillation_losses(self, out_s: Outputs, out_t: Outputs, target: Tensor, index: Tensor,
                             image_weights: Tensor | None = None) -> dict:

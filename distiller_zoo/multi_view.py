@@ -16,9 +16,8 @@ class MultiView:
         if out_t is None:
             out_t = [self.teacher_outputs(view) for view in images]
         out_s = [self.student_outputs(view) for view in images]
-        losses = {'ce': sum(self.label_loss(out.logits, target) for out in out_s),
-                  **self.distillation_losses(out_s, out_t, target, index)}
-        return {'loss': self.total_loss(losses), **losses}, out_s[0].logits
+        losses = {**self.label_losses(out_s, target), **self.distillation_losses(out_s, out_t, target, index)}
+        return {'loss': self.total_loss(losses), **losses}, out_s[0].logits[:len(target)]
 
     def soft_label_loss(self, out_s, out_t, image_weights=None):
         return sum(super(MultiView, self).soft_label_loss(s, t, image_weights)

@@ -25,7 +25,7 @@ class Spec:
     preact_t: bool = False      # the same for the teacher
     reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
     auxiliary_teacher: str = '' # the method that trains the auxiliary teacher of --path-t; tables name the original one
-    needs_class: bool = False   # each image has one class, so mixup and CutMix do not apply
+    needs_class: bool = False   # each image has one class, so mixup, CutMix and --unlabelled do not apply
     pairwise: bool = False      # compares images within a batch, so a batch has at least two
     drop_last: bool = False     # a short last batch is dropped
 

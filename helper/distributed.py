@@ -137,23 +137,28 @@ def code_checksum() -> int:
 
 
 def per_process_options(opt):
-    """A copy of the options in which batch_size and num_workers are those of one process; in `opt` they are totals."""
+    """A copy of the options with the batch sizes and num_workers of one process; in `opt` they are totals."""
     world = world_size()
     check_batch_size(opt, world)
     local = copy.copy(opt)
-    local.batch_size = opt.batch_size // world
+    for name, size in _batch_sizes(opt).items():
+        setattr(local, name, size // world)
     local.num_workers = -(-opt.num_workers // world)
     return local
 
 
+def _batch_sizes(opt):
+    """option -> images per step, for the options that are given."""
+    return {name: size for name in ('batch_size', 'unlabelled_batch') if (size := getattr(opt, name, None))}
+
+
 def check_batch_size(opt, world: int) -> None:
-    """Raise UserError unless `world` processes can divide --batch_size evenly."""
-    if opt.batch_size < world:
-        raise UserError(f'--batch_size {opt.batch_size}: fewer images than the {world} processes; give at least '
-                        f'{world}')
-    if opt.batch_size % world:
-        raise UserError(f'--batch_size {opt.batch_size}: cannot be divided among {world} processes; '
-                        f'give a multiple of {world}')
+    """Raise UserError unless `world` processes can divide the batch sizes evenly."""
+    for name, size in _batch_sizes(opt).items():
+        if size < world:
+            raise UserError(f'--{name} {size}: fewer images than the {world} processes; give at least {world}')
+        if size % world:
+            raise UserError(f'--{name} {size}: cannot be divided among {world} processes; give a multiple of {world}')
 
 
 def wrap(module: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:

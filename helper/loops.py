@@ -34,7 +34,7 @@ class NullRun:
 def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision: Precision | None = None) -> dict:
     """Return {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
 
-    In a first stage only 'loss' and 'images_per_second'.
+    In a first stage only 'loss' and 'images_per_second'; without labelled images not 'top1' and 'top5'.
 
     loader: yields the arguments of module.forward. module: a distiller_zoo.TrainingTask, or DDP around one. run: the
     helper.run.Run that saves within the epoch, or resumes in the middle of it. precision: --amp.
@@ -61,8 +61,9 @@ def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision:
                     task.backward(losses, optimizer)
                 else:
                     precision.scaler.scale(losses['loss'] / accum_steps).backward()
-            meter.update(losses, logits, target)
-            progress.step(len(target), meter)
+            n = images.shape[-4]        # of (N, 3, H, W) or (views, N, 3, H, W)
+            meter.update(losses, logits, target, n)
+            progress.step(n, meter)
             if is_update_step:
                 update_weights(optimizer, precision.scaler, opt.clip_grad)
                 task.after_step()
@@ -87,7 +88,7 @@ def forward(module, images, *rest):
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
-        raise UserError(f'--batch_size {len(rest[0])}: batch normalisation needs more than one value a channel; '
+        raise UserError(f'--batch_size {images.shape[-4]}: batch normalisation needs more than one value a channel; '
                         f'give at least 2') from error
 
 

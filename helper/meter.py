@@ -13,22 +13,27 @@ from .device import most_precise_float
 tqdm.set_lock(threading.RLock())    # tqdm's own lock is shared between processes; a killed one leaves it locked
 
 
+OF_LABELS = ('ce', 'top1', 'top5')      # averages over the labelled images alone
+
+
 class Meter:
     """Averages of loss terms, and top-1 and top-5 accuracy in percent, weighted by samples, over all processes."""
 
     def __init__(self):
-        self.names, self.sums, self.samples = [], None, 0
+        self.names, self.sums, self.samples, self.labelled = [], None, 0, 0
 
     @torch.no_grad()
-    def update(self, terms: dict, logits: torch.Tensor, target: torch.Tensor) -> None:
+    def update(self, terms: dict, logits: torch.Tensor, target: torch.Tensor, images: int | None = None) -> None:
         """Add a batch, without waiting for the device. terms: name -> scalar mean over the batch.
 
         logits: (N, classes) or None. target: (N,), or (N, classes) for mixed images, whose larger share counts.
+        images: their number, if some have no label and are not in logits and target; 'ce' is a mean over the others.
         """
-        n = len(target)
+        labelled = len(target)
+        n = images or labelled
         target = target.argmax(1) if target.dim() == 2 else target
-        sums = {name: term * n for name, term in terms.items()}
-        if logits is not None:
+        sums = {name: term * (labelled if name in OF_LABELS else n) for name, term in terms.items()}
+        if logits is not None and labelled:
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             sums |= {'top1': hits[:, 0].sum() * 100, 'top5': hits.sum() * 100}
         batch = torch.stack([value.to(most_precise_float(value.device)) for value in sums.values()])
@@ -38,29 +43,33 @@ class Meter:
             self.sums = self.sums[[self.names.index(name) for name in sums]]
             self.names = list(sums)
         self.sums += batch
-        self.samples += n
+        self.samples, self.labelled = self.samples + n, self.labelled + labelled
 
     def state(self) -> dict:
         """This process's sums, for a checkpoint."""
-        return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples}
+        return {'names': self.names, 'sums': None if self.sums is None else self.sums.cpu(), 'samples': self.samples,
+                'labelled': self.labelled}
 
     def restore(self, states: list[dict], device: torch.device) -> None:
         """Add the sums that state() returned in one or several processes. Raises ValueError for other values."""
         for state in states:
             names, sums, samples = list(state['names']), state['sums'], state['samples']
-            if not isinstance(samples, int) or samples < 0 or sums.shape != (len(names),) or not sums.isfinite().all():
+            labelled = state.get('labelled', samples)       # not in states of older versions
+            if not all(isinstance(n, int) and n >= 0 for n in (samples, labelled)) or \
+                    sums.shape != (len(names),) or not sums.isfinite().all():
                 raise ValueError('meter')
             sums = sums.to(device, most_precise_float(device))
             self.sums = sums.clone() if self.sums is None else self.sums + sums
-            self.names, self.samples = names, self.samples + samples
+            self.names, self.samples, self.labelled = names, self.samples + samples, self.labelled + labelled
 
     def averages(self, everywhere: bool = True) -> dict:
         """name -> average so far; waits for the device. everywhere: over all processes, which must all call this."""
-        part = self.names, [] if self.sums is None else self.sums.tolist(), self.samples
-        parts = [(names, sums, n) for names, sums, n in (distributed.gather(part) if everywhere else [part]) if n]
-        samples = sum(n for _, _, n in parts)
-        columns = zip(*(sums for _, sums, _ in parts), strict=True)
-        return {name: sum(column) / samples for name, column in zip(parts[0][0] if parts else [], columns, strict=True)}
+        part = self.names, [] if self.sums is None else self.sums.tolist(), self.samples, self.labelled
+        parts = [part for part in (distributed.gather(part) if everywhere else [part]) if part[2]]
+        samples, labelled = (sum(part[i] for part in parts) for i in (2, 3))
+        columns = zip(*(part[1] for part in parts), strict=True)
+        return {name: sum(column) / (labelled if name in OF_LABELS else samples)
+                for name, column in zip(parts[0][0] if parts else [], columns, strict=True)}
 
 
 def describe(averages: dict) -> str:

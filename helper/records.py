@@ -122,7 +122,8 @@ class Records:
     def epoch(self, epoch: int, rate: float, train: dict, test: dict, seconds: float, pictures: dict) -> None:
         """Add an epoch to the history, to TensorBoard and to the terminal, and update the best. Writes no JSON."""
         metrics = {name: test[name] for name in self.metrics}
-        scalars = {'train_acc': train['top1'], 'train_loss': train['loss'], **metrics, 'lr': rate}
+        accuracy = {'train_acc': train['top1']} if 'top1' in train else {}      # none without labelled images
+        scalars = {**accuracy, 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
         entry = {'epoch': epoch, **scalars, **test, 'train': train, 'seconds': seconds}
         del entry[PREDICTIONS]
@@ -148,7 +149,8 @@ class Records:
         if self.wandb:
             self.wandb.log({'epoch': epoch, **scalars}, self.epochs, pixels)
         loss, top1, top5 = metrics.values()
-        print(f'epoch {epoch}: train loss {train["loss"]:.4f}, top-1 {train["top1"]:.2f} | '
+        top1_train = f', top-1 {train["top1"]:.2f}' if accuracy else ''
+        print(f'epoch {epoch}: train loss {train["loss"]:.4f}{top1_train} | '
               f'{SPLITS[self.selection]} loss {loss:.4f}, top-1 {top1:.2f}, top-5 {top5:.2f} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)

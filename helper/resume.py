@@ -31,6 +31,8 @@ def fingerprint(data, **nets) -> dict:
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
+             'unlabelled images': data.n_unlabelled or None,
+             'unlabelled images (checksum)': data.unlabelled_checksum,
              VALIDATION: None if data.val_labels is None else len(data.val_labels),
              **{f'code of the {role} (checksum)': getattr(net, 'code_checksum', None) for role, net in nets.items()}}
     return {name: value for name, value in facts.items() if value is not None}

@@ -83,6 +83,9 @@ def main():
         opt = student_options([*sys.argv[1:], '--teacher_cache'])
     if opt.estimate:
         raise UserError('--estimate: estimates a run of train_student.py; leave it out')
+    if opt.unlabelled:
+        raise UserError(f'--unlabelled {opt.unlabelled}: a run of train_student.py with --teacher_cache stores the '
+                        f'outputs for these images itself; leave this script out')
     if opt.multiprocessing_distributed and (mixes(opt) or opt.reprob):
         raise UserError('--multiprocessing-distributed: with --mixup, --cutmix or --reprob the outputs depend on the '
                         'number of processes, and this script is one; let the run fill the cache')

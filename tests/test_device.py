@@ -2,6 +2,7 @@
 
 Forward passes and batches alone: a backward pass needs the driver.
 """
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,9 @@ from dataset.cache_layout import Layout
 from dataset.cache_loader import TeacherOutputLoader
 from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
+from dataset.order import AccompanyingOrder
 from dataset.teacher_cache import TeacherCache
+from dataset.unlabelled import WithUnlabelled
 from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
 from helper.device import Precision, select_device
@@ -97,6 +100,17 @@ def test_batches_from_memory(fake, channels_last):
         for batch in loader:
             assert all(part.device == CUDA for part in batch)
             assert batch[0].shape == (*([2] if len(views) > 1 else []), 8, 3, 16, 16)
+
+
+def test_batches_with_unlabelled_images(fake):
+    images, target = torch.zeros(24, 3, 16, 16, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64)
+    loader = MemoryLoader(images, target, 8, CUDA, train=True)
+    beside = MemoryLoader(images, target, 4, CUDA, train=True, drop_last=True,
+                          make_order=functools.partial(AccompanyingOrder, main=loader.order))
+    distiller, _ = faked('kd')
+    for batch in WithUnlabelled(loader, beside):
+        assert [len(part) for part in batch] == [12, 8, 12] and all(part.device == CUDA for part in batch)
+        step(distiller, batch)
 
 
 @pytest.mark.parametrize('near, topk', [(True, None), (False, None), (True, 2)])

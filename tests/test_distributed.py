@@ -25,7 +25,8 @@ import train_student
 import train_teacher
 from dataset import Data, get_dataloaders
 from dataset.memory import MemoryLoader
-from dataset.order import EpochOrder, batch_ranges
+from dataset.order import AccompanyingOrder, EpochOrder, batch_ranges
+from dataset.unlabelled import WithUnlabelled
 from distiller_zoo import distiller_dict, get_method
 from helper import distributed
 from helper.checkpoint import load_checkpoint
@@ -159,6 +160,16 @@ def are_means(sums, module):
     return len(sums) == len(learning) and means.equal(torch.cat([p.grad.flatten() for p in learning]))
 
 
+def with_unlabelled(rank, world):
+    """The averages of two epochs with 4 unlabelled images beside 8 labelled ones, with --sync_bn."""
+    distiller, loader, opt = make('kd', rank, world)
+    pixels = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    beside = MemoryLoader(pixels, torch.zeros(10, dtype=torch.int64), 4 // world, CPU, train=True, rank=rank,
+                          world_size=world, make_order=functools.partial(AccompanyingOrder, main=loader.order))
+    synchronise_batchnorm(distiller)
+    return steps(distiller, WithUnlabelled(loader, beside), opt)[0]
+
+
 def measure(loader, net):
     """[what validate returns and the means over the classes, the metrics of each class]."""
     test = validate(loader, net)
@@ -257,6 +268,7 @@ def every_method(opt, device):
     synchronise_batchnorm(distiller)
     found['sync_bn'] = steps(distiller, loader, method_opt, sgd=0.05)[0]
     found['sync_bn weight'] = distiller.student.fc.weight.flatten()[:20].tolist()
+    found['unlabelled'] = with_unlabelled(rank, world)
     found['accumulated'] = accumulated(rank, world)
     found['measured weights'] = distributed.gather(measured_weights(rank, world))
     found['compiled'] = []
@@ -349,6 +361,13 @@ def test_two_processes_train_as_one(together):
     for a, b in zip(together['sync_bn'], together['sync_bn in 16 bits'], strict=True):
         assert 0 < abs(a['loss'] - b['loss']) < 0.03 * a['loss']
     assert together['sync_bn weight'] == pytest.approx(distiller.student.fc.weight.flatten()[:20].tolist(), abs=1e-5)
+
+
+def test_two_processes_with_unlabelled_images(together):
+    """Each takes its share of them: the losses are those of one process."""
+    for a, b in zip(with_unlabelled(0, 1), together['unlabelled'], strict=True):
+        assert {k: v for k, v in b.items() if k != 'images_per_second'} == pytest.approx(
+            {k: v for k, v in a.items() if k != 'images_per_second'}, rel=1e-4)
 
 
 def test_two_processes_accumulate_as_one(together):

@@ -251,6 +251,7 @@ ELSEWHERE = {
     'shard_cache_gb': 'test_shards.test_a_server_that_ends',
     'fit': 'test_image.test_how_oblong_images_become_square',
     'split': 'test_data.test_a_run_keeps_its_split', 'val_fraction': 'test_validation.test_the_held_out_images',
+    **dict.fromkeys(('unlabelled', 'unlabelled_batch'), 'test_unlabelled.test_a_batch'),
     'patience': 'test_validation.test_patience', 'no_test': 'test_validation.test_no_test',
     'freeze_epochs': 'test_finetune.test_frozen_epochs',
     'layer_decay': 'test_finetune.test_layer_decay', 'backbone_lr': 'test_finetune.test_backbone_lr',

@@ -162,8 +162,8 @@ class Curve(Meter):
 
     losses: list
 
-    def update(self, terms, logits, target):
-        super().update(terms, logits, target)
+    def update(self, terms, *batch):
+        super().update(terms, *batch)
         self.losses.append(terms['loss'].detach().float().numpy().item())
 
 

@@ -1,0 +1,95 @@
+"""--unlabelled: training images without labels, beside the labelled ones or alone."""
+import os
+from pathlib import Path
+
+import torch
+
+from helper.errors import UserError
+
+from . import shards
+from .folder import Split, list_images, print_skipped
+from .image import EXTENSIONS
+from .source import Source, joint_checksum
+
+
+def open_unlabelled(opt) -> Source:
+    """All images below the folder opt.unlabelled, or of all shards of wds:FOLDER_OR_URL. Their labels mean nothing.
+
+    Raises UserError.
+    """
+    flag = f'--unlabelled {opt.unlabelled}'
+    if opt.unlabelled.startswith(shards.PREFIX):
+        return shards.open_all(opt.unlabelled, flag, opt)
+    if not os.path.isdir(opt.unlabelled):
+        raise UserError(f'{flag}: no such folder; give one with images in it, at any depth')
+    try:
+        images, others = list_images(opt.unlabelled)
+    except OSError as error:
+        raise UserError(f'{flag}: {error.filename}: cannot be read ({error.strerror})') from error
+    print_skipped(flag, others)
+    if not images:
+        raise UserError(f'{flag}: holds no image; images are {" ".join(EXTENSIONS)}')
+    return Split(images, torch.zeros(len(images), dtype=torch.int64), Path(opt.unlabelled), 'unlabelled')
+
+
+class WithUnlabelled:
+    """A training loader that appends a batch of unlabelled images to each batch of labelled ones.
+
+    Batches: images (B + N, 3, H, W), the targets (B,) of the first B, index (B + N,). The index of an unlabelled image
+    is its number plus the number of labelled images; the same holds for slots, see teacher_cache.
+    """
+
+    def __init__(self, labelled, unlabelled):
+        """labelled, unlabelled: loaders; the order of `unlabelled` is an AccompanyingOrder."""
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.order, self.views = labelled.order, labelled.views
+        self.batch_size = labelled.batch_size + unlabelled.batch_size
+        self.n_samples = labelled.n_samples + unlabelled.order.images_in_batches     # of an epoch
+
+    def __len__(self):
+        return len(self.labelled)
+
+    def __iter__(self):
+        return (batch for batch, _ in self.batches_with_slots())
+
+    def batches_with_slots(self):
+        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        self.unlabelled.order.follow()
+        pairs = zip(self.labelled.batches_with_slots(), self.unlabelled.batches_with_slots(), strict=True)
+        for ((images, target, index), slots), ((more_images, _, more_index), more_slots) in pairs:
+            images = torch.cat([images, more_images], -4)
+            index = torch.cat([index, more_index + self.labelled.n_samples])
+            if self.n_slots is not None:
+                slots = torch.cat([slots, more_slots + self.labelled.n_slots], -1)
+            yield (images, target, index), slots
+
+    @property
+    def n_slots(self) -> int | None:
+        """Outputs that a file of the teacher cache holds; None if there are too many variants."""
+        counts = self.labelled.n_slots, self.unlabelled.n_slots
+        return None if None in counts else sum(counts)
+
+    def checksum(self) -> int:
+        """Of the images and their preprocessing."""
+        return joint_checksum(self.labelled.checksum(), self.unlabelled.checksum())
+
+
+class WithoutLabels:
+    """A training loader of unlabelled images alone: its targets are empty, (0,)."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):        # order, batch_size, n_samples
+        return getattr(self.loader, name)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return (batch for batch, _ in self.batches_with_slots())
+
+    def batches_with_slots(self):
+        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        for (images, target, index), slots in self.loader.batches_with_slots():
+            yield (images, target[:0], index), slots
