@@ -161,8 +161,8 @@ def check_batch_size(opt, world: int) -> None:
             raise UserError(f'--{name} {size}: cannot be divided among {world} processes; give a multiple of {world}')
 
 
-def wrap(module: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
-    """`module` under DDP if there are several processes. find_unused_parameters: as DDP's.
+def wrap(module: nn.Module, device: torch.device, **options) -> nn.Module:
+    """`module` under DDP if there are several processes. options: of DDP, such as find_unused_parameters=True.
 
     DDP expects one backward pass a step. So a module with `own_backward` stays as it is, and calls average_gradients.
     """
@@ -173,8 +173,7 @@ def wrap(module: nn.Module, device: torch.device, find_unused_parameters: bool =
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in names else 'broadcast_buffers'    # until torch 2.14
     wrapped = DistributedDataParallel(module, device_ids=[device] if device.type == 'cuda' else None,
-                                      **{buffers: False}, find_unused_parameters=find_unused_parameters,
-                                      gradient_as_bucket_view=True)
+                                      **{buffers: False, 'gradient_as_bucket_view': True, **options})
     wrapped.requires_grad_at_start = _requires_grad(module)
     return wrapped
 

@@ -265,7 +265,9 @@ def test_further_benchmarks(call, capfd):
 @pytest.mark.slow
 def test_benchmarks_of_processes(call, capfd, monkeypatch):
     few = ['--batch_size', 4, '--steps', 2, '--rounds', 1, '--gpu_id', 'cpu']
-    monkeypatch.setattr(scaling, 'measure', lambda opt, device: [scaling.measure_one(opt, 1, 1)])
+    call(benchmark, 'scaling', '--ddp', '--pair', 'resnet14,resnet8,attention', *few)
+    assert 'resnet14,resnet8,attention  static_graph' in capfd.readouterr().out
+    monkeypatch.setattr(scaling, 'measure', lambda opt, device: [scaling.measure_one(opt, opt.pair[0], 1, 1)])
     call(benchmark, 'scaling', '--pair', 'resnet14,resnet8,attention', *few)
     assert 'resnet14,resnet8,attention          1             1' in capfd.readouterr().out
     monkeypatch.setattr(threads, 'SETTINGS', {'one thread': {'OMP_NUM_THREADS': '1'}})
