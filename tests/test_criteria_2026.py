@@ -139,6 +139,27 @@ def eakd_mlld(temperature, standardize):
     return run
 
 
+def ofa_stack(case, dtype):
+    """The heads of four stages, whose layers the file counts by blocks of two separable convolutions."""
+    shapes, target = [(16, 16), (32, 8), (48, 4), (64, 2)], torch.arange(8) * 3 % 10
+    maps = [tensor(10 + i, 8, c, size, size).relu_().to(dtype).requires_grad_() for i, (c, size) in enumerate(shapes)]
+    s, t = logits(dtype, classes=10)
+    heads = nn.ModuleList(zoo.ExitHead(c, size, 2, 96, 10) for c, size in shapes).to(dtype)
+
+    def parameter(name):
+        head, *layer, leaf = name.split('.')
+        modules = heads[int(head[-1]) - 1]
+        if layer[0] in ('conv', 'linear'):
+            return getattr(modules[0 if layer[0] == 'conv' else -1], leaf)
+        block, kind = layer[:2]
+        depthwise, pointwise, _ = modules[2 * int(block) + int(kind[-1]) - 1]
+        return getattr({'depth': depthwise, 'point': pointwise.conv}.get(kind[:-1], pointwise.bn), leaf)
+    parameters = set_parts(case, parameter)
+    assert [*map(id, parameters.values())] == [*map(id, heads.parameters())]        # in this order
+    branches = [s, *(head(f) for head, f in zip(heads, maps, strict=True))]
+    return sum(zoo.ofa_loss(branch, t, target, 1.5) for branch in branches), [s, *maps], parameters
+
+
 # case -> function of (its reference, dtype) that returns (loss, inputs with gradients, {name: parameter}), or returns
 # nothing and checks the whole reference itself
 CASES = {
@@ -166,6 +187,10 @@ CASES = {
     'EAKD_dkd_standardized': on_logits(standardized(weighted(partial(
         zoo.dkd_loss, alpha=2, beta=1, temperature=1), 3, math.log(1000))), True, right=True),
     'EAKD_mlld_T4': eakd_mlld(4, False), 'EAKD_mlld_T2_standardized': eakd_mlld(2, True),
+    **{f'OFA_gamma{gamma}_T{T}': on_logits(partial(zoo.ofa_loss, gamma=gamma, temperature=T), True, right=True)
+       for gamma, T in ((1, 1), (1.5, 1), (1.5, 4), (1.1, 2))},
+    'OFA_two_classes': on_logits(partial(zoo.ofa_loss, gamma=1.5), True, classes=2),
+    'OFA_sharp': on_logits(partial(zoo.ofa_loss, gamma=1.5), True, scale=40), 'OFA_stack': ofa_stack,
     'LumiNet_cifar': on_logits(zoo.LumiNetLoss(33, 4), right=True),
     'LumiNet_imagenet': on_logits(zoo.LumiNetLoss(2, 0.7), right=True),
     'LumiNet_two_classes': on_logits(zoo.LumiNetLoss(33, 4), classes=2), 'LumiNet_constant_classes': luminet_constant,

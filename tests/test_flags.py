@@ -76,7 +76,7 @@ LOSS = {
     'cat_normalize': (['--distill', 'catkd'], ['--cat_normalize']),
     'sdd_base': (['--distill', 'sdd'], ['--sdd_base', 'dkd']),
     'sdd_scales': (['--distill', 'sdd'], ['--sdd_scales', '1,2,4']),
-    'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '1']),
+    'ofa_gamma': (['--distill', 'ofa'], ['--ofa_gamma', '2']),
     'ab_alpha': (['--distill', 'abkd'], ['--ab_alpha', '1']), 'ab_beta': (['--distill', 'abkd'], ['--ab_beta', '0.5']),
     'abkd_base': (['--distill', 'abkd', '-b', '1'], ['--abkd_base', 'dkd', '--loss_warmup_epochs', '1']),
     **{f'entropy_weights, {method}': (['--distill', method], ['--entropy_weights', *flags]) for method, flags in (

@@ -15,7 +15,7 @@ import train_teacher
 from dataset import Data
 from dataset.cache_layout import outputs_checksum
 from dataset.memory import MemoryLoader
-from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_distiller, ofa_loss
+from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_distiller
 from helper import distributed
 from helper.checkpoint import load_checkpoint, weights_checksum
 from helper.errors import UserError
@@ -599,22 +599,6 @@ def test_across_families(method):
     losses, _ = distiller.train()(images, torch.arange(4), torch.arange(4))
     losses['loss'].backward()
     assert losses['loss'].isfinite()
-
-
-def test_ofa_loss():
-    """The paper's equation, class by class, in float64."""
-    torch.manual_seed(0)
-    s, t, target = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64), torch.arange(5)
-    p_s, p_t = s.softmax(1), t.softmax(1)
-    expected = 0.0
-    for i in range(5):
-        for c in range(7):
-            weight = (1 + p_t[i, c]) ** 1.5 if c == target[i] else p_t[i, c]
-            expected -= weight * p_s[i, c].log() / 5
-    cross_entropy = nn.functional.cross_entropy(s, target)
-    torch.testing.assert_close(ofa_loss(s, t, target, 1.5) + cross_entropy, expected)
-    kd = -(p_t * p_s.log()).sum(1).mean()
-    torch.testing.assert_close(ofa_loss(s, t, target, 1.0), kd)
 
 
 def test_the_distillation_token():

@@ -94,7 +94,8 @@ BAD = [
     ('abkd --ab_alpha 11', '--ab_alpha: 11'), ('abkd --ab_beta -10.5', '--ab_beta: -10.5'),
     ('ldrld --ldrld_k 0', '--ldrld_k: 0'), ('tekap --tekap_count 0', '--tekap_count: 0'),
     ('tekap --tekap_strength 1.1', '--tekap_strength: 1.1'), ('tekap --tekap_strength -0.1', '--tekap_strength: -0.1'),
-    ('kd --kd_T 0', '--kd_T: 0'), ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
+    ('ofa --ofa_gamma 0', '--ofa_gamma: 0'), ('kd --kd_T 0', '--kd_T: 0'),
+    ('sdd --sdd_scales 2', '--sdd_scales'), ('wkdl --wkdl_cost x', '--wkdl_cost')]
 
 
 @pytest.mark.parametrize('flags, words', BAD)
@@ -123,7 +124,7 @@ def test_pairs_that_cannot_be_served(method, teacher, words):
 
 @pytest.mark.parametrize('method, changes, words', [
     ('abkd', {'ab_alpha': 0.3, 'ab_beta': -0.295}, '--ab_alpha 0.3 --ab_beta -0.295: each of them, and their sum'),
-    ('abkd', {'abkd_base': 'dkd', 'cutmix': 1.0}, '--cutmix 1: --abkd_base dkd needs one class for each image; leave'),
+    ('abkd', {'abkd_base': 'dkd', 'cutmix': 1.0}, '--cutmix 1.0: --abkd_base dkd needs one class for each image'),
     ('ldrld', {'ldrld_k': 11}, '--ldrld_k 11: the data has 10 classes; give at most that')])
 def test_options_that_cannot_be_served(method, changes, words):
     """Also in a sum of methods, so they are refused where the method is built."""
@@ -349,6 +350,7 @@ LOGITS = {      # criteria of (student's logits, teacher's logits, target)
     'weighted kd': lambda s, t, y: zoo.DistillKL(4)(s, t, zoo.entropy_weights(s, t)),
     'weighted dkd': lambda s, t, y: zoo.dkd_loss(s, t, y, 1, 8, 4, zoo.entropy_weights(s, t, 3, 0.69)),
     'weighted mlld': lambda s, t, y: zoo.MLLDLoss(2, True, True)(s, t, s, t),
+    'ofa': lambda s, t, y: zoo.ofa_loss(s, t, y, 1.5) + zoo.ofa_loss(s, t, y, 0.5),
     'standardised kd': lambda s, t, y: zoo.DistillKL(2)(zoo.standardize_logits(s), zoo.standardize_logits(t)),
     'mlld': lambda s, t, y: zoo.MLLDLoss(2, True)(s, t, s, t), 'sdd': lambda s, t, y: zoo.SDDLoss('dkd')(
         s[..., None].repeat(1, 1, 5), t[..., None].repeat(1, 1, 5), y),
@@ -385,6 +387,16 @@ def test_published_entropies(dataset, values):
         opt = train_student.student_options(['--path-t', 'x', '--distill', method, '--entropy_weights', '--dataset',
                                              dataset])
         assert (opt.entropy_T, opt.entropy_bound) == want
+
+
+def test_ofa_of_an_older_version():
+    """Its heads had a depthwise and a pointwise convolution a block: refused, whatever else is in the state."""
+    distiller, _, _ = build('ofa')
+    state = distiller.state_dict()
+    distiller.load_state_dict(state)
+    state['heads.0.1.conv.weight'] = state.pop('heads.0.1.1.conv.weight')
+    with pytest.raises(UserError, match='--resume: the run has other heads than those of --distill ofa now'):
+        distiller.load_state_dict(state)
 
 
 def test_weights_of_the_images():

@@ -65,7 +65,7 @@ def test_defaults():
         'wkdl_weight': None, 'wkdl_decay_from': None, 'wkdl_cost': 'cka', 'simkd_factor': 2, 'cat_resolution': None,
         'cat_normalize': False, 'sdd_base': 'kd', 'sdd_scales': None, 'ctkd_base': 'kd', 'ctkd_loops': None,
         'checkpoint_key': None, 'mean_t': None, 'std_t': None, 'size_t': None, 'interpolation_t': None,
-        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': 1.5, 'abkd_base': 'kd', 'ab_alpha': None,
+        'model_t': None, 'stages': None, 'stages_t': None, 'ofa_gamma': None, 'abkd_base': 'kd', 'ab_alpha': None,
         'ab_beta': None, 'ldrld_alpha': 10.5, 'ldrld_beta': 7.0, 'ldrld_k': None, 'luminet_alpha': None,
         'tekap_count': 3, 'tekap_strength': 0.1, 'tekap_weight': 0.8, 'recipe': None, 'opt': 'sgd',
         'sched': 'step', 'warmup_epochs': 0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'poly_power': 0.9,
