@@ -747,9 +747,10 @@ def test_every_cell_of_a_published_table_has_its_figure(name, epoch):
 
 
 def test_newer_methods():
-    """Every row parses and has a figure, and every figure of the newer sources for these nets is shown."""
+    """Every row parses, and every figure of the newer sources for these nets is shown. IKL and GKL published none."""
     table, found = published_cells('newer_cifar100')
-    assert {label for (label, _), figure in found.items() if figure} == {row.label for row in table.rows}
+    without = {row.label for row in table.rows} - {label for (label, _), figure in found.items() if figure}
+    assert without == {'IKL', 'GKL'}
     with open(ROOT / 'analysis' / 'published.csv', newline='') as file:
         lines = [row for row in csv.DictReader(file) if row['dataset'] == 'cifar100' and row['source'] in table.sources]
     shown = {('' if label == 'Student' else pair.teacher, pair.student, f'{figure.top1:.2f}', *figure[2:4])
