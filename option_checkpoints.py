@@ -5,17 +5,20 @@ A run may have the teacher's checkpoint, initial weights, and the state of --res
 import contextlib
 import os
 
+from torch import nn
+
 from dataset import FROM_PRETRAINED, dataset_key, default_crop, source_dict
 from dataset.crop import CROP_PCT, INTERPOLATION
 from helper import distributed
 from helper.checkpoint import is_project_checkpoint, load_checkpoint
-from helper.cli import comma_list
+from helper.cli import as_list, comma_list
 from helper.errors import UserError
 from helper.resume import saved_path
 from helper.run_folder import RunPaths
 from helper.state import PREVIOUS
+from models.ensemble import options_of_teachers, together
 from models.inputs import check_parts
-from models.load import open_net
+from models.load import load_net, open_net
 from models.start import CHECKSUM, Start, open_initial, open_published, published_inputs
 from option_checks import check_crop
 
@@ -46,18 +49,19 @@ def _set_crop(opt):
         opt.crop = default_crop(opt)
 
 
-def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | None = None, resumes: bool = True) -> dict:
+def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | list | None = None,
+                         resumes: bool = True) -> dict:
     """Set the preprocessing options that are not given to those of the initial weights `start`, or of the teacher.
 
-    checkpoint_t: the teacher's checkpoint. resumes: whether --resume may continue a run, whose options then count.
-    Returns the preprocessing of the initial weights, for get_dataloaders; empty without. Prints a line if the image
-    size changes. Raises UserError.
+    checkpoint_t: the teacher's checkpoint; of several the first counts. resumes: whether --resume may continue a run,
+    whose options then count. Returns the preprocessing of the initial weights, for get_dataloaders; empty without.
+    Prints a line if the image size changes. Raises UserError.
     """
     label, inputs = (start.label, start.inputs) if start else ('', {})
     inputs_t = {}
     if checkpoint_t:
-        label_t = f'--path-t {opt.path_t}'
-        inputs_t = check_parts(checkpoint_t.get('inputs') or {}, label_t)
+        label_t = f'--path-t {as_list(opt.path_t)[0]}'
+        inputs_t = check_parts(as_list(checkpoint_t)[0].get('inputs') or {}, label_t)
         label = label if 'size' in inputs else label_t
     _set_image_size(opt, {**inputs_t, **inputs}, label)
     _set_crop(opt)
@@ -152,8 +156,13 @@ def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
               f'images, and its accuracy on them too high')
 
 
-def open_teacher(opt) -> tuple[str, dict]:
-    """(the name of the teacher's net, its checkpoint); see models.load.open_net."""
+def open_teacher(opt) -> tuple[str | list, dict | list]:
+    """(the name of the teacher's net, its checkpoint); of several teachers a list of each. See models.load.open_net."""
+    names, checkpoints = zip(*map(_open_teacher, options_of_teachers(opt)), strict=True)
+    return ([*names], [*checkpoints]) if isinstance(opt.path_t, list) else (names[0], checkpoints[0])
+
+
+def _open_teacher(opt):
     given = {name: value for name in ('mean', 'std', 'size', 'interpolation')
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
@@ -161,6 +170,13 @@ def open_teacher(opt) -> tuple[str, dict]:
     if not opt.evaluate:        # which measures the test set
         warn_of_val_fraction(opt, checkpoint, f'--path-t {opt.path_t}')
     return name, checkpoint
+
+
+def load_teacher(opt, checkpoint: dict | list, data) -> nn.Module:
+    """The teacher for the data, or an Ensemble of several. checkpoint: of open_teacher. opt.model_t must be set."""
+    nets = [load_net(of_one.path_t, checkpoint, of_one.model_t, data)
+            for of_one, checkpoint in zip(options_of_teachers(opt), as_list(checkpoint), strict=True)]
+    return together(opt, nets)
 
 
 def open_start(opt) -> Start | None:

@@ -7,7 +7,8 @@ from dataset.cache_layout import CACHED_OUTPUTS
 from dataset.crop import DEFAULTS, RESIZED_ONLY
 from distiller_zoo import distiller_dict
 from distiller_zoo.eakd import ENTROPY_OPTIONS
-from helper.cli import comma_list, has_auto, word_list
+from distiller_zoo.several_teachers import why_one_teacher
+from helper.cli import AGREE, as_list, comma_list, has_auto, word_list
 from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
@@ -156,6 +157,35 @@ def check_unlabelled(opt, spec) -> None:
     if opt.reprob and opt.cache_epochs:
         raise UserError(f'--reprob {opt.reprob:g}: --cache_epochs {opt.cache_epochs} cannot repeat its batches with '
                         f'{flag}; leave one of the three out')
+
+
+def check_teachers(opt, method) -> None:
+    """Refuse several teachers with a method that takes one, and --teacher_weights that do not suit the teachers."""
+    count, weights, parts = len(as_list(opt.path_t)), opt.teacher_weights, getattr(method, 'methods', None)
+    parts = parts or {opt.distill: method}
+    flag = f'--teacher_weights {comma_list(weights)}'
+    if count == 1:
+        if weights:
+            raise UserError(f'{flag}: --path-t names one teacher; leave it out')
+        return
+    for name, part in parts.items():
+        if reason := why_one_teacher(name, part):
+            raise UserError(f'--path-t {word_list(opt.path_t)}: --distill {opt.distill} learns from one teacher alone: '
+                            f'{reason}; give one, or another method')
+    if weights == AGREE:
+        advice = 'give numbers, as 1,2,1, or leave it out'
+        if not opt.alpha and all(part.has_method_loss(opt) for part in parts.values()):
+            raise UserError(f'{flag}: weights the soft labels, but --distill {opt.distill} has none with -a 0; '
+                            f'{advice}')
+        if len(method.spec.views) > 1:
+            raise UserError(f'{flag}: --distill {opt.distill} {SEVERAL_VIEWS}; {advice}')
+        if opt.unlabelled or (flags := changed_flags(opt, 'mixup', 'cutmix')):
+            other = f'those of --unlabelled {opt.unlabelled} have none' if opt.unlabelled else f'{flags[0]} mixes them'
+            raise UserError(f'{flag}: needs the class of each image, but {other}; {advice}')
+    elif weights and len(weights) != count:
+        raise UserError(f'{flag}: --path-t names {count} teachers; give {count} weights')
+    elif weights and not any(weights):
+        raise UserError(f'{flag}: all are 0; give at least one teacher a weight')
 
 
 def changed_flags(opt, *names: str) -> list[str]:

@@ -18,10 +18,11 @@ from dataset.split import parse_shares
 from distiller_zoo import SOFT_LABELS, distiller_dict, eakd, get_method
 from distiller_zoo.logit_transforms import transforms
 from helper.cli import (
+    AGREE,
     MOST_EPOCHS,
     Flags,
     Parser,
-    colours,
+    comma_list,
     count_or_all,
     epoch_list,
     has_auto,
@@ -29,19 +30,22 @@ from helper.cli import (
     path,
     stage_list,
     table,
+    teacher_weights,
+    value_or,
     values,
     weights,
 )
 from helper.compile import turn_on_fast
 from helper.device import KINDS, MPS, cores
-from helper.errors import UserError, reason
+from helper.errors import UserError, counted, reason
 from helper.files import read_text
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
+from models.ensemble import NOT_GIVEN, VALUES, options_of_teachers
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
 from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, set_crop_options
-from option_checks import check_effects, check_flags_of_methods, check_method, check_mps, check_recipe
+from option_checks import check_effects, check_flags_of_methods, check_method, check_mps, check_recipe, check_teachers
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
 
@@ -302,20 +306,30 @@ def _student_parser(description='Distil a trained teacher into a student.'):
 def _cached_student_parser(methods, description):       # another key after a change of distiller_dict
     parser = _base_parser(description, ('--trial',), '1')
     add = parser.add_argument
-    add('--path-t', may_differ=True, type=path, required=True,
-        help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME")
-    add('--model_t', help="the teacher's net, named like --model_s, if the checkpoint does not say it")
-    add('--mean_t', type=colours(low=0), metavar='R,G,B',
-        help="preprocessing of a teacher from elsewhere, instead of its library's: mean of the colours, for pixels "
-             'from 0 to 1')
-    add('--std_t', type=colours(above=0), metavar='R,G,B', help='the same: standard deviation of the colours')
-    add('--size_t', type=number(int, low=8, high=4096), help='the same: height and width of an image in pixels')
-    add('--interpolation_t', choices=INTERPOLATIONS, help='the same: interpolation for images of another size')
+    add('--path-t', may_differ=True, type=path, nargs='+', required=True, metavar='PATH',
+        help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME; several: the "
+             'student learns from all of them')
+
+    def of_each(name, **settings):
+        add(f'--{name}', nargs='+', type=value_or(NOT_GIVEN, VALUES[name]), **settings)
+    of_each('model_t', metavar='NET',
+            help="the teacher's net, named like --model_s, if the checkpoint does not say it; as all flags NAME_t with "
+                 f'several teachers a value for each, {NOT_GIVEN} for one whose checkpoint says it')
+    of_each('mean_t', metavar='R,G,B',
+            help="preprocessing of a teacher from elsewhere, instead of its library's: mean of the colours, for pixels "
+                 'from 0 to 1')
+    of_each('std_t', metavar='R,G,B', help='the same: standard deviation of the colours')
+    of_each('size_t', metavar='PIXELS', help='the same: height and width of an image')
+    of_each('interpolation_t', metavar='|'.join(INTERPOLATIONS),
+            help='the same: interpolation for images of another size')
+    add('--teacher_weights', type=teacher_weights, metavar=f'W1,W2,...|{AGREE}',
+        help=f'weights of several teachers in each loss, as 1,2,1; {AGREE}: in the loss on soft labels, for each image '
+             'by how well each teacher knows its class; not given: equal')
     add('--model_s', default='resnet8', help=f'the student: {NETS}')
     add('--stages', type=stage_list,
         help='stages of the student that the method uses, from 0, such as 2,5,8,11; not given: all, or four of the '
              'blocks of a transformer')
-    add('--stages_t', type=stage_list, help='the same for the teacher')
+    of_each('stages_t', metavar='STAGES', help='the same for the teacher')
     add('--distill', default=SOFT_LABELS,
         help='the method, a name of distiller_zoo.distiller_dict, or a sum such as rkd+crd')
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
@@ -411,20 +425,38 @@ def with_recipe(args: list[str]) -> list[str]:
     return [*recipe, *args]
 
 
+def _settle_teachers(opt):
+    """Set the options with a value for each teacher: of a single one to that value, of several to a list of texts."""
+    count = len(opt.path_t)
+    for name in VALUES:
+        given = getattr(opt, name)
+        if given is None:
+            continue
+        texts = [NOT_GIVEN if value is None else comma_list(value) for value in given]
+        if len(given) != count:
+            raise UserError(f'--{name} {" ".join(texts)}: --path-t names {counted(count, "teacher")}; give a value for '
+                            f'each, {NOT_GIVEN} for one whose checkpoint says it')
+        setattr(opt, name, given[0] if count == 1 else texts)
+    opt.path_t = opt.path_t[0] if count == 1 else opt.path_t
+
+
 def student_options(args=None, **parser):
     """The options of train_student.py. parser: of _student_parser, for a script that takes the same options."""
     parser = _student_parser(**parser)
     opt = _parse(parser, args)
+    _settle_teachers(opt)
     method = get_method(opt.distill)
     method.fill_in(opt)
     method.check_options(opt)
     check_flags_of_methods(opt, method)
     check_method(opt, method)
+    check_teachers(opt, method)
     if opt.estimate and has_auto(opt.beta):     # its few measured steps are slower than all others
         opt.beta = method.published_options(opt)['beta']
     opt = _complete(parser, opt, opt.model_s, '--model_s')
-    if opt.model_t is not None:
-        check_without_weights(opt.model_t, '--model_t')
+    for teacher in options_of_teachers(opt):
+        if teacher.model_t is not None:
+            check_without_weights(teacher.model_t, '--model_t')
     if opt.unlabelled_batch is None:
         opt.unlabelled_batch = opt.batch_size if opt.unlabelled else None
     if opt.teacher_cache == 'auto':

@@ -10,13 +10,12 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
-from dataset.cache_layout import cache_bytes
-from dataset.cache_loader import TeacherOutputLoader
-from dataset.open_cache import open_cache
+from dataset.several_caches import bytes_of_caches, open_caches, with_teacher_outputs
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch
 from helper import distributed
 from helper.checkpoint import describe_net
+from helper.cli import as_list, plus_list
 from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import UserError, run_main
@@ -27,13 +26,13 @@ from helper.records import warn_of_one_class
 from helper.resume import fingerprint
 from helper.run import Run
 from helper.run_folder import RunPaths
+from models.ensemble import measured_nets, nets_of
 from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
 from models.grad_checkpointing import turn_on_grad_checkpointing
-from models.load import load_net
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
-from option_checkpoints import open_start, open_teacher, settle_preprocessing
+from option_checkpoints import load_teacher, open_start, open_teacher, settle_preprocessing
 from options import student_options
 
 
@@ -54,7 +53,7 @@ def train(opt, device):
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs)
     local.batch_size = data.train_loader.batch_size     # with the unlabelled images
-    teacher = load_net(opt.path_t, checkpoint_t, opt.model_t, data)
+    teacher = load_teacher(opt, checkpoint_t, data)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model_s')
@@ -63,12 +62,14 @@ def train(opt, device):
 
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
-    cache = None if opt.estimate else open_cache(opt, spec.needs, teacher, data, device)
-    needs_validation = not opt.skip_validation and not (cache and cache.accuracy.value is not None)
+    cache = None if opt.estimate else open_caches(opt, spec.needs, teacher, data, device)
+    needs_validation = not opt.skip_validation and \
+        not (cache and all(accuracy.value is not None for accuracy in cache.accuracies))
     if cache and cache.full and not needs_validation and not spec.reads_teacher:
         distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
     else:
-        fold_batchnorm(teacher, data.image_size)        # makes the teacher faster
+        for net in nets_of(teacher):
+            fold_batchnorm(net, data.image_size)        # makes the teacher faster
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
@@ -78,7 +79,7 @@ def train(opt, device):
     speed_up(distiller, local, device)      # replaces forward and teacher_outputs, so it precedes the cache
     train_loader = data.train_loader
     if cache:
-        train_loader = TeacherOutputLoader(train_loader, cache, distiller.teacher_outputs)
+        train_loader = with_teacher_outputs(train_loader, cache, distiller.teacher_outputs)
     precision = Precision(opt.amp, device)
     init_rate = (opt.init_learning_rate or method.init_rate(opt)) if spec.first_stage else None
 
@@ -87,23 +88,24 @@ def train(opt, device):
 
     if opt.estimate:
         estimate(opt, distiller, data, precision, device, checkpoint, init_rate=init_rate,
-                 teacher=None if opt.skip_validation else teacher,
-                 cache_bytes=cache_bytes(opt, spec.needs, teacher, data))
+                 teachers=[] if opt.skip_validation else [net for *_, net in measured_nets(opt, teacher)],
+                 cache_bytes=bytes_of_caches(opt, spec.needs, teacher, data))
         return
 
     paths = RunPaths.of_student(opt)
-    if paths.folder.resolve() == Path(opt.path_t).resolve().parent:
-        raise UserError(f'--path-t {opt.path_t}: this run would write its student there; give another --trial')
+    for path in as_list(opt.path_t):
+        if paths.folder.resolve() == Path(path).resolve().parent:
+            raise UserError(f'--path-t {path}: this run would write its student there; give another --trial')
 
     # Train
     with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data) as run:
-        print(f'{spec.title}: {opt.model_t} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M parameters, '
-              f'{data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
+        print(f'{spec.title}: {plus_list(opt.model_t)} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M '
+              f'parameters, {data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; {data.description}')
         print(data.selection_note)
         if not opt.skip_validation:
             print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '
-                  f'{teacher_accuracy(opt, teacher, data, cache, run):.2f}')
+                  f'{teacher_accuracy(opt, teacher, data, cache, run)}')
         if run.resumed is None:
             distiller.prepare(data)
 
@@ -127,16 +129,22 @@ def train(opt, device):
         run.measure_test_set(data.test_loader)
 
 
-def teacher_accuracy(opt, teacher, data, cache, run) -> float:
-    """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached."""
-    if cache and cache.accuracy.value is not None:
-        return cache.accuracy.value
-    test = validate(data.selection_loader, teacher, run, f'--path-t {opt.path_t}', data.selection_split)
-    warn_of_one_class(f'the teacher {opt.model_t}', test)
-    accuracy = test[f'{data.selection_split}_acc']
-    if cache:
-        cache.accuracy.save(accuracy)
-    return accuracy
+def teacher_accuracy(opt, teacher, data, cache, run) -> str:
+    """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached.
+
+    Of several teachers the accuracy of each, after the name of its net, and of all together.
+    """
+    nets, texts = measured_nets(opt, teacher), []
+    for (name, source, net), stored in zip(nets, cache.accuracies if cache else [None] * len(nets), strict=True):
+        accuracy = stored.value if stored else None
+        if accuracy is None:
+            test = validate(data.selection_loader, net, run, source, data.selection_split)
+            warn_of_one_class(f'the teacher {name}', test)
+            accuracy = test[f'{data.selection_split}_acc']
+            if stored:
+                stored.save(accuracy)
+        texts.append(f'{name} {accuracy:.2f}' if len(nets) > 1 else f'{accuracy:.2f}')
+    return ', '.join(texts)
 
 
 def main():

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -96,14 +96,14 @@ def _peak_bytes(device):
 
 
 def estimate(opt, module, data, precision: Precision, device: torch.device, checkpoint: Callable,
-             teacher: nn.Module | None = None, init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
+             teachers: Sequence[nn.Module] = (), init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
     """Time some steps, and print and return the costs of the run, last as a line of JSON. All processes call this.
 
-    module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teacher:
-    given if the run validates it first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
+    module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teachers:
+    what the run validates first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
     """
     steps, before, after = len(data.train_loader), 0.0, 0.0
-    if teacher is not None:
+    for teacher in teachers:
         before += _validation_seconds(teacher, data.selection_loader, device)
     if hasattr(module, 'prepare'):
         start = time.perf_counter()

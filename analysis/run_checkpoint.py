@@ -1,8 +1,11 @@
 """The run folder or checkpoint that a user gives to a script: its options, its teacher and its data."""
 import functools
+import math
 import os
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataset import dataset_key, source_dict
 from helper.cli import Parser, comma_list, path
@@ -10,6 +13,7 @@ from helper.errors import UserError, printable
 from helper.files import read_json
 from helper.loops import SPLITS
 from helper.state import LAST
+from models.ensemble import VALUES, options_of_teachers
 from models.find import get_library, is_user_file
 from models.load import open_checkpoint
 from option_checkpoints import set_evaluation_preprocessing
@@ -100,20 +104,43 @@ class RunCheckpoint:
         return f'{self.selection}_{epoch}_metrics.json beside it is of another checkpoint ({"; ".join(differences)})' \
             if differences else ''
 
-    def teacher(self) -> tuple[str, dict] | None:
-        """(path of the teacher's checkpoint, the arguments of models.load.open_net in the run).
-
-        None if the run names no teacher. A net of a FILE.py is not named: only the user may say that its code is run.
+    def teachers(self) -> list[tuple[str, dict]]:
+        """(path of its checkpoint, the arguments of models.load.open_net) of each teacher of the run; empty if it names
+        none. A net of a FILE.py is not named: only the user may say that its code is run.
         """
         parameters = self.trusted_parameters
-        file, name, key = (parameters.get(option) for option in ('path_t', 'model_t', 'checkpoint_key'))
-        if not isinstance(file, str):
-            return None
-        names_net = isinstance(name, str) and not is_user_file(name) and not get_library(file)
-        inputs = {part: parameters[f'{part}_t'] for part in ('mean', 'std', 'size', 'interpolation')
-                  if parameters.get(f'{part}_t') is not None}
-        return file, {'name': name if names_net else None, 'key': key if isinstance(key, str) else None,
-                      'inputs': inputs}
+        try:
+            teachers = options_of_teachers(SimpleNamespace(**{'path_t': None, **dict.fromkeys(VALUES), **parameters}))
+        except (ValueError, TypeError, IndexError, KeyError, ArgumentTypeError):        # an untrusted file
+            return []
+        if not all(isinstance(teacher.path_t, str) for teacher in teachers):
+            return []
+        key = parameters.get('checkpoint_key')
+        key = key if isinstance(key, str) else None
+        return [(teacher.path_t, {'name': _named_net(teacher), 'key': key, 'inputs': _inputs(teacher)})
+                for teacher in teachers]
+
+    def teacher_weights(self, count: int) -> list[float] | None:
+        """The weights of `count` teachers; None if they are equal, or depend on the image."""
+        weights = self.trusted_parameters.get('teacher_weights')
+        is_valid = isinstance(weights, list) and len(weights) == count and \
+            all(type(weight) is float and 0 <= weight < math.inf for weight in weights) and any(weights)
+        return weights if is_valid else None
+
+    def teacher(self) -> tuple[str, dict] | None:
+        """The teacher of the run, as in teachers(); None if it names none or several."""
+        teachers = self.teachers()
+        return teachers[0] if len(teachers) == 1 else None
+
+
+def _named_net(teacher):
+    name = teacher.model_t
+    return name if isinstance(name, str) and not is_user_file(name) and not get_library(teacher.path_t) else None
+
+
+def _inputs(teacher):
+    return {part: value for part in ('mean', 'std', 'size', 'interpolation')
+            if (value := getattr(teacher, f'{part}_t')) is not None}
 
 
 def add_data_flags(parser: Parser) -> None:

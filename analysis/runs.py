@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from distiller_zoo import distiller_dict
-from helper.cli import current_options
+from helper.cli import as_list, current_options, plus_list
 from helper.errors import UserError, printable, reason
 from helper.files import read_json
 from helper.loops import SPLITS
@@ -93,7 +93,7 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
 def _names_of_student(parameters, options):
     return {'model': parameters['model_s'], 'teacher': original_teacher(parameters),
             'distill': method_key(parameters['distill'], non_default_options(parameters, options)),
-            'method': f'{parameters["distill"]}, taught by {parameters["model_t"]}'}
+            'method': f'{parameters["distill"]}, taught by {plus_list(parameters["model_t"])}'}
 
 
 def _check_best_metrics(folder, split, metrics, best_epochs):
@@ -150,11 +150,17 @@ def check_matrix(rows) -> list[list[float]]:
 
 
 def original_teacher(parameters: dict) -> str:
-    """The teacher of a run; if it is an auxiliary teacher, the one that taught it, as in published tables."""
+    """The teacher of a run; if it is an auxiliary teacher, the one that taught it, as in published tables.
+
+    Several teachers are joined by +.
+    """
     dataset = re.escape(folder_name(parameters['dataset']))
-    taught = re.match(rf'S[:~].+_T[:~](.+?)_{dataset}_', Path(parameters['path_t']).parent.name)
     method = distiller_dict.get(parameters['distill'])
-    return taught[1] if taught and method and method.spec.auxiliary_teacher else parameters['model_t']
+    names = []
+    for path, name in zip(as_list(parameters['path_t']), as_list(parameters['model_t']), strict=True):
+        taught = re.match(rf'S[:~].+_T[:~](.+?)_{dataset}_', Path(path).parent.name)
+        names.append(taught[1] if taught and method and method.spec.auxiliary_teacher else name)
+    return plus_list(names)
 
 
 def group_trials(runs: list[dict]) -> list[list[dict]]:

@@ -19,6 +19,13 @@ from .teacher_cache import TeacherCache
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def stored_accuracy(file: Path, data, facts: dict) -> StoredAccuracy:
+    """The accuracy in `file` on the images that choose the best epoch. facts: of the teacher."""
+    images = zlib.crc32(data.selection_labels.numpy(), data.selection_loader.checksum())
+    return StoredAccuracy(file, f'{data.selection_split}_acc',
+                          {f'{SPLITS[data.selection_split]} set (checksum)': images, **facts})
+
+
 def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device) -> TeacherCache | None:
     """The cache of `teacher` in opt.teacher_cache, whose state it prints; None without one. Raises UserError.
 
@@ -27,10 +34,7 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     if not opt.teacher_cache:
         return None
     layout, folder = make_layout(opt, needs, teacher, data), Path(opt.teacher_cache)
-    images_checksum = zlib.crc32(data.selection_labels.numpy(), data.selection_loader.checksum())
-    accuracy = StoredAccuracy(layout.accuracy_file, f'{data.selection_split}_acc', {
-        f'{SPLITS[data.selection_split]} set (checksum)': images_checksum,
-        'teacher (checksum)': layout.facts['teacher (checksum)']})
+    accuracy = stored_accuracy(layout.accuracy_file, data, {'teacher (checksum)': layout.facts['teacher (checksum)']})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cache = TeacherCache(layout, device, accuracy)

@@ -67,6 +67,11 @@ class TeacherCache:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     @property
+    def accuracies(self) -> list[StoredAccuracy]:
+        """The accuracy of the teacher; several teachers have more."""
+        return [self.accuracy]
+
+    @property
     def full(self) -> bool:
         """Whether all outputs that runs need are cached, of all repeated epochs."""
         return all(share == 1 for share in self.layout.usage()[0].values())

@@ -64,6 +64,7 @@ class Combined(Distiller):
             part = self.methods[name](self.student, self.teacher, part_opt, data)
             del part.student        # stored like the teacher: not a submodule of the part
             part.__dict__['student'] = self.student
+            part.teacher_follows = False        # the whole moves the teacher
             self.parts[name], self.betas[name] = part, part_opt.beta
         self.preact_s = any(part.preact_s for part in self.parts.values())
         self.preact_t = any(part.preact_t for part in self.parts.values())
@@ -144,15 +145,20 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
     return type('Combined', (*mixins, Combined), {'methods': methods, 'spec': spec})
 
 
+def why_not_in_parts(name: str, method: type[Distiller]) -> str:
+    """Why a method cannot be one of several parts that share the student; '' if it can."""
+    if not method.spec.deploys_student:
+        return f'{name} deploys another network than the student'
+    if method.spec.own_backward or method.spec.own_optimizer:
+        return f'{name} has an optimiser of its own'
+    return f'{name} changes what is trained' if method.spec.changes_student else ''
+
+
 def _conflict(a: tuple, b: tuple) -> str:
     """Return why two methods, (name, class) each, cannot be added; '' if they can."""
     for name, method in (a, b):
-        if not method.spec.deploys_student:
-            return f'{name} deploys another network than the student'
-        if method.spec.own_backward or method.spec.own_optimizer:
-            return f'{name} has an optimiser of its own'
-        if method.spec.changes_student:
-            return f'{name} changes what is trained'
+        if reason := why_not_in_parts(name, method):
+            return reason
     a, b = a[1].spec, b[1].spec
     if a.first_stage and b.first_stage:
         return 'both have a first stage'

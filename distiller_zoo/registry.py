@@ -5,6 +5,7 @@ from torch import nn
 from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 from models.classes import match_classes
+from models.ensemble import Ensemble, nets_of, options_of_teachers
 from models.load import fill, load_net, new_net, open_checkpoint
 from models.recognise import find_architecture
 
@@ -44,6 +45,7 @@ from .rkd import RKDDistiller
 from .rld import RLDDistiller
 from .sdd import SDDDistiller
 from .semckd import SemCKDDistiller
+from .several_teachers import with_teachers
 from .similarity import SPDistiller
 from .simkd import SimKDDistiller
 from .skd import SKDDistiller
@@ -96,13 +98,20 @@ def get_method(name: str, flag: str = '--distill') -> type[Distiller]:
 def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distiller:
     """Build the method opt.distill for these nets, with the stages of --stages and --stages_t.
 
+    teacher: a Net, or an Ensemble of several teachers.
+
     Raises UserError that suggests other methods if it cannot distil between these nets.
     """
-    for net, stages, flag in ((student, opt.stages, '--stages'), (teacher, opt.stages_t, '--stages_t')):
+    teachers = zip(nets_of(teacher), options_of_teachers(opt), strict=True)
+    for net, stages, flag in ((student, opt.stages, '--stages'),
+                              *((net, of_one.stages_t, '--stages_t') for net, of_one in teachers)):
         if stages is not None:
             net.select_stages(stages, data.image_size, f'{flag} {comma_list(stages)}')
+    method = get_method(opt.distill)
+    if isinstance(teacher, Ensemble):
+        method = with_teachers(method, len(teacher))
     try:
-        return get_method(opt.distill)(student, teacher, opt, data)
+        return method(student, teacher, opt, data)
     except PairError as error:
         names = [name for name, method in distiller_dict.items()
                  if method.spec.is_cacheable(('embedding',)) and not method.spec.reads_teacher]

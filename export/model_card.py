@@ -6,6 +6,7 @@ from pathlib import Path
 from analysis.classes import MEANS, shown_classes, two_digits
 from analysis.run_checkpoint import RunCheckpoint
 from helper.class_metrics import class_report
+from helper.cli import plus_list
 from helper.device import environment
 from helper.errors import printable
 
@@ -68,7 +69,8 @@ def read_filled_in(file: Path) -> dict:
 def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     """MODEL_CARD.md. latency: a table, in plain text."""
     accuracy, images, constant = card['accuracy'], card['images'], card['gives one class alone']
-    training = {name: printable(value) for name, value in card['training'].items()}     # from an untrusted file
+    # From an untrusted file; with several teachers their names are a list.
+    training = {name: printable(plus_list(value)) for name, value in card['training'].items()}
     method = f', taught by {training["teacher"]} with `{training["method"]}`' if {'teacher', 'method'} <= {*training} \
         else ''
     data = f', on {training["data"]}' if 'data' in training else ''

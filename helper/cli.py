@@ -13,6 +13,7 @@ from .errors import UserError, nearest
 MOST_EPOCHS = 10**6
 ALL = 'all'         # of --cache_topk: all classes
 AUTO = 'auto'       # a weight that is measured, see distiller_zoo/auto_weight.py
+AGREE = 'agree'     # of --teacher_weights: by how well each teacher knows the class of an image
 USUALLY_NORMALISED = ('cifar10', 'cifar100', 'digits', 'imagenet', 'imagenette')      # as --normalise usual does
 
 # Name of a flag in timm, torchvision, PyTorch's ImageNet example, RepDistiller or mdistiller -> its names here, for
@@ -235,6 +236,15 @@ def name_list(names: Iterable[str]) -> Callable:
     return numbers(convert, f'one or several of {", ".join(names)}, with commas')
 
 
+def one_of(names: Iterable[str]) -> Callable:
+    """One of these names."""
+    def convert(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f'{text}: give one of {", ".join(names)}')
+        return text
+    return convert
+
+
 def weights(text: str) -> float | str | list[float | str]:
     """'45' -> 45.0, 'auto' -> 'auto', 'auto,0.8' -> ['auto', 0.8]."""
     def convert(part):
@@ -242,6 +252,18 @@ def weights(text: str) -> float | str | list[float | str]:
 
     values = numbers(convert, f'a number or {AUTO}, or several with commas, as 45,0.8')(text)
     return values if len(values) > 1 else values[0]
+
+
+def teacher_weights(text: str) -> str | list[float]:
+    """'1,2,1' -> [1.0, 2.0, 1.0], or AGREE."""
+    if text == AGREE:
+        return text
+    return numbers(number(float, low=0), f'numbers of at least 0 with commas, as 1,2,1, or {AGREE}')(text)
+
+
+def value_or(no_value: str, convert: Callable) -> Callable:
+    """The type `convert`, or None for the text `no_value`."""
+    return lambda text: None if text == no_value else convert(text)
 
 
 def count_or_all(text: str) -> int | str:
@@ -277,6 +299,16 @@ def comma_list(value) -> str:
 def word_list(value) -> str:
     """[0.08, 1.0] -> '0.08 1.0', as a flag with several values takes them; a single value as it is."""
     return ' '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def as_list(value) -> list:
+    """A list as it is; another value as its only entry."""
+    return value if isinstance(value, list) else [value]
+
+
+def plus_list(value) -> str:
+    """['resnet20', 'vgg13'] -> 'resnet20 + vgg13'; a single value as it is."""
+    return ' + '.join(map(str, as_list(value)))
 
 
 def readable_bytes(count: int) -> str:

@@ -4,16 +4,18 @@ import os
 import re
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import distributed
 from .checkpoint import load_checkpoint
-from .cli import comma_list
+from .cli import as_list, comma_list
 from .errors import UserError
 from .files import FolderLock, make_folder, read_json
 from .state import LAST, PREVIOUS
 
+LONGEST = 80        # characters of the names of several teachers in a folder's name
 
 @dataclass
 class RunPaths:
@@ -33,9 +35,9 @@ class RunPaths:
 
     @classmethod
     def of_student(cls, opt) -> 'RunPaths':
-        """The paths of a run of train_student.py; opt.model_t is the teacher's net."""
+        """The paths of a run of train_student.py; opt.model_t is the teacher's net, or a list of several."""
         net = folder_name(opt.model_s)
-        name = (f'S:{net}_T:{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{opt.distill}'
+        name = (f'S:{net}_T:{teacher_name(opt.model_t)}_{folder_name(opt.dataset)}_{opt.distill}'
                 f'_r:{opt.gamma}_a:{opt.alpha}_b:{comma_list(opt.beta)}_{opt.trial}')
         return cls._make(opt, 'student_model', 'student_tensorboards', name, net, seconds_per_unit=3600)
 
@@ -56,6 +58,14 @@ def folder_name(name: str) -> str:
         name = f'{Path(file).name}{is_file}{function}'
         name = name if folder == Path() else f'{folder.resolve().name}-{name}'
     return re.sub(r'[^\w.:,=+-]', '_', name)
+
+
+def teacher_name(nets: str | list[str]) -> str:
+    """The teacher's net, or those of several with +, as a part of a folder's name; many long names are cut off."""
+    name = '+'.join(map(folder_name, as_list(nets)))
+    if isinstance(nets, str) or len(name) <= LONGEST:
+        return name
+    return f'{name[:LONGEST]}_{zlib.crc32(name.encode()):08x}'
 
 
 def claim(lock: FolderLock, wait: bool) -> None:

@@ -25,11 +25,12 @@ from export import latency, model_card, verify
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
 from export.runtime import CONFIG
-from helper.cli import Parser, number, path
+from helper.cli import Parser, as_list, number, path
 from helper.errors import UserError, counted, printable, reason, run_main
 from helper.files import write_json
 from helper.launch import STOP_SIGNALS
 from models.classes import class_order
+from models.ensemble import Ensemble
 from models.load import load_net, open_net
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
@@ -101,9 +102,9 @@ def calibration_images(data, dtype, count):
 
 
 def open_teacher(opt, run, data):
-    """(the teacher for the loader's images, the same as a DeployedNet); (None, None) if there is none.
+    """(the teacher for the loader's images, or the Ensemble of several; a single one as a DeployedNet, or None).
 
-    Raises UserError only for a teacher that --path-t names.
+    (None, None) if there is none. Raises UserError only for a teacher that --path-t names.
     """
     def load(file, args):
         name, checkpoint = open_net(file, **{**args, 'name': opt.model_t or args.get('name')})
@@ -112,19 +113,23 @@ def open_teacher(opt, run, data):
 
     if opt.path_t:
         return load(opt.path_t, {})
-    if run.teacher() is None:
+    if not run.teachers():
         return None, None
-    file, args = run.teacher()
+    nets = []
     try:
-        if not Path(file).exists():
-            raise UserError(f'--path-t {file}: no such file')
-        teacher = load(file, args)
-        if run.parameters.get('teacher (checksum)') not in (None, teacher[0].checksum):
-            raise UserError(f'--path-t {file}: no longer the net that taught {run}')
-        return teacher
+        checksums = as_list(run.parameters.get('teacher (checksum)'))
+        for number, (file, args) in enumerate(run.teachers()):
+            if not Path(file).exists():
+                raise UserError(f'--path-t {file}: no such file')
+            nets.append(load(file, args))
+            if checksums[number:] and checksums[number] not in (None, nets[-1][0].checksum):
+                raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:
         print(f'without the teacher: {printable(error)}; give it by --path-t')
         return None, None
+    if len(nets) == 1:
+        return nets[0]
+    return Ensemble([net for net, _ in nets], run.teacher_weights(len(nets))).eval(), None
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ from helper.compile import compiled, keep_memory
 from helper.device import memory_format, select_device
 from helper.errors import UserError, run_main
 from helper.loops import validate
+from models.ensemble import nets_of, options_of_teachers
 from models.fold import fold_batchnorm
-from models.load import load_net
-from option_checkpoints import open_start, open_teacher, settle_preprocessing
+from option_checkpoints import load_teacher, open_start, open_teacher, settle_preprocessing
 from options import student_options
 
 
@@ -77,6 +77,27 @@ def check_room(cache):
         raise UserError('--teacher_cache: the disk is full; free some space and run the same command again')
 
 
+def fill_of_teacher(opt, needs, teacher, data, device):
+    """Store the accuracy and all outputs of a teacher. opt: the options of a run with this teacher alone."""
+    cache = open_cache(opt, needs, teacher, data, device)
+    if not cache or not (cache.writable or cache.full):
+        raise UserError(f'--teacher_cache {opt.teacher_cache}: cannot be filled; give a folder with room')
+    fold_batchnorm(teacher, data.image_size)
+    teacher.to(device, memory_format=memory_format(opt))
+    try:
+        if cache.accuracy.value is None:
+            test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
+            cache.accuracy.save(test[f'{data.selection_split}_acc'])
+        with compiled(teacher, opt, device):
+            if opt.cache_epochs:
+                fill_epochs(cache, teacher, data.train_loader)
+            else:
+                fill(cache, teacher, data.train_loader, opt.batch_size)
+    finally:
+        cache.flush()
+        print(f'teacher cache: {cache}')
+
+
 def main():
     opt = student_options(description=' '.join(__doc__.split('\n\n')[::2]))      # without the command
     if not opt.teacher_cache:
@@ -93,26 +114,11 @@ def main():
     opt.model_t, checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device, views=method.spec.views,
                            inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
-    teacher = load_net(opt.path_t, checkpoint, opt.model_t, data).eval()
-    cache = open_cache(opt, method.spec.needs, teacher, data, device)
-    if not cache or not (cache.writable or cache.full):
-        raise UserError(f'--teacher_cache {opt.teacher_cache}: cannot be filled; give a folder with room')
     if device.type == 'cpu':
         keep_memory()
-    fold_batchnorm(teacher, data.image_size)
-    teacher.to(device, memory_format=memory_format(opt))
-    try:
-        if cache.accuracy.value is None:
-            test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
-            cache.accuracy.save(test[f'{data.selection_split}_acc'])
-        with compiled(teacher, opt, device):
-            if opt.cache_epochs:
-                fill_epochs(cache, teacher, data.train_loader)
-            else:
-                fill(cache, teacher, data.train_loader, opt.batch_size)
-    finally:
-        cache.flush()
-        print(f'teacher cache: {cache}')
+    nets = nets_of(load_teacher(opt, checkpoint, data))
+    for of_one, net in zip(options_of_teachers(opt), nets, strict=True):
+        fill_of_teacher(of_one, method.spec.needs, net.eval(), data, device)
 
 
 if __name__ == '__main__':

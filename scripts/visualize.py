@@ -82,7 +82,7 @@ def find_teacher(students):
         if teacher := student.teacher():
             teachers.setdefault(str(student.trusted_parameters.get('teacher (checksum)', teacher[0])), teacher)
     if not teachers:
-        raise UserError("--path-t: none of these students names its teacher; give a teacher's checkpoint")
+        raise UserError("--path-t: none of these students names a single teacher; give a teacher's checkpoint")
     if len(teachers) > 1:
         raise UserError(f'--path-t: these students have several teachers, '
                         f'{", ".join(file for file, _ in teachers.values())}; give the one to compare with')

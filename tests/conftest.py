@@ -37,11 +37,13 @@ from dataset.crop import DEFAULTS  # noqa: E402
 from dataset.image import MAX_PIXELS  # noqa: E402
 from dataset.memory import MemoryLoader  # noqa: E402
 from dataset.shard_files import CACHE_GB  # noqa: E402
-from distiller_zoo import distiller_dict, get_method  # noqa: E402
+from distiller_zoo import distiller_dict, get_method, make_distiller  # noqa: E402
 from helper.checkpoint import load_checkpoint  # noqa: E402
+from helper.cli import as_list  # noqa: E402
 from helper.files import locked  # noqa: E402
 from helper.run import Run  # noqa: E402
 from models import model_dict  # noqa: E402
+from models.ensemble import together  # noqa: E402
 from options import student_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,16 +110,21 @@ def flags_of_methods() -> set:
 
 
 def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, device=CPU, **changes):
-    """(distiller on the CPU, training loader, options) on random images."""
+    """(distiller on the CPU, training loader, options) on random images. teacher: a net, or a list of several."""
     torch.manual_seed(0)
     opt = options(method, teacher, student, batch, **changes)
+    if isinstance(teacher, list):
+        opt.path_t = teacher
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     cls = get_method(method)
     loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device, train=True,
                           drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, size, loader.target.cpu(),
                 lambda: MemoryLoader(images, torch.arange(3 * batch) % 10, batch, device))
-    return cls(model_dict[student](num_classes=10), model_dict[teacher](num_classes=10), opt, data), loader, opt
+    student = model_dict[student](num_classes=10)
+    nets = [model_dict[name](num_classes=10) for name in as_list(teacher)]
+    make = make_distiller if isinstance(teacher, list) else cls
+    return make(student, together(opt, nets), opt, data), loader, opt
 
 
 def losses_of_epoch(distiller, loader, optimizer) -> list[float]:

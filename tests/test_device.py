@@ -22,6 +22,7 @@ from dataset.teacher_cache import TeacherCache
 from dataset.unlabelled import WithUnlabelled
 from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
+from helper.cli import AGREE
 from helper.device import Precision, select_device
 from helper.errors import UserError
 from helper.meter import Meter
@@ -39,10 +40,10 @@ def fake():
     torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
-def faked(method):
+def faked(method, **changes):
     """(distiller with all parameters and buffers on CUDA, a batch there)."""
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        distiller, loader, _ = build(method)
+        distiller, loader, _ = build(method, **changes)
         batch = next(iter(loader))
     distiller._apply(on_gpu)
     return distiller, [on_gpu(part) for part in batch]
@@ -72,6 +73,13 @@ def step(distiller, batch):
 def test_methods(fake, method, training):
     distiller, batch = faked(method)
     step(distiller.train(training), batch)
+
+
+@pytest.mark.parametrize('weights', [[1.0, 2.0], AGREE])
+def test_several_teachers(fake, weights):
+    distiller, batch = faked('crd', teacher=['resnet14', 'vgg8'], teacher_weights=weights)
+    step(distiller, batch)
+    assert distiller.teacher(batch[0]).device == CUDA
 
 
 def test_grad_checkpointing(fake):

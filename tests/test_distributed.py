@@ -27,7 +27,7 @@ from dataset import Data, get_dataloaders
 from dataset.memory import MemoryLoader
 from dataset.order import AccompanyingOrder, EpochOrder, batch_ranges
 from dataset.unlabelled import WithUnlabelled
-from distiller_zoo import distiller_dict, get_method
+from distiller_zoo import distiller_dict, get_method, make_distiller
 from helper import distributed
 from helper.checkpoint import load_checkpoint
 from helper.class_metrics import class_report
@@ -42,12 +42,14 @@ from helper.loops import train_epoch, validate
 from helper.meter import Progress
 from helper.run import Run
 from models import model_dict
+from models.ensemble import Ensemble
 from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.sync_batchnorm import synchronise_batchnorm
 from options import student_options, teacher_options
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = 2
+TWO_TEACHERS = 'semckd, two teachers'
 
 
 def two(entries='cpu,cpu'):
@@ -99,7 +101,7 @@ def teacher_net():
     return model_dict['resnet14'](num_classes=10)
 
 
-def make(method, rank, world, images=24, **changes):
+def make(method, rank, world, images=24, teachers=1, **changes):
     """(distiller, loader, options), the same in every process except for its part of the batches of 8."""
     cls, teacher = get_method(method), teacher_net()
     torch.manual_seed(0)
@@ -108,7 +110,12 @@ def make(method, rank, world, images=24, **changes):
     loader = MemoryLoader(pixels, torch.arange(images) % 10, opt.batch_size, CPU, train=True, rank=rank,
                           world_size=world, drop_last=cls.spec.drop_last, views=cls.spec.views)
     data = Data(loader, loader, 10, 16, loader.target)
-    distiller = cls(model_dict['resnet8'](num_classes=10), teacher, opt, data)
+    student = model_dict['resnet8'](num_classes=10)
+    if teachers > 1:
+        opt.path_t = opt.model_t = teachers * ['resnet14']
+        distiller = make_distiller(student, Ensemble(teachers * [teacher]), opt, data)
+    else:
+        distiller = cls(student, teacher, opt, data)
     distributed.seed_this_process(opt.seed)
     return distiller, loader, opt
 
@@ -238,9 +245,10 @@ def every_method(opt, device):
     found = {}
     from fixtures.every_part import EveryPartDistiller  # several backward passes
     distiller_dict['every_part'] = EveryPartDistiller       # another test may have removed it before this fork
-    for method in (*distiller_dict, 'rkd+crd'):
-        freezes = not get_method(method).spec.own_backward
-        distiller, loader, method_opt = make(method, rank, world, images=16, freeze_epochs=int(freezes))
+    for method in (*distiller_dict, 'rkd+crd', TWO_TEACHERS):
+        name, teachers = ('semckd', 2) if method == TWO_TEACHERS else (method, 1)
+        freezes = not get_method(name).spec.own_backward
+        distiller, loader, method_opt = make(name, rank, world, 16, teachers, freeze_epochs=int(freezes))
         averages, optimizer = steps(distiller, loader, method_opt, grad_accum=1 + freezes)
         state = dict(distiller.state_dict())
         for name in distiller.spec.own_buffers:
@@ -322,7 +330,7 @@ def test_options_of_all_processes(together):
                                              'the same command, code and torch']
 
 
-@pytest.mark.parametrize('method', [*distiller_dict, 'every_part', 'rkd+crd'])
+@pytest.mark.parametrize('method', [*distiller_dict, 'every_part', 'rkd+crd', TWO_TEACHERS])
 def test_all_processes_hold_the_same(together, method):
     """After an epoch with a frozen backbone and one in which all learns, which accumulates as the first stage does.
 

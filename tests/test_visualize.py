@@ -381,7 +381,8 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'two best': (['{tmp}/two'], 'STUDENT {tmp}/two: has 2 files NAME_best.pth; give one of them'),
     'code': (['{tmp}/code.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
               '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/code.pth: refused, it holds code'),
-    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names its teacher; give a teacher's"),
+    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names a single teacher; give a "
+                   "teacher's"),
     'teacher gone': (['{run}', '--path-t', 'gone.pth'], '--path-t gone.pth: no such file'),
     'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], 'STUDENT {teacher}: is the teacher; give'),
     'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students have several teachers, {teacher}, x'),

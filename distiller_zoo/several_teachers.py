@@ -1,0 +1,99 @@
+"""Several teachers: --path-t A B C trains with a part of the method for each of them."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+from torch import nn
+
+from helper.cli import AGREE
+from models.ensemble import Ensemble, options_of_teachers
+
+from .base import Distiller
+from .combined import why_not_in_parts
+from .criteria.multi_teacher import image_weights
+from .multi_view import MultiView
+from .spec import Spec
+
+
+class SeveralTeachers(Distiller):
+    """Each part is the method with one of the teachers and trainable layers of its own; the parts share the student.
+
+    A loss is the mean of the parts' losses, weighted by --teacher_weights. With --teacher_weights agree the loss on
+    soft labels weights the teachers for each image, and all other losses are plain means.
+    """
+
+    spec = Spec(title='', paper='', uses='')     # with_teachers() sets both
+    method: type[Distiller]
+
+    def __init__(self, student: nn.Module, teacher: Ensemble, opt, data):
+        super().__init__(student, teacher[0], opt, data)
+        self.__dict__['teacher'] = teacher
+        self.parts = nn.ModuleList()
+        for net, of_one in zip(teacher, options_of_teachers(opt), strict=True):
+            part = self.method(student, net, SimpleNamespace(**{**vars(of_one), 'opt': 'sgd', 'model_ema': None}), data)
+            del part.student        # stored like the teacher: not a submodule of the part
+            part.__dict__['student'] = student
+            part.teacher_follows = False        # the whole moves all teachers
+            self.parts.append(part)
+        self.preact_s = self.parts[0].preact_s
+        self.auto_weights = self.parts[0].auto_weights      # which measures the mean losses
+        for part in self.parts:
+            part.auto_weights = None
+        self.agree = opt.teacher_weights == AGREE
+        weights = [1.0] * len(teacher) if self.agree or not opt.teacher_weights else opt.teacher_weights
+        self.shares = [weight / sum(weights) for weight in weights]
+        if self.agree and self.uses_method_loss:
+            print(f'--teacher_weights {AGREE}: weights the soft labels; other losses are plain means over the teachers')
+
+    @classmethod
+    def has_method_loss(cls, opt):
+        return cls.method.has_method_loss(opt)
+
+    def teacher_outputs(self, images, numbers=None):
+        """A list with the outputs of each teacher, or of those with these numbers."""
+        parts = self.parts if numbers is None else [self.parts[i] for i in numbers]
+        return [part.teacher_outputs(images) for part in parts]
+
+    def distillation_losses(self, out_s, out_t, target, index, weights=None):
+        """As Distiller's; out_t: a list with an entry for each teacher, with several views for each view such a list.
+        """
+        by_teacher = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t
+        weights = image_weights([out.logits for out in by_teacher], 'confidence', target) if self.agree else \
+            [None] * len(self.parts)
+        of_parts = [part.distillation_losses(out_s, out, target, index, of_images)
+                    for part, out, of_images in zip(self.parts, by_teacher, weights, strict=True)]
+        return {name: sum(share * losses[name] for share, losses in zip(self.shares, of_parts, strict=True))
+                for name in of_parts[0]}
+
+    def weights(self):
+        return self.parts[0].weights()
+
+    def prepare(self, data):
+        for part in self.parts:
+            part.prepare(data)
+
+    def begin_epoch(self, epoch, epochs):
+        super().begin_epoch(epoch, epochs)
+        for part in self.parts:
+            part.begin_epoch(epoch, epochs)
+
+    def end_epoch(self):
+        for part in self.parts:
+            part.end_epoch()
+
+    def pictures(self):
+        return {f'{name}_{number}': matrix for number, part in enumerate(self.parts, 1)
+                for name, matrix in part.pictures().items()}
+
+
+def why_one_teacher(name: str, method: type[Distiller]) -> str:
+    """Why a method, or a part of a sum, cannot learn from several teachers; '' if it can."""
+    if reason := why_not_in_parts(name, method):
+        return reason
+    return f'{name} has a first stage' if method.spec.first_stage else ''
+
+
+def with_teachers(method: type[Distiller], count: int) -> type[SeveralTeachers]:
+    """Return the Distiller class of a method with `count` teachers, which takes an Ensemble of them."""
+    buffers = tuple(f'parts.{i}.{name}' for i in range(count) for name in method.spec.own_buffers)
+    bases = (MultiView, SeveralTeachers) if len(method.spec.views) > 1 else (SeveralTeachers,)
+    return type('SeveralTeachers', bases, {'method': method, 'spec': replace(method.spec, own_buffers=buffers)})

@@ -1,0 +1,71 @@
+"""Several nets that are used together, as the teachers of one student, and the options of each of them."""
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from helper.cli import colours, number, one_of, stage_list, word_list
+
+from .inputs import INTERPOLATIONS
+
+NOT_GIVEN = '-'     # replaces the value of an option in VALUES for a teacher whose checkpoint says it
+VALUES = {          # option with a value for each teacher -> its type
+    'model_t': str, 'mean_t': colours(low=0), 'std_t': colours(above=0), 'size_t': number(int, low=8, high=4096),
+    'interpolation_t': one_of(INTERPOLATIONS), 'stages_t': stage_list}
+
+
+class Ensemble(nn.ModuleList):
+    """Nets (models.base.Net) of the same classes; it predicts the weighted mean of their probabilities."""
+
+    def __init__(self, nets: list[nn.Module], weights: list[float] | None = None):
+        """weights: of the nets; not given: equal."""
+        super().__init__(nets)
+        shares = torch.tensor(weights or [1.0] * len(nets))
+        self.register_buffer('log_shares', (shares / shares.sum()).log(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> the logarithm of the mean probabilities, float32 (N, classes)."""
+        log_p = torch.stack([net(images).float().log_softmax(1) for net in self])
+        return (log_p + self.log_shares[:, None, None]).logsumexp(0)
+
+    @property
+    def checksum(self) -> list[int]:
+        """The checksum of each net's weights; see models.load.load_net."""
+        return [net.checksum for net in self]
+
+    @property
+    def code_checksum(self) -> list[int | None] | None:
+        """The checksum of the code of each net; None if none is from a user's file."""
+        checksums = [getattr(net, 'code_checksum', None) for net in self]
+        return checksums if any(checksums) else None
+
+
+def together(opt, nets: list[nn.Module]) -> nn.Module:
+    """An Ensemble of the nets of opt.path_t, weighted by the numbers of --teacher_weights; of one net itself."""
+    weights = opt.teacher_weights if isinstance(opt.teacher_weights, list) else None
+    return Ensemble(nets, weights) if isinstance(opt.path_t, list) else nets[0]
+
+
+def nets_of(teacher: nn.Module) -> list[nn.Module]:
+    """The nets of an Ensemble, or a single net as a list."""
+    return [*teacher] if isinstance(teacher, Ensemble) else [teacher]
+
+
+def measured_nets(opt, teacher: nn.Module) -> list[tuple[str, str, nn.Module]]:
+    """(name, flag and file, net) of each teacher, and of an Ensemble also of all together."""
+    rows = [(of_one.model_t, f'--path-t {of_one.path_t}', net)
+            for of_one, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)]
+    return rows if len(rows) == 1 else [*rows, ('together', f'--path-t {word_list(opt.path_t)}', teacher)]
+
+
+def options_of_teachers(opt) -> list:
+    """For each teacher of opt.path_t the options of a run with it alone; of a single teacher `opt` itself."""
+    if not isinstance(opt.path_t, list):
+        return [opt]
+    return [SimpleNamespace(**{**vars(opt), 'path_t': path,
+                               **{name: _value(name, getattr(opt, name), i) for name in VALUES}})
+            for i, path in enumerate(opt.path_t)]
+
+
+def _value(name, values, i):
+    return None if values is None or values[i] == NOT_GIVEN else VALUES[name](values[i])
