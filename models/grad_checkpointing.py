@@ -39,7 +39,9 @@ def _count_saved_tensors(net, image_size):
 
 def _use_copies(norm, inputs):
     """In the backward pass, let a batch norm update copies of its running statistics."""
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:      # -1: no backward pass
+    # torch has no public test for a backward pass. context_fn of torch.utils.checkpoint would do for run_block, but not
+    # for the nets of timm, which call checkpoint themselves without it. -1: no backward pass.
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         norm.kept = norm._buffers
         norm._buffers = {name: buffer if buffer is None else buffer.clone() for name, buffer in norm.kept.items()}
 
