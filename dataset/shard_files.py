@@ -2,6 +2,8 @@
 import contextlib
 import os
 import re
+import signal
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -16,12 +18,14 @@ from .shard_index import CHUNK, Shard
 from .source import SourceError
 
 CACHE_GB = 100.0    # default of --shard_cache_gb
+SILENCE = 120       # seconds without a byte from a server until a shard counts as lost; curl's own retries take 60
 # Only characters that no shell interprets: webdataset can pass an address to a command.
 REMOTE = re.compile(r'(https?|s3|gs|hf)://[\w./:@%+=~-]+', re.ASCII)
 REWRITE = r"GOPEN_REWRITE='s3://(.*)=pipe:aws s3 cp s3://\1 -'"
 FAULTS = {6: 'there is no such server', 7: 'no server answers', 18: 'the server ended the connection',
           22: 'the server has no such file or refuses it', 28: 'the server did not answer in time',
-          52: 'the server ended the connection', 56: 'the server ended the connection'}     # of curl's exit codes
+          52: 'the server ended the connection', 56: 'the server ended the connection',     # curl's exit codes
+          -signal.SIGTERM: 'nothing came for too long'}     # see _next_bytes
 
 
 class LocalShards:
@@ -124,7 +128,8 @@ def is_remote(location: str) -> bool:
 def download(url: str, file) -> tuple[int, int]:
     """Write what `url` holds into an open file, with webdataset's gopen. Returns (bytes, CRC-32).
 
-    Raises SourceError if it cannot be fetched, and OSError if the file cannot be written.
+    Raises SourceError if it cannot be fetched or no byte comes for SILENCE seconds, and OSError if the file cannot be
+    written.
     """
     gopen, size, crc = import_optional('webdataset', url).gopen, 0, 0
     try:
@@ -134,7 +139,7 @@ def download(url: str, file) -> tuple[int, int]:
         finally:
             block_ctrl_c(False)
         with stream:
-            while data := stream.read(CHUNK):
+            while data := _next_bytes(stream):
                 file.write(data)
                 size, crc = size + len(data), zlib.crc32(data, crc)
     except FileNotFoundError as error:
@@ -144,8 +149,20 @@ def download(url: str, file) -> tuple[int, int]:
             raise
         if isinstance(error, ValueError):
             raise SourceError(f'{url}: webdataset cannot open it ({reason(error)}); for s3:// set {REWRITE}') from error
-        code = re.search(r'exit (\d+)', str(error))
+        code = re.search(r'exit (-?\d+)', str(error))
         fault = FAULTS.get(int(code[1])) if code else None
         raise SourceError(f'{url}: cannot be fetched ({fault or reason(error)}); check the address and the server, '
                           f'then run the same command again') from error
     return size, crc
+
+
+def _next_bytes(stream):
+    """The next bytes of a stream that gopen has opened. Ends its program if none come for SILENCE seconds."""
+    if not hasattr(stream, 'proc'):
+        return stream.read(CHUNK)       # a file, by GOPEN_REWRITE
+    timer = threading.Timer(SILENCE, stream.proc.terminate)
+    timer.start()
+    try:
+        return stream.stream.read1(CHUNK)
+    finally:
+        timer.cancel()

@@ -141,6 +141,31 @@ def make(root: Path, out: Path, most_images: float, most_bytes: float, seed: int
     """Write the shards of a folder, and their index. Raises UserError."""
     splits, classes = open_folder(root)
     plans = {split.name: divide(split, most_images, most_bytes, seed) for split in splits}
+    with only_process(out):
+        index = Index(classes, write_shards(splits, plans, out))
+        index.write(out / INDEX)
+    for split in splits:
+        print(f'{out}: {split.name}: {counted(len(split.files), "image")} in '
+              f'{counted(len(plans[split.name]), "shard")}')
+    print(f'{out}: {counted(len(classes), "class")}; train with --dataset wds:{out}'
+          + (' --split 0.8,0.2' if splits[0].name == WHOLE else ''))
+
+
+@contextlib.contextmanager
+def only_process(out: Path):
+    """Make the folder and keep other processes of this script out of it. Raises UserError."""
+    make_folder(out, f'--out {out}')
+    lock = FolderLock(out)
+    if not lock.take():
+        raise UserError(f'--out {out}: another process writes there; wait for it')
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_shards(splits: list[Split], plans: dict[str, list[list[int]]], out: Path) -> list[Shard]:
+    """Write the shards that `out` lacks. plans: name of a split -> indices of each shard. Raises UserError."""
     planned = {f'{name}-{i:06d}.tar' for name, plan in plans.items() for i in range(len(plan))}
     if others := sorted(name for name in os.listdir(out) if name not in {*planned, INDEX} and name[0] != '.'):
         raise UserError(f'--out {out}: holds other files ({listed(others, MOST_NAMED)}); give a new folder, or another '
@@ -152,12 +177,7 @@ def make(root: Path, out: Path, most_images: float, most_bytes: float, seed: int
             for i, indices in enumerate(plans[split.name]):
                 shards.append(write_shard(out / f'{split.name}-{i:06d}.tar', split, members, indices))
                 bar.update()
-    Index(classes, shards).write(out / INDEX)
-    for split in splits:
-        print(f'{out}: {split.name}: {counted(len(split.files), "image")} in '
-              f'{counted(len(plans[split.name]), "shard")}')
-    print(f'{out}: {counted(len(classes), "class")}; train with --dataset wds:{out}'
-          + (' --split 0.8,0.2' if splits[0].name == WHOLE else ''))
+    return shards
 
 
 def read_anywhere(location: str, name: str) -> Shard:
@@ -178,23 +198,49 @@ def write_index(text: str, out: Path | None, classes_file: str | None) -> None:
         raise UserError(f"{flag}: a server does not list its files; give '{location}/train-{{000000..000009}}.tar' and "
                         f"--out DIR")
     names = list_shards(Path(location), flag) if names is None else names
-    shards = [read_anywhere(location, name)
-              for name in tqdm(names, desc='shards', unit='shard', disable=not sys.stderr.isatty())]
-    place, classes = out or Path(location), number_classes(shards)
-    with contextlib.suppress(UserError):        # keep the names of an older index
-        classes = read_index(place / INDEX, '').classes
-    if classes_file:
-        classes = [line.strip() for line in read_text(classes_file, f'--classes {classes_file}').splitlines()]
-    is_beside = not is_remote(location) and place.resolve() == Path(location).resolve()
-    index = Index(classes, shards, None if is_beside else location if is_remote(location) else
-                  str(Path(location).resolve()))
+    folder = out or Path(location)
+    with kept_if_filled(folder):
+        shards = [read_anywhere(location, name)
+                  for name in tqdm(names, desc='shards', unit='shard', disable=not sys.stderr.isatty())]
+        index = Index(class_names(folder, classes_file, shards), shards, stored_location(location, folder))
+        try:
+            check_labels(index)
+        except ValueError as error:
+            raise UserError(f'{flag}: {error}; give --classes FILE with a line for each class') from error
+        index.write(folder / INDEX)
+    images = sum(len(shard.members) for shard in shards)
+    print(f'{folder / INDEX}: {counted(len(shards), "shard")}, {counted(images, "image")}, '
+          f'{counted(len(index.classes), "class")}; train with --dataset wds:{folder}')
+
+
+@contextlib.contextmanager
+def kept_if_filled(folder: Path):
+    """Make the folder, which is removed again if nothing has been written into it. Raises UserError."""
+    is_new = not folder.exists()
+    make_folder(folder, f'--out {folder}')
     try:
-        check_labels(index)
-    except ValueError as error:
-        raise UserError(f'{flag}: {error}; give --classes FILE with a line for each class') from error
-    index.write(place / INDEX)
-    print(f'{place / INDEX}: {counted(len(shards), "shard")}, {counted(sum(len(s.members) for s in shards), "image")}, '
-          f'{counted(len(classes), "class")}; train with --dataset wds:{place}')
+        yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):      # it holds a file
+                folder.rmdir()
+
+
+def class_names(folder: Path, classes_file: str | None, shards: list[Shard]) -> list[str]:
+    """The names in a file, else those of an older index in the folder, else numbers. Raises UserError."""
+    if classes_file:
+        return [line.strip() for line in read_text(classes_file, f'--classes {classes_file}').splitlines()]
+    with contextlib.suppress(UserError):
+        return read_index(folder / INDEX, '').classes
+    return number_classes(shards)
+
+
+def stored_location(location: str, folder: Path) -> str | None:
+    """The location of the shards as an index in `folder` stores it: a URL, an absolute folder, or None for `folder`."""
+    if is_remote(location):
+        return location
+    absolute = Path(location).resolve()
+    return None if absolute == folder.resolve() else str(absolute)
 
 
 def check(text: str) -> None:
@@ -215,21 +261,13 @@ def check(text: str) -> None:
 
 def main():
     opt = options()
+    out = Path(opt.out) if opt.out else None
     if opt.check:
         check(opt.check)
-        return
-    out = Path(opt.out) if opt.out else None
-    with contextlib.ExitStack() as stack:
-        if out:
-            make_folder(out, f'--out {out}')
-            lock = FolderLock(out)
-            if not lock.take():
-                raise UserError(f'--out {out}: another process writes there; wait for it')
-            stack.callback(lock.release)
-        if opt.index:
-            write_index(opt.index, out, opt.classes)
-        else:
-            make(Path(opt.data_dir), out, *opt.shard_size, opt.seed)
+    elif opt.index:
+        write_index(opt.index, out, opt.classes)
+    else:
+        make(Path(opt.data_dir), out, *opt.shard_size, opt.seed)
 
 
 if __name__ == '__main__':

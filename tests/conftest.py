@@ -147,19 +147,25 @@ def few(way: str, init_epochs: int = 1, negatives: int = 10) -> list:
 
 
 @pytest.fixture
-def interrupt(monkeypatch):
-    """interrupt(n, signal): that signal really comes to this process in the n-th training step from now on."""
-    def after(steps, number=signal.SIGTERM):
+def at_step(monkeypatch):
+    """at_step(n, action): action() is called in the n-th training step from now on."""
+    def install(steps, action):
         left = [steps]
 
         def end_step(self, batches):
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), number)
+                action()
             original(self, batches)
         monkeypatch.setattr(Run, 'end_step', end_step)
     original = Run.end_step
-    return after
+    return install
+
+
+@pytest.fixture
+def interrupt(at_step):
+    """interrupt(n, signal): that signal really comes to this process in the n-th training step from now on."""
+    return lambda steps, number=signal.SIGTERM: at_step(steps, lambda: os.kill(os.getpid(), number))
 
 
 @functools.cache

@@ -1,15 +1,17 @@
 """Tar shards: the images of a folder, the order of an epoch, a server that ends, and what is refused."""
+import contextlib
+import functools
 import gzip
 import io
 import json
 import os
 import re
-import signal
+import shutil
 import socket
-import subprocess
 import sys
 import tarfile
-import time
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -20,13 +22,12 @@ import train_teacher
 from dataset import shard_files, shards
 from dataset.folder import scan
 from dataset.order import WINDOW, EpochOrder, shuffle_shards
-from dataset.shard_index import Shard, read_index, read_shard, split_name
+from dataset.shard_index import Index, Shard, read_index, read_shard, split_name
 from dataset.shards import ShardSplit
 from dataset.source import SourceError, Subset, sample_indices
 from dataset.worker_loader import WorkerLoader
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
-from helper.run import Run
 from options import teacher_options
 from scripts import make_shards
 
@@ -154,53 +155,42 @@ def whole(call, small, many, tmp_path_factory):
     return arguments, outcome(save)
 
 
-@pytest.fixture
-def at_step(monkeypatch):
-    """at_step(n, action): the action happens in the n-th training step from now on."""
-    def install(step, action):
-        left = [step]
-
-        def end_step(self, batches):
-            left[0] -= 1
-            if not left[0]:
-                action()
-            original(self, batches)
-        monkeypatch.setattr(Run, 'end_step', end_step)
-    original = Run.end_step
-    return install
-
-
-def test_resumed_within_an_epoch(call, many, whole, tmp_path, at_step):
+def test_resumed_within_an_epoch(call, many, whole, tmp_path, interrupt):
     """Two workers; the same weights and results to the bit."""
     arguments = [*whole[0], '--dataset', f'wds:{many}', '--save_dir', tmp_path]
-    at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    interrupt(8)
     with pytest.raises(SystemExit) as caught:
         call(train_teacher.main, *arguments)
-    assert caught.value.code == 128 + signal.SIGTERM
+    assert caught.value.code == 128 + 15
     call(train_teacher.main, *arguments, '--resume', 'auto')
     assert_same(outcome(tmp_path), whole[1])
 
 
 class Server:
-    """A web server of a folder, on this machine."""
+    """A web server of a folder, on this machine, in threads of this process."""
 
     def __init__(self, folder):
-        self.folder, self.port = folder, free_port()
+        self.handler = functools.partial(SilentHandler, directory=folder)
+        self.server, self.port = None, free_port()
         self.url = f'http://127.0.0.1:{self.port}'
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen([sys.executable, '-m', 'http.server', str(self.port), '--bind', '127.0.0.1',
-                                         '--directory', self.folder], stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 30
-        while socket.socket().connect_ex(('127.0.0.1', self.port)):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        self.server = ThreadingHTTPServer(('127.0.0.1', self.port), self.handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
 
     def stop(self):
-        self.process.kill()
-        self.process.wait()
+        self.server.shutdown()
+        with contextlib.suppress(OSError):
+            self.server.socket.shutdown(socket.SHUT_RDWR)       # worker processes that were forked hold it too
+        self.server.server_close()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Serves files and prints nothing."""
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
@@ -231,43 +221,75 @@ def test_a_server_that_ends(call, many, whole, server, tmp_path, at_step, capfd)
     assert 9 <= sum(name.endswith('.tar') for name in names) <= 11 and not any(name.endswith('.tmp') for name in names)
 
 
-def test_what_a_server_gives(call, many, server, tmp_path, monkeypatch, capfd):
-    opt = data_options(dataset=f'wds:{server.url}', data_dir=str(tmp_path))
+def open_sources(location, **changes):
+    """The splits of --dataset wds:location."""
+    return shards.open_sources(data_options(dataset=f'wds:{location}', **changes))[0]
+
+
+def test_what_a_server_gives(many, server, tmp_path):
+    """The images and checksums of the local shards; of a pattern only its shards."""
+    opt = {'data_dir': str(tmp_path)}
     names = [shard.name for shard in read_index(many / 'shards.json', '').shards]
-    pattern = f'{server.url}/{{{names[0]},{names[-1]}}}'
-    parts = shards.open_sources(data_options(**{**vars(opt), 'dataset': f'wds:{pattern}'}))[0]
+    parts = open_sources(f'{server.url}/{{{names[0]},{names[-1]}}}', **opt)
     assert [len(part.labels) for part in parts.values()] == [3, 3]
-    train = shards.open_sources(opt)[0]['train']
-    assert train.content(5) == shards.open_sources(data_options(dataset=f'wds:{many}'))[0]['train'].content(5)
-    assert train.checksum() == shards.open_sources(data_options(dataset=f'wds:{many}'))[0]['train'].checksum()
+    train, local = (open_sources(location, **opt)['train'] for location in (server.url, many))
+    assert train.content(5) == local.content(5) and train.checksum() == local.checksum()
     train.tars[0].crc32 ^= 1
     with pytest.raises(SourceError, match='train-000000.tar: is not the shard of the index .its checksum differs'):
         train.content(0)
-    with pytest.raises(UserError, match='--shard_cache_gb 1e-06: an epoch reads 9 shards at the same time, which are '
-                                        'up to .* MB; give --shard_cache_gb 9.2e-05 or more'):
-        shards.open_sources(data_options(**{**vars(opt), 'shard_cache_gb': 1e-6}))
-    with pytest.raises(UserError, match=r"no/shards.json: cannot be fetched \(the server has no such file or refuses "
-                                        r"it\).*make_shards.py --index 'http.*/no/train-\{000000..000009\}.tar' --out"):
-        shards.open_sources(data_options(**{**vars(opt), 'dataset': f'wds:{server.url}/no'}))
-    for url in ('pipe://x', 'http://a b', 'http://x/$(id)'):
-        with pytest.raises(UserError, match='give an address that begins with http://, https://, s3://'):
-            shards.open_sources(data_options(**{**vars(opt), 'dataset': f'wds:{url}'}))
-    with pytest.raises(UserError, match='s3://x/y/shards.json: webdataset cannot open it .* set GOPEN_REWRITE'):
-        shards.open_sources(data_options(**{**vars(opt), 'dataset': 'wds:s3://x/y'}))
+
+
+def test_make_shards_of_a_server(call, many, server, tmp_path, capfd):
+    """It checks them, and writes their index into a folder."""
     call(make_shards.main, '--check', server.url)
     assert f'{server.url}: 24 shards, 72 images: all as in shards.json' in capfd.readouterr().out
     assert 'a server does not list its files; give' in refused(call, capfd, '--index', server.url)
-    call(make_shards.main, '--index', pattern, '--out', tmp_path / 'index')
-    far = read_index(tmp_path / 'index' / 'shards.json', '')
-    assert far.location == server.url and [shard.name for shard in far.shards] == [names[0], names[-1]]
-    parts = shards.open_sources(data_options(**{**vars(opt), 'dataset': f'wds:{tmp_path / "index"}'}))[0]
-    assert parts['test'].content(1)[1] == read_file(many / names[-1], far.shards[-1], 1)
+    last = read_index(many / 'shards.json', '').shards[-1]
+    call(make_shards.main, '--index', f'{server.url}/{{train-000000.tar,{last.name}}}', '--out', tmp_path / 'index')
+    index = read_index(tmp_path / 'index' / 'shards.json', '')
+    assert index.location == server.url and [shard.name for shard in index.shards] == ['train-000000.tar', last.name]
+    test = open_sources(tmp_path / 'index', data_dir=str(tmp_path))['test']
+    assert test.content(1)[1] == read_file(many / last.name, last, 1)
+
+
+@pytest.mark.parametrize('location, changes, words', [
+    ('SERVER', {'shard_cache_gb': 1e-6}, '--shard_cache_gb 1e-06: an epoch reads 9 shards at the same time, which are '
+                                         'up to .* MB; give --shard_cache_gb 9.2e-05 or more'),
+    ('SERVER/no', {}, r"no/shards.json: cannot be fetched \(the server has no such file or refuses it\).*"
+                      r"make_shards.py --index 'http.*/no/train-\{000000..000009\}.tar' --out"),
+    *((url, {}, 'give an address that begins with http://, https://, s3://')
+      for url in ('pipe://x', 'http://a b', 'http://x/$(id)')),
+    ('s3://x/y', {}, 's3://x/y/shards.json: webdataset cannot open it .* set GOPEN_REWRITE')])
+def test_refused_addresses(server, tmp_path, location, changes, words):
+    with pytest.raises(UserError, match=words):
+        open_sources(location.replace('SERVER', server.url), data_dir=str(tmp_path), **changes)
+
+
+def test_what_is_not_installed(server, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(SourceError, match='needs the program curl, which is not installed'):
         shard_files.download(server.url, io.BytesIO())
     monkeypatch.setitem(sys.modules, 'webdataset', None)
     with pytest.raises(UserError, match='webdataset is not installed; pip install webdataset'):
-        shards.open_sources(opt)
+        open_sources(server.url, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize('answer', [b'', b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc'])
+def test_a_server_that_falls_silent(call, tmp_path, monkeypatch, capfd, answer):
+    """Before and after the first bytes: one line that names the address, and no folder is left."""
+    pytest.importorskip('webdataset')
+    monkeypatch.setattr(shard_files, 'SILENCE', 0.2)
+    connections = []
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        def accept():
+            connections.append(listening.accept()[0])
+            connections[0].sendall(answer)
+        threading.Thread(target=accept).start()
+        url = f'http://127.0.0.1:{listening.getsockname()[1]}/train-0.tar'
+        error = refused(call, capfd, '--index', url, '--out', tmp_path / 'out')
+        connections[0].close()
+    assert f'{url}: cannot be fetched (nothing came for too long); check the address and the server' in error
+    assert not [*tmp_path.iterdir()]
 
 
 def read_file(path, shard, i):
@@ -312,16 +334,39 @@ def test_make_shards_is_interrupted(call, tree, many, tmp_path, monkeypatch, cap
     for file in many.glob('*.*'):
         assert (tmp_path / 'out' / file.name).read_bytes() == file.read_bytes()
     assert 'train: 48 images in 16 shards' in capfd.readouterr().out
-    assert 'train-000000.tar holds other images, of another folder, --seed or' in refused(call, capfd, *arguments,
-                                                                                          '--seed', 1)
-    assert 'holds other files (test-000003.tar, test-000004.tar' in refused(call, capfd, *arguments[:-1], 8)
-    call(make_shards.main, '--check', tmp_path / 'out')
-    file = tmp_path / 'out' / 'test-000001.tar'
+
+
+def copy(many, folder):
+    """The files of `many` in another folder, and its index as JSON."""
+    folder.mkdir()
+    for file in many.glob('*.*'):
+        shutil.copy(file, folder)
+    return json.loads((folder / 'shards.json').read_text())
+
+
+def change_byte(file, at):
+    """Change a byte of a file."""
     content = bytearray(file.read_bytes())
-    content[700] ^= 1
+    content[at] ^= 1
     file.write_bytes(content)
-    assert '1 of 24 shards: test-000001.tar differs from shards.json' in refused(call, capfd, '--check',
-                                                                                 tmp_path / 'out')
+
+
+def test_other_shards_stay(call, tree, many, tmp_path, capfd):
+    arguments = ['--data_dir', tree, '--out', tmp_path / 'out', '--shard_size']
+    copy(many, tmp_path / 'out')
+    assert 'train-000000.tar holds other images, of another folder, --seed or' in \
+        refused(call, capfd, *arguments, 3, '--seed', 1)
+    assert 'holds other files (test-000003.tar, test-000004.tar' in refused(call, capfd, *arguments, 8)
+    call(make_shards.main, '--check', tmp_path / 'out')
+    change_byte(tmp_path / 'out' / 'test-000001.tar', 700)
+    assert '1 of 24 shards: test-000001.tar differs from shards.json' in \
+        refused(call, capfd, '--check', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('flags', ['--data_dir /nowhere', '--index /nowhere/train-0.tar'])
+def test_no_folder_is_left_of_a_wrong_command(call, tmp_path, capfd, flags):
+    assert '/nowhere' in refused(call, capfd, *flags.split(), '--out', tmp_path / 'out')
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_without_a_test_set(call, tmp_path, capfd):
@@ -354,13 +399,17 @@ def test_an_index_of_foreign_shards(call, in_order, tmp_path, capfd):
     (tmp_path / 'names').write_text('ant\nbee')
     assert 'mine-test-000.tar: 0012.png: its label is 2, but there are 2 classes, from 0; give --classes FILE' in \
         refused(call, capfd, '--index', in_order, '--out', tmp_path, '--classes', tmp_path / 'names')
-    with pytest.raises(UserError, match='--dataset wds:: give a folder or URL, or FOLDER_OR_URL/train-'):
-        shards.open_sources(data_options(dataset='wds:'))
     with pytest.raises(UserError, match=r'no shard mine-train-999.tar; there are mine-'):
-        shards.open_sources(data_options(dataset=f'wds:{tmp_path}/mine-train-999.tar'))
+        open_sources(f'{tmp_path}/mine-train-999.tar')
+
+
+def test_names():
+    """What the name of a shard and of its members mean."""
     assert split_name('ant/1.seg.PNG') == ('ant/1', 'seg.png') and split_name('.x') == ('', 'x')
     assert [Shard(name, 0, 0).split for name in ('in1k-train-0.tar', 'train_val-1.tar', 'trained.tar')] == \
         ['train', 'val', 'all']
+    with pytest.raises(UserError, match='--dataset wds:: give a folder or URL, or FOLDER_OR_URL/train-'):
+        open_sources('')
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -398,37 +447,44 @@ def test_damaged_tars(many, tmp_path):
             read_shard(tmp_path / 'x.tar')
 
 
-def test_damaged_indices_and_missing_shards(call, many, tmp_path, capfd):
-    """Each in one line. A bad image within a shard is skipped by --skip_bad_images, a missing shard is not."""
-    opt = data_options(dataset=f'wds:{tmp_path}', skip_bad_images=True, num_workers=0, images_in='disk')
-    with pytest.raises(UserError, match=f'{tmp_path}: holds no tar file; python scripts/make_shards.py --data_dir'):
-        shards.open_sources(opt)
-    for file in many.glob('*.*'):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+SHARD = {'name': 'train-0.tar', 'bytes': 9000, 'crc32': 1, 'members': ['1.png', '2.png'], 'labels': [0, 1],
+         'offsets': [512, 2048], 'sizes': [9, 9]}
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'shards': [{**SHARD, 'labels': [0, 9]}]}, 'its label is 9, but there are 4 classes'),
+    ({'shards': [{**SHARD, 'sizes': [1, 10**9]}]}, 'its numbers contradict each other'),
+    ({'shards': [{**SHARD, 'sizes': [1]}]}, 'its numbers contradict each other'),
+    ({'shards': [Shard('x.tar', 1, 1).__dict__]}, 'its numbers contradict each other'),
+    ({'shards': []}, 'it lists no shard'),
+    ({'shards': [{**SHARD, 'name': '../x.tar'}]}, 'no name of a shard, as train-000000.tar'),
+    ({'shards': [SHARD, SHARD]}, 'train-0.tar is listed twice'), ({'shards': [{'x': 1}]}, 'argument'),
+    ({'format': 'x'}, 'its format is not "tar shards'), ({'classes': [1]}, 'a class has no name'),
+    ({'shards': 1}, 'not iterable')])
+def test_damaged_indices(tmp_path, change, words):
+    Index(list(CLASSES), [Shard(**SHARD)]).write(tmp_path / 'shards.json')
     index = json.loads((tmp_path / 'shards.json').read_text())
-    shard = index['shards'][0]
-    for change, words in (({'shards': [{**shard, 'labels': [0, 9, 0]}]}, 'its label is 9, but there are 4 classes'),
-                          ({'shards': [{**shard, 'sizes': [1, 1, 10**9]}]}, 'its numbers contradict each other'),
-                          ({'shards': [{**shard, 'sizes': [1]}]}, 'its numbers contradict each other'),
-                          ({'shards': [Shard('x.tar', 1, 1).__dict__]}, 'its numbers contradict each other'),
-                          ({'shards': []}, 'it lists no shard'),
-                          ({'shards': [{**shard, 'name': '../x.tar'}]}, 'no name of a shard, as train-000000.tar'),
-                          ({'shards': [shard, shard]}, 'train-000000.tar is listed twice'),
-                          ({'shards': [{'x': 1}]}, 'argument'), ({'format': 'x'}, 'its format is not "tar shards'),
-                          ({'classes': [1]}, 'a class has no name'), ({'shards': 1}, 'not iterable')):
-        (tmp_path / 'shards.json').write_text(json.dumps({**index, **change}))
-        with pytest.raises(UserError, match=f'no index of shards that can be used .*{words}.*make_shards.py --index'):
-            shards.open_sources(opt)
-    (tmp_path / 'shards.json').write_text(json.dumps(index))
-    file = tmp_path / 'train-000003.tar'
-    content = bytearray(file.read_bytes())
-    bad = index['shards'][3]
-    content[bad['offsets'][0]:bad['offsets'][0] + 20] = bytes(20)
-    file.write_bytes(content)
-    data = dataset.get_dataloaders(opt, CPU)
+    (tmp_path / 'shards.json').write_text(json.dumps({**index, **change}))
+    with pytest.raises(UserError, match=f'no index of shards that can be used .*{words}.*make_shards.py --index'):
+        open_sources(tmp_path)
+
+
+def test_an_unreadable_image_is_skipped(many, tmp_path, capfd):
+    shard = copy(many, tmp_path / 'out')['shards'][3]
+    change_byte(tmp_path / 'out' / 'train-000003.tar', shard['offsets'][0])
+    data = dataset.get_dataloaders(data_options(dataset=f'wds:{tmp_path / "out"}', skip_bad_images=True, num_workers=0,
+                                                images_in='disk'), CPU)
     assert sum(len(index) for _, _, index in data.unaugmented_loader()) == 47
-    assert f'1 unreadable images skipped: train-000003.tar: {bad["members"][0]}: not a readable image' in \
+    assert f'1 unreadable images skipped: train-000003.tar: {shard["members"][0]}: not a readable image' in \
         capfd.readouterr().out
+
+
+def test_a_missing_shard_is_not_skipped(many, tmp_path):
+    """Missing while a run reads it, and before; of another size; and cut short without an index."""
+    copy(many, tmp_path / 'out')
+    opt = data_options(dataset=f'wds:{tmp_path / "out"}', skip_bad_images=True, num_workers=0, images_in='disk')
+    data, file = dataset.get_dataloaders(opt, CPU), tmp_path / 'out' / 'train-000003.tar'
+    content = file.read_bytes()
     file.unlink()
     for loader in (data.train_loader, data.unaugmented_loader()):
         with pytest.raises(SourceError, match='train-000003.tar: cannot be read .No such file or directory.; copy it'):
@@ -438,7 +494,12 @@ def test_damaged_indices_and_missing_shards(call, many, tmp_path, capfd):
     file.write_bytes(content[:-512])
     with pytest.raises(UserError, match=f'train-000003.tar: has {len(content) - 512} bytes, not {len(content)}; copy'):
         shards.open_sources(opt)
-    (tmp_path / 'shards.json').unlink()
+    (tmp_path / 'out' / 'shards.json').unlink()
     file.write_bytes(content[:600])
     with pytest.raises(SourceError, match='train-000003.tar: no shard that can be read'):
         shards.open_sources(opt)
+
+
+def test_a_folder_without_shards(tmp_path):
+    with pytest.raises(UserError, match=f'{tmp_path}: holds no tar file; python scripts/make_shards.py --data_dir'):
+        open_sources(tmp_path)
