@@ -5,10 +5,14 @@ A run may have the teacher's checkpoint, initial weights, and the state of --res
 import contextlib
 import os
 
+import torch
 from torch import nn
 
 from dataset import FROM_PRETRAINED, dataset_key, default_crop, source_dict
 from dataset.crop import CROP_PCT, INTERPOLATION
+from dataset.teacher_head import add_head
+from distiller_zoo import get_method
+from distiller_zoo.checks import why_logits
 from helper import distributed
 from helper.checkpoint import is_project_checkpoint, load_checkpoint
 from helper.cli import as_list, comma_list
@@ -18,8 +22,9 @@ from helper.run_folder import RunPaths
 from helper.state import PREVIOUS
 from models.ensemble import options_of_teachers, together
 from models.inputs import check_parts
-from models.load import load_net, open_net
+from models.load import open_net
 from models.start import CHECKSUM, Start, open_initial, open_published, published_inputs
+from models.teacher import load_teacher_net
 from option_checks import check_crop
 
 LARGEST = 512       # of --image_size
@@ -172,10 +177,17 @@ def _open_teacher(opt):
     return name, checkpoint
 
 
-def load_teacher(opt, checkpoint: dict | list, data) -> nn.Module:
-    """The teacher for the data, or an Ensemble of several. checkpoint: of open_teacher. opt.model_t must be set."""
-    nets = [load_net(of_one.path_t, checkpoint, of_one.model_t, data)
-            for of_one, checkpoint in zip(options_of_teachers(opt), as_list(checkpoint), strict=True)]
+def load_teacher(opt, checkpoint: dict | list, data, device: torch.device) -> nn.Module:
+    """The teacher for the data with its --teacher_head, or an Ensemble of several. All processes must call this.
+
+    checkpoint: of open_teacher. opt.model_t must be set.
+    """
+    nets, reads_logits = [], why_logits(opt, get_method(opt.distill).spec)
+    for of_one, content in zip(options_of_teachers(opt), as_list(checkpoint), strict=True):
+        net = load_teacher_net(of_one.path_t, content, of_one.model_t, data, reads_logits, of_one.teacher_head)
+        if of_one.teacher_head:
+            add_head(of_one, net, data, device)
+        nets.append(net)
     return together(opt, nets)
 
 

@@ -45,9 +45,10 @@ def check_effects(opt) -> None:
         if not has_effect and not undoes_recipe:
             text = '' if value is True else f' {comma_list(value)}'
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
-    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_cache', 'cache_epochs', 'cache_topk',
-                   'cache_seed', 'skip_validation', 'estimate', 'pretrained', 'initial_checkpoint', 'freeze_epochs',
-                   'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing', 'unlabelled'}
+    of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_head', 'teacher_cache', 'cache_epochs',
+                   'cache_topk', 'cache_seed', 'skip_validation', 'estimate', 'pretrained', 'initial_checkpoint',
+                   'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing',
+                   'unlabelled'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
 

@@ -322,6 +322,9 @@ def _cached_student_parser(methods, description):       # another key after a ch
     of_each('size_t', metavar='PIXELS', help='the same: height and width of an image')
     of_each('interpolation_t', metavar='|'.join(INTERPOLATIONS),
             help='the same: interpolation for images of another size')
+    of_each('teacher_head', metavar='linear',
+            help='fit a linear classifier to the embeddings of a teacher that has none for the classes of the data, on '
+                 'the training images')
     add('--teacher_weights', type=teacher_weights, metavar=f'W1,W2,...|{AGREE}',
         help=f'weights of several teachers in each loss, as 1,2,1; {AGREE}: in the loss on soft labels, for each image '
              'by how well each teacher knows its class; not given: equal')

@@ -11,6 +11,7 @@ from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
 from dataset.several_caches import bytes_of_caches, open_caches, with_teacher_outputs
+from dataset.teacher_head import passes_of_fits
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch
 from helper import distributed
@@ -53,17 +54,19 @@ def train(opt, device):
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs)
     local.batch_size = data.train_loader.batch_size     # with the unlabelled images
-    teacher = load_teacher(opt, checkpoint_t, data)
+    teacher = load_teacher(opt, checkpoint_t, data, device)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model_s')
     loaded = load_start(student, start, data)
-    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum, **loaded}
+    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
+             **loaded}
 
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
     cache = None if opt.estimate else open_caches(opt, spec.needs, teacher, data, device)
-    needs_validation = not opt.skip_validation and \
+    validates = teacher.has_classifier and not opt.skip_validation
+    needs_validation = validates and \
         not (cache and all(accuracy.value is not None for accuracy in cache.accuracies))
     if cache and cache.full and not needs_validation and not spec.reads_teacher:
         distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
@@ -87,8 +90,9 @@ def train(opt, device):
         return {**distiller.checkpoint(), **describe_net(arch, data, opt)}
 
     if opt.estimate:
+        passes = [(net, data.selection_loader) for *_, net in measured_nets(opt, teacher) if validates]
         estimate(opt, distiller, data, precision, device, checkpoint, init_rate=init_rate,
-                 teachers=[] if opt.skip_validation else [net for *_, net in measured_nets(opt, teacher)],
+                 first_passes=[*passes, *passes_of_fits(opt, teacher, data)],
                  cache_bytes=bytes_of_caches(opt, spec.needs, teacher, data))
         return
 
@@ -103,7 +107,7 @@ def train(opt, device):
               f'parameters, {data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; {data.description}')
         print(data.selection_note)
-        if not opt.skip_validation:
+        if validates:
             print(f'teacher top-1{" on the validation set" if data.val_loader else ""}: '
                   f'{teacher_accuracy(opt, teacher, data, cache, run)}')
         if run.resumed is None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from helper import distributed
 from helper.cli import readable_bytes, readable_hours
@@ -96,15 +95,16 @@ def _peak_bytes(device):
 
 
 def estimate(opt, module, data, precision: Precision, device: torch.device, checkpoint: Callable,
-             teachers: Sequence[nn.Module] = (), init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
+             first_passes: Sequence[tuple] = (), init_rate: float = 0.0, cache_bytes: int = 0) -> dict:
     """Time some steps, and print and return the costs of the run, last as a line of JSON. All processes call this.
 
-    module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints. teachers:
-    what the run validates first. init_rate: of a first stage. cache_bytes: of the full teacher cache.
+    module: a distiller_zoo.TrainingTask on its device. checkpoint() returns the content of its checkpoints.
+    first_passes: (net, loader) of each pass of a teacher before the first epoch. init_rate: of a first stage.
+    cache_bytes: of the full teacher cache.
     """
     steps, before, after = len(data.train_loader), 0.0, 0.0
-    for teacher in teachers:
-        before += _validation_seconds(teacher, data.selection_loader, device)
+    for net, loader in first_passes:
+        before += _validation_seconds(net, loader, device)
     if hasattr(module, 'prepare'):
         start = time.perf_counter()
         module.prepare(data)

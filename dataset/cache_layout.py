@@ -78,9 +78,9 @@ class Layout:
 
 
 def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
-    """The files for this teacher, these images and their augmentation. needs: the fields beside the logits.
+    """The files for this teacher, these images and their augmentation.
 
-    Raises UserError.
+    needs: the fields beside the logits, which a teacher without a classifier lacks. Raises UserError.
     """
     loader, folder = data.train_loader, Path(opt.teacher_cache)
     order = loader.order
@@ -103,15 +103,18 @@ def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
     else:
         facts = {'forms': VARIANTS, **facts}
         slots = used = loader.n_slots
-    return Layout(folder, stem, facts, _encodings(opt, needs, probe(teacher, data.image_size)), slots, used,
+    fields = ('logits', *needs) if teacher.has_classifier else needs
+    return Layout(folder, stem, facts, _encodings(opt, fields, probe(teacher, data.image_size)), slots, used,
                   accuracy_file, min(opt.cache_epochs, opt.epochs) if is_repeated else None)
 
 
-def _encodings(opt, needs, outputs):
+def _encodings(opt, fields, outputs):
     """field -> its encoding. outputs: the teacher's, for their widths."""
-    widths = {field: getattr(outputs, field).shape[1] for field in CACHED_OUTPUTS if field in ('logits', *needs)}
+    widths = {field: getattr(outputs, field).shape[1] for field in CACHED_OUTPUTS if field in fields}
     if opt.cache_topk is None:
         return {field: Numbers(width) for field, width in widths.items()}
+    if 'logits' not in widths:
+        raise UserError(f'--cache_topk {opt.cache_topk}: without a classifier the teacher has no logits; leave it out')
     classes = widths.pop('logits')
     if opt.cache_topk != ALL and opt.cache_topk >= classes:
         raise UserError(f'--cache_topk {opt.cache_topk}: the data have {classes} classes; give less, or {ALL}')

@@ -11,7 +11,7 @@ class ABDistiller(FirstStage, Distiller):
 
     spec = Spec(
         title='AB', paper='Heo et al., AAAI 2019, arXiv:1811.03233', uses='stage pre-activations, in a first stage',
-        published={'beta': 1.0}, first_stage=True, has_method_loss=False)
+        published={'beta': 1.0}, first_stage=True, has_method_loss=False, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -6,7 +6,7 @@ from .criteria.attention import Attention
 class ATDistiller(Distiller):
     spec = Spec(
         title='AT', paper='Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928', uses='stage features, in order',
-        published={'beta': 1000.0}, needs=('feats',))
+        published={'beta': 1000.0}, needs=('feats',), features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

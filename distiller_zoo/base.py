@@ -128,10 +128,10 @@ class Distiller(TrainingTask):
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:
-        """The teacher's logits and the outputs in spec.needs; the other fields are None."""
+        """The teacher's logits, if it has a classifier, and the outputs in spec.needs; the other fields are None."""
         out = self.teacher.outputs(images, self.preact_t)
-        return Outputs(*(value if name in ('logits', *self.spec.needs) else None
-                         for name, value in out._asdict().items()))
+        fields = ('logits', *self.spec.needs) if self.teacher.has_classifier else self.spec.needs
+        return Outputs(*(value if name in fields else None for name, value in out._asdict().items()))
 
     def student_outputs(self, images: Tensor) -> Outputs:
         """The student's outputs. An override may change which logits are trained."""

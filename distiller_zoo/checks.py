@@ -39,6 +39,15 @@ def check_classes(data, label: str, advice: str) -> None:
         raise UserError(f'{label}: class{name} {number}, counted from 0, has no training image; {advice}')
 
 
+def why_logits(opt, spec) -> str:
+    """Why a run with these options needs the teacher's logits, for messages; '' if it only reads features."""
+    if not spec.features_only:
+        return f'--distill {opt.distill} needs its logits'
+    if opt.alpha:
+        return f'-a {opt.alpha:g} needs its logits (-a 0 does not)'
+    return '--entropy_weights needs its logits' if opt.entropy_weights else ''
+
+
 def check_preact(distiller, opt, data, student: bool = True) -> None:
     """Raises PairError unless the teacher, and by default the student, gives feature maps before their ReLU."""
     try:

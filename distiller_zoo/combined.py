@@ -134,6 +134,7 @@ def combine(methods: dict[str, type[Distiller]], flag: str) -> type[Combined]:
                           'needs_class')}
     spec = Spec(
         title='+'.join(spec.title for spec in specs.values()), paper='', uses='', **flags,
+        features_only=all(spec.features_only for spec in specs.values()),
         published_logit_stand={key: value for spec in specs.values()
                                for key, value in spec.published_logit_stand.items()},
         published_entropy_weights={key: value for spec in specs.values()

@@ -8,7 +8,7 @@ from .criteria.correlation import Correlation, LinearEmbed
 class CCDistiller(Distiller):
     spec = Spec(
         title='CC', paper='Peng et al., ICCV 2019, arXiv:1904.01802', uses='feats[-1]', published={'beta': 0.02},
-        needs=('embedding',), pairwise=True)
+        needs=('embedding',), pairwise=True, features_only=True)
 
     @classmethod
     def add_arguments(cls, add):

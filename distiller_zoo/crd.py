@@ -9,7 +9,7 @@ from .criteria.crd import ContrastSampler, CRDLoss
 class CRDDistiller(Distiller):
     spec = Spec(
         title='CRD', paper='Tian et al., ICLR 2020, arXiv:1910.10699', uses='feats[-1], sample index',
-        published={'beta': 0.8}, needs=('embedding',), needs_class=True)
+        published={'beta': 0.8}, needs=('embedding',), needs_class=True, features_only=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -12,7 +12,7 @@ class FTDistiller(FirstStage, Distiller):
 
     spec = Spec(
         title='FT', paper='Kim et al., NeurIPS 2018, arXiv:1802.04977', uses='feats[-2], paraphrased in a first stage',
-        published={'beta': 200.0}, needs=('feats',), first_stage=True)
+        published={'beta': 200.0}, needs=('feats',), first_stage=True, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])

@@ -11,7 +11,7 @@ class FSPDistiller(FirstStage, Distiller):
 
     spec = Spec(
         title='FSP', paper='Yim et al., CVPR 2017', uses='feats[:-1], in a first stage', published={'beta': 50.0},
-        first_stage=True, has_method_loss=False)
+        first_stage=True, has_method_loss=False, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[:-1], shapes_t.feats[:-1])

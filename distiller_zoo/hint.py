@@ -9,7 +9,7 @@ from .criteria.hint import ConvReg, HintLoss
 class FitNetDistiller(Distiller):
     spec = Spec(
         title='FitNet', paper='Romero et al., ICLR 2015, arXiv:1412.6550', uses='feats[--hint_layer]',
-        published={'beta': 100.0}, needs=('feats',))
+        published={'beta': 100.0}, needs=('feats',), features_only=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -13,7 +13,8 @@ class HKDDistiller(Distiller):
 
     spec = Spec(
         title='HKD', paper='Passalis et al., CVPR 2020, arXiv:2005.00727', uses='stage features, in order',
-        published={'beta': 1.0}, needs=('feats',), auxiliary_teacher='pkt', pairwise=True)
+        published={'beta': 1.0}, needs=('feats',), features_only=True,
+        auxiliary_teacher='pkt', pairwise=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -7,7 +7,8 @@ from .criteria.ickd import ICKDLoss
 class ICKDDistiller(Distiller):
     spec = Spec(
         title='ICKD', paper='Liu et al., ICCV 2021, arXiv:2202.03680', uses='feats[-2]',
-        published={'alpha': 0.0, 'beta': 2.5}, published_imagenet={'beta': 1.0}, needs=('feats',))
+        published={'alpha': 0.0, 'beta': 2.5}, published_imagenet={'beta': 1.0}, needs=('feats',),
+        features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, [shapes_s.feats[-2]], [shapes_t.feats[-2]])

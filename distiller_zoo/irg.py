@@ -9,7 +9,7 @@ from .criteria.irg import IRGLoss
 class IRGDistiller(Distiller):
     spec = Spec(
         title='IRG', paper='Liu et al., CVPR 2019', uses='feats[-1], feats[--transform_layer_s/_t]',
-        published={'beta': 0.005}, needs=('embedding', 'feats'), pairwise=True)
+        published={'beta': 0.005}, needs=('embedding', 'feats'), pairwise=True, features_only=True)
 
     @classmethod
     def add_arguments(cls, add):

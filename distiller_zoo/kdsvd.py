@@ -6,7 +6,7 @@ from .criteria.kdsvd import KDSVD
 class KDSVDDistiller(Distiller):
     spec = Spec(
         title='KDSVD', paper='Lee et al., ECCV 2018, arXiv:1807.06819', uses='stage features, in order',
-        published={'beta': 1.0}, needs=('feats',))
+        published={'beta': 1.0}, needs=('feats',), features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

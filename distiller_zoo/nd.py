@@ -15,7 +15,7 @@ class NDDistiller(Distiller):
         title='ND', paper='Wang et al., 2023, arXiv:2305.17007', uses="embedding; the teacher's mean of each class",
         published={'alpha': 3.5, 'beta': 2.0, 'kl_warmup_epochs': 20},
         published_imagenet={'alpha': 2.5, 'beta': 1.0, 'kd_T': 1.0, 'kl_warmup_epochs': 5},
-        needs=('embedding',), reads_teacher=True, needs_class=True)
+        needs=('embedding',), reads_teacher=True, features_only=True, needs_class=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_classes(data, f'--distill {opt.distill}', 'give each class at least one')

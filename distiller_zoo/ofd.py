@@ -12,7 +12,7 @@ class OFDDistiller(Distiller):
     spec = Spec(
         title='OFD', paper='Heo et al., ICCV 2019, arXiv:1904.01866', uses='stages before their ReLU',
         published={'alpha': 0.0, 'beta': 0.001}, published_imagenet={'beta': 0.0001}, needs=('feats',), preact_s=True,
-        preact_t=True)
+        preact_t=True, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -6,7 +6,7 @@ from .criteria.pkt import PKT
 class PKTDistiller(Distiller):
     spec = Spec(
         title='PKT', paper='Passalis and Tefas, ECCV 2018, arXiv:1803.10837', uses='feats[-1]',
-        published={'beta': 30000.0}, needs=('embedding',), pairwise=True)
+        published={'beta': 30000.0}, needs=('embedding',), pairwise=True, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = PKT()

@@ -6,7 +6,7 @@ from helper.cli import comma_list
 from helper.errors import UserError, nearest, reason
 from models.classes import match_classes
 from models.ensemble import Ensemble, nets_of, options_of_teachers
-from models.load import fill, load_net, new_net, open_checkpoint
+from models.load import fill, load_net, new_net, open_checkpoint, refuse_other_classes
 from models.recognise import find_architecture
 
 from .abkd import ABKDDistiller
@@ -132,6 +132,7 @@ def load_inference_net(path: str, data, flag: str, arch: str | None = None,
         return name, load_net(path, checkpoint, name, data, flag)
     fault = f'not the weights of {name} as --distill {method} deploys it'
     rebuild = get_method(str(method), f'{flag} {path}: inference_net').rebuild_inference_net
+    refuse_other_classes(checkpoint.get('num_classes'), path, name, data, flag)
     student = new_net(path, checkpoint, name, data, flag)
     try:
         net = rebuild(student, checkpoint['model'])

@@ -13,7 +13,7 @@ class ReviewKDDistiller(Distiller):
         uses="stages and embedding; the teacher's before their ReLU, if it gives them",
         published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
         published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, published_entropy_weights={'entropy_bound': 'log'},
-        needs=('feats',), preact_t=True)
+        needs=('feats',), preact_t=True, features_only=True)
 
     @classmethod
     def published_options(cls, opt):

@@ -6,7 +6,7 @@ from .criteria.rkd import RKDLoss
 class RKDDistiller(Distiller):
     spec = Spec(
         title='RKD', paper='Park et al., CVPR 2019, arXiv:1904.05068', uses='feats[-1]', published={'beta': 1.0},
-        needs=('embedding',), pairwise=True)
+        needs=('embedding',), pairwise=True, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = RKDLoss()

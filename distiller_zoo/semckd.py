@@ -15,6 +15,7 @@ class SemCKDDistiller(Distiller):
         published={'beta': 400.0},
         published_imagenet={'beta': 50.0},
         needs=('feats',),
+        features_only=True,
         drop_last=True,  # the MLPs' input width is the batch size
         own_buffers=('attention_sum', 'attention_batches'))
 

@@ -6,7 +6,7 @@ from .criteria.similarity import Similarity
 class SPDistiller(Distiller):
     spec = Spec(
         title='SP', paper='Tung and Mori, ICCV 2019, arXiv:1907.09682', uses='feats[-2]', published={'beta': 3000.0},
-        needs=('feats',), pairwise=True)
+        needs=('feats',), pairwise=True, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = Similarity()

@@ -24,6 +24,7 @@ class Spec:
     preact_s: bool = False      # feature maps of the student are taken before their ReLU
     preact_t: bool = False      # the same for the teacher
     reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
+    features_only: bool = False     # its own loss reads no logits of the teacher, which then needs no classifier
     auxiliary_teacher: str = '' # the method that trains the auxiliary teacher of --path-t; tables name the original one
     needs_class: bool = False   # each image has one class, so mixup, CutMix and --unlabelled do not apply
     pairwise: bool = False      # compares images within a batch, so a batch has at least two

@@ -10,7 +10,8 @@ class SRDDistiller(Distiller):
 
     spec = Spec(
         title='SRD', paper='Miles and Mikolajczyk, AAAI 2024, arXiv:2303.11098', uses='embedding',
-        published={'beta': 2.0, 'kd_T': 1.0}, needs=('embedding',), pairwise=True)
+        published={'beta': 2.0, 'kd_T': 1.0}, needs=('embedding',), features_only=True,
+        pairwise=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.projector = nn.Linear(*shapes_s.embedding, *shapes_t.embedding)

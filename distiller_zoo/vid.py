@@ -8,7 +8,7 @@ from .criteria.vid import VIDLoss
 class VIDDistiller(Distiller):
     spec = Spec(
         title='VID', paper='Ahn et al., CVPR 2019, arXiv:1904.05835', uses='stage features, in order',
-        published={'beta': 1.0}, needs=('feats',))
+        published={'beta': 1.0}, needs=('feats',), features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):
         check_maps(opt, shapes_s.feats[1:-1], shapes_t.feats[1:-1])

@@ -10,7 +10,7 @@ class VkDDistiller(Distiller):
 
     spec = Spec(
         title='VkD', paper='Miles, Elezi and Deng, CVPR 2024, arXiv:2403.06213', uses='embedding',
-        published={'beta': 1.0, 'kd_T': 1.0}, needs=('embedding',))
+        published={'beta': 1.0, 'kd_T': 1.0}, needs=('embedding',), features_only=True)
 
     @classmethod
     def add_arguments(cls, add):

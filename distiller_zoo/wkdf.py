@@ -19,7 +19,7 @@ class WKDFDistiller(Distiller):
                    'wkdf_projector': 'conv'},
         published_imagenet={'beta': 0.02, 'wkdf_mean_weight': 2.0, 'wkdf_grid': 4, 'wkdf_decay_from': 0,
                             'wkdf_projector': 'bottleneck'},
-        needs=('feats',), scheduled_over_epochs=True)
+        needs=('feats',), features_only=True, scheduled_over_epochs=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -27,14 +27,16 @@ class AnotherRun(UserError):
 
 
 def fingerprint(data, **nets) -> dict:
-    """The facts of the data and of nets' code that must be the same in a resumed run, and in the runs of a table."""
+    """The facts of the data, the code of nets and the head of a teacher that must be the same in a resumed run, and in
+    the runs of a table."""
     facts = {'training images': data.n_train, 'classes': data.num_classes,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
              'unlabelled images': data.n_unlabelled or None,
              'unlabelled images (checksum)': data.unlabelled_checksum,
              VALIDATION: None if data.val_labels is None else len(data.val_labels),
-             **{f'code of the {role} (checksum)': getattr(net, 'code_checksum', None) for role, net in nets.items()}}
+             **{f'{part} of the {role} (checksum)': getattr(net, f'{part}_checksum', None)
+                for part in ('code', 'head') for role, net in nets.items()}}
     return {name: value for name, value in facts.items() if value is not None}
 
 

@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from helper.errors import UserError, listed
+from helper.errors import UserError, counted, listed
 
 from .adapter import Adapter
 from .base import Net, noise_images
@@ -57,6 +57,23 @@ def classifier_outputs(weights: dict, classifier: list[str]) -> int | None:
     sizes = {weights[name].shape[0] for name in classifier if isinstance(weights.get(name), torch.Tensor)
              and weights[name].dim()}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def why_new_classifier(weights: dict, classifier: list[str], checkpoint: dict, data, label: str) -> str:
+    """Why the classifier of a checkpoint does not fit the data: a text after 'new classifier'. '' if it fits.
+
+    weights: of the checkpoint, by the names in the net. classifier: the names of the net's.
+    """
+    if not weights.keys() & {*classifier}:
+        return f'of {counted(data.num_classes, "class")}, because the checkpoint has none'
+    classes, names = classifier_outputs(weights, classifier), checkpoint.get('classes')
+    if classes not in (None, data.num_classes):
+        return f'of {counted(data.num_classes, "class")} instead of {classes}'
+    try:
+        class_order(names, data, label)
+    except UserError:       # the names differ
+        return f'of the classes {listed([*data.classes], MAX_NAMED)} instead of {listed(names, MAX_NAMED)}'
+    return ''
 
 
 def match_classes(net: nn.Module, names, data, label: str) -> None:

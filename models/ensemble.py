@@ -11,7 +11,7 @@ from .inputs import INTERPOLATIONS
 NOT_GIVEN = '-'     # replaces the value of an option in VALUES for a teacher whose checkpoint says it
 VALUES = {          # option with a value for each teacher -> its type
     'model_t': str, 'mean_t': colours(low=0), 'std_t': colours(above=0), 'size_t': number(int, low=8, high=4096),
-    'interpolation_t': one_of(INTERPOLATIONS), 'stages_t': stage_list}
+    'interpolation_t': one_of(INTERPOLATIONS), 'stages_t': stage_list, 'teacher_head': one_of(('linear',))}
 
 
 class Ensemble(nn.ModuleList):
@@ -32,6 +32,17 @@ class Ensemble(nn.ModuleList):
     def checksum(self) -> list[int]:
         """The checksum of each net's weights; see models.load.load_net."""
         return [net.checksum for net in self]
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether all nets have a classifier of the data's classes."""
+        return all(net.has_classifier for net in self)
+
+    @property
+    def head_checksum(self) -> list[int | None] | None:
+        """The checksum of the head of each net by --teacher_head; None if there is none."""
+        checksums = [net.head_checksum for net in self]
+        return checksums if any(checksums) else None
 
     @property
     def code_checksum(self) -> list[int | None] | None:

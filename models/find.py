@@ -96,10 +96,11 @@ def warn_of_size(name: str, size: int, flag: str) -> None:
 
 
 def build(name: str, num_classes: int, image_size: int, flag: str = 'model', drop_path: float = 0.0,
-          trains: bool = True) -> Net:
+          trains: bool = True, appends_classifier: bool = False) -> Net:
     """The net `name` with new weights. Raises UserError if it cannot be built, or if its logits are not as required.
 
     drop_path: probability in training of leaving out the last block of a library's net; lower for earlier blocks.
+    appends_classifier: a net of a user's file that returns features (N, width) gets a linear classifier.
     """
     name = check_name(name, image_size, flag)
     library = get_library(name)
@@ -112,7 +113,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str = 'model', dro
             settings.setdefault(DROP_PATH[library], drop_path)
         net = LIBRARIES[library].build(name, plain, settings, num_classes, image_size, flag)
     elif is_user_file(name):
-        net = user_file.build(name, num_classes, image_size, flag, trains)
+        net = user_file.build(name, num_classes, image_size, flag, trains, appends_classifier)
     else:
         return model_dict[name](num_classes=num_classes)        # the tests check its logits
     label = f'{flag} {name}'
@@ -142,7 +143,9 @@ def _find_fault(logits, num_classes, trains):
         return f'gives logits {("N", *logits.shape[1:])}, not one row for each image; let it pool them to ' \
                f'(N, {num_classes})'
     if logits.shape != (2, num_classes):
-        return f'gives {logits.shape[1]} logits for {num_classes} classes; let its last layer have num_classes outputs'
+        advice = 'let its last layer have num_classes outputs' + (
+            '' if trains else ', or add --teacher_head linear for a teacher that returns features')
+        return f'gives {logits.shape[1]} logits for {num_classes} classes; {advice}'
     if logits.dtype != torch.float32:
         return f'gives logits of {str(logits.dtype).removeprefix("torch.")}; let them be float32'
     if trains and not logits.requires_grad:

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from helper.checkpoint import FORMAT_VERSION, is_project_checkpoint, load_checkpoint, load_weights, weights_checksum
-from helper.errors import UserError, counted, printable
+from helper.errors import UserError, counted, listed, printable
 
-from .classes import classifier_outputs, find_classifier, match_classes
+from .classes import MAX_NAMED, classifier_outputs, find_classifier, match_classes
 from .find import LIBRARIES, build, get_library, parse_name
 from .foreign import CONFIG, WEIGHTS, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
@@ -111,17 +111,22 @@ def _checkpoint_in_state(state, label):
     return {**{name: state[name] for name in CHECKPOINT_KEYS if name in state}, 'epoch': epoch if step else epoch - 1}
 
 
-def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
-    """The net `name` with new weights and the checkpoint's preprocessing. Raises UserError for other classes."""
+def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t',
+            appends_classifier: bool = False) -> nn.Module:
+    """The net `name` for data.num_classes classes with new weights and the checkpoint's preprocessing.
+
+    appends_classifier: see models.find.build. Raises UserError.
+    """
     label = f'{flag} {path}'
-    _refuse_other_classes(checkpoint.get('num_classes'), path, name, data, flag)
     inputs, data_inputs = checkpoint.get('inputs'), getattr(data, 'inputs', None)
     if inputs is None:
-        return build(name, data.num_classes, data.image_size, f'{label}:', trains=False)
+        return build(name, data.num_classes, data.image_size, f'{label}:', trains=False,
+                     appends_classifier=appends_classifier)
     if 'source' in checkpoint and data_inputs:      # the user may give only some parts, for another program's file
         inputs = {**data_inputs, **inputs}
     inputs = check_inputs(inputs, label)
-    net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False)
+    net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False,
+                appends_classifier=appends_classifier)
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion
@@ -137,41 +142,54 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     return net
 
 
-def _refuse_other_classes(classes, path, name, data, flag):
-    """Raise UserError if a net of `classes` classes (None: unknown) does not suit the data."""
+def refuse_other_classes(classes, path, name, data, flag, reads_logits=''):
+    """Raise UserError if a net of `classes` classes (None: unknown, 0: without a classifier) does not suit the data."""
     if classes in (None, data.num_classes):
         return
+    fault = f'a net of {counted(classes, "class")}, but the data has {data.num_classes}' if classes else \
+        'a net without a classifier'
     advice = 'train one on this data with train_teacher.py'
     if flag == '--path-t':
         start = ['--pretrained'] if get_library(path) else ['--initial_checkpoint', path]
         command = ['python', 'train_teacher.py', '--model', name, *start, *getattr(data, 'flags', ()),
                    '--freeze_epochs', '1']
         advice = f'fine-tune it first: {shlex.join(command)}'
-    raise UserError(f'{flag} {path}: a net of {counted(classes, "class")}, but the data has {data.num_classes}; '
-                    f'{advice}')
+    if reads_logits:
+        fault += f', and {reads_logits}'
+        advice = f'add --teacher_head linear, which fits a classifier to the training images, or {advice}'
+    raise UserError(f'{flag} {path}: {fault}; {advice}')
 
 
-def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t') -> nn.Module:
+def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t', reads_logits: str = '') -> nn.Module:
     """The net `name` for data.num_classes classes, with the checkpoint's weights. Raises UserError if they do not fit.
 
     Its classes are in the data's order. Its `checksum` is of the weights in the file, before they are reordered.
+    reads_logits: for the advice, why a run of train_student.py needs logits.
     """
     label = f'{flag} {path}'
     refuse_other_than_student(checkpoint, label, name)
+    refuse_other_classes(checkpoint.get('num_classes'), path, name, data, flag, reads_logits)
     net = new_net(path, checkpoint, name, data, flag)
     if 'source' in checkpoint and flag == '--path-t':       # only the weights say how many classes it has
-        _refuse_other_classes(_count_classes(net, checkpoint, data, label), path, name, data, flag)
-    fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
-    net.checksum = weights_checksum(net)
-    match_classes(net, checkpoint.get('classes'), data, label)
+        refuse_other_classes(_count_classes(net, checkpoint, data, label), path, name, data, flag, reads_logits)
+    fill_all(net, checkpoint, name, data, label)
     return net
 
 
+def fill_all(net: nn.Module, checkpoint: dict, name: str, data, label: str) -> None:
+    """Load all weights of a checkpoint into the net `name`; see load_net. Raises UserError."""
+    fill(net, checkpoint, label, f'not the weights of {name} with {data.num_classes} classes')
+    net.checksum = weights_checksum(net)
+    match_classes(net, checkpoint.get('classes'), data, label)
+
+
 def _count_classes(net, checkpoint, data, label):
-    """The outputs of the classifier in a checkpoint; None if they cannot be found."""
+    """The outputs of the classifier in a checkpoint, 0 if it alone is missing; None if they cannot be found."""
     weights, _ = select_weights(net, checkpoint, label)
     with contextlib.suppress(UserError):
-        return classifier_outputs(weights, find_classifier(net, data.num_classes, label))
+        classifier = find_classifier(net, data.num_classes, label)
+        missing = {name for name in net.state_dict() if not name.endswith('num_batches_tracked')} - weights.keys()
+        return 0 if missing == {*classifier} else classifier_outputs(weights, classifier)
     return None
 
 
@@ -206,6 +224,22 @@ def select_weights(net: nn.Module, checkpoint: dict, label: str) -> tuple[dict, 
         weights = {key: value for key, value in weights.items() if key not in auxiliary}
         notes += [removed, f'{len(auxiliary)} weights of auxiliary classifiers left out' if auxiliary else '']
     return weights, notes
+
+
+def load_other_size(net: nn.Module, weights: dict, num_classes: int, label: str) -> str:
+    """Load weights whose classifier fits; a net of timm resamples those of another image size. Raises UserError.
+
+    Returns a note of what was resampled, or ''.
+    """
+    note, resample = '', getattr(net, 'resample', None)
+    fits = all(getattr(weights.get(key), 'shape', None) == value.shape for key, value in net.state_dict().items())
+    if resample and not fits and (resampled := resample(weights, num_classes)):
+        changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
+        note = f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels'
+        weights = resampled
+    load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
+    refuse_nan(net, label)
+    return note
 
 
 def refuse_nan(net: nn.Module, label: str) -> None:

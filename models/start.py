@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
-from helper.checkpoint import load_weights, weights_checksum
-from helper.errors import UserError, counted, listed, printable
+from helper.checkpoint import weights_checksum
+from helper.errors import UserError, printable
 
-from .classes import MAX_NAMED, class_order, classifier_outputs, find_classifier
+from .classes import class_order, find_classifier, why_new_classifier
 from .find import LIBRARIES, get_library, is_user_file, parse_name
 from .inputs import check_parts
-from .load import open_net, refuse_nan, refuse_other_than_student, select_weights
+from .load import load_other_size, open_net, refuse_other_than_student, select_weights
 
 CHECKSUM = 'initial weights (checksum)'     # key in parameters.json and last.pth
 
@@ -79,7 +79,7 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
     label, initial = start.label, net.state_dict()
     weights, notes = select_weights(net, start.checkpoint, label)
     classifier = find_classifier(net, data.num_classes, label)
-    if why_new := _why_new_classifier(weights, classifier, start, data):
+    if why_new := why_new_classifier(weights, classifier, start.checkpoint, data, label):
         new, ending = classifier, f'; new classifier ({", ".join(classifier)}) {why_new}'
         weights |= {key: initial[key] for key in new}
     else:
@@ -88,14 +88,7 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
         if order is not None:
             weights |= {key: weights[key][order] for key in classifier if key in weights}
             ending += ', whose classes are reordered to match the data'
-    resample = getattr(net, 'resample', None)
-    fits = all(getattr(weights.get(key), 'shape', None) == value.shape for key, value in initial.items())
-    if resample and not fits and (resampled := resample(weights, data.num_classes)):
-        changed = [key for key in resampled if key in weights and weights[key].shape != resampled[key].shape]
-        notes.append(f'{listed(changed, MAX_NAMED)} resampled by timm for images of {net.image_size} pixels')
-        weights = resampled
-    load_weights(net, weights, f'{label}: not the weights of this net with another classifier')
-    refuse_nan(net, label)
+    notes.append(load_other_size(net, weights, data.num_classes, label))
     # torch's initial weights: timm's are larger for fewer classes in EfficientNets, which then learn slowly.
     for name in dict.fromkeys(key.rpartition('.')[0] for key in new):
         layer = getattr(net, 'net', net).get_submodule(name)
@@ -104,17 +97,3 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
     count = f'{len(initial) - len(new)} of {len(initial)}' if new else f'all {len(initial)}'
     print(f'{label}: {"".join(f"{note}, " for note in notes if note)}{count} tensors loaded{ending}')
     return {CHECKSUM: weights_checksum(net, left_out=new)}
-
-
-def _why_new_classifier(weights, classifier, start, data):
-    """Why the classifier of a checkpoint does not fit the data: a text after 'new classifier'. '' if it fits."""
-    if not weights.keys() & {*classifier}:
-        return f'of {counted(data.num_classes, "class")}, because the checkpoint has none'
-    classes, names = classifier_outputs(weights, classifier), start.checkpoint.get('classes')
-    if classes not in (None, data.num_classes):
-        return f'of {counted(data.num_classes, "class")} instead of {classes}'
-    try:
-        class_order(names, data, start.label)
-    except UserError:       # the names differ
-        return f'of the classes {listed([*data.classes], MAX_NAMED)} instead of {listed(names, MAX_NAMED)}'
-    return ''

@@ -25,13 +25,17 @@ LARGE_IMAGE = 256       # of the trace, so that the pooled map is smaller than t
 OTHER_STEPS = 'its forward pass takes other steps in training than in evaluation'
 
 
+APPENDED = 'appended_classifier'        # the name of the linear layer that follows a net which returns features
+
+
 class Traced(Adapter):
     """A module that torch.fx can trace, from images to logits. Its stages are the last map of each size; of blocks that
-    return tokens of one size, as in a ViT, four. Its classifier is the last linear layer with an output for each class.
+    return tokens of one size, as in a ViT, four. Its classifier is the last linear layer with an output for each class,
+    or for a net that returns features one that is appended (appends_classifier).
     """
 
     def __init__(self, name: str, net: nn.Module, num_classes: int, image_size: int, flag: str,
-                 trace_size: int = LARGE_IMAGE, trains: bool = False):
+                 trace_size: int = LARGE_IMAGE, trains: bool = False, appends_classifier: bool = False):
         super().__init__(name, net, image_size)
         self.num_classes = num_classes
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
@@ -39,7 +43,7 @@ class Traced(Adapter):
         state, fault = _python_state(net), None
         tracer, training_tracer = _Tracer(), _Tracer()
         try:
-            self._trace(tracer, training_tracer if trains else None, num_classes, trace_size)
+            features = self._trace(tracer, training_tracer if trains else None, num_classes, trace_size)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError,
                 fx.proxy.TraceError) as error:
             fault = error
@@ -54,8 +58,12 @@ class Traced(Adapter):
         if fault:
             raise UserError(f'{flag} {name}: its stages cannot be found ({reason(fault)}); '
                             f'make it a models.base.Net, which names them') from fault
+        if appends_classifier and len(features) == 2 and features[1] != num_classes:
+            self.net.add_module(APPENDED, nn.Linear(features[1], num_classes))
+            self.classifier = [APPENDED]
 
     def _trace(self, tracer, training_tracer, num_classes, size):
+        """Replace self.net by one that returns the stages. Returns the shape of the output of the forward pass."""
         with torch.enable_grad():
             graph = tracer.trace(self.net.eval())
         shapes = _shapes(self.net, graph, torch.zeros(2, self.channels, size, size))
@@ -88,6 +96,7 @@ class Traced(Adapter):
             raise ValueError(OTHER_STEPS) from error
         if lost := keys ^ {*self.net.state_dict()}:
             raise ValueError(f'the trace changes {", ".join(sorted(lost)[:3])}')
+        return shapes[output]
 
     def run(self, x):
         out = self.net(x)
@@ -100,7 +109,8 @@ class Traced(Adapter):
         embedding = out[self.embedding]
         embedding = embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
         maps = [as_map(name) for name in (self.stem, *(self.stage_names[i] for i in self.selected_stages))]
-        return maps, as_map(self.last), embedding, out[self.logits]
+        logits = self.get_classifier()(embedding) if self.classifier == [APPENDED] else out[self.logits]
+        return maps, as_map(self.last), embedding, logits
 
     def classifier_layers(self):
         """The classifier, or without one the last convolution that has an output for each class."""

@@ -17,8 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]              # of this project's modu
 _imported: dict[str, tuple[bytes, object]] = {}         # file -> (its source, the module)
 
 
-def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool) -> Net:
-    """The net that FUNCTION of FILE.py returns, traced unless it is a Net. Raises UserError that begins with `flag`."""
+def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool, appends_classifier: bool = False
+          ) -> Net:
+    """The net that FUNCTION of FILE.py returns, traced unless it is a Net. Raises UserError that begins with `flag`.
+
+    appends_classifier: see models.find.build.
+    """
     path, _, function = name.rpartition(':')
     label = f'{flag} {name}'
     before = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -42,7 +46,7 @@ def build(name: str, num_classes: int, image_size: int, flag: str, trains: bool)
         raise UserError(f'{label}: {fault}')
     if not isinstance(net, Net):
         from .traced import Traced  # imports torchvision, which takes seconds
-        net = Traced(name, net, num_classes, image_size, flag, image_size, trains)
+        net = Traced(name, net, num_classes, image_size, flag, image_size, trains, appends_classifier)
     net.code_checksum = _code_checksum(Path(path))
     return net
 

@@ -85,7 +85,7 @@ def fill_of_teacher(opt, needs, teacher, data, device):
     fold_batchnorm(teacher, data.image_size)
     teacher.to(device, memory_format=memory_format(opt))
     try:
-        if cache.accuracy.value is None:
+        if teacher.has_classifier and cache.accuracy.value is None:
             test = validate(data.selection_loader, teacher, None, f'--path-t {opt.path_t}', data.selection_split)
             cache.accuracy.save(test[f'{data.selection_split}_acc'])
         with compiled(teacher, opt, device):
@@ -116,7 +116,7 @@ def main():
                            inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
     if device.type == 'cpu':
         keep_memory()
-    nets = nets_of(load_teacher(opt, checkpoint, data))
+    nets = nets_of(load_teacher(opt, checkpoint, data, device))
     for of_one, net in zip(options_of_teachers(opt), nets, strict=True):
         fill_of_teacher(of_one, method.spec.needs, net.eval(), data, device)
 

@@ -19,6 +19,7 @@ from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
 from dataset.order import AccompanyingOrder
 from dataset.teacher_cache import TeacherCache
+from dataset.teacher_head import embeddings
 from dataset.unlabelled import WithUnlabelled
 from dataset.worker_loader import WorkerLoader, collate
 from distiller_zoo import distiller_dict
@@ -142,6 +143,13 @@ def test_cached_teacher_outputs(fake, near, topk, tmp_path, monkeypatch):
         logits = loader.outputs(images, np.array(slots)).logits
         assert logits.device == CUDA and logits.shape == (16, 5) and logits.dtype == torch.float32
     assert asked == [16, 4 if near else 8]      # near: the second batch's outputs are cached for the third
+
+
+def test_embeddings_of_a_teacher(fake):
+    """Its embeddings are computed on the GPU; the fit of --teacher_head gets them on the CPU."""
+    distiller, batch = faked('kd')
+    x, target = embeddings(distiller.teacher, [batch, batch])
+    assert x.device == target.device == CPU and x.shape == (16, 64) and target.shape == (16,)
 
 
 def test_the_gpu_of_a_mac(fake, monkeypatch):

@@ -26,6 +26,7 @@ import train_teacher
 from dataset import Data, get_dataloaders
 from dataset.memory import MemoryLoader
 from dataset.order import AccompanyingOrder, EpochOrder, batch_ranges
+from dataset.teacher_head import add_head
 from dataset.unlabelled import WithUnlabelled
 from distiller_zoo import distiller_dict, get_method, make_distiller
 from helper import distributed
@@ -201,6 +202,17 @@ def accumulated(rank, world):
     return averages, distiller.student.fc.weight.flatten()[:20].tolist(), buckets.count(0)
 
 
+def teacher_head(loader, save_dir):
+    """[the checksum, the classifier's weights] of --teacher_head in each process."""
+    torch.manual_seed(0)
+    teacher = model_dict['resnet8'](num_classes=10)
+    opt = SimpleNamespace(teacher_head='linear', teacher_cache=None, save_dir=str(save_dir), model_t='resnet8',
+                          dataset='x', split=None, val_fraction=None, train_fraction=1.0, estimate=False,
+                          channels_last=True, path_t='x')
+    add_head(opt, teacher, Data(loader, loader, 10, 16, loader.target, lambda: loader), CPU)
+    return distributed.gather([teacher.head_checksum, teacher.fc.weight.tolist()])
+
+
 def measured_weights(rank, world):
     """The weights of -b auto after six batches."""
     distiller, loader, opt = make('hint+dkd', rank, world, beta=['auto', 'auto'])
@@ -296,6 +308,7 @@ def every_method(opt, device):
                                    .manual_seed(7)), torch.arange(45) % 10
     held_out = MemoryLoader(images, target, 8, device, rank=rank, world_size=world)
     found['validate'] = measure(held_out, make('kd', rank, world)[0].student)
+    found['teacher head'] = teacher_head(held_out, Path(opt.out).parent)
     one = MemoryLoader(images[:1], target[:1], 8, device, rank=rank, world_size=world)
     found['one image'] = measure(one, make('kd', rank, world)[0].student)
     net = make('kd', rank, world)[0].student
@@ -338,6 +351,15 @@ def test_all_processes_hold_the_same(together, method):
     its own backward passes neither freezes nor accumulates.
     """
     assert together[method] == dict.fromkeys(('weights', 'optimizer', 'averages', 'moved', 'gradients'), True)
+
+
+def test_teacher_head(together, tmp_path):
+    """Both processes get the head that one process fits, up to rounding."""
+    first, second = together['teacher head']
+    images = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    alone = teacher_head(MemoryLoader(images, torch.arange(45) % 10, 8, CPU), tmp_path)[0]
+    assert first == second
+    torch.testing.assert_close(torch.tensor(first[1]), torch.tensor(alone[1]), rtol=1e-3, atol=1e-3)
 
 
 def test_which_methods_exchange_values():

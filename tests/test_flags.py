@@ -269,7 +269,8 @@ ELSEWHERE = {
     'cache_epochs': 'test_cache_epochs.test_the_augmentation_repeats',
     'cache_seed': 'test_cache_epochs.test_the_augmentation_repeats',
     'cache_topk': 'test_cache_epochs.test_the_largest_probabilities',
-    'estimate': 'test_scripts.test_teacher_outputs', 'teacher_cache': 'test_teacher_cache', 'wandb': 'test_wandb',
+    'estimate': 'test_scripts.test_teacher_outputs', 'teacher_cache': 'test_teacher_cache',
+    'teacher_head': 'test_teacher_head', 'wandb': 'test_wandb',
     'wkdl_cost': 'test_newer_methods.test_wkdl_cost_of_the_training_set', 'flags': 'test_scripts.test_defaults'}
 
 

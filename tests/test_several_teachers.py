@@ -144,7 +144,7 @@ def test_teachers_with_their_classes_in_another_order(teacher, capsys):
     opt = student_options(['--path-t', 'a.pth', 'b.pth'])
     opt.model_t = ['resnet14', 'resnet14']
     data = SimpleNamespace(num_classes=4, image_size=16, inputs=checkpoint['inputs'], classes=(*checkpoint['classes'],))
-    both = load_teacher(opt, [checkpoint, other], data).eval()
+    both = load_teacher(opt, [checkpoint, other], data, CPU).eval()
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(both(images), both[0](images).log_softmax(1))
     assert '--path-t b.pth: has the classes of the data in another order' in capsys.readouterr().out

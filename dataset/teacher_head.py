@@ -1,0 +1,171 @@
+"""--teacher_head: a linear classifier on the teacher's frozen embedding, fitted once and kept in a file for later runs.
+
+The file is in the folder of --teacher_cache, else in teacher_heads of --save_dir.
+"""
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from helper import distributed
+from helper.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
+from helper.device import memory_format
+from helper.errors import UserError, printable
+from helper.files import locked
+from helper.resume import fingerprint
+from helper.run_folder import folder_name
+from models.base import Net
+from models.ensemble import nets_of, options_of_teachers
+from models.logistic_regression import choose_strength, fit, logits
+
+from .cache_layout import outputs_checksum
+from .split import divide
+
+HELD_OUT = 0.1      # of the training images, which choose the strength if there is no validation set
+NUMBERS = ('strength', 'training_acc', 'selection_acc')     # in a file, beside the weights
+
+
+def add_head(opt, teacher: Net, data, device: torch.device) -> None:
+    """Give a net of load_teacher_net the classifier of --teacher_head. All processes must call it. Raises UserError.
+
+    opt: the options of a run with this teacher alone. If --estimate finds no file, the classifier's weights stay zero.
+    """
+    if not len(data.labels):
+        raise UserError(f'--teacher_head {opt.teacher_head}: is fitted to labelled training images, but {opt.dataset} '
+                        f'has none; give some')
+    layer, facts = teacher.get_classifier(), _facts(opt, teacher, data)
+    folder = Path(opt.teacher_cache) if opt.teacher_cache else Path(opt.save_dir, 'teacher_heads')
+    file = folder / f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{zlib.crc32(facts.encode()):08x}_head.pth'
+    head = distributed.broadcast(lambda: _read(file, facts, layer))
+    teacher.has_classifier = True
+    if head is None and opt.estimate:
+        return
+    if head is None:
+        start, embedded = time.perf_counter(), _embed(opt, teacher, data, device)
+        head = distributed.broadcast(lambda: _save({**fit_head(*embedded, data.num_classes), 'facts': facts},
+                                                   file, layer))
+        origin = f'fitted in {time.perf_counter() - start:.1f} s'
+    else:
+        origin = f'read from {printable(file)}'
+    held_out = 'held-out' if data.val_loader is None else 'validation'
+    print(f'--teacher_head {opt.teacher_head}, {origin}: top-1 {head["training_acc"]:.2f} on the training images, '
+          f'{head["selection_acc"]:.2f} on the {held_out} images, which chose the L2 strength {head["strength"]:g}')
+    with torch.no_grad():
+        layer.weight.copy_(head['weight'])
+        layer.bias.copy_(head['bias'])
+    teacher.head_checksum = weights_checksum(layer)
+
+
+def passes_of_fits(opt, teacher: nn.Module, data) -> list[tuple]:
+    """(net, loader) of each pass that a run makes to fit the heads that --estimate leaves out."""
+    return [(net, loader) for of_one, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)
+            if of_one.teacher_head and net.head_checksum is None
+            for loader in filter(None, [data.unaugmented_loader(), data.val_loader])]
+
+
+def _facts(opt, teacher, data) -> str:
+    """What decides the head, as text: the teacher, the labelled images and their preprocessing."""
+    facts = {name: fact for name, fact in fingerprint(data).items() if not name.startswith('unlabelled')}
+    facts |= {**data.inputs, 'teacher (checksum)': outputs_checksum(teacher)}
+    facts |= {name: getattr(opt, name) for name in ('split', 'val_fraction', 'train_fraction')}
+    return repr(facts)
+
+
+def _read(file, facts, layer):
+    """The head in an untrusted file; None if the file is missing, or damaged, which a line says."""
+    if not file.exists():
+        return None
+    try:
+        head = load_checkpoint(str(file), '--teacher_head')
+        if _is_head(head, facts, layer):
+            return head
+        fault = f'{file}: holds no head of this teacher'
+    except UserError as error:
+        fault = str(error)
+    print(f'{printable(fault)}; the head is fitted anew')
+    return None
+
+
+def _is_head(head, facts, layer):
+    tensors, numbers = (head.get('weight'), head.get('bias')), map(head.get, NUMBERS)
+    return head.get('facts') == facts and all(isinstance(number, float) for number in numbers) and all(
+        isinstance(tensor, Tensor) and tensor.dtype == torch.float32 and tensor.shape == parameter.shape
+        and tensor.isfinite().all() for tensor, parameter in zip(tensors, layer.parameters(), strict=True))
+
+
+def _save(head, file, layer):
+    """Save the head, unless another run has saved one meanwhile. Returns the head in the file."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(file):
+            if saved := _read(file, head['facts'], layer):
+                return saved
+            save_checkpoint(file, head)
+    except (OSError, UserError) as error:
+        print(f'--teacher_head: is not kept for later runs ({printable(error)})')
+    return head
+
+
+def _embed(opt, teacher, data, device):
+    """The embeddings of the training and of the validation images, each with the labels; None without validation set.
+    """
+    teacher.eval().to(device, memory_format=memory_format(opt))
+    training = embeddings(teacher, data.unaugmented_loader())
+    validation = None if data.val_loader is None else embeddings(teacher, data.val_loader)
+    teacher.cpu()
+    if not training[0].isfinite().all():
+        raise UserError(f'--path-t {opt.path_t}: its embeddings of the training images are not finite; give a '
+                        f'checkpoint of a run that did not diverge')
+    return training, validation
+
+
+@torch.no_grad()
+def embeddings(teacher: Net, loader) -> tuple[Tensor, Tensor]:
+    """(inputs of the teacher's classifier float32 (N, width), labels int64 (N,)) on the CPU, in the loader's order.
+
+    N: images of all processes, which must all call this.
+    """
+    batches = [(index, target, teacher.hidden(teacher.outputs(images).embedding).float())
+               for images, target, index in loader]
+    mine = [torch.cat(parts).cpu() for parts in zip(*batches, strict=True)]
+    index, target, x = (torch.cat(parts) for parts in zip(*filter(None, distributed.gather(mine)), strict=True))
+    order = index.argsort()
+    return x[order], target[order]
+
+
+def fit_head(training: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor] | None, num_classes: int) -> dict:
+    """The classifier for pairs of embeddings (N, width) and labels (N,): 'weight' (classes, width), 'bias' (classes,).
+
+    Logistic regression in float64 on standardised embeddings, whose scaling becomes a part of the weights. 'strength',
+    of the penalty, is chosen on the validation images; without them on a tenth of the training images, before the fit
+    to all. 'training_acc', 'selection_acc': top-1 in percent on the training images, and on those that chose.
+    Raises UserError if no image can be held out.
+    """
+    x, target = training[0].double(), training[1]
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    deviation[deviation <= 1e-6 * x.abs().max()] = 1        # of a constant, which the mean turns into 0
+    x = (x - mean) / deviation
+    if validation is None:
+        parts = divide(target, range(len(target)), [1 - HELD_OUT, HELD_OUT])
+        train, val = parts['train'], parts['test']
+        if not val:
+            raise UserError('--teacher_head linear: each class has one training image, so that none can be held out to '
+                            'choose the strength of the penalty; add images')
+        strength, rough = choose_strength(x[train], target[train], x[val], target[val], num_classes)
+        weights = fit(x, target, num_classes, strength, rough)
+        selection_acc = accuracy(rough, x[val], target[val])
+    else:
+        x_val, target_val = (validation[0].double() - mean) / deviation, validation[1]
+        strength, rough = choose_strength(x, target, x_val, target_val, num_classes)
+        weights = fit(x, target, num_classes, strength, rough)
+        selection_acc = accuracy(weights, x_val, target_val)
+    weight = weights[:, :-1] / deviation
+    return {'weight': weight.float(), 'bias': (weights[:, -1] - weight @ mean).float(), 'strength': strength,
+            'training_acc': accuracy(weights, x, target), 'selection_acc': selection_acc}
+
+
+def accuracy(weights: Tensor, x: Tensor, target: Tensor) -> float:
+    """The percentage of the embeddings x that the weights of logistic_regression.fit classify as target."""
+    return 100 * (logits(weights, x).argmax(1) == target).double().mean().item()
