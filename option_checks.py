@@ -67,6 +67,10 @@ def check_recipe(opt) -> None:
         known = {*list_optimizers()} - {'adahessian'}       # which needs second derivatives
         if opt.opt not in known:
             raise UserError(f'--opt {opt.opt}: no such optimiser; {nearest(opt.opt, known)}')
+    if opt.nesterov and (opt.opt != 'sgd' or not opt.momentum):
+        other = f'--opt {opt.opt}' if opt.opt != 'sgd' else '--momentum 0'
+        raise UserError(f'--nesterov: changes the momentum of --opt sgd, so it does not go with {other}; leave one of '
+                        f'the two out')
     if opt.balance_classes and opt.bce_loss:
         raise UserError('--balance_classes: weights the cross-entropy, but --bce_loss has none; leave one of them out')
     if opt.warmup_epochs >= opt.epochs:
@@ -140,7 +144,7 @@ def check_method(opt, method) -> None:
         raise UserError(f'--model_ema {opt.model_ema:g}: ' + (
             'not with --opt dot; leave one of the two out' if spec.deploys_student else
             f'{distil} deploys more than the student; leave it out'))
-    if (flags := changed_flags(opt, 'opt', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
+    if (flags := changed_flags(opt, 'opt', 'nesterov', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
         raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
     if opt.unlabelled:
         check_unlabelled(opt, spec)
@@ -192,7 +196,7 @@ def check_teachers(opt, method) -> None:
 def changed_flags(opt, *names: str) -> list[str]:
     """The flags whose values are not the defaults, such as '--mixup 0.2'."""
     values = {name: getattr(opt, name) for name in names}
-    return [f'--{name} {value:g}' if isinstance(value, float) else f'--{name} {value}'
+    return [f'--{name}' if value is True else f'--{name} {value:g}' if isinstance(value, float) else f'--{name} {value}'
             for name, value in values.items() if value != opt.flags.defaults[name]]
 
 

@@ -128,6 +128,7 @@ def _base_parser(description, trial_flags, trial):
         help='factor by which the learning rate is multiplied')
     add('--weight_decay', type=number(float, low=0), default=5e-4, help='weight decay of the optimiser')
     add('--momentum', type=number(float, low=0), default=0.9, help='momentum of the optimiser, if it has one')
+    add('--nesterov', action='store_true', help="Nesterov's momentum for --opt sgd")
     recipe = parser.group('recipe, with the names and the parts of timm')
     recipe('--recipe', may_differ=True, type=path, metavar='FILE',
            help='read flags from a file such as those of recipes/; flags on the command line override them')

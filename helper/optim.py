@@ -25,8 +25,9 @@ class EagerSGD(Eager, SGD):
 
 
 def sgd(parameters, learning_rate: float, opt) -> SGD:
-    """SGD with opt.momentum and opt.weight_decay, all parameters updated in one kernel."""
-    optimizer = EagerSGD(parameters, lr=learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay, fused=True)
+    """SGD with opt.momentum, opt.nesterov and opt.weight_decay, all parameters updated in one kernel."""
+    optimizer = EagerSGD(parameters, lr=learning_rate, momentum=opt.momentum, nesterov=opt.nesterov,
+                         weight_decay=opt.weight_decay, fused=True)
     if opt.momentum:
         # A step from zero buffers equals the usual first step. The fused kernel itself allocates buffers without
         # setting them: if the scaler of float16 skips the first step, they would stay uninitialised.

@@ -240,6 +240,7 @@ ELSEWHERE = {
     **dict.fromkeys(('smoothing', 'bce_loss'), 'test_recipe.test_losses'),
     **dict.fromkeys(('mixup', 'cutmix'), 'test_recipe.test_the_same_mixed_images_for_teacher_and_student'),
     **dict.fromkeys(('model_ema', 'model_ema_warmup'), 'test_recipe.test_the_average_of_the_weights'),
+    'nesterov': 'test_speed.test_sgd_from_zeros_is_sgd',
     'drop_path': 'test_recipe.test_drop_path', 'aa': 'test_recipe.test_augmented_images',
     'balance_classes': 'test_recipe.test_losses', 'normalise': 'test_crop.test_normalisation',
     'crop': 'test_crop.test_crops_of_an_epoch',

@@ -321,6 +321,9 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
 
 @pytest.mark.parametrize('flags, words', [
     (['--opt', 'adamx'], '--opt adamx: no such optimiser; did you mean'),
+    (['--nesterov', '--opt', 'adamw'], '--nesterov: changes the momentum of --opt sgd, so it does not go with --opt a'),
+    (['--nesterov', '--opt', 'dot'], '--nesterov: changes the momentum of --opt sgd, so it does not go with --opt dot'),
+    (['--nesterov', '--momentum', 0], 'so it does not go with --momentum 0; leave one of the two out'),
     (['--balance_classes', '--bce_loss'], '--balance_classes: weights the cross-entropy, but --bce_loss has none'),
     (['--normalise', 'measure', '--dataset', 'imagenet'], '--normalise measure: not for --dataset imagenet'),
     (['--warmup_epochs', 240], '--warmup_epochs 240: --epochs 240 must be more'),

@@ -90,14 +90,15 @@ def test_compile_without_a_compiler(monkeypatch):
         speed_up(torch.nn.Linear(2, 2), opt, CPU)
 
 
-def test_sgd_from_zeros_is_sgd():
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgd_from_zeros_is_sgd(nesterov):
     """The zero momentum before the first step changes no step."""
-    opt = SimpleNamespace(momentum=0.9, weight_decay=5e-4)
+    opt = SimpleNamespace(momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
     torch.manual_seed(0)
     nets = [torch.nn.Linear(5, 3) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     optimizers = [sgd(nets[0].parameters(), 0.1, opt),
-                  torch.optim.SGD(nets[1].parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)]
+                  torch.optim.SGD(nets[1].parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)]
     for _ in range(4):
         x = torch.randn(7, 5)
         for net, optimizer in zip(nets, optimizers, strict=True):
@@ -109,7 +110,7 @@ def test_sgd_from_zeros_is_sgd():
 
 def test_the_eager_sgd_is_torchs():
     """Weights and state are bit-identical, also after a state is loaded."""
-    opt = SimpleNamespace(momentum=0.9, weight_decay=5e-4)
+    opt = SimpleNamespace(momentum=0.9, nesterov=False, weight_decay=5e-4)
     torch.manual_seed(0)
     nets = [torch.nn.Linear(5, 3) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
