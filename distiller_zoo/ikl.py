@@ -37,10 +37,10 @@ class IKLDistiller(Distiller):
     @classmethod
     def check_options(cls, opt):
         super().check_options(opt)
-        for flag in ('mixup', 'cutmix'):
-            if opt.ikl_prior == 'on' and getattr(opt, flag):
-                raise UserError(f'--{flag} {getattr(opt, flag):g}: --distill {opt.distill} with --ikl_prior on needs '
-                                f'one class for each image; give --ikl_prior off, or leave --{flag} out')
+        for flag in ('mixup', 'cutmix', 'unlabelled') if opt.ikl_prior == 'on' else ():
+            if getattr(opt, flag):
+                raise UserError(f'--{flag} {getattr(opt, flag)}: --distill {opt.distill} with --ikl_prior on needs one '
+                                f'class for each image; give --ikl_prior off, or leave --{flag} out')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.weight_temperature = opt.ikl_weight_T

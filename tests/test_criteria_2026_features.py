@@ -392,7 +392,8 @@ def test_vkd_reads_the_patch_tokens():
     ('nd --kl_warmup_epochs 3 -a 0', '--kl_warmup_epochs 3: --distill nd has no soft labels here; give a weight for'),
     ('dkd+nd --kl_warmup_epochs 3', '--kl_warmup_epochs 3: --distill dkd+nd has no soft labels here; add kd to it'),
     ('gkl --mixup 0.2', '--mixup 0.2: --distill gkl with --ikl_prior on needs one class for each image; give'),
-    ('ikl+pkt --ikl_prior on --cutmix 1', '--cutmix 1: --distill ikl with --ikl_prior on needs one class for each'),
+    ('ikl+pkt --ikl_prior on --cutmix 1', '--cutmix 1.0: --distill ikl with --ikl_prior on needs one class for each'),
+    ('gkl --unlabelled x', '--unlabelled x: --distill gkl with --ikl_prior on needs one class for each image; give'),
     ('vkd --vkd_norm batch', '--vkd_norm'), ('wkdf --wkdf_grid 0', '--wkdf_grid: 0'),
 ])
 def test_bad_options_are_one_line(call, tmp_path, capsys, flags, words):

@@ -20,7 +20,8 @@ WAYS = [*distiller_dict,        # and what changes them
         'dkd --logit_stand', 'mlld --logit_stand', 'ctkd --logit_stand', 'ctkd --ctkd_base dkd', 'sdd --sdd_base dkd',
         'catkd --cat_normalize -b 40', 'kd --opt dot', 'crd --opt dot', 'mlld --opt dot',
         'rkd+crd --opt dot', 'kd --entropy_weights', 'dkd --entropy_weights --logit_stand', 'mlld --entropy_weights',
-        'reviewkd --entropy_weights', 'abkd --abkd_base dkd', 'kd --nesterov']
+        'reviewkd --entropy_weights', 'abkd --abkd_base dkd', 'kd --nesterov', 'wkdl+wkdf', 'reviewkd+nd',
+        'ikl --ikl_prior on', 'vkd --vkd_norm standardize']
 PAIRS = [('resnet14', 'wrn_16_1'), ('wrn_16_1', 'resnet8')]
 EQUAL_CHANNELS = ('fsp', 'kdsvd')       # for these, nets of one width
 TEACHERS = {}
