@@ -172,7 +172,8 @@ def _open_teacher(opt):
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
-    if not opt.evaluate:        # which measures the test set
+    learnt_these_classes = is_project_checkpoint(checkpoint) or not opt.teacher_head
+    if learnt_these_classes and not opt.evaluate:       # which measures the test set
         warn_of_val_fraction(opt, checkpoint, f'--path-t {opt.path_t}')
     return name, checkpoint
 

@@ -15,6 +15,7 @@ from helper.loops import SPLITS
 from helper.records import is_out_of_patience, predicts_one_class, selection_of
 from helper.resume import CLASS_NAMES, IMAGES
 from helper.run_folder import folder_name
+from models.ensemble import NOT_GIVEN
 from options import flags
 
 from .classes import read_class_report
@@ -93,7 +94,15 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
 def _names_of_student(parameters, options):
     return {'model': parameters['model_s'], 'teacher': original_teacher(parameters),
             'distill': method_key(parameters['distill'], non_default_options(parameters, options)),
-            'method': f'{parameters["distill"]}, taught by {plus_list(parameters["model_t"])}'}
+            'method': f'{parameters["distill"]}, taught by {_describe_teachers(parameters)}'}
+
+
+def _describe_teachers(parameters):
+    """The names of the teachers' nets, with their heads by --teacher_head."""
+    names = as_list(parameters['model_t'])
+    heads = as_list(parameters.get('teacher_head') or len(names) * [NOT_GIVEN])
+    return plus_list([name if head == NOT_GIVEN else f'{name} with a {head} head'
+                      for name, head in zip(names, heads, strict=True)])
 
 
 def _check_best_metrics(folder, split, metrics, best_epochs):

@@ -20,7 +20,8 @@ TO_FILL_IN = ('licence', 'licence of the training data', 'intended use', 'limita
 CLASS_COLUMNS = {'recall': 'recall', 'precision': 'precision', 'f1': 'F1'}     # key of class_report -> head of a table
 LAST_PART = '## To be filled in'
 OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint": 'path_t',
-              "teacher's checksum": 'teacher (checksum)', 'data': 'dataset', 'training images': 'training images',
+              "teacher's checksum": 'teacher (checksum)', "teacher's head": 'teacher_head',
+              'data': 'dataset', 'training images': 'training images',
               'part of the training images': 'train_fraction',
               'part held out for validation': 'val_fraction', 'epochs': 'epochs', 'seed': 'seed', 'trial': 'trial',
               'command': 'command', 'machine': 'machine', 'versions': 'versions'}

@@ -115,6 +115,9 @@ def open_teacher(opt, run, data):
         return load(opt.path_t, {})
     if not run.teachers():
         return None, None
+    if run.parameters.get('teacher_head'):
+        print('without the teacher: --teacher_head has fitted its classifier, which no checkpoint holds')
+        return None, None
     nets = []
     try:
         checksums = as_list(run.parameters.get('teacher (checksum)'))

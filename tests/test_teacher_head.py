@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 import train_student
+from analysis.runs import read_run
 from dataset.cache_layout import make_layout
 from dataset.teacher_head import embeddings, fit_head
 from distiller_zoo import distiller_dict, get_method
@@ -22,7 +23,7 @@ from models import logistic_regression, model_dict
 from models.load import open_net
 from models.logistic_regression import choose_strength, fit, logits
 from models.teacher import load_teacher_net
-from scripts import fill_teacher_cache
+from scripts import export_student, fill_teacher_cache
 
 HEAD = 'head of the teacher (checksum)'     # in parameters.json
 
@@ -201,7 +202,15 @@ def test_several_teachers(call, headless, teacher, small, tmp_path, capsys):
          '-', *small, '--save_dir', tmp_path)
     assert 'teacher top-1: resnet8 ' in capsys.readouterr().out
     parameters = json.loads(next(tmp_path.glob('student_model/*/parameters.json')).read_text())
+    run = read_run(str(next(tmp_path.glob('student_model/*'))))
+    assert run['method'] == 'kd, taught by resnet8 with a linear head + resnet14'
     assert parameters['teacher_head'] == ['linear', '-'] and [*map(type, parameters[HEAD])] == [int, type(None)]
+
+
+def test_an_export_leaves_the_teacher_out(capsys):
+    run = SimpleNamespace(teachers=lambda: [('features.pth', {})], parameters={'teacher_head': 'linear'})
+    assert export_student.open_teacher(SimpleNamespace(path_t=None), run, None) == (None, None)
+    assert 'without the teacher: --teacher_head has fitted its classifier' in capsys.readouterr().out
 
 
 # Features alone
