@@ -112,7 +112,7 @@ class Heartbeat:
             text = '' if is_printed_here else self.signs[explained[0]]['last words']
         else:
             names = ' and '.join(f'{number} ({hosts[number]})' for number in lost)
-            text = f'error: process {names} has ended, hangs or cannot be reached: no sign of life for {limit} s; so ' \
-                   f'this process ends too\n'
+            names = f'process {names} has ended, hangs' if len(lost) == 1 else f'processes {names} have ended, hang'
+            text = f'error: {names} or cannot be reached: no sign of life for {limit} s; so this process ends too\n'
         first_here = next(number for number, host in enumerate(hosts) if host == self.host and number not in lost)
         return text if self.rank == first_here else ''
