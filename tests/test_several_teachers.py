@@ -1,4 +1,6 @@
 """Several teachers: the losses by hand, one teacher twice, the command line, the cache, resume, export, bad input."""
+import contextlib
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -103,15 +105,18 @@ def test_every_method_works_or_is_refused(method):
         with pytest.raises(UserError, match=f'^--path-t a b: --distill {method} learns from one teacher alone: '):
             student_options(['--path-t', 'a', 'b', '--distill', method])
         return
-    distiller, loader, opt = build(method, TWO)
+    distiller, _, _ = build(method, TWO)
     distiller.begin_epoch(1, 2)
-    train_epoch(1, loader, distiller, distiller.make_optimizer(1e-4, opt), opt)
+    images = torch.randn(8, 3, 16, 16)
+    images = images if len(distiller.spec.views) == 1 else torch.stack([images, images])
+    losses, _ = distiller.train()(images, torch.arange(8), torch.arange(8))
+    losses['loss'].backward()
     distiller.end_epoch()
-    assert len(distiller.parts) == 2 and isinstance(distiller, SeveralTeachers)
+    assert len(distiller.parts) == 2 and isinstance(distiller, SeveralTeachers) and losses['loss'].isfinite()
     of_parts = [name for name, _ in [*distiller.parts.named_parameters(), *distiller.parts.named_buffers()]]
     assert not any('student' in name or 'teacher' in name for name in of_parts)
-    learns = {name.split('.')[0] for name, p in distiller.parts.named_parameters() if p.requires_grad}
-    assert learns in (set(), {'0', '1'})
+    learns = {name.split('.')[0] for name, p in distiller.parts.named_parameters() if p.grad is not None}
+    assert learns == ({'0', '1'} if [*distiller.parts.parameters()] else set())
     assert not any(net.training for net in distiller.teacher)
 
 
@@ -171,78 +176,78 @@ def line(text, start):
     return next(line for line in text.splitlines() if line.startswith(start))
 
 
-def test_a_run(call, both, teacher, small, tmp_path, capsys, monkeypatch):
-    """What it prints, its folder and files, --evaluate, the comparison with one teacher, and the export."""
-    call(train_student.main, *both, '--save_dir', tmp_path, '--teacher_weights', '1,2')
-    out = capsys.readouterr().out
-    folder, = tmp_path.glob('student_model/*')
+@pytest.fixture(scope='module')
+def taught(call, both, tmp_path_factory):
+    """(the folder of a run with --teacher_weights 1,2, what it printed)."""
+    save, out = tmp_path_factory.mktemp('taught'), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        call(train_student.main, *both, '--save_dir', save, '--teacher_weights', '1,2')
+    folder, = save.glob('student_model/*')
+    return folder, out.getvalue()
+
+
+def test_what_a_run_prints_and_writes(call, both, taught, capsys):
+    folder, out = taught
     assert folder.name == 'S:resnet8_T:resnet14+resnet8_folder_kd_r:1.0_a:1.0_b:0.0_1'
     assert line(out, 'KD: ').startswith('KD: resnet14 + resnet8 teaches resnet8 on folder')
     parameters = json.loads((folder / 'parameters.json').read_text())
     assert parameters['path_t'] == [str(path) for path in both[1:3]] and parameters['teacher_weights'] == [1.0, 2.0]
     assert parameters['model_t'] == ['resnet14', 'resnet8'] and len(parameters['teacher (checksum)']) == 2
+    call(compare.main, folder)
+    assert 'kd, taught by resnet14 + resnet8' in capsys.readouterr().out
+
+
+def test_accuracies(call, both, taught, tmp_path, capsys):
+    """Those of --evaluate are printed before the training, and that of both together is in the model card."""
+    folder, out = taught
     call(train_student.main, *both, '--teacher_weights', '1,2', '--evaluate')
     evaluated = capsys.readouterr().out
     accuracies = [line(evaluated, f'{name}: top-1').split()[2].rstrip(',') for name in (*TWO, 'together')]
     assert line(out, 'teacher top-1: ') == 'teacher top-1: resnet14 {}, resnet8 {}, together {}'.format(*accuracies)
-
-    call(train_student.main, '--path-t', teacher, '--model_s', 'resnet8', *small, '--save_dir', tmp_path)
-    capsys.readouterr()
-    call(compare.main, tmp_path)
-    assert 'kd, taught by resnet14 + resnet8' in (text := capsys.readouterr().out) and 'kd, taught by resnet14 ' in text
     call(export_student.main, folder, '--out', tmp_path / 'export', '--formats', 'safetensors')
     card = (tmp_path / 'export' / 'MODEL_CARD.md').read_text()
     assert ', taught by resnet14 + resnet8 with `kd`' in card
     assert f'| teacher, on the 24 test images of folder | {accuracies[2]} |' in card
 
 
-def test_resumed_to_the_bit(call, both, tmp_path):
-    flags = [*both, '--distill', 'hint', '--teacher_weights', AGREE]
-    call(train_student.main, *flags, '--epochs', 3, '--save_dir', tmp_path / 'whole')
-    for epochs in (2, 3):
-        call(train_student.main, *flags, '--epochs', epochs, '--resume', 'auto', '--save_dir', tmp_path / 'parts')
-    assert_same(outcome(tmp_path / 'whole'), outcome(tmp_path / 'parts'))
-
-
-def test_another_teacher_does_not_resume(call, both, tmp_path, capsys):
-    flags = [*both[3:], '--save_dir', tmp_path]
-    call(train_student.main, *both[:3], *flags)
+def test_another_teacher_does_not_resume(call, both, taught, tmp_path, capsys):
     other = load_checkpoint(str(both[2]), '')
     other['model']['fc.bias'] += 1
     save_checkpoint(tmp_path / 'other.pth', other)
     with pytest.raises(SystemExit) as caught:
-        call(train_student.main, *both[:2], tmp_path / 'other.pth', *flags, '--resume', 'auto')
+        call(train_student.main, *both[:2], tmp_path / 'other.pth', *both[3:], '--teacher_weights', '1,2', '--resume',
+             'auto', '--save_dir', taught[0].parents[1])
     assert caught.value.code == 2 and 'another run, with teacher (checksum) [' in capsys.readouterr().err
 
 
-def test_the_cache_of_each(call, both, teacher, tmp_path, monkeypatch, capsys):
-    """A file a teacher, as with that teacher alone; the second run with full caches calls no teacher."""
-    flags = [*both, '--save_dir', tmp_path]
-    call(train_student.main, *flags)
-    expected = capsys.readouterr().out
-    call(fill_teacher_cache.main, '--path-t', teacher, *flags[3:])      # alone
-    call(fill_teacher_cache.main, *flags)
-    assert len([*tmp_path.glob('teacher_cache/*_logits.cache')]) == 2
-    call(train_student.main, *flags, '--teacher_cache', '--overwrite')      # it measures the teachers together
-    capsys.readouterr()
-    calls = []
-    monkeypatch.setattr(SeveralTeachers, 'teacher_outputs', lambda *_: calls.append(1))
-    monkeypatch.setattr(Ensemble, 'forward', lambda *_: calls.append(1))
-    call(train_student.main, *flags, '--teacher_cache', '--overwrite')
-    found = capsys.readouterr().out
-    assert not calls and line(found, 'teacher top-1') == line(expected, 'teacher top-1')
-    assert line(found, 'epoch 1')[:40] == line(expected, 'epoch 1')[:40]
-
-
-def test_a_cache_that_is_filled_by_the_run(call, both, tmp_path):
-    """The result is that without a cache; a resumed run goes on with it."""
-    flags = [*both, '--teacher_cache', tmp_path / 'cache', '--distill', 'rkd']
+def test_resumed_to_the_bit(call, both, tmp_path):
+    """With trainable parts, weights by image, and caches that the run fills."""
+    flags = [*both, '--distill', 'srrl', '--teacher_weights', AGREE, '--teacher_cache', tmp_path / 'cache']
     call(train_student.main, *flags, '--epochs', 2, '--save_dir', tmp_path / 'whole')
     shutil.rmtree(tmp_path / 'cache')
     for epochs in (1, 2):
         call(train_student.main, *flags, '--epochs', epochs, '--resume', 'auto', '--save_dir', tmp_path / 'parts')
     assert_same(outcome(tmp_path / 'whole'), outcome(tmp_path / 'parts'))
     assert len([*tmp_path.glob('cache/*.cache')]) == 4       # logits and embeddings of both
+
+
+def test_the_cache_of_each(call, both, tmp_path, monkeypatch, capsys):
+    """A file a teacher, which runs with that teacher alone share; with full caches no teacher is called."""
+    several = [*both, '--save_dir', tmp_path, '--cache_epochs', 1]
+    call(fill_teacher_cache.main, *several[:2], *several[3:])
+    assert len([*tmp_path.glob('teacher_cache/*_logits.cache')]) == 1
+    call(fill_teacher_cache.main, *several)
+    assert len([*tmp_path.glob('teacher_cache/*_logits.cache')]) == 2
+    call(train_student.main, *several, '--teacher_cache')       # it measures the accuracy of both together
+    expected, calls = capsys.readouterr().out, []
+    monkeypatch.setattr(SeveralTeachers, 'teacher_outputs', lambda *_: calls.append(1))
+    monkeypatch.setattr(Ensemble, 'forward', lambda *_: calls.append(1))
+    call(train_student.main, *several, '--teacher_cache', '--trial', 2)
+    found = capsys.readouterr().out
+    assert not calls and line(found, 'teacher top-1') == line(expected, 'teacher top-1')
+    monkeypatch.undo()
+    call(train_student.main, *several, '--skip-validation', '--trial', 3)       # without a cache
+    assert line(capsys.readouterr().out, 'epoch 1')[:40] == line(found, 'epoch 1')[:40]
 
 
 def test_estimate(call, both, tmp_path, monkeypatch, capsys):
