@@ -15,9 +15,8 @@ class KDDistiller(Distiller):
     def published_options(cls, opt):
         options, imagenet = super().published_options(opt), is_imagenet(opt)
         if opt.entropy_weights and imagenet:
-            options |= {'entropy_T': 2.0, 'entropy_bound': 'log'}
-            if not opt.logit_stand:
-                return {**options, 'gamma': 1.0, 'alpha': 0.5, 'kd_T': 1.0}
+            options |= {'entropy_T': 2.0, 'entropy_bound': 'log',
+                        **({} if opt.logit_stand else {'gamma': 1.0, 'alpha': 0.5, 'kd_T': 1.0})}
         if opt.logit_stand:
             return {**options, 'gamma': 1.0} if imagenet else options
         if opt.opt == 'dot':
