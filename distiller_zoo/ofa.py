@@ -2,7 +2,6 @@
 from torch import nn
 
 from helper.cli import number
-from helper.errors import UserError
 
 from .base import Distiller, Spec
 from .criteria.ofa import ExitHead, ofa_loss
@@ -31,16 +30,8 @@ class OFAKDDistiller(Distiller):
         maps = shapes_s.feats[1:-1]
         width = max(*shapes_s.embedding, *shapes_t.embedding)
         self.heads = nn.ModuleList(ExitHead(c, size, maps[-1][-1], width, data.num_classes) for c, _, size in maps)
-        self.heads.register_load_state_dict_pre_hook(check_heads_of_run)
         self.modulation = opt.ofa_gamma
 
     def method_loss(self, out_s, out_t, target, index):
         branches = [out_s.logits, *(head(f) for head, f in zip(self.heads, out_s.feats[1:-1], strict=True))]
         return sum(ofa_loss(logits, out_t.logits, target, self.modulation, self.temperature) for logits in branches)
-
-
-def check_heads_of_run(heads: nn.ModuleList, state: dict, prefix: str, *_) -> None:
-    """Raises UserError if a saved run has other heads, as those of an older version of this repository."""
-    if {prefix + name for name in heads.state_dict()} != {name for name in state if name.startswith(prefix)}:
-        raise UserError('--resume: the run has other heads than those of --distill ofa now, so it is of an older '
-                        'version or another student; train it anew, with --overwrite')

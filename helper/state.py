@@ -43,12 +43,12 @@ class TrainingState:
 
     def load_module(self, state: dict, fresh_optimizer: torch.optim.Optimizer, source: str) -> None:
         """Check the state and load its weights. fresh_optimizer: for the check. source: begins an error message."""
-        check_optimizer(fresh_optimizer, state['optimizer'])
         buffers = self._buffers_per_process()
         for name, value in (item for part in state['own'] for item in part['buffers'].items()):
             if name in buffers and (value.shape != buffers[name].shape or not value.isfinite().all()):
                 raise ValueError(f'{name} of a process')
         load_weights(self.module, state['module'], f'{source}: does not fit this run')
+        check_optimizer(fresh_optimizer, state['optimizer'])
 
     def load_stage(self, state: dict) -> None:
         """Load what the loop needs at the start of an epoch: optimiser, gradient scaler, random numbers."""

@@ -14,7 +14,7 @@ from distiller_zoo import distiller_dict, get_method, load_inference_net
 from distiller_zoo.base import IMAGENET
 from distiller_zoo.criteria.wkdl import transport_cost
 from distiller_zoo.dot import DOT
-from helper.checkpoint import save_checkpoint
+from helper.checkpoint import load_weights, save_checkpoint
 from helper.compile import compile_forward
 from helper.errors import UserError
 from helper.loops import train_epoch, validate
@@ -390,13 +390,12 @@ def test_published_entropies(dataset, values):
 
 
 def test_ofa_of_an_older_version():
-    """Its heads had a depthwise and a pointwise convolution a block: refused, whatever else is in the state."""
+    """Its heads had one depthwise and one pointwise convolution a block: --resume refuses them by their names."""
     distiller, _, _ = build('ofa')
     state = distiller.state_dict()
-    distiller.load_state_dict(state)
-    state['heads.0.1.conv.weight'] = state.pop('heads.0.1.1.conv.weight')
-    with pytest.raises(UserError, match='--resume: the run has other heads than those of --distill ofa now'):
-        distiller.load_state_dict(state)
+    state['heads.0.1.conv.weight'] = state.pop('heads.0.0.1.conv.weight')
+    with pytest.raises(UserError, match=r'^--resume: heads.0.0.1.conv.weight \(16, 16, 1, 1\) is missing, and 1 more$'):
+        load_weights(distiller, state, '--resume')
 
 
 def test_weights_of_the_images():
