@@ -166,8 +166,8 @@ def check_unlabelled(opt, spec) -> None:
 
 def check_teachers(opt, method) -> None:
     """Refuse several teachers with a method that takes one, and --teacher_weights that do not suit the teachers."""
-    count, weights, parts = len(as_list(opt.path_t)), opt.teacher_weights, getattr(method, 'methods', None)
-    parts = parts or {opt.distill: method}
+    count, weights = len(as_list(opt.path_t)), opt.teacher_weights
+    parts = getattr(method, 'methods', None) or {opt.distill: method}
     flag = f'--teacher_weights {comma_list(weights)}'
     if count == 1:
         if weights:

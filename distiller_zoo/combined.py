@@ -61,11 +61,8 @@ class Combined(Distiller):
         measured = [name for name, beta in zip(self.methods, opt.beta, strict=True) if beta == AUTO]
         self.auto_weights = AutoWeights(measured) if measured else None
         for name, part_opt in self.options_of_parts(opt).items():
-            part = self.methods[name](self.student, self.teacher, part_opt, data)
-            del part.student        # stored like the teacher: not a submodule of the part
-            part.__dict__['student'] = self.student
-            part.teacher_follows = False        # the whole moves the teacher
-            self.parts[name], self.betas[name] = part, part_opt.beta
+            self.parts[name] = as_part(self.methods[name](self.student, self.teacher, part_opt, data))
+            self.betas[name] = part_opt.beta
         self.preact_s = any(part.preact_s for part in self.parts.values())
         self.preact_t = any(part.preact_t for part in self.parts.values())
 
@@ -99,6 +96,15 @@ class Combined(Distiller):
 
     def pictures(self):
         return {name: matrix for part in self.parts.values() for name, matrix in part.pictures().items()}
+
+
+def as_part(distiller: Distiller) -> Distiller:
+    """Return the distiller as a part of another one, which trains the student and moves the teacher."""
+    student = distiller.student
+    del distiller.student       # stored like the teacher: not a submodule of the part
+    distiller.__dict__['student'] = student
+    distiller.teacher_follows = False
+    return distiller
 
 
 class CombinedFirstStage(FirstStage):

@@ -8,7 +8,7 @@ from helper.cli import AGREE
 from models.ensemble import Ensemble, options_of_teachers
 
 from .base import Distiller
-from .combined import why_not_in_parts
+from .combined import as_part, why_not_in_parts
 from .criteria.multi_teacher import image_weights
 from .multi_view import MultiView
 from .spec import Spec
@@ -29,11 +29,8 @@ class SeveralTeachers(Distiller):
         self.__dict__['teacher'] = teacher
         self.parts = nn.ModuleList()
         for net, of_one in zip(teacher, options_of_teachers(opt), strict=True):
-            part = self.method(student, net, SimpleNamespace(**{**vars(of_one), 'opt': 'sgd', 'model_ema': None}), data)
-            del part.student        # stored like the teacher: not a submodule of the part
-            part.__dict__['student'] = student
-            part.teacher_follows = False        # the whole moves all teachers
-            self.parts.append(part)
+            part_opt = SimpleNamespace(**{**vars(of_one), 'opt': 'sgd', 'model_ema': None})
+            self.parts.append(as_part(self.method(student, net, part_opt, data)))
         self.preact_s = self.parts[0].preact_s
         self.auto_weights = self.parts[0].auto_weights      # which measures the mean losses
         for part in self.parts:
@@ -53,14 +50,14 @@ class SeveralTeachers(Distiller):
         parts = self.parts if numbers is None else [self.parts[i] for i in numbers]
         return [part.teacher_outputs(images) for part in parts]
 
-    def distillation_losses(self, out_s, out_t, target, index, weights=None):
-        """As Distiller's; out_t: a list with an entry for each teacher, with several views for each view such a list.
+    def distillation_losses(self, out_s, out_t, target, index):
+        """As Distiller's; out_t: a list with the outputs of each teacher, or with several views such a list for each.
         """
-        by_teacher = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t
-        weights = image_weights([out.logits for out in by_teacher], 'confidence', target) if self.agree else \
+        out_t = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t      # by teacher, not by view
+        weights = image_weights([out.logits for out in out_t], 'confidence', target) if self.agree else \
             [None] * len(self.parts)
         of_parts = [part.distillation_losses(out_s, out, target, index, of_images)
-                    for part, out, of_images in zip(self.parts, by_teacher, weights, strict=True)]
+                    for part, out, of_images in zip(self.parts, out_t, weights, strict=True)]
         return {name: sum(share * losses[name] for share, losses in zip(self.shares, of_parts, strict=True))
                 for name in of_parts[0]}
 

@@ -120,6 +120,19 @@ def test_every_method_works_or_is_refused(method):
     assert not any(net.training for net in distiller.teacher)
 
 
+@pytest.mark.parametrize('teacher', ['resnet14', TWO])
+def test_teachers_that_are_not_used_stay_in_main_memory(teacher):
+    """Of a sum of methods, with one teacher or two."""
+    distiller, _, _ = build('kd+vid', teacher)
+    distiller.teacher_follows = False
+    distiller.to(torch.float64)
+    assert {p.dtype for p in distiller.teacher.parameters()} == {torch.float32}
+    distiller.teacher_follows = True
+    distiller.to(torch.float64)
+    assert {p.dtype for p in distiller.teacher.parameters()} == {torch.float64} == \
+        {p.dtype for p in distiller.parameters()}
+
+
 def test_measured_weights_and_pictures():
     distiller, loader, opt = build('semckd', TWO, beta='auto')
     distiller.begin_epoch(1, 2)
