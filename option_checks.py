@@ -2,7 +2,7 @@
 import functools
 from importlib.util import find_spec
 
-from dataset import IN_MEMORY, LARGE, dataset_key, source_dict
+from dataset import IN_MEMORY, LARGE, WITHOUT_CLASSES, dataset_key, source_dict
 from dataset.cache_layout import CACHED_OUTPUTS
 from dataset.crop import DEFAULTS, RESIZED_ONLY
 from distiller_zoo import distiller_dict
@@ -148,6 +148,9 @@ def check_method(opt, method) -> None:
         raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
     if opt.unlabelled:
         check_unlabelled(opt, spec)
+    if opt.dataset == WITHOUT_CLASSES and spec.learns_classes:
+        raise UserError(f'--dataset {opt.dataset}: has no classes, and {distil} learns some; give the data set of the '
+                        f'test images')
     check_teacher_cache(opt, spec)
 
 
@@ -159,6 +162,9 @@ def check_unlabelled(opt, spec) -> None:
                         f'{names_of(lambda other: not other.needs_class)}')
     if flags := changed_flags(opt, 'mixup', 'cutmix'):
         raise UserError(f'{flags[0]}: mixes labels, and the images of {flag} have none; leave one of the two out')
+    if opt.teacher_weights == AGREE:
+        raise UserError(f'--teacher_weights {AGREE}: needs the class of each image, and those of {flag} have none; '
+                        f'give numbers')
     if opt.reprob and opt.cache_epochs:
         raise UserError(f'--reprob {opt.reprob:g}: --cache_epochs {opt.cache_epochs} cannot repeat its batches with '
                         f'{flag}; leave one of the three out')

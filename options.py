@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from dataset import check_dataset
+from dataset import WITHOUT_CLASSES, check_dataset
 from dataset.augment import AutoAugment
 from dataset.crop import CROPS, DEFAULTS
 from dataset.image import MAX_PIXELS
@@ -450,6 +450,10 @@ def student_options(args=None, **parser):
     opt = _parse(parser, args)
     _settle_teachers(opt)
     method = get_method(opt.distill)
+    if not method.spec.learns_classes:
+        opt.skip_validation = True      # the teacher needs no accuracy
+        if opt.unlabelled and 'dataset' not in opt.flags.given:
+            opt.dataset = WITHOUT_CLASSES
     method.fill_in(opt)
     method.check_options(opt)
     check_flags_of_methods(opt, method)

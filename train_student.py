@@ -13,7 +13,7 @@ from dataset import get_dataloaders
 from dataset.several_caches import bytes_of_caches, open_caches, with_teacher_outputs
 from dataset.teacher_head import passes_of_fits
 from distiller_zoo import get_method, make_distiller
-from distiller_zoo.checks import check_pairwise_batch
+from distiller_zoo.checks import check_pairwise_batch, check_unlabelled
 from helper import distributed
 from helper.checkpoint import describe_net
 from helper.cli import as_list, plus_list
@@ -52,8 +52,9 @@ def train(opt, device):
     spec = method.spec
     check_pairwise_batch(spec, local.batch_size)
     seed_everything(opt.seed, opt.deterministic)
-    data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs)
+    data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs, spec.learns_classes)
     local.batch_size = data.train_loader.batch_size     # with the unlabelled images
+    check_unlabelled(opt, spec, data)
     teacher = load_teacher(opt, checkpoint_t, data, device)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
@@ -87,7 +88,7 @@ def train(opt, device):
     init_rate = (opt.init_learning_rate or method.init_rate(opt)) if spec.first_stage else None
 
     def checkpoint():
-        return {**distiller.checkpoint(), **describe_net(arch, data, opt)}
+        return {**describe_net(arch, data, opt), **distiller.checkpoint()}
 
     if opt.estimate:
         passes = [(net, data.selection_loader) for *_, net in measured_nets(opt, teacher) if validates]
@@ -104,7 +105,7 @@ def train(opt, device):
     # Train
     with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data) as run:
         print(f'{spec.title}: {plus_list(opt.model_t)} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M '
-              f'parameters, {data.num_classes} classes, {data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
+              f'parameters, {data.class_count}{data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; {data.description}')
         print(data.selection_note)
         if validates:
@@ -127,7 +128,7 @@ def train(opt, device):
             distiller.begin_epoch(epoch, opt.epochs)
             module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, train_loader, module, optimizer, opt, run, precision)
-            test = validate(data.selection_loader, distiller.inference_net(), run, split=data.selection_split)
+            test = distiller.validate(data.selection_loader, run, data.selection_split)
             distiller.end_epoch()
             run.end_epoch(rate, {**averages, **distiller.measured_weights()}, test, distiller.pictures())
         run.measure_test_set(data.test_loader)

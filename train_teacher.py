@@ -15,7 +15,7 @@ from helper.compile import speed_up
 from helper.device import Precision, memory_format, seed_everything
 from helper.errors import run_main
 from helper.launch import launch
-from helper.loops import train_epoch, validate
+from helper.loops import train_epoch
 from helper.optim import adjust_learning_rate
 from helper.resume import fingerprint
 from helper.run import Run
@@ -74,7 +74,7 @@ def train(opt, device):
             vanilla.begin_epoch(epoch, opt.epochs)
             module = distributed.rewrap(module, device)
             averages = train_epoch(epoch, data.train_loader, module, optimizer, opt, run, precision)
-            test = validate(data.selection_loader, vanilla.inference_net(), run, split=data.selection_split)
+            test = vanilla.validate(data.selection_loader, run, data.selection_split)
             run.end_epoch(rate, averages, test)
         run.measure_test_set(data.test_loader)
 

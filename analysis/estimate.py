@@ -1,5 +1,6 @@
 """--estimate: the time, memory and disk space of a run, from a few of its steps. Nothing is written."""
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -69,11 +70,12 @@ def _step_seconds(module, data, opt, precision, device, rate):
     return timer.seconds_per_batch(), optimizer
 
 
-def _validation_seconds(net, loader, device):
+def _validation_seconds(measure, loader, device):
+    """The time of a pass over the loader by measure(loader, run), such as validate."""
     # All processes stop at the same batch, before their first exchange, because their numbers of batches can differ.
     timer = Timer(device, min(distributed.gather(min(BATCHES, len(loader)))))
     with contextlib.suppress(_EndOfTiming):
-        validate(loader, net, timer)
+        measure(loader, timer)
     return timer.seconds_per_batch() * len(loader)
 
 
@@ -104,7 +106,7 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     """
     steps, before, after = len(data.train_loader), 0.0, 0.0
     for net, loader in first_passes:
-        before += _validation_seconds(net, loader, device)
+        before += _validation_seconds(lambda images, timer, net=net: validate(images, net, timer), loader, device)
     if hasattr(module, 'prepare'):
         start = time.perf_counter()
         module.prepare(data)
@@ -114,9 +116,10 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
         module.end_first_stage()
     module.begin_epoch(opt.epochs, opt.epochs)      # no parameter is frozen in the last epoch
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
-    validation = _validation_seconds(module.inference_net(), data.selection_loader, device)
+    validate_module = functools.partial(module.validate, split=data.selection_split)
+    validation = _validation_seconds(validate_module, data.selection_loader, device)
     if data.val_loader is not None:     # the test set is measured at the end, for the best and the last weights
-        after = 2 * _validation_seconds(module.inference_net(), data.test_loader, device)
+        after = 2 * _validation_seconds(validate_module, data.test_loader, device)
     epoch, memory = steps * step + validation, _peak_bytes(device)
 
     content = checkpoint()

@@ -47,6 +47,9 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
     try:
         parameters = current_options(parameters)
         split = selection_of(history[-1])
+        if f'{split}_acc' not in history[-1]:
+            raise UserError(f'{folder}: has no accuracy, because its net was trained without classes '
+                            f'(--distill {parameters["distill"]}); leave it out')
         is_tested = split == 'test' or not parameters.get('no_test')
         if needs_test and not is_tested:
             raise UntestedRun(f'{folder}: has no figures of the test set, because it was trained with --no_test; give '

@@ -18,14 +18,23 @@ from .memory import MemoryLoader
 from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measure_mean_std
 from .order import AccompanyingOrder, Repetition
 from .parts import fit_pipeline, open_parts, select
-from .registry import IN_MEMORY, LARGE, check_dataset, dataset_key, default_crop, memory_dict, source_dict
+from .registry import (
+    IN_MEMORY,
+    LARGE,
+    WITHOUT_CLASSES,
+    check_dataset,
+    dataset_key,
+    default_crop,
+    memory_dict,
+    source_dict,
+)
 from .source import Subset, sample_indices
 from .split import stratified_indices
 from .unlabelled import WithoutLabels, WithUnlabelled
 from .worker_loader import WorkerLoader
 
-__all__ = ['IN_MEMORY', 'LARGE', 'Data', 'check_dataset', 'dataset_key', 'default_crop', 'get_dataloaders',
-           'make_pipeline', 'memory_dict', 'source_dict']
+__all__ = ['IN_MEMORY', 'LARGE', 'WITHOUT_CLASSES', 'Data', 'check_dataset', 'dataset_key', 'default_crop',
+           'get_dataloaders', 'make_pipeline', 'memory_dict', 'source_dict']
 FROM_PRETRAINED = "the pretrained net's"        # value of Data.normalisation
 CIFAR_LIKE = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation
 MOST_NAMED = 10     # classes that a message lists
@@ -33,12 +42,13 @@ MEASURED = 2000     # images on disk that are read to measure the mean and stand
 
 
 def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: tuple[str, ...] = ('weak',),
-                    inputs: dict | None = None) -> Data:
+                    inputs: dict | None = None, labelled: bool = True) -> Data:
     """Load this process's part of opt.dataset. opt.batch_size: of one process.
 
     drop_last: leave out a short last training batch, as --mixup and --cutmix always do. views: of augment.VIEWS, of
     each training image; with two, images are (2, B, 3, H, W). inputs: the preprocessing of a pretrained net in use, or
-    of a checkpoint that is measured, with any of the keys of models.inputs.check_inputs.
+    of a checkpoint that is measured, with any of the keys of models.inputs.check_inputs. labelled: False leaves the
+    labels out, and there may be no classes; num_classes is at least 1, so that nets can be built.
     """
     check_dataset(opt)
     _check_views(opt, views)
@@ -46,12 +56,12 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     inputs = inputs or {}
     pipeline = make_pipeline(opt, inputs)
     parts, classes, fields = open_parts(opt, device, pipeline)
-    if len(classes) < 2:
+    if labelled and len(classes) < 2:
         raise UserError(f'--dataset {opt.dataset}: has the class {printable(classes[0])} alone; a classifier needs two '
                         f'or more')
     pipeline = fit_pipeline(pipeline, parts['test'])
     # Measured before --train_fraction, so that teacher and students have the same normalisation.
-    train, test, val = parts.get('train'), parts['test'], parts.get('val')
+    train, test, val = parts.get('train'), parts['test'], parts.get('val') if labelled else None
     mean, std, normalisation = _normalisation(opt, train or parts['unlabelled'], pipeline, inputs)
     pipeline = replace(pipeline, mean=mean, std=std)
     if opt.train_fraction < 1:
@@ -64,12 +74,16 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
         unaugmented_loader=lambda indices=None: make_loader(train if indices is None else select(train, indices)),
         labels=torch.empty(0, dtype=torch.int64) if train is None else train.labels, test_labels=test.labels,
         val_labels=None if val is None else val.labels,
-        num_classes=len(classes), classes=tuple(classes), same_classes=opt.same_classes, flags=_flags_of_data(opt),
+        num_classes=len(classes) or 1, classes=tuple(classes), same_classes=opt.same_classes, flags=_flags_of_data(opt),
         image_size=pipeline.size, mean=mean, std=std, normalisation=normalisation, fit=pipeline.fit,
-        crop_pct=pipeline.crop_pct, interpolation=pipeline.interpolation, **fields)
+        crop_pct=pipeline.crop_pct, interpolation=pipeline.interpolation, has_labels=labelled, **fields)
+    if not labelled:
+        data.n_unlabelled += data.n_train
+        data.labels, data.train_loader = data.labels[:0], WithoutLabels(data.train_loader)
     if mixes(opt) or opt.reprob:
         data.train_loader = BatchAugment(data.train_loader, opt, data.num_classes, device)
-    _report_empty_classes(opt, data)
+    if labelled:
+        _report_empty_classes(opt, data)
     return data
 
 

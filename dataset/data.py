@@ -36,9 +36,15 @@ class Data:
     test_names: Sequence[str] = ()  # of the files of the test images, also of unreadable ones; empty if they have none
     flags: tuple[str, ...] = ()     # flags of a train script that select these data, for messages
     same_classes: bool = False      # --same_classes: do not compare the class names of a checkpoint with `classes`
+    has_labels: bool = True         # whether labels are used at all
     n_unlabelled: int = 0           # training images of --unlabelled
     unlabelled_checksum: int | None = None      # of these
     checksum: int | None = None     # of all images, regardless of --val_fraction and --train_fraction
+
+    @property
+    def class_count(self) -> str:
+        """The number of classes as the start of a text; empty if no class is learnt."""
+        return f'{self.num_classes} classes, ' if self.has_labels else ''
 
     @property
     def sizes(self) -> str:
@@ -66,6 +72,9 @@ class Data:
     @property
     def selection_note(self) -> str:
         """Which split chooses the best epoch, as a sentence for the terminal."""
+        if not self.has_labels:
+            return 'the best epoch is chosen by the mean cosine similarity of the student\'s and the teacher\'s ' \
+                   'embeddings of the test images'
         if self.val_loader is not None:
             return 'the best epoch is chosen on the validation set; the test set is measured once, at the end'
         return 'the best epoch is chosen on the test set, as in the papers, which flatters it; --val_fraction 0.1 ' \

@@ -38,7 +38,7 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     if dataset_key(opt.dataset) in source_dict and (opt.split or opt.val_fraction is not None):
         fields['split'] = {part: [*source.names] for part, source in parts.items()}
     if getattr(opt, 'unlabelled', None):
-        parts['unlabelled'] = open_unlabelled(opt)
+        parts.setdefault('unlabelled', open_unlabelled(opt))
         fields |= {'n_unlabelled': len(parts['unlabelled'].labels),
                    'unlabelled_checksum': parts['unlabelled'].checksum()}
     sources = {part: images for part, images in parts.items() if not isinstance(images, Decoded)}
@@ -107,7 +107,7 @@ def _check_without_labels(opt) -> None:
     flags = {f'-r {opt.gamma:g}': opt.gamma, f'-b {comma_list(opt.beta)}': has_auto(opt.beta),
              f'--val_fraction {opt.val_fraction}': opt.val_fraction is not None,
              f'--train_fraction {opt.train_fraction:g}': opt.train_fraction < 1,
-             '--balance_classes': opt.balance_classes}
+             '--balance_classes': opt.balance_classes, f'--teacher_head {opt.teacher_head}': opt.teacher_head}
     if given := [flag for flag, is_given in flags.items() if is_given]:
         raise UserError(f'{given[0]}: needs training images with labels, and --data_dir {opt.data_dir} has no folder '
                         f'train; ' + ('give -r 0' if opt.gamma else 'leave it out'))

@@ -2,11 +2,12 @@
 from helper.cli import comma_list, word_list
 from helper.errors import UserError, nearest
 
-from . import cifar, digits, folder, huggingface, shards
+from . import cifar, digits, folder, huggingface, shards, unlabelled
 from .crop import DEFAULTS, RESIZED_FROM
 from .image import MAX_PIXELS
 from .shard_files import CACHE_GB
 
+WITHOUT_CLASSES = 'unlabelled'      # the data set of --unlabelled alone
 # name -> function of the options: ((train images, labels), (test images, labels), classes), images uint8 (N, 3, S, S)
 memory_dict = {
     'cifar10': cifar.load,
@@ -15,7 +16,7 @@ memory_dict = {
 }
 # name -> module with open_sources(opt): ({'train', 'test', maybe 'val'} -> dataset.source.Source, classes), and for
 # --split open_whole(opt): (source, classes). The images are decoded into memory if they fit, else read while training.
-source_dict = {'folder': folder, 'hf': huggingface, 'wds': shards}
+source_dict = {'folder': folder, 'hf': huggingface, 'wds': shards, WITHOUT_CLASSES: unlabelled}
 LARGE = ('imagenet', 'imagenette')      # always read while training
 IN_MEMORY = (*memory_dict, *source_dict)
 PREFIXES = {huggingface.PREFIX: 'hf', shards.PREFIX: 'wds'}     # of --dataset
@@ -29,13 +30,13 @@ def dataset_key(dataset: str) -> str:
 def check_dataset(opt) -> None:
     """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
     key, all_data = dataset_key(opt.dataset), (*memory_dict, *source_dict, *LARGE)
-    if key not in all_data or opt.dataset in PREFIXES.values():
+    given = getattr(opt, 'unlabelled', None)
+    if key not in all_data or opt.dataset in PREFIXES.values() or (key == WITHOUT_CLASSES and not given):
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH', 'wds:FOLDER_OR_URL']
         raise UserError(f'--dataset {opt.dataset}: no such data set; {nearest(opt.dataset, known)}')
     if opt.use_lmdb and opt.dali:
         raise UserError(f'--use-lmdb and --dali {opt.dali}: DALI reads image files itself; give one of the two')
-    unlabelled = getattr(opt, 'unlabelled', None)
-    with_files = (*source_dict, *(memory_dict if unlabelled else ()))
+    with_files = (*source_dict, *(memory_dict if given else ()))
     # flag -> (whether it is given, the data sets that it goes with, why it does not go with --dali)
     flags = {
         '--use-lmdb': (opt.use_lmdb, LARGE, ''),
@@ -51,7 +52,7 @@ def check_dataset(opt) -> None:
         f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
         f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
                                                'DALI reads all files of a folder'),
-        f'--unlabelled {unlabelled}': (unlabelled, all_data, 'DALI reads the images of one folder'),
+        f'--unlabelled {given}': (given, all_data, 'DALI reads the images of one folder'),
         '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
         f'--aa {opt.aa}': (opt.aa, all_data, 'DALI augments images itself')}
     for name, default in DEFAULTS.items():
@@ -59,7 +60,8 @@ def check_dataset(opt) -> None:
         flags[f'--{name} {word_list(value)}'] = value != default, all_data, 'DALI augments images itself'
     for flag, (is_given, names, why_not_dali) in flags.items():
         if is_given and key not in names:
-            raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(names)}')
+            others = [name for name in names if name != WITHOUT_CLASSES]
+            raise UserError(f'{flag}: not for --dataset {opt.dataset}; it goes with {", ".join(others)}')
         if is_given and opt.dali and why_not_dali:
             raise UserError(f'{flag}: {why_not_dali}; leave --dali {opt.dali} out')
 

@@ -70,6 +70,7 @@ class Subset:
     def __init__(self, source: 'Source | Subset', indices: Sequence[int]):
         self.source, self.indices, self.labels = source, indices, source.labels[list(indices)]
         self.shards = None if source.shards is None else source.shards[list(indices)]
+        self.name = source.name
 
     @property
     def names(self) -> list[str]:

@@ -1,15 +1,19 @@
-"""--unlabelled: training images without labels, beside the labelled ones or alone."""
+"""--unlabelled: training images without labels, beside the labelled ones or alone; as a data set without classes."""
 import os
 from pathlib import Path
 
 import torch
 
+from helper.cli import comma_list
 from helper.errors import UserError
 
 from . import shards
 from .folder import Split, list_images, print_skipped
 from .image import EXTENSIONS
-from .source import Source, joint_checksum
+from .source import Source, Subset, joint_checksum
+from .split import divide
+
+HELD_OUT = 0.05     # share of the images that measure the net, if there are no others
 
 
 def open_unlabelled(opt) -> Source:
@@ -30,6 +34,24 @@ def open_unlabelled(opt) -> Source:
     if not images:
         raise UserError(f'{flag}: holds no image; images are {" ".join(EXTENSIONS)}')
     return Split(images, torch.zeros(len(images), dtype=torch.int64), Path(opt.unlabelled), 'unlabelled')
+
+
+def open_sources(opt) -> tuple[dict[str, Subset], list[str]]:
+    """({'unlabelled', 'test'} -> images, no classes) for methods that need no class. Raises UserError.
+
+    HELD_OUT of the images are those of the test, the same in every run.
+    """
+    source = open_unlabelled(opt)
+    if len(source.labels) < 2:
+        raise UserError(f'--unlabelled {opt.unlabelled}: has one image; give at least two, to hold one out')
+    parts = divide(source.labels, source.names, [1 - HELD_OUT, HELD_OUT])
+    return {'unlabelled': Subset(source, parts['train']), 'test': Subset(source, parts['test'])}, []
+
+
+def open_whole(opt):
+    """Raise UserError: --split has no effect."""
+    raise UserError(f'--split {comma_list(opt.split)}: --unlabelled without --dataset holds {HELD_OUT:.0%} of the '
+                    f'images out by itself; leave it out')
 
 
 class WithUnlabelled:

@@ -65,7 +65,7 @@ class Distiller(TrainingTask):
         """student, teacher: models.base.Net. opt: the parsed options. data: dataset.Data."""
         super().__init__(student, opt, data)
         check_declaration(type(self))
-        if data.num_classes < 2:
+        if data.num_classes < 2 and self.spec.learns_classes:
             raise UserError(f'--distill {opt.distill}: the data has one class, so there is nothing to tell apart; '
                             f'give it at least two')
         # Not a submodule: the teacher is never trained, synchronised or saved.

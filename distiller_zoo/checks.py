@@ -39,6 +39,13 @@ def check_classes(data, label: str, advice: str) -> None:
         raise UserError(f'{label}: class{name} {number}, counted from 0, has no training image; {advice}')
 
 
+def check_unlabelled(opt, spec, data) -> None:
+    """Raises UserError where nothing trains the student's classifier: without labels, from the teacher's features."""
+    if spec.learns_classes and spec.features_only and not opt.alpha and not len(data.labels):
+        raise UserError(f'-a 0: --distill {opt.distill} compares features, and no training image has a label, so the '
+                        f'classifier of the student would learn nothing; give -a 1')
+
+
 def why_logits(opt, spec) -> str:
     """Why a run with these options needs the teacher's logits, for messages; '' if it only reads features."""
     if not spec.features_only:

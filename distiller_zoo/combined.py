@@ -158,6 +158,8 @@ def why_not_in_parts(name: str, method: type[Distiller]) -> str:
         return f'{name} deploys another network than the student'
     if method.spec.own_backward or method.spec.own_optimizer:
         return f'{name} has an optimiser of its own'
+    if not method.spec.learns_classes:
+        return f'{name} learns no classes'
     return f'{name} changes what is trained' if method.spec.changes_student else ''
 
 

@@ -22,6 +22,7 @@ from .ctkd import CTKDDistiller
 from .deit import DeiTDistiller
 from .dist import DISTDistiller
 from .dkd import DKDDistiller
+from .embed import EmbedDistiller
 from .factor import FTDistiller
 from .fsp import FSPDistiller
 from .hint import FitNetDistiller
@@ -72,7 +73,7 @@ distiller_dict: dict[str, type[Distiller]] = {
     'wkdl': WKDLDistiller, 'wkdf': WKDFDistiller, 'ikl': IKLDistiller, 'gkl': GKLDistiller, 'rld': RLDDistiller,
     'skd': SKDDistiller, 'ofa': OFAKDDistiller, 'deit': DeiTDistiller,
     'abkd': ABKDDistiller, 'srd': SRDDistiller, 'vkd': VkDDistiller, 'ldrld': LDRLDDistiller,
-    'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller, 'nd': NDDistiller,
+    'luminet': LumiNetDistiller, 'tekap': TeKAPDistiller, 'nd': NDDistiller, 'embed': EmbedDistiller,
 }
 
 SOFT_LABELS = 'kd'      # soft labels alone: the default, and what other methods are measured against

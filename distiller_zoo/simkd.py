@@ -56,14 +56,7 @@ class SimKDDistiller(Distiller):
         self.size = min(shapes_s.map[-1], shapes_t.map[-1])
         self.projector = SimKDProjector(shapes_s.map[0], shapes_t.map[0], opt.simkd_factor)
         self.classifier = copy.deepcopy(self.teacher.pooled_head())     # frozen
-        self.freeze_head(data)
-
-    def freeze_head(self, data):
-        """Freeze the student's layers after the map before pooling, which are not used."""
-        parameters = [*self.student.parameters()]
-        features = probe(self.student, data.image_size, gradient=True).map
-        for p, grad in zip(parameters, torch.autograd.grad(features.sum(), parameters, allow_unused=True), strict=True):
-            p.requires_grad_(grad is not None)
+        freeze_unused(self.student, data.image_size, 'map')
 
     def inference_net(self):
         net = Reused(self.student, self.projector, self.classifier, self.size)
@@ -94,3 +87,11 @@ class SimKDDistiller(Distiller):
         if f_t.shape[-1] > self.size:
             f_t = F.adaptive_avg_pool2d(f_t, self.size)
         return F.mse_loss(out_s.map, f_t)
+
+
+def freeze_unused(net, image_size: int, field: str) -> None:
+    """Freeze the layers of a net that do not contribute to a field of its Outputs: those after it."""
+    parameters = [*net.parameters()]
+    output = getattr(probe(net, image_size, gradient=True), field)
+    for p, grad in zip(parameters, torch.autograd.grad(output.sum(), parameters, allow_unused=True), strict=True):
+        p.requires_grad_(grad is not None)

@@ -31,6 +31,7 @@ class Spec:
     drop_last: bool = False     # a short last batch is dropped
 
     # Training
+    learns_classes: bool = True     # False: without labels, its checkpoint has no classifier, so there is no accuracy
     has_method_loss: bool = True    # has a method_loss besides the soft labels
     first_stage: bool = False   # begins with --init_epochs of init_loss; needs the mixin FirstStage
     scheduled_over_epochs: bool = False     # begin_epoch reads `epochs`, so a run cannot be extended

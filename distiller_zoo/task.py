@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from helper.distributed import average_gradients
+from helper.loops import validate
 from helper.optim import backbone, new_optimizer, rate_factors, scale_rates
 
 from .label_loss import label_loss
@@ -21,6 +22,7 @@ class TrainingTask(nn.Module):
     own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
     is_measuring = False            # the forward pass also measures weights, and is not compiled
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
+    metrics = ('loss', 'acc', 'acc_top5')   # that `validate` returns; the second chooses the best epoch
     freeze_epochs = 0               # number of first epochs with a frozen backbone of the student
     frozen = ()                     # parameters of the backbone that are frozen now
 
@@ -105,6 +107,10 @@ class TrainingTask(nn.Module):
         A method that returns another one declares deploys_student=False and overrides rebuild_inference_net.
         """
         return self.student if self.average is None else self.average.module
+
+    def validate(self, loader, run, split: str) -> dict:
+        """Return what helper.loops.validate returns for the network to ship. loader: of the images of a split."""
+        return validate(loader, self.inference_net(), run, split=split)
 
     def checkpoint(self) -> dict:
         """Return what a checkpoint stores of this task."""

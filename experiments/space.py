@@ -5,13 +5,13 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from distiller_zoo import distiller_dict, get_method
+from distiller_zoo import distiller_dict
 from helper.cli import nearest_flag
 from helper.errors import UserError, printable
 from option_checks import users_of
 from options import actions, flags
 
-from .table_flags import REFUSED
+from .table_flags import REFUSED, check_method
 
 ALONE = 'alone'         # instead of a method: the student trains without a teacher
 METHOD = 'distill'      # key of a row's method or methods
@@ -89,7 +89,7 @@ def parse_row(content: dict, place: str) -> tuple[list[str], str, tuple[Range, .
         raise UserError(f'{place}: {METHOD} = {methods}: give different methods, and "{ALONE}" by itself')
     for method in methods:
         if method != ALONE:
-            get_method(method, f'{place}: {METHOD}')
+            check_method(method, f'{place}: {METHOD}')
     if not isinstance(fixed, str):
         raise UserError(f'{place}: flags: give fixed flags as "--loss_warmup_epochs 2"')
     ranges = [Range(METHOD, str(methods), tuple(methods))] if len(methods) > 1 else []

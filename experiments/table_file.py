@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis.published import published_sources
-from distiller_zoo import get_method
 from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
 from models.find import check_name
 
 from .space import ALONE, METHOD, Range, parse_row
-from .table_flags import check_flags
+from .table_flags import check_flags, check_method
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 SPACES = TABLES.with_name('spaces')
@@ -230,7 +229,7 @@ def _row(label, text, place):
         raise UserError(f'{place}: give a method and its flags, as "kd -a 0.9", or "{ALONE}"')
     method, *flags = _split(text, place)
     if method != ALONE:
-        get_method(method, place)
+        check_method(method, place)
     return Row(label, method, tuple(flags))
 
 

@@ -1,4 +1,5 @@
-"""The flags that the runs of a table or of a search cannot have, because the program sets them itself."""
+"""The methods and flags that the runs of a table or of a search cannot have."""
+from distiller_zoo import get_method
 from helper.errors import UserError
 
 REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
@@ -11,6 +12,13 @@ REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
     '--cache-topk': 'give the table  teacher_cache = "--cache_topk K"',
     '--overwrite': 'a table replaces no run; move its folder away instead',
 }
+
+
+def check_method(name: str, place: str) -> None:
+    """Raise UserError that begins with `place` for an unknown method, and for one without an accuracy."""
+    if not get_method(name, place).spec.learns_classes:
+        raise UserError(f'{place} {name}: learns no classes, so there is no accuracy to compare; train with it first, '
+                        f'and give the checkpoint to the runs of the table by --initial_checkpoint')
 
 
 def check_flags(arguments: list[str], label: str) -> None:

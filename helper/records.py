@@ -18,21 +18,27 @@ from .errors import UserError, reason
 from .files import make_folder, write_json
 from .loops import PREDICTIONS, SPLITS
 
-METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'
+METRICS = ('loss', 'acc', 'acc_top5')       # after 'test_' or 'val_'; of a task with classes
+# metric -> its text for the terminal
+SHOWN = {'loss': 'loss {:.4f}', 'acc': 'top-1 {:.2f}', 'acc_top5': 'top-5 {:.2f}', 'cosine': 'cosine similarity {:.4f}'}
 
 
 class Records:
-    """The JSON files, TensorBoard events, --wandb and the best accuracy. Of several processes only the first writes."""
+    """The JSON files, TensorBoard events, --wandb and the best epoch. Of several processes only the first writes."""
 
-    def __init__(self, opt, paths, facts: dict, data):
-        """paths: a RunPaths. facts: for parameters.json, beside the options. data: a dataset.Data."""
+    def __init__(self, opt, paths, facts: dict, data, metrics: tuple = METRICS):
+        """paths: a RunPaths. facts: for parameters.json, beside the options. data: a dataset.Data.
+
+        metrics: of the validation; the second, the score, chooses the best epoch.
+        """
         self.opt, self.paths, self.facts = opt, paths, facts
         self.split, self.classes = data.split, data.classes
         self.selection = data.selection_split       # the split that is measured after each epoch
-        self.metrics = [f'{self.selection}_{name}' for name in METRICS]     # their names in the files
-        self.accuracy = f'{self.selection}_acc'
+        self.names = metrics
+        self.metrics = [f'{self.selection}_{name}' for name in metrics]     # their names in the files
+        self.score = self.metrics[1]
         self.history: list[dict] = []
-        self.best: dict = {self.accuracy: -1.0}
+        self.best: dict = {self.score: -1.0}
         self.test: dict = {}    # with a validation set, at the end: 'best' and 'last' -> metrics on the test set
         self.class_report: dict = {}        # the metrics of each class on the test set, in the best epoch
         self.start, self.writer = time.time(), None
@@ -87,19 +93,19 @@ class Records:
                 **({'test': self.test} if self.test else {})}
 
     @staticmethod
-    def fits(state: dict) -> bool:
-        """Whether a value from an untrusted file is one that state() can return."""
+    def fits(state: dict, metrics: tuple = METRICS) -> bool:
+        """Whether a value from an untrusted file is one that state() can return. metrics: of the task."""
         try:
             json.dumps(state)
             history, best, seconds = state['history'], state['best'], state['seconds']
-            accuracy = f'{selection_of(best)}_acc'
-            numbers = [*(epoch[accuracy] for epoch in history), best[accuracy], seconds]
+            score = f'{selection_of(best)}_{metrics[1]}'
+            numbers = [*(epoch[score] for epoch in history), best[score], seconds]
             tested = state.get('test', {})
             numbers += [test[f'test_{name}'] for test in tested.values() for name in METRICS]
             wandb_id, epochs = state.get('wandb', ('0' * 8, 0))
             return (isinstance(history, list) and all(isinstance(number, float) for number in numbers)
-                    and math.isfinite(best[accuracy]) and math.isfinite(seconds)
-                    and (best[accuracy] < 0 or isinstance(best['epoch'], int))
+                    and math.isfinite(best[score]) and math.isfinite(seconds)
+                    and (best[score] < 0 or isinstance(best['epoch'], int))
                     and isinstance(state.get('class_report', {}), dict)
                     and tested.keys() in (set(), {'best', 'last'})
                     and all(isinstance(test['epoch'], int) for test in tested.values())
@@ -126,15 +132,15 @@ class Records:
         scalars = {**accuracy, 'train_loss': train['loss'], **metrics, 'lr': rate}
         pictures = {name: torch.as_tensor(matrix).tolist() for name, matrix in pictures.items()}
         entry = {'epoch': epoch, **scalars, **test, 'train': train, 'seconds': seconds}
-        del entry[PREDICTIONS]
+        entry.pop(PREDICTIONS, None)
         if taken := entry.keys() & pictures.keys():
             raise ValueError(f'pictures: {", ".join(taken)} is the name of something else in history.json')
         self.history.append({**entry, **pictures})
         self.epochs += 1
-        is_best = test[self.accuracy] > self.best[self.accuracy]
+        is_best = test[self.score] > self.best[self.score]
         if is_best:
             self.best = {**metrics, 'epoch': epoch}
-        if is_best and self.selection == 'test':
+        if is_best and self.selection == 'test' and PREDICTIONS in test:
             self._report_classes(test)
         if not is_main():
             return
@@ -148,16 +154,20 @@ class Records:
             self.writer.flush()
         if self.wandb:
             self.wandb.log({'epoch': epoch, **scalars}, self.epochs, pixels)
-        loss, top1, top5 = metrics.values()
+        measured = self.describe(metrics)
         top1_train = f', top-1 {train["top1"]:.2f}' if accuracy else ''
         print(f'epoch {epoch}: train loss {train["loss"]:.4f}{top1_train} | '
-              f'{SPLITS[self.selection]} loss {loss:.4f}, top-1 {top1:.2f}, top-5 {top5:.2f} | '
+              f'{SPLITS[self.selection]} {measured} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
 
     def _report_classes(self, test):
         """Note the metrics of each class. test: what validate returned on the test set for the best epoch."""
         self.class_report = {'epoch': self.best['epoch'], **class_report(test[PREDICTIONS], self.classes)}
+
+    def describe(self, metrics: dict) -> str:
+        """The metrics of a split as text for the terminal."""
+        return ', '.join(SHOWN[name].format(value) for name, value in zip(self.names, metrics.values(), strict=True))
 
     @property
     def last(self) -> dict:
@@ -166,7 +176,7 @@ class Records:
 
     def count_best_anew(self, from_last: bool) -> None:
         """Forget the best epoch. from_last: take the last epoch as the best so far."""
-        self.best = self.last if from_last else {self.accuracy: -1.0}
+        self.best = self.last if from_last else {self.score: -1.0}
 
     @property
     def is_tested(self) -> bool:
@@ -230,12 +240,13 @@ class Records:
         if is_main():
             total = {'Total time': (time.time() - self.start) / self.paths.seconds_per_unit}
             self._write_json('parameters', {**self._parameters(), **total})
-            best, last, on_test = self.best[self.accuracy], self.last[self.accuracy], ''
+            best, last = (SHOWN[self.names[1]].format(metrics[self.score]) for metrics in (self.best, self.last))
+            on_test = ''
             if self.selection == 'val':
                 on_test = ' on the validation set; ' + (
                     f'on the test set {self.test["best"]["test_acc"]:.2f}, last {self.test["last"]["test_acc"]:.2f}'
                     if self.test else 'the test set is not measured (--no_test)')
-            print(f'best top-1 {best:.2f} at epoch {self.best["epoch"]}, last {last:.2f}{on_test}, saved in '
+            print(f'best {best} at epoch {self.best["epoch"]}, last {last.split()[-1]}{on_test}, saved in '
                   f'{self.paths.folder}')
             for epoch in sorted({self.best['epoch'], self.last['epoch']}):
                 warn_of_one_class(f'the network of epoch {epoch}', self.history[epoch - 1])

@@ -163,7 +163,8 @@ def check_best(state: dict, paths: RunPaths, records) -> None:
     file, is_whole = source / paths.best.name, False
     with contextlib.suppress(UserError):
         content = load_checkpoint(str(file), '')
-        is_whole = (content.get('epoch'), content.get('best_acc')) == (best['epoch'], best[records.accuracy])
+        is_whole = (content.get('epoch'), content.get(f'best_{records.names[1]}')) == \
+            (best['epoch'], best[records.score])
     if not is_whole and (records.needs_best_weights or not is_in(file, paths.folder)):
         print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
         records.count_best_anew(from_last=last > 0)

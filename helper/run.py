@@ -49,7 +49,7 @@ class Run:
                             'method; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
-        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, data)
+        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, data, module.metrics)
         self.identity = RunIdentity(opt, facts, precision.dtype)
         self.training = TrainingState(module, loader, precision)
         self.signals, self.lock = StopSignals(), FolderLock(paths.folder)
@@ -181,7 +181,7 @@ class Run:
             return
         self.records.write(epoch)
         save_freq, best = getattr(self.opt, 'save_freq', 0), self.records.best
-        content = {'epoch': epoch, 'best_acc': best[self.records.accuracy],
+        content = {'epoch': epoch, f'best_{self.records.names[1]}': best[self.records.score],
                    'chosen_on': SPLITS[self.records.selection], **self.checkpoint()}
         if save_freq and epoch % save_freq == 0:
             save_checkpoint(self.paths.folder / f'ckpt_epoch_{epoch}.pth', content)

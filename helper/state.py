@@ -97,7 +97,7 @@ def load_state(path, module: nn.Module, loader) -> dict:
         finished = state['epoch'] - 1 if state['stage'] == 'train' else 0       # epochs
         if state['stage'] not in STAGES or state['epoch'] < 1 or state['step'] < 0 or not state['random'] or \
                 (state['step'] and len(state['own']) != len(state['random'])) or \
-                not Records.fits(state['log']) or len(state['log']['history']) != finished:
+                not Records.fits(state['log'], module.metrics) or len(state['log']['history']) != finished:
             raise UserError(f'{source}: its numbers make no sense; give the {LAST} that a run keeps in its folder')
         if state['step'] > len(loader) or (state['stage'] == 'init' and not module.has_first_stage) or \
                 (state['loader'] is None) != (loader.order.generator is None):

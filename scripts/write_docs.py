@@ -64,7 +64,8 @@ def results_table() -> str:
 
 def shell_variables() -> str:
     """The lists that run_cifar_distill.sh reads. Methods with an auxiliary teacher come last."""
-    names = sorted(distiller_dict, key=lambda name: distiller_dict[name].spec.auxiliary_teacher)
+    names = sorted((name for name, method in distiller_dict.items() if method.spec.learns_classes),
+                   key=lambda name: distiller_dict[name].spec.auxiliary_teacher)
     first_stage = [name for name in names if distiller_dict[name].spec.first_stage]
     first, = filter(None, (method.spec.auxiliary_teacher for method in distiller_dict.values()))
     weights = [float(published_options(first, 'cifar100')[name]) for name in WEIGHTS]

@@ -19,7 +19,7 @@ from conftest import assert_same, outcome
 import train_student
 import train_teacher
 from dataset.cache_file import CacheFile
-from distiller_zoo import distiller_dict
+from distiller_zoo import distiller_dict, task
 from helper import files, resume
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
@@ -215,9 +215,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, small, t
     assert 'diverged in epoch 2, at step 2 (loss inf, ce ' in error and 'learning rate 0.05' in error
     assert before.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
     # The same in the validation, whose net may give NaN although the training's loss is finite.
-    validate, to_nan = train_student.validate, torch.nn.Hardtanh(float('nan'), float('nan'))
-    monkeypatch.setattr(train_student, 'validate', lambda loader, net, run, *source, **split: validate(
-        loader, net if source else torch.nn.Sequential(net, to_nan), run, *source, **split))
+    validate, to_nan = task.validate, torch.nn.Hardtanh(float('nan'), float('nan'))
+    monkeypatch.setattr(task, 'validate', lambda loader, net, run, **split: validate(
+        loader, torch.nn.Sequential(net, to_nan), run, **split))
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, *arguments, '--epochs', 2, '--resume')
     error = capfd.readouterr().err

@@ -91,6 +91,7 @@ LOSS = {
     'tekap_count': (['--distill', 'tekap'], ['--tekap_count', '2']),
     'tekap_strength': (['--distill', 'tekap'], ['--tekap_strength', '0.2']),
     'tekap_weight': (['--distill', 'tekap'], ['--tekap_weight', '0.5']),
+    'embed_map': (['--distill', 'embed'], ['--embed_map', '1']),
     'ctkd_base': (['--distill', 'ctkd'], ['--ctkd_base', 'dkd']),
 }
 

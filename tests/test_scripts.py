@@ -19,12 +19,13 @@ import train_teacher
 from analysis import published
 from analysis.estimate import Timer
 from analysis.runs import experiment_labels, group_trials, original_teacher
-from distiller_zoo import distiller_dict
+from distiller_zoo import distiller_dict, task
 from helper import cli, records
 from helper import run as run_module
 from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
+from helper.run_folder import RunPaths
 from models import model_dict, model_names
 from options import student_options, teacher_options
 from scripts import compare, write_docs
@@ -32,6 +33,8 @@ from scripts import compare, write_docs
 ROOT = Path(__file__).resolve().parents[1]
 README_COMMAND = ('--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill semckd '
                   '--model_s resnet8x4 -r 1 -a 1 -b 400 --trial 0')
+
+WITH_CLASSES = [name for name, method in distiller_dict.items() if method.spec.learns_classes]
 
 
 def read(path):
@@ -81,7 +84,7 @@ def test_defaults():
         'val_fraction': None, 'patience': None, 'pretrained': False, 'initial_checkpoint': None, 'freeze_epochs': 0,
         'layer_decay': 1.0, 'backbone_lr': 1.0, 'interpolation': None, 'crop_pct': None, 'no_test': False,
         'grad_checkpointing': False, 'shard_cache_gb': 100.0, 'cache_epochs': None, 'cache_topk': None, 'cache_seed': 0,
-        'unlabelled': None, 'unlabelled_batch': None, 'teacher_head': None}
+        'unlabelled': None, 'unlabelled_batch': None, 'embed_map': 0.0, 'teacher_head': None}
     others = vars(opt).keys() - expected.keys()
     assert {name: vars(opt)[name] for name in expected} == expected and others <= flags_of_methods()
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
@@ -200,7 +203,7 @@ def scalar_tags(folder):
     return set(events.Tags()['scalars']), set(events.Tags()['images'])
 
 
-@pytest.mark.parametrize('method', distiller_dict)
+@pytest.mark.parametrize('method', WITH_CLASSES)
 def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
     call(train_student.main, '--path_t', teacher, '--distill', method, '--model_s', 'resnet8', '--save_dir', tmp_path,
          '-b', 0 if method in ('kd', 'ctkd') else 1, *few(method, negatives=20), *small)
@@ -229,7 +232,7 @@ def test_student_outputs(call, small, teacher, tmp_path, capfd, method):
 def test_the_best_checkpoint_is_that_of_the_best_epoch(call, small, teacher, tmp_path, monkeypatch, main):
     """Written when an epoch is better than all before, and then alone."""
     accuracies, written = iter([50.0, 40.0, 60.0, 60.0, 55.0]), []
-    monkeypatch.setattr(sys.modules[main.__module__], 'validate', lambda *args, **kwargs: {
+    monkeypatch.setattr(task, 'validate', lambda *args, **kwargs: {
         'test_loss': 1.0, 'test_acc': next(accuracies), 'test_acc_top5': 90.0,
         'predictions': torch.tensor([[0.0], [1.0], [0.5]])})
     original = run_module.save_checkpoint
@@ -682,13 +685,13 @@ def test_the_list_of_methods(shell, tmp_path):
     done, asked = shell('run_cifar_distill.sh', *flags, **nets)
     assert done.returncode == 0, done.stderr
     runs, table = asked[:-1], asked[-1]
-    count = 1 + len(distiller_dict) + 1         # the teacher, each method, and the first pass of hkd
+    count = 1 + len(WITH_CLASSES) + 1         # the teacher, each method, and the first pass of hkd
     assert [line[0] for line in runs] == ['train_teacher.py'] + ['train_student.py'] * (count - 1)
     assert values(runs, '--data_dir') == ['/some data'] * count and values(runs, '--gpu_id') == ['cpu'] * count
     assert values(runs, '--save_dir') == [str(tmp_path / 'with a space')] * count
     assert values(runs, '--lr_decay_epochs') == ['5,6,7'] * count and values(runs, '--epochs') == ['8'] * count
     assert values(runs, '--trial') == ['7'] * (count - 2) + ['auxiliary', '7']
-    assert set(values(runs, '--distill')) == set(distiller_dict)
+    assert set(values(runs, '--distill')) == set(WITH_CLASSES)
     assert [student_options(line[1:]).beta for line in runs[-2:]] == [30000.0, 1.0]
     for line in runs[1:]:           # the weights are the published ones
         usual = ['--path-t', 'x', '--distill', *values([line], '--distill')]
@@ -701,11 +704,25 @@ def test_the_list_of_methods(shell, tmp_path):
     teachers = values(runs, '--path-t')
     assert {Path(teacher).name for teacher in teachers[:-1]} == {'resnet14_best.pth'}
     assert Path(teachers[-1]).parent.name == 'S:resnet20_T:resnet14_folder_pkt_r:1.0_a:1.0_b:30000.0_auxiliary'
-    assert table[0] == 'scripts/compare.py' and len(table) == 1 + len(distiller_dict)      # the folder of each method
+    assert table[0] == 'scripts/compare.py' and len(table) == 1 + len(WITH_CLASSES)      # the folder of each method
 
     done, asked = shell('run_cifar_distill.sh', *flags, **nets, FAILS='crd', METHODS='crd hkd')
     assert done.returncode == 1 and done.stderr == 'not run to the end: crd\n'      # teacher and first pass are there
     assert [values([line], '--distill') for line in asked[:-1]] == [['crd'], ['hkd']]
+
+
+def test_the_study_of_unlabelled_images(shell):
+    """Five runs of each seed, of which the last starts from what the one before has written."""
+    done, asked = shell('run_unlabelled.sh', '--gpu_id', 'cpu', MODEL_T='resnet20', SEEDS='4')
+    assert done.returncode == 0, done.stderr
+    teacher, alone, kd, unlabelled, embed, tuned = (
+        (teacher_options if line[0] == 'train_teacher.py' else student_options)(line[1:]) for line in asked[:-1])
+    embed.model_t = 'resnet20'
+    assert tuned.initial_checkpoint == str(RunPaths.of_student(embed).best) and embed.dataset == 'unlabelled'
+    assert {opt.path_t for opt in (kd, unlabelled, embed)} == {str(RunPaths.of_teacher(teacher).best)}
+    assert {opt.train_fraction for opt in (alone, kd, unlabelled, tuned)} == {0.1} and teacher.train_fraction == 1
+    assert {opt.seed for opt in (alone, kd, unlabelled, embed, tuned)} == {4}
+    assert unlabelled.unlabelled == embed.unlabelled == 'data/cifar10/train' and asked[-1][0] == 'scripts/compare.py'
 
 
 @pytest.mark.parametrize('script, variables, arguments, words', [

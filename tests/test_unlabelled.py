@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, assert_same, data_options, losses_of_epoch, options, outcome, write_images
+from conftest import CPU, assert_same, build, data_options, losses_of_epoch, options, outcome, write_images
 
 import train_student
 from dataset import get_dataloaders
 from dataset.cache_loader import TeacherOutputLoader
 from dataset.open_cache import open_cache
-from distiller_zoo import get_method
+from distiller_zoo import distiller_dict, get_method
 from helper.compile import compile_forward
 from helper.errors import UserError
 from helper.loops import train_epoch
 from models import model_dict
+from options import student_options
 from scripts import fill_teacher_cache
 
 
@@ -121,6 +122,27 @@ def test_the_losses_by_hand(tree, images):
     assert losses['loss'].item() == pytest.approx(
         (opt.gamma * wanted['ce'] + 0.5 * wanted['kl'] + 100 * wanted['method']).item(), rel=1e-5)
     assert torch.equal(logits, out_s.logits[:16])
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_every_method(method):
+    """It is refused, or its losses but the cross-entropy do not depend on the labels."""
+    try:
+        student_options(['--path-t', 'x', '--distill', method, '--unlabelled', 'y'])
+    except UserError as error:
+        assert 'class' in str(error)
+        return
+    distiller, loader, _ = build(method)
+    if distiller.in_first_stage:
+        distiller.end_first_stage()
+    images, target, index = next(iter(loader))
+    results = []
+    for labels in (target[:5], (target[:5] + 1) % 10, target[:0]):
+        torch.manual_seed(1)
+        losses, logits = distiller.eval()(images, labels, index)
+        assert len(logits) == len(labels)
+        results.append({name: loss.item() for name, loss in losses.items() if name not in ('loss', 'ce')})
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize('method', ['kd', 'mlld', 'rkd+kd', 'fsp'])
@@ -228,7 +250,9 @@ def test_without_any_label(call, small, teacher, images, tests_alone, tmp_path, 
     assert 'train_acc' not in history and history['train'].keys() == {'loss', 'kl', 'images_per_second'}
     refused = [(['-r', 1], '-r 1: needs training images with labels, and --data_dir'),
                (['--val_fraction', 0.5], '--val_fraction 0.5: needs training images with labels'),
-               (['-b', 'auto', '--distill', 'hint'], '-b auto: needs training images with labels')]
+               (['-b', 'auto', '--distill', 'hint'], '-b auto: needs training images with labels'),
+               (['--teacher_head', 'linear'], '--teacher_head linear: needs training images with labels'),
+               (['-a', 0, '--distill', 'hint', '--unlabelled_batch', 5], '-a 0: --distill hint compares features')]
     for more, words in refused:
         with pytest.raises(SystemExit) as caught:
             call(train_student.main, *arguments, *more, '--save_dir', tmp_path / 'no')
@@ -248,6 +272,7 @@ def test_refused(call, small, teacher, images, tmp_path, capfd):
             ([*given, '--distill', 'abkd', '--abkd_base', 'dkd'], ': --abkd_base dkd needs one class'),
             ([*given, '--mixup', 0.2], '--mixup 0.2: mixes labels'),
             ([*given, '--reprob', 0.2, '--cache_epochs', 1], '--reprob 0.2: --cache_epochs 1 cannot repeat'),
+            ([*given, '--path_t', teacher, teacher, '--teacher_weights', 'agree'], 'needs the class of each image'),
             ([*given, '--unlabelled_batch', 11], '--unlabelled_batch 11: '),
             ([*given, '--dataset', 'imagenet', '--dali', 'cpu'], 'DALI reads the images of one folder'),
             ([*given, '--evaluate'], '--unlabelled: has no effect with --evaluate')):

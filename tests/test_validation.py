@@ -17,6 +17,7 @@ from analysis.runs import group_trials, read_run
 from dataset import folder2lmdb
 from dataset.lmdb_source import open_lmdb_sources
 from dataset.split import hold_out
+from distiller_zoo import task
 from experiments.progress import load_result
 from helper.errors import UserError
 from helper.records import Records, is_out_of_patience
@@ -163,12 +164,11 @@ def test_the_test_set_is_measured_once(call, small, teacher, tmp_path, monkeypat
     assert ('teacher top-1 on the validation set: ' in text) == (main is train_student.main)
     assert ('without --val_fraction, so the validation images' in text) == (main is train_student.main)
     test_passes.clear()
-    script = train_teacher if main is train_teacher.main else train_student
-    validate = script.validate
-    monkeypatch.setattr(script, 'validate', lambda loader, net, run, *rest, **split: (
-        run.epoch == 2 and os.kill(os.getpid(), signal.SIGTERM)) or validate(loader, net, run, *rest, **split))
+    validate = task.validate
+    monkeypatch.setattr(task, 'validate', lambda loader, net, run, **split: (
+        run.epoch == 2 and os.kill(os.getpid(), signal.SIGTERM)) or validate(loader, net, run, **split))
     interrupted(call, main, *arguments, '--trial', 'parts')
-    monkeypatch.setattr(script, 'validate', validate)
+    monkeypatch.setattr(task, 'validate', validate)
     call(main, *arguments, '--trial', 'parts', '--resume', 'auto')
     assert test_passes == [24, 24]
     call(main, *arguments, '--trial', 'parts', '--resume', 'auto')
