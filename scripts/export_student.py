@@ -2,11 +2,13 @@
 
 python scripts/export_student.py RUN_OR_CHECKPOINT --out DIR [--formats safetensors pt2 onnx] [--int8] [--fp16]
 python scripts/export_student.py RUN_OR_CHECKPOINT --out DIR --latency
+python scripts/export_student.py RUN_OR_CHECKPOINT --out DIR --web [--web_teacher]
 
 Of a run folder, the best checkpoint is exported. Each file is loaded by its own runtime in a new process and compared
 with the network in PyTorch on the whole test set. A file outside the tolerance is not written.
 """
 import contextlib
+import shlex
 import signal
 import sys
 import tempfile
@@ -21,7 +23,7 @@ import torch
 
 from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
 from dataset import get_dataloaders
-from export import latency, model_card, verify
+from export import latency, model_card, verify, web
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
 from export.runtime import CONFIG
@@ -36,7 +38,7 @@ from models.load import load_net, open_net
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)
 NETWORK_FILES = {form.file for form in FORMATS.values()}
-EXPORT_FILES = {CONFIG, *CARD, *latency.FILES, *NETWORK_FILES}
+EXPORT_FILES = {CONFIG, *CARD, *latency.FILES, *NETWORK_FILES, *web.FILES}
 
 
 def options():
@@ -56,6 +58,10 @@ def options():
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, if it is in a file of yours')
     add('--latency', action='store_true', help='measure memory and time of every format, for the teacher too')
     add('--threads', type=number(int, low=1, high=1024), help='number of threads for --latency; if omitted, 1')
+    add('--web', action='store_true', help='also write the folder web, a page that runs the student in a browser')
+    add('--web_teacher', action='store_true', help='show the teacher beside the student in the page of --web')
+    add('--web_runtime', type=path, metavar='FILE.tgz',
+        help=f'{web.PACKAGE} of the npm registry; if omitted, --web downloads it once into the cache folder')
     add('--path-t', type=path, help="the teacher's checkpoint; if omitted, that of the run if it still exists")
     add('--model_t', metavar='NET', help="the teacher's net, if its checkpoint does not name it")
     add_data_flags(parser)
@@ -64,7 +70,12 @@ def options():
         if getattr(opt, name) is not None and not getattr(opt, required):
             parser.error(f'--{name} {getattr(opt, name)}: has no effect without --{required}; add --{required}')
         setattr(opt, name, getattr(opt, name) or default)
+    for name in ('web_teacher', 'web_runtime'):
+        if getattr(opt, name) and not opt.web:
+            parser.error(f'--{name}: has no effect without --web; add --web')
     names = [*dict.fromkeys(opt.formats), *(name for name in ('int8', 'fp16') if getattr(opt, name))]
+    if opt.web and not web.ONNX_FILES.keys() & names:
+        parser.error('--web: the page runs an ONNX file; add onnx to --formats, or --int8 or --fp16')
     for name in names:
         if missing := [library for library in FORMATS[name].needs if find_spec(library) is None]:
             parser.error(f'{FORMATS[name].file}: needs {" and ".join(missing)}; '
@@ -81,7 +92,7 @@ def check_out(given):
     """Raises UserError if an export cannot replace this folder."""
     try:
         out = Path(given).resolve()         # a link stays, and the folder that it points to is replaced
-        files = {file.name for file in out.glob('*')}
+        files = {file.relative_to(out).as_posix() for pattern in ('*', f'{web.FOLDER}/*') for file in out.glob(pattern)}
         is_export = files <= EXPORT_FILES and (not files or files & NETWORK_FILES)
         is_blocked = out.exists() and not out.is_dir() or not is_export
     except (OSError, RuntimeError) as error:        # RuntimeError: a loop of links
@@ -147,8 +158,8 @@ def new_folder(out):
             folder, old = (Path(temporary) / name for name in ('new', 'old'))
             folder.mkdir()
             yield folder
-            for file in folder.iterdir():
-                file.chmod(0o644)
+            for file in folder.rglob('*'):
+                file.chmod(0o755 if file.is_dir() else 0o644)
             try:
                 if out.exists():
                     out.rename(old)
@@ -187,6 +198,9 @@ def main():
     opt, names, run = options()
     data, network, order = open_run(opt, run)
     teacher, deployed_teacher = open_teacher(opt, run, data)
+    if opt.web_teacher and not deployed_teacher:
+        raise UserError(f'--web_teacher: {run} has no teacher that can be opened; give it by --path-t')
+    web_runtime = web.read_runtime(opt.web_runtime) if opt.web else {}
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
     with new_folder(out) as folder:
         export, faults = Export(network, dtype, folder, lambda: calibration_images(data, dtype, opt.calibration)), {}
@@ -205,6 +219,10 @@ def main():
         names = [name for name in names if name not in faults]
         if not names:
             raise UserError(f'nothing is exported: {fault_text}')
+        if opt.web:
+            if not web.ONNX_FILES.keys() & names:
+                raise UserError(f'--web: nothing is exported, because the page has no ONNX file to run: {fault_text}')
+            page_file = web.write(export, names, deployed_teacher if opt.web_teacher else None, web_runtime)
         table, summary = '', ''
         if opt.latency:
             print('measuring memory and time of each file, for the teacher too' if deployed_teacher else
@@ -224,6 +242,10 @@ def main():
         print(f'{printable(out / FORMATS[name].file)}: top-1 {result.top1:.2f}, the same class for '
               f'{result.agreement:.2f} %, logits differ by up to {result.difference:.1e}')
     print(f'{printable(out / CARD[0])}: fill in {", ".join(model_card.TO_FILL_IN)}')
+    if opt.web:
+        page = out / web.FOLDER
+        print(f'{printable(page)}: a page that runs {page_file}; start python -m http.server -b 127.0.0.1 -d '
+              f'{printable(shlex.quote(str(page)))} and open http://127.0.0.1:8000')
     if table:
         print(f'\n{table}\n\n{summary}')
     if faults:

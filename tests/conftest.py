@@ -324,6 +324,23 @@ def wait_for_slurm(condition, seconds=120):
     return found
 
 
+class Here:
+    """In place of a RuntimeProcess: the runtime in this one, without the seconds that another takes to start."""
+
+    def __init__(self, file, threads=None):
+        from export.runtime import open_export
+        self.net = open_export(file)
+
+    def run(self, images, count=1):
+        return self.net(images), np.zeros(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
 class Hostile:
     """Runs a shell command when unpickled."""
 

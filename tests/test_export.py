@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, CPU, Hostile, data_options
+from conftest import CLASSES, CPU, Here, Hostile, data_options
 from PIL import Image
 from torch import nn
 
@@ -32,7 +32,6 @@ from export import load as load_module
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
 from export.load import check_config, find_export
-from export.runtime import open_export
 from export.runtime_process import RuntimeProcess
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
@@ -61,22 +60,6 @@ def export(call, run, tmp_path_factory):
     out = tmp_path_factory.mktemp('shipped') / 'export'
     call(export_student.main, run, '--out', out, '--int8', '--fp16', '--num_workers', 0)
     return out
-
-
-class Here:
-    """In place of a RuntimeProcess: the runtime in this one, without the seconds that another takes to start."""
-
-    def __init__(self, file, threads=None):
-        self.net = open_export(file)
-
-    def run(self, images, count=1):
-        return self.net(images), np.zeros(count)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture
