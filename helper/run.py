@@ -82,8 +82,9 @@ class Run:
         return self
 
     def __exit__(self, kind, *_):
-        # When the first process of several has stopped, srun ends the others; their exit codes are decided already.
-        self.signals.uninstall(ignore=kind is Interrupted and distributed.world_size() > 1)
+        # When the first process of several has ended, srun or torchrun sends the others a signal. They still have to
+        # say which one is lost, or have their exit codes already.
+        self.signals.uninstall(ignore=kind is not None and distributed.world_size() > 1)
         try:
             if kind is None:
                 self.records.finish()

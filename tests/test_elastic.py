@@ -87,23 +87,25 @@ def impatient(monkeypatch):
         monkeypatch.setattr(heartbeat, name, seconds)
 
 
-def start(arguments, save, outs, store):
+def start(arguments, save, outs, store, mains=2 * (train_student.main,)):
     """Two processes as torchrun starts them, with one store for all starts."""
-    return [forked(train_student.main, *arguments, '--save_dir', save, '--resume', 'auto', out=out, WORLD_SIZE='2',
+    return [forked(mains[rank], *arguments, '--save_dir', save, '--resume', 'auto', out=out, WORLD_SIZE='2',
                    RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
                    MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True') for rank, out in enumerate(outs)]
 
 
-def test_a_killed_process_and_a_restart(student, tmp_path, impatient):
-    """The other one says which process is lost, and ends. The same command goes on, and ends in the same bits."""
+def test_a_killed_process_and_a_restart(student, tmp_path, impatient, interrupt):
+    """The other one says which process is lost, and ends. The same command continues, and ends in the same bits."""
     store, outs = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False), [tmp_path / r for r in '01']
     whole = start(student, tmp_path / 'whole', outs, store)
     assert [process.join() or process.exitcode for process in whole] == [0, 0]
 
+    def killed():
+        interrupt(4, signal.SIGKILL)        # in the second epoch
+        train_student.main()
     outs = [tmp_path / r for r in '23']
-    first, second = start(student, tmp_path / 'parts', outs, store)
-    wait_for_text(outs[0], 'epoch 1: ', first)
-    second.kill()
+    first, second = start(student, tmp_path / 'parts', outs, store, (train_student.main, killed))
+    second.join()
     first.terminate()       # as torchrun does
     first.join()
     error = Path(f'{outs[0]}.err').read_text()
