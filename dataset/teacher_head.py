@@ -38,7 +38,9 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
     layer, facts = teacher.get_classifier(), _facts(opt, teacher, data)
     folder = Path(opt.teacher_cache) if opt.teacher_cache else Path(opt.save_dir, 'teacher_heads')
     file = folder / f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{zlib.crc32(facts.encode()):08x}_head.pth'
-    head = distributed.broadcast(lambda: _read(file, facts, layer))
+    head, fault = distributed.broadcast(lambda: _read(file, facts, layer))
+    if fault:
+        print(f'{printable(fault)}; the head is fitted anew')
     teacher.has_classifier = True
     if head is None and opt.estimate:
         return
@@ -74,18 +76,14 @@ def _facts(opt, teacher, data) -> str:
 
 
 def _read(file, facts, layer):
-    """The head in an untrusted file; None if the file is missing, or damaged, which a line says."""
+    """(the head in an untrusted file, ''); (None, why it cannot be used), or (None, '') without a file."""
     if not file.exists():
-        return None
+        return None, ''
     try:
         head = load_checkpoint(str(file), '--teacher_head')
-        if _is_head(head, facts, layer):
-            return head
-        fault = f'{file}: holds no head of this teacher'
     except UserError as error:
-        fault = str(error)
-    print(f'{printable(fault)}; the head is fitted anew')
-    return None
+        return None, str(error)
+    return (head, '') if _is_head(head, facts, layer) else (None, f'{file}: holds no head of this teacher')
 
 
 def _is_head(head, facts, layer):
@@ -100,9 +98,10 @@ def _save(head, file, layer):
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file):
-            if saved := _read(file, head['facts'], layer):
-                return saved
-            save_checkpoint(file, head)
+            saved, _ = _read(file, head['facts'], layer)
+            if saved is None:
+                save_checkpoint(file, head)
+            return saved or head
     except (OSError, UserError) as error:
         print(f'--teacher_head: is not kept for later runs ({printable(error)})')
     return head

@@ -1,4 +1,4 @@
-"""Write the parts of README.md, docs/methods.md and run_cifar_distill.sh that repeat what the methods declare.
+"""Write the parts of README.md, of pages in docs/ and of run_cifar_distill.sh that repeat what the methods declare.
 
 python scripts/write_docs.py                # after a method was added or its `spec` changed
 python scripts/write_docs.py --check        # change nothing; exit code 1 and a line for each file that is out of date
@@ -52,6 +52,11 @@ def methods_paragraph() -> str:
     return textwrap.fill(f'The {len(distiller_dict)} methods are {titles}.', 120, break_on_hyphens=False)
 
 
+def features_paragraph() -> str:
+    names = ', '.join(f'`{name}`' for name, method in distiller_dict.items() if method.spec.features_only)
+    return textwrap.fill(f'These methods read only features: {names}.', 120, break_on_hyphens=False)
+
+
 def results_table() -> str:
     """The last epoch's accuracies of docs/results.md, several methods in a row, in the same order down the columns."""
     text = (ROOT / 'docs/results.md').read_text()
@@ -76,6 +81,7 @@ def shell_variables() -> str:
 
 BLOCKS = {'README.md': {'methods': methods_paragraph, 'results': results_table},
           'docs/methods.md': {'methods': methods_table},
+          'docs/teachers.md': {'features': features_paragraph},
           'scripts/run_cifar_distill.sh': {'methods': shell_variables}}
 
 
