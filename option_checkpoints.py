@@ -20,7 +20,7 @@ from helper.errors import UserError
 from helper.resume import saved_path
 from helper.run_folder import RunPaths
 from helper.state import PREVIOUS
-from models.ensemble import options_of_teachers, together
+from models.ensemble import as_teacher, options_of_teachers
 from models.inputs import check_parts
 from models.load import open_net
 from models.start import CHECKSUM, Start, open_initial, open_published, published_inputs
@@ -189,7 +189,7 @@ def load_teacher(opt, checkpoint: dict | list, data, device: torch.device) -> nn
         if of_one.teacher_head:
             add_head(of_one, net, data, device)
         nets.append(net)
-    return together(opt, nets)
+    return as_teacher(opt, nets)
 
 
 def open_start(opt) -> Start | None:

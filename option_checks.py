@@ -190,9 +190,8 @@ def check_teachers(opt, method) -> None:
                             f'{advice}')
         if len(method.spec.views) > 1:
             raise UserError(f'{flag}: --distill {opt.distill} {SEVERAL_VIEWS}; {advice}')
-        if opt.unlabelled or (flags := changed_flags(opt, 'mixup', 'cutmix')):
-            other = f'those of --unlabelled {opt.unlabelled} have none' if opt.unlabelled else f'{flags[0]} mixes them'
-            raise UserError(f'{flag}: needs the class of each image, but {other}; {advice}')
+        if flags := changed_flags(opt, 'mixup', 'cutmix'):
+            raise UserError(f'{flag}: needs the class of each image, but {flags[0]} mixes them; {advice}')
     elif weights and len(weights) != count:
         raise UserError(f'{flag}: --path-t names {count} teachers; give {count} weights')
     elif weights and not any(weights):

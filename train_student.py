@@ -137,7 +137,7 @@ def train(opt, device):
 def teacher_accuracy(opt, teacher, data, cache, run) -> str:
     """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached.
 
-    Of several teachers the accuracy of each, after the name of its net, and of all together.
+    Of several teachers the accuracy of each, after the name of its net, and of their ensemble.
     """
     nets, texts = measured_nets(opt, teacher), []
     for (name, source, net), stored in zip(nets, cache.accuracies if cache else [None] * len(nets), strict=True):

@@ -7,7 +7,7 @@ from helper.cli import as_list, word_list
 from helper.device import memory_format
 from helper.loops import PREDICTIONS, validate
 from helper.records import show_evaluation
-from models.ensemble import together
+from models.ensemble import as_teacher
 from models.load import open_checkpoint
 from option_checkpoints import open_teacher, set_evaluation_preprocessing, warn_of_split
 
@@ -17,7 +17,7 @@ from .classes import describe_report
 def evaluate(opt, device) -> None:
     """Print the accuracy and the metrics of the classes of the checkpoint opt.evaluate (True: the teacher opt.path_t).
 
-    Of several teachers the accuracy of each, and the metrics of all together. All processes call this.
+    Of several teachers the accuracy of each, and the metrics of their ensemble. All processes call this.
     """
     if opt.evaluate is True:
         paths, flag = as_list(opt.path_t), '--path-t'
@@ -31,7 +31,7 @@ def evaluate(opt, device) -> None:
     nets = [(*load_inference_net(path, data, flag, name, checkpoint), f'{flag} {path}')
             for path, name, checkpoint in zip(paths, names, checkpoints, strict=True)]
     if len(nets) > 1:
-        nets.append(('together', together(opt, [net for _, net, _ in nets]), f'{flag} {word_list(paths)}'))
+        nets.append(('ensemble', as_teacher(opt, [net for _, net, _ in nets]), f'{flag} {word_list(paths)}'))
     for name, net, source in nets:
         net.to(device, memory_format=memory_format(opt))
         test = validate(data.test_loader, net, source=source)

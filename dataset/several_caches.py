@@ -1,4 +1,4 @@
-"""--teacher_cache with several teachers: the cache of each, and the accuracy of all together."""
+"""--teacher_cache with several teachers: the cache of each, and the accuracy of their ensemble."""
 import functools
 import zlib
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from .teacher_cache import TeacherCache
 class TeacherCaches:
     """Replaces a TeacherCache where several teachers have one each."""
 
-    def __init__(self, caches: list[TeacherCache], together: StoredAccuracy):
-        """together: the accuracy of the mean of the teachers' probabilities."""
-        self.caches, self.together = caches, together
+    def __init__(self, caches: list[TeacherCache], ensemble: StoredAccuracy):
+        """ensemble: the accuracy of the mean of the teachers' probabilities."""
+        self.caches, self.ensemble = caches, ensemble
 
     @property
     def full(self) -> bool:
@@ -30,7 +30,7 @@ class TeacherCaches:
 
     @property
     def accuracies(self) -> list[StoredAccuracy]:
-        return [*(cache.accuracy for cache in self.caches), self.together]
+        return [*(cache.accuracy for cache in self.caches), self.ensemble]
 
     def select(self, repeated_epoch: int) -> None:
         for cache in self.caches:

@@ -51,7 +51,7 @@ class Ensemble(nn.ModuleList):
         return checksums if any(checksums) else None
 
 
-def together(opt, nets: list[nn.Module]) -> nn.Module:
+def as_teacher(opt, nets: list[nn.Module]) -> nn.Module:
     """An Ensemble of the nets of opt.path_t, weighted by the numbers of --teacher_weights; of one net itself."""
     weights = opt.teacher_weights if isinstance(opt.teacher_weights, list) else None
     return Ensemble(nets, weights) if isinstance(opt.path_t, list) else nets[0]
@@ -63,10 +63,10 @@ def nets_of(teacher: nn.Module) -> list[nn.Module]:
 
 
 def measured_nets(opt, teacher: nn.Module) -> list[tuple[str, str, nn.Module]]:
-    """(name, flag and file, net) of each teacher, and of an Ensemble also of all together."""
+    """(name, flag and file, net) of each teacher whose accuracy is measured; of several also of their Ensemble."""
     rows = [(of_one.model_t, f'--path-t {of_one.path_t}', net)
             for of_one, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)]
-    return rows if len(rows) == 1 else [*rows, ('together', f'--path-t {word_list(opt.path_t)}', teacher)]
+    return rows if len(rows) == 1 else [*rows, ('ensemble', f'--path-t {word_list(opt.path_t)}', teacher)]
 
 
 def options_of_teachers(opt) -> list:

@@ -43,7 +43,7 @@ from helper.cli import as_list  # noqa: E402
 from helper.files import locked  # noqa: E402
 from helper.run import Run  # noqa: E402
 from models import model_dict  # noqa: E402
-from models.ensemble import together  # noqa: E402
+from models.ensemble import as_teacher  # noqa: E402
 from options import student_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def build(method, teacher='resnet14', student='resnet8', batch=8, size=16, devic
     student = model_dict[student](num_classes=10)
     nets = [model_dict[name](num_classes=10) for name in as_list(teacher)]
     make = make_distiller if isinstance(teacher, list) else cls
-    return make(student, together(opt, nets), opt, data), loader, opt
+    return make(student, as_teacher(opt, nets), opt, data), loader, opt
 
 
 def losses_of_epoch(distiller, loader, optimizer) -> list[float]:

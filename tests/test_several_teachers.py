@@ -211,12 +211,12 @@ def test_what_a_run_prints_and_writes(call, both, taught, capsys):
 
 
 def test_accuracies(call, both, taught, tmp_path, capsys):
-    """Those of --evaluate are printed before the training, and that of both together is in the model card."""
+    """Those of --evaluate are printed before the training, and that of the ensemble is in the model card."""
     folder, out = taught
     call(train_student.main, *both, '--teacher_weights', '1,2', '--evaluate')
     evaluated = capsys.readouterr().out
-    accuracies = [line(evaluated, f'{name}: top-1').split()[2].rstrip(',') for name in (*TWO, 'together')]
-    assert line(out, 'teacher top-1: ') == 'teacher top-1: resnet14 {}, resnet8 {}, together {}'.format(*accuracies)
+    accuracies = [line(evaluated, f'{name}: top-1').split()[2].rstrip(',') for name in (*TWO, 'ensemble')]
+    assert line(out, 'teacher top-1: ') == 'teacher top-1: resnet14 {}, resnet8 {}, ensemble {}'.format(*accuracies)
     call(export_student.main, folder, '--out', tmp_path / 'export', '--formats', 'safetensors')
     card = (tmp_path / 'export' / 'MODEL_CARD.md').read_text()
     assert ', taught by resnet14 + resnet8 with `kd`' in card
@@ -251,7 +251,7 @@ def test_the_cache_of_each(call, both, tmp_path, monkeypatch, capsys):
     assert len([*tmp_path.glob('teacher_cache/*_logits.cache')]) == 1
     call(fill_teacher_cache.main, *several)
     assert len([*tmp_path.glob('teacher_cache/*_logits.cache')]) == 2
-    call(train_student.main, *several, '--teacher_cache')       # it measures the accuracy of both together
+    call(train_student.main, *several, '--teacher_cache')       # it measures the accuracy of the ensemble
     expected, calls = capsys.readouterr().out, []
     monkeypatch.setattr(SeveralTeachers, 'teacher_outputs', lambda *_: calls.append(1))
     monkeypatch.setattr(Ensemble, 'forward', lambda *_: calls.append(1))
@@ -284,7 +284,7 @@ def test_estimate(call, both, tmp_path, monkeypatch, capsys):
     (['b', '--teacher_weights', 'agree', '--mixup', '0.2'],
      '--teacher_weights agree: needs the class of each image, but --mixup 0.2 mixes them; give numbers, as 1,2,1'),
     (['b', '--teacher_weights', 'agree', '--unlabelled', 'x', '-r', '0'],
-     '--teacher_weights agree: needs the class of each image, but those of --unlabelled x have none; give numbers'),
+     '--teacher_weights agree: needs the class of each image, and those of --unlabelled x have none; give numbers'),
     (['b', '--teacher_weights', 'agree', '--distill', 'rkd+crd'],
      '--teacher_weights agree: weights the soft labels, but --distill rkd+crd has none with -a 0; give numbers'),
     (['b', '--teacher_weights', 'agree', '--distill', 'mlld', '-a', '1'], 'agree: --distill mlld sees several views'),
