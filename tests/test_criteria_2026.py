@@ -202,6 +202,12 @@ def dtypes(case):
     return [torch.float32] if case.get('dtype') == 'float32' else [torch.float64, torch.float32]
 
 
+def test_every_reference_case_is_computed():
+    """Here, or in the file of the methods on features, which names each case too."""
+    other = (Path(__file__).parent / 'test_criteria_2026_features.py').read_text()
+    assert {*CASES} <= {*REFERENCE} and all(f"'{name}'" in other for name in REFERENCE.keys() - CASES.keys())
+
+
 @pytest.mark.parametrize('name, dtype', [(name, dtype) for name in CASES for dtype in dtypes(REFERENCE[name])])
 def test_criterion(name, dtype):
     case = REFERENCE[name]
