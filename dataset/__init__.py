@@ -66,12 +66,13 @@ def get_dataloaders(opt, device: torch.device, drop_last: bool = False, views: t
     pipeline = replace(pipeline, mean=mean, std=std)
     if opt.train_fraction < 1:
         train = select(train, stratified_indices(train.labels, opt.train_fraction))
+    images = train or parts['unlabelled']
     make_loader = functools.partial(_make_loader, opt=opt, device=device, pipeline=pipeline)
     training = {'train': True, 'drop_last': drop_last or mixes(opt), **({} if opt.dali else {'views': views})}
     data = Data(
         train_loader=_make_train_loader(make_loader, opt, train, parts.get('unlabelled'), training),
         test_loader=make_loader(test), val_loader=None if val is None else make_loader(val),
-        unaugmented_loader=lambda indices=None: make_loader(train if indices is None else select(train, indices)),
+        unaugmented_loader=lambda indices=None: make_loader(images if indices is None else select(images, indices)),
         labels=torch.empty(0, dtype=torch.int64) if train is None else train.labels, test_labels=test.labels,
         val_labels=None if val is None else val.labels,
         num_classes=len(classes) or 1, classes=tuple(classes), same_classes=opt.same_classes, flags=_flags_of_data(opt),

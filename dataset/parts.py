@@ -38,7 +38,8 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     if dataset_key(opt.dataset) in source_dict and (opt.split or opt.val_fraction is not None):
         fields['split'] = {part: [*source.names] for part, source in parts.items()}
     if getattr(opt, 'unlabelled', None):
-        parts.setdefault('unlabelled', open_unlabelled(opt))
+        if 'unlabelled' not in parts:
+            parts['unlabelled'] = open_unlabelled(opt)
         fields |= {'n_unlabelled': len(parts['unlabelled'].labels),
                    'unlabelled_checksum': parts['unlabelled'].checksum()}
     sources = {part: images for part, images in parts.items() if not isinstance(images, Decoded)}

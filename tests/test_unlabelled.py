@@ -18,7 +18,7 @@ from helper.errors import UserError
 from helper.loops import train_epoch
 from models import model_dict
 from options import student_options
-from scripts import fill_teacher_cache
+from scripts import fill_teacher_cache, make_shards
 
 
 @pytest.fixture(scope='session')
@@ -78,6 +78,13 @@ def test_the_passes_continue_across_epochs(tree, images, changes):
     again = load(tree, images, **changes)[1].train_loader
     other = load(tree, images, **changes, seed=4)[1].train_loader
     assert indices(again, 2) == epochs[1] != indices(other, 2)
+
+
+def test_tar_shards(tree, call, tmp_path):
+    """All images of all splits; beside them the labelled ones come from files."""
+    call(make_shards.main, '--data_dir', tree, '--out', tmp_path)
+    _, data = load(tree, f'wds:{tmp_path}', images_in='disk')
+    assert data.n_unlabelled == 72 and {*indices(data.train_loader)} <= {*range(48, 120)}
 
 
 def test_two_processes_divide_a_batch(tree, images, monkeypatch):
