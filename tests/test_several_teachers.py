@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import CPU, assert_same, build, outcome
 import analysis.estimate
 import train_student
 import train_teacher
+from analysis.run_checkpoint import RunCheckpoint
 from distiller_zoo import MultiTeacherKL, distiller_dict
 from distiller_zoo.several_teachers import SeveralTeachers, why_one_teacher
 from helper.checkpoint import load_checkpoint, save_checkpoint
@@ -271,6 +273,20 @@ def test_estimate(call, both, tmp_path, monkeypatch, capsys):
                       if text.startswith('{'))
     assert of_two == 2 * of_one > 0
     assert not [*tmp_path.iterdir()]
+
+
+def test_teachers_of_a_run(taught):
+    """What an export reads from parameters.json, which may be damaged."""
+    folder, _ = taught
+    run = RunCheckpoint.find(str(folder), 'RUN')
+    assert [(Path(file).name, args['name']) for file, args in run.teachers()] == [
+        ('resnet14_best.pth', 'resnet14'), ('resnet8_best.pth', 'resnet8')]
+    assert run.teacher() is None and run.teacher_weights(2) == [1.0, 2.0]
+    for name, value in (('path_t', [1, 2]), ('path_t', None), ('model_t', ['resnet14']), ('size_t', ['-', 'x'])):
+        assert RunCheckpoint('RUN', run.checkpoint, {**run.parameters, name: value}).teachers() == []
+    for weights in ([1.0], ['1', '2'], [0.0, 0.0], [-1.0, 2.0], AGREE, None):
+        damaged = RunCheckpoint('RUN', run.checkpoint, {**run.parameters, 'teacher_weights': weights})
+        assert damaged.teacher_weights(2) is None
 
 
 # Bad input
