@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataset import dataset_key, source_dict
+from dataset.teacher_head import HEADS
 from helper.cli import Parser, comma_list, path
 from helper.errors import UserError, printable
 from helper.files import read_json
@@ -119,6 +120,12 @@ class RunCheckpoint:
         key = key if isinstance(key, str) else None
         return [(teacher.path_t, {'name': _named_net(teacher), 'key': key, 'inputs': _inputs(teacher)})
                 for teacher in teachers]
+
+    def head_folders(self) -> list[Path]:
+        """The folders that may hold the heads by --teacher_head of the run's teachers."""
+        cache = self.trusted_parameters.get('teacher_cache')
+        save_dir = self.checkpoint.resolve().parent.parent.parent
+        return [save_dir / HEADS, *([Path(cache)] if isinstance(cache, str) else [])]
 
     def teacher_weights(self, count: int) -> list[float] | None:
         """The weights of `count` teachers; None if they are equal, or depend on the image."""

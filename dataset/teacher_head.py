@@ -2,6 +2,7 @@
 
 The file is in the folder of --teacher_cache, else in teacher_heads of --save_dir.
 """
+import contextlib
 import time
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ from .cache_layout import outputs_checksum
 from .split import divide
 
 HELD_OUT = 0.1      # of the training images, which choose the strength if there is no validation set
+HEADS = 'teacher_heads'     # the folder in --save_dir
 NUMBERS = ('strength', 'training_acc', 'selection_acc')     # in a file, beside the weights
 
 
@@ -36,7 +38,7 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
         raise UserError(f'--teacher_head {opt.teacher_head}: is fitted to labelled training images, but {opt.dataset} '
                         f'has none; give some')
     layer, facts = teacher.get_classifier(), _facts(opt, teacher, data)
-    folder = Path(opt.teacher_cache) if opt.teacher_cache else Path(opt.save_dir, 'teacher_heads')
+    folder = Path(opt.teacher_cache) if opt.teacher_cache else Path(opt.save_dir, HEADS)
     file = folder / f'{folder_name(opt.model_t)}_{folder_name(opt.dataset)}_{zlib.crc32(facts.encode()):08x}_head.pth'
     head, fault = distributed.broadcast(lambda: _read(file, facts, layer))
     if fault:
@@ -54,10 +56,31 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
     held_out = 'held-out' if data.val_loader is None else 'validation'
     print(f'--teacher_head {opt.teacher_head}, {origin}: top-1 {head["training_acc"]:.2f} on the training images, '
           f'{head["selection_acc"]:.2f} on the {held_out} images, which chose the L2 strength {head["strength"]:g}')
-    with torch.no_grad():
-        layer.weight.copy_(head['weight'])
-        layer.bias.copy_(head['bias'])
-    teacher.head_checksum = weights_checksum(layer)
+    _set(teacher, head)
+
+
+@torch.no_grad()
+def _set(teacher, head):
+    layer = teacher.get_classifier()
+    layer.weight.copy_(head['weight'])
+    layer.bias.copy_(head['bias'])
+    teacher.has_classifier, teacher.head_checksum = True, weights_checksum(layer)
+
+
+def load_saved_head(teacher: Net, folders: list[Path], checksum: int, label: str) -> None:
+    """Give a net of load_teacher_net the head with this checksum, from a file in one of the folders.
+
+    Raises UserError that begins with `label` if there is none.
+    """
+    for file in (file for folder in folders for file in sorted(folder.glob('*_head.pth'))):
+        with contextlib.suppress(UserError):
+            head = load_checkpoint(str(file), '--teacher_head')
+            if _is_head(head, head.get('facts'), teacher.get_classifier()):
+                _set(teacher, head)
+                if teacher.head_checksum == checksum:
+                    return
+    raise UserError(f'{label}: the head that --teacher_head has fitted is not in '
+                    f'{" or ".join(printable(folder) for folder in folders)}')
 
 
 def passes_of_fits(opt, teacher: nn.Module, data) -> list[tuple]:

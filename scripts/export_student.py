@@ -23,6 +23,7 @@ import torch
 
 from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
 from dataset import get_dataloaders
+from dataset.teacher_head import load_saved_head
 from export import latency, model_card, verify, web
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
@@ -34,6 +35,7 @@ from helper.launch import STOP_SIGNALS
 from models.classes import class_order
 from models.ensemble import Ensemble
 from models.load import load_net, open_net
+from models.teacher import load_teacher_net
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)
@@ -117,8 +119,12 @@ def open_teacher(opt, run, data):
 
     (None, None) if there is none. Raises UserError only for a teacher that --path-t names.
     """
-    def load(file, args):
+    def load(file, args, head=None):
         name, checkpoint = open_net(file, **{**args, 'name': opt.model_t or args.get('name')})
+        if head is not None:
+            net = load_teacher_net(file, checkpoint, name, data, head='linear')
+            load_saved_head(net, run.head_folders(), head, f'--path-t {file}')
+            return net.eval(), None
         return (load_net(file, checkpoint, name, data).eval(),
                 open_deployed_net(file, data, '--path-t', name, checkpoint))
 
@@ -126,16 +132,14 @@ def open_teacher(opt, run, data):
         return load(opt.path_t, {})
     if not run.teachers():
         return None, None
-    if run.parameters.get('teacher_head'):
-        print('without the teacher: --teacher_head has fitted its classifier, which no checkpoint holds')
-        return None, None
     nets = []
     try:
         checksums = as_list(run.parameters.get('teacher (checksum)'))
+        heads = dict(enumerate(as_list(run.parameters.get('head of the teacher (checksum)'))))
         for number, (file, args) in enumerate(run.teachers()):
             if not Path(file).exists():
                 raise UserError(f'--path-t {file}: no such file')
-            nets.append(load(file, args))
+            nets.append(load(file, args, heads.get(number)))
             if checksums[number:] and checksums[number] not in (None, nets[-1][0].checksum):
                 raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 import train_student
+from analysis.run_checkpoint import RunCheckpoint, data_options
 from analysis.runs import read_run
+from dataset import get_dataloaders
 from dataset.cache_layout import make_layout
 from dataset.teacher_head import _read, embeddings, fit_head
 from distiller_zoo import distiller_dict, get_method
@@ -20,6 +22,7 @@ from distiller_zoo.checks import why_logits
 from helper.checkpoint import save_checkpoint
 from helper.compile import speed_up
 from helper.errors import UserError
+from helper.loops import validate
 from models import logistic_regression, model_dict
 from models.load import open_net
 from models.logistic_regression import choose_strength, fit, logits
@@ -116,7 +119,8 @@ def head_line(text):
 
 
 def test_runs_share_the_head(call, headless, small, tmp_path, capsys):
-    """The second run reads the file. A damaged file is replaced by the same head, and a run resumes with it."""
+    """A second run and an export read the file. A damaged file is replaced by the same head, and a run resumes with it.
+    """
     first, second, damaged = (tmp_path / name for name in ('first', 'second', 'damaged'))
     call(train_student.main, *flags_of(headless, small, first))
     out = capsys.readouterr().out
@@ -128,7 +132,15 @@ def test_runs_share_the_head(call, headless, small, tmp_path, capsys):
     parameters = json.loads(next(first.glob('student_model/*/parameters.json')).read_text())
     assert parameters['teacher_head'] == 'linear' and type(parameters[HEAD]) is int
 
-    shutil.copytree(first / 'teacher_heads', second / 'teacher_heads')
+    run = RunCheckpoint.find(str(next(first.glob('student_model/*'))), 'RUN')
+    options, inputs = data_options(run, SimpleNamespace(dataset=None, same_classes=False))
+    data, opt = get_dataloaders(options, CPU, inputs=inputs), SimpleNamespace(path_t=None, model_t=None)
+    net, _ = export_student.open_teacher(opt, run, data)
+    assert f'teacher top-1: {validate(data.test_loader, net)["test_acc"]:.2f}\n' in out
+    shutil.move(first / 'teacher_heads', second / 'teacher_heads')
+    assert export_student.open_teacher(opt, run, data) == (None, None)
+    assert 'the head that --teacher_head has fitted is not in ' in capsys.readouterr().out
+    shutil.copytree(second / 'teacher_heads', first / 'teacher_heads')
     call(train_student.main, *flags_of(headless, small, second))
     file = next(second.glob('teacher_heads/*_head.pth'))
     assert head_line(capsys.readouterr().out).startswith(f'--teacher_head linear, read from {file}: top-1 ')
@@ -204,12 +216,6 @@ def test_several_teachers(call, headless, teacher, small, tmp_path, capsys):
     run = read_run(str(next(tmp_path.glob('student_model/*'))))
     assert run['method'] == 'kd, taught by resnet8 with a linear head + resnet14'
     assert parameters['teacher_head'] == ['linear', '-'] and [*map(type, parameters[HEAD])] == [int, type(None)]
-
-
-def test_an_export_leaves_the_teacher_out(capsys):
-    run = SimpleNamespace(teachers=lambda: [('features.pth', {})], parameters={'teacher_head': 'linear'})
-    assert export_student.open_teacher(SimpleNamespace(path_t=None), run, None) == (None, None)
-    assert 'without the teacher: --teacher_head has fitted its classifier' in capsys.readouterr().out
 
 
 # Features alone
