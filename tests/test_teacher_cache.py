@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, assert_same, build, free_port, losses_of_epoch, outcome
+from conftest import CPU, assert_same, build, free_port, losses_of_epoch, options, outcome
 
 import train_student
 from dataset.cache_encoding import Numbers
@@ -187,55 +187,64 @@ def cached(tmp_path, distiller, loader, opt, method='kd', split='test'):
     return open_cache(opt, distiller_dict[method].spec.needs, distiller.teacher, data, CPU)
 
 
-def fill(cache, distiller, loader):
-    fill_teacher_cache.fill(cache, distiller.teacher, loader, 64)
-    assert cache.full
-
-
-def curve(tmp_path, kind, method='kd', steps=100, near=False):
-    """(losses of the steps, number of images that the teacher computed)."""
-    distiller, loader, opt = build(method, batch=8, size=16)
-    fold_batchnorm(distiller.teacher, 16)
+def trained(folder, method='kd', near=False):
+    """(distiller, training loader with its cache in the folder or without one, list for the numbers of images that the
+    teacher computes). near: with a copy of the cache, as on a GPU."""
+    distiller, loader, opt = build(method, 'resnet8', batch=4, size=8)
+    fold_batchnorm(distiller.teacher, 8)
     asked, ask = [], distiller.teacher_outputs
 
     def count(images, *rest):
         asked.append(len(images))
         return ask(images, *rest)
     distiller.teacher_outputs = count
-    if kind != 'without':
-        cache = cached(tmp_path, distiller, loader, opt, method)
-        if kind == 'full':
-            fill(cache, distiller, loader)
-        if near:        # what a GPU does
-            cache.copy_to_device()
-        loader = TeacherOutputLoader(loader, cache, count)
-    optimizer, losses = distiller.make_optimizer(0.001, opt), []
+    if not folder:
+        return distiller, loader, asked
+    cache = cached(folder, distiller, loader, opt, method)
+    if near:
+        cache.copy_to_device()
+    return distiller, TeacherOutputLoader(loader, cache, count), asked
+
+
+def curve(folder, method='kd', steps=24, near=False):
+    """(losses of the steps, number of images that the teacher computed)."""
+    distiller, loader, asked = trained(folder, method, near)
+    optimizer, losses = distiller.make_optimizer(0.001, options(method)), []
     distiller.train()
     while len(losses) < steps:
         losses += losses_of_epoch(distiller, loader, optimizer)
     return losses[:steps], sum(asked)
 
 
-def test_the_curve_of_a_run_without(tmp_path, capsys):
-    """100 steps while the cache is filled, and with a full one."""
-    expected, asked = curve(tmp_path, 'without')
-    filling, fewer = curve(tmp_path, 'filling')
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+    """A folder with the full cache of kd."""
+    folder = tmp_path_factory.mktemp('full')
+    distiller, loader, _ = trained(folder)
+    fill_teacher_cache.fill(loader.cache, distiller.teacher, loader, 64)
+    assert loader.cache.full
+    return folder
+
+
+def test_the_curve_of_a_run_without(full, tmp_path):
+    """While the cache is filled, and with a full one."""
+    expected, asked = curve(None)
+    filling, fewer = curve(tmp_path)
     assert 0 < fewer < asked
-    full, none = curve(tmp_path, 'full')
-    near, still_none = curve(tmp_path, 'filling', near=True)
+    (read, none), (near, still_none) = curve(full), curve(full, near=True)
     assert none == still_none == 0
-    for found in (filling, full, near):
+    for found in (filling, read, near):
         assert found == pytest.approx(expected, rel=1e-4) and found[:10] == pytest.approx(expected[:10], rel=1e-5)
 
 
 @pytest.mark.parametrize('near', [False, True])
-def test_the_embedding_too(tmp_path, near):
+def test_the_embedding_too(full, tmp_path, near):
     """The logits that another method has cached are used, and the embedding is added."""
-    curve(tmp_path, 'full', 'kd', 1)
-    expected, asked = curve(tmp_path, 'without', 'srrl', 9)
-    found, asked_too = curve(tmp_path, 'filling', 'srrl', 9, near)
+    folder = shutil.copytree(full, tmp_path / 'cache')
+    expected, asked = curve(None, 'srrl', 9)
+    found, asked_too = curve(folder, 'srrl', 9, near)
     assert found == pytest.approx(expected, rel=1e-4) and asked_too > 0
-    assert sorted(path.name.split('_')[-1] for path in tmp_path.glob('*.cache')) == ['embedding.cache', 'logits.cache']
+    assert sorted(path.name.split('_')[-1] for path in folder.glob('*.cache')) == ['embedding.cache', 'logits.cache']
 
 
 @pytest.mark.parametrize('method', [name for name, m in distiller_dict.items() if m.spec.is_cacheable(CACHED_OUTPUTS)])
@@ -243,7 +252,7 @@ def test_every_cacheable_method(tmp_path, method):
     """A step with given teacher outputs equals one that computes them, and needs no teacher on the device."""
     losses = []
     for told in (False, True):
-        distiller, loader, opt = build(method)
+        distiller, loader, opt = build(method, 'resnet8', batch=4, size=8)
         images, target, index = next(iter(loader))
         out = distiller.teacher_outputs(images) if images.dim() == 4 else [*map(distiller.teacher_outputs, images)]
         if told and not distiller.spec.reads_teacher:
@@ -267,7 +276,7 @@ def test_a_part_of_a_batch_is_cached(tmp_path, stored, asked):
     outputs, slots = TeacherOutputLoader(loader, cache, count).outputs, np.arange(8)
     expected = distiller.teacher_outputs(images).logits
     cache.put(slots[[*stored]], {'logits': expected[[*stored]]})
-    torch.testing.assert_close(outputs(images, slots).logits, expected)
+    assert torch.allclose(outputs(images, slots).logits, expected, rtol=1e-4, atol=1e-5)
     assert sum(calls) == asked and cache.has(slots).all()
 
 
@@ -320,13 +329,13 @@ def test_a_full_disk_ends_the_filling(tmp_path, capsys, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, offset, content)
     monkeypatch.setattr(CacheFile, '_write', full)
-    losses, _ = curve(tmp_path, 'filling', steps=9)
+    losses, _ = curve(tmp_path, steps=9)
     monkeypatch.undo()
     out = capsys.readouterr().out
     assert out.count('no more outputs are cached (No space left on device)') == 1
-    assert losses == pytest.approx(curve(tmp_path, 'without', steps=9)[0], rel=1e-5)
+    assert losses == pytest.approx(curve(None, steps=9)[0], rel=1e-5)
     content = next(tmp_path.glob('*.cache')).read_bytes()
-    assert np.count_nonzero(np.frombuffer(content, np.uint32, 24 * VARIANTS, 4096)) == 9
+    assert np.count_nonzero(np.frombuffer(content, np.uint32, 12 * VARIANTS, 4096)) == 9
 
 
 def test_too_little_room(tmp_path, capsys, monkeypatch):
@@ -346,9 +355,10 @@ def student(call, teacher, small, save, *flags):
 
 def test_a_full_cache_needs_no_teacher(call, teacher, small, tmp_path, monkeypatch, capsys):
     """The script fills it, with the teacher's accuracy; two runs then never run the teacher."""
+    small = [*small, '--train_fraction', 0.125, '--batch_size', 3]
     flags = ['--path-t', teacher, '--model_s', 'resnet8', '--save_dir', tmp_path, *small]
     call(fill_teacher_cache.main, *flags, '--distill', 'rkd')
-    assert '(100 % of 0.16 MB)' in capsys.readouterr().out
+    assert '(100 % of 0.03 MB)' in capsys.readouterr().out
     student(call, teacher, small, tmp_path / 'without')
     expected = capsys.readouterr().out
     monkeypatch.setattr(Distiller, 'teacher_outputs', None)
@@ -364,9 +374,9 @@ def test_a_full_cache_needs_no_teacher(call, teacher, small, tmp_path, monkeypat
 
 def test_resumed_to_the_bit(call, teacher, small, tmp_path):
     flags = ['--teacher_cache', tmp_path / 'cache']
-    student(call, teacher, small, tmp_path / 'whole', *flags, '--epochs', 3)
+    student(call, teacher, small, tmp_path / 'whole', *flags, '--epochs', 2)
     shutil.rmtree(tmp_path / 'cache')
-    for epochs in (2, 3):
+    for epochs in (1, 2):
         student(call, teacher, small, tmp_path / 'parts', *flags, '--epochs', epochs, '--resume', 'auto')
     assert_same(outcome(tmp_path / 'whole'), outcome(tmp_path / 'parts'))
 
