@@ -49,7 +49,7 @@ class ScaledImages:
     shards = None       # any image can be read at any time
 
     def __init__(self, source, opt, pipeline: Pipeline):
-        self.source, images = source, {}
+        self.source, self.name, images = source, source.name, {}
         most = round(LARGEST_SIDE * pipeline.size)
 
         def keep(i, image):

@@ -113,7 +113,7 @@ def test_the_order_of_an_epoch():
     few = torch.arange(WINDOW).repeat_interleave(50)
     assert torch.equal(shuffle_shards(few, torch.Generator().manual_seed(1)),
                        torch.randperm(50 * WINDOW, generator=torch.Generator().manual_seed(1)))
-    part = Subset(type('S', (), {'labels': shard, 'shards': shard}), range(0, 2000, 3))
+    part = Subset(type('S', (), {'labels': shard, 'shards': shard, 'name': ''}), range(0, 2000, 3))
     order = EpochOrder(667, 8, True, False, 1, shards=part.shards)
     assert sorted(i for batch in order for i, _ in batch) == sorted({i for batch in order for i, _ in batch})
 
