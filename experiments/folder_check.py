@@ -11,6 +11,7 @@ from helper.cli import current_options
 from helper.errors import UserError, printable
 from helper.files import read_json, write_json
 from helper.state import LAST, PREVIOUS
+from models.classes import find_classifier
 from models.find import build
 from models.foreign import without_prefix
 
@@ -22,7 +23,7 @@ from .table_file import Table
 CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher
 FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on these fractions
 OWNER = 'table.json'    # in the folder of a table: the table's name and file, and the flags that every run has
-UNKNOWN = 'unknown'     # checksum of a net whose number of classes only the images tell
+UNKNOWN = 'unknown'     # checksum of a net whose number of classes, or of loaded weights, only a run tells
 
 
 class _Damaged(UserError):
@@ -190,10 +191,17 @@ def _is_lost(run):
 
 
 def _checksum(opt, weights, num_classes, place):
-    """Return the checksum that train_student.py records. Raises UserError for weights of another net."""
+    """Return the checksum that train_student.py records; UNKNOWN for a teacher whose classifier it leaves out.
+
+    Raises UserError for weights of another net.
+    """
     num_classes = SIZES.get(opt.dataset, (num_classes,))[0]
     if not isinstance(num_classes, int) or not 0 < num_classes < 10**5:
         return UNKNOWN
     net = build(opt.model_t, num_classes, pixels(opt), place)
-    load_weights(net, without_prefix(weights, net.state_dict())[0], f'{place}: not the weights of {opt.model_t}')
+    weights, _ = without_prefix(weights, net.state_dict())
+    missing = net.state_dict().keys() - weights.keys()
+    if opt.teacher_head or (missing and missing <= {*find_classifier(net, num_classes, place)}):
+        return UNKNOWN
+    load_weights(net, weights, f'{place}: not the weights of {opt.model_t}')
     return weights_checksum(net)
