@@ -154,10 +154,9 @@ class Records:
             self.writer.flush()
         if self.wandb:
             self.wandb.log({'epoch': epoch, **scalars}, self.epochs, pixels)
-        measured = self.describe(metrics)
         top1_train = f', top-1 {train["top1"]:.2f}' if accuracy else ''
         print(f'epoch {epoch}: train loss {train["loss"]:.4f}{top1_train} | '
-              f'{SPLITS[self.selection]} {measured} | '
+              f'{SPLITS[self.selection]} {self.describe(metrics)} | '
               f'lr {rate:g}, {train["images_per_second"]:.0f} images/s, {seconds:.1f} s'
               f'{"  *best*" if is_best else ""}', flush=True)
 
