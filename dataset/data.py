@@ -77,8 +77,9 @@ class Data:
                    'embeddings of the test images'
         if self.val_loader is not None:
             return 'the best epoch is chosen on the validation set; the test set is measured once, at the end'
-        return 'the best epoch is chosen on the test set, as in the papers, which flatters it; --val_fraction 0.1 ' \
-               'chooses on held-out training images'
+        advice = '--val_fraction 0.1 chooses on held-out training images' if self.n_train else \
+            'give a validation set to choose on that'
+        return f'the best epoch is chosen on the test set, as in the papers, which flatters it; {advice}'
 
     @property
     def preprocessing(self) -> str:
