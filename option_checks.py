@@ -128,6 +128,12 @@ def check_method(opt, method) -> None:
         if getattr(opt, flag) and not getattr(spec, f'published_{flag}'):
             users = names_of(lambda other, flag=flag: getattr(other, f'published_{flag}'))
             raise UserError(f'--{flag}: it was not published with {distil}; it goes with {users}')
+        if getattr(opt, flag) and not distils(opt, method):
+            raise UserError(f'--{flag}: has no effect, because these weights leave no loss of the distillation; leave '
+                            f'it out')
+    if not opt.gamma and not distils(opt, method):
+        raise UserError(f'-r 0: all other weights of {distil} are 0 too, so the student would learn nothing; give one '
+                        f'of the losses a weight')
     if opt.opt == 'dot':
         check_dot(opt, method)
     if has_auto(opt.beta) and opt.freeze_epochs:
@@ -231,14 +237,18 @@ def check_teacher_cache(opt, spec) -> None:
         raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; give {REPEAT}')
 
 
+def distils(opt, method) -> bool:
+    """Whether the soft labels or the method's own loss have a weight."""
+    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_method_loss(opt) else []
+    return bool(opt.alpha or any(betas))
+
+
 def check_dot(opt, method) -> None:
     """Refuse --opt dot without gradients of both a task and a distillation, and momenta out of range."""
     if method.spec.own_backward or method.spec.own_optimizer:
         raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
-    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_method_loss(opt) else []
-    distils = opt.alpha or any(betas)
-    if not opt.gamma or not distils:
-        cause = '-r 0 leaves no loss of the task' if distils else 'these weights leave no loss of the distillation'
+    if not opt.gamma or not distils(opt, method):
+        cause = 'these weights leave no loss of the distillation' if opt.gamma else '-r 0 leaves no loss of the task'
         raise UserError(f'--opt dot: keeps the gradients of two losses apart, but {cause}; leave it out')
     if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:
         raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and '

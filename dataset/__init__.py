@@ -99,10 +99,11 @@ def _check_views(opt, views):
 def _make_train_loader(make_loader, opt, train, unlabelled, settings):
     """The loader of labelled images, of --unlabelled, or of both. train, unlabelled: None if there are none."""
     if train is not None:
-        _check_batch_size('--batch_size', opt.batch_size, opt.dataset, len(train.labels))
+        _check_batch_size('--batch_size', opt.batch_size, opt.dataset, len(train.labels), 'training image')
     if unlabelled is None:
         return make_loader(train, **settings)
-    _check_batch_size('--unlabelled_batch', opt.unlabelled_batch, opt.unlabelled, len(unlabelled.labels))
+    _check_batch_size('--unlabelled_batch', opt.unlabelled_batch, f'--unlabelled {opt.unlabelled}',
+                      len(unlabelled.labels), 'image')
     beside = copy.copy(opt)
     beside.batch_size = opt.unlabelled_batch
     if train is None:
@@ -114,11 +115,10 @@ def _make_train_loader(make_loader, opt, train, unlabelled, settings):
     return WithUnlabelled(loader, make_loader(unlabelled, opt=beside, make_order=make_order, **settings))
 
 
-def _check_batch_size(flag, batch_size, source, n_images):
+def _check_batch_size(flag, batch_size, source, n_images, noun):
     batch_size *= distributed.world_size()
     if batch_size > n_images:
-        raise UserError(f'{flag} {batch_size}: {source} has {counted(n_images, "training image")}; give at most '
-                        f'{n_images}')
+        raise UserError(f'{flag} {batch_size}: {source} has {counted(n_images, noun)}; give at most {n_images}')
 
 
 def _flags_of_data(opt):

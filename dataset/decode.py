@@ -19,6 +19,7 @@ from .source import SourceError, Subset, sample_indices
 
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # training images whose shape is checked
+ADVICE = '--skip_bad_images leaves it out'       # ends the error of an unreadable image
 LARGEST_SIDE = 1.5      # largest shorter side of an image for random crops, divided by the side of a crop
 
 
@@ -79,8 +80,10 @@ def _read_all(open_image, source, opt, keep):
         try:
             keep(i, open_image(i))
         except UserError as error:
-            if not opt.skip_bad_images or isinstance(error, SourceError):
+            if isinstance(error, SourceError):
                 raise
+            if not opt.skip_bad_images:
+                raise UserError(f'{error}; {ADVICE}') from error
             unreadable.add(i)
             errors.append(str(error))
 
@@ -122,4 +125,5 @@ def report_unreadable(errors: Collection[str], n_readable: int, action: str, to:
     errors = sorted(error for error in errors if error not in reported)
     if errors:
         more = f'; and {len(errors) - MOST_NAMED} more' if len(errors) > MOST_NAMED else ''
-        print(f'{len(errors)} unreadable images {action}: {printable("; ".join(errors[:MOST_NAMED]))}{more}', file=to)
+        images = counted(len(errors), 'unreadable image')
+        print(f'{images} {action}: {printable("; ".join(errors[:MOST_NAMED]))}{more}', file=to)

@@ -14,7 +14,7 @@ from helper.errors import UserError
 
 from .augment import seeded
 from .crop import Pipeline
-from .decode import report_unreadable
+from .decode import ADVICE, report_unreadable
 from .image import limit_pixels
 from .normalise import Normalise
 from .order import EpochOrder, Repetition
@@ -65,8 +65,10 @@ class Images(Dataset):
                 image = views[0] if len(views) == 1 else torch.stack(views)
                 return image, int(self.source.labels[index]), index, errors
             except UserError as error:
-                if not self.skip_bad or isinstance(error, SourceError):
+                if isinstance(error, SourceError):
                     return error
+                if not self.skip_bad:
+                    return UserError(f'{error}; {ADVICE}')
                 errors.append(str(error))
                 if not self.train:
                     return None, 0, index, errors

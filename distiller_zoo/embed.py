@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helper.cli import number
+from helper.cli import AUTO, number
 from helper.errors import UserError
 from helper.meter import Meter
 from models.classes import find_classifier
@@ -16,7 +16,7 @@ from .simkd import freeze_unused
 
 # Flags of a training with classes, which change nothing here.
 OF_CLASSES = {'patience', 'no_test', 'val_fraction', 'train_fraction', 'balance_classes', 'bce_loss', 'smoothing',
-              'mixup', 'cutmix', 'same_classes', 'teacher_head'}
+              'mixup', 'cutmix', 'same_classes', 'teacher_head', 'kd_T'}
 
 
 class EmbedDistiller(Distiller):
@@ -46,6 +46,9 @@ class EmbedDistiller(Distiller):
         for flag, weight in (('-r', opt.gamma), ('-a', opt.alpha)):
             if weight:
                 raise UserError(f'{flag} {weight:g}: --distill embed learns no classes; leave it out')
+        if opt.beta == AUTO:
+            raise UserError(f'-b {AUTO}: compares gradients with those of the cross-entropy, and --distill embed has '
+                            f'none; give a number')
         if opt.embed_map and opt.teacher_cache:
             raise UserError(f'--embed_map {opt.embed_map:g}: --teacher_cache stores no maps; leave one of the two out')
 

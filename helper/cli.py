@@ -258,7 +258,7 @@ def teacher_weights(text: str) -> str | list[float]:
     """'1,2,1' -> [1.0, 2.0, 1.0], or AGREE."""
     if text == AGREE:
         return text
-    return numbers(number(float, low=0), f'numbers of at least 0 with commas, as 1,2,1, or {AGREE}')(text)
+    return numbers(number(float, low=0, high=1e6), f'numbers from 0 to 1000000 with commas, as 1,2,1, or {AGREE}')(text)
 
 
 def value_or(no_value: str, convert: Callable) -> Callable:

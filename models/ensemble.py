@@ -20,8 +20,9 @@ class Ensemble(nn.ModuleList):
     def __init__(self, nets: list[nn.Module], weights: list[float] | None = None):
         """weights: of the nets; not given: equal."""
         super().__init__(nets)
-        shares = torch.tensor(weights or [1.0] * len(nets))
-        self.register_buffer('log_shares', (shares / shares.sum()).log(), persistent=False)
+        weights = weights or [1.0] * len(nets)
+        shares = torch.tensor([weight / sum(weights) for weight in weights])
+        self.register_buffer('log_shares', shares.log(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) -> the logarithm of the mean probabilities, float32 (N, classes)."""

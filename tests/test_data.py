@@ -337,7 +337,7 @@ def test_bad_images_can_be_left_out(tmp_path, capsys):
     unread = [f'{tmp_path / file}: not a readable image (not JPEG, PNG or another format that is read)'
               for file in ('train/bee/0.png', 'train/bee/5.png', 'val/dog/1.png')]
     assert capsys.readouterr().out == (f'2 unreadable images left out: {unread[0]}; {unread[1]}\n'
-                                       f'1 unreadable images left out: {unread[2]}\n')
+                                       f'1 unreadable image left out: {unread[2]}\n')
     images, target, index = next(iter(data.train_loader))
     assert torch.equal(target, data.labels[index])
     for file in (tmp_path / 'val').glob('*/*'):

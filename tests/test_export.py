@@ -588,7 +588,7 @@ def test_images_that_are_none(call, export, photographs, tmp_path, capsys):
     assert 'none of the 1 images can be read' in line
     call(predict.main, export, tmp_path / 'text.png', photographs[0][0], '--skip_bad_images')
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 3 and '1 unreadable images skipped' in err
+    assert len(out.splitlines()) == 3 and '1 unreadable image skipped' in err
 
 
 @pytest.mark.usefixtures('here')

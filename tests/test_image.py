@@ -352,6 +352,9 @@ def test_a_set_without_a_readable_image(tmp_path, images_in):
             data = dataset.get_dataloaders(opt, CPU)
             list(data.test_loader if split == 'val' else data.train_loader)
         assert '\n' not in str(caught.value)
+    opt.skip_bad_images = False
+    with pytest.raises(UserError, match=r'not a readable image .*; --skip_bad_images leaves it out$'):
+        list(dataset.get_dataloaders(opt, CPU).train_loader)
 
 
 def test_skipped_images_are_named_once(tmp_path, capsys, monkeypatch):
@@ -369,4 +372,4 @@ def test_skipped_images_are_named_once(tmp_path, capsys, monkeypatch):
     assert lines[0].endswith('; and 1 more') and lines[0].count('.png') == 5
     monkeypatch.setattr(distributed, 'gather', lambda value: [value, ({'one of process 1'}, 8)])
     list(loader)
-    assert capsys.readouterr().out == '1 unreadable images skipped: one of process 1\n'
+    assert capsys.readouterr().out == '1 unreadable image skipped: one of process 1\n'

@@ -382,7 +382,7 @@ def test_bad_images_can_be_passed_over(photographs, tmp_path, split, capsys):
     data = dataset.get_dataloaders(settings(root, skip_bad_images=True), CPU)
     batches = list(data.train_loader if split == 'train' else data.test_loader)
     assert sum(len(b[1]) for b in batches) == (24 if split == 'train' else 11)
-    assert f'1 unreadable images skipped: {file}: not a readable image' in capsys.readouterr().out
+    assert f'1 unreadable image skipped: {file}: not a readable image' in capsys.readouterr().out
     assert split == 'val' or len(batches[0][1]) == 10       # a training batch keeps its size
 
 

@@ -78,6 +78,7 @@ def test_the_mean_of_the_probabilities():
     x = torch.randn(5, 3)
     a, b, _ = (net(x).softmax(1) for net in nets)
     torch.testing.assert_close(Ensemble(nets, [1.0, 3.0, 0.0])(x).exp(), (a + 3 * b) / 4)
+    torch.testing.assert_close(Ensemble(nets, [1e-300, 3e-300, 0.0])(x).exp(), (a + 3 * b) / 4)
     with torch.no_grad():
         nets[1].weight.mul_(1e4)        # probabilities that underflow
     assert Ensemble(nets[:2], [0.0, 1.0])(x).isfinite().all()
@@ -295,7 +296,8 @@ def test_teachers_of_a_run(taught):
     (['--teacher_weights', '1,2'], '--teacher_weights 1.0,2.0: --path-t names one teacher; leave it out'),
     (['--teacher_weights', 'agree'], '--teacher_weights agree: --path-t names one teacher; leave it out'),
     (['b', '--teacher_weights', '1'], '--teacher_weights 1.0: --path-t names 2 teachers; give 2 weights'),
-    (['b', '--teacher_weights=-1,2'], '--teacher_weights: -1,2: give numbers of at least 0 with commas, as 1,2,1'),
+    (['b', '--teacher_weights=-1,2'], '--teacher_weights: -1,2: give numbers from 0 to 1000000 with commas, as 1,2'),
+    (['b', '--teacher_weights', '1e308,1e308'], '--teacher_weights: 1e308,1e308: give numbers from 0 to 1000000 with'),
     (['b', '--teacher_weights', '0,0'], '--teacher_weights 0.0,0.0: all are 0; give at least one teacher a weight'),
     (['b', '--teacher_weights', 'agree', '--mixup', '0.2'],
      '--teacher_weights agree: needs the class of each image, but --mixup 0.2 mixes them; give numbers, as 1,2,1'),

@@ -464,7 +464,7 @@ def test_an_unreadable_image_is_skipped(many, tmp_path, capfd):
     data = dataset.get_dataloaders(data_options(dataset=f'wds:{tmp_path / "out"}', skip_bad_images=True, num_workers=0,
                                                 images_in='disk'), CPU)
     assert sum(len(index) for _, _, index in data.unaugmented_loader()) == 47
-    assert f'1 unreadable images skipped: train-000003.tar: {shard["members"][0]}: not a readable image' in \
+    assert f'1 unreadable image skipped: train-000003.tar: {shard["members"][0]}: not a readable image' in \
         capfd.readouterr().out
 
 
