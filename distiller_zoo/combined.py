@@ -41,8 +41,9 @@ class Combined(Distiller):
             raise UserError(f'-b {comma_list(opt.beta)}: --distill {opt.distill} adds {len(cls.methods)} losses; give '
                             f'a weight for each, as -b {comma_list(cls.published_options(opt)["beta"])}')
         if opt.alpha:
+            advice = 'leave it out' if 'kd' in cls.methods else f'for soft labels give --distill {opt.distill}+kd'
             raise UserError(f'-a {opt.alpha:g}: --distill {opt.distill} has a weight for each of its methods, by -b; '
-                            f'for soft labels give --distill {opt.distill}+kd')
+                            f'{advice}')
         for name, part_opt in cls.options_of_parts(opt).items():
             cls.methods[name].check_options(part_opt)
 

@@ -14,15 +14,15 @@ ENTROPY_OPTIONS = {'entropy_T': 3.0, 'entropy_bound': 'log'}
 
 
 class EntropyWeights:
-    """The weights of the images in a method's loss, without the flag None."""
+    """The weights of the images in a method's loss; none without --entropy_weights."""
 
     def __init__(self, spec: Spec, opt, num_classes: int):
-        self.is_used = opt.entropy_weights and bool(spec.published_entropy_weights)     # a sum has other methods too
+        self.is_used = opt.entropy_weights and bool(spec.published_entropy_weights)     # not of all methods of a sum
         self.temperature = opt.entropy_T if self.is_used else ENTROPY_OPTIONS['entropy_T']
         self.bound = float(num_classes) if opt.entropy_bound == 'classes' else math.log(num_classes)
 
     def __call__(self, logits_s: Tensor, logits_t: Tensor, factors: Tensor | None = None) -> Tensor | None:
-        """Logits (N, classes) -> weights (N,), multiplied by `factors` (N,) if given; without the flag `factors`."""
+        """Logits (N, classes) -> weights (N,), multiplied by `factors` (N,) if given. Without the flag: `factors`."""
         if not self.is_used:
             return factors
         weights = entropy_weights(logits_s, logits_t, self.temperature, self.bound)

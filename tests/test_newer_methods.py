@@ -75,6 +75,7 @@ BAD = [
     ('kd --opt dot --dot_delta 0.1', '--dot_delta 0.1: --momentum 0.9 less it must be at least'),
     ('kd --opt dot --momentum 0.05', '--dot_delta 0.075: --momentum 0.05'), ('skd --skd_tikhonov 1e-9', '1e-9'),
     ('dist+kd -a 1', '-a 1: --distill dist+kd has a weight for each of its methods'),
+    ('kd+dist -a 1', '-a 1: --distill kd+dist has a weight for each of its methods, by -b; leave it out'),
     ('dist+kdd', '--distill dist+kdd: no such method, kdd; did you mean'),
     ('dist+dist', '--distill dist+dist: names a method twice'), ('dist+', '--distill dist+: no such method'),
     ('simkd+crd', 'simkd and crd cannot be added: simkd deploys another network than the student'),
