@@ -57,7 +57,9 @@ function softmax(logits) {
   return values.map((value) => value / sum);
 }
 
-// Preprocessing: the same arithmetic as dataset/crop.py with Pillow. A browser's own scaling gives other pixels.
+// Preprocessing: the pixels are those of dataset/crop.py with Pillow, because the arithmetic is the same: weights of 22
+// bits, both passes rounded to 8 bits. A browser's own scaling gives other pixels. Pillow 13 scales some tall images
+// down before across, and then rounds some values to a neighbour.
 
 const kernels = {
   nearest: null,
@@ -69,7 +71,7 @@ const kernels = {
 function cubic(x) {
   const t = Math.abs(x);
   if (t < 1) return (1.5 * t - 2.5) * t * t + 1;
-  return t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0;
+  return t < 2 ? -0.5 * (((t - 5) * t + 8) * t - 4) : 0;
 }
 
 // ImageData -> (3, size, size) of 0 to 255: the square that the network takes.
@@ -78,7 +80,7 @@ export function toSquare(image, inputs) {
   const { size } = inputs;
   const used = down.filter((tap) => tap.weights.length);
   const top = used[0].start, bottom = used.at(-1).start + used.at(-1).weights.length;
-  const rows = new Uint8ClampedArray((bottom - top) * size * 3);        // scaled across only; it rounds and clips
+  const rows = new Uint8ClampedArray((bottom - top) * size * 3);        // scaled across only; the array clips
   for (let y = top, to = 0; y < bottom; y++) {
     for (const { start, weights } of across) {
       let red = 0, green = 0, blue = 0, from = (y * image.width + start) * 4;
@@ -88,9 +90,9 @@ export function toSquare(image, inputs) {
         blue += weight * image.data[from + 2];
         from += 4;
       }
-      rows[to++] = red;
-      rows[to++] = green;
-      rows[to++] = blue;
+      rows[to++] = Math.floor(red + 0.5);
+      rows[to++] = Math.floor(green + 0.5);
+      rows[to++] = Math.floor(blue + 0.5);
     }
   }
   const square = new Uint8ClampedArray(3 * size * size);
@@ -102,7 +104,7 @@ export function toSquare(image, inputs) {
           sum += weight * rows[from];
           from += size * 3;
         }
-        square[to++] = sum;
+        square[to++] = Math.floor(sum + 0.5);
       }
     }
   }
@@ -129,16 +131,22 @@ function placeSide(side, { width, height }, { size, fit, crop_pct: share, interp
 // The weighted pixels of which each of `count` outputs is the sum, {start, weights}: the outputs cover the pixels
 // `first` to `last` of a side. When an image shrinks, the kernel widens, so that every pixel counts (antialiasing).
 function makeTaps(side, first, last, count, kernel) {
-  const scale = (last - first) / count, stretch = Math.max(scale, 1);
-  return Array.from({ length: count }, (_, output) => {
-    const centre = first + (output + 0.5) * scale;
-    if (!kernel) return { start: Math.floor(centre), weights: [1] };
-    const start = Math.max(0, Math.trunc(centre - kernel.radius * stretch + 0.5));
-    const end = Math.min(side, Math.trunc(centre + kernel.radius * stretch + 0.5));
-    const weights = Array.from({ length: end - start }, (_, i) => kernel.weight((start + i + 0.5 - centre) / stretch));
+  const left = Math.fround(first), scale = Math.fround(Math.fround(last) - left) / count, taps = [];
+  if (!kernel) {
+    for (let centre = left + scale / 2; taps.length < count; centre += scale) {
+      taps.push({ start: Math.floor(centre), weights: [1] });
+    }
+    return taps;
+  }
+  const stretch = Math.max(scale, 1), radius = kernel.radius * stretch;
+  while (taps.length < count) {
+    const centre = left + (taps.length + 0.5) * scale;
+    const start = Math.max(0, Math.trunc(centre - radius + 0.5)), end = Math.min(side, Math.trunc(centre + radius + 0.5));
+    const weights = Array.from({ length: end - start }, (_, i) => kernel.weight((start + i - centre + 0.5) / stretch));
     const sum = weights.reduce((a, b) => a + b);
-    return { start, weights: weights.map((weight) => weight / sum) };
-  });
+    taps.push({ start, weights: weights.map((weight) => Math.round(weight / sum * 2 ** 22) / 2 ** 22) });
+  }
+  return taps;
 }
 
 const black = (count) => Array.from({ length: count }, () => ({ start: 0, weights: [] }));
