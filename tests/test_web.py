@@ -347,7 +347,6 @@ def test_what_it_shows(opened, site, width, scheme):
     page.get_by_role('button', name='Use the camera').focus()
     page.keyboard.press('Enter')
     page.locator('#take:focus').wait_for()
-    page.wait_for_function('document.getElementById("video").videoWidth > 0')
     page.keyboard.press('Enter')
     page.get_by_role('img', name='Photograph of the camera').wait_for()
     page.keyboard.press('Tab')

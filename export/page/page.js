@@ -56,6 +56,7 @@ async function startCamera() {
   try {
     find('video').srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     find('live').hidden = false;
+    await find('video').play();       // until there is a picture to take
     find('take').focus();
   } catch (error) {
     say(`The camera cannot be used (${error.message}). It needs your permission, and a page of localhost or https.`);
