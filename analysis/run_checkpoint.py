@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from dataset import dataset_key, source_dict
+from dataset import WITHOUT_CLASSES, dataset_key, source_dict
 from dataset.teacher_head import HEADS
 from helper.cli import Parser, comma_list, path
 from helper.errors import UserError, printable
@@ -173,12 +173,15 @@ def data_options(run: RunCheckpoint, opt):
     """(options that make a train script read the data of a run, the preprocessing in the checkpoint).
 
     The options of add_data_flags in opt override those of the run. If neither has an image size, the checkpoint's is
-    used.
+    used. Raises UserError.
     """
     is_its_data = opt.dataset in (None, run.parameters.get('dataset'))
     values = {name: run.parameters.get(name) if is_its_data else None for name in DATA_OPTIONS}
     given = {name: getattr(opt, name, None) for name in (*DATA_OPTIONS, 'num_workers', 'seed')}
     values |= {name: value for name, value in given.items() if value is not None}
+    if values['dataset'] == WITHOUT_CLASSES:
+        raise UserError(f'{run.flag} {run}: its net was trained without classes; give it to a train script by '
+                        f'--initial_checkpoint first, which trains a classifier')
     if given['image_size'] is None and dataset_key(values['dataset'] or '') not in source_dict:
         values['image_size'] = None         # other data have a fixed size
     values['split'] = comma_list(values['split']) if values['split'] else None

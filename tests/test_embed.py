@@ -1,5 +1,7 @@
 """--distill embed: a student learns the teacher's features without labels, and is fine-tuned afterwards."""
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 
 import train_student
 import train_teacher
+from analysis.run_checkpoint import RunCheckpoint, data_options
 from analysis.runs import read_run
 from distiller_zoo.criteria.embed import match_loss
 from distiller_zoo.embed import resize
@@ -115,6 +118,12 @@ def test_with_a_data_set(call, small, teacher, images, tmp_path, capfd):
         read_run(str(folder))
     embed(call, teacher, tmp_path, *small, '--estimate')
     assert 'estimate, time: ' in capfd.readouterr().out
+
+
+def test_without_classes_there_is_nothing_to_export():
+    run = RunCheckpoint('RUN', Path('x.pth'), {'dataset': 'unlabelled'})
+    with pytest.raises(UserError, match='^RUN x.pth: its net was trained without classes; give it to a train script'):
+        data_options(run, SimpleNamespace(dataset=None))
 
 
 def test_refused(call, small, teacher, images, tmp_path, capfd):
