@@ -3,8 +3,8 @@ import functools
 from importlib.util import find_spec
 
 from dataset import IN_MEMORY, LARGE, WITHOUT_CLASSES, dataset_key, source_dict
-from dataset.cache_layout import CACHED_OUTPUTS
 from dataset.crop import DEFAULTS, RESIZED_ONLY
+from dataset.teacher_cache.layout import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
 from distiller_zoo.eakd import ENTROPY_OPTIONS
 from distiller_zoo.several_teachers import why_one_teacher

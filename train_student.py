@@ -10,7 +10,7 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
-from dataset.several_caches import bytes_of_caches, open_caches, with_teacher_outputs
+from dataset.teacher_cache.several import bytes_of_caches, open_caches, with_teacher_outputs
 from dataset.teacher_head import passes_of_fits
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch, check_unlabelled

@@ -5,9 +5,9 @@ import tempfile
 from types import SimpleNamespace
 
 from dataset import get_dataloaders
-from dataset.cache_layout import CACHED_OUTPUTS
-from dataset.cache_loader import TeacherOutputLoader
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.layout import CACHED_OUTPUTS
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import get_method
 from helper.device import Precision
 from helper.errors import UserError

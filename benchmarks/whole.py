@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dataset import cifar, get_dataloaders
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import get_method
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import number

@@ -159,7 +159,7 @@ class BatchAugment:
         return (batch for batch, _ in self._augmented((batch, None) for batch in self.loader))
 
     def batches_with_slots(self):
-        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        """Yield (batch, slots int64 on the CPU), see teacher_cache/layout.py."""
         return self._augmented(self.loader.batches_with_slots())
 
     def _augmented(self, batches):

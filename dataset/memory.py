@@ -58,7 +58,7 @@ class MemoryLoader:
 
     @property
     def n_slots(self) -> int:
-        """Outputs that a file of the teacher cache holds, see teacher_cache."""
+        """Outputs that a file of the teacher cache holds, see teacher_cache/layout.py."""
         return self.n_samples * (len(self.views) if self.order.repetition else VARIANTS)
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class MemoryLoader:
             yield self.normalise(self.images[index]), self.target[index], index
 
     def batches_with_slots(self):
-        """Yield (training batch, slots int64 on the CPU), see teacher_cache."""
+        """Yield (training batch, slots int64 on the CPU), see teacher_cache/layout.py."""
         order = self.order.permutation()
         crops = [self._draw_crops() for _ in self.views]
         seeds = self.order.integers(2**63 - 1) if any(self.operations.values()) else None

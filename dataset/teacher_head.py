@@ -21,8 +21,8 @@ from models.base import Net
 from models.ensemble import nets_of, options_of_teachers
 from models.logistic_regression import choose_strength, fit, logits
 
-from .cache_layout import outputs_checksum
 from .split import divide
+from .teacher_cache.layout import outputs_checksum
 
 HELD_OUT = 0.1      # of the training images, which choose the strength if there is no validation set
 HEADS = 'teacher_heads'     # the folder in --save_dir

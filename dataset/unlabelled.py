@@ -58,7 +58,7 @@ class WithUnlabelled:
     """A training loader that appends a batch of unlabelled images to each batch of labelled ones.
 
     Batches: images (B + N, 3, H, W), the targets (B,) of the first B, index (B + N,). The index of an unlabelled image
-    is its number plus the number of labelled images; the same holds for slots, see teacher_cache.
+    is its number plus the number of labelled images; the same holds for slots, see teacher_cache/layout.py.
     """
 
     def __init__(self, labelled, unlabelled):
@@ -75,7 +75,7 @@ class WithUnlabelled:
         return (batch for batch, _ in self.batches_with_slots())
 
     def batches_with_slots(self):
-        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        """Yield (batch, slots int64 on the CPU), see teacher_cache/layout.py."""
         self.unlabelled.order.follow()
         pairs = zip(self.labelled.batches_with_slots(), self.unlabelled.batches_with_slots(), strict=True)
         for ((images, target, index), slots), ((more_images, _, more_index), more_slots) in pairs:
@@ -112,6 +112,6 @@ class WithoutLabels:
         return (batch for batch, _ in self.batches_with_slots())
 
     def batches_with_slots(self):
-        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        """Yield (batch, slots int64 on the CPU), see teacher_cache/layout.py."""
         for (images, target, index), slots in self.loader.batches_with_slots():
             yield (images, target[:0], index), slots

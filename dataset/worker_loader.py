@@ -148,7 +148,7 @@ class WorkerLoader:
         return (batch for batch, _ in self.batches_with_slots())
 
     def batches_with_slots(self):
-        """Yield (batch, slots int64 on the CPU), see teacher_cache."""
+        """Yield (batch, slots int64 on the CPU), see teacher_cache/layout.py."""
         errors, n_read = set(), 0
         for parts in zip(*[iter(self.loader)] * self.n_parts, strict=True):
             for part in parts:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dataset import get_dataloaders
 from dataset.augment import mixes
-from dataset.cache_loader import TeacherOutputLoader
 from dataset.memory import VARIANTS
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import get_method
 from helper.compile import compiled, keep_memory
 from helper.device import memory_format, select_device

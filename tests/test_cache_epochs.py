@@ -10,10 +10,10 @@ from conftest import CPU, data_options, losses_of_epoch, options
 
 import train_student
 from dataset import get_dataloaders
-from dataset.cache_encoding import Numbers, Probabilities
-from dataset.cache_file import CacheFile
-from dataset.cache_loader import TeacherOutputLoader
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.encoding import Numbers, Probabilities
+from dataset.teacher_cache.file import CacheFile
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import get_method
 from distiller_zoo.base import Distiller
 from helper.errors import UserError

@@ -9,7 +9,7 @@ from torch import nn
 import dataset
 import train_student
 import train_teacher
-from dataset.cache_layout import outputs_checksum
+from dataset.teacher_cache.layout import outputs_checksum
 from distiller_zoo import load_inference_net
 from export import verify
 from helper.checkpoint import load_checkpoint, save_checkpoint

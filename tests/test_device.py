@@ -12,13 +12,13 @@ from conftest import CPU, build, data_options, first_view, write_images
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataset import get_dataloaders
-from dataset.cache_encoding import Numbers, Probabilities
-from dataset.cache_layout import Layout
-from dataset.cache_loader import TeacherOutputLoader
 from dataset.imagenet import open_sources
 from dataset.memory import MemoryLoader
 from dataset.order import AccompanyingOrder
-from dataset.teacher_cache import TeacherCache
+from dataset.teacher_cache.cache import TeacherCache
+from dataset.teacher_cache.encoding import Numbers, Probabilities
+from dataset.teacher_cache.layout import Layout
+from dataset.teacher_cache.loader import TeacherOutputLoader
 from dataset.teacher_head import embeddings
 from dataset.unlabelled import WithUnlabelled
 from dataset.worker_loader import WorkerLoader, collate

@@ -26,7 +26,7 @@ from conftest import ROOT, assert_same, forked, outcome_of, rows_of_table
 
 import train_student
 import train_teacher
-from dataset.cache_layout import CACHED_OUTPUTS
+from dataset.teacher_cache.layout import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict, get_method
 from experiments import devices, local, processes, slurm
 from experiments.devices import Devices, group_trials

@@ -18,7 +18,7 @@ from conftest import assert_same, outcome
 
 import train_student
 import train_teacher
-from dataset.cache_file import CacheFile
+from dataset.teacher_cache.file import CacheFile
 from distiller_zoo import distiller_dict, task
 from helper import files, resume
 from helper.checkpoint import load_checkpoint

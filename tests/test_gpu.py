@@ -8,9 +8,9 @@ from conftest import CPU, build
 
 import train_student
 import train_teacher
-from dataset.cache_layout import CACHED_OUTPUTS
-from dataset.cache_loader import TeacherOutputLoader
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.layout import CACHED_OUTPUTS
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import distiller_dict
 from helper.compile import compile_forward, speed_up
 from helper.device import Precision

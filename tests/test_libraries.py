@@ -13,8 +13,8 @@ from torchvision import models as torchvision_models
 import train_student
 import train_teacher
 from dataset import Data
-from dataset.cache_layout import outputs_checksum
 from dataset.memory import MemoryLoader
+from dataset.teacher_cache.layout import outputs_checksum
 from distiller_zoo import Vanilla, distiller_dict, load_inference_net, make_distiller
 from helper import distributed
 from helper.checkpoint import load_checkpoint, weights_checksum

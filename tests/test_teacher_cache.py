@@ -11,13 +11,13 @@ import torch
 from conftest import CPU, assert_same, build, free_port, losses_of_epoch, options, outcome
 
 import train_student
-from dataset.cache_encoding import Numbers
-from dataset.cache_file import CacheFile
-from dataset.cache_layout import CACHED_OUTPUTS, Layout
-from dataset.cache_loader import TeacherOutputLoader
 from dataset.memory import VARIANTS
-from dataset.open_cache import open_cache
-from dataset.teacher_cache import TeacherCache
+from dataset.teacher_cache.cache import TeacherCache
+from dataset.teacher_cache.encoding import Numbers
+from dataset.teacher_cache.file import CacheFile
+from dataset.teacher_cache.layout import CACHED_OUTPUTS, Layout
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller
 from helper.errors import UserError

@@ -15,7 +15,7 @@ import train_student
 from analysis.run_checkpoint import RunCheckpoint, data_options
 from analysis.runs import read_run
 from dataset import get_dataloaders
-from dataset.cache_layout import make_layout
+from dataset.teacher_cache.layout import make_layout
 from dataset.teacher_head import _read, embeddings, fit_head
 from distiller_zoo import distiller_dict, get_method
 from distiller_zoo.checks import why_logits

@@ -10,8 +10,8 @@ from conftest import CPU, assert_same, build, data_options, losses_of_epoch, opt
 
 import train_student
 from dataset import get_dataloaders
-from dataset.cache_loader import TeacherOutputLoader
-from dataset.open_cache import open_cache
+from dataset.teacher_cache.loader import TeacherOutputLoader
+from dataset.teacher_cache.opening import open_cache
 from distiller_zoo import distiller_dict, get_method
 from helper.compile import compile_forward
 from helper.errors import UserError

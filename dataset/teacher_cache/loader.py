@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.base import Outputs
 
-from .teacher_cache import TeacherCache
+from .cache import TeacherCache
 
 
 class TeacherOutputLoader:

@@ -9,8 +9,8 @@ from torch import Tensor
 from helper.cli import readable_bytes
 from helper.errors import printable
 
-from .cache_accuracy import StoredAccuracy
-from .cache_layout import Layout
+from .accuracy import StoredAccuracy
+from .layout import Layout
 
 
 class TeacherCache:

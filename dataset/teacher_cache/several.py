@@ -10,11 +10,11 @@ from torch import nn
 from helper.run_folder import folder_name, teacher_name
 from models.ensemble import nets_of, options_of_teachers
 
-from .cache_accuracy import StoredAccuracy
-from .cache_layout import cache_bytes
-from .cache_loader import TeacherOutputLoader
-from .open_cache import open_cache, stored_accuracy
-from .teacher_cache import TeacherCache
+from .accuracy import StoredAccuracy
+from .cache import TeacherCache
+from .layout import cache_bytes
+from .loader import TeacherOutputLoader
+from .opening import open_cache, stored_accuracy
 
 
 class TeacherCaches:

@@ -12,9 +12,9 @@ from helper.cli import readable_bytes
 from helper.errors import UserError, printable
 from helper.loops import SPLITS
 
-from .cache_accuracy import StoredAccuracy
-from .cache_layout import make_layout
-from .teacher_cache import TeacherCache
+from .accuracy import StoredAccuracy
+from .cache import TeacherCache
+from .layout import make_layout
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

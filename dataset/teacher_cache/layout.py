@@ -19,10 +19,10 @@ from helper.errors import UserError
 from helper.run_folder import folder_name
 from models.base import probe
 
-from .cache_encoding import Numbers, Probabilities
-from .cache_file import CacheFile, file_bytes
-from .crop import DEFAULTS
-from .memory import VARIANTS
+from ..crop import DEFAULTS
+from ..memory import VARIANTS
+from .encoding import Numbers, Probabilities
+from .file import CacheFile, file_bytes
 
 CACHED_OUTPUTS = ('logits', 'embedding')    # the fields of models.base.Outputs that can be cached, a file each
 
@@ -34,7 +34,7 @@ class Layout:
     folder: Path
     stem: str           # of the file names
     facts: dict         # name -> value, in the header of each file
-    encodings: dict     # field -> how its outputs are stored, see cache_encoding
+    encodings: dict     # field -> how its outputs are stored, see encoding.py
     slots: int          # outputs for which a file has room
     used: int           # outputs of a file that runs need; fewer if they leave images out, always the same ones
     accuracy_file: Path     # JSON with the teacher's accuracy
