@@ -29,12 +29,10 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     """
     parts, classes, fields = _open_tensors(opt) if opt.dataset in memory_dict else _open_sources(opt)
     pipeline = fit_pipeline(pipeline, parts['test'])
-    if opt.patience is not None and 'val' not in parts:
-        raise UserError(f'--patience {opt.patience}: needs a validation set, and {opt.dataset} has none; give '
-                        f'--val_fraction 0.1, or leave --patience out')
-    if opt.no_test and 'val' not in parts:
-        raise UserError(f'--no_test: needs a validation set, and {opt.dataset} has none; give --val_fraction 0.1, or '
-                        f'leave --no_test out')
+    flags = {f'--patience {opt.patience}': opt.patience is not None, '--no_test': opt.no_test}
+    if 'val' not in parts and (given := [flag for flag, is_given in flags.items() if is_given]):
+        advice = 'give --val_fraction 0.1' if 'train' in parts else f'add images as {opt.data_dir}/val/CLASS/*'
+        raise UserError(f'{given[0]}: needs a validation set, and {opt.dataset} has none; {advice}, or leave it out')
     if dataset_key(opt.dataset) in source_dict and (opt.split or opt.val_fraction is not None):
         fields['split'] = {part: [*source.names] for part, source in parts.items()}
     if getattr(opt, 'unlabelled', None):

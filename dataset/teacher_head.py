@@ -61,6 +61,7 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
 
 @torch.no_grad()
 def _set(teacher, head):
+    """Copy a head into the teacher's classifier."""
     layer = teacher.get_classifier()
     layer.weight.copy_(head['weight'])
     layer.bias.copy_(head['bias'])

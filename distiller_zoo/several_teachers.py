@@ -26,9 +26,10 @@ class SeveralTeachers(Distiller):
 
     def __init__(self, student: nn.Module, teacher: Ensemble, opt, data):
         super().__init__(student, teacher[0], opt, data)
-        self.__dict__['teacher'] = teacher
+        self.__dict__['teacher'] = teacher      # not a submodule, as in Distiller
         self.parts = nn.ModuleList()
         for net, of_one in zip(teacher, options_of_teachers(opt), strict=True):
+            # The student's optimiser and its average belong to the whole, not to a part.
             part_opt = SimpleNamespace(**{**vars(of_one), 'opt': 'sgd', 'model_ema': None})
             self.parts.append(as_part(self.method(student, net, part_opt, data)))
         self.preact_s = self.parts[0].preact_s

@@ -259,6 +259,7 @@ def test_without_any_label(call, small, teacher, images, tests_alone, tmp_path, 
     refused = [(['-r', 1], '-r 1: needs training images with labels, and --data_dir'),
                (['--val_fraction', 0.5], '--val_fraction 0.5: needs training images with labels'),
                (['-b', 'auto', '--distill', 'hint'], '-b auto: needs training images with labels'),
+               (['--patience', 2], '--patience 2: needs a validation set, and folder has none; add images as '),
                (['--teacher_head', 'linear'], '--teacher_head linear: needs training images with labels'),
                (['-a', 0, '--distill', 'hint', '--unlabelled_batch', 5], '-a 0: --distill hint compares features')]
     for more, words in refused:
