@@ -25,7 +25,8 @@ def open_unlabelled(opt) -> Source:
     if opt.unlabelled.startswith(shards.PREFIX):
         return shards.open_all(opt.unlabelled, flag, opt)
     if not os.path.isdir(opt.unlabelled):
-        raise UserError(f'{flag}: no such folder; give one with images in it, at any depth')
+        raise UserError(f'{flag}: no such folder; give one with images in it, at any depth, or '
+                        f'{shards.PREFIX}FOLDER_OR_URL of tar shards')
     try:
         images, others = list_images(opt.unlabelled)
     except OSError as error:
