@@ -28,9 +28,9 @@ class SeveralTeachers(Distiller):
         super().__init__(student, teacher[0], opt, data)
         self.__dict__['teacher'] = teacher      # not a submodule, as in Distiller
         self.parts = nn.ModuleList()
-        for net, of_one in zip(teacher, options_of_teachers(opt), strict=True):
+        for net, teacher_opt in zip(teacher, options_of_teachers(opt), strict=True):
             # The student's optimiser and its average belong to the whole, not to a part.
-            part_opt = SimpleNamespace(**{**vars(of_one), 'opt': 'sgd', 'model_ema': None})
+            part_opt = SimpleNamespace(**{**vars(teacher_opt), 'opt': 'sgd', 'model_ema': None})
             self.parts.append(as_part(self.method(student, net, part_opt, data)))
         self.preact_s = self.parts[0].preact_s
         self.auto_weights = self.parts[0].auto_weights      # which measures the mean losses
@@ -57,10 +57,10 @@ class SeveralTeachers(Distiller):
         out_t = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t      # by teacher, not by view
         weights = image_weights([out.logits for out in out_t], 'confidence', target) if self.agree else \
             [None] * len(self.parts)
-        of_parts = [part.distillation_losses(out_s, out, target, index, of_images)
-                    for part, out, of_images in zip(self.parts, out_t, weights, strict=True)]
-        return {name: sum(share * losses[name] for share, losses in zip(self.shares, of_parts, strict=True))
-                for name in of_parts[0]}
+        part_losses = [part.distillation_losses(out_s, out, target, index, weight)
+                       for part, out, weight in zip(self.parts, out_t, weights, strict=True)]
+        return {name: sum(share * losses[name] for share, losses in zip(self.shares, part_losses, strict=True))
+                for name in part_losses[0]}
 
     def weights(self):
         return self.parts[0].weights()
