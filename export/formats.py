@@ -6,18 +6,19 @@ import io
 import logging
 import os
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from helper.errors import UserError, reason
 from helper.files import write_json
 
 from .deployed_net import DeployedNet
+from .ranges import Calibration, write_int8
 from .runtime import CONFIG, INPUT, OUTPUT
 
 OPSET = 20      # of ONNX
@@ -30,7 +31,8 @@ class Export:
     network: DeployedNet
     dtype: str                                      # uint8 or float32
     folder: Path
-    calibration: Callable[[], Iterable[np.ndarray]]     # returns batches of training images, for int8
+    calibration: Calibration | None                 # for int8
+    facts: dict[str, dict] = field(default_factory=dict)    # of the files by format, for the model card
 
     @property
     def config(self) -> dict:
@@ -97,23 +99,11 @@ def _write_fp16(export, file):
 
 
 def _write_int8(export, file):
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        batches = iter(export.calibration())
-
-        def get_next(self):
-            return next(({INPUT: batch} for batch in self.batches), None)
-
-    plain, prepared = (file.with_suffix(f'.{name}.onnx') for name in ('plain', 'prepared'))
-    _write_onnx(export, plain)
-    with _quiet():
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-        quantize_static(prepared, file, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8)
-    plain.unlink()
-    prepared.unlink()
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
+        plain = Path(folder, 'plain.onnx')
+        _write_onnx(export, plain)
+        export.facts['int8'] = write_int8(plain, file, export.network.net, export.dtype, export.calibration,
+                                          FORMATS['int8'].agreement)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """--latency: parameters, multiplications, disk, memory and time of a network in each format."""
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def measure(export: Export, names: list[str], results: Evaluations, teacher: Dep
     if teacher:
         folder = export.folder.with_name('teacher')
         folder.mkdir()
-        of_teacher, top1 = Export(teacher, export.dtype, folder, export.calibration), {}
+        calibration = export.calibration and replace(export.calibration, held_out=None)
+        of_teacher, top1 = Export(teacher, export.dtype, folder, calibration), {}
         for name in names:
             if fault := of_teacher.write(name):
                 print(f'{teacher.name}: not measured as {FORMATS[name].description} ({fault})')
@@ -74,26 +76,41 @@ def measure_rows(nets: dict[str, tuple[Export, dict]], threads: int) -> list[dic
              for form in RUNTIMES if form in top1]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(RuntimeProcess(export.file(form), threads)) for _, export, form, _ in files]
-
-        def time_in_turns(rounds, batch, count):
-            seconds = [[] for _ in files]
-            for turn in range(rounds + 1):
-                for i, (_, export, _, _) in enumerate(files):
-                    times = processes[i].run(export.network.example(batch, export.dtype).numpy(), count)[1]
-                    seconds[i] += [*times] if turn else []
-            return seconds
-
-        single = time_in_turns(ROUNDS, 1, SINGLES)
+        images, batches = ([export.network.example(size, export.dtype).numpy() for _, export, _, _ in files]
+                           for size in (1, BATCH))
+        single = _time_in_turns(processes, images, ROUNDS, SINGLES)
         peaks = [process.peak for process in processes]
-        batches = time_in_turns(ROUNDS // 2, BATCH, 1)
+        many_seconds = _time_in_turns(processes, batches, ROUNDS // 2, 1)
     rows = []
-    for (name, export, form, top1), one, many, peak in zip(files, single, batches, peaks, strict=True):
+    for (name, export, form, top1), one, many, peak in zip(files, single, many_seconds, peaks, strict=True):
         p50, p95 = np.percentile(one, [50, 95]) * 1e3
         rows.append(dict(zip(COLUMNS, (
             name, RUNTIMES[form], export.network.parameters, count_macs(export.network),
             export.file(form).stat().st_size / 1e6, peak / 1e6, p50, p95, BATCH / float(np.median(many)), top1),
             strict=True)))
     return rows
+
+
+def compare_int8(export: Export) -> str:
+    """A line: the speed of the file in 8 bits against that in 32 bits, for one image at a time on one thread."""
+    plain, int8 = files = [export.file(form) for form in ('onnx', 'int8')]
+    image = export.network.example(1, export.dtype).numpy()
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(RuntimeProcess(file, 1)) for file in files]
+        seconds = _time_in_turns(processes, [image, image], ROUNDS, SINGLES)
+    ratio = float(np.median(np.divide(*seconds)))
+    return f'{int8.name}: {"faster" if ratio > 1 else "not faster"} here than {plain.name}, {ratio:.2f} times its ' \
+           f'speed for one image on 1 thread'
+
+
+def _time_in_turns(processes, batches, rounds, count):
+    """The seconds of each run of each process on its batch: `count` runs a round, without those of a first round."""
+    seconds = [[] for _ in processes]
+    for turn in range(rounds + 1):
+        for process, batch, times in zip(processes, batches, seconds, strict=True):
+            new = process.run(batch, count)[1]
+            times += [*new] if turn else []
+    return seconds
 
 
 @figures.figure_style()

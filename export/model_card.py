@@ -30,8 +30,8 @@ OF_THE_RUN = {'method': 'distill', 'teacher': 'model_t', "teacher's checkpoint":
 def describe(export: Export, names: list[str], results: Evaluations, run: RunCheckpoint, data: str) -> dict:
     """The content of model_card.json. names: the formats. data: the data set of the test images."""
     network, parameters = export.network, run.trusted_parameters
-    files = {CONFIG: {}, **{FORMATS[name].file: {'format': FORMATS[name].description, **results.formats[name].json()}
-                            for name in names}}
+    files = {CONFIG: {}, **{FORMATS[name].file: {'format': FORMATS[name].description, **results.formats[name].json(),
+                                                 **export.facts.get(name, {})} for name in names}}
     for file, facts in files.items():
         content = (export.folder / file).read_bytes()
         facts |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
@@ -99,6 +99,8 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         'Each file was loaded by its own runtime in a new process, and compared with the network in PyTorch on the '
         'whole test set.',
         _rows(('file', 'MB', 'top-1 %', 'same first class %', 'largest difference of logits', 'SHA-256'), files),
+        *[f'`{name}`: {facts["ranges"]} ranges; layers in float: {", ".join(facts["layers in float"]) or "none"}.'
+          for name, facts in card['files'].items() if 'ranges' in facts],
         '## Use', f'Images: {images["taken as"]}, {images["layout"]}; every file except the weights normalises them '
         f'itself. {_resizing(images)}', f'```python\n{loading_code(config)}\n```',
         *(['## Cost', f'```\n{latency}\n```'] if latency else []),

@@ -12,7 +12,6 @@ from helper.class_metrics import predictions
 from helper.errors import UserError, counted
 
 from .deployed_net import NormalisedNet
-from .formats import FORMATS
 from .runtime_process import RuntimeProcess
 
 TOLERANCE = 1e-4    # of logits; relative to the network's largest logit if that is above 1
@@ -77,23 +76,23 @@ class Evaluation:
 @dataclass
 class Evaluations:
     network: Evaluation
-    formats: dict[str, Evaluation]
+    formats: dict[str, Evaluation]          # of the exported files
     teacher: Evaluation | None
     predictions: Tensor | None = None       # (3, N), of the network: helper.class_metrics.predictions
 
 
-def evaluate(net: NormalisedNet, folder: Path, names: list[str], loader: Iterable, dtype: str, teacher=None,
+def evaluate(net: NormalisedNet, files: dict[str, Path], loader: Iterable, dtype: str, teacher=None,
              order: list[int] | None = None) -> Evaluations:
-    """Run the network, the files of the formats `names` in `folder` and the teacher on all images of the loader.
+    """Run the network, its exported files and the teacher on all images of the loader.
 
-    dtype: of the images that the files take. teacher: a network that takes the loader's images and has the classes of
-    the data. order: for each class of the data its number in `net`, if it differs. The first image also runs alone, to
-    test that a file takes batches of any size.
+    files: the name in the result -> the file. dtype: of the images that the files take. teacher: a network that takes
+    the loader's images and has the classes of the data. order: for each class of the data its number in `net`, if it
+    differs. The first image also runs alone, to test that a file takes batches of any size.
     """
-    results = Evaluations(Evaluation(), {name: Evaluation() for name in names}, Evaluation() if teacher else None)
+    results = Evaluations(Evaluation(), {name: Evaluation() for name in files}, Evaluation() if teacher else None)
     batches = []
     with contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(RuntimeProcess(folder / FORMATS[name].file)) for name in names}
+        processes = {name: stack.enter_context(RuntimeProcess(file)) for name, file in files.items()}
         for images, target, _ in loader:
             batch, target = pixels(loader, images, dtype), target.cpu().numpy()
             if not results.network.images:

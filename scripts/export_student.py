@@ -27,6 +27,7 @@ from dataset.teacher_head import load_saved_head
 from export import latency, model_card, verify, web
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
+from export.ranges import METHODS, Calibration
 from export.runtime import CONFIG
 from helper.cli import Parser, as_list, number, path
 from helper.errors import UserError, counted, printable, reason, run_main
@@ -56,7 +57,9 @@ def options():
     add('--input', choices=('uint8', 'float'), default='uint8',
         help='the images that the exported files take: uint8 from 0 to 255, or float from 0 to 1')
     add('--calibration', type=number(int, low=1, high=10**6),
-        help='number of training images that calibrate --int8; if omitted, 512')
+        help='number of training images that calibrate --int8, and of others that choose its ranges; if omitted, 512')
+    add('--int8_ranges', choices=METHODS,
+        help='how --int8 finds the ranges of the activations; if omitted, the best of all on held-out training images')
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, if it is in a file of yours')
     add('--latency', action='store_true', help='measure memory and time of every format, for the teacher too')
     add('--threads', type=number(int, low=1, high=1024), help='number of threads for --latency; if omitted, 1')
@@ -68,7 +71,8 @@ def options():
     add('--model_t', metavar='NET', help="the teacher's net, if its checkpoint does not name it")
     add_data_flags(parser)
     opt = parser.parse_args()
-    for name, required, default in (('calibration', 'int8', 512), ('threads', 'latency', 1)):
+    for name, required, default in (('calibration', 'int8', 512), ('int8_ranges', 'int8', None),
+                                    ('threads', 'latency', 1)):
         if getattr(opt, name) is not None and not getattr(opt, required):
             parser.error(f'--{name} {getattr(opt, name)}: has no effect without --{required}; add --{required}')
         setattr(opt, name, getattr(opt, name) or default)
@@ -105,13 +109,19 @@ def check_out(given):
         raise UserError(f'--out {given}: cannot be replaced by a new folder while it is in use; give a folder in it')
 
 
-def calibration_images(data, dtype, count):
-    """Yield training images in batches of 8, spread over the whole set, since a folder has them by class."""
-    n = min(count, data.n_train)
-    loader = data.unaugmented_loader([i * data.n_train // n for i in range(n)])
-    for images, *_ in loader:
-        for part in images.split(8):
-            yield verify.pixels(loader, part, dtype)
+def int8_calibration(opt, data, dtype, order):
+    """Random training images for --int8: one part gives the ranges, another of the same size chooses."""
+    count = min(opt.calibration, -(-data.n_train // 2))
+    shuffled = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))
+    calibrating, held_out = (part.sort()[0].tolist() for part in (shuffled[:count], shuffled[count:2 * count]))
+
+    def batches():
+        loader = data.unaugmented_loader(calibrating)
+        for images, *_ in loader:
+            for part in images.split(8):
+                yield verify.pixels(loader, part, dtype)
+    return Calibration(batches, lambda: data.unaugmented_loader(held_out), order,
+                       (opt.int8_ranges, ) if opt.int8_ranges else METHODS)
 
 
 def open_teacher(opt, run, data):
@@ -207,14 +217,16 @@ def main():
     web_runtime = web.read_runtime(opt.web_runtime) if opt.web else {}
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
     with new_folder(out) as folder:
-        export, faults = Export(network, dtype, folder, lambda: calibration_images(data, dtype, opt.calibration)), {}
+        calibration = int8_calibration(opt, data, dtype, order) if opt.int8 else None
+        export, faults = Export(network, dtype, folder, calibration), {}
         for name in names:
             print(f'writing {FORMATS[name].file}', flush=True)
             faults[name] = export.write(name)
         written = [name for name in names if not faults[name]]
         print(f'checking {counted(len(written), "file")} on {counted(len(data.test_labels), "test image")}, each by '
               f'its own runtime', flush=True)
-        results = verify.evaluate(network.net, folder, written, data.test_loader, dtype, teacher, order)
+        results = verify.evaluate(network.net, {name: export.file(name) for name in written}, data.test_loader, dtype,
+                                  teacher, order)
         faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in written}
         faults = {name: fault for name, fault in faults.items() if fault}
         fault_text = '; '.join(f'{FORMATS[name].file}: {fault}' for name, fault in faults.items())
@@ -227,11 +239,13 @@ def main():
             if not web.ONNX_FILES.keys() & names:
                 raise UserError(f'--web: nothing is exported, because the page has no ONNX file to run: {fault_text}')
             page_file = web.write(export, names, deployed_teacher if opt.web_teacher else None, web_runtime)
-        table, summary = '', ''
+        table, summary, comparison = '', '', ''
         if opt.latency:
             print('measuring memory and time of each file, for the teacher too' if deployed_teacher else
                   'measuring memory and time of each file', flush=True)
             table, summary = latency.measure(export, names, results, deployed_teacher, opt.threads)
+        elif {'onnx', 'int8'} <= {*names}:
+            comparison = latency.compare_int8(export)
         write_json(folder / CONFIG, export.config)
         card = model_card.describe(export, names, results, run, printable(opt.dataset or run.parameters['dataset']))
         card['to be filled in'] |= model_card.read_filled_in(out / CARD[0])
@@ -245,6 +259,8 @@ def main():
         result = results.formats[name]
         print(f'{printable(out / FORMATS[name].file)}: top-1 {result.top1:.2f}, the same class for '
               f'{result.agreement:.2f} %, logits differ by up to {result.difference:.1e}')
+    if comparison:
+        print(comparison)
     print(f'{printable(out / CARD[0])}: fill in {", ".join(model_card.TO_FILL_IN)}')
     if opt.web:
         page = out / web.FOLDER

@@ -122,7 +122,7 @@ def test_an_export_is_measured_in_its_own_order(teacher, other, tree):
         net = load_net(file, {**checkpoint, 'classes': None}, 'resnet14', data).eval()       # in its own order
         shipped = verify.NormalisedNet(net, [*data.mean], [*data.std])
         order = class_order(checkpoint['classes'], data, '')
-        found = verify.evaluate(shipped, tree, [], data.test_loader, 'uint8', nn.Sequential(net), order)
+        found = verify.evaluate(shipped, {}, data.test_loader, 'uint8', nn.Sequential(net), order)
         right.append((found.network.correct, found.teacher.correct))
     assert right[0][0] == right[0][1] == right[1][0]
 

@@ -1,4 +1,5 @@
 """Exports of a student: what is written, by what it is checked, what reads it again."""
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -27,7 +28,7 @@ import train_student
 import train_teacher
 from dataset import get_dataloaders
 from dataset.folder import scan
-from export import latency, model_card, verify
+from export import latency, model_card, ranges, verify
 from export import load as load_module
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
@@ -39,6 +40,7 @@ from models import model_dict
 from models.find import build
 
 pytest.importorskip('onnxruntime')
+onnx = pytest.importorskip('onnx')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.25, 0.3], 'size': 16, 'interpolation': 'bilinear'}
 FILES = [form.file for form in FORMATS.values()]
 
@@ -56,9 +58,10 @@ def run(call, small, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def export(call, run, tmp_path_factory):
-    """That student in all formats."""
+    """That student in all formats. What was printed is in printed.txt beside it."""
     out = tmp_path_factory.mktemp('shipped') / 'export'
-    call(export_student.main, run, '--out', out, '--int8', '--fp16', '--num_workers', 0)
+    with (out.parent / 'printed.txt').open('w') as file, contextlib.redirect_stdout(file):
+        call(export_student.main, run, '--out', out, '--int8', '--fp16', '--num_workers', 0)
     return out
 
 
@@ -117,7 +120,11 @@ def test_all_files(export, run, photographs):
     assert described['accuracy']['measured for this export']['top-1 %'] == pytest.approx(top1) == pytest.approx(best)
     assert described['accuracy']['teacher']['top-1 %'] > 50
     assert described['training']['method'] == 'kd' and described['training']['seed'] == 1
-    text = (export / 'MODEL_CARD.md').read_text()
+    text, of_int8 = (export / 'MODEL_CARD.md').read_text(), described['files']['student_int8.onnx']
+    assert f'`student_int8.onnx`: {of_int8["ranges"]} ranges; layers in float: none.' in text
+    printed = (export.parent / 'printed.txt').read_text().splitlines()
+    assert sum(line.startswith(f'student_int8.onnx: {of_int8["ranges"]} ranges; on held-out') for line in printed) == 1
+    assert sum(line.startswith('student_int8.onnx: ') and 'speed for one image' in line for line in printed) == 1
     assert all(name in text for name in FILES) and 'taught by resnet14 with `kd`' in text and '| licence |' in text
 
 
@@ -274,14 +281,125 @@ def test_a_float_input_and_an_earlier_export(call, run, photographs, tmp_path):
 
 
 @pytest.mark.parametrize('images_in', ['memory', 'disk'])
-@pytest.mark.parametrize('wanted', [8, 10**6])
-def test_calibration_sees_all_classes(tree, images_in, wanted):
-    """Also of a folder, whose images are in the order of their classes."""
+@pytest.mark.parametrize('wanted, count', [(16, 16), (10**6, 24)])
+def test_calibration_images(tree, images_in, wanted, count):
+    """Of all classes, and others than those that choose: together at most all training images."""
     data = get_dataloaders(data_options(data_dir=str(tree), images_in=images_in, num_workers=0), CPU)
-    found = np.concatenate([*export_student.calibration_images(data, 'uint8', wanted)])
-    files = scan(tree)[0]['train'].files
-    kept = range(0, len(files), len(files) // 8 if wanted == 8 else 1)
-    assert np.array_equal(found, [np.asarray(Image.open(files[i])).transpose(2, 0, 1) for i in kept])
+    flags = SimpleNamespace(calibration=wanted, int8_ranges=None)
+    calibration = export_student.int8_calibration(flags, data, 'uint8', None)
+    train = scan(tree)[0]['train']
+    number = {np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes(): i for i, file in enumerate(train.files)}
+    loader = calibration.held_out()
+    held_out = np.concatenate([verify.pixels(loader, images, 'uint8') for images, *_ in loader])
+    first, other = ([number[image.tobytes()] for image in images]
+                    for images in (np.concatenate([*calibration.batches()]), held_out))
+    assert len(first) == len(other) == len({*first, *other}) / 2 == count
+    assert {*train.labels[first].tolist()} == {*train.labels[other].tolist()} == {0, 1, 2, 3}
+
+
+def test_unknown_ranges(call, run, tmp_path, capsys):
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', '--int8', '--int8_ranges', 'median')
+    assert '--int8_ranges' in line and all(name in line for name in ('median', *ranges.METHODS))
+
+
+class Batches(list):
+    """A loader of uint8 images (N, 3, S, S) that are not normalised."""
+    normalise = SimpleNamespace(to_pixels=lambda images: images.permute(0, 2, 3, 1))
+
+
+class Halves(nn.Module):
+    """Says which half of an image (N, 3, 32, 32) is brighter. Only white pixels activate channel 1, which is unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 16, 16), nn.Linear(4, 2)
+        for weights in self.parameters():
+            weights.data.zero_()
+        self.first.weight.data[0], self.first.weight.data[1], self.first.bias.data[1] = 1 / 3, 1e4, -2.9e4
+        self.second.weight.data[0, 0] = 1 / 256
+        self.fc.weight.data[0, :2] = self.fc.weight.data[1, 2:] = 1
+
+    def forward(self, images):
+        return self.fc(self.second(self.first(images / 255).relu()).flatten(1))
+
+
+@pytest.fixture(scope='module')
+def outlier(tmp_path_factory):
+    """write_int8's arguments `plain`, `net` and `calibration`. The first layer has an outlier: a white pixel."""
+    net, random, labels = Halves().eval().requires_grad_(False), torch.Generator().manual_seed(0), torch.arange(64) % 2
+    images = torch.randint(50, 90, (64, 3, 32, 32), dtype=torch.uint8, generator=random)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 16 * label:16 * label + 16] += 50
+    images[0, :, 0, 0] = 255
+    calibration = ranges.Calibration(lambda: (part.numpy() for part in images[:32].split(5)),
+                                     lambda: Batches([(images[32:], labels[32:], None)]))
+    folder = tmp_path_factory.mktemp('outlier')
+    network = SimpleNamespace(net=net, example=lambda batch, dtype: images[:batch])
+    FORMATS['onnx'].write(Export(network, 'uint8', folder, None), folder / 'plain.onnx')
+    return {'plain': folder / 'plain.onnx', 'net': net, 'calibration': calibration}
+
+
+def in_8_bits(outlier, file, *methods):
+    """What write_int8 returns, and the accuracy of its file on the held-out images in %."""
+    calibration = dataclasses.replace(outlier['calibration'], methods=methods)
+    facts = ranges.write_int8(**{**outlier, 'calibration': calibration}, file=file, dtype='uint8', agreement=97)
+    [(images, labels, _)] = calibration.held_out()
+    return facts, 100 * (Here(file).run(images.numpy())[0].argmax(1) == labels.numpy()).mean()
+
+
+@pytest.mark.usefixtures('here')
+def test_the_best_ranges(outlier, tmp_path, capsys):
+    """The outlier widens the ranges of minmax, and the accuracy is that of guessing."""
+    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', *ranges.METHODS)
+    assert facts['ranges'] == 'percentile' and facts['layers in float'] == [] and top1 == 100
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith('x.onnx: percentile ranges; on held-out training images: minmax: top-1 50.00, the same '
+                           'class for 50.00 %, logits differ by up to 9.4e-01; entropy: top-1 ')
+    assert '; percentile: top-1 100.00, the same class for 100.00 %, ' in line
+    assert [file.name for file in tmp_path.iterdir()] == ['x.onnx']
+    content = (tmp_path / 'x.onnx').read_bytes()
+    in_8_bits(outlier, tmp_path / 'x.onnx', 'percentile')
+    assert (tmp_path / 'x.onnx').read_bytes() == content
+
+
+def test_the_order_of_ranges():
+    """Those that reach the agreement first, then by the accuracy, the agreement and the difference."""
+    worst_first = [verify.Evaluation(failure='no file'), verify.Evaluation(100, 70, 96, 0.1),
+                   verify.Evaluation(100, 60, 97, 0.1), verify.Evaluation(100, 61, 97, 0.3),
+                   verify.Evaluation(100, 61, 98, 0.2), verify.Evaluation(100, 61, 98, 0.1)]
+    qualities = [ranges._quality(result, 97) for result in worst_first]
+    assert sorted(qualities) == qualities and len({*qualities}) == 6
+
+
+@pytest.mark.usefixtures('here')
+def test_layers_in_float(outlier, tmp_path, capsys, monkeypatch):
+    """Those on both sides of the outlier, and not the last one."""
+    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
+    layers = facts['layers in float']
+    operators = {node.name: node.op_type for node in onnx.load(tmp_path / 'x.onnx').graph.node}
+    assert [operators[layer] for layer in layers] == ['Conv', 'Conv'] and top1 == 100
+    assert 'Gemm' in operators.values() and 'QuantizeLinear' in operators.values()
+    assert f'x.onnx: less than 97 % of the same class, so these layers stay in float: {", ".join(layers)}; on ' \
+           f'held-out training images then: top-1 100.00, ' in capsys.readouterr().out
+    monkeypatch.setattr(ranges, 'TRIALS', 1)
+    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
+    assert len(facts['layers in float']) <= 1 and top1 < 97
+
+
+@pytest.mark.parametrize('int8, line', [(0.5, 'faster here than student.onnx, 2.00 times its'),
+                                        (1.25, 'not faster here than student.onnx, 0.80 times its')])
+def test_the_speed_of_8_bits(outlier, tmp_path, monkeypatch, int8, line):
+    class Timed(Here):
+        def __init__(self, file, threads):
+            assert threads == 1
+            self.seconds = {'student.onnx': 1, 'student_int8.onnx': int8}[file.name]
+
+        def run(self, images, count=1):
+            return None, np.full(count, self.seconds)
+    monkeypatch.setattr(latency, 'RuntimeProcess', Timed)
+    network = SimpleNamespace(example=lambda batch, dtype: torch.zeros(batch, 3, 32, 32, dtype=torch.uint8))
+    assert latency.compare_int8(Export(network, 'uint8', tmp_path, None)) == \
+        f'student_int8.onnx: {line} speed for one image on 1 thread'
 
 
 @pytest.mark.usefixtures('here')
@@ -395,10 +513,11 @@ def test_without_a_library(call, run, export, photographs, tmp_path, capsys, mon
         assert 'student.pt2' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('flag, wanted', [('calibration', 'int8'), ('threads', 'latency')])
-def test_a_flag_that_would_do_nothing(call, run, tmp_path, capsys, flag, wanted):
-    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', f'--{flag}', 2)
-    assert line == f'error: --{flag} 2: has no effect without --{wanted}; add --{wanted}'
+@pytest.mark.parametrize('flag, value, wanted', [
+    ('calibration', 2, 'int8'), ('int8_ranges', 'entropy', 'int8'), ('threads', 2, 'latency')])
+def test_a_flag_that_would_do_nothing(call, run, tmp_path, capsys, flag, value, wanted):
+    line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', f'--{flag}', value)
+    assert line == f'error: --{flag} {value}: has no effect without --{wanted}; add --{wanted}'
 
 
 @pytest.mark.usefixtures('here')
