@@ -829,13 +829,16 @@ def forked_run(command, *, env, stdout, **_):
     return forked(main, *command[2:], out=stdout.name, err=stdout.name, **env)
 
 
+FORKED = SimpleNamespace(Popen=forked_run, DEVNULL=None, STDOUT=None)      # replaces the module subprocess
+
+
 @pytest.fixture(scope='module')
 def mini(call, tmp_path_factory):
     """A folder with mini.toml and, in 'my save:1', its table, which ran to its end without interruptions."""
     folder = tmp_path_factory.mktemp('mini')
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.chdir(folder)
-        patch.setattr(processes, 'subprocess', SimpleNamespace(Popen=forked_run, DEVNULL=None, STDOUT=None))
+        patch.setattr(processes, 'subprocess', FORKED)
         write_table(folder / 'mini.toml')
         call(reproduce.main, 'mini.toml', '--save_dir', 'my save:1')
     out = printed.getvalue()
@@ -954,8 +957,9 @@ def test_again_nothing_is_done(call, copy, capsys):
     assert not runs_of(copy)
 
 
-def test_what_is_lost_or_damaged_is_done_again(call, copy, capsys):
+def test_what_is_lost_or_damaged_is_done_again(call, copy, capsys, monkeypatch):
     """And nothing else."""
+    monkeypatch.setattr(processes, 'subprocess', FORKED)
     again = lost, damaged = copy / FOLDERS['Student'].format(2), copy / FOLDERS['SemCKD'].format(2)
 
     def others():
