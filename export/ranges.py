@@ -40,10 +40,15 @@ def write_int8(plain: Path, file: Path, net: NormalisedNet, dtype: str, calibrat
     agreement, the layers whose quantisation changes the logits most stay in float, one more in each trial. Temporary
     files lie beside `plain`.
     """
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, trial = plain.with_name('prepared.onnx'), plain.with_name('trial.onnx')
     quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    for node in model.graph.node:       # onnxruntime gives fused nodes no name, and leaves layers in float by name
+        node.name = node.name or node.output[0]
+    onnx.save(model, prepared)
     ranges = _ranges(prepared, calibration)
     if calibration.held_out is None:
         _quantise(prepared, file, ranges[calibration.methods[0]])
