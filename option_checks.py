@@ -6,6 +6,7 @@ from dataset import IN_MEMORY, LARGE, WITHOUT_CLASSES, dataset_key, source_dict
 from dataset.crop import DEFAULTS, RESIZED_ONLY
 from dataset.teacher_cache.layout import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
+from distiller_zoo.checks import how_to_add_soft_labels, weighted_losses
 from distiller_zoo.eakd import ENTROPY_OPTIONS
 from distiller_zoo.several_teachers import why_one_teacher
 from helper.cli import AGREE, as_list, comma_list, has_auto, word_list
@@ -13,6 +14,7 @@ from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
 SEVERAL_VIEWS = 'sees several views of an image'
+READS_STAGES = {'stages': lambda spec: spec.reads_stages or spec.stages_s, 'stages_t': lambda spec: spec.reads_stages}
 REPEAT = '--cache_epochs N, after which the augmentation repeats'
 
 
@@ -21,7 +23,7 @@ def check_effects(opt) -> None:
 
     A flag on the command line may repeat the default, to undo that flag of a recipe.
     """
-    has_schedule = opt.sched != 'step'
+    has_schedule, has_label_loss = opt.sched != 'step', getattr(opt, 'gamma', 1) != 0
     loads_checkpoint = 'path_t' in opt or bool(opt.evaluate or opt.initial_checkpoint)
     effects = {     # option -> the flag that it depends on, and whether the option has an effect
         **dict.fromkeys(('image_size', 'interpolation', 'crop_pct'),
@@ -38,6 +40,8 @@ def check_effects(opt) -> None:
         'dot_delta': ('--opt dot', opt.opt == 'dot'),
         **dict.fromkeys(ENTROPY_OPTIONS, ('--entropy_weights', 'entropy_weights' in opt and opt.entropy_weights)),
         'unlabelled_batch': ('--unlabelled', bool(getattr(opt, 'unlabelled', None))),
+        **dict.fromkeys(('bce_loss', 'balance_classes'), ('a cross-entropy, which -r 0 leaves out', has_label_loss)),
+        'smoothing': ('a cross-entropy, which -r 0 leaves out', has_label_loss or not opt.smoothing),
     }
     for option in sorted(opt.flags.given & effects.keys()):
         (needed, has_effect), value = effects[option], getattr(opt, option)
@@ -239,8 +243,7 @@ def check_teacher_cache(opt, spec) -> None:
 
 def distils(opt, method) -> bool:
     """Whether the soft labels or the method's own loss have a weight."""
-    betas = opt.beta if isinstance(opt.beta, list) else [opt.beta] if method.has_method_loss(opt) else []
-    return bool(opt.alpha or any(betas))
+    return bool(weighted_losses(opt, method))
 
 
 def check_dot(opt, method) -> None:
@@ -256,17 +259,30 @@ def check_dot(opt, method) -> None:
 
 
 def check_flags_of_methods(opt, method) -> None:
-    """Refuse a given flag of another method, and --beta for a method without a loss of its own."""
+    """Refuse a given flag of another method or without effect, and --beta for a method without a loss of its own."""
     parts = getattr(method, 'methods', None) or {opt.distill: method}
     for option in sorted(opt.flags.given):
+        flag = f'--{option} {word_list(getattr(opt, option))}'
         users = users_of(option)
         if users and not {*users} & {*parts}:
-            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} does not use it; it goes '
-                            f'with {", ".join(users)}')
-    has_soft_labels = opt.alpha or (len(parts) > 1 and any(not part.has_method_loss(opt) for part in parts.values()))
-    if 'kl_warmup_epochs' in opt.flags.given and opt.kl_warmup_epochs and not has_soft_labels:
-        raise UserError(f'--kl_warmup_epochs {opt.kl_warmup_epochs}: --distill {opt.distill} has no soft labels here; '
-                        f'{"add kd to it" if len(parts) > 1 else "give a weight for them, -a"}, or leave it out')
+            raise UserError(f'{flag}: --distill {opt.distill} does not use it; it goes with {", ".join(users)}')
+        needed = [part.options_without_effect(opt).get(option) for name, part in parts.items() if name in users]
+        if needed and all(needed):
+            raise UserError(f'{flag.removesuffix(" True")}: has no effect without {needed[0]}; leave it out')
+    for option in sorted(opt.flags.given & READS_STAGES.keys()):
+        if not any(READS_STAGES[option](part.spec) for part in parts.values()):
+            raise UserError(f'--{option} {comma_list(getattr(opt, option))}: --distill {opt.distill} reads no stages '
+                            f'of this net; it goes with {names_of(READS_STAGES[option])}')
+    losses = weighted_losses(opt, method)
+    have_effect = {
+        'kl_warmup_epochs': not opt.kl_warmup_epochs or any(name == 'kl' for _, name in losses),
+        'kd_T': any(not part.spec.learns_temperature and (name == 'kl' or part.spec.reads_kd_T)
+                    for part, name in losses)}
+    for option in sorted(opt.flags.given & have_effect.keys()):
+        if not have_effect[option]:
+            cause = 'learns its temperature;' if method.spec.learns_temperature else \
+                f'has no soft labels here; {how_to_add_soft_labels(method)}, or'
+            raise UserError(f'--{option} {getattr(opt, option)}: --distill {opt.distill} {cause} leave it out')
     # FSP has a published weight although its own loss is only used in the first stage.
     has_weight = len(parts) > 1 or method.has_method_loss(opt) or \
         (method.spec.published.get('beta') and not has_auto(opt.beta))

@@ -54,7 +54,7 @@ def train(opt, device):
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs, spec.learns_classes)
     local.batch_size = data.train_loader.batch_size     # with the unlabelled images
-    check_unlabelled(opt, spec, data)
+    check_unlabelled(opt, method, data)
     teacher = load_teacher(opt, checkpoint_t, data, device)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)

@@ -4,7 +4,7 @@ from helper.errors import UserError
 
 from .base import Distiller, Spec, in_float32
 from .criteria.abkd import abdkd_loss, abkd_loss
-from .dkd import DKDDistiller
+from .dkd import OPTIONS, DKDDistiller
 
 LEAST = 0.01        # below it, the quotient of the divergence is rounding error in float32
 
@@ -19,7 +19,7 @@ class ABKDDistiller(Distiller):
     spec = Spec(
         title='ABKD', paper='Wang et al., ICML 2025, arXiv:2505.04560', uses='logits',
         published={'alpha': 0.0, 'beta': 32.0, 'kd_T': 4.0, 'ab_alpha': 0.8, 'ab_beta': 0.3},
-        published_logit_stand={'gamma': 0.1, 'beta': 36.0, 'kd_T': 2.0, 'ab_alpha': 0.9})
+        published_logit_stand={'gamma': 0.1, 'beta': 36.0, 'kd_T': 2.0, 'ab_alpha': 0.9}, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -29,6 +29,10 @@ class ABKDDistiller(Distiller):
             help="exponent of the teacher's probabilities; not given: 0.8, with --logit_stand 0.9")
         add('--ab_beta', type=number(float, low=-10, high=10),
             help="exponent of the student's probabilities; not given: 0.3, with --abkd_base dkd 0.2")
+
+    @classmethod
+    def options_without_effect(cls, opt):
+        return {} if opt.abkd_base == 'dkd' else dict.fromkeys(OPTIONS, '--abkd_base dkd')
 
     @classmethod
     def published_options(cls, opt):

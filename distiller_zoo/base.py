@@ -243,6 +243,11 @@ class Distiller(TrainingTask):
         return cls.spec.has_method_loss
 
     @classmethod
+    def options_without_effect(cls, opt) -> dict[str, str]:
+        """Option of the method -> the flag that would give it an effect, for those without one with these options."""
+        return {}
+
+    @classmethod
     def published_options(cls, opt) -> dict:
         """option -> the value that a run uses if the option is not given."""
         delta = None

@@ -2,6 +2,7 @@
 import torch
 from torch import nn
 
+from helper.cli import comma_list
 from helper.errors import UserError, printable
 from models.base import Outputs, probe
 
@@ -39,11 +40,30 @@ def check_classes(data, label: str, advice: str) -> None:
         raise UserError(f'{label}: class{name} {number}, counted from 0, has no training image; {advice}')
 
 
-def check_unlabelled(opt, spec, data) -> None:
+def weighted_losses(opt, method: type) -> list[tuple[type, str]]:
+    """(the method, or a part of a sum, 'kl' for its soft labels or 'method' for its own loss): losses with a weight."""
+    if hasattr(method, 'methods'):
+        losses = [(part, 'method' if part.has_method_loss(opt) else 'kl', beta)
+                  for part, beta in zip(method.methods.values(), opt.beta, strict=True)]
+    else:
+        losses = [(method, 'kl', opt.alpha), (method, 'method', method.has_method_loss(opt) and opt.beta)]
+    return [(part, name) for part, name, weight in losses if weight]
+
+
+def how_to_add_soft_labels(method: type) -> str:
+    """Return what gives a method, or a sum of methods, soft labels, for messages."""
+    if not hasattr(method, 'methods'):
+        return 'give -a 1'
+    return 'give kd a weight' if 'kd' in method.methods else 'add kd to it'
+
+
+def check_unlabelled(opt, method: type, data) -> None:
     """Raises UserError where nothing trains the student's classifier: without labels, from the teacher's features."""
-    if spec.learns_classes and spec.features_only and not opt.alpha and not len(data.labels):
-        raise UserError(f'-a 0: --distill {opt.distill} compares features, and no training image has a label, so the '
-                        f'classifier of the student would learn nothing; give -a 1')
+    learns = any(name == 'kl' or not part.spec.features_only for part, name in weighted_losses(opt, method))
+    if method.spec.learns_classes and not learns and not len(data.labels):
+        weight = f'-b {comma_list(opt.beta)}' if isinstance(opt.beta, list) else '-a 0'
+        raise UserError(f'{weight}: --distill {opt.distill} compares features, and no training image has a label, so '
+                        f'the classifier of the student would learn nothing; {how_to_add_soft_labels(method)}')
 
 
 def why_logits(opt, spec) -> str:

@@ -5,7 +5,7 @@ from helper.cli import number
 
 from .base import Spec
 from .criteria.ctkd import GlobalTemperature, reversal_strength
-from .dkd import DKDDistiller
+from .dkd import OPTIONS, DKDDistiller
 
 
 class CTKDDistiller(DKDDistiller):
@@ -18,7 +18,7 @@ class CTKDDistiller(DKDDistiller):
         title='CTKD', paper='Li et al., AAAI 2023, arXiv:2211.16231', uses='logits',
         published={'gamma': 0.1, 'alpha': 0.9, 'beta': 0.0, 'ctkd_loops': 10},
         published_imagenet={'gamma': 1.0, 'alpha': 1.0, 'ctkd_loops': 5}, published_logit_stand={'alpha': 9.0},
-        needs_class=True)
+        needs_class=True, learns_temperature=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -26,6 +26,10 @@ class CTKDDistiller(DKDDistiller):
         add('--ctkd_base', choices=('kd', 'dkd'), default='kd', help='the loss whose temperature learns')
         add('--ctkd_loops', type=number(int, low=1, high=10**6),
             help='epochs until the temperature learns at full strength; not given: 10, for ImageNet 5')
+
+    @classmethod
+    def options_without_effect(cls, opt):
+        return {} if opt.ctkd_base == 'dkd' else dict.fromkeys(OPTIONS, '--ctkd_base dkd')
 
     @classmethod
     def published_options(cls, opt):

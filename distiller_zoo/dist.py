@@ -8,7 +8,8 @@ from .criteria.dist import DISTLoss
 class DISTDistiller(Distiller):
     spec = Spec(
         title='DIST', paper='Huang et al., NeurIPS 2022, arXiv:2205.10536', uses='logits',
-        published={'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0}, published_imagenet={'kd_T': 1.0}, pairwise=True)
+        published={'alpha': 0.0, 'beta': 2.0, 'kd_T': 4.0}, published_imagenet={'kd_T': 1.0}, pairwise=True,
+        reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -4,6 +4,8 @@ from helper.cli import number
 from .base import Distiller, Spec, in_float32, is_imagenet
 from .criteria.dkd import dkd_loss
 
+OPTIONS = ('dkd_alpha', 'dkd_beta')
+
 
 class DKDDistiller(Distiller):
     """The DKD loss replaces the soft labels, so alpha is 0 unless -a is given; --dkd_alpha and --dkd_beta weight its
@@ -14,7 +16,7 @@ class DKDDistiller(Distiller):
         published={'alpha': 0.0, 'beta': 1.0, 'loss_warmup_epochs': 20, 'dkd_beta': 8.0},
         published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'dkd_beta': 0.5},
         published_logit_stand={'beta': 9.0, 'kd_T': 2.0}, published_entropy_weights={'entropy_bound': 'classes'},
-        needs_class=True)
+        needs_class=True, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -20,7 +20,7 @@ class IKLDistiller(Distiller):
                    'ikl_prior': 'off'},
         published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'ikl_beta': 0.5, 'ikl_weight_T': 1.0,
                             'ikl_prior': 'on'},
-        own_buffers=OWN_BUFFERS)
+        own_buffers=OWN_BUFFERS, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -71,7 +71,7 @@ class GKLDistiller(IKLDistiller):
         published={**IKLDistiller.spec.published, 'ikl_beta': 16.0, 'ikl_weight_T': 4.0, 'ikl_prior': 'on',
                    'gkl_power': 0.05},
         published_imagenet={**IKLDistiller.spec.published_imagenet, 'loss_warmup_epochs': 5, 'gkl_power': 0.6},
-        own_buffers=OWN_BUFFERS)
+        own_buffers=OWN_BUFFERS, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -19,6 +19,10 @@ class IRGDistiller(Distiller):
         add('--transform_layer_s', **layers, help="the student's")
         add('--no_edge_transform', action='store_true', help='leave edges out of these transformations')
 
+    @classmethod
+    def options_without_effect(cls, opt):
+        return {} if opt.transform_layer_t else {'no_edge_transform': '--transform_layer_t'}
+
     def build(self, opt, data, shapes_s, shapes_t):
         self.layers_s, self.layers_t = opt.transform_layer_s, opt.transform_layer_t
         self.no_edge_transform = opt.no_edge_transform

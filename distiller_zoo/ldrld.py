@@ -16,7 +16,7 @@ class LDRLDDistiller(Distiller):
 
     spec = Spec(
         title='LDRLD', paper='Xu et al., ICCV 2025, arXiv:2507.15911', uses='logits',
-        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0})
+        published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0}, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -15,7 +15,8 @@ class LumiNetDistiller(Distiller):
         title='LumiNet', paper='Hossain et al., TMLR 2025, arXiv:2310.03669', uses='logits of a batch',
         published={'gamma': 2.0, 'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'luminet_alpha': 33.0,
                    'loss_warmup_epochs': 20},
-        published_imagenet={'gamma': 1.0, 'kd_T': 0.7, 'luminet_alpha': 2.0, 'loss_warmup_epochs': 1}, pairwise=True)
+        published_imagenet={'gamma': 1.0, 'kd_T': 0.7, 'luminet_alpha': 2.0, 'loss_warmup_epochs': 1}, pairwise=True,
+        reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -12,7 +12,7 @@ class MLLDDistiller(MultiView, Distiller):
         published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9},
         published_imagenet={'gamma': 0.5, 'beta': 0.5, 'kd_T': 1.0},
         published_logit_stand={'gamma': 0.1, 'beta': 9.0, 'kd_T': 2.0},
-        published_entropy_weights={'entropy_bound': 'log'}, views=('weak', 'strong'), pairwise=True)
+        published_entropy_weights={'entropy_bound': 'log'}, views=('weak', 'strong'), pairwise=True, reads_kd_T=True)
 
     @classmethod
     def published_options(cls, opt):

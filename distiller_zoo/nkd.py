@@ -9,7 +9,7 @@ class NKDDistiller(Distiller):
     spec = Spec(
         title='NKD', paper='Yang et al., ICCV 2023, arXiv:2303.13005', uses='logits',
         published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 3.0, 'nkd_gamma': 3.5},
-        published_imagenet={'kd_T': 1.0, 'nkd_gamma': 1.5}, needs_class=True)
+        published_imagenet={'kd_T': 1.0, 'nkd_gamma': 1.5}, needs_class=True, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -18,7 +18,7 @@ class OFAKDDistiller(Distiller):
     spec = Spec(
         title='OFA-KD', paper='Hao et al., NeurIPS 2023, arXiv:2310.19444', uses="logits, the student's stages",
         published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 1.0, 'ofa_gamma': 1.0}, published_imagenet={'ofa_gamma': 1.5},
-        needs_class=True)
+        needs_class=True, reads_kd_T=True, stages_s=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -9,7 +9,7 @@ class RLDDistiller(Distiller):
     spec = Spec(
         title='RLD', paper='Sun et al., ICCV 2025, arXiv:2408.07703', uses='logits',
         published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 4.0, 'loss_warmup_epochs': 20, 'rld_beta': 8.0},
-        published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'rld_beta': 0.5}, needs_class=True)
+        published_imagenet={'kd_T': 1.0, 'loss_warmup_epochs': 1, 'rld_beta': 0.5}, needs_class=True, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -1,14 +1,14 @@
 """The method sdd; its loss is in criteria/sdd.py."""
 from .base import Distiller, Spec, check_heads, in_float32
 from .criteria.sdd import SDDLoss, regional_logits
-from .dkd import DKDDistiller
+from .dkd import OPTIONS, DKDDistiller
 
 
 class SDDDistiller(Distiller):
     spec = Spec(
         title='SDD', paper='Wei et al., CVPR 2024, arXiv:2403.13512', uses='the map before pooling, both classifiers',
         published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}, published_imagenet={'sdd_scales': '1,2,4'},
-        needs=('map',), needs_class=True)
+        needs=('map',), needs_class=True, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):
@@ -17,6 +17,10 @@ class SDDDistiller(Distiller):
         add('--sdd_scales', choices=('1', '1,2', '1,2,4'),
             help='cells a side of the regions; not given: 1,2 for two nets of one family, else, and for ImageNet, '
                  '1,2,4')
+
+    @classmethod
+    def options_without_effect(cls, opt):
+        return {} if opt.sdd_base == 'dkd' else dict.fromkeys(OPTIONS, '--sdd_base dkd')
 
     @classmethod
     def published_options(cls, opt):

@@ -8,7 +8,8 @@ from .criteria.skd import SKDLoss
 class SKDDistiller(Distiller):
     spec = Spec(
         title='SKD', paper='Jeong et al., CVPR 2026', uses='logits',
-        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}, published_imagenet={'kd_T': 1.0}, pairwise=True)
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9}, published_imagenet={'kd_T': 1.0}, pairwise=True,
+        reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

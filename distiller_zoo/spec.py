@@ -24,7 +24,10 @@ class Spec:
     preact_s: bool = False      # feature maps of the student are taken before their ReLU
     preact_t: bool = False      # the same for the teacher
     reads_teacher: bool = False     # uses layers of the teacher, besides its outputs
+    stages_s: bool = False      # its own loss reads the student's stages without the teacher's ('feats' in needs)
     features_only: bool = False     # its own loss reads no logits of the teacher, which then needs no classifier
+    reads_kd_T: bool = False    # its own loss reads --kd_T, as the soft labels do
+    learns_temperature: bool = False    # a learnt temperature replaces --kd_T, also in the soft labels
     auxiliary_teacher: str = '' # the method that trains the auxiliary teacher of --path-t; tables name the original one
     needs_class: bool = False   # each image has one class, so mixup, CutMix and --unlabelled do not apply
     pairwise: bool = False      # compares images within a batch, so a batch has at least two
@@ -44,6 +47,11 @@ class Spec:
     def is_cacheable(self, fields: tuple) -> bool:
         """Return whether training works with stored teacher outputs that have only these fields of Outputs."""
         return not self.first_stage and {*self.needs} <= {*fields}
+
+    @property
+    def reads_stages(self) -> bool:
+        """Whether it compares the stages of both nets, in a first stage or in its own loss."""
+        return self.first_stage or 'feats' in self.needs
 
     @property
     def is_mixable(self) -> bool:

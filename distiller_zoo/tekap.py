@@ -11,7 +11,7 @@ class TeKAPDistiller(Distiller):
 
     spec = Spec(
         title='TeKAP', paper='Hossain et al., ICLR 2025, openreview DmEHmZ89iB', uses='logits, with noise',
-        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9, 'kd_T': 4.0})
+        published={'gamma': 0.1, 'alpha': 0.0, 'beta': 0.9, 'kd_T': 4.0}, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

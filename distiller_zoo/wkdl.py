@@ -15,7 +15,7 @@ class WKDLDistiller(Distiller):
         uses="logits; the teacher's maps of the training set",
         published={'alpha': 0.0, 'beta': 1.0, 'kd_T': 8.0, 'wkdl_weight': 600.0, 'wkdl_decay_from': 150},
         published_imagenet={'kd_T': 2.0, 'wkdl_weight': 30.0, 'wkdl_decay_from': 0}, reads_teacher=True,
-        needs_class=True, scheduled_over_epochs=True)
+        needs_class=True, scheduled_over_epochs=True, reads_kd_T=True)
 
     @classmethod
     def add_arguments(cls, add):

@@ -93,6 +93,7 @@ class Parser(argparse.ArgumentParser):
         self.may_differ: set[str] = set()
         self.group_flags: dict[str, dict] = {}
         super().__init__(**{'allow_abbrev': False, 'formatter_class': HelpFormatter, **kwargs})
+        self._negative_number_matcher = re.compile(r'-[\d.]')       # values, also '-1,2' and '-1e-3'
         self.add_argument('--debug', may_differ=True, action='store_true', default=argparse.SUPPRESS,
                           help='show the traceback of an error')      # helper.errors looks for the flag itself
 

@@ -9,9 +9,10 @@ from conftest import build, flags_of_methods, write_images
 import dataset.decode
 import train_student
 import train_teacher
-from distiller_zoo import get_method, task
+from distiller_zoo import distiller_dict, get_method, task
 from helper.checkpoint import load_checkpoint
 from helper.optim import adjust_learning_rate, new_optimizer, sgd
+from models.base import Net
 from options import student_options, teacher_options
 
 
@@ -102,6 +103,44 @@ def test_of_the_loss(row):
     first = losses(*before)
     assert losses(*before) == first         # to the bit, so any difference is the flag's
     assert losses(*before, *change)[1] != first[1]
+
+
+class Stages(list):
+    """Feature maps that know whether they were read."""
+
+    is_read = False
+
+    def __getitem__(self, number):
+        self.is_read = True
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize('method', distiller_dict)
+def test_what_a_method_declares_to_read(method, monkeypatch):
+    """Its own loss reads --kd_T, and the student's stages, only if its spec says so: the flag is refused otherwise."""
+    spec, outputs, watched = distiller_dict[method].spec, Net.outputs, []
+
+    def watch(self, images, preact=False):
+        out = outputs(self, images, preact)
+        watched.append(Stages(out.feats))
+        return out._replace(feats=watched[-1])
+
+    monkeypatch.setattr(Net, 'outputs', watch)
+    own, soft = [], []
+    for temperature in (1.0, 5.0):
+        distiller, loader, _ = build(method, kd_T=temperature, path_t='x')
+        distiller.begin_epoch(1, 2)
+        if distiller.in_first_stage:
+            distiller.end_first_stage()
+        watched.clear()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            losses = distiller(*next(iter(loader)))[0]
+        own.append(losses.get('method', torch.zeros(())).item())
+        soft.append(losses.get('kl', torch.zeros(())).item())
+    assert (own[0] != own[1]) == spec.reads_kd_T
+    assert (soft[0] != soft[1]) == ('kl' in losses and not spec.learns_temperature)
+    assert spec.reads_stages or spec.stages_s or not any(stages.is_read for stages in watched)
 
 
 def test_of_the_optimiser():

@@ -115,6 +115,17 @@ def test_which_flags_are_given(tmp_path):
     ('--distill kd --dkd_beta 3', '--dkd_beta 3.0: --distill kd does not use it; it goes with dkd, ctkd, sdd, abkd'),
     ('--distill rkd+pkt --nce_k 3', '--nce_k 3: --distill rkd+pkt does not use it; it goes with crd'),
     ('--distill kd --init_epochs 3', '--init_epochs 3: --distill kd does not use it; it goes with'),
+    ('-b -1,2', '-b -1.0,2.0: --distill kd has one loss; give one weight'),
+    ('-r 0 --smoothing 0.1', '--smoothing 0.1: has no effect without a cross-entropy, which -r 0 leaves out'),
+    ('--distill simkd --bce_loss', '--bce_loss: has no effect without a cross-entropy, which -r 0 leaves out'),
+    ('--distill rkd -a 0 --kd_T 2', '--kd_T 2.0: --distill rkd has no soft labels here; give -a 1, or leave it out'),
+    ('--distill rkd+kd -b 1,0 --kd_T 2', '--kd_T 2.0: --distill rkd+kd has no soft labels here; give kd a weight, or'),
+    ('--distill ctkd --kd_T 2', '--kd_T 2.0: --distill ctkd learns its temperature; leave it out'),
+    ('--distill abkd --dkd_beta 2', '--dkd_beta 2.0: has no effect without --abkd_base dkd; leave it out'),
+    ('--distill sdd --dkd_alpha 2', '--dkd_alpha 2.0: has no effect without --sdd_base dkd; leave it out'),
+    ('--distill irg --no_edge_transform', '--no_edge_transform: has no effect without --transform_layer_t; leave it'),
+    ('--distill embed --stages 1,2', '--stages 1,2: --distill embed reads no stages of this net; it goes with hint, '),
+    ('--distill ofa --stages_t 1,2', '--stages_t 1,2: --distill ofa reads no stages of this net; it goes with hint, '),
     ('-b 256', '-b 256: --distill kd has no loss of its own to weight; -a is the weight of the soft labels, '
                '--batch_size the images a step; give -b 0, or leave it out')])
 def test_words_and_flags_that_do_not_fit(flags, words):
@@ -124,9 +135,11 @@ def test_words_and_flags_that_do_not_fit(flags, words):
 
 
 def test_flags_that_a_method_shares():
-    for flags in ('--distill sdd --dkd_beta 3', '--distill rkd+crd --nce_k 3 -b 1,1', '--distill ctkd -b 0',
-                  '--distill abound --init_epochs 3', '--distill fsp -r 1 -a 1 -b 50',
-                  '--distill kd -r 0.1 -a 0.9 -b 0'):
+    for flags in ('--distill sdd --sdd_base dkd --dkd_beta 3', '--distill rkd+crd --nce_k 3 -b 1,1',
+                  '--distill ctkd -b 0', '--distill abound --init_epochs 3', '--distill fsp -r 1 -a 1 -b 50',
+                  '--distill kd -r 0.1 -a 0.9 -b 0', '--distill simkd --smoothing 0', '--distill ofa --stages 1,2',
+                  '--distill abkd+dkd --dkd_beta 3', '--distill ctkd+kd --kd_T 2', '--distill ttm+kd --kd_T 2',
+                  '--distill skd --kd_T 2', '--distill rkd+crd -b -1,2'):
         student_options(['--path-t', 'x', *flags.split()])
 
 

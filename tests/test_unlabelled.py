@@ -261,7 +261,8 @@ def test_without_any_label(call, small, teacher, images, tests_alone, tmp_path, 
                (['-b', 'auto', '--distill', 'hint'], '-b auto: needs training images with labels'),
                (['--patience', 2], '--patience 2: needs a validation set, and folder has none; add images as '),
                (['--teacher_head', 'linear'], '--teacher_head linear: needs training images with labels'),
-               (['-a', 0, '--distill', 'hint', '--unlabelled_batch', 5], '-a 0: --distill hint compares features')]
+               (['-a', 0, '--distill', 'hint', '--unlabelled_batch', 5], '-a 0: --distill hint compares features'),
+               (['-b', '1,0', '--distill', 'rkd+kd', '--unlabelled_batch', 5], '-b 1.0,0.0: --distill rkd+kd compares')]
     for more, words in refused:
         with pytest.raises(SystemExit) as caught:
             call(train_student.main, *arguments, *more, '--save_dir', tmp_path / 'no')
