@@ -139,7 +139,9 @@ def _quantise(prepared, file, ranges, only=(), exclude=()):
     """Write a file in 8 bits. only, exclude: names of nodes to quantise, or not to; without `only` all."""
     import onnx
     from onnxruntime.quantization import QDQQuantizer, QuantType
-    quantizer = QDQQuantizer(onnx.load(prepared), True, False, QuantType.QInt8, QuantType.QInt8, ranges, [*only],
+    # Unsigned activations: onnxruntime leaves layers in float that read an activation which another layer also reads,
+    # if it is signed.
+    quantizer = QDQQuantizer(onnx.load(prepared), True, False, QuantType.QInt8, QuantType.QUInt8, ranges, [*only],
                              [*exclude], _operators(), {})
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(file))

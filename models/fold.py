@@ -40,7 +40,8 @@ def fold_batchnorm(net: Net, image_size: int) -> int:
     pairs = set.intersection(*pairs_of_pass) if pairs_of_pass else set()
     parents = {child: (parent, name) for parent in net.modules() for name, child in parent.named_children()}
     for conv, norm in pairs:
-        for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, nn.Identity())):
+        rest = nn.Identity() if type(norm) is nn.BatchNorm2d else nn.Sequential(norm.drop, norm.act)
+        for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, rest)):
             parent, name = parents[old]
             setattr(parent, name, new)
     return len(pairs)
@@ -57,9 +58,10 @@ def _find_pairs(net, image_size, preact):
     def before_norm(norm, args):
         inputs[norm] = args[0]
         calls[norm] += 1
-    # Their subclasses do more, for example standardise the weights or apply an activation.
+    # Other subclasses do more, for example standardise the weights. timm's BatchNormAct2d adds an activation.
     hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
-    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules()
+              if type(m) is nn.BatchNorm2d or type(m).__name__ == 'BatchNormAct2d']
     try:
         with _Arguments() as mode:
             out = probe(net, image_size, preact)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,8 +40,7 @@ from helper.errors import UserError
 from models import model_dict
 from models.find import build
 
-pytest.importorskip('onnxruntime')
-onnx = pytest.importorskip('onnx')
+onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 INPUTS = {'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.25, 0.3], 'size': 16, 'interpolation': 'bilinear'}
 FILES = [form.file for form in FORMATS.values()]
 
@@ -373,6 +373,20 @@ def test_the_order_of_ranges():
                    verify.Evaluation(100, 61, 98, 0.2), verify.Evaluation(100, 61, 98, 0.1)]
     qualities = [ranges._quality(result, 97) for result in worst_first]
     assert sorted(qualities) == qualities and len({*qualities}) == 6
+
+
+def computed_by(file, tmp_path):
+    """Operator -> count, of the nodes that onnxruntime runs for a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / 'optimised.onnx'), 3
+    onnxruntime.InferenceSession(file, options)
+    return Counter(node.op_type for node in onnx.load(tmp_path / 'optimised.onnx').graph.node)
+
+
+def test_onnxruntime_computes_all_convolutions_in_8_bits(export, tmp_path):
+    """Also those of a residual block, whose inputs are read twice."""
+    operators = computed_by(export / 'student_int8.onnx', tmp_path)
+    assert operators['QLinearConv'] == 9 and operators['QLinearAdd'] == 3 and not operators['Conv']
 
 
 @pytest.mark.usefixtures('here')

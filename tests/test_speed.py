@@ -23,6 +23,7 @@ from helper.loops import train_epoch
 from helper.meter import Meter
 from helper.optim import sgd
 from models import model_dict
+from models.find import build as build_net
 from models.fold import fold_batchnorm
 
 SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double', 'resnext50_32x4d')
@@ -32,7 +33,7 @@ PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # no
 def with_statistics(name):
     """A net in eval mode whose batch norms are not the identity."""
     torch.manual_seed(0)
-    net = model_dict[name](num_classes=10).eval()
+    net = build_net(name, 10, 32).eval()
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for m in norms:
         m.running_mean.normal_(0, 0.1)
@@ -63,6 +64,16 @@ def test_a_folded_net_computes_the_same(name):
     assert fold_batchnorm(net, size) == PARTLY.get(name, norms)
     for a, b in zip(before, outputs(), strict=True):
         assert (a - b).abs().max() <= 2e-5 * a.abs().max()
+
+
+@torch.no_grad()
+def test_a_norm_of_timm_with_an_activation_is_folded():
+    pytest.importorskip('timm')
+    net, norms = with_statistics('timm:mobilenetv3_small_050')
+    images = torch.randn(2, 3, 32, 32)
+    before = net(images)
+    assert fold_batchnorm(net, 32) == norms == 34
+    assert (net(images) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 def test_a_norm_that_others_read_stays():
