@@ -360,7 +360,7 @@ def _cached_student_parser(methods, description):       # another key after a ch
     for name, method in methods:
         method.add_arguments(parser.group(f'--distill {name}, {method.spec.title}'))
     without_labels = parser.group('images without labels')
-    without_labels('--unlabelled', type=path, metavar='DIR',
+    without_labels('--unlabelled', may_differ=True, type=path, metavar='DIR',
                    help='also train on all images below this folder, or of wds:FOLDER_OR_URL, without labels: only the '
                         'cross-entropy leaves them out; with -r 0 also alone, if --data_dir has no folder train')
     without_labels('--unlabelled_batch', type=number(int, low=1, high=10**6), metavar='N',

@@ -131,7 +131,8 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     costs = {
         'hours': (before + opt.epochs * epoch + after) / 3600, 'epochs': opt.epochs, 'seconds_per_epoch': epoch,
         'seconds_of_validation': validation, 'images_per_second': data.train_loader.n_samples / (steps * step),
-        'memory_bytes': memory, 'disk_bytes': disk, 'teacher_cache_bytes': cache_bytes, 'classes': data.num_classes}
+        'memory_bytes': memory, 'disk_bytes': disk, 'teacher_cache_bytes': cache_bytes,
+        **({'classes': data.num_classes} if data.has_labels else {})}
     _show(costs, before, after, device)
     return costs
 

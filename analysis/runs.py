@@ -143,6 +143,8 @@ def split_parameters(parameters: dict, is_student: bool) -> tuple[dict, dict]:
                if name in names and value is not None}
     if parameters['dataset'] == 'folder':
         options['data_dir'] = str(Path(parameters['data_dir']))
+    if parameters.get('unlabelled') is not None:
+        options['unlabelled'] = parameters['unlabelled']
     others = {*known.defaults, *ENVIRONMENT, 'model_t', 'Total time', 'filled_in', 'debug'}
     return options, {name: value for name, value in parameters.items() if name not in others}
 
@@ -206,8 +208,8 @@ def experiment_labels(groups: list[list[dict]]) -> list[str]:
         alike = [other[0] for other in groups
                  if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
         settings = {**run['facts'], **run['experiment']}
-        labels.append(', '.join([run['method'], *(printable(f'{name} {settings.get(name)}')
-                                                  for name in distinguishing_settings(alike))]))
+        labels.append(', '.join([run['method'], *(printable(f'{name} {settings[name]}') if name in settings else
+                                                  f'without {name}' for name in distinguishing_settings(alike))]))
     return labels
 
 

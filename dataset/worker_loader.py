@@ -118,7 +118,8 @@ class WorkerLoader:
     """
 
     def __init__(self, source, opt, device: torch.device, train: bool = False, drop_last: bool = False, rank: int = 0,
-                 world_size: int = 1, views: tuple[str, ...] = ('weak',), pipeline: Pipeline = Pipeline(),      # noqa: B008
+                 world_size: int = 1, views: tuple[str, ...] = ('weak',),
+                 pipeline: Pipeline = Pipeline(),       # noqa: B008
                  repetition: Repetition | None = None, make_order: Callable = EpochOrder):
         """repetition: for --cache_epochs; None without it. make_order: EpochOrder, or a function that returns one."""
         self.source, self.pipeline, self.views = source, pipeline, views

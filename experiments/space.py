@@ -15,7 +15,8 @@ from .table_flags import REFUSED, check_method
 
 ALONE = 'alone'         # instead of a method: the student trains without a teacher
 METHOD = 'distill'      # key of a row's method or methods
-OTHER_DATA = ('dataset', 'split', 'train_fraction', 'val_fraction')     # change which images the trials are compared on
+# change the images of the trials
+OTHER_DATA = ('dataset', 'data_dir', 'split', 'train_fraction', 'val_fraction', 'unlabelled')
 EXAMPLES = '"log 0.1 .. 1000", "1 .. 8" or [1, 2, 4]'
 
 

@@ -29,7 +29,7 @@ class AnotherRun(UserError):
 def fingerprint(data, **nets) -> dict:
     """The facts of the data, the code of nets and the head of a teacher that must be the same in a resumed run, and in
     the runs of a table."""
-    facts = {'training images': data.n_train, 'classes': data.num_classes,
+    facts = {'training images': data.n_train, 'classes': data.num_classes if data.has_labels else None,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
              'unlabelled images': data.n_unlabelled or None,

@@ -117,7 +117,8 @@ def test_with_a_data_set(call, small, teacher, images, tmp_path, capfd):
     with pytest.raises(UserError, match='has no accuracy, because its net was trained without classes'):
         read_run(str(folder))
     embed(call, teacher, tmp_path, *small, '--estimate')
-    assert 'estimate, time: ' in capfd.readouterr().out
+    *words, costs = capfd.readouterr().out.splitlines()
+    assert words[-3].startswith('estimate, time: ') and 'classes' not in json.loads(costs)
 
 
 def test_without_classes_there_is_nothing_to_export():

@@ -459,11 +459,12 @@ def test_compare_trials_and_published():
         'resnet8x4 alone 1,234 1 72.00 71.00 73.09 ± 0.30 (SemCKD) 99.50 60',
         'resnet56 alone 1,234 1 72.00 71.00 72.34 (RepDistiller, last epoch) 99.50 60',
         'resnet14 alone 1,234 1 70.00 69.00 99.50 60']
-    other = [run_of('resnet8x4', 72.0, dataset='digits'), run_of('resnet8x4', 70.0, dataset='digits', epochs=3)]
+    other = [run_of('resnet8x4', top1, dataset='digits', **more) for top1, more in (
+        (72.0, {}), (70.0, {'unlabelled': 'more'}))]
     assert words(compare.compare_table(group_trials(other))) == [
         'model trained parameters top-1 % last % top-5 % seconds',
-        'resnet8x4 alone, epochs None 1,234 72.00 71.00 99.50 60',
-        'resnet8x4 alone, epochs 3 1,234 70.00 69.00 99.50 60']
+        'resnet8x4 alone, without unlabelled 1,234 72.00 71.00 99.50 60',
+        'resnet8x4 alone, unlabelled more 1,234 70.00 69.00 99.50 60']
     assert words(compare.compare_table(group_trials(runs + other)))[0].startswith('data model ')
 
 

@@ -232,6 +232,8 @@ def test_resume_within_an_epoch(call, small, teacher, images, tmp_path, interrup
 
     moved = tmp_path / 'images'
     shutil.copytree(images, moved)
+    call(train_student.main, *arguments, '--save_dir', tmp_path / 'parts', '--resume', '--unlabelled', moved)
+    assert 'after epoch 2' in capfd.readouterr().out
     (moved / 'c' / '0.png').unlink()
     with pytest.raises(SystemExit):
         call(train_student.main, *arguments, '--save_dir', tmp_path / 'parts', '--resume', '--unlabelled', moved)
