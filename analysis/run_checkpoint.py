@@ -8,15 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataset import WITHOUT_CLASSES, dataset_key, source_dict
-from dataset.teacher_head import HEADS
-from helper.cli import Parser, comma_list, path
+from dataset.teacher_head import HEADS, load_saved_head
+from helper.cli import Parser, as_list, comma_list, path
 from helper.errors import UserError, printable
 from helper.files import read_json
 from helper.loops import SPLITS
 from helper.state import LAST
+from models.base import Net
 from models.ensemble import VALUES, options_of_teachers
 from models.find import get_library, is_user_file
-from models.load import open_checkpoint
+from models.load import load_net, open_checkpoint, open_net
+from models.teacher import load_teacher_net
 from option_checkpoints import set_evaluation_preprocessing
 from options import teacher_options
 
@@ -121,8 +123,7 @@ class RunCheckpoint:
         return [(teacher.path_t, {'name': _named_net(teacher), 'key': key, 'inputs': _inputs(teacher)})
                 for teacher in teachers]
 
-    def head_folders(self) -> list[Path]:
-        """The folders that may hold the heads by --teacher_head of the run's teachers."""
+    def _head_folders(self):
         cache = self.trusted_parameters.get('teacher_cache')
         save_dir = self.checkpoint.resolve().parent.parent.parent
         return [save_dir / HEADS, *([Path(cache)] if isinstance(cache, str) else [])]
@@ -134,10 +135,19 @@ class RunCheckpoint:
             all(type(weight) is float and 0 <= weight < math.inf for weight in weights) and any(weights)
         return weights if is_valid else None
 
-    def teacher(self) -> tuple[str, dict] | None:
-        """The teacher of the run, as in teachers(); None if it names none or several."""
-        teachers = self.teachers()
-        return teachers[0] if len(teachers) == 1 else None
+    def open_teacher(self, number: int, data, model_t: str | None = None) -> tuple[str, dict, Net]:
+        """(name, checkpoint, net) of a teacher, with the head by --teacher_head that taught this run. Raises UserError.
+
+        number: in teachers(). model_t: the name of its net, if the user gives one.
+        """
+        file, args = self.teachers()[number]
+        name, checkpoint = open_net(file, **{**args, 'name': model_t or args['name']})
+        head = dict(enumerate(as_list(self.trusted_parameters.get('head of the teacher (checksum)')))).get(number)
+        if head is None:
+            return name, checkpoint, load_net(file, checkpoint, name, data)
+        net = load_teacher_net(file, checkpoint, name, data, head='linear')
+        load_saved_head(net, self._head_folders(), head, f'--path-t {file}')
+        return name, checkpoint, net
 
 
 def _named_net(teacher):
@@ -187,7 +197,7 @@ def data_options(run: RunCheckpoint, opt):
     values['split'] = comma_list(values['split']) if values['split'] else None
     options = teacher_options([f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()
                                if value is not None and value is not False])
-    options.same_classes = opt.same_classes
+    options.same_classes, options.evaluate = opt.same_classes, str(run)     # nothing is trained
     inputs = set_evaluation_preprocessing(options, run.state, f'{run.flag} {run}')
     if {'mean', 'std'} <= inputs.keys():
         options.normalise = None        # the checkpoint's, whatever the run was given

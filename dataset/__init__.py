@@ -98,7 +98,7 @@ def _check_views(opt, views):
 
 def _make_train_loader(make_loader, opt, train, unlabelled, settings):
     """The loader of labelled images, of --unlabelled, or of both. train, unlabelled: None if there are none."""
-    if train is not None:
+    if train is not None and not getattr(opt, 'evaluate', None):
         _check_batch_size('--batch_size', opt.batch_size, opt.dataset, len(train.labels), 'training image')
     if unlabelled is None:
         return make_loader(train, **settings)

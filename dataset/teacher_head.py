@@ -23,6 +23,7 @@ from models.logistic_regression import choose_strength, fit, logits
 
 from .split import divide
 from .teacher_cache.layout import outputs_checksum
+from .teacher_cache.opening import FULL_DISK
 
 HELD_OUT = 0.1      # of the training images, which choose the strength if there is no validation set
 HEADS = 'teacher_heads'     # the folder in --save_dir
@@ -47,6 +48,7 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
     if head is None and opt.estimate:
         return
     if head is None:
+        _make_folder(folder, opt)
         start, embedded = time.perf_counter(), _embed(opt, teacher, data, device)
         head = distributed.broadcast(lambda: _save({**fit_head(*embedded, data.num_classes), 'facts': facts},
                                                    file, layer))
@@ -57,6 +59,17 @@ def add_head(opt, teacher: Net, data, device: torch.device) -> None:
     print(f'--teacher_head {opt.teacher_head}, {origin}: top-1 {head["training_acc"]:.2f} on the training images, '
           f'{head["selection_acc"]:.2f} on the {held_out} images, which chose the L2 strength {head["strength"]:g}')
     _set(teacher, head)
+
+
+def _make_folder(folder, opt):
+    """Make the folder of heads. Raises UserError for one that cannot exist, but not for a full disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            flag = f'--teacher_cache {opt.teacher_cache}' if opt.teacher_cache else f'--save_dir {opt.save_dir}'
+            raise UserError(f'{flag}: {error.filename or folder}: cannot be used ({error.strerror}); give another '
+                            f'folder') from error
 
 
 @torch.no_grad()
@@ -120,7 +133,6 @@ def _is_head(head, facts, layer):
 def _save(head, file, layer):
     """Save the head, unless another run has saved one meanwhile. Returns the head in the file."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file):
             saved, _ = _read(file, head['facts'], layer)
             if saved is None:

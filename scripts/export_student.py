@@ -23,7 +23,6 @@ import torch
 
 from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
 from dataset import get_dataloaders
-from dataset.teacher_head import load_saved_head
 from export import latency, model_card, verify, web
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
@@ -36,7 +35,6 @@ from helper.launch import STOP_SIGNALS
 from models.classes import class_order
 from models.ensemble import Ensemble
 from models.load import load_net, open_net
-from models.teacher import load_teacher_net
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)
@@ -110,7 +108,13 @@ def check_out(given):
 
 
 def int8_calibration(opt, data, dtype, order):
-    """Random training images for --int8: one part gives the ranges, another of the same size chooses."""
+    """Random training images for --int8: one part gives the ranges, another of the same size chooses.
+
+    Raises UserError for fewer than two.
+    """
+    if data.n_train < 2:
+        raise UserError(f'--int8: some training images give the ranges and others choose them, but the data have '
+                        f'{counted(data.n_train, "training image")}; give data with at least two, or leave it out')
     count = min(opt.calibration, -(-data.n_train // 2))
     shuffled = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))
     calibrating, held_out = (part.sort()[0].tolist() for part in (shuffled[:count], shuffled[count:2 * count]))
@@ -129,27 +133,22 @@ def open_teacher(opt, run, data):
 
     (None, None) if there is none. Raises UserError only for a teacher that --path-t names.
     """
-    def load(file, args, head=None):
-        name, checkpoint = open_net(file, **{**args, 'name': opt.model_t or args.get('name')})
-        if head is not None:
-            net = load_teacher_net(file, checkpoint, name, data, head='linear')
-            load_saved_head(net, run.head_folders(), head, f'--path-t {file}')
-            return net.eval(), None
-        return (load_net(file, checkpoint, name, data).eval(),
-                open_deployed_net(file, data, '--path-t', name, checkpoint))
+    def pair(file, name, checkpoint, net):
+        deployed = None if net.head_checksum else open_deployed_net(file, data, '--path-t', name, checkpoint)
+        return net.eval(), deployed
 
     if opt.path_t:
-        return load(opt.path_t, {})
+        name, checkpoint = open_net(opt.path_t, opt.model_t)
+        return pair(opt.path_t, name, checkpoint, load_net(opt.path_t, checkpoint, name, data))
     if not run.teachers():
         return None, None
     nets = []
     try:
         checksums = as_list(run.parameters.get('teacher (checksum)'))
-        heads = dict(enumerate(as_list(run.parameters.get('head of the teacher (checksum)'))))
-        for number, (file, args) in enumerate(run.teachers()):
+        for number, (file, _) in enumerate(run.teachers()):
             if not Path(file).exists():
                 raise UserError(f'--path-t {file}: no such file')
-            nets.append(load(file, args, heads.get(number)))
+            nets.append(pair(file, *run.open_teacher(number, data, opt.model_t)))
             if checksums[number:] and checksums[number] not in (None, nets[-1][0].checksum):
                 raise UserError(f'--path-t {file}: no longer the net that taught {run}')
     except UserError as error:
@@ -216,8 +215,8 @@ def main():
         raise UserError(f'--web_teacher: {run} has no teacher that can be opened; give it by --path-t')
     web_runtime = web.read_runtime(opt.web_runtime) if opt.web else {}
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
+    calibration = int8_calibration(opt, data, dtype, order) if opt.int8 else None
     with new_folder(out) as folder:
-        calibration = int8_calibration(opt, data, dtype, order) if opt.int8 else None
         export, faults = Export(network, dtype, folder, calibration), {}
         for name in names:
             print(f'writing {FORMATS[name].file}', flush=True)

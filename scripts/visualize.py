@@ -22,7 +22,7 @@ from analysis.comparison import DRAW, LONGEST, NEEDED, ComparedNet, Comparison
 from analysis.run_checkpoint import RunCheckpoint, add_data_flags, data_options
 from dataset import get_dataloaders
 from distiller_zoo import load_inference_net
-from helper.cli import Parser, number, path
+from helper.cli import Parser, as_list, number, path
 from helper.device import select_device
 from helper.errors import UserError, printable, run_main
 from helper.files import make_folder, write_json
@@ -32,7 +32,7 @@ ROWS, MOST_ROWS = 5, 50     # Grad-CAM's images: by default, and at most
 
 
 def options():
-    """(the options, the students). opt.data, opt.path_t, opt.teacher_args come from the runs unless flags set them."""
+    """(the options, the students). opt.data comes from the runs unless flags set it, opt.teacher without --path-t."""
     parser = Parser(description='Compare students with their teacher in figures.')
     add = parser.add_argument
     add('students', nargs='+', type=path, metavar='STUDENT', help='a run folder or a checkpoint')
@@ -58,7 +58,7 @@ def options():
     check_same_data(students, opt)
     for student in students:
         student.check_metrics()
-    opt.path_t, opt.teacher_args = (opt.path_t, {}) if opt.path_t else find_teacher(students)
+    opt.teacher = None if opt.path_t else find_teacher(students)
     opt.data, opt.inputs = data_options(next((student for student in students if student.parameters), students[0]), opt)
     return opt, students
 
@@ -76,25 +76,33 @@ def check_same_data(students, opt):
 
 
 def find_teacher(students):
-    """The teacher of these runs, see RunCheckpoint.teacher. Raises UserError if there are none or several."""
+    """(a student, the number of the teacher in its teachers(), its file). Raises UserError for no or several teachers.
+    """
     teachers = {}       # checksum -> teacher
     for student in students:
-        if teacher := student.teacher():
-            teachers.setdefault(str(student.trusted_parameters.get('teacher (checksum)', teacher[0])), teacher)
+        checksums = dict(enumerate(as_list(student.trusted_parameters.get('teacher (checksum)'))))
+        for index, (file, _) in enumerate(student.teachers()):
+            teachers.setdefault(str(checksums.get(index) or file), (student, index, file))
     if not teachers:
-        raise UserError("--path-t: none of these students names a single teacher; give a teacher's checkpoint")
+        raise UserError("--path-t: none of these students names its teacher; give a teacher's checkpoint")
     if len(teachers) > 1:
         raise UserError(f'--path-t: these students have several teachers, '
-                        f'{", ".join(file for file, _ in teachers.values())}; give the one to compare with')
+                        f'{", ".join(file for *_, file in teachers.values())}; give the one to compare with')
     return next(iter(teachers.values()))
 
 
 def load_nets(opt, students, data, device):
     """The teacher and the students on the device. If the teacher is among the students, it is left out there."""
-    name, checkpoint = open_net(opt.path_t, **opt.teacher_args)
-    nets = [ComparedNet(f'{name} (teacher)', '--path-t', opt.path_t, load_net(opt.path_t, checkpoint, name, data))]
+    if opt.teacher:
+        student, index, file = opt.teacher
+        name, _, teacher = student.open_teacher(index, data)
+    else:
+        file = opt.path_t
+        name, checkpoint = open_net(file)
+        teacher = load_net(file, checkpoint, name, data)
+    nets = [ComparedNet(f'{name} (teacher)', '--path-t', file, teacher)]
     by_file = {student.checkpoint.resolve(): student for student in students}
-    by_file.pop(Path(opt.path_t).resolve(), None)
+    by_file.pop(Path(file).resolve(), None)
     if not by_file:
         raise UserError(f'STUDENT {students[0]}: is the teacher; give one of its students')
     for student in by_file.values():

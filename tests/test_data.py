@@ -487,7 +487,7 @@ def test_a_run_keeps_its_split(call, tmp_path, capfd):
     found = run_checkpoint.RunCheckpoint.find(run, 'RUN')
     opt, inputs = run_checkpoint.data_options(found, SimpleNamespace(dataset=None, same_classes=False))
     again = dataset.get_dataloaders(opt, CPU, inputs=inputs)
-    assert parameters['split'] == [0.5, 0.5] and again.split == split
+    assert parameters['split'] == [0.5, 0.5] and again.split == split and opt.evaluate == str(found)
     for given_shares, file, said in (('0.5,0.5', 'resnet8_best.pth', False), ('0.6,0.4', 'resnet8_best.pth', True),
                                      ('0.6,0.4', 'last.pth', True)):
         call(train_teacher.main, *flags, '--split', given_shares, '--evaluate', run / file)
@@ -535,6 +535,8 @@ def test_a_sample_of_many_files(monkeypatch, tree):
 def test_batch_larger_than_the_data(tree):
     with pytest.raises(UserError, match='--batch_size 49: folder has 48 training images'):
         dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=49), CPU)
+    data = dataset.get_dataloaders(data_options(data_dir=str(tree), batch_size=49, evaluate='best.pth'), CPU)
+    assert data.n_train == 48 and len(next(iter(data.test_loader))[0]) == 24        # nothing is trained
 
 
 def test_measured_colours(tree):

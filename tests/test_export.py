@@ -297,6 +297,11 @@ def test_calibration_images(tree, images_in, wanted, count):
     assert {*train.labels[first].tolist()} == {*train.labels[other].tolist()} == {0, 1, 2, 3}
 
 
+def test_calibration_needs_two_images():
+    with pytest.raises(UserError, match='^--int8: .* but the data have 1 training image; give data with at least two'):
+        export_student.int8_calibration(SimpleNamespace(), SimpleNamespace(n_train=1), 'uint8', None)
+
+
 def test_unknown_ranges(call, run, tmp_path, capsys):
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', '--int8', '--int8_ranges', 'median')
     assert '--int8_ranges' in line and all(name in line for name in ('median', *ranges.METHODS))

@@ -183,9 +183,10 @@ def test_selected_stages(call, teacher, small, tmp_path):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--stages', '1,6'], '--stages 1,6: timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6 has '
-                          'the stages 0 to 5; give some of them in rising order'),
-    (['--stages_t', '2,1'], '--stages_t 2,1: ResNet has the stages 0 to 2'),
+    (['--distill', 'attention', '--stages', '1,6'],
+     '--stages 1,6: timm:vit_tiny_patch16_224,patch_size=4,embed_dim=24,num_heads=2,depth=6 has the stages 0 to 5; '
+     'give some of them in rising order'),
+    (['--distill', 'attention', '--stages_t', '2,1'], '--stages_t 2,1: ResNet has the stages 0 to 2'),
     (['--stages', 'x'], '--stages: x: give the numbers of stages'),
     (['--model_s', 'timm:vit_tiny_patch17_224'], '--model_s timm:vit_tiny_patch17_224: timm 1'),
     (['--model_s', 'torchvision:resnet17'], 'torchvision has no such net; did you mean resnet18'),

@@ -27,7 +27,7 @@ from models.ensemble import Ensemble, options_of_teachers
 from models.load import open_checkpoint
 from option_checkpoints import load_teacher
 from options import student_options
-from scripts import compare, export_student, fill_teacher_cache
+from scripts import compare, export_student, fill_teacher_cache, visualize
 
 TWO = ['resnet14', 'resnet8']
 
@@ -282,7 +282,10 @@ def test_teachers_of_a_run(taught):
     run = RunCheckpoint.find(str(folder), 'RUN')
     assert [(Path(file).name, args['name']) for file, args in run.teachers()] == [
         ('resnet14_best.pth', 'resnet14'), ('resnet8_best.pth', 'resnet8')]
-    assert run.teacher() is None and run.teacher_weights(2) == [1.0, 2.0]
+    assert run.teacher_weights(2) == [1.0, 2.0]
+    with pytest.raises(UserError, match=r'^--path-t: these students have several teachers, .*resnet14_best.pth, .*'
+                                        r'resnet8_best.pth; give the one to compare with'):
+        visualize.find_teacher([run])
     for name, value in (('path_t', [1, 2]), ('path_t', None), ('model_t', ['resnet14']), ('size_t', ['-', 'x'])):
         assert RunCheckpoint('RUN', run.checkpoint, {**run.parameters, name: value}).teachers() == []
     for weights in ([1.0], ['1', '2'], [0.0, 0.0], [-1.0, 2.0], AGREE, None):
@@ -328,7 +331,7 @@ def test_teachers_with_other_classes(call, both, teacher, tmp_path, capsys):
 def test_a_value_for_each_teacher():
     """'-' where the checkpoint says it; parameters.json has texts."""
     opt = student_options(['--path-t', 'a', 'b', '--model_t', '-', 'vgg8', '--std_t', '1,1,.5', '-', '--stages_t', '-',
-                           '0,2', '--size_t', '-', '64'])
+                           '0,2', '--size_t', '-', '64', '--distill', 'attention'])
     assert opt.std_t == ['1.0,1.0,0.5', '-'] and opt.mean_t is None
     assert [(of.path_t, of.model_t, of.std_t, of.stages_t, of.size_t) for of in options_of_teachers(opt)] == [
         ('a', None, [1, 1, 0.5], None, None), ('b', 'vgg8', None, [0, 2], 64)]

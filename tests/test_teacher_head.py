@@ -28,7 +28,7 @@ from models import logistic_regression, model_dict
 from models.load import open_net
 from models.logistic_regression import choose_strength, fit, logits
 from models.teacher import load_teacher_net
-from scripts import export_student, fill_teacher_cache
+from scripts import export_student, fill_teacher_cache, visualize
 
 HEAD = 'head of the teacher (checksum)'     # in parameters.json
 
@@ -120,7 +120,8 @@ def head_line(text):
 
 
 def test_runs_share_the_head(call, headless, small, tmp_path, capsys):
-    """A second run and an export read the file. A damaged file is replaced by the same head, and a run resumes with it.
+    """A second run, figures and an export read the file. A damaged file is replaced by the same head, with which a run
+    resumes.
     """
     first, second, damaged = (tmp_path / name for name in ('first', 'second', 'damaged'))
     call(train_student.main, *flags_of(headless, small, first))
@@ -138,6 +139,8 @@ def test_runs_share_the_head(call, headless, small, tmp_path, capsys):
     data, opt = get_dataloaders(options, CPU, inputs=inputs), SimpleNamespace(path_t=None, model_t=None)
     net, _ = export_student.open_teacher(opt, run, data)
     assert f'teacher top-1: {validate(data.test_loader, net)["test_acc"]:.2f}\n' in out
+    student, index, _ = visualize.find_teacher([run])
+    assert_same({**student.open_teacher(index, data)[2].state_dict()}, {**net.state_dict()})
     shutil.move(first / 'teacher_heads', second / 'teacher_heads')
     assert export_student.open_teacher(opt, run, data) == (None, None)
     assert 'the head that --teacher_head has fitted is not in ' in capsys.readouterr().out
@@ -402,6 +405,8 @@ BAD = {     # name -> arguments, what the line says
     'kd': ([], 'a net without a classifier, and --distill kd needs its logits; add --teacher_head linear, which'),
     'alpha': (['--distill', 'hint'], 'a net without a classifier, and -a 1 needs its logits (-a 0 does not); add'),
     'evaluate': (['--teacher_head', 'linear', '--evaluate'], '--teacher_head: has no effect with --evaluate'),
+    'no folder': (['--teacher_head', 'linear', '--teacher_cache', __file__],
+                  f'--teacher_cache {__file__}: {__file__}: cannot be used (File exists); give another folder'),
     'kind': (['--teacher_head', 'mlp'], '--teacher_head: mlp: give one of linear'),
     'net': (['--model_t', 'resnet14', '--teacher_head', 'linear'],
             'not the weights of this net with another classifier')}
@@ -413,8 +418,8 @@ def test_bad_input_is_one_line(call, headless, small, tmp_path, capsys, case):
     with pytest.raises(SystemExit) as caught:
         call(train_student.main, '--path-t', headless, '--model_t', 'resnet8', *small, '--save_dir', tmp_path,
              *arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and error.count('\n') == 1 and words in error
+    out, error = capsys.readouterr()
+    assert caught.value.code == 2 and error.count('\n') == 1 and words in error and 'fitted in' not in out
     assert list(tmp_path.iterdir()) == []
 
 

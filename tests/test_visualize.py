@@ -381,8 +381,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'two best': (['{tmp}/two'], 'STUDENT {tmp}/two: has 2 files NAME_best.pth; give one of them'),
     'code': (['{tmp}/code.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
               '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/code.pth: refused, it holds code'),
-    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names a single teacher; give a "
-                   "teacher's"),
+    'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names its teacher; give a teacher's"),
     'teacher gone': (['{run}', '--path-t', 'gone.pth'], '--path-t gone.pth: no such file'),
     'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], 'STUDENT {teacher}: is the teacher; give'),
     'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students have several teachers, {teacher}, x'),
@@ -403,7 +402,6 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'many classes': (['{run}', '--classes', '21'], '--classes: 21: give a whole number of at least 1 and of'),
     'flag': (['{run}', '--sample', '9'], '--sample: no such flag; did you mean --samples'),
     'gpu': (['{run}', '--gpu_id', 'first'], '--gpu_id first: give the number of a GPU, as 0, mps or cpu'),
-    'batch': (['{run}', '--batch_size', '400'], '--batch_size 400: folder has 48 training images'),
     'diverged': (['{tmp}/nan.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
                   '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/nan.pth: fc.bias has NaN among'),
     'diverged, t-SNE': (['{tmp}/inf', '--only', 'tsne'], 'STUDENT {tmp}/inf/resnet8_best.pth: its outputs are not'),
