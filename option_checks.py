@@ -51,7 +51,7 @@ def check_effects(opt) -> None:
             raise UserError(f'--{option}{text}: has no effect without {needed}; leave it out')
     of_training = {'resume', 'overwrite', 'save_every', 'wandb', 'teacher_head', 'teacher_cache', 'cache_epochs',
                    'cache_topk', 'cache_seed', 'skip_validation', 'estimate', 'pretrained', 'initial_checkpoint',
-                   'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing',
+                   'qat', 'freeze_epochs', 'layer_decay', 'backbone_lr', 'patience', 'no_test', 'grad_checkpointing',
                    'unlabelled'}
     if opt.evaluate and (given := sorted(opt.flags.given & of_training)):
         raise UserError(f'--{given[0]}: has no effect with --evaluate, which only measures; leave one of the two out')
@@ -156,12 +156,26 @@ def check_method(opt, method) -> None:
             f'{distil} deploys more than the student; leave it out'))
     if (flags := changed_flags(opt, 'opt', 'nesterov', 'layer_decay', 'backbone_lr')) and spec.own_optimizer:
         raise UserError(f'{flags[0]}: {distil} has an optimiser of its own; leave one of the two out')
+    if opt.qat:
+        check_qat(opt, spec)
     if opt.unlabelled:
         check_unlabelled(opt, spec)
     if opt.dataset == WITHOUT_CLASSES and spec.learns_classes:
         raise UserError(f'--dataset {opt.dataset}: has no classes, and {distil} learns some; give the data set of the '
                         f'test images')
     check_teacher_cache(opt, spec)
+
+
+def check_qat(opt, spec) -> None:
+    """Refuse --qat without a trained student, and with what computes in other numbers than the exported file."""
+    if not opt.initial_checkpoint:
+        raise UserError('--qat: continues from a trained student; give its checkpoint as --initial_checkpoint')
+    if not spec.deploys_student or not spec.learns_classes:
+        raise UserError(f'--qat: --distill {opt.distill} does not train the logits of the plain student; give another '
+                        f'method, such as kd')
+    if flags := changed_flags(opt, 'compile', 'fast', 'amp', 'grad_checkpointing', 'sync_bn', 'drop_path'):
+        raise UserError(f'{flags[0]}: changes how the student computes, which --qat does itself; leave one of the two '
+                        f'out')
 
 
 def check_unlabelled(opt, spec) -> None:

@@ -330,6 +330,9 @@ def _cached_student_parser(methods, description):       # another key after a ch
         help=f'weights of several teachers in each loss, as 1,2,1; {AGREE}: in the loss on soft labels, for each image '
              'by how well each teacher knows its class; not given: equal')
     add('--model_s', default='resnet8', help=f'the student: {NETS}')
+    add('--qat', action='store_true',
+        help='continue from --initial_checkpoint with weights and activations rounded to 8 bits, so that '
+             'export_student.py --int8 keeps the accuracy')
     add('--stages', type=stage_list,
         help='stages of the student that the method uses, from 0, such as 2,5,8,11; not given: all, or four of the '
              'blocks of a transformer')

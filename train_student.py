@@ -31,6 +31,7 @@ from models.ensemble import measured_nets, nets_of
 from models.find import build, check_name, warn_of_size
 from models.fold import fold_batchnorm
 from models.grad_checkpointing import turn_on_grad_checkpointing
+from models.quantisation import calibrate, calibration_images, quantise
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
 from option_checkpoints import load_teacher, open_start, open_teacher, settle_preprocessing
@@ -60,6 +61,10 @@ def train(opt, device):
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model_s')
     loaded = load_start(student, start, data)
+    if opt.qat:
+        quantise(student, data.image_size)
+        if start.checksum is None:      # else --resume loads the ranges
+            calibrate(student.to(device), calibration_images(data))
     facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
              **loaded}
 

@@ -1,4 +1,5 @@
 """The network that a checkpoint deploys, with its normalisation, and the configuration that rebuilds it."""
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from models.adapter import Adapter
 from models.find import build, get_library, is_user_file, parse_name
 from models.inputs import check_inputs
 from models.load import open_checkpoint
+from models.quantisation import Quantised, remove_rounding
 
 OWN = 'this repository'     # in config.json, the library of nets that are of no other library
 
@@ -28,6 +30,10 @@ class NormalisedNet(nn.Module):
         pixels = pixels / 255 if images.dtype == torch.uint8 else pixels
         return self.net((pixels - self.mean) / self.std).float()
 
+    def copy(self) -> 'NormalisedNet':
+        """A copy in eval mode: one of torchvision's nets would be in training mode, as torch.fx copies a net."""
+        return copy.deepcopy(self).eval()
+
 
 @dataclass
 class DeployedNet:
@@ -37,6 +43,7 @@ class DeployedNet:
     net: NormalisedNet
     config: dict
     checkpoint: str
+    rounded: NormalisedNet | None = None    # of a student of --qat: with the rounding, which `net` leaves out
 
     @property
     def size(self) -> int:
@@ -71,9 +78,13 @@ def open_deployed_net(path: str, data, flag: str, arch: str | None = None,
         names = [*data.classes] if len(data.classes) == classes else [str(i) for i in range(classes)]
     method = checkpoint.get('inference_net')
     net.eval().requires_grad_(False)
+    rounded = None
+    if isinstance(net, Quantised):
+        rounded = NormalisedNet(net, inputs['mean'], inputs['std']).copy()
+        remove_rounding(net)
     arch = net.name if isinstance(net, Adapter) else arch or checkpoint.get('arch') or name.partition(' by ')[0]
     return DeployedNet(name, NormalisedNet(net, inputs['mean'], inputs['std']),
-                   _config(arch, net, method, names, {**inputs, 'crop_pct': data.crop_pct}), path)
+                   _config(arch, net, method, names, {**inputs, 'crop_pct': data.crop_pct}), path, rounded)
 
 
 def _config(arch, net, method, classes, inputs):

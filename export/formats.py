@@ -1,6 +1,5 @@
 """The export formats: how each file is written, and how closely it must agree with the network."""
 import contextlib
-import copy
 import errno
 import io
 import logging
@@ -18,6 +17,7 @@ from helper.errors import UserError, reason
 from helper.files import write_json
 
 from .deployed_net import DeployedNet
+from .quantised import integer_net
 from .ranges import Calibration, write_int8
 from .runtime import CONFIG, INPUT, OUTPUT
 
@@ -95,10 +95,16 @@ def _write_onnx(export, file, net=None):
 
 
 def _write_fp16(export, file):
-    _write_onnx(export, file, copy.deepcopy(export.network.net).half())
+    _write_onnx(export, file, export.network.net.copy().half())
 
 
 def _write_int8(export, file):
+    if rounded := export.network.rounded:
+        net = rounded.copy()
+        net.net = integer_net(net.net, export.network.size)
+        _write_onnx(export, file, net)
+        export.facts['int8'] = {'ranges': '--qat', 'layers in float': []}
+        return
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
         plain = Path(folder, 'plain.onnx')
         _write_onnx(export, plain)

@@ -155,5 +155,5 @@ def _remove_prefix(module, state, prefix, metadata):
 
 
 def _add_prefix(module, state, prefix, *_):
-    for key in [key for key in state if key.startswith(prefix)]:
+    for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in module._buffers]:
         state[f'{prefix}net.{key.removeprefix(prefix)}'] = state.pop(key)

@@ -14,6 +14,7 @@ from .classes import MAX_NAMED, classifier_outputs, find_classifier, match_class
 from .find import LIBRARIES, build, get_library, parse_name
 from .foreign import CONFIG, WEIGHTS, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
+from .quantisation import RANGES, quantise
 from .recognise import find_architecture
 
 MOST_CLASSES = 10**5
@@ -127,6 +128,8 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     inputs = check_inputs(inputs, label)
     net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False,
                 appends_classifier=appends_classifier)
+    if RANGES in checkpoint['model']:
+        quantise(net, inputs['size'])
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion

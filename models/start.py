@@ -11,6 +11,7 @@ from .classes import class_order, find_classifier, why_new_classifier
 from .find import LIBRARIES, get_library, is_user_file, parse_name
 from .inputs import check_parts
 from .load import load_other_size, open_net, refuse_other_than_student, select_weights
+from .quantisation import RANGES
 
 CHECKSUM = 'initial weights (checksum)'     # key in parameters.json and last.pth
 
@@ -78,6 +79,8 @@ def load_start(net: nn.Module, start: Start | None, data) -> dict:
         return {CHECKSUM: start.checksum}
     label, initial = start.label, net.state_dict()
     weights, notes = select_weights(net, start.checkpoint, label)
+    if weights.pop(RANGES, None) is not None:
+        notes.append('its activation ranges of --qat left out')
     classifier = find_classifier(net, data.num_classes, label)
     if why_new := why_new_classifier(weights, classifier, start.checkpoint, data, label):
         new, ending = classifier, f'; new classifier ({", ".join(classifier)}) {why_new}'

@@ -199,6 +199,9 @@ def open_run(opt, run):
     if (network.size, len(classes)) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(classes)} and {network.size}; give the data of its run')
+    if network.rounded and opt.int8_ranges:
+        raise UserError(f'--int8_ranges {opt.int8_ranges}: {run} was trained with --qat, which sets the ranges; leave '
+                        f'it out')
     if fit != data.fit:
         raise UserError(f'--fit {data.fit}: {run} was trained with --fit {fit}; give that')
     order = class_order(classes, data, f'RUN_OR_CHECKPOINT {run}')
@@ -215,7 +218,7 @@ def main():
         raise UserError(f'--web_teacher: {run} has no teacher that can be opened; give it by --path-t')
     web_runtime = web.read_runtime(opt.web_runtime) if opt.web else {}
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
-    calibration = int8_calibration(opt, data, dtype, order) if opt.int8 else None
+    calibration = int8_calibration(opt, data, dtype, order) if opt.int8 and not network.rounded else None
     with new_folder(out) as folder:
         export, faults = Export(network, dtype, folder, calibration), {}
         for name in names:
@@ -224,8 +227,11 @@ def main():
         written = [name for name in names if not faults[name]]
         print(f'checking {counted(len(written), "file")} on {counted(len(data.test_labels), "test image")}, each by '
               f'its own runtime', flush=True)
-        results = verify.evaluate(network.net, {name: export.file(name) for name in written}, data.test_loader, dtype,
-                                  teacher, order)
+        files = {name: export.file(name) for name in written}
+        of_qat = {'int8': files.pop('int8')} if network.rounded and 'int8' in files else {}
+        results = verify.evaluate(network.net, files, data.test_loader, dtype, teacher, order)
+        if of_qat:
+            results.formats |= verify.evaluate(network.rounded, of_qat, data.test_loader, dtype, order=order).formats
         faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in written}
         faults = {name: fault for name, fault in faults.items() if fault}
         fault_text = '; '.join(f'{FORMATS[name].file}: {fault}' for name, fault in faults.items())

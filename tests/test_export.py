@@ -31,7 +31,7 @@ from dataset import get_dataloaders
 from dataset.folder import scan
 from export import latency, model_card, ranges, verify
 from export import load as load_module
-from export.deployed_net import open_deployed_net
+from export.deployed_net import NormalisedNet, open_deployed_net
 from export.formats import FORMATS, Export
 from export.load import check_config, find_export
 from export.runtime_process import RuntimeProcess
@@ -386,6 +386,13 @@ def computed_by(file, tmp_path):
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / 'optimised.onnx'), 3
     onnxruntime.InferenceSession(file, options)
     return Counter(node.op_type for node in onnx.load(tmp_path / 'optimised.onnx').graph.node)
+
+
+def test_a_copy_of_a_net_of_torchvision_computes_the_same():
+    pytest.importorskip('torchvision')
+    net = NormalisedNet(build('torchvision:resnet18', 4, 32), INPUTS['mean'], INPUTS['std']).eval()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(net.copy()(images), net(images))
 
 
 def test_onnxruntime_computes_all_convolutions_in_8_bits(export, tmp_path):

@@ -1,0 +1,239 @@
+"""--qat: a net that computes in 8 bits, learns so, and is exported with its own ranges."""
+import copy
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from conftest import CPU, Here, assert_same
+
+import scripts.export_student as export_student
+import train_student
+import train_teacher
+from dataset import get_dataloaders
+from export import verify
+from export.quantised import integer_net
+from helper.checkpoint import load_checkpoint
+from helper.errors import UserError
+from models.base import Net
+from models.find import build
+from models.load import load_net, open_checkpoint
+from models.quantisation import (
+    OUTSIDE,
+    RANGES,
+    calibrate,
+    calibration_images,
+    quantise,
+    remove_rounding,
+    round_weight,
+    scales_of,
+)
+from options import student_options
+
+NETS = ['resnet8', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    'MobileNetV2', 'ShuffleV2', 'vgg8', 'timm:mobilenetv3_small_050', 'torchvision:resnet18'))]
+
+
+def trained(name, size=32):
+    """A net whose batch norms are not the identity, in eval mode, and images."""
+    torch.manual_seed(0)
+    net, images = build(name, 10, size), torch.randn(16, 3, size, size)
+    for m in net.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(m.weight, -1.5, 1.5)
+            torch.nn.init.normal_(m.bias, 0, 0.2)
+    with torch.no_grad():
+        for _ in range(3):
+            net.train()(images)
+    return net.eval(), images
+
+
+def test_weights_by_hand():
+    weight = torch.tensor([[127.0, 0.4, -0.6, -127.0], [0.0, 0.0, 0.0, 0.0], [1.27, 0.014, -0.006, 0.0]])
+    want = torch.tensor([[127.0, 0.0, -1.0, -127.0], [0.0, 0.0, 0.0, 0.0], [1.27, 0.01, -0.01, 0.0]])
+    torch.testing.assert_close(round_weight(weight), want)
+
+
+def test_activations_by_hand():
+    """Zero is one of the 256 values; values outside the range get its ends, and no gradient."""
+    class Same(Net):
+        def outputs(self, x, preact=False):
+            return torch.cat([x])
+    net = Same()
+    net.weight = torch.nn.Parameter(torch.ones(1))      # a net has a device
+    quantise(net, 4)
+    net.activation_ranges = torch.tensor([[-1.0, 254.0]])
+    scales, zero_points = scales_of(net.activation_ranges)
+    assert scales.tolist() == [1] and zero_points.tolist() == [1]
+    x = torch.tensor([[-3.0, -0.6, 0.0, 0.4, 2.6, 300.0]], requires_grad=True)
+    y = net.outputs(x)
+    assert y.tolist() == [[-1.0, -1.0, 0.0, 0.0, 3.0, 254.0]]
+    y.sum().backward()
+    assert x.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 1.0, 0.0]]
+
+
+def test_ranges():
+    """All but OUTSIDE of the values at each end, of batches together, before an activation function overwrites them."""
+    class Swish(Net):
+        def outputs(self, x, preact=False):
+            return torch.nn.functional.hardswish(x, inplace=True)
+    net = Swish()
+    net.weight = torch.nn.Parameter(torch.ones(1))
+    quantise(net, 4)
+    values = torch.linspace(-5, 1, 8000)
+    calibrate(net, [values[:4000].view(1, 1, 40, 100).clone(), values[4000:].view(1, 1, 40, 100).clone()])
+    assert net.activation_ranges[0].tolist() == pytest.approx([-5 + 6 * OUTSIDE, 1 - 6 * OUTSIDE], abs=1e-4)
+    assert net.outputs(torch.full((1, 1, 2, 2), 0.5)).mean() == pytest.approx(0.5 * 3.5 / 6, abs=0.02)
+    calibrate(net, [torch.full((1, 1, 40, 100), 3.0)])
+    assert net.activation_ranges.tolist() == [[0.0, 3.0]]       # a range contains 0
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_the_onnx_file_computes_the_same(name, tmp_path):
+    """All convolutions in 8 bits; batch norms with negative weights included.
+
+    A float that lies between two integers may be rounded otherwise there, and the difference grows from layer to layer:
+    it stays below that of the rounding itself.
+    """
+    onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    if ':' in name:
+        pytest.importorskip(name.partition(':')[0])
+    net, images = trained(name)
+    plain = net(images).detach()
+    quantise(net, 32)
+    calibrate(net, [images])
+    rounded = net(images).detach()
+    torch.onnx.export(integer_net(net, 32), (images, ), tmp_path / 'net.onnx', dynamo=True, external_data=False,
+                      opset_version=20, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / 'optimised.onnx'), 3
+    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx', options)
+    logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    assert (logits - rounded).abs().mean() < (plain - rounded).abs().mean() < 0.1 * plain.std()
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / 'optimised.onnx').graph.node)
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    assert operators['QLinearConv'] == convolutions and not operators['Conv']
+    assert not operators['BatchNormalization']
+
+
+@pytest.mark.parametrize('name', ['resnet8', 'timm:mobilenetv3_small_050', 'torchvision:resnet18'])
+def test_the_ranges_are_saved(name):
+    """Beside the weights, whose names stay those of the library."""
+    if ':' in name:
+        pytest.importorskip(name.partition(':')[0])
+    net, images = trained(name)
+    plain, keys = net(images), {*net.state_dict()}
+    quantise(net, 32)
+    calibrate(net, [images])
+    state, rounded = net.state_dict(), net(images)
+    assert {*state} == keys | {RANGES}
+    other = build(name, 10, 32).eval()
+    quantise(other, 32)
+    other.load_state_dict(state)
+    assert torch.equal(other(images), rounded) and not torch.equal(rounded, plain)
+    assert torch.equal(copy.deepcopy(other).eval()(images), rounded)
+    remove_rounding(other)
+    assert torch.equal(other(images), plain) and {*other.state_dict()} == keys
+    assert type(other) is type(build(name, 10, 32))
+
+
+def weights_of(file):
+    return load_checkpoint(str(file), '')['model']
+
+
+@pytest.fixture(scope='module')
+def flags(call, small, teacher, tmp_path_factory):
+    """Flags of a run with --qat from a student that has learnt for an epoch."""
+    save = tmp_path_factory.mktemp('student')
+    call(train_teacher.main, '--model', 'resnet8', *small, '--save_dir', save)
+    return [*small, '--path_t', teacher, '--model_s', 'resnet8', '--epochs', 2, '--learning_rate', 0.001, '--qat',
+            '--initial_checkpoint', next(save.glob('models/*/resnet8_best.pth'))]
+
+
+@pytest.fixture(scope='module')
+def run(call, flags, tmp_path_factory):
+    save = tmp_path_factory.mktemp('whole')
+    call(train_student.main, *flags, '--save_dir', save)
+    return next(save.glob('student_model/*'))
+
+
+def test_the_ranges_are_those_of_the_initial_student(flags, run):
+    """Training keeps them."""
+    opt = student_options([str(flag) for flag in flags])
+    data = get_dataloaders(opt, CPU)
+    net = load_net(opt.initial_checkpoint, open_checkpoint(opt.initial_checkpoint), 'resnet8', data)
+    quantise(net, 16)
+    calibrate(net, calibration_images(data))
+    weights = weights_of(run / 'resnet8_best.pth')
+    assert torch.equal(weights[RANGES], net.activation_ranges) and weights[RANGES].abs().max() > 0
+    assert not torch.equal(weights['conv1.weight'], net.conv1.weight)
+
+
+def test_resume(call, flags, run, tmp_path, interrupt, capsys):
+    """To the bit, without the initial checkpoint."""
+    initial = shutil.copy(flags[-1], tmp_path / 'resnet8_best.pth')
+    flags = [*flags[:-1], initial, '--save_dir', tmp_path, '--resume', 'auto']
+    interrupt(3)
+    with pytest.raises(SystemExit):
+        call(train_student.main, *flags)
+    initial.unlink()
+    call(train_student.main, *flags)
+    assert 'the weights are those of the resumed run' in capsys.readouterr().out
+    assert_same(weights_of(next(tmp_path.glob('student_model/*/resnet8_best.pth'))),
+                weights_of(run / 'resnet8_best.pth'))
+
+
+def test_evaluate_and_a_run_that_starts_from_it(call, flags, run, tmp_path, capsys):
+    """--evaluate measures the rounded net; another run starts without its ranges."""
+    best = run / 'resnet8_best.pth'
+    call(train_student.main, *flags[:-3], '--evaluate', best)
+    accuracy = json.loads((run / 'test_best_metrics.json').read_text())['test_acc']
+    assert f'top-1 {accuracy:.2f}' in capsys.readouterr().out
+    call(train_student.main, *flags[:-3], '--initial_checkpoint', best, '--save_dir', tmp_path)
+    assert 'its activation ranges of --qat left out, all 56 tensors loaded' in capsys.readouterr().out
+    assert RANGES not in weights_of(next(tmp_path.glob('student_model/*/resnet8_best.pth')))
+
+
+def test_export(call, run, tmp_path, monkeypatch, capsys):
+    """The file in 8 bits has the run's ranges and is compared with the rounded net; the others are without rounding."""
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(verify, 'RuntimeProcess', Here)
+    call(export_student.main, run, '--out', tmp_path / 'out', '--int8', '--formats', 'safetensors', '--num_workers', 0)
+    card = json.loads((tmp_path / 'out' / 'model_card.json').read_text())
+    in_8_bits = card['files']['student_int8.onnx']
+    assert in_8_bits['ranges'] == '--qat' and in_8_bits['same first class %'] >= 97
+    assert card['files']['student.safetensors']['largest difference of logits'] == 0
+    text = (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
+    assert '`student_int8.onnx`: --qat ranges; layers in float: none.' in text
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        call(export_student.main, run, '--out', tmp_path / 'no', '--int8', '--int8_ranges', 'entropy')
+    assert '--int8_ranges entropy: ' in capsys.readouterr().err and not (tmp_path / 'no').exists()
+
+
+@pytest.mark.parametrize('more, text', [
+    ([], '--qat: continues from a trained student; give its checkpoint as --initial_checkpoint'),
+    (['--distill', 'simkd'], '--qat: --distill simkd does not train the logits of the plain student'),
+    (['--distill', 'embed', '--unlabelled', '.'], '--qat: --distill embed does not train'),
+    (['--compile'], '--compile: changes how the student computes'), (['--amp', 'bfloat16'], '--amp bfloat16: '),
+    (['--fast'], '--fast: '), (['--grad_checkpointing'], '--grad_checkpointing: '), (['--sync_bn'], '--sync_bn: '),
+    (['--drop_path', '0.1'], '--drop_path 0.1: ')])
+def test_refused(more, text):
+    initial = ['--initial_checkpoint', 'x.pth'] if more else []
+    with pytest.raises(UserError) as error:
+        student_options(['--path_t', 'timm:resnet18', '--qat', *initial, *more])
+    assert str(error.value).startswith(text)
+
+
+def test_a_student_that_computes_otherwise_in_training():
+    class Dropped(Net):
+        def outputs(self, x, preact=False):
+            x = torch.cat([x])
+            return x * torch.ones(2, 1, 1, 1) if self.training else x
+    net = Dropped().eval()
+    net.weight = torch.nn.Parameter(torch.ones(1))
+    quantise(net, 4)
+    net.outputs(torch.ones(2, 3, 4, 4))
+    with pytest.raises(UserError, match='layers that only compute in training'):
+        net.train().outputs(torch.ones(2, 3, 4, 4))
