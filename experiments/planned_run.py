@@ -57,6 +57,8 @@ def parse_known_flags(parser: Parser, arguments: list[str] | None = None) -> tup
         name = flag[2:].replace('-', '_')
         if not {name, name.removeprefix('no_')} & known:
             parser.error(f'{flag}: no such flag; {nearest_flag(flag, (f"--{other}" for other in known))}')
+    if extra_args and not extra_args[0].startswith('-'):
+        parser.error(f'{extra_args[0]}: belongs to no flag; a flag begins with --')
     return opt, extra_args
 
 

@@ -156,7 +156,7 @@ class Search:
             known = {found.study_name for found in self.storage.get_all_studies()}
             for cell in self.cells:
                 if is_new or cell.name in known:
-                    cell.study = studies.open_study(self.storage, cell.name)
+                    cell.study = studies.open_study(self.storage, cell.name, cell.name not in known)
                     self._check_definition(cell, is_new)
 
     def _check_definition(self, cell, is_new):

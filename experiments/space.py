@@ -111,6 +111,8 @@ def _parse_range(key, value, methods, place):
     flag = f'--{name.replace("_", "-")}'
     if flag in REFUSED:
         raise UserError(f'{label}: {REFUSED[flag]}; leave it out')
+    if name not in known and name in actions(student=True):
+        raise UserError(f'{label}: a student alone does not use this flag; leave it out')
     if name not in known:
         raise UserError(f'{label}: no such flag; {nearest_flag(f"--{key}", (f"--{other}" for other in known))}')
     if name in OTHER_DATA:

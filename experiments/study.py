@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import itertools
+import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -39,7 +40,10 @@ def open_storage(path: Path):
     with locked(path):
         _cut_unfinished_line(path)
     try:
-        return optuna().storages.JournalStorage(journal.JournalFileBackend(str(path), _Lock(path)))
+        storage = optuna().storages.JournalStorage(journal.JournalFileBackend(str(path), _Lock(path)))
+        for line in path.read_bytes().splitlines()[-1:]:
+            json.loads(line)        # Optuna accepts a damaged last line until another one follows
+        return storage
     except OSError as error:
         raise UserError(f'{path}: cannot be opened ({error.strerror}); give another --save_dir') from error
     except Exception as error:      # of many kinds
@@ -71,8 +75,10 @@ def _cut_unfinished_line(path):
                 file.truncate(whole)
 
 
-def open_study(storage, name: str):
-    """Return the study of this name, which is made if it is missing."""
+def open_study(storage, name: str, is_new: bool):
+    """Return the study of this name, which is made if it is new."""
+    if not is_new:
+        return optuna().load_study(storage=storage, study_name=name)        # writes nothing
     return optuna().create_study(storage=storage, study_name=name, direction='maximize', load_if_exists=True)
 
 

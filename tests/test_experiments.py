@@ -654,7 +654,7 @@ def test_a_path_that_is_not_a_table_file(call, tmp_path, monkeypatch, capsys):
     (['--seed', '3'], 'the command line: --seed: the program sets this flag itself; leave it out'),
     (['-t3'], 'the command line: -t3: the program sets this flag itself; leave it out'),
     (['--epochs', '0'], 'the command line: --epochs: 0: give a whole number'),
-    (['more'], 'the command line: more: belongs to no flag; '),
+    (['more'], 'more: belongs to no flag; a flag begins with --'),
     (['--jobs', '0'], '--jobs: 0: give a whole number'),
     (['--gpus', '2'], '--gpus 2: there is no GPU here; leave it out'),
     (['--gpus', '2', '--gpu_id', 'cpu'], '--gpus 2: --gpu_id is cpu; leave it out'),

@@ -156,6 +156,7 @@ def test_ranges_that_are_refused(tmp_path, row, said):
     ('distill = ["kd", "alone"]', "row A: distill = ['kd', 'alone']: give different methods, and \"alone\" by itself"),
     ('distill = "kd"\nbeta = [1]', 'row A: beta = [1]: kd does not use this flag; it has no loss of its own to weight'),
     ('distill = "fsp"\nbeta = "1 .. 9"', 'row A: beta = "1 .. 9": fsp does not use this flag; it has no loss'),
+    ('distill = "alone"\nkd_T = [1, 2]', 'row A: kd_T = [1, 2]: a student alone does not use this flag; leave it out'),
     ('kd_T = [1]', 'row A: distill: give a method or a list of methods, as "kd" or ["kd", "dkd"]')])
 def test_methods_that_are_refused(tmp_path, row, said):
     path = write(tmp_path / 'x.toml', A=row)
@@ -186,6 +187,11 @@ def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
         'the command line: --seed: the program sets this flag itself; leave it out'
     wrong = write(Path('z.toml'), A='distill = "dkd"\nkd_T = [1, 2]\nmin_lr = "0.001 .. 0.002"\n')
     assert refused(call, capsys, tune.main, wrong).startswith('z.toml: row A, resnet14 -> resnet8: --min_lr 0.001: has')
+    ignored = write(Path('z.toml'), A='distill = ["dkd", "ttm"]\nkd_T = [1, 2]\n')
+    assert refused(call, capsys, tune.main, ignored) == (
+        'z.toml: row A, resnet14 -> resnet8: --kd_T 1.0: --distill ttm has no soft labels here; give -a 1, or leave it '
+        'out')
+    assert refused(call, capsys, tune.main, path, 'more') == 'more: belongs to no flag; a flag begins with --'
     monkeypatch.setitem(sys.modules, 'optuna', None)
     assert refused(call, capsys, tune.main, path) == 'tune.py: optuna is not installed; pip install optuna'
     assert {*os.listdir()} == {'x.toml', 'y.toml', 'z.toml'}
@@ -529,9 +535,10 @@ def test_a_damaged_study(tmp_path):
     work(make(tmp_path, 1))
     file = tmp_path / 'study.log'
     lines = file.read_text().splitlines(keepends=True)
-    file.write_text(''.join([*lines[:3], 'x\n', *lines[3:]]))
-    with pytest.raises(UserError, match='study.log: no study that can be read .* move it away'):
-        make(tmp_path, 1)
+    for damaged in ([*lines[:3], 'x\n', *lines[3:]], [*lines, 'x\n']):
+        file.write_text(''.join(damaged))
+        with pytest.raises(UserError, match='study.log: no study that can be read .* move it away'):
+            make(tmp_path, 1)
 
 
 def test_status(call, tmp_path, monkeypatch, capsys):
