@@ -35,6 +35,7 @@ from helper.launch import STOP_SIGNALS
 from models.classes import class_order
 from models.ensemble import Ensemble
 from models.load import load_net, open_net
+from models.quantisation import IMAGES
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)
@@ -55,7 +56,8 @@ def options():
     add('--input', choices=('uint8', 'float'), default='uint8',
         help='the images that the exported files take: uint8 from 0 to 255, or float from 0 to 1')
     add('--calibration', type=number(int, low=1, high=10**6),
-        help='number of training images that calibrate --int8, and of others that choose its ranges; if omitted, 512')
+        help='number of training images that calibrate --int8, and of others that choose its ranges; if omitted, '
+             f'{IMAGES}')
     add('--int8_ranges', choices=METHODS,
         help='how --int8 finds the ranges of the activations; if omitted, the best of all on held-out training images')
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, if it is in a file of yours')
@@ -69,7 +71,7 @@ def options():
     add('--model_t', metavar='NET', help="the teacher's net, if its checkpoint does not name it")
     add_data_flags(parser)
     opt = parser.parse_args()
-    for name, required, default in (('calibration', 'int8', 512), ('int8_ranges', 'int8', None),
+    for name, required, default in (('calibration', 'int8', IMAGES), ('int8_ranges', 'int8', None),
                                     ('threads', 'latency', 1)):
         if getattr(opt, name) is not None and not getattr(opt, required):
             parser.error(f'--{name} {getattr(opt, name)}: has no effect without --{required}; add --{required}')

@@ -110,11 +110,12 @@ def test_sums(three_steps, capsys):
 
 
 def test_the_weight_is_fixed_after_the_first_steps(three_steps):
-    """And it is the same compiled, nearly the same in 16 bits, with two backward passes, and before a warm-up."""
+    """And it is the same compiled up to rounding, nearly the same in 16 bits, with two backward passes, and
+    before a warm-up."""
     first, _ = trained('dkd', epochs=1)
     weight = first.measured_weights()['beta']
     assert trained('dkd', epochs=3)[0].measured_weights()['beta'] == weight
-    assert trained('dkd', epochs=2, compiled=True)[0].measured_weights()['beta'] == weight
+    assert trained('dkd', epochs=2, compiled=True)[0].measured_weights()['beta'] == pytest.approx(weight, rel=1e-5)
     assert trained('dkd', epochs=1, amp='bfloat16')[0].measured_weights()['beta'] == pytest.approx(weight, rel=0.05)
     distiller, optimizer = trained('similarity', opt='dot', dot_delta=0.09)
     assert distiller.measured_weights()['beta'] > 0

@@ -1,13 +1,16 @@
 """--qat: a net that computes in 8 bits, learns so, and is exported with its own ranges."""
 import copy
+import csv
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CPU, Here, assert_same
 
+import scripts.compare_int8 as compare_int8
 import scripts.export_student as export_student
 import train_student
 import train_teacher
@@ -210,6 +213,23 @@ def test_export(call, run, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(export_student.main, run, '--out', tmp_path / 'no', '--int8', '--int8_ranges', 'entropy')
     assert '--int8_ranges entropy: ' in capsys.readouterr().err and not (tmp_path / 'no').exists()
+
+
+@pytest.mark.parametrize('others', [(), pytest.param(('minmax', 'entropy', 'percentile', 'best'),
+                                                      marks=pytest.mark.slow)])
+def test_compare_int8(call, flags, run, tmp_path, monkeypatch, capsys, others):
+    """A row for each kind of 8 bits of a student, and for --qat."""
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(verify, 'RuntimeProcess', Here)
+    runs = [Path(flags[-1]).parent, run] if others else [run]
+    call(compare_int8.main, *runs, '--num_workers', 0, '--csv', tmp_path / 'rows.csv')
+    with open(tmp_path / 'rows.csv', encoding='utf-8') as file:
+        rows = [*csv.DictReader(file)]
+    assert [row['bits'] for row in rows] == [*(['32 bits', *others] if others else []), '32 bits', '--qat']
+    assert rows[-2]['run'] == run.name and float(rows[-1]['same class %']) >= 90
+    accuracy = json.loads((run / 'test_best_metrics.json').read_text())['test_acc']
+    assert float(rows[-2]['top-1 %']) == pytest.approx(accuracy, abs=0.01)
+    assert f'{run.name}  --qat  {rows[-1]["top-1 %"]}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('more, text', [

@@ -739,6 +739,20 @@ def test_the_study_of_unlabelled_images(shell):
     assert unlabelled.unlabelled == embed.unlabelled == 'data/cifar10/train' and asked[-1][0] == 'scripts/compare.py'
 
 
+def test_the_study_of_8_bits(shell):
+    """Two runs of each net, of which the second starts from the first, and their comparison."""
+    done, asked = shell('run_int8.sh', MODEL_T='resnet20', SEEDS='4')
+    assert done.returncode == 0, done.stderr
+    teacher = teacher_options(asked[0][1:])
+    for first, second, compared in zip(asked[1::3], asked[2::3], asked[3::3], strict=True):
+        plain, qat = (student_options(line[1:]) for line in (first, second))
+        assert plain.path_t == qat.path_t == str(RunPaths.of_teacher(teacher).best)
+        plain.model_t = qat.model_t = 'resnet20'
+        best = RunPaths.of_student(plain).best
+        assert qat.initial_checkpoint == str(best) and qat.qat and not plain.qat
+        assert compared[:3] == ['scripts/compare_int8.py', str(best.parent), str(RunPaths.of_student(qat).folder)]
+
+
 @pytest.mark.parametrize('script, variables, arguments, words', [
     ('run_cifar_distill.sh', {'TEACHER': 'typo.pth'}, [], 'TEACHER typo.pth: no such file'),
     ('run_imagenet_distill.sh', {'TEACHER': 'typo.pth'}, [], 'TEACHER typo.pth: no such file'),

@@ -1,0 +1,77 @@
+"""The test accuracy of students in 32 bits and in 8 bits: by each kind of ranges, by the best, and after --qat.
+
+python scripts/compare_int8.py RUN_OR_CHECKPOINT ... [--csv FILE]
+
+A row for each run. 'same class' is the share of test images with the class of the network in PyTorch. minmax, entropy
+and percentile quantise every layer; best is the file of export_student.py --int8, which may leave layers in float.
+"""
+import csv
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import helper  # noqa: F401, before torch: it sets how threads wait
+
+# isort: split
+from dataclasses import replace
+
+from analysis.run_checkpoint import RunCheckpoint, add_data_flags
+from export import verify
+from export.formats import FORMATS, Export
+from export.ranges import METHODS, write_int8
+from helper.cli import Parser, path
+from helper.errors import UserError, run_main
+from models.quantisation import IMAGES
+from scripts.export_student import int8_calibration, open_run
+
+
+def options():
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument('runs', type=path, nargs='+', metavar='RUN_OR_CHECKPOINT', help='run folders or checkpoints')
+    parser.add_argument('--csv', type=path, metavar='FILE', help='also write the rows to this file')
+    add_data_flags(parser)
+    return parser.parse_args()
+
+
+def measure(run: RunCheckpoint, opt) -> dict:
+    """'32 bits' and each kind of 8 bits -> its verify.Evaluation on the test set."""
+    settings = SimpleNamespace(**vars(opt), model=None, int8_ranges=None, calibration=IMAGES)
+    data, network, order = open_run(settings, run)
+    with tempfile.TemporaryDirectory() as folder:
+        export = Export(network, 'uint8', Path(folder), None)
+        if network.rounded:
+            FORMATS['int8'].write(export, export.file('int8'))
+            files, net = {'--qat': export.file('int8')}, network.rounded
+        else:
+            calibration = int8_calibration(settings, data, 'uint8', order)
+            plain, files, net = Path(folder, 'plain.onnx'), {}, network.net
+            FORMATS['onnx'].write(export, plain)
+            alone = {method: replace(calibration, held_out=None, methods=(method, )) for method in METHODS}
+            for name, images in {**alone, 'best': calibration}.items():
+                files[name] = Path(folder, f'{name}_int8.onnx')
+                write_int8(plain, files[name], net, 'uint8', images, FORMATS['int8'].agreement)
+        results = verify.evaluate(net, files, data.test_loader, 'uint8', order=order)
+    return {'32 bits': results.network, **results.formats}
+
+
+def main():
+    opt, rows = options(), []
+    for given in opt.runs:
+        run = RunCheckpoint.find(given, 'RUN_OR_CHECKPOINT')
+        for name, result in measure(run, opt).items():
+            if result.failure:
+                raise UserError(f'RUN_OR_CHECKPOINT {given}: {name}: {result.failure}')
+            rows.append({'run': run.checkpoint.parent.name, 'bits': name, 'top-1 %': round(result.top1, 2),
+                         'same class %': round(result.agreement, 2)})
+            print('  '.join(map(str, rows[-1].values())), flush=True)
+    if opt.csv:
+        with open(opt.csv, 'w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == '__main__':
+    run_main(main)
