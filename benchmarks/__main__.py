@@ -16,13 +16,14 @@ from models.find import check_name
 from . import common
 
 SUBJECTS = ('recipes', 'whole', 'cache', 'loader', 'methods', 'memory', 'imagenet', 'scaling', 'threads',
-            'convolutions', 'networks')
+            'convolutions', 'networks', 'int8')
 
 
 def subject(name: str):
     """The module of a subject. Its measure(opt, device) returns or yields rows, dictionaries of the same keys.
 
-    Optional: show(rows), a table of its own; add_arguments(add), flags for this subject alone.
+    Optional: show(rows), a table of its own; add_arguments(add), flags for this subject alone; PROTOCOL, a text for the
+    terminal in place of batch and rounds.
     """
     return importlib.import_module(f'benchmarks.{name}')
 
@@ -75,8 +76,9 @@ def main():
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
         f'{cpu_name()}, {torch.get_num_threads()} threads'
     unit = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}.get(opt.what, f'{opt.steps} steps')
-    print(f'{machine}, torch {torch.__version__}, batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
     module = subject(opt.what)
+    protocol = getattr(module, 'PROTOCOL', f'batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
+    print(f'{machine}, torch {torch.__version__}, {protocol}')
     rows = [*module.measure(opt, device)]
     getattr(module, 'show', common.show)(rows)
     if opt.json:

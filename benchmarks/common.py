@@ -24,6 +24,7 @@ CLASSES = 100
 N_TRAIN = 50_000        # as CIFAR: the size of memories of all images
 PAIRS = ('resnet20,resnet8,kd', 'resnet110,resnet20,kd', 'wrn_40_2,wrn_16_2,attention', 'resnet32x4,resnet8x4,semckd')
 DIGITS = {'ratio': 2, 'lower quartile': 2, 'upper quartile': 2, 'memory ratio': 2, 'time ratio': 2, 's a step': 1,
+          '32 bits MB': 2, '8 bits MB': 2, '32 bits ms': 2, '8 bits ms': 2, 'speed': 2,
           f'times {SOFT_LABELS}': 2, 'torch ms': 2, 'winograd ms': 2, 'ms a step': 1, 'seconds': 1}
 
 

@@ -287,6 +287,16 @@ def test_benchmarks_of_processes(call, capfd, monkeypatch):
     assert 'resnet14,resnet8,kd  one thread' in capfd.readouterr().out
 
 
+def test_int8_benchmark(call, tmp_path):
+    """A row for each number of threads; the file in 8 bits is smaller."""
+    pytest.importorskip('onnxruntime')
+    call(benchmark, 'int8', '--files', 'resnet8,16', '--json', tmp_path / 'found.json')
+    rows = json.loads((tmp_path / 'found.json').read_text())['rows']
+    assert [(row['net'], row['pixels'], row['threads']) for row in rows] == [('resnet8', 16, 1), ('resnet8', 16, 2)]
+    assert all(row['8 bits MB'] < row['32 bits MB'] / 2 for row in rows)
+    assert all(row['speed'] == row['32 bits ms'] / row['8 bits ms'] for row in rows)
+
+
 @pytest.mark.slow
 def test_whole_processes(call, tmp_path, monkeypatch, capfd):
     """Both sides train a student on all images with the given flags; the numbers are those of the processes."""
