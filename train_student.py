@@ -62,7 +62,7 @@ def train(opt, device):
     warn_of_size(arch, data.image_size, '--model_s')
     loaded = load_start(student, start, data)
     if opt.qat:
-        quantise(student, data.image_size)
+        quantise(student, data.image_size, f'--model_s {arch}')
         if start.checksum is None:      # else --resume loads the ranges
             calibrate(student.to(device), calibration_images(data))
     facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,

@@ -103,7 +103,7 @@ def _write_int8(export, file):
         net = rounded.copy()
         net.net = integer_net(net.net, export.network.size)
         _write_onnx(export, file, net)
-        export.facts['int8'] = {'ranges': '--qat', 'layers in float': []}
+        export.facts['int8'] = {'ranges': '--qat'}
         return
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
         plain = Path(folder, 'plain.onnx')

@@ -99,14 +99,21 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         'Each file was loaded by its own runtime in a new process, and compared with the network in PyTorch on the '
         'whole test set.',
         _rows(('file', 'MB', 'top-1 %', 'same first class %', 'largest difference of logits', 'SHA-256'), files),
-        *[f'`{name}`: {facts["ranges"]} ranges; layers in float: {", ".join(facts["layers in float"]) or "none"}.'
-          for name, facts in card['files'].items() if 'ranges' in facts],
+        *[_ranges(name, facts) for name, facts in card['files'].items() if 'ranges' in facts],
         '## Use', f'Images: {images["taken as"]}, {images["layout"]}; every file except the weights normalises them '
         f'itself. {_resizing(images)}', f'```python\n{loading_code(config)}\n```',
         *(['## Cost', f'```\n{latency}\n```'] if latency else []),
         '## Training', _rows(('', ''), [(name, f'`{value}`') for name, value in training.items()]),
         LAST_PART, _rows(('', ''), [(name, text or '') for name, text in card['to be filled in'].items()]),
     ]) + '\n'
+
+
+def _ranges(name, facts):
+    """A sentence about the activation ranges of a file in 8 bits."""
+    if 'layers in float' in facts:
+        return f'`{name}`: {facts["ranges"]} ranges; layers in float: {", ".join(facts["layers in float"]) or "none"}.'
+    return f'`{name}`: trained for 8 bits by `--qat`, and compared with the rounded network in PyTorch (top-1 ' \
+           f'{facts["rounded network top-1 %"]:.2f} %). The other files leave the rounding out.'
 
 
 def _class_rows(report):

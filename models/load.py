@@ -14,7 +14,7 @@ from .classes import MAX_NAMED, classifier_outputs, find_classifier, match_class
 from .find import LIBRARIES, build, get_library, parse_name
 from .foreign import CONFIG, WEIGHTS, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
-from .quantisation import RANGES, quantise
+from .quantisation import RANGES, Quantised, check_ranges, quantise, remove_rounding
 from .recognise import find_architecture
 
 MOST_CLASSES = 10**5
@@ -129,7 +129,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False,
                 appends_classifier=appends_classifier)
     if RANGES in checkpoint['model']:
-        quantise(net, inputs['size'])
+        quantise(net, inputs['size'], label)
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)
         net.inputs = nn.Sequential(conversion, net.inputs) if hasattr(net, 'inputs') else conversion
@@ -176,6 +176,9 @@ def load_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t
     if 'source' in checkpoint and flag == '--path-t':       # only the weights say how many classes it has
         refuse_other_classes(_count_classes(net, checkpoint, data, label), path, name, data, flag, reads_logits)
     fill_all(net, checkpoint, name, data, label)
+    if flag == '--path-t' and isinstance(net, Quantised):
+        print(f'{label}: teaches without the rounding of --qat')
+        remove_rounding(net)
     return net
 
 
@@ -208,6 +211,8 @@ def fill(net: nn.Module, checkpoint: dict, label: str, fault: str) -> None:
     weights, notes = select_weights(net, checkpoint, label)
     load_weights(net, weights, f'{label}: {fault}')
     refuse_nan(net, label)
+    if isinstance(net, Quantised):
+        check_ranges(net, label)
     if any(notes):
         print(f'{label}: {", ".join(filter(None, notes))}')
 

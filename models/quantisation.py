@@ -4,6 +4,7 @@ Each output channel of a weight has a scale, which follows from its largest abso
 range, which `calibrate` measures. Gradients pass the rounding unchanged; a value outside its range gets none.
 Wu et al., Integer Quantization for Deep Learning Inference, 2020, arXiv:2004.09602.
 """
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,76 +12,76 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from helper import distributed
 from helper.errors import UserError
 
-from .base import Net, probe
+from .base import Net
 
 RANGES = 'activation_ranges'    # the name of Quantised.activation_ranges in a state_dict
-# Functions whose inputs are rounded. Batch norms and ReLUs are not among them: an export folds a batch norm into the
-# convolution before it, and a ReLU into the range of its output.
+# Functions whose inputs are rounded. Attention and layer norms stay in float. Batch norms and ReLUs need no rounding of
+# their own: an export folds a batch norm into its convolution, and a ReLU into the range of its output.
 LAYERS = {'conv2d', 'linear'}
 OTHERS = {'add', 'mul', 'cat', 'concat', 'mean', 'adaptive_avg_pool2d', 'avg_pool2d', 'max_pool2d', 'hardswish',
           'hardsigmoid', 'sigmoid', 'silu', 'gelu'}
 IN_PLACE = {'add_': torch.add, 'mul_': torch.mul}
 IMAGES = 512                    # training images that give the ranges
 OUTSIDE = 1e-4                  # share of the values of an activation beyond each end of its range
-KEPT = 2**14                    # values of an activation that `calibrate` keeps of each batch
+SAMPLES = 2**14                 # values of an activation and batch that `calibrate` keeps
 
 
-class RoundedPass(TorchFunctionMode):
-    """A forward pass that rounds the inputs of LAYERS, OTHERS and IN_PLACE. A subclass defines `activation`."""
+class ActivationPass(TorchFunctionMode):
+    """A forward pass that sees the inputs of LAYERS, OTHERS and IN_PLACE. A subclass may replace them."""
 
     def __init__(self):
         super().__init__()
         self.count = 0      # of activations so far
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name, kwargs = getattr(func, '__name__', ''), kwargs or {}
+        name, kwargs = getattr(func, '__name__', ''), {**(kwargs or {})}
         if name in LAYERS:
-            return func(*self.layer(*args), **kwargs)
-        if name in OTHERS:
-            return func(*tree_map(self.rounded, args), **kwargs)
+            named = dict(zip(('input', 'weight', 'bias'), args, strict=False))
+            named |= {key: kwargs.pop(key) for key in ('input', 'weight', 'bias') if key in kwargs}
+            return func(*self.layer(**named), *args[3:], **kwargs)
         if name in IN_PLACE:
-            return args[0].copy_(IN_PLACE[name](*tree_map(self.rounded, args), **kwargs))
+            return args[0].copy_(IN_PLACE[name](*tree_map(self.replaced, args), **kwargs))
+        if name in OTHERS:
+            args, kwargs = tree_map(self.replaced, (args, kwargs))
         return func(*args, **kwargs)
 
-    def rounded(self, x):
-        """The argument of a function; rounded if it is an activation."""
+    def replaced(self, x):
+        """An argument of a function, by `activation` if it is one."""
         if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.dim() < 2 or not x.is_floating_point():
             return x
         self.count += 1
         return self.activation(x, self.count - 1)
 
     def activation(self, x: Tensor, number: int) -> Tensor:
-        """x, the activation `number` of this pass from 0, rounded."""
-        raise NotImplementedError
+        """What replaces x, the activation `number` of this pass, from 0."""
+        return x
 
-    def layer(self, x: Tensor, weight: Tensor, *rest) -> tuple:
-        """The arguments of a convolution or linear layer, rounded."""
-        return (self.rounded(x), round_weight(weight), *rest)
+    def layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple:
+        """What replaces the first arguments of a convolution or linear layer."""
+        return self.replaced(input), weight, bias
 
 
-class _Unrounded(RoundedPass):
-    """Counts the activations, and keeps some values of each in `values`, if given. Rounds nothing."""
+class _Samples(ActivationPass):
+    """Keeps random values of each activation in `values`, a list for each."""
 
-    def __init__(self, values: list[list[Tensor]] | None = None):
+    def __init__(self, values: list[list[Tensor]]):
         super().__init__()
         self.values = values
 
     def activation(self, x, number):
-        if self.values is not None:
-            flat = x.detach().flatten()
-            step = -(-len(flat) // KEPT)
-            # A copy, because an activation function may overwrite x.
-            self.values[number].append(flat[::step].to('cpu', torch.float32, copy=True))
+        flat = x.detach().flatten()
+        # Always the same indices, so that a map that two layers read has one range.
+        generator = torch.Generator().manual_seed(0)
+        indices = torch.randint(len(flat), (min(len(flat), SAMPLES), ), generator=generator)
+        self.values[number].append(flat[indices.to(x.device)].float().cpu())
         return x
 
-    def layer(self, x, *rest):
-        return (self.rounded(x), *rest)
 
-
-class FakeQuantisedPass(RoundedPass):
-    """Rounds to the 256 values of each range."""
+class RoundedPass(ActivationPass):
+    """Rounds to the 256 values of each range, and weights to 255 for each channel."""
 
     def __init__(self, net: 'Quantised'):
         super().__init__()
@@ -88,10 +89,10 @@ class FakeQuantisedPass(RoundedPass):
         self.scales, self.zero_points = scales.unbind(), zero_points.unbind()
 
     def activation(self, x, number):
-        if number >= len(self.scales):
-            raise UserError('--qat: the student has layers that only compute in training, such as stochastic depth; '
-                            'give a student without them')
         return FakeQuantise.apply(x, self.scales[number], self.zero_points[number], 0, 255)
+
+    def layer(self, input, weight, bias=None):
+        return self.replaced(input), round_weight(weight), bias
 
 
 class FakeQuantise(torch.autograd.Function):
@@ -114,10 +115,10 @@ class FakeQuantise(torch.autograd.Function):
 
 
 class Quantised:
-    """Comes before the class of a base.Net that `quantise` changed."""
+    """Lets `outputs` compute with rounded values: `quantise` puts it before the class of a net."""
 
     activation_ranges: Tensor       # (activations, 2): the ends of each range, in the order of computation
-    new_pass = FakeQuantisedPass
+    new_pass = RoundedPass
 
     def outputs(self, x: Tensor, preact: bool = False):
         with self.new_pass(self):
@@ -142,12 +143,31 @@ def round_weight(weight: Tensor) -> Tensor:
     return FakeQuantise.apply(weight, scales, 0, -127, 127)
 
 
-def quantise(net: Net, image_size: int) -> None:
-    """Let `net` compute with rounded values, in place. Its ranges are zero until `calibrate` or load_state_dict."""
-    with (unrounded := _Unrounded()):
-        probe(net, image_size)
-    net.register_buffer(RANGES, torch.zeros(unrounded.count, 2))
+def quantise(net: Net, image_size: int, label: str = '') -> None:
+    """Let `net` compute with rounded values, in place. Its ranges are zero until `calibrate` or load_state_dict.
+
+    Raises UserError that begins with `label` for a net that computes more, or less, in training.
+    """
+    count = _count_activations(net, image_size)
+    if _count_activations(copy.deepcopy(net).train(), image_size) != count:
+        raise UserError(f'{label}: has layers that only compute in training, such as stochastic depth, so it has no '
+                        f'fixed ranges; give a student without them')
+    net.register_buffer(RANGES, torch.zeros(count, 2))
     net.__class__ = type(type(net).__name__, (Quantised, type(net)), {})
+
+
+@torch.no_grad()
+def _count_activations(net, image_size):
+    with ActivationPass() as counted:
+        net.outputs(torch.zeros(2, 3, image_size, image_size))
+    return counted.count
+
+
+def check_ranges(net: Quantised, label: str) -> None:
+    """Raises UserError that begins with `label` for ranges that `calibrate` does not set."""
+    low, high = net.activation_ranges.unbind(1)
+    if not net.activation_ranges.isfinite().all() or (low > 0).any() or (high < 0).any():
+        raise UserError(f'{label}: its {RANGES} are not ranges that contain 0; the file is damaged')
 
 
 def remove_rounding(net: Quantised) -> None:
@@ -160,17 +180,17 @@ def remove_rounding(net: Quantised) -> None:
 def calibrate(net: Quantised, batches: Iterable[Tensor]) -> None:
     """Set the ranges of a quantised net, in eval mode, from batches of images (N, 3, H, W).
 
-    A range contains 0, and leaves OUTSIDE of the values beyond each end.
+    A range contains 0, and leaves OUTSIDE of the values beyond each end. It is the same in all processes.
     """
     values = [[] for _ in net.activation_ranges]
     net.eval()
-    net.new_pass = lambda net: _Unrounded(values)
+    net.new_pass = lambda net: _Samples(values)
     for images in batches:
         net.outputs(images)
     del net.new_pass
-    for ends, parts in zip(net.activation_ranges, values, strict=True):
-        low, high = torch.cat(parts).quantile(torch.tensor([OUTSIDE, 1 - OUTSIDE]))
-        ends.copy_(torch.stack([low.clamp_max(0), high.clamp_min(0)]))
+    ends = torch.stack([torch.cat(parts).quantile(torch.tensor([OUTSIDE, 1 - OUTSIDE])) for parts in values])
+    ranges = torch.stack([ends[:, 0].clamp_max(0), ends[:, 1].clamp_min(0)], 1)
+    net.activation_ranges.copy_(torch.tensor(distributed.broadcast(ranges.tolist)))
 
 
 def calibration_images(data) -> Iterator[Tensor]:

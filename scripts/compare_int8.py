@@ -2,12 +2,14 @@
 
 python scripts/compare_int8.py RUN_OR_CHECKPOINT ... [--csv FILE]
 
-A row for each run. 'same class' is the share of test images with the class of the network in PyTorch. minmax, entropy
-and percentile quantise every layer; best is the file of export_student.py --int8, which may leave layers in float.
+'same class' is the share of test images with the class of the network in PyTorch, for --qat of the rounded one. minmax,
+entropy and percentile quantise every layer; best is the file of export_student.py --int8, which may leave layers in
+float.
 """
 import csv
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,6 @@ from export.formats import FORMATS, Export
 from export.ranges import METHODS, write_int8
 from helper.cli import Parser, path
 from helper.errors import UserError, run_main
-from models.quantisation import IMAGES
 from scripts.export_student import int8_calibration, open_run
 
 
@@ -32,12 +33,14 @@ def options():
     parser.add_argument('runs', type=path, nargs='+', metavar='RUN_OR_CHECKPOINT', help='run folders or checkpoints')
     parser.add_argument('--csv', type=path, metavar='FILE', help='also write the rows to this file')
     add_data_flags(parser)
+    if missing := [library for library in FORMATS['int8'].needs if find_spec(library) is None]:
+        parser.error(f'needs {" and ".join(missing)}; pip install -r requirements-export.txt')
     return parser.parse_args()
 
 
 def measure(run: RunCheckpoint, opt) -> dict:
     """'32 bits' and each kind of 8 bits -> its verify.Evaluation on the test set."""
-    settings = SimpleNamespace(**vars(opt), model=None, int8_ranges=None, calibration=IMAGES)
+    settings = SimpleNamespace(**vars(opt), model=None, int8_ranges=None, calibration=None)
     data, network, order = open_run(settings, run)
     with tempfile.TemporaryDirectory() as folder:
         export = Export(network, 'uint8', Path(folder), None)
@@ -53,6 +56,8 @@ def measure(run: RunCheckpoint, opt) -> dict:
                 files[name] = Path(folder, f'{name}_int8.onnx')
                 write_int8(plain, files[name], net, 'uint8', images, FORMATS['int8'].agreement)
         results = verify.evaluate(net, files, data.test_loader, 'uint8', order=order)
+        if network.rounded:
+            results.network = verify.evaluate(network.net, {}, data.test_loader, 'uint8', order=order).network
     return {'32 bits': results.network, **results.formats}
 
 

@@ -71,7 +71,7 @@ def options():
     add('--model_t', metavar='NET', help="the teacher's net, if its checkpoint does not name it")
     add_data_flags(parser)
     opt = parser.parse_args()
-    for name, required, default in (('calibration', 'int8', IMAGES), ('int8_ranges', 'int8', None),
+    for name, required, default in (('calibration', 'int8', None), ('int8_ranges', 'int8', None),
                                     ('threads', 'latency', 1)):
         if getattr(opt, name) is not None and not getattr(opt, required):
             parser.error(f'--{name} {getattr(opt, name)}: has no effect without --{required}; add --{required}')
@@ -117,7 +117,7 @@ def int8_calibration(opt, data, dtype, order):
     if data.n_train < 2:
         raise UserError(f'--int8: some training images give the ranges and others choose them, but the data have '
                         f'{counted(data.n_train, "training image")}; give data with at least two, or leave it out')
-    count = min(opt.calibration, -(-data.n_train // 2))
+    count = min(opt.calibration or IMAGES, -(-data.n_train // 2))
     shuffled = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))
     calibrating, held_out = (part.sort()[0].tolist() for part in (shuffled[:count], shuffled[count:2 * count]))
 
@@ -201,9 +201,9 @@ def open_run(opt, run):
     if (network.size, len(classes)) != (data.image_size, data.num_classes):
         raise UserError(f'--dataset: has {data.num_classes} classes and images of {data.image_size} pixels, but {run} '
                         f'is for {len(classes)} and {network.size}; give the data of its run')
-    if network.rounded and opt.int8_ranges:
-        raise UserError(f'--int8_ranges {opt.int8_ranges}: {run} was trained with --qat, which sets the ranges; leave '
-                        f'it out')
+    for name in ('int8_ranges', 'calibration'):
+        if network.rounded and (value := getattr(opt, name)):
+            raise UserError(f'--{name} {value}: {run} was trained with --qat, which sets the ranges; leave it out')
     if fit != data.fit:
         raise UserError(f'--fit {data.fit}: {run} was trained with --fit {fit}; give that')
     order = class_order(classes, data, f'RUN_OR_CHECKPOINT {run}')
@@ -220,7 +220,7 @@ def main():
         raise UserError(f'--web_teacher: {run} has no teacher that can be opened; give it by --path-t')
     web_runtime = web.read_runtime(opt.web_runtime) if opt.web else {}
     dtype, out = {'uint8': 'uint8', 'float': 'float32'}[opt.input], Path(opt.out)
-    calibration = int8_calibration(opt, data, dtype, order) if opt.int8 and not network.rounded else None
+    calibration = int8_calibration(opt, data, dtype, order) if opt.int8 else None
     with new_folder(out) as folder:
         export, faults = Export(network, dtype, folder, calibration), {}
         for name in names:
@@ -233,7 +233,9 @@ def main():
         of_qat = {'int8': files.pop('int8')} if network.rounded and 'int8' in files else {}
         results = verify.evaluate(network.net, files, data.test_loader, dtype, teacher, order)
         if of_qat:
-            results.formats |= verify.evaluate(network.rounded, of_qat, data.test_loader, dtype, order=order).formats
+            rounded = verify.evaluate(network.rounded, of_qat, data.test_loader, dtype, order=order)
+            results.formats |= rounded.formats
+            export.facts['int8']['rounded network top-1 %'] = rounded.network.top1
         faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in written}
         faults = {name: fault for name, fault in faults.items() if fault}
         fault_text = '; '.join(f'{FORMATS[name].file}: {fault}' for name, fault in faults.items())
