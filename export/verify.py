@@ -14,6 +14,7 @@ from helper.errors import UserError, counted
 from .deployed_net import NormalisedNet
 from .runtime_process import RuntimeProcess
 
+LOSS_OF_QAT = 1.0   # points of accuracy
 TOLERANCE = 1e-4    # of logits; relative to the network's largest logit if that is above 1
 
 
@@ -67,6 +68,17 @@ class Evaluation:
             return (f'predicts the same class as the network for {self.agreement:.2f} % of the test images; at least '
                     f'{agreement} % are required')
         return ''
+
+    def fault_of_qat(self, rounded: 'Evaluation') -> str:
+        """Why the file of a student of --qat is not good enough; '' if it is. rounded: its network in PyTorch.
+
+        Two programs round a value between two integers differently. In a deep net this changes as many classes as the
+        rounding itself, so the accuracy counts.
+        """
+        if self.failure or self.top1 >= rounded.top1 - LOSS_OF_QAT:
+            return self.failure or ''
+        return f'its accuracy is {self.top1:.2f} %, and the rounded network has {rounded.top1:.2f} %; at most ' \
+               f'{LOSS_OF_QAT} less is allowed'
 
     def json(self) -> dict:
         return {'test images': self.images, 'top-1 %': self.top1, 'same first class %': self.agreement,

@@ -236,7 +236,8 @@ def main():
             rounded = verify.evaluate(network.rounded, of_qat, data.test_loader, dtype, order=order)
             results.formats |= rounded.formats
             export.facts['int8']['rounded network top-1 %'] = rounded.network.top1
-        faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in written}
+            faults['int8'] = rounded.formats['int8'].fault_of_qat(rounded.network)
+        faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in files}
         faults = {name: fault for name, fault in faults.items() if fault}
         fault_text = '; '.join(f'{FORMATS[name].file}: {fault}' for name, fault in faults.items())
         for name in faults:

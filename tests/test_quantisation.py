@@ -207,7 +207,7 @@ def test_export(call, run, tmp_path, monkeypatch, capsys):
     call(export_student.main, run, '--out', tmp_path / 'out', '--int8', '--formats', 'safetensors', '--num_workers', 0)
     card = json.loads((tmp_path / 'out' / 'model_card.json').read_text())
     in_8_bits = card['files']['student_int8.onnx']
-    assert in_8_bits['ranges'] == '--qat' and in_8_bits['same first class %'] >= 97
+    assert in_8_bits['ranges'] == '--qat' and in_8_bits['same first class %'] >= 90
     accuracy = json.loads((run / 'test_best_metrics.json').read_text())['test_acc']
     assert in_8_bits['rounded network top-1 %'] == pytest.approx(accuracy)
     assert card['files']['student.safetensors']['largest difference of logits'] == 0
@@ -218,6 +218,16 @@ def test_export(call, run, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             call(export_student.main, run, '--out', tmp_path / 'no', '--int8', flag, value)
         assert f'{flag} {value}: ' in capsys.readouterr().err and not (tmp_path / 'no').exists()
+
+
+def test_the_file_of_a_student_of_qat_may_lose_a_point():
+    rounded, file = (verify.Evaluation(images=200, correct=correct, agreeing=100) for correct in (160, 158))
+    assert file.fault_of_qat(rounded) == ''
+    file.correct = 157
+    assert file.fault_of_qat(rounded) == \
+        'its accuracy is 78.50 %, and the rounded network has 80.00 %; at most 1.0 less is allowed'
+    file.failure = 'no runtime'
+    assert file.fault_of_qat(rounded) == 'no runtime'
 
 
 @pytest.mark.parametrize('others', [(), pytest.param(('minmax', 'entropy', 'percentile', 'best'),
