@@ -128,7 +128,7 @@ def new_net(path: str, checkpoint: dict, name: str, data, flag: str = '--path-t'
     inputs = check_inputs(inputs, label)
     net = build(name, data.num_classes, inputs['size'], f'{label}:', trains=False,
                 appends_classifier=appends_classifier)
-    if RANGES in checkpoint['model']:
+    if RANGES in checkpoint.get('model', ()):
         quantise(net, inputs['size'], label)
     if data_inputs and any(inputs[key] != data_inputs[key] for key in ('mean', 'std', 'size')):
         conversion = Inputs(data_inputs, inputs)

@@ -269,7 +269,7 @@ ELSEWHERE = {
     'gpu_id': 'test_gpu', 'multiprocessing_distributed': 'test_distributed.test_two_processes_from_the_command_line',
     'dist_url': 'test_distributed.test_url_in_use', 'dist_timeout': 'test_distributed.test_the_others_do_not_come',
     'sync_bn': 'test_distributed.test_two_processes_train_as_one', 'compile': 'test_speed',
-    'grad_checkpointing': 'test_grad_checkpointing', 'resume': 'test_resume',
+    'grad_checkpointing': 'test_grad_checkpointing', 'qat': 'test_quantisation', 'resume': 'test_resume',
     'save_every': 'test_resume.test_save_every', 'seed': 'test_scripts.test_a_seed_gives_identical_weights',
     'print_freq': 'test_scripts.test_teacher_outputs', 'save_freq': 'test_scripts.test_teacher_outputs',
     'save_dir': 'test_scripts.test_teacher_outputs', 'trial': 'test_scripts.test_teacher_outputs',

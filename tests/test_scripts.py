@@ -84,7 +84,7 @@ def test_defaults():
         'val_fraction': None, 'patience': None, 'pretrained': False, 'initial_checkpoint': None, 'freeze_epochs': 0,
         'layer_decay': 1.0, 'backbone_lr': 1.0, 'interpolation': None, 'crop_pct': None, 'no_test': False,
         'grad_checkpointing': False, 'shard_cache_gb': 100.0, 'cache_epochs': None, 'cache_topk': None, 'cache_seed': 0,
-        'unlabelled': None, 'unlabelled_batch': None, 'embed_map': 0.0, 'teacher_head': None}
+        'unlabelled': None, 'unlabelled_batch': None, 'embed_map': 0.0, 'teacher_head': None, 'qat': False}
     others = vars(opt).keys() - expected.keys()
     assert {name: vars(opt)[name] for name in expected} == expected and others <= flags_of_methods()
     assert opt.flags.filled_in == ['seed', 'num_workers'] and {'epochs', 'seed', 'trial'} < opt.flags.may_differ
