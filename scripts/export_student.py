@@ -261,7 +261,9 @@ def main():
         card['to be filled in'] |= model_card.read_filled_in(out / CARD[0])
         write_json(folder / CARD[1], card)
         (folder / CARD[0]).write_text(model_card.as_markdown(card, network.config, table), encoding='utf-8')
-    print(f'{network.name}: top-1 {results.network.top1:.2f} in PyTorch')
+    rounded_top1 = export.facts.get('int8', {}).get('rounded network top-1 %')
+    print(f'{network.name}: top-1 {results.network.top1:.2f} in PyTorch'
+          + ('' if rounded_top1 is None else f', {rounded_top1:.2f} with the rounding of --qat'))
     if (constant := card['gives one class alone']) is not None:
         print(f'warning: {network.name} predicts the class {printable(constant)} for all {results.network.images} test '
               f'images: it cannot tell classes apart, and "the same class" below says nothing about the files')

@@ -213,7 +213,7 @@ def test_export(call, run, tmp_path, monkeypatch, capsys):
     assert card['files']['student.safetensors']['largest difference of logits'] == 0
     text = (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
     assert f'compared with the rounded network in PyTorch (top-1 {accuracy:.2f} %)' in text
-    capsys.readouterr()
+    assert f'{accuracy:.2f} with the rounding of --qat' in capsys.readouterr().out
     for flag, value in (('--int8_ranges', 'entropy'), ('--calibration', 64)):
         with pytest.raises(SystemExit):
             call(export_student.main, run, '--out', tmp_path / 'no', '--int8', flag, value)
