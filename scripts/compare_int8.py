@@ -45,12 +45,12 @@ def measure(run: RunCheckpoint, opt) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         export = Export(network, 'uint8', Path(folder), None)
         if network.rounded:
-            FORMATS['int8'].write(export, export.file('int8'))
+            _write(export, 'int8')
             files, net = {'--qat': export.file('int8')}, network.rounded
         else:
             calibration = int8_calibration(settings, data, 'uint8', order)
-            plain, files, net = Path(folder, 'plain.onnx'), {}, network.net
-            FORMATS['onnx'].write(export, plain)
+            _write(export, 'onnx')
+            plain, files, net = export.file('onnx'), {}, network.net
             alone = {method: replace(calibration, held_out=None, methods=(method, )) for method in METHODS}
             for name, images in {**alone, 'best': calibration}.items():
                 files[name] = Path(folder, f'{name}_int8.onnx')
@@ -59,6 +59,12 @@ def measure(run: RunCheckpoint, opt) -> dict:
         if network.rounded:
             results.network = verify.evaluate(network.net, {}, data.test_loader, 'uint8', order=order).network
     return {'32 bits': results.network, **results.formats}
+
+
+def _write(export, name):
+    """Write the file of a format. Raises UserError if its exporter cannot."""
+    if fault := export.write(name):
+        raise UserError(f'RUN_OR_CHECKPOINT {export.network.checkpoint}: cannot be exported to ONNX ({fault})')
 
 
 def main():
