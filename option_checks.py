@@ -289,6 +289,7 @@ def check_flags_of_methods(opt, method) -> None:
                             f'of this net; it goes with {names_of(READS_STAGES[option])}')
     losses = weighted_losses(opt, method)
     have_effect = {
+        'loss_warmup_epochs': bool(losses),
         'kl_warmup_epochs': not opt.kl_warmup_epochs or any(name == 'kl' for _, name in losses),
         'kd_T': any(not part.spec.learns_temperature and (name == 'kl' or part.spec.reads_kd_T)
                     for part, name in losses)}

@@ -37,6 +37,7 @@ def options():
     add = parser.add_argument
     add('students', nargs='+', type=path, metavar='STUDENT', help='a run folder or a checkpoint')
     add('--path-t', type=path, help="the teacher's checkpoint; if omitted, the teacher of the runs")
+    add('--model_t', help='the net of --path-t, for a checkpoint that does not name it')
     add('--output', type=path, default='./save/figures', help='the folder for the figures')
     add('--only', nargs='+', choices=DRAW, default=[*DRAW], help='draw only these figures')
     add('--samples', type=number(int, low=NEEDED['tsne'], high=10**5), default=1000,
@@ -55,6 +56,8 @@ def options():
     students = [RunCheckpoint.find(given, 'STUDENT') for given in opt.students]
     if opt.images and len(opt.images) > MOST_ROWS:
         parser.error(f'--images: {len(opt.images)} images; give at most {MOST_ROWS}')
+    if opt.model_t and not opt.path_t:
+        parser.error(f'--model_t {opt.model_t}: has no effect without --path-t; leave it out')
     check_same_data(students, opt)
     for student in students:
         student.check_metrics()
@@ -98,7 +101,7 @@ def load_nets(opt, students, data, device):
         name, _, teacher = student.open_teacher(index, data)
     else:
         file = opt.path_t
-        name, checkpoint = open_net(file)
+        name, checkpoint = open_net(file, opt.model_t)
         teacher = load_net(file, checkpoint, name, data)
     nets = [ComparedNet(f'{name} (teacher)', '--path-t', file, teacher)]
     by_file = {student.checkpoint.resolve(): student for student in students}

@@ -389,6 +389,7 @@ def test_vkd_reads_the_patch_tokens():
 
 @pytest.mark.parametrize('flags, words', [
     ('nd --mixup 0.2', '--mixup 0.2: --distill nd needs one class for each image'),
+    ('dkd --loss_warmup_epochs 3 -b 0', '--loss_warmup_epochs 3: --distill dkd has no soft labels here; give -a 1'),
     ('nd --kl_warmup_epochs 3 -a 0', '--kl_warmup_epochs 3: --distill nd has no soft labels here; give -a 1'),
     ('dkd+nd --kl_warmup_epochs 3', '--kl_warmup_epochs 3: --distill dkd+nd has no soft labels here; add kd to it'),
     ('gkl --mixup 0.2', '--mixup 0.2: --distill gkl with --ikl_prior on needs one class for each image; give'),

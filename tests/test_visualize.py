@@ -342,7 +342,11 @@ def test_chosen_figures_and_images(call, runs, tmp_path, capsys):
         data_options(dataset='digits', batch_size=48), CPU).test_labels[[7, 300]].tolist()
     labels = {*read(tmp_path / 'tsne.json')['labels']}
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    call(visualize.main, *flags, '--only', 'tsne', '--classes', 3)
+    bare = tmp_path / 'other' / 'weights.pth'       # as another program writes it: it does not name its net
+    bare.parent.mkdir()
+    torch.save(load_checkpoint(str(teacher), '')['model'], bare)
+    call(visualize.main, '--path-t', bare, '--model_t', 'resnet14', *flags[2:], '--only', 'tsne', '--classes', 3)
+    shutil.rmtree(bare.parent)
     assert len(labels) == 3 and {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     call(visualize.main, *flags, '--only', 'tsne', '--classes', 3, '--seed', 1)
     assert {*read(tmp_path / 'tsne.json')['labels']} != labels
@@ -382,6 +386,7 @@ BAD = {     # what is wrong -> (arguments, what the line says); {run}, {teacher}
     'code': (['{tmp}/code.pth', '--path-t', '{teacher}', *['--dataset', 'folder', '--data_dir', '{tree}'],
               '--image_size', '16', '--batch_size', '16'], 'STUDENT {tmp}/code.pth: refused, it holds code'),
     'no teacher': (['{tmp}/resnet8.pth'], "--path-t: none of these students names its teacher; give a teacher's"),
+    'net without its file': (['{run}', '--model_t', 'resnet14'], '--model_t resnet14: has no effect without --path-t'),
     'teacher gone': (['{run}', '--path-t', 'gone.pth'], '--path-t gone.pth: no such file'),
     'the teacher alone': (['{teacher}', '--path-t', '{teacher}'], 'STUDENT {teacher}: is the teacher; give'),
     'other teacher': (['{run}', '{tmp}/taught'], '--path-t: these students have several teachers, {teacher}, x'),
