@@ -258,7 +258,7 @@ def _complete(parser, opt, model, flag):
     check_start = check_published if opt.pretrained else check_without_weights
     check_start(model, flag)
     if opt.learning_rate is None:
-        opt.learning_rate = default_learning_rate(model) / (10 if getattr(opt, 'qat', False) else 1)
+        opt.learning_rate = default_learning_rate(model) / (100 if getattr(opt, 'qat', False) else 1)
     check_recipe(opt)
     if opt.aa is not None:
         AutoAugment(opt.aa, opt.image_size, (0.5, 0.5, 0.5))

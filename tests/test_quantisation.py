@@ -165,7 +165,7 @@ def test_the_ranges_are_those_of_the_initial_student(flags, run):
     """Training keeps them."""
     opt = student_options([str(flag) for flag in flags])
     usual = [str(flag) for flag in flags if flag not in ('--learning_rate', 0.001)]
-    assert student_options(usual).learning_rate == 0.005
+    assert student_options(usual).learning_rate == 0.0005
     data = get_dataloaders(opt, CPU)
     net = load_net(opt.initial_checkpoint, open_checkpoint(opt.initial_checkpoint), 'resnet8', data)
     quantise(net, 16)

@@ -751,6 +751,13 @@ def test_the_study_of_8_bits(shell):
         best = RunPaths.of_student(plain).best
         assert qat.initial_checkpoint == str(best) and qat.qat and not plain.qat
         assert compared[:3] == ['scripts/compare_int8.py', str(best.parent), str(RunPaths.of_student(qat).folder)]
+    file = 'save/models/RUN/vgg8_best.pth'
+    done, asked = shell('run_int8.sh', MODEL_T='vgg8', SEEDS='4', TEACHER=file, PIXELS='48', EPOCHS='60')
+    assert done.returncode == 0 and {*values(asked, '--image_size')} == {'48'}
+    plain, qat = (student_options(line[1:]) for line in asked[:2])
+    assert (plain.epochs, plain.path_t) == (60, file)
+    plain.model_t = 'vgg8'
+    assert qat.initial_checkpoint == str(RunPaths.of_student(plain).best)
 
 
 @pytest.mark.parametrize('script, variables, arguments, words', [
