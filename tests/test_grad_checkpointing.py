@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CPU, ROOT, assert_same, build, outcome
+from conftest import CPU, NETS, ROOT, SIMILAR_NETS, assert_same, build, outcome
 from torch.utils._pytree import tree_leaves
 
 import train_student
@@ -17,12 +17,6 @@ from models.grad_checkpointing import turn_on_grad_checkpointing
 
 FILE = ROOT / 'tests' / 'fixtures' / 'blocks.py'
 
-# Nets that are large, or share their stages with a smaller one.
-SLOW = ('resnet14', 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet8x4', 'resnet32x4',
-        'resnet8x4_double', 'ResNet18_cifar', 'ResNet34_cifar', 'ResNet50_cifar', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2',
-        'vgg11', 'vgg13', 'vgg16', 'vgg19', 'ShuffleV1', 'ResNet18', 'ResNet34', 'ResNet50', 'ResNet18Double',
-        'resnet34x4', 'resnext50_32x4d', 'wrn_50_2', 'vgg11_imagenet', 'vgg13_imagenet', 'ShuffleV2_Imagenet',
-        'shufflenet_v2_x2_0')
 LIBRARY = [pytest.param('timm:resnet10t', marks=pytest.mark.slow),
            pytest.param('timm:efficientnet_b0,drop_rate=0.2,drop_path_rate=0.2', marks=pytest.mark.slow),
            'timm:vit_tiny_patch16_224,depth=2,embed_dim=24,drop_path_rate=0.5',
@@ -51,10 +45,10 @@ def assert_net_is_the_same(net, size):
         assert (one is None and two is None) or torch.equal(one, two)
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in model_dict])
+@pytest.mark.parametrize('name', NETS)
 def test_nets(name):
     torch.manual_seed(0)
-    assert_net_is_the_same(model_dict[name](num_classes=10), 32 if name in SLOW else 8)
+    assert_net_is_the_same(model_dict[name](num_classes=10), 32 if name in SIMILAR_NETS else 8)
 
 
 @pytest.mark.parametrize('name', LIBRARY)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, ROOT, assert_same, build
+from conftest import CPU, NETS, ROOT, assert_same, build
 
 import helper
 from benchmarks import scaling, threads, whole
@@ -26,7 +26,6 @@ from models import model_dict
 from models.find import build as build_net
 from models.fold import fold_batchnorm
 
-SLOW = ('resnet34x4', 'vgg11_imagenet', 'vgg13_imagenet', 'wrn_50_2', 'ResNet18Double', 'resnext50_32x4d')
 PARTLY = {'wrn_16_1': 6, 'wrn_16_2': 6, 'wrn_40_1': 18, 'wrn_40_2': 18}     # norms after a sum stay
 
 
@@ -43,7 +42,7 @@ def with_statistics(name):
     return net, len(norms)
 
 
-@pytest.mark.parametrize('name', [name for name in model_dict if name not in SLOW])
+@pytest.mark.parametrize('name', NETS)
 @torch.no_grad()
 def test_a_folded_net_computes_the_same(name):
     """Logits, features and pre-activations are equal up to rounding."""

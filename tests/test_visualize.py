@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Hostile, data_options
+from conftest import CPU, NETS, Hostile, data_options
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -171,8 +171,7 @@ def test_grad_cam_of_tokens():
         metrics.grad_cam(net, torch.randn(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize('name', [*(name for name in model_dict if name not in IMAGENET), 'vgg11_imagenet',
-                                  'MobileNetV2_Imagenet'])
+@pytest.mark.parametrize('name', NETS)
 def test_every_net(name):
     """What Grad-CAM and t-SNE ask of it is what it computes."""
     torch.manual_seed(0)
