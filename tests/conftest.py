@@ -53,10 +53,9 @@ SLURM_CONF = os.environ.get('SLURM_CONF', '/tmp/slurm/slurm.conf')
 
 # Nets that are large, or share their code with a smaller one.
 SIMILAR_NETS = ('resnet14', 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet8x4', 'resnet32x4',
-                'resnet8x4_double', 'ResNet18_cifar', 'ResNet34_cifar', 'ResNet50_cifar', 'wrn_16_2', 'wrn_40_1',
-                'wrn_40_2', 'vgg11', 'vgg13', 'vgg16', 'vgg19', 'ShuffleV1', 'ResNet18', 'ResNet34', 'ResNet50',
-                'ResNet18Double', 'resnet34x4', 'resnext50_32x4d', 'wrn_50_2', 'vgg11_imagenet', 'vgg13_imagenet',
-                'ShuffleV2_Imagenet', 'shufflenet_v2_x2_0')
+                'resnet8x4_double', 'ResNet34_cifar', 'ResNet50_cifar', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2', 'vgg11',
+                'vgg13', 'vgg16', 'vgg19', 'ResNet34', 'ResNet50', 'ResNet18Double', 'resnet34x4', 'resnext50_32x4d',
+                'wrn_50_2', 'vgg11_imagenet', 'vgg13_imagenet', 'ShuffleV2_Imagenet', 'shufflenet_v2_x2_0')
 NETS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SIMILAR_NETS)) for name in model_dict]
 
 
