@@ -1,4 +1,4 @@
-"""An image through onnxruntime in 32 and in 8 bits, in turn: nets with random weights, exported with min/max ranges."""
+"""Latency of one image in onnxruntime, in 32 and 8 bits alternately: nets with random weights, min/max ranges."""
 import tempfile
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -18,7 +18,7 @@ PROTOCOL = f'median of {ROUNDS} rounds of {SINGLES} images'
 
 
 def net_and_pixels(text: str) -> tuple[str, int]:
-    """'NET,PIXELS' as an argument: (NET, PIXELS)."""
+    """Parse an argument 'NET,PIXELS' into (NET, PIXELS)."""
     name, _, pixels = text.rpartition(',')
     if not pixels.isdecimal() or not 8 <= int(pixels) <= 4096:
         raise ArgumentTypeError(f'{text}: give NET,PIXELS, as resnet8,32')

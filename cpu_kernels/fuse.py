@@ -55,7 +55,7 @@ class Rewritten:
 
     def _rewrite(self, module):
         name, default_flags = None, ()
-        if hasattr(module, 'new_pass'):     # of models.quantisation: its rounding is not in a trace
+        if hasattr(module, 'new_pass'):     # models.quantisation.Quantised, whose rounding is not in a trace
             return
         if hasattr(module, 'outputs'):
             name, default_flags = 'outputs', (False,)

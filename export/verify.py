@@ -14,8 +14,8 @@ from helper.errors import UserError, counted
 from .deployed_net import NormalisedNet
 from .runtime_process import RuntimeProcess
 
-LOSS_OF_QAT = 1.0   # points of accuracy
-TOLERANCE = 1e-4    # of logits; relative to the network's largest logit if that is above 1
+QAT_TOLERANCE = 1.0     # accuracy, in percentage points, that a --qat student's file may lose
+TOLERANCE = 1e-4        # of logits; relative to the network's largest logit if that is above 1
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Evaluation:
     images: int = 0
     correct: int = 0
     agreeing: int = 0                   # images with the same predicted class as the network's
-    difference: float = 0.0             # the largest of any logit from the network's
-    largest: float = 0.0                # the network's largest logit
+    difference: float = 0.0             # largest absolute difference of a logit from the network's
+    largest: float = 0.0                # the network's largest absolute logit
     failure: str | None = None          # why the file cannot be run
     predicted: set[int] = field(default_factory=set)        # predicted classes
     true: set[int] = field(default_factory=set)             # classes of the images
@@ -57,28 +57,29 @@ class Evaluation:
         """The class predicted for all images, if they have several classes; else None."""
         return min(self.predicted) if len(self.predicted) == 1 < len(self.true) else None
 
-    def fault(self, agreement: float | None) -> str:
-        """Why a file is not good enough for a Format with this `agreement`; '' if it is."""
+    def fault(self, required: float | None) -> str:
+        """Why a file must be rejected, '' if it need not. required: Format.agreement, which decides what is compared.
+        """
         if self.failure:
             return self.failure
         allowed = TOLERANCE * max(1.0, self.largest)
-        if agreement is None and self.difference > allowed:
+        if required is None and self.difference > allowed:
             return f'its logits differ by up to {self.difference:.2g}; at most {allowed:.2g} is allowed'
-        if agreement is not None and self.agreement < agreement:
+        if required is not None and self.agreement < required:
             return (f'predicts the same class as the network for {self.agreement:.2f} % of the test images; at least '
-                    f'{agreement} % are required')
+                    f'{required} % are required')
         return ''
 
     def fault_of_qat(self, rounded: 'Evaluation') -> str:
-        """Why the file of a student of --qat is not good enough; '' if it is. rounded: its network in PyTorch.
+        """Why the file of a --qat student must be rejected, '' if it need not. rounded: its network in PyTorch.
 
-        Two programs round a value between two integers differently. In a deep net this changes as many classes as the
-        rounding itself, so the accuracy counts.
+        PyTorch and onnxruntime can round a value near the middle of two integers to different ones. In a deep net this
+        changes as many classes as 8 bits do, so the accuracy is compared, not the classes.
         """
-        if self.failure or self.top1 >= rounded.top1 - LOSS_OF_QAT:
+        if self.failure or self.top1 >= rounded.top1 - QAT_TOLERANCE:
             return self.failure or ''
         return f'its accuracy is {self.top1:.2f} %, and the rounded network has {rounded.top1:.2f} %; at most ' \
-               f'{LOSS_OF_QAT} less is allowed'
+               f'{QAT_TOLERANCE} less is allowed'
 
     def json(self) -> dict:
         return {'test images': self.images, 'top-1 %': self.top1, 'same first class %': self.agreement,
@@ -97,9 +98,9 @@ def evaluate(net: NormalisedNet, files: dict[str, Path], loader: Iterable, dtype
              order: list[int] | None = None) -> Evaluations:
     """Run the network, its exported files and the teacher on all images of the loader.
 
-    files: the name in the result -> the file. dtype: of the images that the files take. teacher: a network that takes
-    the loader's images and has the classes of the data. order: for each class of the data its number in `net`, if it
-    differs. The first image also runs alone, to test that a file takes batches of any size.
+    files: name in Evaluations.formats -> file. dtype: of the images that the files take. teacher: a network that takes
+    the loader's images and has the classes of the data. order: for each class of the data its number in `net`, if the
+    numbers differ. The first image also runs alone, to test that a file takes batches of any size.
     """
     results = Evaluations(Evaluation(), {name: Evaluation() for name in files}, Evaluation() if teacher else None)
     batches = []
@@ -124,7 +125,7 @@ def evaluate(net: NormalisedNet, files: dict[str, Path], loader: Iterable, dtype
 
 
 def _run_files(results, processes, batch, expected, classes):
-    """Run a batch in all processes, and count it unless classes is None."""
+    """Run a batch in all processes. classes: of its images; None: do not count it."""
     for name, process in processes.items():
         result = results.formats[name]
         if result.failure:
@@ -147,5 +148,5 @@ def _logits(net, images: Tensor):
 
 def pixels(loader, images: Tensor, dtype: str) -> np.ndarray:
     """A loader's images (N, 3, S, S) as an export takes them: uint8 from 0 to 255, or float32 from 0 to 1."""
-    whole = loader.normalise.to_pixels(images).permute(0, 3, 1, 2).contiguous().cpu()
-    return (whole if dtype == 'uint8' else whole / 255).numpy()
+    integers = loader.normalise.to_pixels(images).permute(0, 3, 1, 2).contiguous().cpu()
+    return (integers if dtype == 'uint8' else integers / 255).numpy()

@@ -1,4 +1,4 @@
-"""Fold the batch norms of a frozen net into the convolutions before them, so that it computes less."""
+"""Fold the batch norms of a frozen net into the convolutions before them: fewer operations, the same outputs."""
 import contextlib
 from collections import Counter
 
@@ -12,11 +12,11 @@ from .base import Net, probe
 
 
 class _Arguments(TorchFunctionMode):
-    """Keeps the arguments of each function that returns tensors."""
+    """Records the arguments of each function that returns tensors."""
 
     def __init__(self):
         super().__init__()
-        self.arguments = []     # references, so that no other tensor gets the same id
+        self.arguments = []     # keeps the tensors alive, so that each has an id of its own
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -27,38 +27,38 @@ class _Arguments(TorchFunctionMode):
 
 @torch.no_grad()
 def fold_batchnorm(net: Net, image_size: int) -> int:
-    """Fold, in place, each batch norm that alone reads a convolution's output. Returns how many were folded.
+    """Fold each batch norm into its convolution, in place, if nothing else reads the convolution's output.
 
-    Puts the net into eval mode. All its outputs, pre-activations too, stay the same up to floating-point rounding. It
-    can no longer be trained, and its state_dict has other keys.
+    Returns the number of folded batch norms, and puts the net into eval mode. All its outputs, pre-activations too,
+    stay the same up to floating-point rounding. It can no longer be trained, and its state_dict has other keys.
     """
     net.eval()
     pairs_of_pass = []
     for preact in (False, True):
-        with contextlib.suppress(NotImplementedError):      # of a net without pre-activations
+        with contextlib.suppress(NotImplementedError):      # the net has no pre-activations
             pairs_of_pass.append(_find_pairs(net, image_size, preact))
     pairs = set.intersection(*pairs_of_pass) if pairs_of_pass else set()
     parents = {child: (parent, name) for parent in net.modules() for name, child in parent.named_children()}
     for conv, norm in pairs:
-        rest = nn.Identity() if type(norm) is nn.BatchNorm2d else nn.Sequential(norm.drop, norm.act)
-        for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, rest)):
+        remainder = nn.Identity() if type(norm) is nn.BatchNorm2d else nn.Sequential(norm.drop, norm.act)
+        for old, new in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, remainder)):
             parent, name = parents[old]
             setattr(parent, name, new)
     return len(pairs)
 
 
 def _find_pairs(net, image_size, preact):
-    """{(convolution, batch norm)}: each is called once, and only the norm reads the convolution's output."""
-    convs, inputs, calls = {}, {}, Counter()        # id of an output -> its convolution; norm -> its input
+    """Find each (convolution, batch norm) called once, where only the norm reads the convolution's output."""
+    conv_of, inputs, calls = {}, {}, Counter()      # id of an output -> its convolution; norm -> its input
 
     def after_conv(conv, args, output):
-        convs[id(output)] = conv
+        conv_of[id(output)] = conv
         calls[conv] += 1
 
     def before_norm(norm, args):
         inputs[norm] = args[0]
         calls[norm] += 1
-    # Other subclasses do more, for example standardise the weights. timm's BatchNormAct2d adds an activation.
+    # Exact types: a subclass may do more, such as standardise the weights. timm's BatchNormAct2d adds an activation.
     hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
     hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules()
               if type(m) is nn.BatchNorm2d or type(m).__name__ == 'BatchNormAct2d']
@@ -69,5 +69,5 @@ def _find_pairs(net, image_size, preact):
         for hook in hooks:
             hook.remove()
     uses = Counter(map(id, [*mode.arguments, *tree_leaves(out)]))       # the caller uses the outputs
-    return {(convs[id(x)], norm) for norm, x in inputs.items()
-            if id(x) in convs and uses[id(x)] == 1 and calls[norm] == calls[convs[id(x)]] == 1}
+    return {(conv_of[id(x)], norm) for norm, x in inputs.items()
+            if id(x) in conv_of and uses[id(x)] == 1 and calls[norm] == calls[conv_of[id(x)]] == 1}

@@ -1,7 +1,7 @@
 """--qat: a net that computes with weights and activations rounded to 8 bits, as its exported file does.
 
-Each output channel of a weight has a scale, which follows from its largest absolute value. Each activation has a fixed
-range, which `calibrate` measures. Gradients pass the rounding unchanged; a value outside its range gets none.
+The largest absolute value of each output channel of a weight gives its scale. Each activation has a fixed range, which
+`calibrate` measures. Gradients pass the rounding unchanged, but are 0 for values outside their range.
 Wu et al., Integer Quantization for Deep Learning Inference, 2020, arXiv:2004.09602.
 """
 import copy
@@ -18,54 +18,54 @@ from helper.errors import UserError
 from .base import Net
 
 RANGES = 'activation_ranges'    # the name of Quantised.activation_ranges in a state_dict
-# Functions whose inputs are rounded. Attention and layer norms stay in float. Batch norms and ReLUs need no rounding of
-# their own: an export folds a batch norm into its convolution, and a ReLU into the range of its output.
+# Functions whose inputs are rounded. Attention and layer norms stay in float. Batch norms and ReLUs are not listed: an
+# export folds a batch norm into its convolution, and a ReLU into the range of its output.
 LAYERS = {'conv2d', 'linear'}
-OTHERS = {'add', 'mul', 'cat', 'concat', 'mean', 'adaptive_avg_pool2d', 'avg_pool2d', 'max_pool2d', 'hardswish',
-          'hardsigmoid', 'sigmoid', 'silu', 'gelu'}
+WITHOUT_WEIGHTS = {'add', 'mul', 'cat', 'concat', 'mean', 'adaptive_avg_pool2d', 'avg_pool2d', 'max_pool2d',
+                   'hardswish', 'hardsigmoid', 'sigmoid', 'silu', 'gelu'}
 IN_PLACE = {'add_': torch.add, 'mul_': torch.mul}
-IMAGES = 512                    # training images that give the ranges
-OUTSIDE = 1e-4                  # share of the values of an activation beyond each end of its range
-SAMPLES = 2**14                 # values of an activation and batch that `calibrate` keeps
+CALIBRATION_IMAGES = 512        # training images from which the ranges are measured
+CLIPPED = 1e-4                  # share of an activation's values beyond each end of its range
+SAMPLES = 2**14                 # values of each activation that `calibrate` keeps of a batch
 
 
 class ActivationPass(TorchFunctionMode):
-    """A forward pass that sees the inputs of LAYERS, OTHERS and IN_PLACE. A subclass may replace them."""
+    """A forward pass in which a subclass can replace the inputs of LAYERS, WITHOUT_WEIGHTS and IN_PLACE."""
 
     def __init__(self):
         super().__init__()
-        self.count = 0      # of activations so far
+        self.count = 0      # activations so far
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = getattr(func, '__name__', ''), {**(kwargs or {})}
         if name in LAYERS:
             named = dict(zip(('input', 'weight', 'bias'), args, strict=False))
             named |= {key: kwargs.pop(key) for key in ('input', 'weight', 'bias') if key in kwargs}
-            return func(*self.layer(**named), *args[3:], **kwargs)
+            return func(*self.layer_inputs(**named), *args[3:], **kwargs)
         if name in IN_PLACE:
-            return args[0].copy_(IN_PLACE[name](*tree_map(self.replaced, args), **kwargs))
-        if name in OTHERS:
-            args, kwargs = tree_map(self.replaced, (args, kwargs))
+            return args[0].copy_(IN_PLACE[name](*tree_map(self.argument, args), **kwargs))
+        if name in WITHOUT_WEIGHTS:
+            args, kwargs = tree_map(self.argument, (args, kwargs))
         return func(*args, **kwargs)
 
-    def replaced(self, x):
-        """An argument of a function, by `activation` if it is one."""
+    def argument(self, x):
+        """Return `activation` of an argument that is one; any other argument unchanged."""
         if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.dim() < 2 or not x.is_floating_point():
             return x
         self.count += 1
         return self.activation(x, self.count - 1)
 
     def activation(self, x: Tensor, number: int) -> Tensor:
-        """What replaces x, the activation `number` of this pass, from 0."""
+        """Return the tensor to use instead of x, activation `number` of this pass, counted from 0."""
         return x
 
-    def layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple:
-        """What replaces the first arguments of a convolution or linear layer."""
-        return self.replaced(input), weight, bias
+    def layer_inputs(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple:
+        """Return the (input, weight, bias) to use in a convolution or linear layer."""
+        return self.argument(input), weight, bias
 
 
 class _Samples(ActivationPass):
-    """Keeps random values of each activation in `values`, a list for each."""
+    """Appends random values of each activation to its list in `values`."""
 
     def __init__(self, values: list[list[Tensor]]):
         super().__init__()
@@ -73,7 +73,7 @@ class _Samples(ActivationPass):
 
     def activation(self, x, number):
         flat = x.detach().flatten()
-        # Always the same indices, so that a map that two layers read has one range.
+        # The indices are always the same, so that a feature map has one range even if two layers read it.
         generator = torch.Generator().manual_seed(0)
         indices = torch.randint(len(flat), (min(len(flat), SAMPLES), ), generator=generator)
         self.values[number].append(flat[indices.to(x.device)].float().cpu())
@@ -81,7 +81,7 @@ class _Samples(ActivationPass):
 
 
 class RoundedPass(ActivationPass):
-    """Rounds to the 256 values of each range, and weights to 255 for each channel."""
+    """Rounds each activation to 256 values and each output channel of a weight to 255."""
 
     def __init__(self, net: 'Quantised'):
         super().__init__()
@@ -91,14 +91,14 @@ class RoundedPass(ActivationPass):
     def activation(self, x, number):
         return FakeQuantise.apply(x, self.scales[number], self.zero_points[number], 0, 255)
 
-    def layer(self, input, weight, bias=None):
-        return self.replaced(input), round_weight(weight), bias
+    def layer_inputs(self, input, weight, bias=None):
+        return self.argument(input), round_weight(weight), bias
 
 
 class FakeQuantise(torch.autograd.Function):
-    """x -> (integer - zero_point) * scale, for the integer from `low` to `high` that is nearest to x.
+    """x -> (integer - zero_point) * scale, with the integer from `low` to `high` whose value is nearest to x.
 
-    Computed as by ONNX, and on a CPU faster than by torch.fake_quantize_per_tensor_affine.
+    Computes as ONNX does, and is faster on a CPU than torch.fake_quantize_per_tensor_affine.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class FakeQuantise(torch.autograd.Function):
 
 
 class Quantised:
-    """Lets `outputs` compute with rounded values: `quantise` puts it before the class of a net."""
+    """Makes `outputs` compute with rounded values. `quantise` adds it to the class of a net as its first base."""
 
     activation_ranges: Tensor       # (activations, 2): the ends of each range, in the order of computation
     new_pass = RoundedPass
@@ -144,9 +144,9 @@ def round_weight(weight: Tensor) -> Tensor:
 
 
 def quantise(net: Net, image_size: int, label: str = '') -> None:
-    """Let `net` compute with rounded values, in place. Its ranges are zero until `calibrate` or load_state_dict.
+    """Make `net` compute with rounded values, in place. Its ranges are zero until `calibrate` or load_state_dict.
 
-    Raises UserError that begins with `label` for a net that computes more, or less, in training.
+    Raises UserError that begins with `label` for a net with another number of activations in training.
     """
     count = _count_activations(net, image_size)
     if _count_activations(copy.deepcopy(net).train(), image_size) != count:
@@ -158,16 +158,16 @@ def quantise(net: Net, image_size: int, label: str = '') -> None:
 
 @torch.no_grad()
 def _count_activations(net, image_size):
-    with ActivationPass() as counted:
+    with ActivationPass() as activations:
         net.outputs(torch.zeros(2, 3, image_size, image_size))
-    return counted.count
+    return activations.count
 
 
 def check_ranges(net: Quantised, label: str) -> None:
-    """Raises UserError that begins with `label` for ranges that `calibrate` does not set."""
+    """Raise UserError that begins with `label` if the ranges cannot come from `calibrate`."""
     low, high = net.activation_ranges.unbind(1)
     if not net.activation_ranges.isfinite().all() or (low > 0).any() or (high < 0).any():
-        raise UserError(f'{label}: its {RANGES} are not ranges that contain 0; the file is damaged')
+        raise UserError(f'{label}: its {RANGES} must be finite and contain 0; the file is damaged')
 
 
 def remove_rounding(net: Quantised) -> None:
@@ -180,7 +180,7 @@ def remove_rounding(net: Quantised) -> None:
 def calibrate(net: Quantised, batches: Iterable[Tensor]) -> None:
     """Set the ranges of a quantised net, in eval mode, from batches of images (N, 3, H, W).
 
-    A range contains 0, and leaves OUTSIDE of the values beyond each end. It is the same in all processes.
+    Each range contains 0, and a share CLIPPED of the values is beyond each end. All processes use those of the first.
     """
     values = [[] for _ in net.activation_ranges]
     net.eval()
@@ -188,13 +188,14 @@ def calibrate(net: Quantised, batches: Iterable[Tensor]) -> None:
     for images in batches:
         net.outputs(images)
     del net.new_pass
-    ends = torch.stack([torch.cat(parts).quantile(torch.tensor([OUTSIDE, 1 - OUTSIDE])) for parts in values])
+    ends = torch.stack([torch.cat(parts).quantile(torch.tensor([CLIPPED, 1 - CLIPPED])) for parts in values])
     ranges = torch.stack([ends[:, 0].clamp_max(0), ends[:, 1].clamp_min(0)], 1)
     net.activation_ranges.copy_(torch.tensor(distributed.broadcast(ranges.tolist)))
 
 
 def calibration_images(data) -> Iterator[Tensor]:
-    """Batches of IMAGES training images of a dataset.Data, without augmentation; always the same images."""
-    indices = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))[:IMAGES].sort()[0].tolist()
+    """Batches of CALIBRATION_IMAGES training images of a dataset.Data, unaugmented and the same in every run."""
+    shuffled = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))
+    indices = shuffled[:CALIBRATION_IMAGES].sort()[0].tolist()
     for images, *_ in data.unaugmented_loader(indices):
         yield images

@@ -1,10 +1,10 @@
-"""The test accuracy of students in 32 bits and in 8 bits: by each kind of ranges, by the best, and after --qat.
+"""Measure the test accuracy of students in 32 bits, in 8 bits with each kind of ranges, and after --qat.
 
 python scripts/compare_int8.py RUN_OR_CHECKPOINT ... [--csv FILE]
 
-'same class' is the share of test images with the class of the network in PyTorch, for --qat of the rounded one. minmax,
-entropy and percentile quantise every layer; best is the file of export_student.py --int8, which may leave layers in
-float.
+'same class' is the share of test images that the file and the network in PyTorch assign to the same class; a --qat
+student's network computes with rounded values. minmax, entropy and percentile quantise every layer; best is the file of
+export_student.py --int8, which may leave layers in float.
 """
 import csv
 import sys
@@ -39,7 +39,7 @@ def options():
 
 
 def measure(run: RunCheckpoint, opt) -> dict:
-    """'32 bits' and each kind of 8 bits -> its verify.Evaluation on the test set."""
+    """Return {'32 bits' or a kind of 8-bit file: its verify.Evaluation on the test set}."""
     settings = SimpleNamespace(**vars(opt), model=None, int8_ranges=None, calibration=None)
     data, network, order = open_run(settings, run)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,13 +48,13 @@ def measure(run: RunCheckpoint, opt) -> dict:
             _write(export, 'int8')
             files, net = {'--qat': export.file('int8')}, network.rounded
         else:
-            calibration = int8_calibration(settings, data, 'uint8', order)
+            best = int8_calibration(settings, data, 'uint8', order)
             _write(export, 'onnx')
             plain, files, net = export.file('onnx'), {}, network.net
-            alone = {method: replace(calibration, held_out=None, methods=(method, )) for method in METHODS}
-            for name, images in {**alone, 'best': calibration}.items():
+            calibrations = {method: replace(best, held_out=None, methods=(method, )) for method in METHODS}
+            for name, calibration in {**calibrations, 'best': best}.items():
                 files[name] = Path(folder, f'{name}_int8.onnx')
-                write_int8(plain, files[name], net, 'uint8', images, FORMATS['int8'].agreement)
+                write_int8(plain, files[name], net, 'uint8', calibration, FORMATS['int8'].agreement)
         results = verify.evaluate(net, files, data.test_loader, 'uint8', order=order)
         if network.rounded:
             results.network = verify.evaluate(network.net, {}, data.test_loader, 'uint8', order=order).network

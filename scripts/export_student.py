@@ -35,7 +35,7 @@ from helper.launch import STOP_SIGNALS
 from models.classes import class_order
 from models.ensemble import Ensemble
 from models.load import load_net, open_net
-from models.quantisation import IMAGES
+from models.quantisation import CALIBRATION_IMAGES
 
 DEFAULT_FORMATS = ('safetensors', 'pt2', 'onnx')
 CARD = ('MODEL_CARD.md', model_card.CARD)
@@ -56,8 +56,8 @@ def options():
     add('--input', choices=('uint8', 'float'), default='uint8',
         help='the images that the exported files take: uint8 from 0 to 255, or float from 0 to 1')
     add('--calibration', type=number(int, low=1, high=10**6),
-        help='number of training images that calibrate --int8, and of others that choose its ranges; if omitted, '
-             f'{IMAGES}')
+        help='number of training images that give the ranges of --int8, and of others on which they are compared; if '
+             f'omitted, {CALIBRATION_IMAGES}')
     add('--int8_ranges', choices=METHODS,
         help='how --int8 finds the ranges of the activations; if omitted, the best of all on held-out training images')
     add('--model', metavar='FILE.py:FUNCTION', help='the net of the checkpoint, if it is in a file of yours')
@@ -110,14 +110,14 @@ def check_out(given):
 
 
 def int8_calibration(opt, data, dtype, order):
-    """Random training images for --int8: one part gives the ranges, another of the same size chooses.
+    """Random training images for --int8: one part gives the ranges, which are compared on another of the same size.
 
-    Raises UserError for fewer than two.
+    Raises UserError for fewer than two images.
     """
     if data.n_train < 2:
-        raise UserError(f'--int8: some training images give the ranges and others choose them, but the data have '
-                        f'{counted(data.n_train, "training image")}; give data with at least two, or leave it out')
-    count = min(opt.calibration or IMAGES, -(-data.n_train // 2))
+        raise UserError(f'--int8: some training images give the ranges, which are compared on others, but the data '
+                        f'have {counted(data.n_train, "training image")}; give data with at least two, or leave it out')
+    count = min(opt.calibration or CALIBRATION_IMAGES, -(-data.n_train // 2))
     shuffled = torch.randperm(data.n_train, generator=torch.Generator().manual_seed(0))
     calibrating, held_out = (part.sort()[0].tolist() for part in (shuffled[:count], shuffled[count:2 * count]))
 
@@ -192,7 +192,7 @@ def new_folder(out):
 
 
 def open_run(opt, run):
-    """(data, network, for each class of the data its number in the network if it differs). Raises UserError."""
+    """Return (data, network, order), with `order` as in verify.evaluate. Raises UserError."""
     options, inputs = data_options(run, opt)
     data = get_dataloaders(options, torch.device('cpu'), inputs=inputs)
     network = open_deployed_net(str(run), data, 'RUN_OR_CHECKPOINT', opt.model, run.state)
@@ -230,10 +230,10 @@ def main():
         print(f'checking {counted(len(written), "file")} on {counted(len(data.test_labels), "test image")}, each by '
               f'its own runtime', flush=True)
         files = {name: export.file(name) for name in written}
-        of_qat = {'int8': files.pop('int8')} if network.rounded and 'int8' in files else {}
+        qat_file = {'int8': files.pop('int8')} if network.rounded and 'int8' in files else {}
         results = verify.evaluate(network.net, files, data.test_loader, dtype, teacher, order)
-        if of_qat:
-            rounded = verify.evaluate(network.rounded, of_qat, data.test_loader, dtype, order=order)
+        if qat_file:
+            rounded = verify.evaluate(network.rounded, qat_file, data.test_loader, dtype, order=order)
             results.formats |= rounded.formats
             export.facts['int8']['rounded network top-1 %'] = rounded.network.top1
             faults['int8'] = rounded.formats['int8'].fault_of_qat(rounded.network)

@@ -1,9 +1,9 @@
 #!/bin/sh
-# What do 8 bits cost, and what does training with them give back? The teacher, a resnet20 unless TEACHER is given,
-# learns from all training images in DATA/{train,test}/CLASS/*, each student by kd from a part of them, then once more
-# with --qat. SAVE/NET-SEED.csv has the test accuracies in 32 and in 8 bits. After an interruption the same command
+# How much accuracy do 8 bits lose, and how much does --qat recover? Images: DATA/{train,test}/CLASS/*. The teacher is
+# TEACHER, or a resnet20 trained on all training images. Each student is trained by kd on the part PART of them, then
+# with --qat. SAVE/NET-SEED.csv has the test accuracies in 32 and in 8 bits. After an interruption, the same command
 # continues.
-#   sh scripts/run_int8.sh          # CIFAR-10 as an image folder; the same: DATA=data/cifar10 SAVE=save/int8
+#   sh scripts/run_int8.sh          # CIFAR-10 as an image folder: DATA=data/cifar10 SAVE=save/int8
 #   DATA=photos SAVE=save/int8_photos TEACHER=NET_best.pth PART=1 PIXELS=64 EPOCHS=60 QAT_EPOCHS=20 SEEDS="1 2 3" \
 #       sh scripts/run_int8.sh
 set -eu
@@ -24,7 +24,7 @@ distil() {      # NET PIXELS FLAG ...
         --train_fraction "$PART" --val_fraction 0.1 --sched cosine --seed "$seed" "$@"
 }
 
-student() {     # NET PIXELS: one student in 32 and 8 bits
+student() {     # NET PIXELS: train one student and measure it in 32 and 8 bits
     folder="$SAVE/student_model/S:$1_T:$(basename "$TEACHER" _best.pth)_folder_kd_r:1.0_a:1.0_b:0.0_"
     distil "$1" "$2" --epochs "$EPOCHS" --trial "$seed" --compile
     distil "$1" "$2" --epochs "$QAT_EPOCHS" --trial "qat-$seed" --qat \

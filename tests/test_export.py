@@ -411,7 +411,7 @@ def test_layers_in_float(outlier, tmp_path, capsys, monkeypatch):
     assert 'Gemm' in operators.values() and 'QuantizeLinear' in operators.values()
     assert f'x.onnx: less than 97 % of the same class, so these layers stay in float: {", ".join(layers)}; on ' \
            f'held-out training images then: top-1 100.00, ' in capsys.readouterr().out
-    monkeypatch.setattr(ranges, 'TRIALS', 1)
+    monkeypatch.setattr(ranges, 'MOST_FLOAT_LAYERS', 1)
     facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
     assert len(facts['layers in float']) <= 1 and top1 < 97
 

@@ -25,7 +25,7 @@ from models.find import build
 from models.fold import fold_batchnorm
 from models.load import load_net, open_checkpoint
 from models.quantisation import (
-    OUTSIDE,
+    CLIPPED,
     RANGES,
     calibrate,
     calibration_images,
@@ -78,7 +78,7 @@ def test_activations_by_hand():
 
 
 def test_ranges():
-    """All but OUTSIDE of the values at each end, of batches together, before an activation function overwrites them."""
+    """All but CLIPPED of the values at each end, of batches together, before an activation function overwrites them."""
     class Swish(Net):
         def outputs(self, x, preact=False):
             return torch.nn.functional.hardswish(x, inplace=True)
@@ -86,7 +86,7 @@ def test_ranges():
     quantise(net, 4)
     values = torch.linspace(-5, 1, 8000)
     calibrate(net, [values[:4000].view(1, 1, 40, 100).clone(), values[4000:].view(1, 1, 40, 100).clone()])
-    assert net.activation_ranges[0].tolist() == pytest.approx([-5 + 6 * OUTSIDE, 1 - 6 * OUTSIDE], abs=5e-3)
+    assert net.activation_ranges[0].tolist() == pytest.approx([-5 + 6 * CLIPPED, 1 - 6 * CLIPPED], abs=5e-3)
     assert net.outputs(torch.full((1, 1, 2, 2), 0.5)).mean() == pytest.approx(0.5 * 3.5 / 6, abs=0.02)
     calibrate(net, [torch.full((1, 1, 40, 100), 3.0)])
     assert net.activation_ranges.tolist() == [[0.0, 3.0]]       # a range contains 0
@@ -308,7 +308,7 @@ def test_the_bias_of_a_channel_without_weights():
     layers = []
     folded = copy.deepcopy(net)
     fold_batchnorm(folded, 8)
-    folded.new_pass = lambda net: quantised._Collect(net, layers)
+    folded.new_pass = lambda net: quantised._CollectIntegers(net, layers)
     folded.outputs(images)
     integers, scales = layers[0][1]
     assert (integers * scales)[:3].tolist() == pytest.approx([0.5] * 3, rel=1e-4)
@@ -321,7 +321,7 @@ def test_damaged_ranges(run, tmp_path, ranges):
     torch.save(content, tmp_path / 'net.pth')
     data = SimpleNamespace(num_classes=4, image_size=16, inputs=content['inputs'], classes=content['classes'],
                            same_classes=False)
-    with pytest.raises(UserError, match='are not ranges that contain 0; the file is damaged'):
+    with pytest.raises(UserError, match='must be finite and contain 0; the file is damaged'):
         load_net(str(tmp_path / 'net.pth'), open_checkpoint(str(tmp_path / 'net.pth')), 'resnet8', data)
 
 
