@@ -184,10 +184,11 @@ def load_teacher(opt, checkpoint: dict | list, data, device: torch.device) -> nn
     checkpoint: of open_teacher. opt.model_t must be set.
     """
     nets, reads_logits = [], why_logits(opt, get_method(opt.distill).spec)
-    for of_one, content in zip(options_of_teachers(opt), as_list(checkpoint), strict=True):
-        net = load_teacher_net(of_one.path_t, content, of_one.model_t, data, reads_logits, of_one.teacher_head)
-        if of_one.teacher_head:
-            add_head(of_one, net, data, device)
+    for teacher_opt, content in zip(options_of_teachers(opt), as_list(checkpoint), strict=True):
+        net = load_teacher_net(teacher_opt.path_t, content, teacher_opt.model_t, data, reads_logits,
+                               teacher_opt.teacher_head)
+        if teacher_opt.teacher_head:
+            add_head(teacher_opt, net, data, device)
         nets.append(net)
     return as_teacher(opt, nets)
 

@@ -41,7 +41,7 @@ from helper.errors import UserError, counted, reason
 from helper.files import read_text
 from helper.records import check_wandb
 from models import default_learning_rate, model_dict
-from models.ensemble import NOT_GIVEN, VALUES, options_of_teachers
+from models.ensemble import NOT_GIVEN, TEACHER_OPTIONS, options_of_teachers
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
 from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, set_crop_options
@@ -312,7 +312,7 @@ def _cached_student_parser(methods, description):       # another key after a ch
              'student learns from all of them')
 
     def of_each(name, **settings):
-        add(f'--{name}', nargs='+', type=value_or(NOT_GIVEN, VALUES[name]), **settings)
+        add(f'--{name}', nargs='+', type=value_or(NOT_GIVEN, TEACHER_OPTIONS[name]), **settings)
     of_each('model_t', metavar='NET',
             help="the teacher's net, named like --model_s, if the checkpoint does not say it; as all flags NAME_t with "
                  f'several teachers a value for each, {NOT_GIVEN} for one whose checkpoint says it')
@@ -435,7 +435,7 @@ def with_recipe(args: list[str]) -> list[str]:
 def _settle_teachers(opt):
     """Set the options with a value for each teacher: of a single one to that value, of several to a list of texts."""
     count = len(opt.path_t)
-    for name in VALUES:
+    for name in TEACHER_OPTIONS:
         given = getattr(opt, name)
         if given is None:
             continue

@@ -11,7 +11,7 @@ from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
 from dataset.teacher_cache.several import bytes_of_caches, open_caches, with_teacher_outputs
-from dataset.teacher_head import passes_of_fits
+from dataset.teacher_head import head_passes
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch, check_unlabelled
 from helper import distributed
@@ -98,7 +98,7 @@ def train(opt, device):
     if opt.estimate:
         passes = [(net, data.selection_loader) for *_, net in measured_nets(opt, teacher) if validates]
         estimate(opt, distiller, data, precision, device, checkpoint, init_rate=init_rate,
-                 first_passes=[*passes, *passes_of_fits(opt, teacher, data)],
+                 first_passes=[*passes, *head_passes(opt, teacher, data)],
                  cache_bytes=bytes_of_caches(opt, spec.needs, teacher, data))
         return
 

@@ -15,7 +15,7 @@ from helper.files import read_json
 from helper.loops import SPLITS
 from helper.state import LAST
 from models.base import Net
-from models.ensemble import VALUES, options_of_teachers
+from models.ensemble import TEACHER_OPTIONS, options_of_teachers
 from models.find import get_library, is_user_file
 from models.load import load_net, open_checkpoint, open_net
 from models.teacher import load_teacher_net
@@ -113,7 +113,8 @@ class RunCheckpoint:
         """
         parameters = self.trusted_parameters
         try:
-            teachers = options_of_teachers(SimpleNamespace(**{'path_t': None, **dict.fromkeys(VALUES), **parameters}))
+            opt = SimpleNamespace(**{'path_t': None, **dict.fromkeys(TEACHER_OPTIONS), **parameters})
+            teachers = options_of_teachers(opt)
         except (ValueError, TypeError, IndexError, KeyError, ArgumentTypeError):        # an untrusted file
             return []
         if not all(isinstance(teacher.path_t, str) for teacher in teachers):

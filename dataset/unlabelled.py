@@ -13,7 +13,7 @@ from .image import EXTENSIONS
 from .source import Source, Subset, joint_checksum
 from .split import divide
 
-HELD_OUT = 0.05     # share of the images that measure the net, if there are no others
+HELD_OUT = 0.05     # share of the images for measuring the net, if there are no test images
 
 
 def open_unlabelled(opt) -> Source:

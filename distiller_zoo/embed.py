@@ -14,17 +14,17 @@ from .base import Distiller, Spec, check_maps, in_float32
 from .criteria.embed import match_loss
 from .simkd import freeze_unused
 
-# Flags of a training with classes, which change nothing here.
-OF_CLASSES = {'patience', 'no_test', 'val_fraction', 'train_fraction', 'balance_classes', 'bce_loss', 'smoothing',
-              'mixup', 'cutmix', 'same_classes', 'teacher_head', 'kd_T'}
+# Flags that have no effect without classes.
+CLASS_FLAGS = {'patience', 'no_test', 'val_fraction', 'train_fraction', 'balance_classes', 'bce_loss', 'smoothing',
+               'mixup', 'cutmix', 'same_classes', 'teacher_head', 'kd_T'}
 
 
 class EmbedDistiller(Distiller):
-    """A linear projection of the student's embedding learns the teacher's, and with --embed_map that of its map too.
+    """A linear projection of the student's embedding approximates the teacher's; --embed_map does the same with maps.
 
-    The loss is the one of AM-RADIO on spatial features, see criteria/embed.py. Its authors use the cosine distance
-    alone for embeddings, and projections of two layers: these two choices are this project's. A map of another size is
-    average-pooled, or interpolated, to the teacher's. The projections and the classifier are not in the checkpoint.
+    criteria/embed.py has the loss. It is the loss of AM-RADIO for spatial features; for embeddings its authors use the
+    cosine distance alone, and their projections have two layers. A map of another size is average-pooled or
+    interpolated to the size of the teacher's. The projections and the classifier are not in the checkpoint.
     """
 
     spec = Spec(
@@ -36,19 +36,19 @@ class EmbedDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--embed_map', type=number(float, low=0), default=0.0,
-            help="weight of the same loss on the maps before pooling; of a transformer, its tokens")
+            help="weight of the same loss on the maps before pooling (of a transformer: the tokens)")
 
     @classmethod
     def check_options(cls, opt):
         super().check_options(opt)
-        for flag in sorted(OF_CLASSES & opt.flags.given):
+        for flag in sorted(CLASS_FLAGS & opt.flags.given):
             raise UserError(f'--{flag}: has no effect with --distill embed, which learns no classes; leave it out')
         for flag, weight in (('-r', opt.gamma), ('-a', opt.alpha)):
             if weight:
                 raise UserError(f'{flag} {weight:g}: --distill embed learns no classes; leave it out')
         if opt.beta == AUTO:
-            raise UserError(f'-b {AUTO}: compares gradients with those of the cross-entropy, and --distill embed has '
-                            f'none; give a number')
+            raise UserError(f'-b {AUTO}: compares gradients with those of the cross-entropy, but --distill embed '
+                            f'has no cross-entropy; give a number')
         if opt.embed_map and opt.teacher_cache:
             raise UserError(f'--embed_map {opt.embed_map:g}: --teacher_cache stores no maps; leave one of the two out')
 
@@ -89,7 +89,7 @@ class EmbedDistiller(Distiller):
 
 
 def resize(x, like):
-    """The map x (N, C, H, W) in the height and width of another map."""
+    """Resize the map x (N, C, H, W) to the height and width of the map `like`."""
     size = like.shape[2:]
     if x.shape[2:] == size:
         return x

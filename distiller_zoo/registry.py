@@ -105,7 +105,7 @@ def make_distiller(student: nn.Module, teacher: nn.Module, opt, data) -> Distill
     """
     teachers = zip(nets_of(teacher), options_of_teachers(opt), strict=True)
     for net, stages, flag in ((student, opt.stages, '--stages'),
-                              *((net, of_one.stages_t, '--stages_t') for net, of_one in teachers)):
+                              *((net, teacher_opt.stages_t, '--stages_t') for net, teacher_opt in teachers)):
         if stages is not None:
             net.select_stages(stages, data.image_size, f'{flag} {comma_list(stages)}')
     method = get_method(opt.distill)

@@ -1,4 +1,4 @@
-"""Several teachers: --path-t A B C trains with a part of the method for each of them."""
+"""Several teachers: --path-t A B C applies the method with each of them and averages the losses."""
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,10 +15,10 @@ from .spec import Spec
 
 
 class SeveralTeachers(Distiller):
-    """Each part is the method with one of the teachers and trainable layers of its own; the parts share the student.
+    """Each part applies the method with one teacher and separate trainable layers; the parts share the student.
 
-    A loss is the mean of the parts' losses, weighted by --teacher_weights. With --teacher_weights agree the loss on
-    soft labels weights the teachers for each image, and all other losses are plain means.
+    Each loss is the mean over the parts, weighted by --teacher_weights. With --teacher_weights agree, the loss on soft
+    labels weights the teachers for each image, and all other losses are plain means.
     """
 
     spec = Spec(title='', paper='', uses='')     # with_teachers() sets both
@@ -29,11 +29,11 @@ class SeveralTeachers(Distiller):
         self.__dict__['teacher'] = teacher      # not a submodule, as in Distiller
         self.parts = nn.ModuleList()
         for net, teacher_opt in zip(teacher, options_of_teachers(opt), strict=True):
-            # The student's optimiser and its average belong to the whole, not to a part.
+            # A part has no optimiser and no average of the student; the SeveralTeachers has them.
             part_opt = SimpleNamespace(**{**vars(teacher_opt), 'opt': 'sgd', 'model_ema': None})
             self.parts.append(as_part(self.method(student, net, part_opt, data)))
         self.preact_s = self.parts[0].preact_s
-        self.auto_weights = self.parts[0].auto_weights      # which measures the mean losses
+        self.auto_weights = self.parts[0].auto_weights      # measures the mean losses, not those of a part
         for part in self.parts:
             part.auto_weights = None
         self.agree = opt.teacher_weights == AGREE
@@ -47,14 +47,13 @@ class SeveralTeachers(Distiller):
         return cls.method.has_method_loss(opt)
 
     def teacher_outputs(self, images, numbers=None):
-        """A list with the outputs of each teacher, or of those with these numbers."""
+        """A list with the outputs of each teacher. numbers: only of these teachers, from 0."""
         parts = self.parts if numbers is None else [self.parts[i] for i in numbers]
         return [part.teacher_outputs(images) for part in parts]
 
     def distillation_losses(self, out_s, out_t, target, index):
-        """As Distiller's; out_t: a list with the outputs of each teacher, or with several views such a list for each.
-        """
-        out_t = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t      # by teacher, not by view
+        """As in Distiller, but out_t is a list by teacher; with several views, a list of such lists by view."""
+        out_t = [*zip(*out_t, strict=True)] if len(self.spec.views) > 1 else out_t      # now by teacher
         weights = image_weights([out.logits for out in out_t], 'confidence', target) if self.agree else \
             [None] * len(self.parts)
         part_losses = [part.distillation_losses(out_s, out, target, index, weight)
@@ -84,7 +83,7 @@ class SeveralTeachers(Distiller):
 
 
 def why_one_teacher(name: str, method: type[Distiller]) -> str:
-    """Why a method, or a part of a sum, cannot learn from several teachers; '' if it can."""
+    """Why a method, alone or in a sum, cannot learn from several teachers; '' if it can."""
     if reason := why_not_in_parts(name, method):
         return reason
     return f'{name} has a first stage' if method.spec.first_stage else ''

@@ -4,17 +4,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STRENGTHS = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)      # the last is scikit-learn's C = 1
-ROUGH, EXACT = 1e-5, 1e-7   # tolerance while a strength is chosen, and in the last fit
+ROUGH, EXACT = 1e-5, 1e-7   # tolerances: during the selection of the strength, and in the last fit
 MOST_STEPS = 5000           # of a fit
-IMAGES = 65536              # whose logits are in memory at a time
+CHUNK = 65536               # images whose logits are in memory at a time
 
 
 def fit(x: Tensor, target: Tensor, num_classes: int, strength: float, start: Tensor | None = None,
         tolerance: float = EXACT) -> Tensor:
-    """The weights (classes, width + 1), bias last, for embeddings x float64 (N, width) and labels target int64 (N,).
+    """Fit weights (classes, width + 1), bias last, to embeddings x float64 (N, width) and labels target int64 (N,).
 
-    They minimise the sum of the images' cross-entropies plus strength / 2 times the sum of their squares without the
-    bias, by L-BFGS over all images. strength: 1 / C of scikit-learn. start: weights to begin with; not given: zeros.
+    L-BFGS over all images minimises the sum of their cross-entropies plus strength / 2 times the sum of the squared
+    weights without the bias. strength: 1 / C of scikit-learn. start: weights to begin with; not given: zeros.
     tolerance: the fit ends when no derivative of the sum, divided by N, exceeds it.
     """
     weights = x.new_zeros(num_classes, x.shape[1] + 1) if start is None else start.clone()
@@ -27,7 +27,7 @@ def fit(x: Tensor, target: Tensor, num_classes: int, strength: float, start: Ten
         penalty = strength / 2 * weights[:, :-1].square().sum() / len(x)
         penalty.backward()
         total = penalty.detach()
-        for images, labels in zip(x.split(IMAGES), target.split(IMAGES), strict=True):
+        for images, labels in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
             loss = F.cross_entropy(logits(weights, images), labels, reduction='sum') / len(x)
             loss.backward()
             total = total + loss.detach()
@@ -43,15 +43,16 @@ def logits(weights: Tensor, x: Tensor) -> Tensor:
 
 def choose_strength(x: Tensor, target: Tensor, x_val: Tensor, target_val: Tensor, num_classes: int
                     ) -> tuple[float, Tensor]:
-    """(the strength of STRENGTHS with the least cross-entropy on validation images, its weights up to ROUGH).
+    """Return the value in STRENGTHS with the smallest cross-entropy on the validation images, and its weights.
 
-    Tried from strong to weak, each fit from the weights of the one before, until the cross-entropy rises.
+    Values are tried from strong to weak until the cross-entropy rises. Each fit has the tolerance ROUGH and starts from
+    the weights before.
     """
-    best, least, weights = None, float('inf'), None
+    best, smallest, weights = None, float('inf'), None
     for strength in STRENGTHS:
         weights = fit(x, target, num_classes, strength, weights, ROUGH)
         loss = F.cross_entropy(logits(weights, x_val), target_val).item()
-        if loss > least:
+        if loss > smallest:
             break
-        best, least = (strength, weights), loss
+        best, smallest = (strength, weights), loss
     return best

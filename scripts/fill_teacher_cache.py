@@ -117,8 +117,8 @@ def main():
     if device.type == 'cpu':
         keep_memory()
     nets = nets_of(load_teacher(opt, checkpoint, data, device))
-    for of_one, net in zip(options_of_teachers(opt), nets, strict=True):
-        fill_of_teacher(of_one, method.spec.needs, net.eval(), data, device)
+    for teacher_opt, net in zip(options_of_teachers(opt), nets, strict=True):
+        fill_of_teacher(teacher_opt, method.spec.needs, net.eval(), data, device)
 
 
 if __name__ == '__main__':

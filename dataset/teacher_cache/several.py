@@ -49,23 +49,23 @@ class OutputsOfSeveral(TeacherOutputLoader):
 
     def __init__(self, loader, caches: TeacherCaches, teacher_outputs: Callable):
         super().__init__(loader, caches, teacher_outputs)
-        self.of_teachers = [TeacherOutputLoader(loader, cache, functools.partial(self.outputs_of, number))
-                            for number, cache in enumerate(caches.caches)]
+        self.loaders = [TeacherOutputLoader(loader, cache, functools.partial(self.outputs_of, number))
+                        for number, cache in enumerate(caches.caches)]
 
     def outputs_of(self, number, images):
-        """What one teacher computes for the images."""
+        """The outputs that one teacher computes for the images."""
         out, = self.teacher_outputs(images, [number])
         return out
 
     def outputs(self, images, slots):
-        return [of_one.outputs(images, slots) for of_one in self.of_teachers]
+        return [loader.outputs(images, slots) for loader in self.loaders]
 
 
 def open_caches(opt, needs: tuple, teacher: nn.Module, data,
                 device: torch.device) -> TeacherCache | TeacherCaches | None:
-    """As open_cache; of an Ensemble a TeacherCaches, or None if one of its caches has no room."""
-    caches = [open_cache(of_one, needs, net, data, device)
-              for of_one, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)]
+    """As open_cache; for an Ensemble return a TeacherCaches, or None if a cache of one teacher does not fit."""
+    caches = [open_cache(teacher_opt, needs, net, data, device)
+              for teacher_opt, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)]
     if len(caches) == 1 or not all(caches):
         return caches[0] if len(caches) == 1 else None
     facts = {'teacher (checksum)': [cache.layout.facts['teacher (checksum)'] for cache in caches],
@@ -75,12 +75,12 @@ def open_caches(opt, needs: tuple, teacher: nn.Module, data,
 
 
 def with_teacher_outputs(loader, cache: TeacherCache | TeacherCaches, teacher_outputs: Callable) -> TeacherOutputLoader:
-    """The batches of `loader` with the teacher's outputs, or a list of those of several teachers."""
+    """The batches of `loader` with the teacher's outputs; with several teachers, with a list of their outputs."""
     kind = OutputsOfSeveral if isinstance(cache, TeacherCaches) else TeacherOutputLoader
     return kind(loader, cache, teacher_outputs)
 
 
 def bytes_of_caches(opt, needs: tuple, teacher: nn.Module, data) -> int:
     """The size of the files of open_caches when full; 0 without --teacher_cache. Raises UserError."""
-    return sum(cache_bytes(of_one, needs, net, data)
-               for of_one, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True))
+    return sum(cache_bytes(teacher_opt, needs, net, data)
+               for teacher_opt, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True))

@@ -26,7 +26,7 @@ def image_weights(logits_t: list[Tensor], weighting: str | list[float], target: 
     logits = torch.stack([*logits_t])
     count = len(logits)
     if weighting == 'confidence':
-        losses = torch.stack([F.cross_entropy(of_one, target, reduction='none') for of_one in logits])
+        losses = torch.stack([F.cross_entropy(teacher_logits, target, reduction='none') for teacher_logits in logits])
         return (1 - losses.softmax(0)) / (count - 1)
     if weighting == 'entropy':
         log_p = logits.log_softmax(2)
@@ -62,8 +62,8 @@ class MultiTeacherKL(nn.Module):
         if not isinstance(self.weighting, str) and len(self.weighting) != len(logits_t):
             raise ValueError(f'{len(logits_t)} teachers have {len(self.weighting)} weights')
         weights = image_weights(logits_t, self.weighting, target)
-        losses = [distill_kl(logits_s, of_one, self.temperature, weight)
-                  for of_one, weight in zip(logits_t, weights, strict=True)]
+        losses = [distill_kl(logits_s, teacher_logits, self.temperature, weight)
+                  for teacher_logits, weight in zip(logits_t, weights, strict=True)]
         return sum(losses) / len(losses)
 
 
