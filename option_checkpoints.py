@@ -1,6 +1,6 @@
 """The checkpoints that a command line names, and the options that they set unless the flags are given.
 
-A run may have the teacher's checkpoint, initial weights, and the state of --resume; --evaluate measures a checkpoint.
+These are the teacher's checkpoint, initial weights, the state of --resume, and the checkpoint of --evaluate.
 """
 import contextlib
 import os
@@ -27,9 +27,9 @@ from models.start import CHECKSUM, Start, open_initial, open_published, publishe
 from models.teacher import load_teacher_net
 from option_checks import check_crop
 
-LARGEST = 512       # of --image_size
-TRAIN_INTERPOLATIONS = ('bilinear', 'bicubic')      # of --train_interpolation, beside random
-TEST_IMAGES = {'interpolation': INTERPOLATION, 'crop_pct': CROP_PCT}       # option -> value without a checkpoint
+LARGEST_IMAGE = 512     # pixels, of --image_size
+TRAIN_INTERPOLATIONS = ('bilinear', 'bicubic')      # values of --train_interpolation besides random
+TEST_PREPROCESSING = {'interpolation': INTERPOLATION, 'crop_pct': CROP_PCT}     # option -> default
 
 
 def follows_checkpoint_size(opt) -> bool:
@@ -38,9 +38,9 @@ def follows_checkpoint_size(opt) -> bool:
 
 
 def set_crop_options(opt) -> None:
-    """Set opt.crop and opt.train_interpolation unless they are given. opt.image_size and opt.interpolation must be set.
+    """Set opt.crop and opt.train_interpolation unless they are given.
 
-    Raises UserError for flags that do not suit the crop.
+    opt.image_size and opt.interpolation must be set. Raises UserError for flags that do not suit the crop.
     """
     _set_crop(opt)
     if opt.crop == 'resized' and opt.interpolation in TRAIN_INTERPOLATIONS \
@@ -54,13 +54,13 @@ def _set_crop(opt):
         opt.crop = default_crop(opt)
 
 
-def settle_preprocessing(opt, start: Start | None, checkpoint_t: dict | list | None = None,
+def set_preprocessing(opt, start: Start | None, checkpoint_t: dict | list | None = None,
                          resumes: bool = True) -> dict:
-    """Set the preprocessing options that are not given to those of the initial weights `start`, or of the teacher.
+    """Take preprocessing options that are not given from the initial weights `start`, or from the teacher.
 
-    checkpoint_t: the teacher's checkpoint; of several the first counts. resumes: whether --resume may continue a run,
-    whose options then count. Returns the preprocessing of the initial weights, for get_dataloaders; empty without.
-    Prints a line if the image size changes. Raises UserError.
+    checkpoint_t: the teacher's checkpoint; of several teachers, the first one's is used. resumes: take the options of
+    the run that --resume continues, if there is one. Returns the preprocessing of the initial weights, for
+    get_dataloaders; {} without them. Prints a line if the image size changes. Raises UserError.
     """
     label, inputs = (start.label, start.inputs) if start else ('', {})
     inputs_t = {}
@@ -81,20 +81,20 @@ def _set_image_size(opt, inputs, label):
     size = inputs.get('size', opt.image_size)
     if not follows_checkpoint_size(opt) or size == opt.image_size:
         return
-    if not 8 <= size <= LARGEST:
-        raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST}')
+    if not 8 <= size <= LARGEST_IMAGE:
+        raise UserError(f'{label}: its net takes images of {size} pixels; give --image_size, from 8 to {LARGEST_IMAGE}')
     print(f'{label}: its net takes images of {size} pixels, so --image_size is {size}')
     opt.image_size = size
 
 
 def _set_test_images(opt, start, teacher, saved):
-    """Set opt.interpolation and opt.crop_pct: given, else of the resumed run, of the initial weights or of the teacher.
+    """Set opt.interpolation and opt.crop_pct: as given, else of the resumed run, the initial weights or the teacher.
 
-    start, teacher: preprocessing of the initial weights and of the teacher. saved: what _saved_options returned. None
-    stands for the value of `start`, or without one for the default, as in runs of versions without these options.
+    start, teacher: preprocessing of the initial weights and of the teacher. saved: result of _saved_options. An option
+    is set to None for the value in `start`, or else for the default, as in runs of versions without these options.
     """
     has_crop_pct = opt.crop == 'resized' and opt.fit == teacher.get('fit', opt.fit) == 'crop'
-    for name, usual in TEST_IMAGES.items():
+    for name, default in TEST_PREPROCESSING.items():
         if name in opt.flags.given:
             value = getattr(opt, name)
         elif saved is not None:
@@ -103,13 +103,13 @@ def _set_test_images(opt, start, teacher, saved):
             value = None
         else:
             value = teacher.get(name)
-        setattr(opt, name, None if value == usual and name not in start else value)
+        setattr(opt, name, None if value == default and name not in start else value)
 
 
 def _saved_options(opt):
-    """Name in TEST_IMAGES -> value in the run that --resume continues, if it is not None; None without such a run."""
+    """The options TEST_PREPROCESSING of the run that --resume continues, unless they are None; None without a run."""
     identity = distributed.broadcast(lambda: _saved_state(opt).get('identity'))
-    return identity and check_parts({name: identity.get(name) for name in TEST_IMAGES}, f'--resume {opt.resume}')
+    return identity and check_parts({name: identity.get(name) for name in TEST_PREPROCESSING}, f'--resume {opt.resume}')
 
 
 def _saved_state(opt):
@@ -126,9 +126,9 @@ def _saved_state(opt):
 
 
 def set_evaluation_preprocessing(opt, checkpoint: dict, label: str) -> dict:
-    """Set opt.image_size, opt.fit and opt.crop, unless given, to those of a checkpoint that is only evaluated.
+    """Take opt.image_size, opt.fit and opt.crop, unless given, from a checkpoint that is only evaluated.
 
-    Returns the checkpoint's preprocessing, for get_dataloaders; empty if it has none. Raises UserError.
+    Returns the checkpoint's preprocessing, for get_dataloaders; {} if it has none. Raises UserError.
     """
     inputs = check_parts(checkpoint.get('inputs') or {}, label)
     _set_image_size(opt, inputs, label)
@@ -152,7 +152,7 @@ def warn_of_split(opt, checkpoint: dict, label: str) -> None:
 
 
 def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
-    """Print a line if a net may have been trained on the images that this run holds out by --val_fraction."""
+    """Print a line if the net of a checkpoint may have been trained on images that --val_fraction holds out here."""
     fraction = checkpoint.get('val_fraction')
     fraction = fraction if isinstance(fraction, float) else 0.0
     if opt.val_fraction is not None and fraction < opt.val_fraction:        # a larger part contains a smaller one
@@ -162,7 +162,7 @@ def warn_of_val_fraction(opt, checkpoint: dict, label: str) -> None:
 
 
 def open_teacher(opt) -> tuple[str | list, dict | list]:
-    """(the name of the teacher's net, its checkpoint); of several teachers a list of each. See models.load.open_net."""
+    """(name of the teacher's net, its checkpoint) from models.load.open_net; two lists for several teachers."""
     names, checkpoints = zip(*map(_open_teacher, options_of_teachers(opt)), strict=True)
     return ([*names], [*checkpoints]) if isinstance(opt.path_t, list) else (names[0], checkpoints[0])
 
@@ -172,8 +172,8 @@ def _open_teacher(opt):
              if (value := getattr(opt, f'{name}_t')) is not None}
     name, checkpoint = open_net(opt.path_t, opt.model_t, key=opt.checkpoint_key, inputs=given)
     warn_of_split(opt, checkpoint, f'--path-t {opt.path_t}')
-    learnt_these_classes = is_project_checkpoint(checkpoint) or not opt.teacher_head
-    if learnt_these_classes and not opt.evaluate:       # which measures the test set
+    may_know_data = is_project_checkpoint(checkpoint) or not opt.teacher_head
+    if may_know_data and not opt.evaluate:      # --evaluate does not measure validation images
         warn_of_val_fraction(opt, checkpoint, f'--path-t {opt.path_t}')
     return name, checkpoint
 
@@ -194,22 +194,22 @@ def load_teacher(opt, checkpoint: dict | list, data, device: torch.device) -> nn
 
 
 def open_start(opt) -> Start | None:
-    """The pretrained weights from which --model, or --model_s, starts; None without. opt.model_t must be set."""
+    """The initial weights of --model or --model_s; None if it starts from random ones. opt.model_t must be set."""
     if not opt.pretrained and not opt.initial_checkpoint:
         return None
     start = distributed.broadcast(lambda: _resumed_start(opt))
     if start is None:
         start = open_published(_trained_net(opt)[1]) if opt.pretrained else _open_initial(opt)
         warn_of_split(opt, start.checkpoint, start.label)
-        if is_project_checkpoint(start.checkpoint):       # else it was trained on other data
+        if is_project_checkpoint(start.checkpoint):       # others were trained on other data
             warn_of_val_fraction(opt, start.checkpoint, start.label)
     return start
 
 
 def _resumed_start(opt):
-    """The initial weights of the run that --resume continues: only their checksum, the weights are in its state.
+    """The Start of the run that --resume continues, with a checksum but no weights: these are in the run's state.
 
-    None without such a run, or if the file of --initial_checkpoint exists and its checksum can be compared.
+    None without such a run, or if the file of --initial_checkpoint exists, so that its checksum can be compared.
     """
     if opt.initial_checkpoint and os.path.exists(opt.initial_checkpoint):
         return None
@@ -226,7 +226,7 @@ def _resumed_start(opt):
 
 
 def start_inputs(opt) -> dict:
-    """The known preprocessing of the pretrained weights of open_start; downloads nothing. Raises UserError."""
+    """The preprocessing of the weights of open_start, as far as it is known without a download. Raises UserError."""
     if opt.pretrained:
         return published_inputs(_trained_net(opt)[1])
     return _open_initial(opt).inputs if opt.initial_checkpoint else {}
@@ -239,5 +239,5 @@ def _trained_net(opt):
 
 def _open_initial(opt):
     flag, model = _trained_net(opt)
-    key = opt.checkpoint_key if flag == '--model' else None     # in train_student.py it is that of --path-t
+    key = opt.checkpoint_key if flag == '--model' else None     # in train_student.py the flag belongs to --path-t
     return open_initial(opt.initial_checkpoint, model, flag, key)

@@ -13,7 +13,7 @@ from helper.cli import AGREE, as_list, comma_list, has_auto, word_list
 from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum
 
-SEVERAL_VIEWS = 'sees several views of an image'
+SEVERAL_VIEWS = 'uses several views of an image'
 READS_STAGES = {'stages': lambda spec: spec.reads_stages or spec.stages_s, 'stages_t': lambda spec: spec.reads_stages}
 REPEAT = '--cache_epochs N, after which the augmentation repeats'
 
@@ -21,7 +21,7 @@ REPEAT = '--cache_epochs N, after which the augmentation repeats'
 def check_effects(opt) -> None:
     """Refuse a given flag that has no effect.
 
-    A flag on the command line may repeat the default, to undo that flag of a recipe.
+    The command line may set a recipe's flag back to its default.
     """
     has_schedule, has_label_loss = opt.sched != 'step', getattr(opt, 'gamma', 1) != 0
     loads_checkpoint = 'path_t' in opt or bool(opt.evaluate or opt.initial_checkpoint)
@@ -91,8 +91,8 @@ def check_recipe(opt) -> None:
     if opt.sched != 'step' and opt.min_lr >= opt.learning_rate:
         raise UserError(f'--min_lr {opt.min_lr:g}: the rate falls from {rate} to it; give less than that')
     if opt.model_ema is not None and not 0 < opt.model_ema < 1:
-        what = 'the first weights' if opt.model_ema else 'the last weights'
-        raise UserError(f'--model_ema {opt.model_ema:g}: the average would be {what}; give a factor between 0 and 1')
+        result = 'the first weights' if opt.model_ema else 'the last weights'
+        raise UserError(f'--model_ema {opt.model_ema:g}: the average would be {result}; give a decay between 0 and 1')
 
 
 def check_crop(opt) -> None:
@@ -130,14 +130,14 @@ def check_method(opt, method) -> None:
     spec, distil = method.spec, f'--distill {opt.distill}'
     for flag in ('logit_stand', 'entropy_weights'):
         if getattr(opt, flag) and not getattr(spec, f'published_{flag}'):
-            users = names_of(lambda other, flag=flag: getattr(other, f'published_{flag}'))
+            users = methods_whose(lambda other, flag=flag: getattr(other, f'published_{flag}'))
             raise UserError(f'--{flag}: it was not published with {distil}; it goes with {users}')
-        if getattr(opt, flag) and not distils(opt, method):
-            raise UserError(f'--{flag}: has no effect, because these weights leave no loss of the distillation; leave '
+        if getattr(opt, flag) and not has_distillation_loss(opt, method):
+            raise UserError(f'--{flag}: has no effect, because with these weights there is no distillation loss; leave '
                             f'it out')
-    if not opt.gamma and not distils(opt, method):
-        raise UserError(f'-r 0: all other weights of {distil} are 0 too, so the student would learn nothing; give one '
-                        f'of the losses a weight')
+    if not opt.gamma and not has_distillation_loss(opt, method):
+        raise UserError(f'-r 0: all other weights of {distil} are 0 too, so the student would learn nothing; give at '
+                        f'least one loss a weight')
     if opt.opt == 'dot':
         check_dot(opt, method)
     if has_auto(opt.beta) and opt.freeze_epochs:
@@ -145,7 +145,7 @@ def check_method(opt, method) -> None:
                         f'--freeze_epochs {opt.freeze_epochs} freezes; give a number, or leave --freeze_epochs out')
     if (flags := changed_flags(opt, 'mixup', 'cutmix')) and not spec.is_mixable:
         cause = SEVERAL_VIEWS if len(spec.views) > 1 else 'needs one class for each image'
-        raise UserError(f'{flags[0]}: {distil} {cause}; it goes with {names_of(lambda other: other.is_mixable)}')
+        raise UserError(f'{flags[0]}: {distil} {cause}; it goes with {methods_whose(lambda other: other.is_mixable)}')
     flags = changed_flags(opt, 'clip_grad', 'grad_accum', 'freeze_epochs')
     if flags and (spec.own_backward or opt.opt == 'dot'):
         raise UserError(f'{flags[0]}: {"--opt dot" if opt.opt == "dot" else distil} computes its gradients in several '
@@ -161,13 +161,13 @@ def check_method(opt, method) -> None:
     if opt.unlabelled:
         check_unlabelled(opt, spec)
     if opt.dataset == WITHOUT_CLASSES and spec.learns_classes:
-        raise UserError(f'--dataset {opt.dataset}: has no classes, and {distil} learns some; give the data set of the '
-                        f'test images')
+        raise UserError(f'--dataset {opt.dataset}: has no classes, but {distil} learns classes; give the data set of '
+                        f'the test images')
     check_teacher_cache(opt, spec)
 
 
 def check_qat(opt, spec) -> None:
-    """Refuse --qat without a trained student, and with what computes in other numbers than the exported file."""
+    """Refuse --qat without a trained student, and with flags that make it compute otherwise than the exported file."""
     if not opt.initial_checkpoint:
         raise UserError('--qat: continues from a trained student; give its checkpoint as --initial_checkpoint')
     if not spec.deploys_student or not spec.learns_classes:
@@ -183,11 +183,11 @@ def check_unlabelled(opt, spec) -> None:
     flag = f'--unlabelled {opt.unlabelled}'
     if spec.needs_class:
         raise UserError(f'{flag}: --distill {opt.distill} needs the class of each image; it goes with '
-                        f'{names_of(lambda other: not other.needs_class)}')
+                        f'{methods_whose(lambda other: not other.needs_class)}')
     if flags := changed_flags(opt, 'mixup', 'cutmix'):
         raise UserError(f'{flags[0]}: mixes labels, and the images of {flag} have none; leave one of the two out')
     if opt.teacher_weights == AGREE:
-        raise UserError(f'--teacher_weights {AGREE}: needs the class of each image, and those of {flag} have none; '
+        raise UserError(f'--teacher_weights {AGREE}: needs the class of each image, but images of {flag} have none; '
                         f'give numbers')
     if opt.reprob and opt.cache_epochs:
         raise UserError(f'--reprob {opt.reprob:g}: --cache_epochs {opt.cache_epochs} cannot repeat its batches with '
@@ -241,12 +241,12 @@ def check_teacher_cache(opt, spec) -> None:
     if not opt.teacher_cache:
         return
     if not spec.is_cacheable(CACHED_OUTPUTS):
-        raise UserError(f'--teacher_cache: --distill {opt.distill} asks the teacher for more than logits and '
-                        f'embedding; it goes with {names_of(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
+        raise UserError(f'--teacher_cache: --distill {opt.distill} needs teacher outputs other than logits and '
+                        f'embedding; it goes with {methods_whose(lambda other: other.is_cacheable(CACHED_OUTPUTS))}')
     if opt.cache_epochs:
         return
     if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
-        raise UserError(f'{flags[0]}: --teacher_cache only has outputs for crops and flips from left to right; '
+        raise UserError(f'{flags[0]}: --teacher_cache only stores outputs for crops and flips from left to right; '
                         f'give {REPEAT}, or leave one of the two out')
     if dataset_key(opt.dataset) not in IN_MEMORY:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; '
@@ -255,29 +255,29 @@ def check_teacher_cache(opt, spec) -> None:
         raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; give {REPEAT}')
 
 
-def distils(opt, method) -> bool:
+def has_distillation_loss(opt, method) -> bool:
     """Whether the soft labels or the method's own loss have a weight."""
     return bool(weighted_losses(opt, method))
 
 
 def check_dot(opt, method) -> None:
-    """Refuse --opt dot without gradients of both a task and a distillation, and momenta out of range."""
+    """Refuse --opt dot without both a task loss and a distillation loss, and momenta out of range."""
     if method.spec.own_backward or method.spec.own_optimizer:
         raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
-    if not opt.gamma or not distils(opt, method):
-        cause = 'these weights leave no loss of the distillation' if opt.gamma else '-r 0 leaves no loss of the task'
+    if not opt.gamma or not has_distillation_loss(opt, method):
+        cause = 'with these weights there is no distillation loss' if opt.gamma else 'with -r 0 there is no task loss'
         raise UserError(f'--opt dot: keeps the gradients of two losses apart, but {cause}; leave it out')
     if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:
-        raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} less it must be at least 0, and '
+        raise UserError(f'--dot_delta {opt.dot_delta:g}: --momentum {opt.momentum:g} minus it must be at least 0, and '
                         f'plus it below 1; give a smaller one')
 
 
 def check_flags_of_methods(opt, method) -> None:
-    """Refuse a given flag of another method or without effect, and --beta for a method without a loss of its own."""
+    """Refuse a flag of another method, one without effect, and --beta for a method without a loss of its own."""
     parts = getattr(method, 'methods', None) or {opt.distill: method}
     for option in sorted(opt.flags.given):
         flag = f'--{option} {word_list(getattr(opt, option))}'
-        users = users_of(option)
+        users = methods_with_option(option)
         if users and not {*users} & {*parts}:
             raise UserError(f'{flag}: --distill {opt.distill} does not use it; it goes with {", ".join(users)}')
         needed = [part.options_without_effect(opt).get(option) for name, part in parts.items() if name in users]
@@ -286,7 +286,7 @@ def check_flags_of_methods(opt, method) -> None:
     for option in sorted(opt.flags.given & READS_STAGES.keys()):
         if not any(READS_STAGES[option](part.spec) for part in parts.values()):
             raise UserError(f'--{option} {comma_list(getattr(opt, option))}: --distill {opt.distill} reads no stages '
-                            f'of this net; it goes with {names_of(READS_STAGES[option])}')
+                            f'of this net; it goes with {methods_whose(READS_STAGES[option])}')
     losses = weighted_losses(opt, method)
     have_effect = {
         'loss_warmup_epochs': bool(losses),
@@ -307,19 +307,19 @@ def check_flags_of_methods(opt, method) -> None:
                         f'of the soft labels, --batch_size the images a step; give -b 0, or leave it out')
 
 
-def names_of(condition) -> str:
+def methods_whose(condition) -> str:
     """The names of the methods whose spec meets a condition."""
     return ', '.join(name for name, method in distiller_dict.items() if condition(method.spec))
 
 
-def users_of(option: str) -> list[str]:
-    """The names of the methods that have an option of their own by this name; none for an option of all methods."""
-    return [name for name, method in distiller_dict.items() if option in flags_of(method) or
+def methods_with_option(option: str) -> list[str]:
+    """The names of the methods that add this option; empty for an option of all methods."""
+    return [name for name, method in distiller_dict.items() if option in added_options(method) or
             (option in ('init_epochs', 'init_learning_rate') and method.spec.first_stage)]
 
 
 @functools.cache
-def flags_of(method) -> set[str]:
+def added_options(method) -> set[str]:
     """The names of the options that a method adds."""
     options = set()
     method.add_arguments(lambda *names, **_: options.add(names[-1].lstrip('-').replace('-', '_')))

@@ -44,7 +44,7 @@ from models import default_learning_rate, model_dict
 from models.ensemble import NOT_GIVEN, TEACHER_OPTIONS, options_of_teachers
 from models.find import check_name, check_published, check_without_weights
 from models.inputs import FITS, INTERPOLATIONS, LEAST_CROP
-from option_checkpoints import LARGEST, TRAIN_INTERPOLATIONS, follows_checkpoint_size, set_crop_options
+from option_checkpoints import LARGEST_IMAGE, TRAIN_INTERPOLATIONS, follows_checkpoint_size, set_crop_options
 from option_checks import check_effects, check_flags_of_methods, check_method, check_mps, check_recipe, check_teachers
 
 NETS = 'a name of models.model_dict, timm:NAME, torchvision:NAME or FILE.py:FUNCTION'
@@ -80,7 +80,7 @@ def _base_parser(description, trial_flags, trial):
     add('--dali', choices=('cpu', 'gpu'), help='load imagenet with NVIDIA DALI, decoding there')
     add('--skip_bad_images', action='store_true',
         help='skip unreadable images of folder, hf:, wds: and imagenet, and count them')
-    add('--image_size', type=number(int, low=8, high=LARGEST), default=32,
+    add('--image_size', type=number(int, low=8, high=LARGEST_IMAGE), default=32,
         help='height and width in pixels of images of folder, hf: and wds:; not given: the size in the checkpoint of '
              '--path-t or --evaluate, else 32')
     add('--fit', choices=FITS, default='crop',
@@ -96,12 +96,12 @@ def _base_parser(description, trial_flags, trial):
              'memory if they fit')
     add('--shard_cache_gb', may_differ=True, type=number(float, above=0), default=CACHE_GB,
         help='shards that are fetched for wds:URL are kept in {data_dir}/shards, up to this size; the least recently '
-             'used make room')
+             'used are deleted')
     add('--train_fraction', type=number(float, above=0, high=1), default=1.0,
         help='train on this part of the images of each class, the same part in every run')
     add('--val_fraction', type=number(float, above=0, high=1), metavar='F',
         help='hold this part of the training images of each class out for validation, the same part in every run: the '
-             'best epoch is then chosen on it, and the test set measured once, at the end')
+             'best epoch is then selected on it, and the test set measured once, at the end')
     add('--no_test', may_differ=True, action='store_true',
         help='do not measure the test set at the end, for runs that are compared on the validation set, such as trials '
              'of scripts/tune.py')
@@ -114,7 +114,7 @@ def _base_parser(description, trial_flags, trial):
     add('--split', type=parse_shares, metavar='TRAIN,[VAL,]TEST',
         help='divide folder, hf: or wds: data without a test set by these shares, the same way in every run')
     add('--same_classes', action='store_true',
-        help='accept a checkpoint whose class names differ from those of the data, but mean the same in this order')
+        help='accept a checkpoint whose class names differ from the names in the data, but mean the same in this order')
     add('--batch_size', type=number(int, low=1, high=10**6), default=64,
         help='images per step, of all processes together')
     add('--num_workers', may_differ=True, type=number(int, low=0, high=1024),
@@ -131,7 +131,7 @@ def _base_parser(description, trial_flags, trial):
     add('--nesterov', action='store_true', help="Nesterov's momentum for --opt sgd")
     recipe = parser.group('recipe, with the names and the parts of timm')
     recipe('--recipe', may_differ=True, type=path, metavar='FILE',
-           help='read flags from a file such as those of recipes/; flags on the command line override them')
+           help='read flags from a file, such as the files of recipes/; flags on the command line override them')
     recipe('--opt', '--optimizer', default='sgd',
            help='sgd; dot, which has one momentum for the gradient of the task and one for the gradient of the '
                 'distillation; or an optimiser of timm, such as adamw or lamb')
@@ -158,13 +158,13 @@ def _base_parser(description, trial_flags, trial):
     recipe('--balance_classes', action='store_true',
            help='weight the cross-entropy so that all classes count alike, whatever their number of images')
     recipe('--drop_path', type=number(float, low=0, high=0.99), default=0.0,
-           help='stochastic depth: how often training skips the last block of a net of timm or torchvision')
+           help='stochastic depth: probability that training skips the last block of a net of timm or torchvision')
     start = parser.group('start from pretrained weights')
     start('--pretrained', action='store_true',
           help="start from the library's published weights of timm:NAME, timm:NAME.TAG or torchvision:NAME")
     start('--initial_checkpoint', type=path, metavar='PATH',
-          help='start from the weights of the same net in a file or folder, all that --path-t reads; its classifier is '
-               'replaced if it has other classes')
+          help='start from the weights of the same net in a file or folder, in any format of --path-t; its classifier '
+               'is replaced if it has other classes')
     start('--freeze_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
           help="number of first epochs in which only the classifier and the method's layers learn")
     start('--layer_decay', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
@@ -210,7 +210,7 @@ def _base_parser(description, trial_flags, trial):
     add('--compile', may_differ=True, action='store_true',
         help='make the training step faster: on a GPU by torch.compile and a CUDA graph, on a CPU by C++ kernels')
     add('--fast', may_differ=True, action='store_true',
-        help='all that makes a run faster without loss of accuracy: --compile, --amp, TF32')
+        help='make a run faster without loss of accuracy: --compile, --amp, TF32')
     add('--resume', may_differ=True, nargs='?', const='auto', type=path, metavar='auto|PATH',
         help="continue from a run's last.pth; auto: from the one in the output folder, if there is one")
     add('--overwrite', may_differ=True, action='store_true',
@@ -228,7 +228,7 @@ def _base_parser(description, trial_flags, trial):
     add('--estimate', may_differ=True, action='store_true',
         help='time a few steps, print the hours, memory and disk space of the run, and stop; nothing is written')
     add('--wandb', may_differ=True, nargs='?', const='distillation', metavar='PROJECT',
-        help='also report the run to Weights & Biases, in that project; alone: distillation')
+        help='also report the run to Weights & Biases, in this project; no value: distillation')
     add('--save_dir', may_differ=True, type=path, default='./save', help='where runs are written')
     add(*trial_flags, may_differ=True, type=str, default=trial,
         help='name of this repetition, the last part of the output folder')
@@ -236,7 +236,7 @@ def _base_parser(description, trial_flags, trial):
 
 
 def _parse(parser, args):
-    """Parse a command line and its --recipe. opt.flags.given: options of both; opt.flags.recipe: of --recipe alone."""
+    """Parse a command line and its --recipe. opt.flags.given: the options of both, opt.flags.recipe: of the recipe."""
     typed = sys.argv[1:] if args is None else args
     args = with_recipe(typed)
     opt = parser.parse_args(args)
@@ -247,14 +247,14 @@ def _parse(parser, args):
 
 
 def _complete(parser, opt, model, flag):
-    """Check options that depend on each other, and set those that are not given. model: of `flag`, the net to train."""
+    """Check options that depend on each other, and set those that are not given. model: the net to train, of `flag`."""
     check_dataset(opt)
     if opt.wandb is not None:
         check_wandb(opt.wandb)
     check_name(model, opt.image_size, flag)
     if opt.pretrained and opt.initial_checkpoint:
-        raise UserError(f'--pretrained: --initial_checkpoint {opt.initial_checkpoint} gives the weights already; leave '
-                        f'one of the two out')
+        raise UserError(f'--pretrained: --initial_checkpoint {opt.initial_checkpoint} also sets the initial weights; '
+                        f'leave one of the two out')
     check_start = check_published if opt.pretrained else check_without_weights
     check_start(model, flag)
     if opt.learning_rate is None:
@@ -264,7 +264,7 @@ def _complete(parser, opt, model, flag):
         AutoAugment(opt.aa, opt.image_size, (0.5, 0.5, 0.5))
     check_effects(opt)
     uses_checkpoint = 'path_t' in opt or opt.evaluate or opt.pretrained or opt.initial_checkpoint
-    if not (uses_checkpoint and follows_checkpoint_size(opt)):      # else when the checkpoint is opened
+    if not (uses_checkpoint and follows_checkpoint_size(opt)):      # else they are set when the checkpoint is opened
         set_crop_options(opt)
     if '/' in opt.trial or '\\' in opt.trial or not opt.trial.isprintable() or not opt.trial:
         trial = opt.trial if opt.trial.isprintable() else repr(opt.trial)
@@ -275,7 +275,7 @@ def _complete(parser, opt, model, flag):
     turn_on_fast(opt)
     if opt.deterministic and opt.seed is None:
         opt.seed = 12345
-    # Each process would fill in its own value; with several processes, the value of process 0 counts.
+    # Each process would draw its own values; with several processes, all use the values of process 0.
     opt.flags.filled_in = [name for name in ('seed', 'num_workers') if getattr(opt, name) is None]
     opt.seed = secrets.randbits(31) if opt.seed is None else opt.seed
     opt.num_workers = cores() if opt.num_workers is None else opt.num_workers
@@ -284,7 +284,7 @@ def _complete(parser, opt, model, flag):
             json.dumps(value)
         except TypeError:
             raise ValueError(f'the flag of {name}: its value is a {type(value).__name__}, which parameters.json cannot '
-                             f'hold; let it be a number, a string or a list of them') from None
+                             f'store; use a number, a string or a list of them') from None
     return opt
 
 
@@ -311,19 +311,19 @@ def _cached_student_parser(methods, description):       # another key after a ch
         help="the teacher's checkpoint, or the published weights of timm:NAME or torchvision:NAME; several: the "
              'student learns from all of them')
 
-    def of_each(name, **settings):
+    def add_per_teacher(name, **settings):
         add(f'--{name}', nargs='+', type=value_or(NOT_GIVEN, TEACHER_OPTIONS[name]), **settings)
-    of_each('model_t', metavar='NET',
+    add_per_teacher('model_t', metavar='NET',
             help="the teacher's net, named like --model_s, if the checkpoint does not say it; as all flags NAME_t with "
                  f'several teachers a value for each, {NOT_GIVEN} for one whose checkpoint says it')
-    of_each('mean_t', metavar='R,G,B',
+    add_per_teacher('mean_t', metavar='R,G,B',
             help="preprocessing of a teacher from elsewhere, instead of its library's: mean of the colours, for pixels "
                  'from 0 to 1')
-    of_each('std_t', metavar='R,G,B', help='the same: standard deviation of the colours')
-    of_each('size_t', metavar='PIXELS', help='the same: height and width of an image')
-    of_each('interpolation_t', metavar='|'.join(INTERPOLATIONS),
+    add_per_teacher('std_t', metavar='R,G,B', help='the same: standard deviation of the colours')
+    add_per_teacher('size_t', metavar='PIXELS', help='the same: height and width of an image')
+    add_per_teacher('interpolation_t', metavar='|'.join(INTERPOLATIONS),
             help='the same: interpolation for images of another size')
-    of_each('teacher_head', metavar='linear',
+    add_per_teacher('teacher_head', metavar='linear',
             help='fit a linear classifier to the embeddings of a teacher that has none for the classes of the data, on '
                  'the training images')
     add('--teacher_weights', type=teacher_weights, metavar=f'W1,W2,...|{AGREE}',
@@ -336,7 +336,7 @@ def _cached_student_parser(methods, description):       # another key after a ch
     add('--stages', type=stage_list,
         help='stages of the student that the method uses, from 0, such as 2,5,8,11; not given: all, or four of the '
              'blocks of a transformer')
-    of_each('stages_t', metavar='STAGES', help='the same for the teacher')
+    add_per_teacher('stages_t', metavar='STAGES', help='the same for the teacher')
     add('--distill', default=SOFT_LABELS,
         help='the method, a name of distiller_zoo.distiller_dict, or a sum such as rkd+crd')
     add('-r', '--gamma', type=number(float), help='weight of the cross-entropy; not given: the published one')
@@ -383,7 +383,7 @@ def _cached_student_parser(methods, description):       # another key after a ch
     add('--list', action=ListEntries, nargs=0, dest=argparse.SUPPRESS,
         help='print the methods and the models, and stop')
     add('--evaluate', may_differ=True, nargs='?', const=True, type=path, metavar='PATH',
-        help='measure this checkpoint on the test set, and stop; alone: that of --path-t')
+        help='measure this checkpoint on the test set, and stop; no value: the checkpoint of --path-t')
     add('--skip-validation', may_differ=True, action='store_true', help='do not validate the teacher first')
     return parser
 
@@ -405,7 +405,7 @@ def teacher_options(args=None):
     parser = _teacher_parser()
     opt = _parse(parser, args)
     if opt.opt == 'dot':
-        raise UserError('--opt dot: separates the gradients of the task and of the distillation, and a net that learns '
+        raise UserError('--opt dot: separates the gradients of the task and of the distillation, but a net that learns '
                         'alone has no distillation; give sgd or an optimiser of timm')
     return _complete(parser, opt, opt.model, '--model')
 
@@ -426,14 +426,14 @@ def with_recipe(args: list[str]) -> list[str]:
     try:
         recipe = shlex.split(read_text(files[0], label), comments=True)
     except ValueError as error:
-        raise UserError(f'{label}: {reason(error)}; give a file of flags, as those of recipes/') from error
+        raise UserError(f'{label}: {reason(error)}; give a file of flags, such as the files of recipes/') from error
     if any(word.partition('=')[0] == '--recipe' for word in recipe):
-        raise UserError(f'{label}: names a recipe itself; a recipe has flags of the training alone')
+        raise UserError(f'{label}: contains --recipe; leave it out of the file')
     return [*recipe, *args]
 
 
-def _settle_teachers(opt):
-    """Set the options with a value for each teacher: of a single one to that value, of several to a list of texts."""
+def _set_teacher_options(opt):
+    """Set the options with a value for each teacher: one teacher, the value; several teachers, a list of texts."""
     count = len(opt.path_t)
     for name in TEACHER_OPTIONS:
         given = getattr(opt, name)
@@ -448,13 +448,13 @@ def _settle_teachers(opt):
 
 
 def student_options(args=None, **parser):
-    """The options of train_student.py. parser: of _student_parser, for a script that takes the same options."""
+    """The options of train_student.py. parser: arguments of _student_parser, for a script with the same options."""
     parser = _student_parser(**parser)
     opt = _parse(parser, args)
-    _settle_teachers(opt)
+    _set_teacher_options(opt)
     method = get_method(opt.distill)
     if not method.spec.learns_classes:
-        opt.skip_validation = True      # the teacher needs no accuracy
+        opt.skip_validation = True      # the teacher has no accuracy
         if opt.unlabelled and 'dataset' not in opt.flags.given:
             opt.dataset = WITHOUT_CLASSES
     method.fill_in(opt)
@@ -462,7 +462,7 @@ def student_options(args=None, **parser):
     check_flags_of_methods(opt, method)
     check_method(opt, method)
     check_teachers(opt, method)
-    if opt.estimate and has_auto(opt.beta):     # its few measured steps are slower than all others
+    if opt.estimate and has_auto(opt.beta):     # the first steps, which measure the weights, are slower than the others
         opt.beta = method.published_options(opt)['beta']
     opt = _complete(parser, opt, opt.model_s, '--model_s')
     for teacher in options_of_teachers(opt):

@@ -34,7 +34,7 @@ from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.quantisation import calibrate, calibration_images, quantise
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
-from option_checkpoints import load_teacher, open_start, open_teacher, settle_preprocessing
+from option_checkpoints import load_teacher, open_start, open_teacher, set_preprocessing
 from options import student_options
 
 
@@ -47,7 +47,7 @@ def train(opt, device):
     # Data and nets
     opt.model_t, checkpoint_t = open_teacher(opt)
     start = open_start(opt)
-    inputs = settle_preprocessing(opt, start, checkpoint_t)
+    inputs = set_preprocessing(opt, start, checkpoint_t)
     local = distributed.per_process_options(opt)
     method = get_method(opt.distill)
     spec = method.spec
@@ -75,10 +75,10 @@ def train(opt, device):
     needs_validation = validates and \
         not (cache and all(accuracy.value is not None for accuracy in cache.accuracies))
     if cache and cache.full and not needs_validation and not spec.reads_teacher:
-        distiller.teacher_follows = False       # the teacher is not used: it stays in main memory
+        distiller.moves_teacher = False     # the teacher is not used: it stays in main memory
     else:
         for net in nets_of(teacher):
-            fold_batchnorm(net, data.image_size)        # makes the teacher faster
+            fold_batchnorm(net, data.image_size)        # the same outputs, faster
     distiller.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
     if opt.sync_bn:
@@ -140,9 +140,9 @@ def train(opt, device):
 
 
 def teacher_accuracy(opt, teacher, data, cache, run) -> str:
-    """Return the teacher's accuracy in percent on the validation images, else the test images; measured or cached.
+    """Return the teacher's accuracy in percent, from the cache or measured on the validation set, else the test set.
 
-    Of several teachers the accuracy of each, after the name of its net, and of their ensemble.
+    With several teachers: 'NAME ACCURACY' of each and of their ensemble.
     """
     nets, texts = measured_nets(opt, teacher), []
     for (name, source, net), stored in zip(nets, cache.accuracies if cache else [None] * len(nets), strict=True):

@@ -24,7 +24,7 @@ from models.find import build, check_name, warn_of_size
 from models.grad_checkpointing import turn_on_grad_checkpointing
 from models.start import load_start
 from models.sync_batchnorm import synchronise_batchnorm
-from option_checkpoints import open_start, settle_preprocessing
+from option_checkpoints import open_start, set_preprocessing
 from options import teacher_options
 
 
@@ -36,7 +36,7 @@ def train(opt, device):
 
     # Data and net
     start = open_start(opt)
-    inputs = settle_preprocessing(opt, start)
+    inputs = set_preprocessing(opt, start)
     local = distributed.per_process_options(opt)
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, inputs=inputs)

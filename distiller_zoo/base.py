@@ -28,7 +28,7 @@ from .precision import in_float32  # noqa: F401, for the methods, which import w
 from .spec import Spec  # noqa: F401
 from .task import TrainingTask
 
-IMAGENET = ('imagenet', 'imagenette')     # the data sets for which methods use their values and layers for ImageNet
+IMAGENET = ('imagenet', 'imagenette')     # data sets with the methods' published values for ImageNet
 
 
 def is_imagenet(opt) -> bool:
@@ -37,7 +37,7 @@ def is_imagenet(opt) -> bool:
 
 
 def warm_up(epoch: int, epochs: int | None) -> float:
-    """The factor of a weight that grows linearly to its full value in `epochs`; 1 without a warm-up."""
+    """The factor of a weight that grows linearly to 1 in `epochs` epochs; 1 without a warm-up."""
     return min(epoch / epochs, 1) if epochs else 1
 
 
@@ -70,7 +70,7 @@ class Distiller(TrainingTask):
                             f'give it at least two')
         # Not a submodule: the teacher is never trained, synchronised or saved.
         self.__dict__['teacher'] = teacher.eval().requires_grad_(False)
-        self.teacher_follows = True     # whether to(device) also moves the teacher
+        self.moves_teacher = True       # to(device) also moves the teacher
         self.name = opt.distill
         self.gamma, self.alpha, self.beta, self.temperature = opt.gamma, opt.alpha, opt.beta, opt.kd_T
         self.auto_weights = None
@@ -80,7 +80,7 @@ class Distiller(TrainingTask):
         self.entropy_weights = EntropyWeights(self.spec, opt, data.num_classes)
         self.uses_method_loss = self.has_method_loss(opt)
         self.loss_warmup_epochs, self.kl_warmup_epochs = opt.loss_warmup_epochs, opt.kl_warmup_epochs
-        self.warms_soft_labels = bool(opt.kl_warmup_epochs or (opt.loss_warmup_epochs and not self.uses_method_loss))
+        self.has_kl_warmup = bool(opt.kl_warmup_epochs or (opt.loss_warmup_epochs and not self.uses_method_loss))
         # The factors of beta and of alpha in this epoch, set by begin_epoch.
         self.register_buffer('schedule_factor', torch.ones(()), persistent=False)
         self.register_buffer('soft_label_factor', torch.ones(()), persistent=False)
@@ -149,7 +149,7 @@ class Distiller(TrainingTask):
         return distill_kl(*self.soft_labels(out_s, out_t), image_weights)
 
     def total_loss(self, losses: dict) -> Tensor:
-        """The weighted sum of the losses. The first training steps with -b auto also measure its weights."""
+        """The weighted sum of the losses. With -b auto, the first training steps also measure the weights."""
         if self.is_measuring:
             self.auto_weights.measure(losses, self.student)
         return sum(self.weighted(losses).values())
@@ -164,7 +164,7 @@ class Distiller(TrainingTask):
 
     def weights(self) -> dict:
         """name -> weight of each loss, without those of -b auto."""
-        alpha = self.alpha * self.soft_label_factor if self.warms_soft_labels else self.alpha
+        alpha = self.alpha * self.soft_label_factor if self.has_kl_warmup else self.alpha
         return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
 
     @property
@@ -191,15 +191,16 @@ class Distiller(TrainingTask):
         raise NotImplementedError(f'{type(self).__name__}: define method_loss, or set has_method_loss=False in spec')
 
     def prepare(self, data) -> None:
-        """Called once before the first epoch, on the training device, but not when a run is resumed.
+        """Compute buffers from the whole training set, by data.unaugmented_loader().
 
-        For what a method computes from the whole training set, by data.unaugmented_loader(): store it in a buffer.
+        Called once before the first epoch, on the training device, but not when a run is resumed.
         """
 
     def begin_epoch(self, epoch, epochs):
-        """--loss_warmup_epochs: the weight of the method's loss, or of the soft labels if it has none, grows linearly.
+        """Set the factors of the warm-ups, which grow linearly.
 
-        --kl_warmup_epochs: the weight of the soft labels grows linearly from 0.
+        --loss_warmup_epochs: of the method's loss, or of the soft labels if it has none. --kl_warmup_epochs: of the
+        soft labels, from 0.
         """
         super().begin_epoch(epoch, epochs)
         loss_factor, kl_factor = warm_up(epoch, self.loss_warmup_epochs), warm_up(epoch - 1, self.kl_warmup_epochs)
@@ -208,10 +209,10 @@ class Distiller(TrainingTask):
         self.logit_transforms.begin_epoch(epoch, epochs)
 
     def end_epoch(self) -> None:
-        """Called in every process after each epoch of distillation, once, before the state of the run is saved.
+        """Compute results from buffers that the method filled during the epoch.
 
-        For what a method computes from buffers that it fills during an epoch. A resumed run has these buffers; those
-        that differ between processes are named in spec.own_buffers.
+        Called once in every process after each epoch of distillation, before the state of the run is saved. A resumed
+        run has these buffers; spec.own_buffers must name those that differ between processes.
         """
 
     def make_optimizer(self, learning_rate, opt):
@@ -226,7 +227,7 @@ class Distiller(TrainingTask):
 
     @classmethod
     def rebuild_inference_net(cls, student: nn.Module, weights: dict) -> nn.Module:
-        """inference_net() for a new student, without a teacher, into which `weights`, its state_dict, are loaded."""
+        """Return inference_net() of a new student, built without a teacher, to load `weights`, its state_dict, into."""
         return student
 
     @classmethod
@@ -239,12 +240,12 @@ class Distiller(TrainingTask):
 
     @classmethod
     def has_method_loss(cls, opt) -> bool:
-        """Whether there is a method_loss with these options."""
+        """Whether the method has a method_loss with these options."""
         return cls.spec.has_method_loss
 
     @classmethod
     def options_without_effect(cls, opt) -> dict[str, str]:
-        """Option of the method -> the flag that would give it an effect, for those without one with these options."""
+        """{option of the method that has no effect here: the flag that would give it one}."""
         return {}
 
     @classmethod
@@ -269,12 +270,12 @@ class Distiller(TrainingTask):
 
     @classmethod
     def check_options(cls, opt) -> None:
-        """Raises UserError for options that do not suit the method, before anything is built."""
+        """Raise UserError for options that do not suit the method, before anything is built."""
         if isinstance(opt.beta, list):
             raise UserError(f'-b {comma_list(opt.beta)}: --distill {opt.distill} has one loss; give one weight')
 
     def checkpoint(self):
-        """The network and the state of the method's trainable layers."""
+        """The weights of the network, and the state of the method's trainable layers."""
         net = self.inference_net()
         state = {name: value for name, value in self.state_dict().items()
                  if not name.startswith(('student.', 'average.')) and name != 'averaged_steps'}
@@ -286,14 +287,14 @@ class Distiller(TrainingTask):
         return content
 
     def train(self, mode: bool = True):
-        """The teacher stays in eval mode, its running statistics unchanged."""
+        """Keep the teacher in eval mode, so that its running statistics do not change."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def _apply(self, fn, recurse=True):
-        """The teacher follows to() and similar calls, unless teacher_follows is False."""
+        """Apply to() and similar calls to the teacher too, unless moves_teacher is False."""
         super()._apply(fn, recurse)
-        if self.teacher_follows:
+        if self.moves_teacher:
             self.teacher._apply(fn, recurse)
         return self

@@ -104,7 +104,7 @@ def as_part(distiller: Distiller) -> Distiller:
     student = distiller.student
     del distiller.student       # stored like the teacher: not a submodule of the part
     distiller.__dict__['student'] = student
-    distiller.teacher_follows = False
+    distiller.moves_teacher = False
     return distiller
 
 

@@ -1,4 +1,4 @@
-"""A training task: a network that learns, its loss, and what the scripts and the loop ask of it."""
+"""A training task: a network that learns, its loss, and the interface for the scripts and the loop."""
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,15 +14,15 @@ from .spec import Spec
 class TrainingTask(nn.Module):
     """`student` and the loss that trains it. Vanilla and Distiller extend this class with a forward pass.
 
-    `student` is the net that learns, also where it becomes a teacher. A Distiller sets the attributes below.
+    `student` is the net that learns, even if it is a future teacher. A Distiller sets the attributes below.
     """
 
     spec = Spec(title='', paper='', uses='')
     scheduled_over_epochs = False   # begin_epoch reads `epochs`, so a run cannot be extended
-    own_backward = False            # `backward` makes the backward passes, instead of one of losses['loss']
-    is_measuring = False            # the forward pass also measures weights, and is not compiled
+    own_backward = False            # `backward` computes the gradients, instead of losses['loss'].backward()
+    is_measuring = False            # this forward pass also measures the weights of -b auto; it is not compiled
     has_first_stage = in_first_stage = False        # whether a stage precedes distillation, and is not over yet
-    metrics = ('loss', 'acc', 'acc_top5')   # that `validate` returns; the second chooses the best epoch
+    metrics = ('loss', 'acc', 'acc_top5')   # of `validate`; the epoch with the highest second one is the best
     freeze_epochs = 0               # number of first epochs with a frozen backbone of the student
     frozen = ()                     # parameters of the backbone that are frozen now
 
@@ -51,22 +51,22 @@ class TrainingTask(nn.Module):
         raise NotImplementedError(type(self).__name__)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set what a schedule changes. Called before every epoch, from 1, and again when a run resumes in that epoch.
+        """Update schedules. Called before every epoch, from 1, and again when a run resumes in that epoch.
 
-        The result must depend on these two numbers alone. Store values that the forward pass reads in tensors
+        The result must depend only on these two numbers. Store values that the forward pass reads in tensors
         (self.schedule_factor.fill_(...)): --compile treats Python numbers as constants and compiles again for each
         value. An override calls super().begin_epoch(epoch, epochs), which freezes the backbone by --freeze_epochs.
         """
-        freezes = epoch <= self.freeze_epochs
-        if freezes and not self.frozen:     # a method may have frozen other parameters for good
+        is_frozen = epoch <= self.freeze_epochs
+        if is_frozen and not self.frozen:       # a method may have frozen other parameters for good
             self.frozen = [p for p in backbone(self.student, '--freeze_epochs') if p.requires_grad]
         for p in self.frozen:
-            p.requires_grad_(not freezes)
-        if not freezes:
+            p.requires_grad_(not is_frozen)
+        if not is_frozen:
             self.frozen = ()
 
     def train(self, mode: bool = True):
-        """A frozen student stays in eval mode, its running statistics unchanged."""
+        """Keep a frozen student in eval mode, so that its running statistics do not change."""
         super().train(mode)
         if self.frozen:
             self.student.eval()
@@ -82,9 +82,9 @@ class TrainingTask(nn.Module):
         return {f'student.{name}' for name in names}
 
     def backward(self, losses: dict, optimizer: Optimizer) -> None:
-        """Set the gradients that optimizer.step() reads, by calls of add_gradients; only with own_backward.
+        """Compute the gradients for optimizer.step() by calls of add_gradients; only with own_backward.
 
-        losses: what forward returned. All gradients are None when this is called; an override may clear them between
+        losses: of forward. All gradients are None when this is called; an override may clear them between
         two passes. --amp float16, which scales gradients, is refused.
         """
         raise NotImplementedError(f'{type(self).__name__} declares own_backward')
@@ -109,11 +109,11 @@ class TrainingTask(nn.Module):
         return self.student if self.average is None else self.average.module
 
     def validate(self, loader, run, split: str) -> dict:
-        """Return what helper.loops.validate returns for the network to ship. loader: of the images of a split."""
+        """Return helper.loops.validate of the network to ship. loader: of the images of the split."""
         return validate(loader, self.inference_net(), run, split=split)
 
     def checkpoint(self) -> dict:
-        """Return what a checkpoint stores of this task."""
+        """Return this task's entries of a checkpoint."""
         return {'model': self.inference_net().state_dict()}
 
     def pictures(self) -> dict:

@@ -16,7 +16,7 @@ from models.find import check_name, is_user_file
 from models.load import open_checkpoint
 from models.recognise import find_architecture
 from models.start import Start
-from option_checkpoints import TEST_IMAGES, settle_preprocessing, start_inputs
+from option_checkpoints import TEST_PREPROCESSING, set_preprocessing, start_inputs
 from options import student_options, teacher_options, with_recipe
 
 from .pair_check import PairCheck, pixels
@@ -113,7 +113,7 @@ class Planner:
             for option, key, where in (
                     ('image_size', 'size', 'options'),
                     *((name, name, f'student_options, or --{name} {usual}, which runs of earlier versions have')
-                      for name, usual in TEST_IMAGES.items())):
+                      for name, usual in TEST_PREPROCESSING.items())):
                 is_given = option in alone.opt.flags.given | taught.opt.flags.given
                 if not is_given and inputs[key] != inputs_t[key]:
                     raise UserError(f'{alone.label}: its images would have {option} {inputs[key]}, but those of the '
@@ -195,7 +195,7 @@ class Planner:
             checkpoint_t = teacher and {'inputs': self._inputs(teacher.run.opt) if teacher.run else
                                         teacher.saved.get('inputs')}
             with contextlib.redirect_stdout(io.StringIO()):
-                settle_preprocessing(opt, start, checkpoint_t, resumes=False)
+                set_preprocessing(opt, start, checkpoint_t, resumes=False)
         except UserError as error:
             raise UserError(f'{label}: {error}') from error
 

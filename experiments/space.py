@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distiller_zoo import distiller_dict
 from helper.cli import nearest_flag
 from helper.errors import UserError, printable
-from option_checks import users_of
+from option_checks import methods_with_option
 from options import actions, flags
 
 from .table_flags import REFUSED, check_method
@@ -121,7 +121,7 @@ def _parse_range(key, value, methods, place):
         raise UserError(f'{label}: this flag does not change the result; leave it out')
     if student and not any(uses(method, name) for method in methods):
         advice = 'it has no loss of its own to weight; alpha is the weight of the soft labels' if name == 'beta' else \
-            f'it goes with {", ".join(users_of(name))}'
+            f'it goes with {", ".join(methods_with_option(name))}'
         raise UserError(f'{label}: {", ".join(methods)} does not use this flag; {advice}')
     if isinstance(value, list):
         return _choices(known[name], name, text, value, label)
@@ -182,5 +182,5 @@ def uses(method: str, name: str) -> bool:
     """Return whether the method, or a part of a sum of methods, uses the flag."""
     if name == 'beta' and method in distiller_dict:
         return distiller_dict[method].spec.has_method_loss
-    users = users_of(name)
+    users = methods_with_option(name)
     return not users or bool({*method.split('+')} & {*users})

@@ -12,12 +12,12 @@ from .errors import UserError
 from .finite_check import FiniteCheck
 from .meter import Meter, Progress
 
-PREDICTIONS = 'predictions'     # key of what validate returns
+PREDICTIONS = 'predictions'     # key in the result of `validate`
 SPLITS = {'test': 'test', 'val': 'validation'}      # start of the names of metrics -> the split in words
 
 
 class NullRun:
-    """Replaces a helper.run.Run where nothing is saved."""
+    """Stands in for a helper.run.Run where nothing is saved."""
 
     advice, epoch = 'lower --learning_rate', 1
 
@@ -32,19 +32,19 @@ class NullRun:
 
 
 def train_epoch(epoch: int, loader, module, optimizer, opt, run=None, precision: Precision | None = None) -> dict:
-    """Return {'loss', the other terms of the loss, 'top1', 'top5', 'images_per_second'}, averages over the epoch.
+    """Train one epoch. Returns averages over it: 'loss', its terms, 'top1', 'top5' and 'images_per_second'.
 
-    In a first stage only 'loss' and 'images_per_second'; without labelled images not 'top1' and 'top5'.
+    A first stage has only 'loss' and 'images_per_second'; without labelled images, 'top1' and 'top5' are missing.
 
     loader: yields the arguments of module.forward. module: a distiller_zoo.TrainingTask, or DDP around one. run: the
-    helper.run.Run that saves within the epoch, or resumes in the middle of it. precision: --amp.
+    helper.run.Run, which saves or resumes within the epoch. precision: --amp.
     """
     task = getattr(module, 'module', module)        # without DDP
     precision = precision or Precision(None, next(module.parameters()).device)
     run = run or NullRun()
     meter, finite = Meter(), FiniteCheck(epoch, optimizer, run.advice)
     module.train()
-    done = run.begin_steps(meter, finite)       # batches of this epoch before an interruption
+    done = run.begin_steps(meter, finite)       # batches of this epoch that an interrupted run has made
     with Progress(f'epoch {epoch}', loader, opt.print_freq, done) as progress:
         for number, (images, target, *rest) in enumerate(loader, start=done):
             # The gradients of accum_steps batches make one update of the weights.
@@ -82,7 +82,7 @@ def gradient_exchange(module, is_update_step: bool):
 
 
 def forward(module, images, *rest):
-    """Call module; raises UserError for a batch of one image where batch normalisation needs more."""
+    """Call module. Raises UserError if batch normalisation needs more values than a batch of one image has."""
     try:
         return module(images, *rest)
     except ValueError as error:
@@ -107,21 +107,21 @@ def validate(loader, net, run=None, source: str = '', split: str = 'test') -> di
     PREDICTIONS}.
 
     test_classes_predicted and test_classes count the classes that the net predicts at least once, and those with
-    images. PREDICTIONS: (3, images), see helper.class_metrics.predictions, of all processes. net(images) -> logits.
-    run: a helper.run.Run, which may stop here after a signal. source: the flag and file of a net that this run does not
-    train, for the error message. split: the loader's, of SPLITS; with 'val' the names begin with val_. Raises UserError
-    in every process if the loss is not finite.
+    images. PREDICTIONS: helper.class_metrics.predictions, (3, images) of all processes. net(images) -> logits. run: a
+    helper.run.Run, which stops here after a signal. source: for the error message, flag and file of a net that this run
+    does not train. split: of the loader, a key of SPLITS; with 'val' the names begin with val_. Raises UserError in
+    every process if the loss is not finite.
     """
     net.eval()
     run = run or NullRun()
-    meter, batches = Meter(), []        # predictions of each batch, which stay on the device: reading them waits for it
+    meter, batches = Meter(), []        # predictions of each batch; on the device, since copying them would wait for it
     for images, target, _ in loader:
         logits = net(images)
         meter.update({'loss': F.cross_entropy(logits, target)}, logits, target)
         batches.append(predictions(logits, target))
         run.stop_if_asked()
     averages = meter.averages()
-    everywhere = gather_predictions(batches)
+    all_predictions = gather_predictions(batches)
     if not averages:
         raise UserError(f'no {SPLITS[split]} image could be read, so there is no accuracy')
     loss = averages['loss']
@@ -130,7 +130,7 @@ def validate(loader, net, run=None, source: str = '', split: str = 'test') -> di
                         f'checkpoint of a run that did not diverge' if source else
                         f'the run diverged in epoch {run.epoch}: the loss on the {SPLITS[split]} images is {loss}; '
                         f'{run.advice}')
-    predicted, present, _ = (len(values.unique()) for values in everywhere)
+    predicted, present, _ = (len(values.unique()) for values in all_predictions)
     metrics = {'loss': loss, 'acc': averages['top1'], 'acc_top5': averages['top5'], 'classes_predicted': predicted,
                'classes': present}
-    return {**{f'{split}_{name}': value for name, value in metrics.items()}, PREDICTIONS: everywhere}
+    return {**{f'{split}_{name}': value for name, value in metrics.items()}, PREDICTIONS: all_predictions}

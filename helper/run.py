@@ -1,4 +1,4 @@
-"""The run that a train script opens: its epochs, its checkpoints and files, and its end by a signal."""
+"""A training run: its epochs, checkpoints and files, and its end after a signal."""
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +40,13 @@ class Run:
                  checkpoint: Callable, data):
         """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
-        Sets opt.seed to the seed of a resumed run. facts: must be the same in a resumed run, beside the options.
-        checkpoint() returns the content of the checkpoints beside epoch, best_acc and chosen_on. data: a dataset.Data.
-        Raises UserError; nothing is written before everything is checked.
+        Sets opt.seed to the seed of a resumed run. facts: values that must be equal in a resumed run, like the options.
+        checkpoint() returns the content of a checkpoint without epoch, best_acc and chosen_on. data: a dataset.Data.
+        Raises UserError; nothing is written before all checks have passed.
         """
         if module.own_backward and precision.scaler.is_enabled():
-            raise UserError('--amp float16: scales the gradients, which does not go with the backward passes of this '
-                            'method; give --amp bfloat16')
+            raise UserError('--amp float16: scales the gradients, but this method makes its own backward passes, which '
+                            'do not; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
         self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, data, module.metrics)
@@ -57,14 +57,14 @@ class Run:
         self.saved_at = time.monotonic()
         distributed.check_alike(self.identity.values, 'all of them must read the same data and the same teacher')
         try:
-            # The state of --resume until the first step; None in a new run, and after that step.
+            # The state of --resume until the first step begins; None afterwards and in a new run.
             self.resumed = resume(opt, paths, self.identity, self.training, self.lock) if opt.resume else None
             claim(self.lock, wait=opt.resume is not None)
             if self.resumed:
-                opt.seed = self.resumed['seed']     # which was drawn, if it was not given
+                opt.seed = self.resumed['seed']     # drawn by that run if not given
             is_moved = self.resumed is not None and not is_in(Path(self.resumed['path']), paths.folder)
-            is_new = self.resumed is None or is_moved       # nothing in the folder is of this run
-            self.has_saved = self.resumed is not None       # last.pth of this run is in the folder
+            is_new = self.resumed is None or is_moved       # the folder has no file of this run
+            self.has_saved = self.resumed is not None       # last.pth in the folder is of this run
             if is_new:
                 check_earlier_run(paths, self.identity, module.has_first_stage, opt.overwrite)
             if is_moved and distributed.is_main():      # before anything else is written
@@ -82,8 +82,8 @@ class Run:
         return self
 
     def __exit__(self, kind, *_):
-        # When the first process of several has ended, srun or torchrun sends the others a signal. They still have to
-        # say which one is lost, or have their exit codes already.
+        # When one of several processes has ended, srun or torchrun sends the others a signal. They ignore it, because
+        # they still have to name the lost process, or know their exit code already.
         self.signals.uninstall(ignore=kind is not None and distributed.world_size() > 1)
         try:
             if kind is None:
@@ -97,14 +97,14 @@ class Run:
 
     @property
     def advice(self) -> str:
-        """What the user can do when the loss diverges."""
+        """Advice for the user when the loss diverges."""
         beta = getattr(self.opt, 'beta', 0)
         flags = '--init_learning_rate' if self.stage == 'init' else '--learning_rate' if not beta else \
             '--learning_rate, or give a number as --beta' if has_auto(beta) else '--learning_rate or --beta'
         return f'lower {flags}' + (f'; the last good state is in {self.paths.folder / LAST}' if self.has_saved else '')
 
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:
-        """The epochs of a stage ('init' or 'train') that are left, from 1. Loads --resume into the optimiser first."""
+        """Yield the remaining epochs, from 1, of a stage, 'init' or 'train'. Loads --resume into the optimiser."""
         self.stage, self.training.optimizer, self.epoch = stage, optimizer, 1
         state = self.resumed
         if state and STAGES.index(state['stage']) > STAGES.index(stage):
@@ -127,7 +127,7 @@ class Run:
             yield self.epoch
 
     def begin_steps(self, meter: Meter, finite: FiniteCheck) -> int:
-        """Start the steps of an epoch. Returns the number of those before an interruption."""
+        """Start the steps of an epoch. Returns the number of batches that an interrupted run has made of it."""
         self.finite, self.step = finite, 0
         self.training.begin_epoch(self.epoch, meter)
         if self.resumed and self.resumed['step']:
@@ -138,7 +138,7 @@ class Run:
         return self.step
 
     def end_step(self, batches: int = 1) -> None:
-        """After each step, made of so many batches: save if --save_every is due, end the run if a signal has come."""
+        """Count a step of `batches` batches. Save if --save_every is due; stop the run if a signal has arrived."""
         self.step += batches
         is_due = self.opt.save_every and time.monotonic() - self.saved_at > 60 * self.opt.save_every
         request = self.signals.request_after_step(is_due)
@@ -151,24 +151,26 @@ class Run:
                 self._stop(request, self.step)
 
     def stop_if_asked(self) -> None:
-        """End the run between two batches of validate. Not with several processes: their numbers of batches can differ.
+        """Stop the run after a signal, between two batches of validation; only a run of one process.
+
+        Several processes can have different numbers of batches, so they could not stop together.
         """
         if not self.signals.number or distributed.world_size() > 1:
             return
         if self.stage is None:
-            raise Interrupted(128 + self.signals.number)        # before and after the epochs there is nothing to save
+            raise Interrupted(128 + self.signals.number)        # outside the epochs there is nothing to save
         self._stop(self.signals.number, self.step)
 
     def end_init_epoch(self, train: dict) -> None:
-        """Record and save an epoch of the first stage. train: what train_epoch returned."""
+        """Record and save an epoch of the first stage. train: result of train_epoch."""
         self.records.init_epoch(self.epoch, train)
         self.save(self.epoch + 1, 0)
         self.epoch += 1
 
     def end_epoch(self, rate: float, train: dict, test: dict, pictures: dict | None = None) -> None:
-        """Record and save an epoch. train, test: what train_epoch and validate returned, on data.selection_split.
+        """Record and save an epoch. train: result of train_epoch. test: result of validate on data.selection_split.
 
-        pictures: of the module.
+        pictures: result of TrainingTask.pictures.
         """
         seconds = time.perf_counter() - self.epoch_start
         self.records.epoch(self.epoch, rate, train, test, seconds, pictures or {})
@@ -177,7 +179,7 @@ class Run:
         self._write_files(self.epoch - 1)
 
     def _write_files(self, epoch):
-        """Write the files that people read, up to `epoch`, which last.pth holds already."""
+        """Write the JSON files, and the checkpoints of `epoch` that are due. last.pth must be written already."""
         if not distributed.is_main():
             return
         self.records.write(epoch)
@@ -191,7 +193,7 @@ class Run:
             self.records.write_best()
 
     def measure_test_set(self, loader) -> None:
-        """With a validation set: measure the last and the best weights on the test set, once, after all epochs."""
+        """After all epochs of a run with a validation set, measure the last and the best weights on the test set."""
         if not self.records.is_tested:
             self.stage = None       # a stop signal has nothing to save
             net = self.training.module.inference_net()
@@ -207,11 +209,11 @@ class Run:
             self.records.write_test()
 
     def _best_weights(self):
-        """The weights of the best epoch, from their file. Raises UserError if another epoch is in it."""
+        """Read the weights of the best epoch. Raises UserError if the file is of another epoch."""
         content, best = load_checkpoint(str(self.paths.best), ''), self.records.best
         if content.get('epoch') != best['epoch']:
-            raise UserError(f'{self.paths.best}: is not of the best epoch, {best["epoch"]}; --resume auto again finds '
-                            f'another best epoch')
+            raise UserError(f'{self.paths.best}: holds another epoch than the best, {best["epoch"]}; the same command '
+                            f'with --resume auto determines the best epoch again')
         return content['model']
 
     def save(self, epoch: int, step: int) -> None:
@@ -220,10 +222,10 @@ class Run:
         training = self.training.collect(step)
         if not distributed.is_main():
             return
-        state = {**self.checkpoint(),       # the network of this step; these weights are in the file once
+        state = {**self.checkpoint(),       # the network; `training` does not hold its weights again
                  'identity': self.identity.values, 'seed': self.opt.seed, 'stage': self.stage, 'epoch': epoch,
                  'step': step, 'epochs': self.opt.epochs, **training, 'log': self.records.state()}
-        if not self.has_saved:      # a file of an earlier run is not the state before this one
+        if not self.has_saved:      # previous.pth is of an earlier run
             (self.paths.folder / PREVIOUS).unlink(missing_ok=True)
         save_checkpoint(self.paths.folder / LAST, state, backup=PREVIOUS if self.has_saved else None)
         self.has_saved = True

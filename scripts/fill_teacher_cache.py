@@ -29,7 +29,7 @@ from helper.errors import UserError, run_main
 from helper.loops import validate
 from models.ensemble import nets_of, options_of_teachers
 from models.fold import fold_batchnorm
-from option_checkpoints import load_teacher, open_start, open_teacher, settle_preprocessing
+from option_checkpoints import load_teacher, open_start, open_teacher, set_preprocessing
 from options import student_options
 
 
@@ -113,7 +113,7 @@ def main():
     device, method = select_device(opt.gpu_id.split(',')[0]), get_method(opt.distill)
     opt.model_t, checkpoint = open_teacher(opt)
     data = get_dataloaders(opt, device, views=method.spec.views,
-                           inputs=settle_preprocessing(opt, open_start(opt), checkpoint))
+                           inputs=set_preprocessing(opt, open_start(opt), checkpoint))
     if device.type == 'cpu':
         keep_memory()
     nets = nets_of(load_teacher(opt, checkpoint, data, device))

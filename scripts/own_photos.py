@@ -33,7 +33,7 @@ from helper.optim import rate_factors
 from models.find import LIBRARIES, build, check_name, get_library, parse_name
 from models.load import open_net
 from models.start import open_initial, open_published
-from option_checkpoints import TEST_IMAGES, settle_preprocessing
+from option_checkpoints import TEST_PREPROCESSING, set_preprocessing
 from options import student_options
 
 TABLE = 'own_photos.toml'         # in SAVE; beside this script, its text with {blanks}
@@ -183,8 +183,8 @@ def test_image_flags(preprocessing: dict, flags: list[str]) -> list[str]:
     flags: of all runs.
     """
     opt = student_options(['--path-t', 'TEACHER', *flags])
-    settle_preprocessing(opt, None, {'inputs': preprocessing}, resumes=False)
-    return [word for option in TEST_IMAGES if option not in opt.flags.given and getattr(opt, option) is not None
+    set_preprocessing(opt, None, {'inputs': preprocessing}, resumes=False)
+    return [word for option in TEST_PREPROCESSING if option not in opt.flags.given and getattr(opt, option) is not None
             for word in (f'--{option}', str(getattr(opt, option)))]
 
 

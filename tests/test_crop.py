@@ -23,7 +23,7 @@ from helper.checkpoint import load_checkpoint
 from helper.cli import current_options
 from helper.errors import UserError
 from models.start import Start
-from option_checkpoints import set_crop_options, settle_preprocessing
+from option_checkpoints import set_crop_options, set_preprocessing
 from option_checks import check_crop
 from options import student_options, teacher_options
 
@@ -255,7 +255,7 @@ REFUSED = {
     '--image_size 32 --scale 0.5 1': '--scale 0.5 1.0: has no effect without --crop resized',
     '--image_size 32 --color_jitter 0.4': '--color_jitter 0.4: has no effect without --crop resized',
     '--image_size 64 --scale 0.5 0.1': '--scale 0.5 0.1: give the smaller number first',
-    '--image_size 32 --vflip 0.5 --teacher_cache': '--vflip 0.5: --teacher_cache only has outputs for crops and flips',
+    '--image_size 32 --vflip 0.5 --teacher_cache': '--vflip 0.5: --teacher_cache only stores outputs for crops',
     '--image_size 32 --crop_pct 0.9': '--crop_pct 0.9: has no effect without --crop resized and --fit crop',
     '--dataset imagenet --interpolation bicubic': '--interpolation bicubic: has no effect without --dataset folder',
     '--scale 2 3': '--scale: 2: give a number above 0 and of at most 1',
@@ -331,7 +331,7 @@ INPUTS = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'size': 96, 'interpolation': 'bic
     '--image_size 32': ('bicubic', None, 'bilinear'), '--dataset imagenet': (None, None, 'bilinear')}.items())
 def test_the_teacher_decides_how_test_images_are_scaled(flags, wanted):
     opt = student_options(['--path-t', 'x', '--dataset', 'folder', *flags.split()])
-    settle_preprocessing(opt, None, {'inputs': INPUTS})
+    set_preprocessing(opt, None, {'inputs': INPUTS})
     assert (opt.interpolation, opt.crop_pct, opt.train_interpolation) == wanted
 
 
@@ -339,10 +339,10 @@ def test_a_pretrained_student_has_its_own_test_images():
     for inputs, wanted in (({'interpolation': 'bilinear', 'crop_pct': 0.875}, (None, None)),
                            ({'interpolation': 'bilinear'}, (None, 0.95)), ({}, ('bicubic', 0.95))):
         opt = student_options(['--path-t', 'x', '--dataset', 'folder'])
-        settle_preprocessing(opt, Start('', {}, inputs), {'inputs': INPUTS})
+        set_preprocessing(opt, Start('', {}, inputs), {'inputs': INPUTS})
         assert (opt.interpolation, opt.crop_pct) == wanted
     opt = student_options(['--path-t', 'x', '--dataset', 'folder', '--interpolation', 'bilinear'])
-    settle_preprocessing(opt, Start('', {}, INPUTS), {'inputs': INPUTS})
+    set_preprocessing(opt, Start('', {}, INPUTS), {'inputs': INPUTS})
     assert opt.interpolation == 'bilinear' == dataset.make_pipeline(opt, INPUTS).interpolation
 
 

@@ -139,7 +139,7 @@ def test_refused(call, small, teacher, images, tmp_path, capfd):
             (['--unlabelled', tmp_path / 'one'], 'one: has one image; give at least two'),
             ([*given, '--split', '0.5,0.5'], '--split 0.5,0.5: --unlabelled without --dataset holds 5%'),
             (['--dataset', 'unlabelled'], '--dataset unlabelled: no such data set'),
-            ([*given, '--dataset', 'unlabelled', '--distill', 'kd'], 'has no classes, and --distill kd'),
+            ([*given, '--dataset', 'unlabelled', '--distill', 'kd'], 'has no classes, but --distill kd'),
             ([*given, '--distill', 'embed+kd'], 'cannot be added: embed learns no classes')):
         with pytest.raises(SystemExit) as caught:
             embed(call, teacher, tmp_path / 'no', *more)

@@ -330,12 +330,12 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--mixup', 1, '--distill', 'dkd'], '--mixup 1: --distill dkd needs one class for each image; it goes with '),
     (['--mixup', 1, '--distill', 'dkd'], ' hint, '), (['--mixup', 1, '--distill', 'dkd'], ' similarity, '),
     (['--cutmix', 1, '--distill', 'kd+crd', '-b', '1,1'], '--cutmix 1: --distill kd+crd needs one class'),
-    (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld sees several views'),
-    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache only has outputs for crops and flips'),
+    (['--cutmix', 1, '--distill', 'mlld'], '--cutmix 1: --distill mlld uses several views'),
+    (['--mixup', 1, '--teacher_cache'], '--mixup 1: --teacher_cache only stores outputs for crops and flips'),
     (['--grad_accum', 2, '--opt', 'dot'], '--grad_accum 2: --opt dot computes its gradients'),
     (['--clip_grad', 2, '--opt', 'dot'], '--clip_grad 2: --opt dot computes'),
     (['--model_ema', '--distill', 'simkd'], '--model_ema 0.9998: --distill simkd deploys more than the student'),
-    (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache only has outputs for crops'),
+    (['--aa', 'rand-m9', '--teacher_cache'], '--aa rand-m9: --teacher_cache only stores outputs for crops'),
     (['--aa', ''], "--aa '': timm has rand, augmix, original"), (['--aa', 'x-m9'], '--aa x-m9: timm has rand, augmix'),
     (['--aa', 'rand-n100000'], '--aa rand-n100000: n100000: n is a whole number from 1 to 10; give rand-m9-mstd0.5'),
     (['--aa', 'augmix-m3-a0'], '--aa augmix-m3-a0: a0: a is a number from 0.5 to 100'),
@@ -343,7 +343,7 @@ def test_all_of_it_resumed_within_an_epoch(call, teacher, small, tmp_path, monke
     (['--aa', 'v0-m9'], '--aa v0-m9: m9: v0 takes mstd, each with a number'), (['--aa', 'rand--m9'], 'an empty word: '),
     (['--min_lr', 0.05, '--sched', 'poly'], '--min_lr 0.05: the rate falls from --learning_rate 0.05 to it; give less'),
     (['--warmup_lr', 1, '--warmup_epochs', 3], '--warmup_lr 1: a warm-up begins below --learning_rate 0.05'),
-    (['--model_ema', 1], '--model_ema 1: the average would be the first weights; give a factor between 0 and 1'),
+    (['--model_ema', 1], '--model_ema 1: the average would be the first weights; give a decay between 0 and 1'),
     (['--model_ema', 0], '--model_ema 0: the average would be the last weights'),
     (['--sched', 'linear'], "--sched: invalid choice: 'linear'"),
     (['--recipe', 'nowhere.txt'], '--recipe nowhere.txt: cannot be read'),
@@ -418,7 +418,7 @@ def test_a_file_of_flags(tmp_path):
         with pytest.raises(UserError, match=f'--recipe {name}: .*{words}'):
             options('--recipe', name)
     file.write_text('--recipe other.txt')
-    with pytest.raises(UserError, match='names a recipe itself'):
+    with pytest.raises(UserError, match='contains --recipe; leave it out'):
         options(f'--recipe={file}')
 
 

@@ -127,10 +127,10 @@ def test_every_method_works_or_is_refused(method):
 def test_teachers_that_are_not_used_stay_in_main_memory(teacher):
     """Of a sum of methods, with one teacher or two."""
     distiller, _, _ = build('kd+vid', teacher)
-    distiller.teacher_follows = False
+    distiller.moves_teacher = False
     distiller.to(torch.float64)
     assert {p.dtype for p in distiller.teacher.parameters()} == {torch.float32}
-    distiller.teacher_follows = True
+    distiller.moves_teacher = True
     distiller.to(torch.float64)
     assert {p.dtype for p in distiller.teacher.parameters()} == {torch.float64} == \
         {p.dtype for p in distiller.parameters()}
@@ -305,10 +305,10 @@ def test_teachers_of_a_run(taught):
     (['b', '--teacher_weights', 'agree', '--mixup', '0.2'],
      '--teacher_weights agree: needs the class of each image, but --mixup 0.2 mixes them; give numbers, as 1,2,1'),
     (['b', '--teacher_weights', 'agree', '--unlabelled', 'x', '-r', '0'],
-     '--teacher_weights agree: needs the class of each image, and those of --unlabelled x have none; give numbers'),
+     '--teacher_weights agree: needs the class of each image, but images of --unlabelled x have none; give numbers'),
     (['b', '--teacher_weights', 'agree', '--distill', 'rkd+crd'],
      '--teacher_weights agree: weights the soft labels, but --distill rkd+crd has none with -a 0; give numbers'),
-    (['b', '--teacher_weights', 'agree', '--distill', 'mlld', '-a', '1'], 'agree: --distill mlld sees several views'),
+    (['b', '--teacher_weights', 'agree', '--distill', 'mlld', '-a', '1'], 'agree: --distill mlld uses several views'),
     (['b', '--distill', 'kd+fsp'], '--distill kd+fsp learns from one teacher alone: fsp has a first stage; give one'),
     (['b', '--model_t', 'vgg8'], '--model_t vgg8: --path-t names 2 teachers; give a value for each, - for one'),
     (['--mean_t', '0,0,0', '-'], '--mean_t 0.0,0.0,0.0 -: --path-t names 1 teacher; give a value for each')])

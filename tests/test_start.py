@@ -16,7 +16,7 @@ from helper.errors import UserError
 from models.find import build
 from models.load import load_net, open_net
 from models.start import CHECKSUM, load_start, open_initial
-from option_checkpoints import open_start, settle_preprocessing
+from option_checkpoints import open_start, set_preprocessing
 from options import student_options, teacher_options
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
@@ -126,7 +126,7 @@ def test_published_weights(monkeypatch, capsys):
     monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False, **more: made(name, **more))
     opt = teacher_options(['--model', 'timm:resnet10t.c3_in1k', '--pretrained', '--dataset', 'folder'])
     start = open_start(opt)
-    settle_preprocessing(opt, start)
+    set_preprocessing(opt, start)
     assert opt.image_size == 176 and start.inputs['interpolation'] == 'bicubic'
     net = build(opt.model, 4, 32)
     load_start(net, start, data_of())
@@ -149,7 +149,7 @@ def test_published_weights_without_a_network(monkeypatch, flags):
     (['--model', 'resnet8', '--pretrained'], '--model resnet8 has no published weights; give the weights of a file'),
     (['--model', 'ResNet18', '--pretrained'], 'give --model torchvision:resnet18, the same net with published weights'),
     (['--model', 'timm:nf_resnet26', '--pretrained'], '--model timm:nf_resnet26 has no published weights'),
-    (['--pretrained', '--initial_checkpoint', 'x'], '--pretrained: --initial_checkpoint x gives the weights already'),
+    (['--pretrained', '--initial_checkpoint', 'x'], '--pretrained: --initial_checkpoint x also sets the initial'),
     (['--evaluate', 'x', '--initial_checkpoint', 'x'], '--initial_checkpoint: has no effect with --evaluate'),
     (['--evaluate', 'x', '--model', 'timm:resnet10t', '--pretrained'], '--pretrained: has no effect with --evaluate'),
     (['--model', 'timm:resnet10t.c3_in1k'], 'add --pretrained'),

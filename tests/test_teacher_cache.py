@@ -256,7 +256,7 @@ def test_every_cacheable_method(tmp_path, method):
         images, target, index = next(iter(loader))
         out = distiller.teacher_outputs(images) if images.dim() == 4 else [*map(distiller.teacher_outputs, images)]
         if told and not distiller.spec.reads_teacher:
-            distiller.teacher_follows = False
+            distiller.moves_teacher = False
             distiller.to(torch.float64).to(torch.float32)
             distiller.teacher = None
         torch.manual_seed(1)
@@ -390,13 +390,13 @@ def test_two_processes_share_it(call, teacher, small, tmp_path):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--distill', 'semckd'], '--teacher_cache: --distill semckd asks the teacher for more than logits and embedding; '
-                              'it goes with '),
+    (['--distill', 'semckd'], '--teacher_cache: --distill semckd needs teacher outputs other than logits and embedding'
+                              '; it goes with '),
     (['--distill', 'semckd'], ' correlation, '), (['--distill', 'semckd'], ' rkd, '),
-    (['--distill', 'mlld'], '--teacher_cache: --distill mlld sees several views of an image; give --cache_epochs N'),
-    (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint asks the teacher for more'),
-    (['--aa', 'rand-m9'], '--aa rand-m9: --teacher_cache only has outputs for crops and flips from left to right; give '
-                          '--cache_epochs N'),
+    (['--distill', 'mlld'], '--teacher_cache: --distill mlld uses several views of an image; give --cache_epochs N'),
+    (['--distill', 'rkd+hint', '-b', '1,1'], '--distill rkd+hint needs teacher outputs other than'),
+    (['--aa', 'rand-m9'], '--aa rand-m9: --teacher_cache only stores outputs for crops and flips from left to right; '
+                          'give --cache_epochs N'),
     (['--dataset', 'imagenet'], '--teacher_cache: random crops of --dataset imagenet have too many variants to store; '
                                 'give --cache_epochs N'),
     (['--cache_seed', '1'], '--cache_seed 1: has no effect without --cache_epochs'),

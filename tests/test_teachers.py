@@ -23,7 +23,7 @@ from helper.errors import UserError
 from models import model_dict
 from models.load import load_net, open_checkpoint
 from models.recognise import recognise
-from option_checkpoints import open_teacher, settle_preprocessing
+from option_checkpoints import open_teacher, set_preprocessing
 from options import student_options
 from scripts import check_teacher, model_transform
 
@@ -375,7 +375,7 @@ def test_preprocessing_of_a_teacher(call, small, tmp_path, capsys):
     def seen(*more):
         opt = student_options([*flags, '--data_dir', str(tree), *more])
         opt.model_t, checkpoint = open_teacher(opt)
-        settle_preprocessing(opt, None, checkpoint)
+        set_preprocessing(opt, None, checkpoint)
         inputs = {'mean': [.5] * 3, 'std': [.25] * 3, 'size': opt.image_size, 'interpolation': 'bilinear',
                   'fit': 'crop'}
         net = load_net(str(file), checkpoint, opt.model_t, SimpleNamespace(num_classes=4, image_size=opt.image_size,
