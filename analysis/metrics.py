@@ -13,7 +13,7 @@ CKA_BATCH = 100     # images whose feature maps are in memory at once
 
 
 class TestSet(NamedTuple):
-    """What read_test_set returns, on the CPU: of N images, without unreadable ones."""
+    """The result of read_test_set, on the CPU, for N images without unreadable ones."""
 
     index: Tensor               # (N,), number of each image in the test set
     target: Tensor              # (N,), its class

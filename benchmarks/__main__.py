@@ -57,7 +57,7 @@ def main():
     add('--data_dir', type=path, default='./data')
     add('--compile', action='store_true', help='the fast recipe compiles its step')
     add('--amp', nargs='?', const='auto', choices=('auto', *KINDS), help='the fast recipe computes in 16 bits')
-    add('--fast', action='store_true', help='the fast recipe is that of --fast')
+    add('--fast', action='store_true', help='the fast recipe is --fast')
     add('--brief', action='store_true',
         help='recipes without the shares of the parts and of the ceiling; methods without memory')
     add('--json', type=path, metavar='FILE', help='also write the measurements to this file')

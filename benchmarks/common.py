@@ -1,4 +1,4 @@
-"""What the benchmarks share: loaders, a method with its nets, timing in turn, memory, and the table."""
+"""Shared by the benchmarks: loaders, a method with its nets, alternating timing, memory, and the table."""
 import multiprocessing
 import statistics
 import sys

@@ -1,6 +1,6 @@
 """The peak memory and the time of a step of every method, without and with --grad_checkpointing; no first stages.
 
-On a GPU the peak is that of torch.cuda. On a CPU it is the peak of all tensors, which torch's profiler reports with
+On a GPU the peak is the one of torch.cuda. On a CPU it is the peak of all tensors, which torch's profiler reports with
 each allocation: exact, the same in every run, and without what oneDNN allocates for itself.
 """
 import gc

@@ -63,7 +63,7 @@ class _BatchNorm(torch.autograd.Function):
         x, weight, bias, mean, inverse_std, y = ctx.saved_tensors
         grad = _channels_last(grad)
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        # Without a ReLU, the residual's gradient is that of the output.
+        # Without a ReLU, the residual's gradient equals the output's.
         grad_residual = torch.empty_like(x) if ctx.has_residual and ctx.relu else None
         call('batchnorm_gradient', grad, x, y, mean, inverse_std, weight, bias, grad_x, grad_residual, grad_weight,
              grad_bias, x.numel() // x.shape[1], x.shape[1], ctx.relu)

@@ -1,4 +1,4 @@
-"""What get_dataloaders returns: the loaders, and what a net and a run must know of the data."""
+"""The result of get_dataloaders: the loaders, and the properties of the data that a net and a run need."""
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,30 +56,30 @@ class Data:
 
     @property
     def selection_split(self) -> str:
-        """The split that is measured after each epoch and chooses the best: 'val', or 'test' without validation set."""
+        """The split on which the best epoch is selected: 'val', or 'test' without a validation set."""
         return 'test' if self.val_loader is None else 'val'
 
     @property
     def selection_loader(self) -> Iterable:
-        """The loader of that split."""
+        """The loader of selection_split."""
         return self.test_loader if self.val_loader is None else self.val_loader
 
     @property
     def selection_labels(self) -> torch.Tensor:
-        """The class of each of its images, int64, on the CPU."""
+        """The class of each image of selection_split, int64, on the CPU."""
         return self.test_labels if self.val_loader is None else self.val_labels
 
     @property
     def selection_note(self) -> str:
-        """Which split chooses the best epoch, as a sentence for the terminal."""
+        """A sentence for the terminal: on which split the best epoch is selected."""
         if not self.has_labels:
             return 'the best epoch is chosen by the mean cosine similarity of the student\'s and the teacher\'s ' \
                    'embeddings of the test images'
         if self.val_loader is not None:
             return 'the best epoch is chosen on the validation set; the test set is measured once, at the end'
-        advice = '--val_fraction 0.1 chooses on held-out training images' if self.n_train else \
-            'give a validation set to choose on that'
-        return f'the best epoch is chosen on the test set, as in the papers, which flatters it; {advice}'
+        advice = 'give --val_fraction 0.1 to choose it on held-out training images' if self.n_train else \
+            'give a validation set to choose it on that'
+        return f'the best epoch is chosen on the test set, as in the papers, so its accuracy is optimistic; {advice}'
 
     @property
     def preprocessing(self) -> str:

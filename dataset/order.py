@@ -161,7 +161,7 @@ def shuffle_shards(shards: torch.Tensor, generator: torch.Generator) -> torch.Te
     numbers = shards.unique()
     if len(numbers) <= WINDOW:
         return torch.randperm(len(shards), generator=generator)
-    places = torch.empty(int(numbers.max()) + 1, dtype=torch.float64)
-    places[numbers] = torch.randperm(len(numbers), generator=generator).double()
+    positions = torch.empty(int(numbers.max()) + 1, dtype=torch.float64)
+    positions[numbers] = torch.randperm(len(numbers), generator=generator).double()
     delays = WINDOW * torch.rand(len(shards), generator=generator, dtype=torch.float64)
-    return torch.argsort(places[shards] + delays, stable=True)
+    return torch.argsort(positions[shards] + delays, stable=True)

@@ -40,7 +40,7 @@ def open_unlabelled(opt) -> Source:
 def open_sources(opt) -> tuple[dict[str, Subset], list[str]]:
     """({'unlabelled', 'test'} -> images, no classes) for methods that need no class. Raises UserError.
 
-    HELD_OUT of the images are those of the test, the same in every run.
+    HELD_OUT of the images are the test images, the same in every run.
     """
     source = open_unlabelled(opt)
     if len(source.labels) < 2:

@@ -163,7 +163,7 @@ class Distiller(TrainingTask):
         return {name: weight * losses[name] for name, weight in weights.items() if name in losses}
 
     def weights(self) -> dict:
-        """name -> weight of each loss, without those of -b auto."""
+        """name -> weight of each loss, without the weights that -b auto measures."""
         alpha = self.alpha * self.soft_label_factor if self.has_kl_warmup else self.alpha
         return {'ce': self.gamma, 'kl': alpha, 'method': self.beta * self.schedule_factor}
 

@@ -173,7 +173,7 @@ def _conflict(a: tuple, b: tuple) -> str:
     if a.first_stage and b.first_stage:
         return 'both have a first stage'
     if any(x != y for x, y in zip(a.views, b.views, strict=False)):
-        return 'they see other views of an image'
+        return 'they use other views of an image'
     if (a.preact_s, a.preact_t) != (b.preact_s, b.preact_t) and 'feats' in a.needs and 'feats' in b.needs:
         return 'one reads the stages before their ReLU, the other after it'
     return ''

@@ -11,7 +11,7 @@ from .dkd import OPTIONS, DKDDistiller
 class CTKDDistiller(DKDDistiller):
     """Li et al., AAAI 2023, Curriculum Temperature for Knowledge Distillation, arXiv:2211.16231; the global version.
 
-    The loss is that of the soft labels or of dkd, at a learnt temperature instead of --kd_T.
+    The loss is the soft-label loss or dkd's, at a learnt temperature instead of --kd_T.
     """
 
     spec = Spec(

@@ -5,7 +5,7 @@ from helper.optim import Eager
 
 
 class DOT(Eager):
-    """SGD with one momentum for the gradient of the task and a larger one for that of the distillation.
+    """SGD with one momentum for the task gradient and a larger one for the distillation gradient.
 
     Zhao et al., ICCV 2023, DOT: A Distillation-Oriented Trainer, arXiv:2307.08436.
 
@@ -31,7 +31,7 @@ class DOT(Eager):
         distiller.add_gradients(task_loss)
 
     def store_distillation_grads(self) -> None:
-        """Store the current gradients as those of the distillation, and clear them."""
+        """Store the current gradients as the distillation gradients, and clear them."""
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
@@ -40,7 +40,7 @@ class DOT(Eager):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Update the parameters; the current gradients are those of the task."""
+        """Update the parameters. The current gradients are the task gradients."""
         distillation_grads, self.distillation_grads = self.distillation_grads, {}
         is_first_step = not self.state
         for group in self.param_groups:

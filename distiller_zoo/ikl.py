@@ -31,7 +31,7 @@ class IKLDistiller(Distiller):
             help="temperature of the teacher's probabilities that weight the classes; not given: 100, in gkl 4, for "
                  'ImageNet 1')
         add('--ikl_prior', choices=('on', 'off'),
-            help='weight the classes by the mean probabilities of the image\'s class, not by those of the image; not '
+            help='weight the classes by the mean probabilities of the image\'s class, not of the image; not '
                  'given: off, in gkl and for ImageNet on')
 
     @classmethod

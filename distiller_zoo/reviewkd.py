@@ -6,7 +6,7 @@ from .criteria.reviewkd import HCLLoss, ReviewStack
 
 
 class ReviewKDDistiller(Distiller):
-    """ReviewKD. Nets without pre-activations, as those of timm and torchvision, give their stages' maps as they are."""
+    """ReviewKD. Nets without pre-activations, such as timm's and torchvision's, return the maps after activation."""
 
     spec = Spec(
         title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',

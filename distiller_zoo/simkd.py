@@ -37,7 +37,7 @@ class SimKDDistiller(Distiller):
     """Chen et al., CVPR 2022, Knowledge Distillation with the Reused Teacher Classifier, arXiv:2203.14001.
 
     The loss is the mean squared error between the student's projected map and the teacher's map; the larger of the two
-    is average-pooled first. The student's own classifier is not trained: accuracies are those of the deployed network.
+    is average-pooled first. The student's own classifier is not trained; accuracies are of the deployed network.
     """
 
     spec = Spec(

@@ -1,4 +1,4 @@
-"""What a method declares: its source and published values, what it needs, and what it goes with."""
+"""The declaration of a method: source, published values, needs, and compatible options."""
 from dataclasses import dataclass, field
 
 

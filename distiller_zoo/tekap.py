@@ -19,7 +19,7 @@ class TeKAPDistiller(Distiller):
         add('--tekap_strength', type=number(float, low=0, high=1), default=0.1,
             help='share of the noise in a copy; 1: only noise')
         add('--tekap_weight', type=number(float, low=0), default=0.8,
-            help='weight of the soft labels of a copy; those of the teacher weigh 1')
+            help="weight of a copy's soft labels; the weight of the teacher's is 1")
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = TeKAPLoss(opt.kd_T, opt.tekap_count, opt.tekap_strength, opt.tekap_weight)

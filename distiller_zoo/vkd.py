@@ -6,7 +6,7 @@ from .criteria.vkd import OrthogonalProjector, VkDLoss
 
 
 class VkDDistiller(Distiller):
-    """The student's embedding is the mean of its last map: of a transformer that of its patch tokens."""
+    """The student's embedding is the mean of its last map; for a transformer, the mean of its patch tokens."""
 
     spec = Spec(
         title='VkD', paper='Miles, Elezi and Deng, CVPR 2024, arXiv:2403.06213', uses='embedding',

@@ -32,7 +32,7 @@ class WKDLDistiller(Distiller):
         if self.by_features:
             check_classes(data, '--wkdl_cost cka', 'give --wkdl_cost classifier')
         rows = F.normalize(self.teacher.get_classifier().weight.detach(), dim=1)
-        cost = transport_cost(1 - rows @ rows.t())      # replaced in prepare if --wkdl_cost asks for it
+        cost = transport_cost(1 - rows @ rows.t())      # replaced in prepare with --wkdl_cost
         self.criterion = WKDLogitLoss(cost, opt.kd_T, opt.wkdl_weight)
 
     def prepare(self, data):

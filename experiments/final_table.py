@@ -58,7 +58,7 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
     """Return the text of final.toml: rows such as 'KD, tuned' for each of `kinds`, without rows that no trial has
     finished.
 
-    The seeds are not that of the search, whose values were chosen with it.
+    The seeds differ from the seed of the search, with which its values were selected.
     """
     space, rows = search.table, _rows(search, kinds)
     seeds = itertools.chain(space.seeds[1:], (number for number in itertools.count() if number not in space.seeds))

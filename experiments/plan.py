@@ -189,7 +189,7 @@ class Planner:
                          teacher.run)
 
     def _settle(self, opt, label, teacher=None):
-        """Set the preprocessing to that of the initial weights or of the teacher, as the run itself does."""
+        """Take the preprocessing from the initial weights or the teacher, as the run itself does."""
         try:
             start = Start('the initial weights', {}, self._start_inputs(opt))
             checkpoint_t = teacher and {'inputs': self._inputs(teacher.run.opt) if teacher.run else

@@ -14,7 +14,7 @@ from .table_file import Table
 
 
 def make_folders(save: Path) -> None:
-    """Make the folder of a table or a search, and that of its logs. Raises UserError."""
+    """Make the folder of a table or a search, and the folder of its logs. Raises UserError."""
     for folder in (save, save / 'logs'):
         make_folder(folder, f'--save_dir {save}')
 

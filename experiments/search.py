@@ -46,7 +46,7 @@ class Cell:
         return f'{self.row.label}: {self.pair}'
 
     def trials(self) -> list:
-        """Return the trials of Optuna, with those of other processes."""
+        """Return the trials of Optuna, also from other processes."""
         return self.study.get_trials(deepcopy=False) if self.study else []
 
 
@@ -135,7 +135,7 @@ class Search:
     def tuned_run(self, cell: Cell, values: dict, flags: Sequence[str] = ()) -> PlannedRun:
         """Return the run with these values, and further flags, that also measures the test set. Raises UserError."""
         planner = copy.copy(self.planner)
-        planner.runs = {}       # with those of earlier best values, whose names are the same
+        planner.runs = {}       # forget the runs of earlier best values, which have the same names
         return self._plan(cell.pair, cell.row, values, 'tuned', flags, planner)
 
     def teacher_runs(self) -> list[PlannedRun]:
@@ -284,7 +284,7 @@ def curve_of(run: PlannedRun) -> list[float]:
 
 
 def _differences(before: dict, cell: Cell) -> list[str]:
-    """Return how a definition differs from that of a cell: 'epochs 4, not 9'. Flags that are new have their default."""
+    """Return how a definition differs from a cell's: 'epochs 4, not 9'. Flags that are new have their default."""
     texts = []
     for key in {**before, **cell.definition}:
         old, new = before.get(key), cell.definition.get(key)

@@ -1,4 +1,4 @@
-"""What the report of a search says about each row and pair: gains, published values, importance, final runs."""
+"""The report of a search, for each row and pair: gains, published values, importance, final runs."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class ReportRow:
 
     index: int                              # of the row in the space
     result: RowResult
-    parts: list[Range]                      # its ranges, without that of the methods
+    parts: list[Range]                      # its ranges, without the range of the methods
     alone: float | None                     # the best accuracy of the student alone
     importance: dict[str, float]            # range name -> share of the importance; empty with too few trials
     tuned: Cell | None = None               # final runs of the best values

@@ -147,7 +147,7 @@ class Slurm:
             name=self.name, timeout_min=self.opt.time, cpus_per_task=self.opt.cpus, tasks_per_node=1, nodes=1,
             slurm_array_parallelism=min(self.opt.jobs or len(groups), len(groups)), slurm_signal_delay_s=NOTICE,
             slurm_setup=[f'export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}'],
-            slurm_srun_args=['--cpus-per-task', str(self.opt.cpus)],    # since Slurm 22.05 srun ignores that of sbatch
+            slurm_srun_args=['--cpus-per-task', str(self.opt.cpus)],    # since Slurm 22.05 srun ignores sbatch's
             slurm_additional_parameters={'requeue': True, **self.sbatch_options, **(
                 {'dependency': 'afterany:' + ':'.join(dependencies)} if dependencies else {})},
             **({'slurm_partition': self.opt.partition} if self.opt.partition else {}),

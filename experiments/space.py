@@ -174,7 +174,7 @@ def _convert(action, text, label):
 
 
 def ranges_of(method: str, ranges: tuple[Range, ...]) -> list[Range]:
-    """Return the ranges of a method's flags, without that of the methods."""
+    """Return the ranges of a method's flags, without the range of the methods."""
     return [part for part in ranges if part.name != METHOD and uses(method, part.name)]
 
 

@@ -18,7 +18,7 @@ from helper.files import locked
 from .space import METHOD, ranges_of
 from .table_file import Row
 
-STARTUP = 6         # trials of a row with random values, before those of TPE
+STARTUP = 6         # trials of a row with random values before TPE proposes values
 FEWEST = 4          # complete trials of a row before any is ended early
 ATTEMPTS = 20       # to draw values that no earlier trial of the row has
 RETRY_OF = 'retry of'       # attribute of a trial: the number of the failed one that it repeats

@@ -119,7 +119,7 @@ def find_table(name: str, folder: Path = TABLES) -> Path:
 def read_table(path: Path, has_ranges: bool = False) -> Table:
     """Return the checked table of a file. Raises UserError that names the file and the key or row.
 
-    has_ranges: the file is that of a search, whose rows may be sub-tables with ranges of flags.
+    has_ranges: the file is of a search; its rows may be sub-tables with ranges of flags.
     """
     with open_regular(path, str(path)) as file:
         content = file.read(MAX_BYTES + 1)

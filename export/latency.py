@@ -104,7 +104,7 @@ def compare_int8(export: Export) -> str:
 
 
 def _time_in_turns(processes, batches, rounds, count):
-    """The seconds of each run of each process on its batch: `count` runs a round, without those of a first round."""
+    """The seconds of each run of each process on its batch: `count` runs a round, after an unmeasured round."""
     seconds = [[] for _ in processes]
     for turn in range(rounds + 1):
         for process, batch, times in zip(processes, batches, seconds, strict=True):

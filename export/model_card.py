@@ -58,7 +58,7 @@ def describe(export: Export, names: list[str], results: Evaluations, run: RunChe
 
 
 def read_filled_in(file: Path) -> dict:
-    """What a user has entered into the last table of an earlier MODEL_CARD.md: TO_FILL_IN -> text."""
+    """Read the last table of an earlier MODEL_CARD.md, filled in by a user: TO_FILL_IN -> text."""
     try:
         text = file.read_text(encoding='utf-8').partition(LAST_PART)[2]
     except (OSError, UnicodeDecodeError):

@@ -106,7 +106,7 @@ def write(export: Export, names: list[str], teacher: DeployedNet | None, runtime
 
 
 def _described(role, network, file, dtype):
-    """What the page needs to know about a network. The page shows names as text, because they are untrusted."""
+    """Describe a network for the page, which shows the names as text, because they are untrusted."""
     return {'role': role, 'name': network.name, 'file': file, 'dtype': dtype, 'classes': network.config['classes'],
             'inputs': network.config['inputs']}
 

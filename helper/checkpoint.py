@@ -84,7 +84,7 @@ def _compare_weight(key, expected, weights):
 
 
 def weights_checksum(net: nn.Module, left_out: Iterable[str] = ()) -> int:
-    """A checksum of all parameters and buffers, without those of the names `left_out`."""
+    """A checksum of all parameters and buffers but the names `left_out`."""
     crc = 0
     for value in (value for name, value in net.state_dict().items() if name not in left_out):
         crc = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), crc)

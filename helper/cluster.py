@@ -1,4 +1,4 @@
-"""What torchrun and Slurm tell each process of a run, and the address where the processes meet.
+"""Read the ranks from torchrun or Slurm, and the address where the processes of a run meet.
 
 A run on more than one machine is started by torchrun (PyTorch's launcher) or srun (Slurm's). Either one starts the same
 command once for each GPU of each machine, and passes these environment variables:

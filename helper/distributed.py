@@ -200,7 +200,7 @@ def gather(value) -> list:
 
 
 def broadcast(make: Callable):
-    """What make() returns in process 0, in every process; only process 0 calls it."""
+    """Call make() in process 0 alone, and return its result in every process."""
     values = [make() if is_main() else None]
     if world_size() > 1:
         dist.broadcast_object_list(values, 0, group=_cpu_group)

@@ -112,7 +112,7 @@ def has_momentum(name: str) -> bool:
 
 
 def adjust_learning_rate(epoch: int, optimizer, opt) -> float:
-    """Set the learning rates of an epoch, counted from 1, and return that of the parameters with factor 1.
+    """Set the learning rates of an epoch, counted from 1, and return the one of the parameters with factor 1.
 
     They depend only on the epoch. Warm-up and all schedules but 'step' are timm's. The rate of a group is multiplied by
     its lr_scale.

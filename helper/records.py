@@ -29,7 +29,7 @@ class Records:
     def __init__(self, opt, paths, facts: dict, data, metrics: tuple = METRICS):
         """paths: a RunPaths. facts: for parameters.json, beside the options. data: a dataset.Data.
 
-        metrics: of the validation; the second, the score, chooses the best epoch.
+        metrics: of the validation; the best epoch has the highest second one, the score.
         """
         self.opt, self.paths, self.facts = opt, paths, facts
         self.split, self.classes = data.split, data.classes
@@ -87,7 +87,7 @@ class Records:
             self.wandb.finish()
 
     def state(self) -> dict:
-        """What a resumed run needs, for last.pth."""
+        """The state in last.pth that a resumed run needs."""
         return {'history': self.history, 'best': self.best, 'seconds': time.time() - self.start,
                 'class_report': self.class_report, 'wandb': [self.wandb_id, self.epochs],
                 **({'test': self.test} if self.test else {})}

@@ -24,7 +24,7 @@ class Net(nn.Module):
     classifier_name = 'fc'      # of the linear layer that returns the logits, or of a Sequential that ends with it
     activated = True            # the stages' maps come after their last ReLU, if they have one
     head_checksum = None        # of the weights that --teacher_head has fitted
-    has_classifier = True       # False: a teacher whose logits are not those of the data's classes, and never read
+    has_classifier = True       # False: a teacher whose logits are not of the data's classes; they are never read
     selected_stages = None      # by --stages: indices of the stages in feats, from 0; None: all
     grad_checkpointing = False  # run_block keeps only the input of a block, see grad_checkpointing.py
 

@@ -84,7 +84,7 @@ def find_weights(state: dict, label: str, key: str | None = None) -> tuple[dict,
 
 
 def key_flag(label: str) -> str:
-    """The flag that chooses a set of weights in the file of a label. In train_student.py it is that of --path-t."""
+    """The flag that selects a set of weights in the file of a label. In train_student.py it belongs to --path-t."""
     return '--checkpoint_key of train_teacher.py' if label.startswith('--initial_checkpoint') else '--checkpoint_key'
 
 

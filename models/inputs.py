@@ -23,8 +23,8 @@ def check_inputs(inputs, label: str) -> dict:
     crop_pct = 1.0 if crop_pct is None else crop_pct
     if not is_colour(mean, -math.inf) or not is_colour(std, 0) or type(size) is not int or not 0 < size < 10**4 \
             or interpolation not in INTERPOLATIONS or fit not in FITS:
-        raise UserError(f'{label}: does not say how its net sees images: wanted are mean and std of three colours, '
-                        f'size and interpolation, one of {", ".join(INTERPOLATIONS)}; found '
+        raise UserError(f'{label}: does not say how its net preprocesses images; needed are mean and std of three '
+                        f'colours, size and interpolation, one of {", ".join(INTERPOLATIONS)}; found '
                         f'{reason(ValueError(given))}')
     if not isinstance(crop_pct, int | float) or not LEAST_CROP <= crop_pct <= 1:
         raise UserError(f'{label}: its net has crop_pct {reason(ValueError(crop_pct))}; wanted is a number from '

@@ -76,7 +76,7 @@ def recognise(weights: dict, label: str = 'weights') -> tuple[str, int]:
         similarity[name] = len(expected.items() & shapes.items()) / len(expected.items() | shapes.items())
     near = sorted(filter(similarity.get, similarity), key=similarity.get, reverse=True)[:3]
     if not near:
-        raise UserError(f'{label}: no key and shape in it is that of a net of models.model_dict; '
+        raise UserError(f'{label}: no key and shape in it fits a net of models.model_dict; '
                         f'give a state_dict, or a checkpoint with one under "model" or "state_dict"')
     expected = _expected_shapes(near[0], shapes)
     key, *others = [key for key in {**expected, **shapes} if expected.get(key) != shapes.get(key)]

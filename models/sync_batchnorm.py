@@ -1,4 +1,4 @@
-"""--sync_bn: batch norms whose statistics are those of the whole batch, which several processes share."""
+"""--sync_bn: batch norms with statistics of the whole batch, which several processes share."""
 import torch
 import torch.distributed as dist
 from torch import nn

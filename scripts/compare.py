@@ -4,11 +4,11 @@ python scripts/compare.py FOLDER [FOLDER ...] [--figure FILE.png] [--ari [--of M
 
 FOLDER is a run folder, or a folder that contains run folders, such as save/TABLE. Runs that differ only in --trial,
 --seed and the machine form one row, with mean and standard deviation. Rows with the same nets and method name the
-options in which they differ. "top-1 %" is the test accuracy of the best epoch, "last %" that of the last epoch. A line
-says which set chose the best epoch; the test set flatters it. The published accuracies (analysis/published.csv) are
-shown with their source and, if known, their epoch: for CIFAR-100 those of the SemCKD paper, mean and deviation of 4
-trials, else those of RepDistiller or of the method's own paper; for ImageNet those of the method's own paper. A second
-table has, for the best epoch, the means over the classes and the classes with the lowest accuracy.
+options in which they differ. "top-1 %" is the test accuracy of the best epoch, "last %" of the last epoch. A line
+says on which set the best epoch was chosen; on the test set, its accuracy is optimistic. The published accuracies
+(analysis/published.csv) are shown with their source and, if known, their epoch: for CIFAR-100 from the SemCKD paper,
+mean and deviation of 4 trials, else from RepDistiller or the method's paper; for ImageNet from the method's paper. A
+second table has, for the best epoch, the means over the classes and the classes with the lowest accuracy.
 """
 import sys
 from collections.abc import Iterator
@@ -86,10 +86,11 @@ def one_class_notes(groups: list[list[dict]]) -> Iterator[str]:
 
 
 def selection_note(groups: list[list[dict]]) -> str:
-    """A line that says which set chose the best epochs."""
+    """A line that says on which set the best epochs were chosen."""
     which = runs.chosen_on(run for group in groups for run in group)
-    advice = {'test': ', which flatters them: compare the last epochs', 'validation': ''}
-    return f'best epochs are chosen on the {which} set{advice.get(which, "; the test set flatters them")}'
+    advice = {'test': ', so their accuracies are optimistic: compare the last epochs', 'validation': ''}.get(
+        which, '; on the test set, accuracies are optimistic')
+    return f'best epochs are chosen on the {which} set{advice}'
 
 
 def improvement_table(groups: list[list[dict]], ours: str, epoch: str = 'best') -> str:

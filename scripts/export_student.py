@@ -67,7 +67,7 @@ def options():
     add('--web_teacher', action='store_true', help='show the teacher beside the student in the page of --web')
     add('--web_runtime', type=path, metavar='FILE.tgz',
         help=f'{web.PACKAGE} of the npm registry; if omitted, --web downloads it once into the cache folder')
-    add('--path-t', type=path, help="the teacher's checkpoint; if omitted, that of the run if it still exists")
+    add('--path-t', type=path, help="the teacher's checkpoint; if omitted, the one of the run if it still exists")
     add('--model_t', metavar='NET', help="the teacher's net, if its checkpoint does not name it")
     add_data_flags(parser)
     opt = parser.parse_args()

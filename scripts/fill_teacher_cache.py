@@ -2,7 +2,7 @@
 
 python scripts/fill_teacher_cache.py --path-t FILE --dataset NAME [any other flag of train_student.py]
 
-The flags are those of the run: --distill decides which outputs are stored (logits, for some methods the embedding).
+Give the same flags as for the run: --distill decides which outputs are stored (logits, for some methods the embedding).
 After Ctrl-C the same command continues. Several such processes at the same time share the work.
 """
 import random

@@ -227,7 +227,7 @@ def kept_if_filled(folder: Path):
 
 
 def class_names(folder: Path, classes_file: str | None, shards: list[Shard]) -> list[str]:
-    """The names in a file, else those of an older index in the folder, else numbers. Raises UserError."""
+    """The names in a file, else in an older index in the folder, else numbers. Raises UserError."""
     if classes_file:
         return [line.strip() for line in read_text(classes_file, f'--classes {classes_file}').splitlines()]
     with contextlib.suppress(UserError):

@@ -54,7 +54,7 @@ def parse_table(opt):
 
 
 def is_search(folder: Path) -> bool:
-    """Return whether the folder is that of a search."""
+    """Return whether the folder is of a search."""
     return (owner_of(folder)[0] or '').endswith(OF_SEARCH)
 
 
@@ -64,7 +64,7 @@ def main():
                                                        'the folder of its runs, save/NAME')
     parser.add_argument('--save_dir', type=path, help='the folder of its runs; if omitted, save/TABLE')
     parser.add_argument('--epoch', choices=ACCURACY_KEYS,
-                        help="the epoch of the accuracies; if omitted, that of the table's published figures")
+                        help="the epoch of the accuracies; if omitted, as in the table's published figures")
     parser.add_argument('--figures', nargs='*', metavar='ROW', help='draw the figures of these rows; alone: of all')
     opt, extra_args = parse_known_flags(parser)
     name, folder = parse_table(opt)

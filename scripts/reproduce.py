@@ -90,7 +90,7 @@ def main():
 
 
 def print_commands(table, runs, device_flags, threads):
-    """Print the teachers' commands, then those of each cell; a run that two cells share is printed in both."""
+    """Print the teachers' commands, then the commands of each cell; a run of two cells is printed twice."""
     for run in runs:
         if not run.cells:
             print(f'# {run.short_label}\n{shell(run.command(device_flags), threads)}')

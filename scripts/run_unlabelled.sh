@@ -1,8 +1,8 @@
 #!/bin/sh
-# What do images without labels add? CIFAR-10 as an image folder, data/cifar10/{train,test}/CLASS/*: the teacher learns
-# from all labels, the students from those of a tenth, and all 50,000 training images serve without labels. Three seeds
-# each of: the student alone, kd, kd with the unlabelled images, and embed before the training alone. Arguments go to
-# each run; after an interruption the same command continues.
+# How much do images without labels improve the student? CIFAR-10 as an image folder, data/cifar10/{train,test}/CLASS/*.
+# The teacher learns from all labels, the students from the labels of a tenth; all 50,000 training images are the
+# unlabelled ones. Three seeds each of: the student alone, kd, kd with the unlabelled images, and embed before training
+# alone. Arguments go to each run; after an interruption the same command continues.
 #   sh scripts/run_unlabelled.sh --compile
 #   DATA=data/cifar10 SAVE=save/unlabelled SEEDS="1 2 3" sh scripts/run_unlabelled.sh --gpu_id 1
 set -eu

@@ -289,7 +289,7 @@ def test_a_checkpoint_says_how_its_images_were_made_square(capsys):
     """A run with another --fit is named; an export follows it, and its card describes it."""
     inputs = {'mean': [0.5] * 3, 'std': [0.2] * 3, 'size': 16, 'interpolation': 'bilinear'}
     assert check_inputs(inputs, '')['fit'] == 'crop' and check_inputs({**inputs, 'fit': 'pad'}, '')['fit'] == 'pad'
-    with pytest.raises(UserError, match='FILE: does not say how its net sees images'):
+    with pytest.raises(UserError, match='FILE: does not say how its net preprocesses images'):
         check_inputs({**inputs, 'fit': 'stretch'}, 'FILE')
     data = argparse.Namespace(num_classes=4, image_size=16, inputs={**inputs, 'fit': 'crop'})
     for fit in ('crop', 'squash'):

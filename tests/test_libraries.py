@@ -264,7 +264,7 @@ def test_published_preprocessing(monkeypatch):
     # One teacher, whatever the size of a run's images; but its cached outputs are others.
     assert not hasattr(plain, 'inputs') and weights_checksum(plain) == weights_checksum(net)
     assert outputs_checksum(plain) != outputs_checksum(net)
-    with pytest.raises(UserError, match='does not say how its net sees images'):
+    with pytest.raises(UserError, match='does not say how its net preprocesses images'):
         load_net('x', {**checkpoint, 'inputs': {'mean': [0, 0, 0], 'std': [0, 1, 1], 'size': 3}}, name, data)
 
 

@@ -255,7 +255,7 @@ def test_without_any_label(call, small, teacher, images, tests_alone, tmp_path, 
     call(train_student.main, *arguments, '--unlabelled_batch', 5, '--estimate')
     output = capfd.readouterr().out
     assert '16 pixels, 10 unlabelled images, 24 test images in test' in output and 'epoch 1: train loss' in output
-    assert 'which flatters it; give a validation set to choose on that' in output
+    assert 'so its accuracy is optimistic; give a validation set to choose it on that' in output
     history, = json.loads(next(tmp_path.glob('*/*/history.json')).read_text())
     assert 'train_acc' not in history and history['train'].keys() == {'loss', 'kl', 'images_per_second'}
     refused = [(['-r', 1], '-r 1: needs training images with labels, and --data_dir'),

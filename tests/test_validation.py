@@ -271,7 +271,7 @@ def test_the_files_of_a_table(call, small, tmp_path, capfd):
     call(compare.main, tmp_path)
     out = capfd.readouterr().out
     assert 'alone, best epoch chosen on validation' in out
-    assert 'best epochs are chosen on the test or validation set; the test set flatters them\n' in out
+    assert 'best epochs are chosen on the test or validation set; on the test set, accuracies are optimistic\n' in out
     call(compare.main, folders['val'])
     assert 'best epochs are chosen on the validation set\n' in capfd.readouterr().out
     for trial, split in (('val', 'validation'), ('test', 'test')):

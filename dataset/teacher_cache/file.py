@@ -76,7 +76,7 @@ class CacheFile:
                             f'{self.bytes:,}; remove it')
 
     def count(self) -> int:
-        """The number of outputs in the file, those of other processes too."""
+        """The number of outputs in the file, also from other processes."""
         self.checksums = np.frombuffer(self._read(HEADER, 4 * self.slots), np.uint32).copy()
         return int(np.count_nonzero(self.checksums))
 
@@ -130,7 +130,7 @@ class CacheFile:
 
 
 def _difference(header, expected):
-    """What differs between the header of a file and the expected one, as text."""
+    """The differences between the header of a file and the expected one, as text."""
     try:
         header, expected = json.loads(header), json.loads(expected)
         differing = [f'{name} {header[name]}, now {value}' for name, value in expected.items() if header[name] != value]

@@ -20,7 +20,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def stored_accuracy(file: Path, data, facts: dict) -> StoredAccuracy:
-    """The accuracy in `file` on the images that choose the best epoch. facts: of the teacher."""
+    """The accuracy in `file` on the images of data.selection_split. facts: of the teacher."""
     images = zlib.crc32(data.selection_labels.numpy(), data.selection_loader.checksum())
     return StoredAccuracy(file, f'{data.selection_split}_acc',
                           {f'{SPLITS[data.selection_split]} set (checksum)': images, **facts})

@@ -18,7 +18,7 @@ class SRRLTransfer(nn.Module):
 
 
 class SRRLLoss(nn.Module):
-    """Mean squared error of the embeddings, plus that of the teacher's classifier's logits for them.
+    """Mean squared error of the embeddings, plus the mean squared error of the teacher's classifier's logits for both.
 
     Yang et al., ICLR 2021, Knowledge Distillation via Softmax Regression Representation Learning.
     Published: weight 1.

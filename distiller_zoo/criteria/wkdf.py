@@ -29,11 +29,11 @@ class WKDBottleneck(nn.Module):
 
 
 class WKDFeatureLoss(nn.Module):
-    """Squared Wasserstein distance of two Gaussians with diagonal covariance, those of the maps' cells.
+    """Squared Wasserstein distance between Gaussians with diagonal covariance, one for each cell of a map.
 
-    Of each sample, channel and cell: mean_weight times the squared difference of the means, plus that of the standard
-    deviations; summed over the channels, averaged over samples and cells. grid: cells a side, cut as in adaptive
-    pooling. eps: added to the variances.
+    For each sample, channel and cell: mean_weight times the squared difference of the means, plus the squared
+    difference of the standard deviations; summed over the channels, averaged over samples and cells. grid: cells a
+    side, cut as in adaptive pooling. eps: added to the variances.
     Lv, Yang and Li, NeurIPS 2024, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation,
     arXiv:2412.08139.
     Published: weight 0.08, mean_weight 4, weight_factor's start 150 for CIFAR-100; weight 0.02, mean_weight 2, grid 4,
