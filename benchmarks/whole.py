@@ -41,7 +41,7 @@ def add_arguments(add):
     add('--test_images', type=number(int, low=1), help='not given: a fifth of --images, at most 10,000')
     add('--flags', default='', help="more flags for train_student.py, as --flags='--amp bfloat16'")
     add('--full_cache', action='store_true', help='ours reads random teacher outputs from a full --teacher_cache')
-    add('--cold', action='store_true', help='each process of ours compiles anew, with empty caches')
+    add('--cold', action='store_true', help='each process of ours compiles again, with empty caches')
 
 
 def write_data(folder: Path, counts: dict) -> dict:

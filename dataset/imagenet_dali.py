@@ -33,7 +33,7 @@ class DaliLoader:
     """Batches (images (B, 3, 224, 224) float32, target (B,), index (B,)) on `device`.
 
     Each of `world_size` processes reads its part of the images once in an epoch; the last batch may be short. Training
-    images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled anew each epoch. DALI rotates
+    images: random area 0.1 to 1, aspect 0.8 to 1.25, triangular resize, flip; shuffled in each epoch. DALI rotates
     images by their EXIF orientation and drops transparency, as image.read_rgb does. Raises UserError for files with
     other extensions than EXTENSIONS, and for an unreadable image.
     """

@@ -39,11 +39,11 @@ class LmdbSource(Source):
         if not os.path.isfile(path):
             raise UserError(f'--use-lmdb: {path}: no such file; python dataset/folder2lmdb.py FOLDER OUT writes it')
         import_optional('lmdb', '--use-lmdb')
-        foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it anew')
+        foreign = UserError(f'--use-lmdb: {path}: not written by dataset/folder2lmdb.py; write it with that')
         try:
             env = self._open()
             if os.path.getsize(path) < (env.info()['last_pgno'] + 1) * env.stat()['psize']:
-                raise UserError(f'--use-lmdb: {path}: cut short; write it anew with dataset/folder2lmdb.py')
+                raise UserError(f'--use-lmdb: {path}: cut short; write it again with dataset/folder2lmdb.py')
             meta, labels = json.loads(self._get(META)), self._get(LABELS)
             self.classes, self.labels = meta['classes'], torch.frombuffer(bytearray(labels), dtype=torch.int64)
             if meta['format'] != FORMAT or len(self.labels) != meta['samples'] or \
@@ -55,7 +55,7 @@ class LmdbSource(Source):
             raise UserError(f'{foreign} ({reason(error)})') from error
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise UserError(f'--use-lmdb: {path}: labels {self.labels.min()} to {self.labels.max()}, but '
-                            f'{len(self.classes)} classes; write it anew with dataset/folder2lmdb.py')
+                            f'{len(self.classes)} classes; write it again with dataset/folder2lmdb.py')
 
     def _open(self):
         """This process's environment: one that was opened before a fork must not be used after it."""
@@ -96,7 +96,7 @@ class LmdbSource(Source):
         try:
             _, name, data = unpack(self._get(record_key(i)))
         except Exception as error:      # a record that is missing or short, a damaged page
-            raise UserError(f'--use-lmdb: {self.path}: record {i} is missing or damaged; write the file anew with '
+            raise UserError(f'--use-lmdb: {self.path}: record {i} is missing or damaged; write the file again with '
                             f'dataset/folder2lmdb.py') from error
         return f'{self.path}: {name}', data
 

@@ -35,7 +35,7 @@ class Repetition:
 
 
 class EpochOrder:
-    """The order of n images in each epoch, random in training, and the part of it that is each batch of this process.
+    """The order of n images in each epoch, random in training, and the part of each batch that this process gets.
 
     All processes draw the same numbers from `generator`. To continue an interrupted epoch, restore the generator's
     state at the epoch's start and set `first_batch` to the number of batches that are done.
@@ -124,7 +124,7 @@ class EpochOrder:
 
 
 class AccompanyingOrder(EpochOrder):
-    """The order of n images of which every batch accompanies one of `main`, the order of other images.
+    """The order of n images whose batches each accompany a batch of `main`, the order of other images.
 
     The images come in random passes, and an epoch begins where the last one ended. All random numbers follow from the
     seed of `main`, its epoch and the batch size of all processes, so that there is no state to save.

@@ -41,7 +41,7 @@ class LocalShards:
             size = os.path.getsize(path) if os.path.isfile(path) else None
             if size != shard.bytes:
                 fault = 'is missing' if size is None else f'has {size} bytes, not {shard.bytes}'
-                raise UserError(f'{path}: {fault}; copy it anew, or write the index anew with scripts/make_shards.py '
+                raise UserError(f'{path}: {fault}; copy it again, or write the index again with scripts/make_shards.py '
                                 f'--index {self.folder}')
 
     def open(self, shard: Shard):
@@ -50,7 +50,7 @@ class LocalShards:
         try:
             return open(path, 'rb', buffering=0)
         except OSError as error:
-            raise SourceError(f'{path}: cannot be read ({error.strerror}); copy it anew') from error
+            raise SourceError(f'{path}: cannot be read ({error.strerror}); copy it again') from error
 
 
 class RemoteShards:
@@ -91,7 +91,7 @@ class RemoteShards:
             if (size, crc) != (shard.bytes, shard.crc32):
                 fault = f'{size} bytes came of {shard.bytes}' if size != shard.bytes else 'its checksum differs'
                 raise SourceError(f'{url}: is not the shard of the index ({fault}); is the connection bad? Else write '
-                                  f'the index anew with scripts/make_shards.py --index')
+                                  f'the index again with scripts/make_shards.py --index')
         try:
             write_atomically(path, write)
         except SourceError:

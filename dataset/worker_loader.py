@@ -40,7 +40,7 @@ class Images(Dataset):
     def __init__(self, source, train: bool, skip_bad: bool, views: tuple[str, ...] = ('weak',), aa: str | None = None,
                  pipeline: Pipeline = Pipeline()):     # noqa: B008, it does not change
         self.source, self.train, self.skip_bad = source, train, skip_bad
-        # With two views, each would decode the image anew.
+        # With two views, each would decode the image again.
         self.decodes_crop_only = train and pipeline.crop == 'resized' and len(views) == 1
         self.transforms = [pipeline.transform(train, aa, view) for view in (views if train else ('weak',))]
 

@@ -109,7 +109,7 @@ def as_part(distiller: Distiller) -> Distiller:
 
 
 class CombinedFirstStage(FirstStage):
-    """The mixin of a sum of methods of which one has a first stage."""
+    """Mixin for a sum of methods, one of which has a first stage."""
 
     def init_loss(self, images):
         part, = (part for part in self.parts.values() if part.spec.first_stage)

@@ -1,4 +1,4 @@
-"""Estimate the hours of a table: --estimate of a run of each row and pair, and of each teacher."""
+"""Estimate the hours of a table by --estimate, for one run of each row and pair and for each teacher."""
 import json
 import os
 import subprocess

@@ -72,7 +72,7 @@ class RunIdentity:
 def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState, lock: FolderLock) -> dict | None:
     """Load the weights of --resume, and end the first stage if it is over. All processes call this. Raises UserError.
 
-    Returns the state, with the `path` of its file; None if the run starts anew.
+    Returns the state, with the `path` of its file; None for a new run.
     """
     module, path = training.module, saved_path(opt, paths.folder)
     if is_in(path, paths.folder):
@@ -87,7 +87,7 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:
         print(f'saved by {counted(saved, "process")}, resumed by {processes}: the run no longer equals one of {saved} '
-              f'to the bit; --batch_size stays the total, and the random numbers of the methods are drawn anew')
+              f'to the bit; --batch_size stays the total, and the random numbers of the methods are drawn again')
     return state
 
 
@@ -101,7 +101,7 @@ def _read(opt, paths, path, identity, training):
     """The state in `path`, or in the file before it; None if there is none, or --overwrite replaces another run."""
     previous = path.with_name(PREVIOUS)
     if opt.resume == 'auto' and not os.path.exists(path) and not os.path.exists(previous):
-        print(f'nothing to resume in {paths.folder}: starting anew')
+        print(f'nothing to resume in {paths.folder}: starting a new run')
         return None
     try:
         state = load_state(path, training.module, training.loader)
@@ -129,7 +129,7 @@ def is_in(path: Path, folder: Path) -> bool:
 
 def _check_same_run(state, path, opt, identity, module):
     """Raise AnotherRun, which names the differences, unless this run can continue from the state."""
-    anew = 'another --trial, for a run beside it' if opt.resume == 'auto' else \
+    new_run = 'another --trial, for a run beside it' if opt.resume == 'auto' else \
         'another --trial without --resume, for a run beside it'
     differences = identity.differences(state['identity'], state['seed'])
     chosen_on, saved_on = 'val' if VALIDATION in identity.values else 'test', selection_of(state['log']['best'])
@@ -144,19 +144,19 @@ def _check_same_run(state, path, opt, identity, module):
         flags = ' '.join(f'--{name} {value}' for name, value in (('crop', 'padded'), ('normalise', 'usual'))
                          if is_older and any(text.startswith(f'{name} {value},') for text in differences))
         raise AnotherRun(f'--resume {path}: another run, with {"; ".join(differences)}; give what it was started with'
-                         f'{f", {flags}" if flags else ""}, or {anew}')
+                         f'{f", {flags}" if flags else ""}, or {new_run}')
     epochs = state.get('epochs', opt.epochs)
     if (module.scheduled_over_epochs or opt.sched != 'step') and epochs != opt.epochs:
         raise AnotherRun(f'--epochs {opt.epochs}: {path} follows a schedule over {epochs} epochs, which cannot be '
-                         f'changed during a run; give --epochs {epochs}, or {anew}')
+                         f'changed during a run; give --epochs {epochs}, or {new_run}')
     reached = state['epoch'] - (state['step'] == 0) if state['stage'] == 'train' else 0
     if opt.epochs < reached:
         raise AnotherRun(f'--epochs {opt.epochs}: {path} has reached epoch {reached}; give at least {reached}, or '
-                         f'{anew}')
+                         f'{new_run}')
 
 
 def check_best(state: dict, paths: RunPaths, records) -> None:
-    """Check the best checkpoint so far. If it is in another folder, copy it; if it is lost there, count anew."""
+    """Check the best checkpoint so far. If it is in another folder, copy it; if it is lost there, count again."""
     source, best, last = Path(state['path']).parent, records.best, finished_epoch(state)
     if best.get('epoch') in (None, last):       # none yet, or this run writes it soon
         return
@@ -166,7 +166,7 @@ def check_best(state: dict, paths: RunPaths, records) -> None:
         is_whole = (content.get('epoch'), content.get(f'best_{records.names[1]}')) == \
             (best['epoch'], best[records.score])
     if not is_whole and (records.needs_best_weights or not is_in(file, paths.folder)):
-        print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is counted anew')
+        print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is determined again')
         records.count_best_anew(from_last=last > 0)
         return
     if not is_in(file, paths.folder):

@@ -53,7 +53,7 @@ fetch() {       # NAME: fails if the teacher is still missing, and sets message 
             echo "$message, already in $file"
             return 0
         fi
-        echo "$1: set aside as $file.damaged, and fetched anew (${message#error: })"
+        echo "$1: set aside as $file.damaged, and fetched again (${message#error: })"
         message=$(mv -f "$file" "$file.damaged" 2>&1) || return 1
     fi
     message=$(mkdir -p "$folder" 2>&1) || return 1

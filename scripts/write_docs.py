@@ -1,4 +1,4 @@
-"""Write the parts of README.md, of pages in docs/ and of run_cifar_distill.sh that repeat what the methods declare.
+"""Write the parts of README.md, docs/ and run_cifar_distill.sh that repeat the declarations of the methods.
 
 python scripts/write_docs.py                # after a method was added or its `spec` changed
 python scripts/write_docs.py --check        # change nothing; exit code 1 and a line for each file that is out of date

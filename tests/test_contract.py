@@ -255,7 +255,7 @@ def test_a_transform_goes_with_every_loss_on_logits(every_part, method):
 
 
 def test_schedules(every_part):
-    """The weight of the method follows begin_epoch; nothing is compiled anew for it."""
+    """The weight of the method follows begin_epoch; nothing is compiled again for it."""
     distiller, loader, opt = build('every_part')
     images, target, index = next(iter(loader))
     assert images.shape == (2, 8, 3, 16, 16)

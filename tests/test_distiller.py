@@ -110,7 +110,7 @@ def test_semckd_mean_attention():
     train_epoch(1, loader, distiller, torch.optim.SGD(distiller.parameters(), lr=1e-4), opt)
     attention = torch.tensor(distiller.pictures()['attention'])
     assert attention.shape == (3, 3) and torch.allclose(attention.sum(1), torch.ones(3), atol=1e-5)
-    assert torch.tensor(distiller.pictures()['attention']).sum() == 0       # reading starts anew
+    assert torch.tensor(distiller.pictures()['attention']).sum() == 0       # reading starts again
     state = distiller.checkpoint()
     assert {f'attention.{k}' for k in state['attention']} == {k for k in state['distiller'] if '.' in k}
 

@@ -1152,7 +1152,7 @@ def test_a_student_that_sees_the_images_otherwise_than_its_teacher(call, tmp_pat
               '{teacher}; move it away, or put the teacher back', '1 done, '),
     ('replaced', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from another teacher than {teacher}; move '
                  'it away, or put that teacher back', None),
-    ('trained anew', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from another teacher than {teacher}; '
+    ('trained again', 'row KD, resnet14 -> resnet8: {kd} holds a run that learnt from another teacher than {teacher}; '
                      'move it away, or put that teacher back', None),
     ('damaged', 'teacher resnet14: {teacher}: not a PyTorch checkpoint, or cut '
                 'short or damaged; fetch or train it again; delete it, and the same command makes it again',
@@ -1163,7 +1163,7 @@ def test_a_student_that_sees_the_images_otherwise_than_its_teacher(call, tmp_pat
                          '(epoch 2, not 1); delete it, and the same command makes it again', '2 done, '),
     ('lost', 'teacher resnet14: {teacher}: the weights of its best epoch are lost; move {folder} away, with those of '
              'its students, and the same command trains them again', '1 done, '),
-], ids=['moved', 'replaced', 'trained anew', 'damaged', 'another net', 'of another epoch', 'lost'])
+], ids=['moved', 'replaced', 'trained again', 'damaged', 'another net', 'of another epoch', 'lost'])
 def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, fault, said, shown):
     """It is said before anything starts, and the other students are not taken for this teacher's."""
     monkeypatch.chdir(tmp_path)
@@ -1175,10 +1175,10 @@ def test_a_teacher_that_is_gone_or_another(call, tmp_path, monkeypatch, capsys, 
     assert out.startswith('mini: 2 done, 0 running, 0 failed, 8 left') and not err
     if fault == 'moved':
         teacher.folder.rename('away')
-    elif fault in ('replaced', 'trained anew'):
+    elif fault in ('replaced', 'trained again'):
         other = model_dict['resnet14'](num_classes=10)
         torch.save({'model': other.state_dict(), 'num_classes': 10}, teacher.checkpoint)
-        if fault == 'trained anew':     # and interrupted before it was saved
+        if fault == 'trained again':     # and interrupted before it was saved
             teacher.checkpoint.unlink()
             torch.save({'module': {f'student.{key}': value for key, value in other.state_dict().items()},
                         'identity': {'classes': 10}}, teacher.folder / 'last.pth')

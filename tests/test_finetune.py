@@ -82,7 +82,7 @@ def test_frozen_and_compiled():
 
 
 def test_frozen_and_compiled_by_torch():
-    """The step is compiled anew where the frozen epochs end, so all parameters and running statistics change."""
+    """The step is compiled again where the frozen epochs end, so all parameters and running statistics change."""
     net = TwoLayers()
     task, before = Vanilla(net, parsed('--freeze_epochs', 1)), copy.deepcopy(dict(net.state_dict()))
     forward = torch.compile(task.forward, backend='eager')

@@ -138,11 +138,11 @@ def test_into_another_folder(call, small, tmp_path, capfd):
     call(train_teacher.main, *arguments, '--epochs', 3, '-t', 'c', '--resume')
     assert_same(outcome_of(third), outcome_of(second))
 
-    # The state alone, without the files of its best epoch: the best is counted anew, from the epoch that it ends.
+    # The state alone, without the files of its best epoch: the best is determined again, from the epoch that it ends.
     torch.save(state, tmp_path / 'moved.pth')
     capfd.readouterr()
     call(train_teacher.main, *arguments, '--epochs', 2, '-t', 'd', '--resume', tmp_path / 'moved.pth')
-    assert 'does not hold the best checkpoint of epoch 1; the best is counted anew' in capfd.readouterr().out
+    assert 'does not hold the best checkpoint of epoch 1; the best is determined again' in capfd.readouterr().out
     assert json.loads(next(tmp_path.glob('models/*_d/test_best_metrics.json')).read_text())['epoch'] == 2
 
 

@@ -478,7 +478,7 @@ def test_a_missing_shard_is_not_skipped(many, tmp_path):
     for loader in (data.train_loader, data.unaugmented_loader()):
         with pytest.raises(SourceError, match='train-000003.tar: cannot be read .No such file or directory.; copy it'):
             list(loader)
-    with pytest.raises(UserError, match='train-000003.tar: is missing; copy it anew, or write the index anew'):
+    with pytest.raises(UserError, match='train-000003.tar: is missing; copy it again, or write the index again'):
         shards.open_sources(opt)
     file.write_bytes(content[:-512])
     with pytest.raises(UserError, match=f'train-000003.tar: has {len(content) - 512} bytes, not {len(content)}; copy'):

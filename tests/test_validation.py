@@ -285,7 +285,7 @@ def test_the_files_of_a_table(call, small, tmp_path, capfd):
 
 
 def test_a_lost_best_checkpoint(call, small, tmp_path, test_passes, capfd):
-    """A run whose best weights are lost before the end counts the best anew, so that both can be measured."""
+    """A run whose best weights are lost before the end counts the best again, so that both can be measured."""
     arguments = ['--model', 'resnet8', *small, *HELD_OUT, '--save_dir', tmp_path, '--learning_rate', 1e-9]
     call(train_teacher.main, *arguments, '--epochs', 2)
     folder, = tmp_path.glob('models/*')
@@ -294,7 +294,7 @@ def test_a_lost_best_checkpoint(call, small, tmp_path, test_passes, capfd):
     torch.save(state, folder / 'last.pth')
     (folder / 'resnet8_best.pth').unlink()
     call(train_teacher.main, *arguments, '--epochs', 3, '--resume', 'auto')
-    assert 'does not hold the best checkpoint of epoch 1; the best is counted anew' in capfd.readouterr().out
+    assert 'does not hold the best checkpoint of epoch 1; the best is determined again' in capfd.readouterr().out
     assert read(folder, 'test_best_metrics')['epoch'] > 1 and len(test_passes) == 4
 
 

@@ -20,7 +20,7 @@ class StoredAccuracy:
         with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):       # missing or damaged
             content = read_json(self.file, str(self.file))
             if differing := [name for name, value in self.checksums.items() if content.get(name) != value]:
-                print(f'{printable(self.file)}: is of another {" and ".join(differing)}; the teacher is measured anew')
+                print(f'{printable(self.file)}: is of another {" and ".join(differing)}; the teacher is measured again')
                 return None
             accuracy = content[self.key]
             return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 100 else None

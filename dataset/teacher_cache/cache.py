@@ -14,7 +14,7 @@ from .layout import Layout
 
 
 class TeacherCache:
-    """The outputs of one teacher for the training images of one data set, of the fields that a method needs.
+    """The stored outputs of one teacher for the training images of one data set: the fields that a method needs.
 
     Only the files of one repeated epoch are open at a time.
     """

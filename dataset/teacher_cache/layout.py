@@ -63,7 +63,7 @@ class Layout:
                          encoding.width, encoding.dtype)
 
     def usage(self) -> tuple[dict[str, float], int]:
-        """(field -> cached share of the outputs that runs need, bytes of disk space that the files will still take)."""
+        """(field -> cached share of the needed outputs, bytes of disk space that the files will still take)."""
         shares, needed = {}, 0
         for field in self.encodings:
             count = 0
