@@ -267,7 +267,7 @@ def test_every_net_is_recognised(name):
 
 def test_what_is_no_net():
     for weights in ({}, {'a': torch.zeros(2)}, {'epoch': 3, 'fc.bias': 'ten'}):
-        with pytest.raises(UserError, match='^weights: no key and shape in it is that of a net'):
+        with pytest.raises(UserError, match='^weights: no key and shape in it fits a net'):
             recognise(weights)
 
 
@@ -345,7 +345,7 @@ def test_torchvision_weights(call, tmp_path, monkeypatch, capsys):
         raise urllib.error.URLError('no network')
     monkeypatch.setattr(torch.hub, 'urlopen', no_network)
     out = tmp_path / 'new' / 'out.pth'
-    for name, words in (('regnet_x_400mf', '--torchvision regnet_x_400mf: no key and shape in it is that of a net'),
+    for name, words in (('regnet_x_400mf', '--torchvision regnet_x_400mf: no key and shape in it fits a net'),
                         ('resnet43', 'torchvision has no such classifier; did you mean resnet34'),
                         ('resnet152', '--torchvision resnet152: matches no net of models.model_dict; nearest: '),
                         ('shufflenet_v2_x0_5', 'could not be downloaded (<urlopen error no network>); bring that')):
