@@ -6,8 +6,8 @@ from pathlib import Path
 from dataset.normalise import CIFAR_MEAN, CIFAR_STD
 from export.deployed_net import DeployedNet, NormalisedNet
 from export.formats import FORMATS, Export
+from export.int8 import Calibration
 from export.latency import ROUNDS, SINGLES, measure_rows
-from export.ranges import Calibration
 from models.find import build
 
 from .common import CLASSES

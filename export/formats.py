@@ -17,8 +17,8 @@ from helper.errors import UserError, reason
 from helper.files import write_json
 
 from .deployed_net import DeployedNet
-from .quantised import integer_net
-from .ranges import Calibration, write_int8
+from .int8 import Calibration, write_int8
+from .qat import integer_net
 from .runtime import CONFIG, INPUT, OUTPUT
 
 OPSET = 20      # of ONNX

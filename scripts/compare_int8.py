@@ -22,7 +22,7 @@ from dataclasses import replace
 from analysis.run_checkpoint import RunCheckpoint, add_data_flags
 from export import verify
 from export.formats import FORMATS, Export
-from export.ranges import METHODS, write_int8
+from export.int8 import METHODS, write_int8
 from helper.cli import Parser, path
 from helper.errors import UserError, run_main
 from scripts.export_student import int8_calibration, open_run

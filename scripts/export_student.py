@@ -26,7 +26,7 @@ from dataset import get_dataloaders
 from export import latency, model_card, verify, web
 from export.deployed_net import open_deployed_net
 from export.formats import FORMATS, Export
-from export.ranges import METHODS, Calibration
+from export.int8 import METHODS, Calibration
 from export.runtime import CONFIG
 from helper.cli import Parser, as_list, number, path
 from helper.errors import UserError, counted, printable, reason, run_main

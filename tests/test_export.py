@@ -29,7 +29,7 @@ import train_student
 import train_teacher
 from dataset import get_dataloaders
 from dataset.folder import scan
-from export import latency, model_card, ranges, verify
+from export import int8, latency, model_card, verify
 from export import load as load_module
 from export.deployed_net import NormalisedNet, open_deployed_net
 from export.formats import FORMATS, Export
@@ -304,7 +304,7 @@ def test_calibration_needs_two_images():
 
 def test_unknown_ranges(call, run, tmp_path, capsys):
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'out', '--int8', '--int8_ranges', 'median')
-    assert '--int8_ranges' in line and all(name in line for name in ('median', *ranges.METHODS))
+    assert '--int8_ranges' in line and all(name in line for name in ('median', *int8.METHODS))
 
 
 class Batches(list):
@@ -336,7 +336,7 @@ def outlier(tmp_path_factory):
     for image, label in zip(images, labels, strict=True):
         image[:, 16 * label:16 * label + 16] += 50
     images[0, :, 0, 0] = 255
-    calibration = ranges.Calibration(lambda: (part.numpy() for part in images[:32].split(5)),
+    calibration = int8.Calibration(lambda: (part.numpy() for part in images[:32].split(5)),
                                      lambda: Batches([(images[32:], labels[32:], None)]))
     folder = tmp_path_factory.mktemp('outlier')
     network = SimpleNamespace(net=net, example=lambda batch, dtype: images[:batch])
@@ -351,7 +351,7 @@ def outlier(tmp_path_factory):
 def in_8_bits(outlier, file, *methods):
     """What write_int8 returns, and the accuracy of its file on the held-out images in %."""
     calibration = dataclasses.replace(outlier['calibration'], methods=methods)
-    facts = ranges.write_int8(**{**outlier, 'calibration': calibration}, file=file, dtype='uint8', agreement=97)
+    facts = int8.write_int8(**{**outlier, 'calibration': calibration}, file=file, dtype='uint8', agreement=97)
     [(images, labels, _)] = calibration.held_out()
     return facts, 100 * (Here(file).run(images.numpy())[0].argmax(1) == labels.numpy()).mean()
 
@@ -359,7 +359,7 @@ def in_8_bits(outlier, file, *methods):
 @pytest.mark.usefixtures('here')
 def test_the_best_ranges(outlier, tmp_path, capsys):
     """The outlier widens the ranges of minmax, and the accuracy is that of guessing."""
-    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', *ranges.METHODS)
+    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', *int8.METHODS)
     assert facts['ranges'] == 'percentile' and facts['layers in float'] == [] and top1 == 100
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith('x.onnx: percentile ranges; on held-out training images: minmax: top-1 50.00, the same '
@@ -376,7 +376,7 @@ def test_the_order_of_ranges():
     worst_first = [verify.Evaluation(failure='no file'), verify.Evaluation(100, 70, 96, 0.1),
                    verify.Evaluation(100, 60, 97, 0.1), verify.Evaluation(100, 61, 97, 0.3),
                    verify.Evaluation(100, 61, 98, 0.2), verify.Evaluation(100, 61, 98, 0.1)]
-    qualities = [ranges._quality(result, 97) for result in worst_first]
+    qualities = [int8._quality(result, 97) for result in worst_first]
     assert sorted(qualities) == qualities and len({*qualities}) == 6
 
 
@@ -411,7 +411,7 @@ def test_layers_in_float(outlier, tmp_path, capsys, monkeypatch):
     assert 'Gemm' in operators.values() and 'QuantizeLinear' in operators.values()
     assert f'x.onnx: less than 97 % of the same class, so these layers stay in float: {", ".join(layers)}; on ' \
            f'held-out training images then: top-1 100.00, ' in capsys.readouterr().out
-    monkeypatch.setattr(ranges, 'MOST_FLOAT_LAYERS', 1)
+    monkeypatch.setattr(int8, 'MOST_FLOAT_LAYERS', 1)
     facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
     assert len(facts['layers in float']) <= 1 and top1 < 97
 

@@ -16,8 +16,8 @@ import scripts.export_student as export_student
 import train_student
 import train_teacher
 from dataset import get_dataloaders
-from export import quantised, verify
-from export.quantised import integer_net
+from export import qat, verify
+from export.qat import integer_net
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from models.base import Net
@@ -308,7 +308,7 @@ def test_the_bias_of_a_channel_without_weights():
     layers = []
     folded = copy.deepcopy(net)
     fold_batchnorm(folded, 8)
-    folded.new_pass = lambda net: quantised._CollectIntegers(net, layers)
+    folded.new_pass = lambda net: qat._CollectIntegers(net, layers)
     folded.outputs(images)
     integers, scales = layers[0][1]
     assert (integers * scales)[:3].tolist() == pytest.approx([0.5] * 3, rel=1e-4)
