@@ -22,7 +22,7 @@ from options import student_options, teacher_options, with_recipe
 from .pair_check import PairCheck, pixels
 from .planned_run import PlannedRun
 from .table_file import ALONE, Pair, Row, Table
-from .table_flags import check_flags
+from .table_flags import check_flags, check_teachers_accept
 
 
 @dataclass
@@ -220,6 +220,8 @@ class Planner:
                 with contextlib.suppress(UserError, ValueError):
                     options(arguments[:-len(self.extra_args)])
                     label = 'the command line'
+                if options is teacher_options:
+                    check_teachers_accept(self.extra_args, 'the command line')
             raise UserError(f'{label}: {error}') from error
 
     def _add(self, name, label, script, arguments, opt, paths, net, teacher_run=None):

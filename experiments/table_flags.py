@@ -1,6 +1,7 @@
 """The methods and flags that the runs of a table or of a search cannot have."""
 from distiller_zoo import get_method
 from helper.errors import UserError
+from options import flags
 
 REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
     **dict.fromkeys(('--path-t', '--model', '--model-s', '--distill', '--trial', '-t', '--seed', '--save-dir',
@@ -27,3 +28,13 @@ def check_flags(arguments: list[str], label: str) -> None:
         flag = argument.split('=')[0].replace('_', '-') if argument.startswith('--') else argument[:2]
         if flag in REFUSED:
             raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
+
+
+def check_teachers_accept(arguments: list[str], label: str) -> None:
+    """Raise UserError for a flag of train_student.py that train_teacher.py does not have."""
+    of_students = flags(student=True).defaults.keys() - flags(student=False).defaults.keys()
+    for argument in arguments:
+        flag = argument.split('=')[0]
+        if flag.startswith('--') and flag[2:].replace('-', '_') in of_students:
+            raise UserError(f'{label}: {flag}: its flags go to every run, but train_teacher.py has no such flag; give '
+                            f'it in the student_options of the table')

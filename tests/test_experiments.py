@@ -654,6 +654,8 @@ def test_a_path_that_is_not_a_table_file(call, tmp_path, monkeypatch, capsys):
     (['--seed', '3'], 'the command line: --seed: the program sets this flag itself; leave it out'),
     (['-t3'], 'the command line: -t3: the program sets this flag itself; leave it out'),
     (['--epochs', '0'], 'the command line: --epochs: 0: give a whole number'),
+    (['--kd-T=3'], 'the command line: --kd-T: its flags go to every run, but train_teacher.py has no such flag; give '
+                   'it in the student_options of the table'),
     (['more'], 'more: belongs to no flag; a flag begins with --'),
     (['--jobs', '0'], '--jobs: 0: give a whole number'),
     (['--gpus', '2'], '--gpus 2: there is no GPU here; leave it out'),
