@@ -31,13 +31,13 @@ def subject(name: str):
 def check_pairs(opt):
     """Raise UserError unless each --pair names two nets and a method, which `methods` and `memory` do not need."""
     for pair in opt.pair or []:
-        words = pair.split(',')
-        if len(words) not in ((2, 3) if opt.what in ('methods', 'memory') else (3,)):
+        names = pair.split(',')
+        if len(names) not in ((2, 3) if opt.subject in ('methods', 'memory') else (3,)):
             raise UserError(f'--pair {pair}: give TEACHER,STUDENT,METHOD; only methods and memory need no METHOD')
-        for name in words[:2]:
+        for name in names[:2]:
             check_name(name, 32, '--pair')
-        if len(words) == 3:
-            get_method(words[2])
+        if len(names) == 3:
+            get_method(names[2])
 
 
 def main():
@@ -45,7 +45,7 @@ def main():
     parser = Parser(prog='python -m benchmarks', description=f'{__doc__}\n\n{texts}',
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('what', choices=SUBJECTS)
+    add('subject', choices=SUBJECTS)
     add('--pair', action='append', metavar='TEACHER,STUDENT,METHOD', help='may be given several times')
     add('--batch_size', type=number(int, low=1), default=64)
     add('--steps', type=number(int, low=1), default=8, help='batches in a round')
@@ -68,15 +68,16 @@ def main():
     check_pairs(opt)
     turn_on_fast(opt)
     if opt.num_workers is None:
-        opt.num_workers = cores() if opt.what == 'imagenet' else 8
-    opt.rounds = opt.rounds or (3 if opt.what == 'whole' else 5)
-    device = select_device('cpu' if opt.what in ('threads', 'convolutions') else opt.gpu_id)
+        opt.num_workers = cores() if opt.subject == 'imagenet' else 8
+    opt.rounds = opt.rounds or (3 if opt.subject == 'whole' else 5)
+    device = select_device('cpu' if opt.subject in ('threads', 'convolutions') else opt.gpu_id)
     if opt.compile:
         check_compiler(device)
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
         f'{cpu_name()}, {torch.get_num_threads()} threads'
-    unit = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}.get(opt.what, f'{opt.steps} steps')
-    module = subject(opt.what)
+    units = {'imagenet': 'an epoch', 'convolutions': 'a pass', 'whole': 'a process'}
+    unit = units.get(opt.subject, f'{opt.steps} steps')
+    module = subject(opt.subject)
     protocol = getattr(module, 'PROTOCOL', f'batch {opt.batch_size}, median of {opt.rounds} rounds of {unit}')
     print(f'{machine}, torch {torch.__version__}, {protocol}')
     rows = [*module.measure(opt, device)]

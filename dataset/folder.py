@@ -100,9 +100,9 @@ def scan(root: Path, needs_train: bool = True) -> tuple[dict[str, Split], list[s
 
 def _scan_evaluation_split(root, name, classes):
     """The Split root/NAME. Raises UserError if its classes differ from the training images'."""
-    split, found = _scan_split(root, name, may_have_empty_classes=True)
-    if classes != found:
-        differing = sorted(set(classes) ^ set(found))
+    split, split_classes = _scan_split(root, name, may_have_empty_classes=True)
+    if classes != split_classes:
+        differing = sorted(set(classes) ^ set(split_classes))
         raise UserError(f'--data_dir: {root}: train and {name} must have the same classes; only one of them has: '
                         f'{", ".join(differing[:10])}; keep an empty folder for a class without images there')
     return split

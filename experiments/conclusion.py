@@ -38,10 +38,10 @@ def conclude(results: TableResults, epoch: str) -> Conclusion:
 
 def _gain_text(results, row, over, epoch):
     """Return '+1.4 points over KD'; with a remark if it is not clear."""
-    found = results.mean_gain(row, over, epoch)
-    if not found:
+    mean_gain = results.mean_gain(row, over, epoch)
+    if not mean_gain:
         return ''
-    gain, _ = found
+    gain, _ = mean_gain
     name = 'the student alone' if over.method == ALONE else over.label
     remark = f' (within {CLEAR} σ)' if gain.sigma and not gain.is_clear else ''
     return f'{signed(gain.value, 1)} points over {name}{remark}'
@@ -57,8 +57,8 @@ def _leaders(results, epoch):
     base = results.first_row('kd') or results.first_row(ALONE)
 
     def gain(row):
-        found = results.mean_gain(row, base, epoch)
-        return found[0].value if found else 0
+        mean_gain = results.mean_gain(row, base, epoch)
+        return mean_gain[0].value if mean_gain else 0
 
     leaders = [row for row in results.table.rows if wins and wins[row.label] == max(wins.values())]
     return pairs, wins, sorted(leaders, key=gain, reverse=True)
@@ -98,10 +98,10 @@ def _has_deviations(results):
 def _headline(results, epoch):
     """Return how the table's last method stands, if it is not among the best."""
     row, (pairs, wins, leaders) = results.headline_row, _leaders(results, epoch)
-    found = results.mean_gain(row, leaders[0], epoch) if row and leaders and row not in leaders else None
-    if not found:
+    mean_gain = results.mean_gain(row, leaders[0], epoch) if row and leaders and row not in leaders else None
+    if not mean_gain:
         return ''
-    gain, _ = found
+    gain, _ = mean_gain
     remark = f' (within {CLEAR} σ)' if gain.sigma and not gain.is_clear else ''
     side = f'{abs(gain.value):.1f} points {"below" if gain.value < 0 else "above"} {leaders[0].label}{remark}'
     return f'{row.label} is ' + (
@@ -113,17 +113,17 @@ def _published(results, epoch):
     cells = [cell for cell in results.cells.values() if cell.published and cell.results]
     if not cells:
         return ''
-    differences = [found for cell in cells if (found := cell.difference(epoch))]
-    tested = [found for found in differences if found.sigma]
+    differences = [difference for cell in cells if (difference := cell.difference(epoch))]
+    tested = [difference for difference in differences if difference.sigma]
     sources = listed(list(dict.fromkeys(cell.published.source for cell in cells)), MOST_NAMES)
     if not differences:
         return f'the published figures ({sources}) are of the other epoch, so none is compared'
     if not tested:
-        average = sum(found.value for found in differences) / len(differences)
+        average = sum(difference.value for difference in differences) / len(differences)
         return (f'the mean difference from the published figures ({sources}) is {signed(average, 1)} points, without a '
                 f'deviation to test it')
-    higher = sum(found.is_clear and found.value > 0 for found in tested)
-    lower = sum(found.is_clear and found.value < 0 for found in tested)
+    higher = sum(difference.is_clear and difference.value > 0 for difference in tested)
+    lower = sum(difference.is_clear and difference.value < 0 for difference in tested)
     outside = ', '.join(f'{number} {"are" if number > 1 else "is"} {side}'
                         for number, side in ((higher, 'higher'), (lower, 'lower')) if number)
     by_chance = beyond_by_chance(len(results.table.seeds))

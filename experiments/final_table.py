@@ -64,8 +64,8 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
     seeds = itertools.chain(space.seeds[1:], (number for number in itertools.count() if number not in space.seeds))
     pairs = [pair for pair in space.pairs if any(str(pair) in flags for _, flags in rows.values())]
     left_out = [f'{label}: {pair}' for label, (_, flags) in rows.items() for pair in pairs if str(pair) not in flags]
-    cells = {f'{label}: {pair}': shlex.join(words) for label, (_, flags) in rows.items()
-             for pair, words in flags.items() if words}
+    cells = {f'{label}: {pair}': shlex.join(arguments) for label, (_, flags) in rows.items()
+             for pair, arguments in flags.items() if arguments}
     content = {'title': f'{space.title}: {", ".join(kinds)} values', 'seeds': [*itertools.islice(seeds, n_seeds)],
                'teacher_seed': space.teacher_seed, **{key: shlex.join(getattr(space, key)) for key in
                                         ('options', 'teacher_options', 'student_options') if getattr(space, key)},
@@ -78,7 +78,7 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
                **({'left_out': left_out} if left_out else {})}
     lines = ['# Written by scripts/tune.py from the results of the search in this folder.',
              *(f'{key} = {_toml(value)}' for key, value in content.items()), '\n[rows]',
-             *(f'{_toml(label)} = {_toml(shlex.join(words))}' for label, (words, _) in rows.items())]
+             *(f'{_toml(label)} = {_toml(shlex.join(arguments))}' for label, (arguments, _) in rows.items())]
     lines += ['\n[cells]', *(f'{_toml(name)} = {_toml(flags)}' for name, flags in cells.items())] if cells else []
     return '\n'.join(lines) + '\n'
 
@@ -144,16 +144,16 @@ def _flags(search, cell, values, kinds):
         search.tuned_run(cell, {METHOD: values.get(METHOD, cell.row.method)}, flags[AUTO])
     except UserError:       # the method, or another flag, refuses -b auto
         del flags[AUTO]
-    return {f', {kind}': words for kind, words in flags.items() if kind in kinds}
+    return {f', {kind}': arguments for kind, arguments in flags.items() if kind in kinds}
 
 
-def _add(rows, label, words, flags_of_pairs):
+def _add(rows, label, arguments, flags_of_pairs):
     """Add a row, or its pairs to a row of the same method and flags: a table has each once."""
     for other, flags in rows.values():
-        if other == words:
+        if other == arguments:
             flags |= {pair: further for pair, further in flags_of_pairs.items() if pair not in flags}
             return
-    rows[label] = words, flags_of_pairs
+    rows[label] = arguments, flags_of_pairs
 
 
 def _copy_folder(source, target):

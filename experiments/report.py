@@ -91,14 +91,14 @@ def _ranking(results):
         wins = {epoch: sum(best.row is row for pair in table.pairs if (best := results.best(pair, epoch)))
                 for epoch in ACCURACY_KEYS}
         rows.append({'index': index, 'label': row.label, 'gains': gains, 'wins': wins})
-    values = [found[0].value + sign * CLEAR * (found[0].sigma or 0) for row in rows
-              for found in row['gains'][first].values() if found for sign in (-1, 1)]
+    values = [gain[0].value + sign * CLEAR * (gain[0].sigma or 0) for row in rows
+              for gain in row['gains'][first].values() if gain for sign in (-1, 1)]
     if not values:
         return None
 
     def rank(row):
-        found = row['gains'][first][results.epoch]
-        return found[0].value if found else float('-inf')
+        gain = row['gains'][first][results.epoch]
+        return gain[0].value if gain else float('-inf')
 
     return {'rows': sorted(rows, key=rank, reverse=True), 'first': first, 'axis': DotAxis(values, with_zero=True)}
 

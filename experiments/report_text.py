@@ -46,10 +46,10 @@ def theirs(cell: Cell, epoch: str) -> str:
 
 def difference(cell: Cell, epoch: str) -> str:
     """Return the difference from the published figure, as '+0.12, +0.9 σ'; empty without one."""
-    found = cell.difference(epoch)
-    if not found:
+    difference = cell.difference(epoch)
+    if not difference:
         return ''
-    return signed(found.value, 2) + (f', {signed(found.in_sigmas, 1)} σ' if found.sigma else '')
+    return signed(difference.value, 2) + (f', {signed(difference.in_sigmas, 1)} σ' if difference.sigma else '')
 
 
 def millions(parameters: int | None) -> str:

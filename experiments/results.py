@@ -234,9 +234,9 @@ def collect(table: Table, progress: dict[PlannedRun, Progress], logs: Path, epoc
         trials[run] = Trial(run, now, Record(logs, run), load_result(run) if now.state == DONE else None)
     for pair in table.pairs:
         for row in table.rows:
-            own = [trial for run, trial in trials.items() if (row.label, str(pair)) in run.cells]
-            if own:
-                cells[row.label, str(pair)] = Cell(row, pair, own, published_for(table, pair, own[0].run.opt))
+            key = row.label, str(pair)
+            if cell_trials := [trial for run, trial in trials.items() if key in run.cells]:
+                cells[key] = Cell(row, pair, cell_trials, published_for(table, pair, cell_trials[0].run.opt))
     return TableResults(table, cells, [trial for run, trial in trials.items() if not run.cells],
                         epoch or epoch_of_published(cells.values()))
 

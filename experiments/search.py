@@ -153,7 +153,7 @@ class Search:
             return
         with locked(self.save / 'search'):
             self.storage = studies.open_storage(path)
-            known = {found.study_name for found in self.storage.get_all_studies()}
+            known = {study.study_name for study in self.storage.get_all_studies()}
             for cell in self.cells:
                 if is_new or cell.name in known:
                     cell.study = studies.open_study(self.storage, cell.name, cell.name not in known)

@@ -38,10 +38,10 @@ def _of_pair(rows):
     if row.gain_over_published:
         text += f' and {signed(row.gain_over_published, 1)} over its published values'
     sentences = [text]
-    if found := row.test_difference:
-        remark = '' if found.is_clear else f' (within {CLEAR} σ)' if found.sigma else ''
+    if difference := row.test_difference:
+        remark = '' if difference.is_clear else f' (within {CLEAR} σ)' if difference.sigma else ''
         sentences.append(f'on the test set it reaches {_mean(row.tuned)} %, with published values '
-                         f'{_mean(row.published_cell)} %, {signed(found.value, 1)} points{remark}')
+                         f'{_mean(row.published_cell)} %, {signed(difference.value, 1)} points{remark}')
     elif row.tuned:
         sentences.append(f'on the test set it reaches {_mean(row.tuned)} %')
     return sentences
@@ -53,10 +53,11 @@ def _mean(cell):
 
 def _tuned_on_test_set(rows):
     """Return the sentence on the final runs of all rows; none if fewer than two rows can be tested."""
-    tested = [found for row in rows if (found := row.test_difference) and found.sigma]
+    tested = [difference for row in rows if (difference := row.test_difference) and difference.sigma]
     if len(tested) < 2:
         return []
-    higher, lower = (sum(found.is_clear and sign * found.value > 0 for found in tested) for sign in (1, -1))
+    higher, lower = (sum(difference.is_clear and sign * difference.value > 0 for difference in tested)
+                     for sign in (1, -1))
     return [f'tuned values are better than published ones by more than {CLEAR} σ in {higher} of {len(tested)} rows '
             f'with final runs, and worse in {lower}']
 

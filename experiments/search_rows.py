@@ -81,19 +81,19 @@ def describe(values: dict) -> str:
 
 def collect(search: Search, final: TableResults | None = None) -> list[ReportRow]:
     """Return the rows and pairs with trials, in the order of the space. final: the results of the final runs."""
-    found = [(cell, result) for cell, result in zip(search.cells, collect_search(search), strict=True)
-             if result.trials]
+    results = [(cell, result) for cell, result in zip(search.cells, collect_search(search), strict=True)
+               if result.trials]
     labels, rows = [row.label for row in search.table.rows], []
-    for cell, result in found:
+    for cell, result in results:
         row = ReportRow(labels.index(cell.row.label), result, [part for part in cell.row.ranges if part.name != METHOD],
-                        _alone(found, cell.pair), importances(cell.study))
+                        _alone(results, cell.pair), importances(cell.study))
         rows.append(_with_final(row, final) if final else row)
     return rows
 
 
-def _alone(found, pair):
+def _alone(results, pair):
     """Return the best accuracy of the student alone, which pairs with one student share."""
-    alone = [(cell.pair, result.best.accuracy) for cell, result in found if cell.row.method == ALONE and result.best
+    alone = [(cell.pair, result.best.accuracy) for cell, result in results if cell.row.method == ALONE and result.best
              and (cell.pair.student, cell.pair.flags) == (pair.student, pair.flags)]
     return max((accuracy for _, accuracy in alone), default=None)
 

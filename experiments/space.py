@@ -125,15 +125,15 @@ def _parse_range(key, value, methods, place):
         raise UserError(f'{label}: {", ".join(methods)} does not use this flag; {advice}')
     if isinstance(value, list):
         return _choices(known[name], name, text, value, label)
-    found = re.fullmatch(r'\s*(log\s+)?(\S+?)\s*\.\.\s*(\S+)\s*', value) if isinstance(value, str) else None
-    if not found:
+    match = re.fullmatch(r'\s*(log\s+)?(\S+?)\s*\.\.\s*(\S+)\s*', value) if isinstance(value, str) else None
+    if not match:
         raise UserError(f'{label}: give a range as {EXAMPLES}; fixed flags go into  flags = "..."')
-    low, high = (_number(known[name], end, label) for end in found.group(2, 3))
+    low, high = (_number(known[name], end, label) for end in match.group(2, 3))
     if not low < high:
         raise UserError(f'{label}: give the smaller number first')
-    if found[1] and low <= 0:
+    if match[1] and low <= 0:
         raise UserError(f'{label}: a logarithmic range has numbers above 0; give another, or leave "log" out')
-    return Range(name, value.strip(), low=low, high=high, is_log=bool(found[1]))
+    return Range(name, value.strip(), low=low, high=high, is_log=bool(match[1]))
 
 
 def _choices(action, name, text, values, label):

@@ -200,12 +200,12 @@ def _table(path, content, has_ranges):
 
 def _cache_flags(value):
     """teacher_cache = true or "--cache_epochs 20 --cache_topk 10" -> the flags of a run."""
-    more = _split(value, 'teacher_cache') if isinstance(value, str) else []
-    names = more[::2]
-    if isinstance(value, str) and (not more or len(more) % 2 or len(names) > len(set(names)) or
+    flags = _split(value, 'teacher_cache') if isinstance(value, str) else []
+    names = flags[::2]
+    if isinstance(value, str) and (not flags or len(flags) % 2 or len(names) > len(set(names)) or
                                    not {'--cache_epochs', '--cache_topk', '--cache_seed'}.issuperset(names)):
         raise UserError(f'teacher_cache: give it as {KEYS["teacher_cache"][2]}')
-    return ['--teacher_cache', *more] if value else []
+    return ['--teacher_cache', *flags] if value else []
 
 
 def _is_seed(value):
