@@ -10,7 +10,7 @@ class ABDistiller(FirstStage, Distiller):
     """The first stage fits activation boundaries. The second trains with labels and soft labels and ignores beta."""
 
     spec = Spec(
-        title='AB', paper='Heo et al., AAAI 2019, arXiv:1811.03233', uses='stage pre-activations, in a first stage',
+        title='AB', paper='Heo et al., AAAI 2019, arXiv:1811.03233', uses='stages before their ReLU, in a first stage',
         published={'beta': 1.0}, first_stage=True, has_method_loss=False, features_only=True)
 
     def build(self, opt, data, shapes_s, shapes_t):

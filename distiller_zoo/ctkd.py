@@ -23,7 +23,7 @@ class CTKDDistiller(DKDDistiller):
     @classmethod
     def add_arguments(cls, add):
         super().add_arguments(add)
-        add('--ctkd_base', choices=('kd', 'dkd'), default='kd', help='the loss whose temperature learns')
+        add('--ctkd_base', choices=('kd', 'dkd'), default='kd', help='the loss whose temperature is learnt')
         add('--ctkd_loops', type=number(int, low=1, high=10**6),
             help='epochs until the temperature learns at full strength; not given: 10, for ImageNet 5')
 

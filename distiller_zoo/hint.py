@@ -13,7 +13,8 @@ class FitNetDistiller(Distiller):
 
     @classmethod
     def add_arguments(cls, add):
-        add('--hint_layer', type=number(int, low=0, high=4), default=1, help='the feature that is compared')
+        add('--hint_layer', type=number(int, low=0, high=4), default=1,
+            help='the compared entry of feats; 0: the stem, 1: the first stage')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.layer = opt.hint_layer

@@ -19,7 +19,8 @@ class HKDDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--hkd_initial_weight', type=number(float, low=0), default=100.0, help='weight of the first layer')
-        add('--hkd_decay', type=number(float, above=0, high=100), default=0.7, help='from each layer to the next')
+        add('--hkd_decay', type=number(float, above=0, high=100), default=0.7,
+            help='its factor from each layer to the next')
 
     def build(self, opt, data, shapes_s, shapes_t):
         if not re.match('S[:~].+_T[:~]', Path(opt.path_t).resolve().parent.name):

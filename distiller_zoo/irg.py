@@ -16,7 +16,7 @@ class IRGDistiller(Distiller):
         layers = {'type': number(int, low=0), 'nargs': '+', 'default': [], 'metavar': 'LAYER'}
         add('--transform_layer_t', **layers,
             help="the teacher's feature layers whose transformations are compared, in pairs")
-        add('--transform_layer_s', **layers, help="the student's")
+        add('--transform_layer_s', **layers, help="the student's, in the same order")
         add('--no_edge_transform', action='store_true', help='leave edges out of these transformations')
 
     @classmethod

@@ -21,7 +21,7 @@ class LumiNetDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--luminet_alpha', type=number(float, low=0),
-            help='factor of the loss, which is squared; not given: 33, for ImageNet 2')
+            help='the loss is multiplied by its square; not given: 33, for ImageNet 2')
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.criterion = LumiNetLoss(opt.luminet_alpha, opt.kd_T)

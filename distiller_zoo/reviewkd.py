@@ -10,7 +10,7 @@ class ReviewKDDistiller(Distiller):
 
     spec = Spec(
         title='ReviewKD', paper='Chen et al., CVPR 2021, arXiv:2104.09044',
-        uses="stages and embedding; the teacher's before their ReLU, if it gives them",
+        uses="stages and embedding; the teacher's stages before their ReLU, if it has them",
         published={'alpha': 0.0, 'beta': 5.0, 'loss_warmup_epochs': 20},
         published_imagenet={'beta': 1.0, 'loss_warmup_epochs': 1}, published_entropy_weights={'entropy_bound': 'log'},
         needs=('feats',), preact_t=True, features_only=True)

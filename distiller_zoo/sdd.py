@@ -15,7 +15,7 @@ class SDDDistiller(Distiller):
         DKDDistiller.add_arguments(add)
         add('--sdd_base', choices=('kd', 'dkd'), default='kd', help='the loss of each region')
         add('--sdd_scales', choices=('1', '1,2', '1,2,4'),
-            help='cells a side of the regions; not given: 1,2 for two nets of one family, else, and for ImageNet, '
+            help='regions per side of the map; not given: 1,2 for two nets of one family, else, and for ImageNet, '
                  '1,2,4')
 
     @classmethod

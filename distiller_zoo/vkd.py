@@ -15,7 +15,7 @@ class VkDDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--vkd_norm', choices=('layer', 'standardize'), default='layer',
-            help="normalise the teacher's embedding over its channels, or both nets' over the batch")
+            help="layer: normalise the teacher's embedding over its channels; standardize: both nets' over the batch")
 
     def build(self, opt, data, shapes_s, shapes_t):
         if opt.vkd_norm == 'standardize' and opt.batch_size < 2:

@@ -24,11 +24,11 @@ class WKDFDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--wkdf_mean_weight', type=number(float, low=0),
-            help='weight of the means beside the standard deviations; not given: 4, for ImageNet 2')
+            help='weight of the means; that of the standard deviations is 1; not given: 4, for ImageNet 2')
         add('--wkdf_grid', type=number(int, low=1, high=512),
-            help='cells a side of the map, each of which has a mean and a deviation; not given: 1, for ImageNet 4')
+            help='cells per side of the map, each with a mean and a deviation; not given: 1, for ImageNet 4')
         add('--wkdf_decay_from', type=number(int, low=0, high=MOST_EPOCHS),
-            help='epoch after which the weight of the loss falls, to 0 in the last; not given: 150, for ImageNet 0')
+            help='epoch after which the weight of the loss falls to 0 in the last one; not given: 150, for ImageNet 0')
         add('--wkdf_projector', choices=('conv', 'bottleneck'),
             help="the layers on the student's map: one convolution, or three; not given: conv, for ImageNet bottleneck")
 

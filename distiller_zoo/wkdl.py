@@ -20,11 +20,11 @@ class WKDLDistiller(Distiller):
     @classmethod
     def add_arguments(cls, add):
         add('--wkdl_weight', type=number(float, low=0),
-            help='weight of the distance; not given: 600, for ImageNet 30')
+            help='weight of the Wasserstein distance; not given: 600, for ImageNet 30')
         add('--wkdl_decay_from', type=number(int, low=0, high=MOST_EPOCHS),
-            help='epoch after which that weight falls, to 0 in the last; not given: 150, for ImageNet 0')
+            help='epoch after which that weight falls to 0 in the last one; not given: 150, for ImageNet 0')
         add('--wkdl_cost', choices=('cka', 'classifier'), default='cka',
-            help="classes are alike by the teacher's maps (ImageNet: logits) of the training set, or by its classifier")
+            help="distance of classes: by the teacher's maps (ImageNet: logits) of the training set, or its classifier")
 
     def build(self, opt, data, shapes_s, shapes_t):
         self.full_weight, self.decay_from = opt.wkdl_weight, opt.wkdl_decay_from
