@@ -28,6 +28,7 @@ from dataset.split import divide, parse_shares, stratified_indices
 from helper.checkpoint import load_checkpoint
 from helper.errors import UserError
 from helper.resume import IMAGES, fingerprint
+from scripts import cifar10_folder
 
 
 def test_augmentation_is_torchvisions():
@@ -208,6 +209,27 @@ def test_cifar(name, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=f'--dataset {name.lower()}: not whole under --data_dir .*no network'):
         dataset.get_dataloaders(opt, CPU)
     assert not (tmp_path / 'mark').exists()
+
+
+def test_cifar10_folder(call, monkeypatch, tmp_path, capsys):
+    """The folder holds the same images and labels; an existing one is not touched."""
+    splits = [(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(3, (n, ))) for n in (9, 5)]
+    monkeypatch.setattr(cifar10_folder, 'load', lambda opt: (*splits, ['cat', 'dog', 'frog']))
+    out = tmp_path / 'data' / 'cifar10'
+    call(cifar10_folder.main, '--out', out)
+    assert [path.name for path in out.parent.iterdir()] == ['cifar10']
+    folders, classes = scan(out)
+    assert classes == ['cat', 'dog', 'frog']
+    for name, (images, labels) in zip(('train', 'test'), splits, strict=True):
+        order = labels.argsort(stable=True)
+        written = np.stack([np.asarray(Image.open(file)) for file in folders[name].files])
+        assert folders[name].labels.tolist() == labels[order].tolist()
+        assert np.array_equal(written, images[order].permute(0, 2, 3, 1))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call(cifar10_folder.main, '--out', out)
+    assert caught.value.code == 2 and capsys.readouterr().err == f'error: --out {out}: exists already; give a folder ' \
+        'that does not\n'
 
 
 def test_folder(tree):
