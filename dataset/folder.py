@@ -78,15 +78,13 @@ def scan(root: Path, needs_train: bool = True) -> tuple[dict[str, Split], list[s
     classes. Unless needs_train, the folder `train` may be missing. Raises UserError for a missing folder, a class
     without training images, and classes that differ.
     """
-    names = ' or '.join(TEST_SPLITS)
-    wanted = f'{root}/train/CLASS/* and {root}/{names}/CLASS/*'
+    wanted = f'{root}/train/CLASS/* and {root}/test/CLASS/*'
     if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted are {wanted}')
     test_folders = [root / name for name in TEST_SPLITS if os.path.isdir(root / name)]
     has_train = os.path.isdir(root / 'train')
     if (needs_train and not has_train) or not test_folders:
-        raise UserError(f'--data_dir: {root}: needs the folders train and {names}; wanted are {wanted}; '
-                        f'--split 0.8,0.2 divides images that are in one of them, or in {root}/CLASS/*')
+        raise UserError(f'--data_dir: {root}: needs {wanted}; --split 0.8,0.2 divides the images of {root}/CLASS/*')
     train, classes = _scan_split(root, 'train' if has_train else test_folders[0].name)
     # The test set of a competition, as ImageNet's, has no class folders: take the next split.
     labelled = [folder for folder in test_folders if any(os.path.isdir(folder / name) for name in classes)]

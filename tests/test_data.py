@@ -485,7 +485,7 @@ def test_a_folder_without_splits(tmp_path, images_in, capsys):
     (tmp_path / 'images').rename(tmp_path / 'train')        # the training images of a data set without others
     opt.data_dir = str(tmp_path)
     assert dataset.get_dataloaders(opt, CPU).split == data.split
-    with pytest.raises(UserError, match='needs the folders train and .*; --split 0.8,0.2 divides images'):
+    with pytest.raises(UserError, match='needs .*/train/CLASS/. and .*/test/CLASS/.; --split 0.8,0.2 divides'):
         dataset.get_dataloaders(data_options(data_dir=str(tmp_path)), CPU)
     write_images(tmp_path / 'val', 1)
     with pytest.raises(UserError, match='--split 0.6,0.2,0.2: .* has the splits train and val already; leave it out'):
