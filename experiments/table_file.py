@@ -111,8 +111,7 @@ def find_table(name: str, folder: Path = TABLES) -> Path:
         return Path(name)
     kind, files = folder.name.removesuffix('s'), {file.stem: file for file in folder.glob('*.toml')}
     if name not in files:
-        raise UserError(f'{kind.upper()} {name}: no such {kind}; {nearest(name, files)}; or give the path of a file, '
-                        f'NAME.toml')
+        raise UserError(f'{kind.upper()} {name}: no such {kind}, and not a file NAME.toml; {nearest(name, files)}')
     return files[name]
 
 

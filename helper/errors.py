@@ -39,12 +39,11 @@ def reason(error: BaseException, longest: int = 200) -> str:
 
 
 def nearest(name: str, known: Iterable[str], instead: str = '') -> str:
-    """'did you mean a or b?' if a known name is similar, then all known names, or `instead` where they are too many."""
+    """'did you mean a or b?' if a known name is similar, else all known names, or `instead` where they are too many."""
     known = sorted(known)
     lower = {k.lower(): k for k in known}
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
-    hint = f'did you mean {" or ".join(near)}? ' if near else ''
-    return hint + (instead or f'there are: {", ".join(known)}')
+    return f'did you mean {" or ".join(near)}?' if near else instead or f'there are: {", ".join(known)}'
 
 
 def import_optional(module: str, flag: str):

@@ -493,7 +493,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'key': ({'epoch': 3}, 'epoch: no such key; there are: auxiliary, cells, fetched, left_out, options, pairs, '
                           'published, rows, seeds, student_options, teacher_cache, teacher_options, '
                           'teacher_seed, title'),
-    'near key': ({'pair': []}, 'pair: no such key; did you mean pairs? there are: auxiliary'),
+    'near key': ({'pair': []}, 'pair: no such key; did you mean pairs?'),
     'no rows': ({'rows': {}}, 'rows is missing or empty; give it as [rows], then lines like  KD = "kd -a 0.9"'),
     'no pairs': ({'pairs': []}, 'pairs is missing or empty; give it as ["resnet32x4 -> vgg8", "vgg13 -> vgg8"]'),
     'no title': ({'without': ['title']}, 'title is missing or empty; give it as "SemCKD, CIFAR-100"'),
@@ -514,7 +514,7 @@ BAD = {     # changes of MINI, or the text of the file -> the message, after the
     'all left_out': ({'rows': {'KD': 'kd'}, 'left_out': ['KD: resnet14 -> resnet8']},
                      'left_out: names every cell of the table; leave one in'),
     'published': ({'published': 'SemCKT'},
-                  'published SemCKT: analysis/published.csv has no figures from it; did you mean SemCKD? there are: '),
+                  'published SemCKT: analysis/published.csv has no figures from it; did you mean SemCKD?'),
     'several published': ({'published': ['SemCKD', 3]}, 'published 3: analysis/published.csv has no figures from it; '),
     'cells': ({'cells': {'KT: resnet14 -> resnet8': '-b 1'}},
               'cells: KT: resnet14 -> resnet8: give a row and a pair of this table, as '),
@@ -636,11 +636,10 @@ def test_a_path_that_is_not_a_table_file(call, tmp_path, monkeypatch, capsys):
     for name, said in (('fifo.toml', 'fifo.toml: is no file (a folder, a device or a pipe); give a file'),
                        ('folder.toml', 'folder.toml: is no file (a folder, a device or a pipe); give a file'),
                        ('none.toml', 'none.toml: cannot be read (No such file or directory)'),
-                       ('x' * 300, f'TABLE {"x" * 300}: no such table; there are: {tables}; or give the path of a '
-                                   'file, NAME.toml'),
-                       ('semckd_cifar10', 'TABLE semckd_cifar10: no such table; did you mean semckd_cifar100 or '
-                                          f'newer_cifar100 or semckd_imagenet? there are: {tables}; or give the path '
-                                          'of a file, NAME.toml')):
+                       ('x' * 300, f'TABLE {"x" * 300}: no such table, and not a file NAME.toml; there are: '
+                                   f'{tables}'),
+                       ('semckd_cifar10', 'TABLE semckd_cifar10: no such table, and not a file NAME.toml; did '
+                                          'you mean semckd_cifar100 or newer_cifar100 or semckd_imagenet?')):
         for main in (reproduce.main, report.main):
             with pytest.raises(SystemExit) as caught:
                 call(main, name)

@@ -181,7 +181,8 @@ def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
     without = write(Path('y.toml'), HEAD.replace('--val_fraction 0.2 ', ''))
     assert refused(call, capsys, tune.main, without) == ('y.toml: options: a search needs a validation set, since the '
                                                          'test set must not choose; add --val_fraction 0.1')
-    assert refused(call, capsys, tune.main, 'digit').startswith('SPACE digit: no such space; did you mean digits?')
+    assert refused(call, capsys, tune.main, 'digit') == \
+        'SPACE digit: no such space, and not a file NAME.toml; did you mean digits?'
     assert refused(call, capsys, tune.main, path, '--betta', 3).startswith('--betta: no such flag; ')
     assert refused(call, capsys, tune.main, path, '--seed', 3) == \
         'the command line: --seed: the program sets this flag itself; leave it out'
