@@ -83,6 +83,14 @@ def find_weights(state: dict, label: str, key: str | None = None) -> tuple[dict,
     return weights, note
 
 
+def class_names(state: dict):
+    """The class names that a checkpoint says it has, unchecked: 'classes', or 'class_to_idx' of an ImageFolder."""
+    numbers = state.get('class_to_idx')
+    if isinstance(numbers, dict) and all(type(number) is int for number in numbers.values()):
+        return sorted(numbers, key=numbers.get)
+    return state.get('classes')
+
+
 def key_flag(label: str) -> str:
     """The flag that selects a set of weights in the file of a label. In train_student.py it belongs to --path-t."""
     return '--checkpoint_key of train_teacher.py' if label.startswith('--initial_checkpoint') else '--checkpoint_key'

@@ -12,7 +12,7 @@ from helper.errors import UserError, counted, listed, printable
 
 from .classes import MAX_NAMED, classifier_outputs, find_classifier, match_classes
 from .find import LIBRARIES, build, get_library, parse_name
-from .foreign import CONFIG, WEIGHTS, find_weights, key_flag, read_folder, read_safetensors, without_prefix
+from .foreign import CONFIG, WEIGHTS, class_names, find_weights, key_flag, read_folder, read_safetensors, without_prefix
 from .inputs import Inputs, check_inputs
 from .quantisation import RANGES, Quantised, check_ranges, quantise, remove_rounding
 from .recognise import find_architecture
@@ -83,7 +83,8 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     if is_foreign:
         weights, source = find_weights(checkpoint, label, key)
         known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
-        return {**known, 'model': weights, 'source': source, 'their_arch': checkpoint.get('arch')}
+        return {**known, 'model': weights, 'source': source, 'their_arch': checkpoint.get('arch'),
+                'classes': class_names(checkpoint)}
     if key is not None:
         raise UserError(f'--checkpoint_key {key}: {label} has one set of weights; leave it out')
     if checkpoint.get('format_version', 0) > FORMAT_VERSION:

@@ -114,6 +114,17 @@ def test_a_teacher_in_another_order(teacher, other, tree, capsys):
     assert load_inference_net(other, data, '--evaluate')[1](images).equal(two(images))
 
 
+def test_a_teacher_of_another_program_in_another_order(other, tmp_path, capsys):
+    """It says its classes as a list, or as ImageFolder's class_to_idx."""
+    names, weights = (load_checkpoint(other, '')[key] for key in ('classes', 'model'))
+    for classes in ({'classes': names}, {'class_to_idx': {name: names.index(name) for name in sorted(names)}}):
+        torch.save({'state_dict': weights, **classes}, tmp_path / 'theirs.pth')
+        name, checkpoint = open_net(str(tmp_path / 'theirs.pth'), 'resnet14')
+        net = load_net('x', checkpoint, name, data_of(CLASSES))
+        assert net.fc.weight[ORDER].equal(weights['fc.weight'])
+        assert 'its outputs are reordered to match the data' in capsys.readouterr().out
+
+
 def test_an_export_is_measured_in_its_own_order(teacher, other, tree):
     data = dataset.get_dataloaders(data_options(data_dir=str(tree)), CPU)
     right = []
