@@ -48,8 +48,8 @@ def read_untrusted(file, source: str) -> tuple[object, list[str]]:
 
 
 def _holds_objects(source, name):
-    return UserError(f'{source}: refused, it holds code or objects beside tensors ({name}); give a checkpoint as '
-                     f'torch.save writes of a state_dict')
+    return UserError(f'{source}: refused, it holds code or objects beside tensors ({name}); save the '
+                     f"weights alone: torch.save(net.state_dict(), 'NAME.pth')")
 
 
 class _Inert:

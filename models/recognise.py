@@ -39,8 +39,6 @@ def find_architecture(path: str, checkpoint: dict, flag: str = '--path-t') -> st
         option or '--model_t'
     if proposals := _propose(checkpoint):
         advice += f', perhaps {" or ".join(proposals)}'
-    else:
-        advice += f', or let its name begin with one of: {", ".join(model_names())}'
     raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; give {advice}')
 
 
