@@ -63,11 +63,11 @@ def open_whole(opt) -> tuple[Split, list[str]]:
     root = Path(opt.data_dir)
     if not os.path.isdir(root):
         raise UserError(f'--data_dir: {root}: no such folder; wanted is {root}/CLASS/*')
-    test_splits = [name for name in TEST_SPLITS if os.path.isdir(root / name)]
-    if os.path.isdir(root / 'train') and test_splits:
-        raise UserError(f'--split {comma_list(opt.split)}: {root} has the splits train and {", ".join(test_splits)} '
-                        f'already; leave it out')
-    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    splits = [name for name in folders if name.lower() in ('train', 'training', 'testing', *TEST_SPLITS)]
+    if len(splits) > 1:     # a class may have the name of one split, for example train
+        raise UserError(f'--split {comma_list(opt.split)}: {root} has the splits {" and ".join(splits)} already; leave '
+                        f'it out (their names must be train, test, val)')
     return _scan_split(root / 'train' if folders == ['train'] else root)
 
 

@@ -490,6 +490,9 @@ def test_a_folder_without_splits(tmp_path, images_in, capsys):
     write_images(tmp_path / 'val', 1)
     with pytest.raises(UserError, match='--split 0.6,0.2,0.2: .* has the splits train and val already; leave it out'):
         dataset.get_dataloaders(opt, CPU)
+    (tmp_path / 'val').rename(tmp_path / 'Test')        # else Test and train would be the classes
+    with pytest.raises(UserError, match='has the splits Test and train already; .* must be train, test, val'):
+        dataset.get_dataloaders(opt, CPU)
     with pytest.raises(UserError, match='--split 0.6,0.2,0.2: not for --dataset digits; it goes with folder, hf'):
         dataset.get_dataloaders(data_options(dataset='digits', split=[0.6, 0.2, 0.2]), CPU)
 
