@@ -14,8 +14,8 @@ from .foreign import without_common_prefix
 
 OPTIONS = {     # flag -> the option that names its net
     '--path-t': '--model_t', 'RUN_OR_CHECKPOINT': '--model',
-    'TEACHER': 'the net as TEACHER, and this file as --teacher_weights',
-    'STUDENT': 'the net as STUDENT, and this file as --student_weights'}
+    'TEACHER': 'the net as TEACHER, and this file as --teacher_checkpoint',
+    'STUDENT': 'the net as STUDENT, and this file as --student_checkpoint'}
 
 
 def find_architecture(path: str, checkpoint: dict, flag: str = '--path-t') -> str:

@@ -58,8 +58,8 @@ def plan(save: Path, arguments: list[str]) -> None:
         print(f'{save}: continues')
         return
     data_flags, n_train = divide_folder(Path(opt.folder))
-    teacher, teacher_flags, preprocessing = find_net(opt.teacher, opt.teacher_weights, opt.image_size, 'TEACHER')
-    student, student_flags, _ = find_net(opt.student, opt.student_weights, opt.image_size, 'STUDENT')
+    teacher, teacher_flags, preprocessing = find_net(opt.teacher, opt.teacher_checkpoint, opt.image_size, 'TEACHER')
+    student, student_flags, _ = find_net(opt.student, opt.student_checkpoint, opt.image_size, 'STUDENT')
     is_pretrained_t, is_pretrained_s = bool(teacher_flags), bool(student_flags)
     teacher_epochs = min(opt.epochs, max(10, opt.epochs // 3)) if is_pretrained_t else opt.epochs
     if is_pretrained_t:
@@ -94,7 +94,7 @@ def parse(arguments: list[str]):
         help='epochs of each student at most; a pretrained teacher gets a third of them, or ten if that is more')
     add('--image_size', type=number(int, low=32, high=512), default=224, help='height and width in pixels')
     for net in ('teacher', 'student'):
-        add(f'--{net}_weights', type=path, metavar='PATH',
+        add(f'--{net}_checkpoint', type=path, metavar='PATH',
             help=f'start the {net} from the weights in this file or folder, if they do not name their net')
     add('--estimate', action='store_true', help='own_photos.sh prints the hours, and stops')
     opt, flags = parse_known_flags(parser, arguments[len(names):])
@@ -138,7 +138,7 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
 def find_net(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:
     """(the net's name, the flags that load pretrained weights, their preprocessing). Without weights: no flags, {}.
 
-    net: a name, or a file or folder of weights that names its net. weights: --teacher_weights or --student_weights.
+    net: a name, or a file or folder of weights that names its net. weights: --teacher_checkpoint, --student_checkpoint.
     label: TEACHER or STUDENT, for messages. Prints which weights the net starts from. Raises UserError.
     """
     if os.path.exists(net) and not weights:
@@ -155,14 +155,14 @@ def find_net(net: str, weights: str | None, image_size: int, label: str) -> tupl
     library = get_library(name)
     plain = parse_name(name, label)[0] if library else name
     if not library or not LIBRARIES[library].has_published(plain, label):
-        print(f'{label} {name}: starts from nothing, with new weights: there are no published ones')
+        print(f'{label} {name}: starts from random weights, because none are published')
         return name, [], {}
     try:
         inputs = open_published(name).inputs
     except UserError:
         _, dot, tag = plain.partition('.')
-        print(f'{label} {name}: starts from nothing, with new weights: the published ones cannot be downloaded; fetch '
-              f'them where there is a network, and give --{label.lower()}_weights PATH')
+        print(f'{label} {name}: starts from random weights: the published ones cannot be downloaded; download '
+              f'them on another machine, and give --{label.lower()}_checkpoint PATH')
         return name.replace(dot + tag, '', 1), [], {}
     print(f'{label} {name}: starts from its published weights')
     return name, ['--pretrained'], inputs

@@ -67,7 +67,7 @@ def test_pretrained_starts(plan, photos, tmp_path, capsys):
     assert own_photos.backbone_flags('timm:resnet10t', 32) == ['--layer_decay', '0.75']
     opt = student_options(['--path-t', 'x', *table.options, *table.student_options])
     assert (opt.pretrained, opt.initial_checkpoint, opt.epochs, opt.freeze_epochs) == (False, None, 20, 0)
-    assert 'STUDENT timm:resnet10t.c3_in1k: starts from nothing' in capsys.readouterr().out
+    assert 'STUDENT timm:resnet10t.c3_in1k: starts from random weights' in capsys.readouterr().out
 
 
 def test_weights_of_another_program(plan, photos, tmp_path, capsys):
@@ -76,8 +76,8 @@ def test_weights_of_another_program(plan, photos, tmp_path, capsys):
     torch.save(build('timm:resnet10t', 7, 32).net.state_dict(), file)
     with pytest.raises(SystemExit):
         plan(photos(), file)
-    assert 'give the net as TEACHER, and this file as --teacher_weights' in capsys.readouterr().err
-    table = plan(tmp_path / 'my photos', 'timm:resnet10t', 'resnet8', '--teacher_weights', file, '--image_size', 32)
+    assert 'give the net as TEACHER, and this file as --teacher_checkpoint' in capsys.readouterr().err
+    table = plan(tmp_path / 'my photos', 'timm:resnet10t', 'resnet8', '--teacher_checkpoint', file, '--image_size', 32)
     assert table.pairs[0].teacher == 'timm:resnet10t'
     assert table.teacher_options[:2] == ['--initial_checkpoint', str(file)]
 
@@ -95,7 +95,7 @@ def test_published_weights(monkeypatch):
     (['one'], 'FOLDER one: holds the class ant alone'),
     (['photos', 'timm:resnt18'], 'TEACHER timm:resnt18: timm '),
     (['photos', 'resnet14', 'resnt8'], 'STUDENT resnt8: no such model; did you mean resnet8'),
-    (['photos', 'resnet14', 'resnet8', '--teacher_weights', 'x.pth'], '--initial_checkpoint x.pth: no such file'),
+    (['photos', 'resnet14', 'resnet8', '--teacher_checkpoint', 'x.pth'], '--initial_checkpoint x.pth: no such file'),
     (['photos', 'lite0/model.safetensors'], 'TEACHER lite0/model.safetensors: no such file or folder'),
     (['photos', '--epoch', '3'], '--epoch: no such flag; did you mean --epochs'),
     (['photos', '--epochs', '0'], '--epochs: 0: give a whole number of at least 1')])
