@@ -19,7 +19,7 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 import torch
 
 from dataset.crop import Pipeline
-from dataset.decode import report_unreadable
+from dataset.decode import ADVICE, report_unreadable
 from dataset.folder import list_images, print_skipped
 from dataset.image import EXTENSIONS, MAX_PIXELS, limit_pixels, read_rgb
 from export.load import find_export
@@ -80,7 +80,7 @@ def read_images(files, transform, skip):
             yield file, transform(read_rgb(file))
         except UserError as error:
             if not skip:
-                raise
+                raise UserError(f'{error}; {ADVICE}') from error
             errors.append(str(error))
     report_unreadable(errors, len(files) - len(errors), 'skipped', to=sys.stderr)
 

@@ -85,7 +85,8 @@ def main():
     train = devices.run if opt.cluster == 'slurm' else Local(table.name, logs, devices, opt.trial_parallel).run
     progress = run_table(table, runs, save, train, extra_args, opt.retry)
     if any(now.state != DONE for now in progress.values()):
-        print('not all is done; the same command continues, with --retry also what has failed', file=sys.stderr)
+        retry = '' if opt.retry else ', with --retry also what has failed'
+        print(f'not all is done; the same command continues{retry}', file=sys.stderr)
         sys.exit(1)
 
 

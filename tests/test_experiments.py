@@ -1259,7 +1259,9 @@ def test_failures(call, pretend, tmp_path, capsys):
     pretend('echo again; exit 1')
     with pytest.raises(SystemExit) as caught:
         call(reproduce.main, *arguments, '--retry')
-    assert caught.value.code == 1 and 'mini: 1 done, 0 running, 2 failed, 0 left, 1 ' in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and 'mini: 1 done, 0 running, 2 failed, 0 left, 1 ' in out
+    assert err == 'not all is done; the same command continues\n'
     assert {log: Path(log).read_text().endswith('\nagain\n') for log in sizes} == dict.fromkeys(sizes, True)
     assert {log: Path(log).stat().st_size - size for log, size in sizes.items()} == dict.fromkeys(sizes, 6)
 
