@@ -160,6 +160,6 @@ def loading_code(config: dict) -> str:
     settings = ''.join(f', {key}={value!r}' for key, value in config['model_args'].items())
     return (f'import {library}, safetensors.torch\n'
             f'net = {".".join(BUILDERS[library])}({config["architecture"]!r}, num_classes={config["num_classes"]}'
-            f'{settings})\n'
+            f'{settings}).eval()\n'
             f"net.load_state_dict(safetensors.torch.load_file('student.safetensors'))\n"
             f'# images from 0 to 1, minus {inputs["mean"]}, divided by {inputs["std"]}')

@@ -758,7 +758,7 @@ def test_weights_without_this_repository(call, tree, tmp_path, monkeypatch, arch
     student = opened(checkpoint)
     images = student.example(3, 'uint8')
     mean, std = (torch.tensor(INPUTS[key]).view(3, 1, 1) for key in ('mean', 'std'))
-    found = names['net'].eval()((images / 255 - mean) / std)
+    found = names['net']((images / 255 - mean) / std)
     assert torch.allclose(found, student.net(images), atol=1e-5)
 
 
