@@ -1,8 +1,10 @@
 """The style of all figures, their panels, and how they are saved as PNG and SVG."""
+import contextlib
 import io
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +29,13 @@ STYLE = {
 STANDALONE = '<style>svg:root {background: white; color: black}</style>'    # does not apply in a page
 
 
+@contextlib.contextmanager
 def figure_style():
     """The style of all figures, as a decorator or for a with statement."""
-    return matplotlib.rc_context(STYLE)
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+        # A PNG shows a box for a character that the font lacks; in an SVG it is text, drawn in the viewer's fonts.
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')
+        yield
 
 
 @figure_style()

@@ -207,6 +207,11 @@ def test_read_test_set():
     assert (len(target), logits, [*images]) == (48, [], [3])            # not read further than needed
 
 
+def test_characters_that_the_font_lacks(tmp_path, recwarn):
+    figures.save_figure(net_figures.correlations({'net': np.eye(2)}, ['昆虫', 'Vögel']), tmp_path / 'a')
+    assert '昆虫' in (tmp_path / 'a.svg').read_text() and not recwarn.list
+
+
 def test_svg(tmp_path):
     """Text is text, ink is the page's, nothing says when or by which version it was drawn, and it fits into a page."""
     def draw():
