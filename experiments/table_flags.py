@@ -3,10 +3,10 @@ from distiller_zoo import get_method
 from helper.errors import UserError
 from options import flags
 
+SET_HERE = 'the program sets this flag itself'
 REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
     **dict.fromkeys(('--path-t', '--model', '--model-s', '--distill', '--trial', '-t', '--seed', '--save-dir',
-                     '--resume', '--gpu-id', '--multiprocessing-distributed', '--dist-url'),
-                    'the program sets this flag itself'),
+                     '--resume', '--gpu-id', '--multiprocessing-distributed', '--dist-url'), SET_HERE),
     **dict.fromkeys(('--evaluate', '--estimate', '--list', '-h', '--help'), 'a run with this flag trains nothing'),
     '--no-test': 'the report of a table shows figures of the test set',
     '--teacher-cache': 'give the table  teacher_cache = true',
@@ -22,12 +22,12 @@ def check_method(name: str, place: str) -> None:
                         f'and give the checkpoint to the runs of the table by --initial_checkpoint')
 
 
-def check_flags(arguments: list[str], label: str) -> None:
-    """Raise UserError for a flag that a table's runs cannot have."""
+def check_flags(arguments: list[str], label: str, refused: dict[str, str] = REFUSED) -> None:
+    """Raise UserError for a flag that a table's runs cannot have. refused: flag -> why."""
     for argument in arguments:
         flag = argument.split('=')[0].replace('_', '-') if argument.startswith('--') else argument[:2]
-        if flag in REFUSED:
-            raise UserError(f'{label}: {argument}: {REFUSED[flag]}; leave it out')
+        if flag in refused:
+            raise UserError(f'{label}: {argument}: {refused[flag]}; leave it out')
 
 
 def check_teachers_accept(arguments: list[str], label: str) -> None:

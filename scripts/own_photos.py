@@ -26,6 +26,7 @@ from dataset.split import divide
 from experiments.plan import plan_runs
 from experiments.planned_run import parse_known_flags
 from experiments.table_file import ALONE, read_table
+from experiments.table_flags import REFUSED, SET_HERE, check_flags
 from helper.cli import Parser, number, path, table
 from helper.errors import UserError, counted, listed, printable, run_main
 from helper.files import make_folder, read_json, read_text, write_atomically
@@ -98,6 +99,7 @@ def parse(arguments: list[str]):
             help=f'start the {net} from the weights in this file or folder, if they do not name their net')
     add('--estimate', action='store_true', help='own_photos.sh prints the hours, and stops')
     opt, flags = parse_known_flags(parser, arguments[len(names):])
+    check_flags(flags, 'own_photos.sh', REFUSED | dict.fromkeys(('--dataset', '--data-dir', '--split'), SET_HERE))
     opt.folder, opt.teacher, opt.student = [*names, *DEFAULT_NETS[len(names) - 1:]]
     return opt, flags
 

@@ -98,6 +98,8 @@ def test_published_weights(monkeypatch):
     (['photos', 'resnet14', 'resnet8', '--teacher_checkpoint', 'x.pth'], '--initial_checkpoint x.pth: no such file'),
     (['photos', 'lite0/model.safetensors'], 'TEACHER lite0/model.safetensors: no such file or folder'),
     (['photos', '--epoch', '3'], '--epoch: no such flag; did you mean --epochs'),
+    (['photos', '--split', '0.8,0.2'], 'own_photos.sh: --split: the program sets this flag itself; leave it out'),
+    (['photos', '--data-dir', 'x'], 'own_photos.sh: --data-dir: the program sets this flag itself; leave it out'),
     (['photos', '--epochs', '0'], '--epochs: 0: give a whole number of at least 1')])
 def test_bad_input_is_one_line(plan, tmp_path, monkeypatch, capsys, arguments, words):
     """Nothing is written."""
