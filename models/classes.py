@@ -77,8 +77,14 @@ def why_new_classifier(weights: dict, classifier: list[str], checkpoint: dict, d
 
 
 def match_classes(net: nn.Module, names, data, label: str) -> None:
-    """Reorder the outputs of `net` from its class order `names` to the data's, and print that. Raises UserError."""
-    order = class_order(names, data, label)
+    """Reorder the outputs of `net` from its class order `names` to the data's, and print that. Raises UserError.
+
+    Without names the outputs stay in their order, and a line says so.
+    """
+    order, wanted = class_order(names, data, label), [*getattr(data, 'classes', ())]
+    if wanted and not (names and isinstance(names, list)) and not getattr(data, 'same_classes', False):
+        print(f'{label}: does not name its classes; its outputs are taken in the order of the data: '
+              f'{listed(wanted, MAX_NAMED)}')
     if order is not None:
         reorder_classes(net, order, data.image_size)
         print(f'{label}: has the classes of the data in another order; its outputs are reordered to match the data')

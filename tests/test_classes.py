@@ -123,6 +123,14 @@ def test_a_teacher_of_another_program_in_another_order(other, tmp_path, capsys):
         net = load_net('x', checkpoint, name, data_of(CLASSES))
         assert net.fc.weight[ORDER].equal(weights['fc.weight'])
         assert 'its outputs are reordered to match the data' in capsys.readouterr().out
+    torch.save({'state_dict': weights}, tmp_path / 'theirs.pth')
+    for is_same in (False, True):
+        name, checkpoint = open_net(str(tmp_path / 'theirs.pth'), 'resnet14')
+        net = load_net('x', checkpoint, name, data_of(CLASSES, same_classes=is_same))
+        assert net.fc.weight.equal(weights['fc.weight'])
+        is_said = '--path-t x: does not name its classes; its outputs are taken in the order of the data: ant, bee, ' \
+                  'cat, dog\n' in capsys.readouterr().out
+        assert is_said != is_same
 
 
 def test_an_export_is_measured_in_its_own_order(teacher, other, tree):
