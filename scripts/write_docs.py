@@ -57,9 +57,9 @@ def features_paragraph() -> str:
     return textwrap.fill(f'These methods read only features: {names}.', 120, break_on_hyphens=False)
 
 
-def results_table() -> str:
-    """The last epoch's accuracies of docs/results.md, several methods in a row, in the same order down the columns."""
-    text = (ROOT / 'docs/results.md').read_text()
+def results_table(section: str) -> str:
+    """The last epoch's accuracies in a section of docs/results.md: several methods in a row, in order by columns."""
+    text = (ROOT / 'docs/results.md').read_text().partition(f'## {section}\n')[2].partition('\n## ')[0]
     cells = [f'{title} | {last}' for title, last in re.findall(r'^\| ([^|]+) \| `\w+` \|.*\| ([^|]+) \|$', text, re.M)]
     height = -(-len(cells) // RESULTS_COLUMNS)
     cells += [' | '] * (height * RESULTS_COLUMNS - len(cells))
@@ -79,7 +79,9 @@ def shell_variables() -> str:
                       f' {first.upper()}_NAME="{first}_r:{{}}_a:{{}}_b:{{}}"'.format(*weights)])
 
 
-BLOCKS = {'README.md': {'methods': methods_paragraph, 'results': results_table},
+BLOCKS = {'README.md': {'methods': methods_paragraph,
+                        'results': lambda: results_table('CIFAR-10 with a tenth of the images'),
+                        'newer': lambda: results_table('Methods of 2024 to 2026')},
           'docs/methods.md': {'methods': methods_table},
           'docs/teachers.md': {'features': features_paragraph},
           'scripts/run_cifar_distill.sh': {'methods': shell_variables}}
