@@ -83,8 +83,9 @@ def open_checkpoint(path: str, flag: str = '--path-t', key: str | None = None) -
     if is_foreign:
         weights, source = find_weights(checkpoint, label, key)
         known = {name: checkpoint[name] for name in ('epoch', 'accuracy', 'best_acc') if name in checkpoint}
-        return {**known, 'model': weights, 'source': source, 'their_arch': checkpoint.get('arch'),
-                'classes': class_names(checkpoint)}
+        names = class_names(checkpoint)
+        return {**known, **({'classes': names} if names else {}), 'model': weights, 'source': source,
+                'their_arch': checkpoint.get('arch')}
     if key is not None:
         raise UserError(f'--checkpoint_key {key}: {label} has one set of weights; leave it out')
     if checkpoint.get('format_version', 0) > FORMAT_VERSION:

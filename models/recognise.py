@@ -39,6 +39,8 @@ def find_architecture(path: str, checkpoint: dict, flag: str = '--path-t') -> st
         option or '--model_t'
     if proposals := _propose(checkpoint):
         advice += f', perhaps {" or ".join(proposals)}'
+    else:
+        advice += '; train_student.py --list prints the names'
     raise UserError(f'{flag} {path}: the folder {folder} does not say which model this is; give {advice}')
 
 

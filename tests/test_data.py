@@ -261,7 +261,7 @@ def bad_tree(tmp_path, kind):
         return tmp_path, 'train'
     write_images(tmp_path / 'train', 8)
     if kind == 'no test':
-        return tmp_path, 'test or val'
+        return tmp_path, '/test/CLASS/*'
     write_images(tmp_path / 'val', 2, classes=CLASSES[:3] if kind == 'classes differ' else CLASSES)
     if kind == 'classes differ':
         return tmp_path, 'dog'

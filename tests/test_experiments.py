@@ -680,12 +680,12 @@ def test_bad_flags(call, tmp_path, monkeypatch, capsys, arguments, said):
 def test_flags_that_only_reproduce_has(call, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_table(Path('mini.toml'))
-    for arguments, said in ((['--jobs', '2'], '--jobs: no such flag; '), (['--epok=2'], '--epok: no such flag; did '
-                                                                         'you mean --epoch or ')):
+    for arguments, said in ((['--jobs', '2'], '--jobs: no such flag; there are: '),
+                            (['--epok=2'], '--epok: no such flag; did you mean --epoch or ')):
         with pytest.raises(SystemExit) as caught:
             call(report.main, 'mini.toml', *arguments)
         message = one_line(capsys)
-        assert caught.value.code == 2 and message.startswith(said) and '--figures, ' in message
+        assert caught.value.code == 2 and message.startswith(said)
 
 
 def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):

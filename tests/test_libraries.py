@@ -312,7 +312,7 @@ def test_a_file_of_safetensors(call, small, tmp_path, capsys):
     assert net.inputs.size == 176 and net.net.fc.weight.equal(made.fc.weight)
     with pytest.raises(SystemExit):
         call(train_student.main, '--path-t', folder / 'model.safetensors', *small, '--save_dir', tmp_path)
-    assert 'the folder hub does not say which model this is; give --model_t\n' in capsys.readouterr().err
+    assert 'the folder hub does not say which model this is; give --model_t;' in capsys.readouterr().err
     (folder / 'model.safetensors').write_bytes(b'x' * 100)
     with pytest.raises(UserError, match='is not a complete safetensors file'):
         open_net(str(folder))
