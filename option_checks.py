@@ -8,7 +8,7 @@ from dataset.teacher_cache.layout import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
 from distiller_zoo.checks import how_to_add_soft_labels, weighted_losses
 from distiller_zoo.eakd import ENTROPY_OPTIONS
-from distiller_zoo.several_teachers import why_one_teacher
+from distiller_zoo.multi_teacher import why_one_teacher
 from helper.cli import AGREE, as_list, comma_list, has_auto, word_list
 from helper.errors import UserError, nearest
 from helper.optim import BUILT_IN, has_momentum

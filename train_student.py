@@ -10,7 +10,7 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 from analysis.estimate import estimate
 from analysis.evaluate import evaluate
 from dataset import get_dataloaders
-from dataset.teacher_cache.several import bytes_of_caches, open_caches, with_teacher_outputs
+from dataset.teacher_cache.multi_teacher import bytes_of_caches, open_caches, with_teacher_outputs
 from dataset.teacher_head import head_passes
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch, check_unlabelled
@@ -65,8 +65,8 @@ def train(opt, device):
         quantise(student, data.image_size, f'--model_s {arch}')
         if start.checksum is None:      # else --resume loads the ranges
             calibrate(student.to(device), calibration_images(data))
-    facts = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
-             **loaded}
+    properties = {**fingerprint(data, teacher=teacher, student=student), 'teacher (checksum)': teacher.checksum,
+                  **loaded}
 
     # The distiller owns both nets
     distiller = make_distiller(student, teacher, local, data)
@@ -108,7 +108,7 @@ def train(opt, device):
             raise UserError(f'--path-t {path}: this run would write its student there; give another --trial')
 
     # Train
-    with Run(opt, paths, distiller, train_loader, facts, precision, checkpoint, data) as run:
+    with Run(opt, paths, distiller, train_loader, properties, precision, checkpoint, data) as run:
         print(f'{spec.title}: {plus_list(opt.model_t)} teaches {arch} on {opt.dataset}: {run.parameters:.3f} M '
               f'parameters, {data.class_count}{data.image_size} pixels, {data.sizes}, seed {opt.seed}, '
               f'{distributed.where(device)}; {data.description}')

@@ -44,7 +44,7 @@ def train(opt, device):
     net = build(arch, data.num_classes, data.image_size, '--model', opt.drop_path)
     warn_of_size(arch, data.image_size, '--model')
     loaded = load_start(net, start, data)
-    paths, facts = RunPaths.of_teacher(opt), {**fingerprint(data, net=net), **loaded}
+    paths, properties = RunPaths.of_teacher(opt), {**fingerprint(data, net=net), **loaded}
     vanilla = Vanilla(net, opt, data)
     vanilla.to(device, memory_format=memory_format(opt))
     distributed.seed_this_process(opt.seed)
@@ -64,7 +64,7 @@ def train(opt, device):
         return
 
     # Train
-    with Run(opt, paths, vanilla, data.train_loader, facts, precision, checkpoint, data) as run:
+    with Run(opt, paths, vanilla, data.train_loader, properties, precision, checkpoint, data) as run:
         print(f'{arch} on {opt.dataset}: {run.parameters:.3f} M parameters, {data.num_classes} classes, '
               f'{data.sizes}, seed {opt.seed}, {distributed.where(device)}; {data.description}')
         print(data.selection_note)

@@ -22,7 +22,7 @@ from .classes import read_class_report
 from .published import method_key, non_default_options
 
 ACCURACY_KEYS = {'best': 'top1', 'last': 'last'}        # epoch -> key of its accuracy in read_run's dictionary
-DATA_FACTS = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)
+DATA_PROPERTIES = ('classes', 'training images', 'labels (checksum)', CLASS_NAMES, IMAGES)
 ENVIRONMENT = ('machine', 'versions', 'command')       # in parameters.json, of the process that finished the run
 
 
@@ -63,14 +63,14 @@ def read_run(folder: str, needs_test: bool = True) -> dict:
                for item in value):
             raise ValueError('an option is nested')
         is_student = 'model_s' in parameters
-        options, facts = split_parameters(parameters, is_student)
+        options, properties = split_parameters(parameters, is_student)
         options['best epoch chosen on'] = SPLITS[split]     # so that such runs are not averaged with others
         matrices = [{printable(name): check_matrix(value) for name, value in epoch.items()
                      if not isinstance(value, (int, float, dict, type(None)))} for epoch in history]
         rates = [finite(epoch['train']['images_per_second']) for epoch in history if 'train' in epoch]
         best_epochs = [epoch for epoch in history if epoch.get('epoch') == best.get('epoch')]
         run = {
-            'experiment': options, 'facts': facts,
+            'experiment': options, 'properties': properties,
             'seed': parameters.get('seed'),
             'dataset': printable(parameters['dataset']),
             'parameters': round(parameters['Total params'] * 1e6),
@@ -135,8 +135,10 @@ def find_run_folders(folder: str) -> list[str]:
 
 
 def split_parameters(parameters: dict, is_student: bool) -> tuple[dict, dict]:
-    """(the options that decide what a run computes, the facts about its data, its teacher and its processes). Options
-    that did not exist yet when it ran have their defaults."""
+    """(the options that decide what a run computes, the properties of its data, its teacher and its processes).
+
+    Options that did not exist yet when it ran have their defaults.
+    """
     known = flags(is_student)
     names = {*known.defaults.keys() - (known.may_differ - {'epochs'}), 'model_t'}
     options = {name: value for name, value in {**known.defaults, **parameters}.items()
@@ -178,9 +180,10 @@ def original_teacher(parameters: dict) -> str:
 
 
 def group_trials(runs: list[dict]) -> list[list[dict]]:
-    """The runs, grouped by experiment: with the same options, and no different facts (older runs have fewer)."""
+    """The runs, grouped by experiment: with the same options and properties; older runs have fewer properties."""
     return group_runs(runs, lambda group, run: all(
-        run['experiment'] == other['experiment'] and have_same_facts(run, other, run['facts']) for other in group))
+        run['experiment'] == other['experiment'] and have_same_properties(run, other, run['properties'])
+        for other in group))
 
 
 def group_runs(runs: list, fits: Callable) -> list[list]:
@@ -194,32 +197,32 @@ def group_runs(runs: list, fits: Callable) -> list[list]:
     return groups
 
 
-def have_same_facts(run: dict, other: dict, names: Iterable[str] = DATA_FACTS) -> bool:
-    """Whether two runs agree in these facts (by default those on their data), as far as both record them."""
-    return all(run['facts'][name] == other['facts'][name] for name in names
-               if name in run['facts'] and name in other['facts'])
+def have_same_properties(run: dict, other: dict, names: Iterable[str] = DATA_PROPERTIES) -> bool:
+    """Whether two runs agree in these properties (by default those of their data), as far as both record them."""
+    return all(run['properties'][name] == other['properties'][name] for name in names
+               if name in run['properties'] and name in other['properties'])
 
 
 def experiment_labels(groups: list[list[dict]]) -> list[str]:
-    """The method of each experiment, with the options and facts that distinguish it from others of the same nets."""
+    """The method of each experiment, with what distinguishes it from the others of the same nets."""
     labels = []
     for group in groups:
         run = group[0]
         alike = [other[0] for other in groups
                  if all(other[0][key] == run[key] for key in ('dataset', 'model', 'teacher', 'method'))]
-        settings = {**run['facts'], **run['experiment']}
+        settings = {**run['properties'], **run['experiment']}
         labels.append(', '.join([run['method'], *(printable(f'{name} {settings[name]}') if name in settings else
                                                   f'without {name}' for name in distinguishing_settings(alike))]))
     return labels
 
 
 def distinguishing_settings(runs: list[dict]) -> list[str]:
-    """The names of few options and facts that tell these runs apart, selected greedily."""
+    """The names of few options and properties that tell these runs apart, selected greedily."""
     def count(names):
-        return len({str([{**run['facts'], **run['experiment']}.get(name) for name in names]) for run in runs})
+        return len({str([{**run['properties'], **run['experiment']}.get(name) for name in names]) for run in runs})
 
     candidates = [*sorted({name for run in runs for name in run['experiment']}),
-                  *sorted({name for run in runs for name in run['facts']})]
+                  *sorted({name for run in runs for name in run['properties']})]
     names = []
     while candidates and count(best := max([[*names, name] for name in candidates], key=count)) > count(names):
         names = best

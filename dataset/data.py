@@ -11,7 +11,7 @@ from .normalise import CIFAR_MEAN, CIFAR_STD
 
 @dataclass
 class Data:
-    """The loaders, each of batches (images, target, index) on the training device, and the facts of the data."""
+    """The loaders, each of batches (images, target, index) on the training device, and the properties of the data."""
 
     train_loader: Iterable
     test_loader: Iterable

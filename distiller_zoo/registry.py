@@ -35,6 +35,7 @@ from .kdsvd import KDSVDDistiller
 from .ldrld import LDRLDDistiller
 from .luminet import LumiNetDistiller
 from .mlld import MLLDDistiller
+from .multi_teacher import with_teachers
 from .nd import NDDistiller
 from .nkd import NKDDistiller
 from .nst import NSTDistiller
@@ -46,7 +47,6 @@ from .rkd import RKDDistiller
 from .rld import RLDDistiller
 from .sdd import SDDDistiller
 from .semckd import SemCKDDistiller
-from .several_teachers import with_teachers
 from .similarity import SPDistiller
 from .simkd import SimKDDistiller
 from .skd import SKDDistiller

@@ -20,20 +20,20 @@ class Conclusion:
     """The first lines of a report."""
 
     sentences: list[str]                                    # the results, the most important one first; without a dot
-    facts: list[str]                                        # data set, epochs, trials, dates, time
+    details: list[str]                                      # data set, epochs, trials, dates, time
     warnings: list[str] = field(default_factory=list)       # whole sentences
 
     @property
     def lines(self) -> list[str]:
-        """The sentences and the facts as one line, and a line for each warning."""
-        return [f'{"; ".join(self.sentences)}. {", ".join(self.facts)}.', *self.warnings]
+        """The sentences and the details as one line, and a line for each warning."""
+        return [f'{"; ".join(self.sentences)}. {", ".join(self.details)}.', *self.warnings]
 
 
 def conclude(results: TableResults, epoch: str) -> Conclusion:
     """Return the conclusion of a table so far. epoch: of the accuracies, 'best' or 'last'."""
     parts = (_best, _headline, _published, _one_trial)
     sentences = [sentence for part in parts if (sentence := part(results, epoch))]
-    return Conclusion(sentences, _facts(results), _warnings(results, epoch))
+    return Conclusion(sentences, _details(results), _warnings(results, epoch))
 
 
 def _gain_text(results, row, over, epoch):
@@ -146,12 +146,12 @@ def _one_trial(results, epoch):
             f'on {report["images"]:,} test images)')
 
 
-def _facts(results):
+def _details(results):
     trials = [trial for trial in results.trials() if trial.result]
     students = [trial for trial in trials if trial.run.cells]
     options = [trial.run.opt for cell in results.cells.values() for trial in cell.trials]
-    images = sorted({trial.result['facts']['training images'] for trial in students
-                     if 'training images' in trial.result['facts']})
+    images = sorted({trial.result['properties']['training images'] for trial in students
+                     if 'training images' in trial.result['properties']})
     data = ' and '.join(dict.fromkeys(trial.result['dataset'] for trial in trials)) or \
         ' and '.join(dict.fromkeys(opt.dataset for opt in options))
     epochs = ' or '.join(map(str, sorted({opt.epochs for opt in options})))
@@ -196,7 +196,7 @@ def _warnings(results, epoch):
 
 def chance_of(result: dict) -> float | None:
     """Return the top-1 in percent of a net that always predicts the most frequent class; None if it is unknown."""
-    report, classes = result['class_report'], result['facts'].get('classes')
+    report, classes = result['class_report'], result['properties'].get('classes')
     if report and report['images']:
         return max(row['images'] for row in report['classes']) / report['images'] * 100
     return 100 / classes if isinstance(classes, int) and classes > 0 else None

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from analysis.run_checkpoint import RunCheckpoint
-from analysis.runs import DATA_FACTS, read_or_empty, read_run
+from analysis.runs import DATA_PROPERTIES, read_or_empty, read_run
 from helper.checkpoint import load_checkpoint, load_weights, weights_checksum
 from helper.cli import current_options
 from helper.errors import UserError, printable
@@ -21,7 +21,7 @@ from .progress import last_is_best, load_result
 from .table_file import Table
 
 CHECKSUM = 'teacher (checksum)'     # key of a student's parameters.json: the weights of its teacher
-FRACTION_FACTS = 'training images', 'labels (checksum)'     # keys of DATA_FACTS that depend on these fractions
+FRACTION_PROPERTIES = 'training images', 'labels (checksum)'     # they depend on these fractions
 OWNER = 'table.json'    # in the folder of a table: the table's name and file, and the flags that every run has
 UNKNOWN = 'unknown'     # checksum of a net whose number of classes, or of loaded weights, only a run tells
 
@@ -119,12 +119,12 @@ def _check_last(run):
 
 def check_data(runs: list[PlannedRun]) -> None:
     """Raise UserError unless all runs so far, also the teachers', have the same data."""
-    known = {}      # (data set, its folder, fact, fractions of the images) -> (value, folder of the first run)
+    known = {}      # (data set, its folder, property, fractions of the images) -> (value, folder of the first run)
     for run in runs:
         parameters = read_or_empty(run.folder / 'parameters.json', dict)
-        for name in DATA_FACTS:
+        for name in DATA_PROPERTIES:
             if name in parameters:
-                fractions = (run.opt.train_fraction, run.opt.val_fraction) if name in FRACTION_FACTS else ()
+                fractions = (run.opt.train_fraction, run.opt.val_fraction) if name in FRACTION_PROPERTIES else ()
                 value, first = known.setdefault((run.opt.dataset, run.opt.data_dir, name, fractions),
                                                 (parameters[name], run.folder))
                 if parameters[name] != value:

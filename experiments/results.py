@@ -17,7 +17,7 @@ from analysis.published import (
     published_improvement,
     relative_improvement,
 )
-from analysis.runs import ACCURACY_KEYS, chosen_on, have_same_facts
+from analysis.runs import ACCURACY_KEYS, chosen_on, have_same_properties
 from analysis.statistics import Difference, Mean, difference, weighted_sum
 from distiller_zoo import get_method
 from helper.errors import UserError
@@ -64,7 +64,7 @@ class Cell:
         This is so if their data differ, or the sets that chose their best epochs.
         """
         results = [trial.result for trial in self.trials if trial.result]
-        is_same = all(have_same_facts(*pair) for pair in itertools.combinations(results, 2))
+        is_same = all(have_same_properties(*pair) for pair in itertools.combinations(results, 2))
         return results if is_same and len({result['chosen_on'] for result in results}) == 1 else []
 
     @cached_property
@@ -184,7 +184,7 @@ class TableResults:
         if teacher:
             return student, teacher['parameters']
         run = next((trial.run for cell in cells for trial in cell.trials if hasattr(trial.run.opt, 'distill')), None)
-        classes = cells[0].results[0]['facts'].get('classes') if cells else None
+        classes = cells[0].results[0]['properties'].get('classes') if cells else None
         return student, count_parameters(run.opt.model_t, classes, pixels(run.opt)) if run and classes else None
 
     @property

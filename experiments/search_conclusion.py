@@ -17,7 +17,7 @@ def conclude(rows: list[ReportRow]) -> Conclusion:
     for pair in pairs:
         prefix = f'{pair}: ' if len(pairs) > 1 else ''
         sentences += [f'{prefix}{sentence}' for sentence in _of_pair([row for row in rows if row.result.pair == pair])]
-    return Conclusion([*sentences, *_tuned_on_test_set(rows)] or ['no trial is done yet'], _facts(rows),
+    return Conclusion([*sentences, *_tuned_on_test_set(rows)] or ['no trial is done yet'], _details(rows),
                       _warnings(rows))
 
 
@@ -62,7 +62,7 @@ def _tuned_on_test_set(rows):
             f'with final runs, and worse in {lower}']
 
 
-def _facts(rows):
+def _details(rows):
     counts = sorted({len(row.result.trials) for row in rows if row.parts})
     trials = [trial for row in rows for trial in row.result.trials]
     early, failed = (sum(trial.state == state for trial in trials) for state in ('ended early', 'failed'))

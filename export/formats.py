@@ -32,7 +32,7 @@ class Export:
     dtype: str                                      # uint8 or float32
     folder: Path
     calibration: Calibration | None                 # for int8
-    facts: dict[str, dict] = field(default_factory=dict)    # of the files by format, for the model card
+    file_details: dict[str, dict] = field(default_factory=dict)    # of the files by format, for the model card
 
     @property
     def config(self) -> dict:
@@ -103,12 +103,12 @@ def _write_int8(export, file):
         net = rounded.copy()
         net.net = integer_net(net.net, export.network.size)
         _write_onnx(export, file, net)
-        export.facts['int8'] = {'ranges': '--qat'}
+        export.file_details['int8'] = {'ranges': '--qat'}
         return
     with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
         plain = Path(folder, 'plain.onnx')
         _write_onnx(export, plain)
-        export.facts['int8'] = write_int8(plain, file, export.network.net, export.dtype, export.calibration,
+        export.file_details['int8'] = write_int8(plain, file, export.network.net, export.dtype, export.calibration,
                                           FORMATS['int8'].agreement)
 
 

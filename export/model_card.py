@@ -31,10 +31,10 @@ def describe(export: Export, names: list[str], results: Evaluations, run: RunChe
     """The content of model_card.json. names: the formats. data: the data set of the test images."""
     network, parameters = export.network, run.trusted_parameters
     files = {CONFIG: {}, **{FORMATS[name].file: {'format': FORMATS[name].description, **results.formats[name].json(),
-                                                 **export.facts.get(name, {})} for name in names}}
-    for file, facts in files.items():
+                                                 **export.file_details.get(name, {})} for name in names}}
+    for file, details in files.items():
         content = (export.folder / file).read_bytes()
-        facts |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+        details |= {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
     single, exporter = results.network.single_class, environment()
     return {
         'network': network.name, 'parameters': network.parameters, 'classes': network.config['classes'],
@@ -84,9 +84,10 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     accuracies += [(f'{name}, {test_set}', f'{accuracy[name]["top-1 %"]:.2f}')
                    for name in ('measured for this export', 'teacher') if accuracy[name]]
     figures = ('top-1 %', '.2f'), ('same first class %', '.2f'), ('largest difference of logits', '.1e')
-    files = [(name, f'{facts["bytes"] / 1e6:.2f}',
-              *(f'{facts[key]:{digits}}' if key in facts else '' for key, digits in figures), f'`{facts["sha256"]}`')
-             for name, facts in card['files'].items()]
+    files = [(name, f'{details["bytes"] / 1e6:.2f}',
+              *(f'{details[key]:{digits}}' if key in details else '' for key, digits in figures),
+              f'`{details["sha256"]}`')
+             for name, details in card['files'].items()]
     return '\n\n'.join([
         f'# {card["network"]}',
         f'{card["parameters"]:,} parameters, {len(card["classes"])} classes{method}{data}.',
@@ -99,7 +100,7 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
         'Each file was loaded by its own runtime in a new process, and compared with the network in PyTorch on the '
         'whole test set.',
         _rows(('file', 'MB', 'top-1 %', 'same first class %', 'largest difference of logits', 'SHA-256'), files),
-        *[_ranges(name, facts) for name, facts in card['files'].items() if 'ranges' in facts],
+        *[_ranges(name, details) for name, details in card['files'].items() if 'ranges' in details],
         '## Use', f'Images: {images["taken as"]}, {images["layout"]}; every file except the weights normalises them '
         f'itself. {_resizing(images)}', f'```python\n{loading_code(config)}\n```',
         *(['## Cost', f'```\n{latency}\n```'] if latency else []),
@@ -108,12 +109,13 @@ def as_markdown(card: dict, config: dict, latency: str = '') -> str:
     ]) + '\n'
 
 
-def _ranges(name, facts):
+def _ranges(name, details):
     """A sentence about the activation ranges of a file in 8 bits."""
-    if 'layers in float' in facts:
-        return f'`{name}`: {facts["ranges"]} ranges; layers in float: {", ".join(facts["layers in float"]) or "none"}.'
+    if 'layers in float' in details:
+        layers = ', '.join(details['layers in float'])
+        return f'`{name}`: {details["ranges"]} ranges; layers in float: {layers or "none"}.'
     return f'`{name}`: trained for 8 bits by `--qat`, and compared with the rounded network in PyTorch (top-1 ' \
-           f'{facts["rounded network top-1 %"]:.2f} %). The other files leave the rounding out.'
+           f'{details["rounded network top-1 %"]:.2f} %). The other files leave the rounding out.'
 
 
 def _class_rows(report):

@@ -117,9 +117,9 @@ def agree_on_options(opt) -> None:
     vars(opt).update(broadcast(lambda: {name: getattr(opt, name) for name in opt.flags.filled_in}))
 
 
-def check_alike(facts: dict, advice: str) -> None:
-    """Raise the same UserError in every process unless all have the same `facts`, name -> value."""
-    first, *others = gather({name: repr(value) for name, value in facts.items()})
+def check_alike(named_values: dict, advice: str) -> None:
+    """Raise the same UserError in every process unless all have the same `named_values`, name -> value."""
+    first, *others = gather({name: repr(value) for name, value in named_values.items()})
     for number, other in enumerate(others, start=1):
         differences = [f'{name} {first.get(name)} and {other.get(name)}' for name in {**first, **other}
                        if first.get(name) != other.get(name)]

@@ -26,12 +26,12 @@ SHOWN = {'loss': 'loss {:.4f}', 'acc': 'top-1 {:.2f}', 'acc_top5': 'top-5 {:.2f}
 class Records:
     """The JSON files, TensorBoard events, --wandb and the best epoch. Of several processes only the first writes."""
 
-    def __init__(self, opt, paths, facts: dict, data, metrics: tuple = METRICS):
-        """paths: a RunPaths. facts: for parameters.json, beside the options. data: a dataset.Data.
+    def __init__(self, opt, paths, properties: dict, data, metrics: tuple = METRICS):
+        """paths: a RunPaths. properties: for parameters.json, beside the options. data: a dataset.Data.
 
         metrics: of the validation; the best epoch has the highest second one, the score.
         """
-        self.opt, self.paths, self.facts = opt, paths, facts
+        self.opt, self.paths, self.properties = opt, paths, properties
         self.split, self.classes = data.split, data.classes
         self.selection = data.selection_split       # the split that is measured after each epoch
         self.names = metrics
@@ -75,7 +75,7 @@ class Records:
         with self._events():
             self.writer = SummaryWriter(str(self.paths.events), purge_step=len(self.history) + 1 if state else None)
         if self.history:
-            self._write_facts()
+            self._write_parameters()
             self._write_json('history', self.history)
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Records:
         while self.outdated:
             self.outdated.pop().unlink(missing_ok=True)
         if epoch == 1:
-            self._write_facts()
+            self._write_parameters()
         self._write_json('history', self.history)
         self._write_json(f'{self.selection}_last_metrics', self.last)
 
@@ -253,13 +253,13 @@ class Records:
     def _write_json(self, name, value):
         write_json(self.paths.folder / f'{name}.json', value)
 
-    def _write_facts(self):
+    def _write_parameters(self):
         self._write_json('parameters', self._parameters())
         if self.split:
             self._write_json('split', self.split)
 
     def _parameters(self):
-        return {**values(self.opt), **self.facts, 'processes': world_size(), **environment()}
+        return {**values(self.opt), **self.properties, 'processes': world_size(), **environment()}
 
     @contextlib.contextmanager
     def _events(self):

@@ -18,7 +18,7 @@ IMAGES_IN = '--images_in'       # images in memory and images on disk draw diffe
 IMAGES, CLASS_NAMES, NORMALISATION = 'images (checksum)', 'class names', 'normalisation'
 VALIDATION = 'validation images'
 # missing in the states of older versions
-NEWER_FACTS = (IMAGES_IN, IMAGES, CLASS_NAMES, NORMALISATION, VALIDATION)
+NEWER_PROPERTIES = (IMAGES_IN, IMAGES, CLASS_NAMES, NORMALISATION, VALIDATION)
 SHOWN_CLASSES = 4       # at the start of the text of CLASS_NAMES
 
 
@@ -27,9 +27,9 @@ class AnotherRun(UserError):
 
 
 def fingerprint(data, **nets) -> dict:
-    """The facts of the data, the code of nets and the head of a teacher that must be the same in a resumed run, and in
-    the runs of a table."""
-    facts = {'training images': data.n_train, 'classes': data.num_classes if data.has_labels else None,
+    """The properties of the data, the checksum of the code of each net and of the head of a teacher. They must be the
+    same in a resumed run, and in the runs of a table."""
+    properties = {'training images': data.n_train, 'classes': data.num_classes if data.has_labels else None,
              'labels (checksum)': zlib.crc32(data.labels.numpy().tobytes()), CLASS_NAMES: _class_names(data.classes),
              IMAGES: data.checksum, IMAGES_IN: data.images_in, NORMALISATION: data.preprocessing,
              'unlabelled images': data.n_unlabelled or None,
@@ -37,7 +37,7 @@ def fingerprint(data, **nets) -> dict:
              VALIDATION: None if data.val_labels is None else len(data.val_labels),
              **{f'{part} of the {role} (checksum)': getattr(net, f'{part}_checksum', None)
                 for part in ('code', 'head') for role, net in nets.items()}}
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in properties.items() if value is not None}
 
 
 def _class_names(classes):
@@ -49,18 +49,18 @@ def _class_names(classes):
 
 
 class RunIdentity:
-    """The options and facts that must be the same in a resumed run: `values`, name -> value, and the seed."""
+    """The options and properties that must be the same in a resumed run: `values`, name -> value, and the seed."""
 
-    def __init__(self, opt, facts: dict, dtype):
-        """facts: of the data and the nets. dtype: of --amp."""
+    def __init__(self, opt, properties: dict, dtype):
+        """properties: of the data and the nets. dtype: of --amp."""
         self.opt = opt
         options = {name: value for name, value in values(opt).items() if name not in opt.flags.may_differ}
-        self.values = {**options, **facts, 'amp': str(dtype)}
+        self.values = {**options, **properties, 'amp': str(dtype)}
 
     def differences(self, saved: dict, seed) -> list[str]:
         """The differences between this run and a saved one with the values `saved` and this seed, as texts."""
-        # An option that did not exist then had its default; a fact that an old state lacks is not compared.
-        saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_FACTS},
+        # An option that did not exist then had its default; a property that an old state lacks is not compared.
+        saved = {**self.opt.flags.defaults, **{name: self.values.get(name) for name in NEWER_PROPERTIES},
                  **current_options(saved)}
         texts = [f'{name} {saved.get(name)}, now {value}' for name, value in self.values.items()
                  if saved.get(name) != value]

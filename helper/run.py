@@ -36,11 +36,11 @@ class Run:
     After a stop signal the current step is finished, the state is saved, also within an epoch, and the process exits.
     """
 
-    def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, facts: dict, precision: Precision,
+    def __init__(self, opt, paths: RunPaths, module: nn.Module, loader, properties: dict, precision: Precision,
                  checkpoint: Callable, data):
         """Lock the folder and load the weights of --resume into `module`, a distiller_zoo.TrainingTask before DDP.
 
-        Sets opt.seed to the seed of a resumed run. facts: values that must be equal in a resumed run, like the options.
+        Sets opt.seed to the seed of a resumed run. properties: of the data and the nets, equal in a resumed run.
         checkpoint() returns the content of a checkpoint without epoch, best_acc and chosen_on. data: a dataset.Data.
         Raises UserError; nothing is written before all checks have passed.
         """
@@ -49,8 +49,8 @@ class Run:
                             'do not; give --amp bfloat16')
         self.opt, self.paths, self.checkpoint = opt, paths, checkpoint
         self.parameters = sum(p.numel() for p in module.inference_net().parameters()) / 1e6      # in millions
-        self.records = Records(opt, paths, {'Total params': self.parameters, **facts}, data, module.metrics)
-        self.identity = RunIdentity(opt, facts, precision.dtype)
+        self.records = Records(opt, paths, {'Total params': self.parameters, **properties}, data, module.metrics)
+        self.identity = RunIdentity(opt, properties, precision.dtype)
         self.training = TrainingState(module, loader, precision)
         self.signals, self.lock = StopSignals(), FolderLock(paths.folder)
         self.stage, self.epoch, self.step, self.finite = None, 0, 0, None

@@ -46,7 +46,7 @@ def compare_table(groups: list[list[dict]]) -> str:
     rows = []
     for group, label in zip(groups, runs.experiment_labels(groups), strict=True):
         run = group[0]
-        has_few_classes = run['facts'].get('classes') in range(FEWEST_CLASSES)
+        has_few_classes = run['properties'].get('classes') in range(FEWEST_CLASSES)
         rows.append({
             'data': run['dataset'], 'model': run['model'], 'trained': label, 'parameters': f'{run["parameters"]:,}',
             'trials': str(len(group)),

@@ -235,7 +235,7 @@ def main():
         if qat_file:
             rounded = verify.evaluate(network.rounded, qat_file, data.test_loader, dtype, order=order)
             results.formats |= rounded.formats
-            export.facts['int8']['rounded network top-1 %'] = rounded.network.top1
+            export.file_details['int8']['rounded network top-1 %'] = rounded.network.top1
             faults['int8'] = rounded.formats['int8'].fault_of_qat(rounded.network)
         faults |= {name: results.formats[name].fault(FORMATS[name].agreement) for name in files}
         faults = {name: fault for name, fault in faults.items() if fault}
@@ -261,7 +261,7 @@ def main():
         card['to be filled in'] |= model_card.read_filled_in(out / CARD[0])
         write_json(folder / CARD[1], card)
         (folder / CARD[0]).write_text(model_card.as_markdown(card, network.config, table), encoding='utf-8')
-    rounded_top1 = export.facts.get('int8', {}).get('rounded network top-1 %')
+    rounded_top1 = export.file_details.get('int8', {}).get('rounded network top-1 %')
     print(f'{network.name}: top-1 {results.network.top1:.2f} in PyTorch'
           + ('' if rounded_top1 is None else f', {rounded_top1:.2f} with the rounding of --qat'))
     if (constant := card['gives one class alone']) is not None:

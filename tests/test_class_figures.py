@@ -132,8 +132,8 @@ def test_in_compare():
     report = {**class_report(by_hand(), NAMES), 'ece': 10.0}
 
     def run(method, class_report):
-        return {'dataset': 'pets', 'model': 'resnet8', 'teacher': 't', 'method': method, 'facts': {}, 'experiment': {},
-                'class_report': class_report}
+        return {'dataset': 'pets', 'model': 'resnet8', 'teacher': 't', 'method': method, 'properties': {},
+                'experiment': {}, 'class_report': class_report}
     groups = [[run('kd', report), run('kd', {**report, 'ece': 20.0})], [run('dkd', None), run('dkd', report)]]
     head, line, *rows = compare.class_table(groups).splitlines()
     assert ' '.join(head.split()) == 'model trained macro F1 % balanced accuracy % ECE % worst classes'

@@ -1024,12 +1024,12 @@ def test_damaged_parameters(call, tmp_path, monkeypatch, capsys, content, said):
         assert err == message + '\n' and ('mini: 1 done, 0 running' in out or 'report: my save:1' in out)
 
 
-def finished(run, **facts) -> None:
+def finished(run, **parameters) -> None:
     """What a run of two epochs leaves, but for its checkpoints."""
     run.folder.mkdir(parents=True)
     curve = [{'epoch': 1, 'test_acc': 5.0, 'seconds': 1.0}, {'epoch': 2, 'test_acc': 6.0, 'seconds': 1.0}]
     for file, content in (
-            ('parameters', {**values(run.opt), 'Total params': 1.0, 'Total time': 2.0, **facts}),
+            ('parameters', {**values(run.opt), 'Total params': 1.0, 'Total time': 2.0, **parameters}),
             ('history', curve), ('test_best_metrics', {'test_acc': 6.0, 'test_acc_top5': 9.0, 'epoch': 2})):
         (run.folder / f'{file}.json').write_text(json.dumps(content))
 
@@ -1039,8 +1039,8 @@ def pretend_runs(save: Path) -> dict:
     runs = {run.name: run for run in plan_runs(read_table(Path('mini.toml')), str(save), [])}
     net = model_dict['resnet14'](num_classes=10)
     learnt_from = {'teacher (checksum)': weights_checksum(net), 'model_t': 'resnet14'}
-    for name, facts in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
-        finished(runs[name], **facts)
+    for name, parameters in (('teacher-resnet14', {}), ('resnet14-resnet8-KD-1', learnt_from)):
+        finished(runs[name], **parameters)
         torch.save({'model': net.state_dict(), 'arch': 'resnet14', 'num_classes': 10}, runs[name].checkpoint)
     torch.save({'module': {f'student.{key}': value for key, value in net.state_dict().items()},
                 'identity': {'classes': 10}}, runs['teacher-resnet14'].folder / 'last.pth')
@@ -1086,21 +1086,21 @@ def test_runs_on_different_data(call, tmp_path, monkeypatch, capsys):
     runs = pretend_runs(Path('save'))
     teacher, kd = (runs[name].folder for name in ('teacher-resnet14', 'resnet14-resnet8-KD-1'))
 
-    def set_facts(folder, **facts):
-        (folder / 'parameters.json').write_text(json.dumps({**json_of(folder, 'parameters.json'), **facts}))
-    set_facts(teacher, **{'training images': 5, 'images (checksum)': 7})
-    for facts, said in (({'images (checksum)': 8}, 'images (checksum) 8 and 7'),
+    def set_parameters(folder, **parameters):
+        (folder / 'parameters.json').write_text(json.dumps({**json_of(folder, 'parameters.json'), **parameters}))
+    set_parameters(teacher, **{'training images': 5, 'images (checksum)': 7})
+    for parameters, said in (({'images (checksum)': 8}, 'images (checksum) 8 and 7'),
                         ({'training images': 6}, 'training images 6 and 5')):
-        set_facts(kd, **{'training images': 5, 'images (checksum)': 7, **facts})
+        set_parameters(kd, **{'training images': 5, 'images (checksum)': 7, **parameters})
         assert refused(call, capsys, 'mini.toml', '--save_dir', 'save', mains=(reproduce.main, report.main)) == (
             f'mini.toml: row KD, resnet14 -> resnet8: {kd} holds a run on other data than {teacher} ({said}); the data '
             f'have changed in between: move the runs on the other data away, or give another --save_dir')
-    set_facts(kd, **{'training images': 5, 'images (checksum)': 7})
+    set_parameters(kd, **{'training images': 5, 'images (checksum)': 7})
     call(reproduce.main, 'mini.toml', '--save_dir', 'save', '--status')
     assert capsys.readouterr().err == ''
 
     def run(self, runs):        # and where they change while the table runs
-        set_facts(kd, **{'images (checksum)': 9})
+        set_parameters(kd, **{'images (checksum)': 9})
         return train_nothing(self, runs)
     monkeypatch.setattr(local.Local, 'run', run)
     with pytest.raises(SystemExit) as caught:

@@ -351,16 +351,16 @@ def outlier(tmp_path_factory):
 def in_8_bits(outlier, file, *methods):
     """What write_int8 returns, and the accuracy of its file on the held-out images in %."""
     calibration = dataclasses.replace(outlier['calibration'], methods=methods)
-    facts = int8.write_int8(**{**outlier, 'calibration': calibration}, file=file, dtype='uint8', agreement=97)
+    details = int8.write_int8(**{**outlier, 'calibration': calibration}, file=file, dtype='uint8', agreement=97)
     [(images, labels, _)] = calibration.held_out()
-    return facts, 100 * (Here(file).run(images.numpy())[0].argmax(1) == labels.numpy()).mean()
+    return details, 100 * (Here(file).run(images.numpy())[0].argmax(1) == labels.numpy()).mean()
 
 
 @pytest.mark.usefixtures('here')
 def test_the_best_ranges(outlier, tmp_path, capsys):
     """The outlier widens the ranges of minmax, and the accuracy is that of guessing."""
-    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', *int8.METHODS)
-    assert facts['ranges'] == 'percentile' and facts['layers in float'] == [] and top1 == 100
+    details, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', *int8.METHODS)
+    assert details['ranges'] == 'percentile' and details['layers in float'] == [] and top1 == 100
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith('x.onnx: percentile ranges; on held-out training images: minmax: top-1 50.00, the same '
                            'class for 50.00 %, logits differ by up to 9.4e-01; entropy: top-1 ')
@@ -404,16 +404,16 @@ def test_onnxruntime_computes_all_convolutions_in_8_bits(export, tmp_path):
 @pytest.mark.usefixtures('here')
 def test_layers_in_float(outlier, tmp_path, capsys, monkeypatch):
     """Those on both sides of the outlier, and not the last one."""
-    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
-    layers = facts['layers in float']
+    details, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
+    layers = details['layers in float']
     operators = {node.name: node.op_type for node in onnx.load(tmp_path / 'x.onnx').graph.node}
     assert [operators[layer] for layer in layers] == ['Conv', 'Conv'] and top1 == 100
     assert 'Gemm' in operators.values() and 'QuantizeLinear' in operators.values()
     assert f'x.onnx: less than 97 % of the same class, so these layers stay in float: {", ".join(layers)}; on ' \
            f'held-out training images then: top-1 100.00, ' in capsys.readouterr().out
     monkeypatch.setattr(int8, 'MOST_FLOAT_LAYERS', 1)
-    facts, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
-    assert len(facts['layers in float']) <= 1 and top1 < 97
+    details, top1 = in_8_bits(outlier, tmp_path / 'x.onnx', 'minmax')
+    assert len(details['layers in float']) <= 1 and top1 < 97
 
 
 @pytest.mark.parametrize('int8, line', [(0.5, 'faster here than student.onnx, 2.00 times its'),

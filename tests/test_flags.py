@@ -303,7 +303,7 @@ ELSEWHERE = {
     **dict.fromkeys(('mean_t', 'std_t', 'size_t', 'interpolation_t'), 'test_teachers.test_preprocessing_of_a_teacher'),
     'model_t': 'test_libraries.test_a_net_of_a_users_file', 'stages': 'test_libraries.test_selected_stages',
     'stages_t': 'test_libraries.test_selected_stages', 'path_t': 'test_scripts.test_student_outputs',
-    'teacher_weights': 'test_several_teachers.test_soft_labels_by_hand',
+    'teacher_weights': 'test_multi_teacher.test_soft_labels_by_hand',
     'skip_validation': 'test_scripts.test_two_passes',
     'evaluate': 'test_imagenet.test_command_line', 'debug': 'test_errors.test_debug_shows_the_traceback',
     'overwrite': 'test_resume.test_a_rerun_replaces_all_of_an_earlier_run',

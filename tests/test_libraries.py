@@ -61,10 +61,10 @@ TORCHVISION = {
 }
 
 
-def data_of(size, batch=4, **facts):
+def data_of(size, batch=4, **fields):
     images = torch.randint(0, 256, (3 * batch, 3, size, size), dtype=torch.uint8)
     loader = MemoryLoader(images, torch.arange(3 * batch) % 10, batch, CPU, train=True)
-    return Data(loader, loader, 10, size, loader.target, **facts)
+    return Data(loader, loader, 10, size, loader.target, **fields)
 
 
 def options_of(method, *flags):

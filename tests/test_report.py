@@ -512,7 +512,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
 
 def run_of(top1, last=None):
     return {'top1': top1, 'last': top1 if last is None else last, 'one_class': {'best': False, 'last': top1 == 10.0},
-            'facts': {}, 'chosen_on': 'test', 'class_report': None, 'dataset': 'digits', 'seconds': 1800.0}
+            'properties': {}, 'chosen_on': 'test', 'class_report': None, 'dataset': 'digits', 'seconds': 1800.0}
 
 
 def trial_of(name, result, state=DONE, **record):
@@ -547,7 +547,7 @@ def test_trials_of_other_data():
     """They are not averaged, and are named."""
     found = found_of({'Student': [70.0, 71.0], 'KD': [73.0, 74.0]})
     for place, run in enumerate(run for cell in found.cells.values() for run in cell.results):
-        run['facts'] = {'classes': 4, **({} if place == 0 else {'images (checksum)': place // 3})}
+        run['properties'] = {'classes': 4, **({} if place == 0 else {'images (checksum)': place // 3})}
     for cell in found.cells.values():
         del cell.results       # it was kept
     student, kd = found.cells.values()
@@ -627,7 +627,7 @@ def test_conclusion_of_one_pair():
     assert conclusion.sentences == [
         'Ours is highest: 75.4 %, +2.3 points over KD, +5.3 points over the student alone; within 2 σ of it: AT',
         '1 of 2 cells are within 2 σ of the published figures (x), 1 is higher']
-    assert conclusion.facts == ['digits', '1 epoch', '1 trial', '4.0 h of training'] and conclusion.warnings == []
+    assert conclusion.details == ['digits', '1 epoch', '1 trial', '4.0 h of training'] and conclusion.warnings == []
     assert plain(found).splitlines()[0] == conclusion.lines[0] == markdown(found).splitlines()[2]
     worse = found_of({'Student': [70.0, 70.2], 'KD': [73.0, 73.2], 'Ours': [72.9, 73.0]})
     assert conclude(worse, 'best').sentences == [
@@ -675,8 +675,8 @@ def test_warnings_of_the_conclusion():
     """Failed and missing runs, and teachers from which nothing can be learnt."""
     found = found_of({'Student': [70.0], 'KD': [73.0]})
     found.cells['KD', 'a -> b'].trials += [trial_of('KD', None, FAILED), trial_of('KD', None, LEFT)]
-    found.teachers = [trial_of('teacher a', {**run_of(18.9), 'model': 'a', 'teacher': '', 'facts': {'classes': 10}},
-                               began=0.0, ended=100_000.0)]
+    teacher = {**run_of(18.9), 'model': 'a', 'teacher': '', 'properties': {'classes': 10}}
+    found.teachers = [trial_of('teacher a', teacher, began=0.0, ended=100_000.0)]
     found.teachers[0].run.cells = []
     assert conclude(found, 'best').warnings == [
         'Of 5 runs 1 failed and 1 is not finished; all figures are of the finished ones.',

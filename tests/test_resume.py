@@ -18,7 +18,7 @@ import train_student
 import train_teacher
 from helper.checkpoint import load_checkpoint
 from helper.files import FolderLock
-from helper.resume import NEWER_FACTS
+from helper.resume import NEWER_PROPERTIES
 from helper.run import Run
 from helper.state import check_optimizer, load_optimizer
 
@@ -107,7 +107,7 @@ def test_images_in_memory_and_on_disk(call, small, tmp_path, monkeypatch, capfd)
         parts, whole = (next(tmp_path.glob(f'models/*_trial_{trial}')) for trial in (first, f'{first}_whole'))
         assert_same(outcome_of(parts), outcome_of(whole))
     state = load_checkpoint(str(parts / 'last.pth'), '')
-    for name in NEWER_FACTS:      # as it was before these were kept
+    for name in NEWER_PROPERTIES:      # as it was before these were kept
         state['identity'].pop(name, None)
     torch.save(state, parts / 'last.pth')
     call(train_teacher.main, *arguments, *folder, '--epochs', 3)

@@ -439,7 +439,7 @@ def test_compare_without_plus_minus(capsys, monkeypatch):
 def run_of(student, top1, teacher='', method='alone', dataset='cifar100', **more):
     """As read_run gives it."""
     return {'experiment': {'names': [dataset, student, teacher, method], **more}, 'seed': top1, 'dataset': dataset,
-            'facts': {}, 'last': top1 - 1, 'one_class': {'best': False, 'last': False}, 'model': student,
+            'properties': {}, 'last': top1 - 1, 'one_class': {'best': False, 'last': False}, 'model': student,
             'teacher': teacher, 'distill': method, 'method': method, 'parameters': 1234, 'top1': top1, 'top5': 99.5,
             'seconds': 60.0, 'chosen_on': 'test'}
 
@@ -480,7 +480,7 @@ def test_compare_says_what_an_accuracy_is_not():
     """A net of one class is named; of at most five classes the first five say nothing; a deviation stands at both."""
     runs = [run_of('resnet8', 50.0, dataset='folder'), run_of('resnet8', 40.0, dataset='folder')]
     for run in runs:
-        run['facts'] = {'classes': 5}
+        run['properties'] = {'classes': 5}
     assert words(compare.compare_table(group_trials(runs))) == [
         'model trained parameters trials top-1 % last % seconds', 'resnet8 alone 1,234 2 45.00 ± 7.07 44.00 ± 7.07 60']
     assert list(compare.one_class_notes(group_trials(runs))) == []
@@ -504,8 +504,8 @@ def test_the_legend_hides_no_curve():
 def test_trials_of_other_data_are_not_averaged():
     """Nor where a run that does not say its data stands between them."""
     runs = [run_of('resnet8', top1, dataset='folder') for top1 in (50.0, 51.0, 52.0)]
-    for run, facts in zip(runs, ({}, {'images (checksum)': 1}, {'images (checksum)': 2}), strict=True):
-        run['facts'] = facts
+    for run, properties in zip(runs, ({}, {'images (checksum)': 1}, {'images (checksum)': 2}), strict=True):
+        run['properties'] = properties
     assert [len(group) for group in group_trials(runs)] == [2, 1]
     assert 'images (checksum) 2' in compare.compare_table(group_trials(runs))
 

@@ -314,8 +314,9 @@ def test_whole_processes(call, tmp_path, monkeypatch, capfd):
     output = capfd.readouterr().out
     assert 'resnet8,resnet8,kd  reference' in output and 'train_student.py --momentum 0.5 --teacher_cache' in output
 
-    facts = json.loads(next(tmp_path.glob('save/student_model/*/parameters.json')).read_text())
-    assert facts['training images'] == 48 and facts['momentum'] == 0.5 and facts['Total time'] * 3600 < ours['seconds']
+    parameters = json.loads(next(tmp_path.glob('save/student_model/*/parameters.json')).read_text())
+    assert parameters['training images'] == 48 and parameters['momentum'] == 0.5
+    assert parameters['Total time'] * 3600 < ours['seconds']
     first = model_dict['resnet8'](num_classes=100).state_dict()
     for file in ('save/student.pth', 'save/student_model/*/resnet8_best.pth'):
         student = torch.load(next(tmp_path.glob(file)), weights_only=True)['model']

@@ -28,7 +28,7 @@ def data_of(classes=CLASSES, image_size=32):
 
 
 def start_net(name, path, data):
-    """(the net `name` after --initial_checkpoint `path`, its new weights before, the facts of the run)."""
+    """(the net `name` after --initial_checkpoint `path`, its new weights before, the properties of the run)."""
     torch.manual_seed(1)
     net = build(name, data.num_classes, data.image_size)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -60,7 +60,7 @@ def checkpoint(tmp_path_factory):
 def test_new_classifier(checkpoint, capsys, name, classifier):
     """A classifier of other classes has torch's initial weights, all else is loaded, and a line says so."""
     file = checkpoint('abcdefg', name)
-    net, before, facts = start_net(name, file, data_of())
+    net, before, properties = start_net(name, file, data_of())
     saved = load_checkpoint(str(file), '')['model']
     state = net.state_dict()
     assert all(state[key].equal(saved[key]) for key in saved.keys() - classifier)
@@ -71,7 +71,7 @@ def test_new_classifier(checkpoint, capsys, name, classifier):
     count = len(before)
     assert line.startswith(f'--initial_checkpoint {file}: {count - len(classifier)} of {count} tensors loaded')
     assert line.endswith('of 4 classes instead of 7') and all(key in line for key in classifier)
-    assert facts == load_start(net, open_initial(str(file), name, '--model'), data_of())
+    assert properties == load_start(net, open_initial(str(file), name, '--model'), data_of())
 
 
 def test_classes(checkpoint, capsys):

@@ -24,11 +24,11 @@ from helper.errors import UserError
 from models.fold import fold_batchnorm
 from scripts import fill_teacher_cache
 
-FACTS = {'teacher (checksum)': 1}
+IDENTITY = {'teacher (checksum)': 1}
 
 
-def cache_file(folder, slots=40, width=5, facts=FACTS, name='outputs.cache'):
-    return CacheFile(folder / name, facts, slots, width)
+def cache_file(folder, slots=40, width=5, identity=IDENTITY, name='outputs.cache'):
+    return CacheFile(folder / name, identity, slots, width)
 
 
 def some(*slots, width=5):
@@ -116,7 +116,7 @@ def test_damage(tmp_path, kind, words):
 def test_a_foreign_file(tmp_path):
     cache_file(tmp_path)
     with pytest.raises(UserError, match=r'belongs to something else \(teacher \(checksum\) 1, now 2\); remove it'):
-        cache_file(tmp_path, facts={'teacher (checksum)': 2})
+        cache_file(tmp_path, identity={'teacher (checksum)': 2})
     with pytest.raises(UserError, match='width 5, now 6'):
         cache_file(tmp_path, width=6)
     os.mkfifo(tmp_path / 'pipe')
@@ -132,10 +132,10 @@ def test_a_foreign_file_without_its_header(tmp_path):
     file.path.write_bytes(bytes(4096) + content[4096:])
     with pytest.raises(UserError, match='is damaged, it has outputs and no header'):
         cache_file(tmp_path)
-    other = cache_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache')
+    other = cache_file(tmp_path, identity={'teacher (checksum)': 2}, name='other.cache')
     other.path.write_bytes(other.path.read_bytes()[:4096] + content[4096:])
     with pytest.raises(UserError, match='is damaged, output 3'):
-        cache_file(tmp_path, facts={'teacher (checksum)': 2}, name='other.cache').read(np.array([3]))
+        cache_file(tmp_path, identity={'teacher (checksum)': 2}, name='other.cache').read(np.array([3]))
 
 
 def test_a_file_that_is_cut_while_it_is_used(tmp_path):
@@ -424,7 +424,7 @@ def test_damage_ends_a_run_in_one_line(call, teacher, small, tmp_path, capsys):
 
 def test_cache_of_two_kinds_is_full_when_both_are(tmp_path):
     encodings = dict.fromkeys(CACHED_OUTPUTS, Numbers(5))
-    cache = TeacherCache(Layout(tmp_path, 'x', FACTS, encodings, 2, 2, None), CPU, None)
+    cache = TeacherCache(Layout(tmp_path, 'x', IDENTITY, encodings, 2, 2, None), CPU, None)
     one, two = (cache.layout.open(field, 0) for field in CACHED_OUTPUTS)
     one.write(*some(0, 1))
     assert not cache.full and not cache.has(np.array([0, 1])).any()

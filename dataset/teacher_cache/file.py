@@ -34,12 +34,12 @@ class CacheFile:
     written are read through the memory map: on a full disk, and on some file systems, other accesses end the process.
     """
 
-    def __init__(self, path: Path, facts: dict, slots: int, width: int, dtype=np.float32):
-        """Open or make the file. Raises UserError if it is damaged or has other `facts`, OSError if it cannot be made.
-        """
+    def __init__(self, path: Path, identity: dict, slots: int, width: int, dtype=np.float32):
+        """Open or make the file. Raises UserError if it is damaged or has another identity, OSError if it is unwritable."""
         self.path, self.slots, self.width, self.dtype = path, slots, width, np.dtype(dtype)
         self.values_at, self.bytes = values_at(slots), file_bytes(slots, width, dtype)
-        self.header = json.dumps({'teacher cache': 1, 'slots': slots, 'width': width, **facts}).encode().ljust(HEADER)
+        header = {'teacher cache': 1, 'slots': slots, 'width': width, **identity}
+        self.header = json.dumps(header).encode().ljust(HEADER)
         self.seed = zlib.crc32(self.header)
         self.writable = os.access(path, os.W_OK) or not os.path.exists(path)
         # Without O_TRUNC, and without waiting for the other end of a pipe.

@@ -33,7 +33,7 @@ class Layout:
 
     folder: Path
     stem: str           # of the file names
-    facts: dict         # name -> value, in the header of each file
+    identity: dict      # name -> value, in the header of each file
     encodings: dict     # field -> how its outputs are stored, see encoding.py
     slots: int          # outputs for which a file has room
     used: int           # outputs of a file that runs need; fewer if they leave images out, always the same ones
@@ -59,7 +59,7 @@ class Layout:
         """Open or make that file. Raises UserError if it is another one or damaged, OSError if it cannot be made."""
         encoding = self.encodings[field]
         epoch = {} if self.epochs is None else {'epoch': repeated_epoch + 1}
-        return CacheFile(self.path(field, repeated_epoch), {'kind': field, **self.facts, **epoch}, self.slots,
+        return CacheFile(self.path(field, repeated_epoch), {'kind': field, **self.identity, **epoch}, self.slots,
                          encoding.width, encoding.dtype)
 
     def usage(self) -> tuple[dict[str, float], int]:
@@ -88,23 +88,23 @@ def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
     if loader.n_slots is None:
         raise UserError(f'--teacher_cache {opt.teacher_cache}: the images do not fit in memory, and the outputs for '
                         f'their variants would be many more; give --cache_epochs {opt.epochs} or less, or leave it out')
-    facts = {'teacher (checksum)': outputs_checksum(teacher), 'images (checksum)': loader.checksum()}
-    stem = '_'.join([folder_name(opt.model_t), folder_name(opt.dataset), *(f'{crc:08x}' for crc in facts.values())])
+    identity = {'teacher (checksum)': outputs_checksum(teacher), 'images (checksum)': loader.checksum()}
+    stem = '_'.join([folder_name(opt.model_t), folder_name(opt.dataset), *(f'{crc:08x}' for crc in identity.values())])
     accuracy_file = folder / f'{stem}.json'
     if opt.cache_topk is not None:
-        facts['cache_topk'] = opt.cache_topk
+        identity['cache_topk'] = opt.cache_topk
         stem += f'_top{opt.cache_topk}'
     if is_repeated:
-        facts |= augmentation_facts(opt, loader)
-        stem += f'_{zlib.crc32(repr(facts).encode()):08x}'
+        identity |= augmentation_settings(opt, loader)
+        stem += f'_{zlib.crc32(repr(identity).encode()):08x}'
         slots = loader.n_slots
         # In another order of the images, others are left out, so that all are needed.
         used = order.images_in_batches * len(loader.views) if order.repetition.with_order else slots
     else:
-        facts = {'forms': VARIANTS, **facts}
+        identity = {'forms': VARIANTS, **identity}
         slots = used = loader.n_slots
     fields = ('logits', *needs) if teacher.has_classifier else needs
-    return Layout(folder, stem, facts, _encodings(opt, fields, probe(teacher, data.image_size)), slots, used,
+    return Layout(folder, stem, identity, _encodings(opt, fields, probe(teacher, data.image_size)), slots, used,
                   accuracy_file, min(opt.cache_epochs, opt.epochs) if is_repeated else None)
 
 
@@ -122,21 +122,21 @@ def _encodings(opt, fields, outputs):
             **{field: Numbers(width, np.float16) for field, width in widths.items()}}
 
 
-def augmentation_facts(opt, loader) -> dict:
+def augmentation_settings(opt, loader) -> dict:
     """The options that determine the augmentation of repeated epochs: name -> value."""
     names = ('image_size', 'crop', 'fit', *DEFAULTS, 'aa', 'reprob', 'mixup', 'cutmix')
-    facts = {name: getattr(opt, name) for name in names}
-    facts |= {'views': loader.views, 'cache_seed': loader.order.repetition.seed}
+    identity = {name: getattr(opt, name) for name in names}
+    identity |= {'views': loader.views, 'cache_seed': loader.order.repetition.seed}
     if loader.order.repetition.with_order:
-        facts |= {'batch_size': loader.batch_size, 'processes': distributed.world_size(),
+        identity |= {'batch_size': loader.batch_size, 'processes': distributed.world_size(),
                   'images in batches': loader.order.images_in_batches, 'device': loader.device.type}
-    return facts
+    return identity
 
 
 def outputs_checksum(teacher) -> int:
     """A checksum of all that determines a net's outputs: weights, preprocessing, class order, code of a user's file."""
-    facts = ''.join(str(getattr(teacher, name, '')) for name in ('inputs', 'class_order', 'code_checksum'))
-    return zlib.crc32(facts.encode(), weights_checksum(teacher))
+    description = ''.join(str(getattr(teacher, name, '')) for name in ('inputs', 'class_order', 'code_checksum'))
+    return zlib.crc32(description.encode(), weights_checksum(teacher))
 
 
 def cache_bytes(opt, needs: tuple, teacher: nn.Module, data) -> int:

@@ -19,11 +19,11 @@ from .layout import make_layout
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def stored_accuracy(file: Path, data, facts: dict) -> StoredAccuracy:
-    """The accuracy in `file` on the images of data.selection_split. facts: of the teacher."""
+def stored_accuracy(file: Path, data, identity: dict) -> StoredAccuracy:
+    """The accuracy in `file` on the images of data.selection_split. identity: of the teacher."""
     images = zlib.crc32(data.selection_labels.numpy(), data.selection_loader.checksum())
     return StoredAccuracy(file, f'{data.selection_split}_acc',
-                          {f'{SPLITS[data.selection_split]} set (checksum)': images, **facts})
+                          {f'{SPLITS[data.selection_split]} set (checksum)': images, **identity})
 
 
 def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device) -> TeacherCache | None:
@@ -34,7 +34,8 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     if not opt.teacher_cache:
         return None
     layout, folder = make_layout(opt, needs, teacher, data), Path(opt.teacher_cache)
-    accuracy = stored_accuracy(layout.accuracy_file, data, {'teacher (checksum)': layout.facts['teacher (checksum)']})
+    checksum = layout.identity['teacher (checksum)']
+    accuracy = stored_accuracy(layout.accuracy_file, data, {'teacher (checksum)': checksum})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cache = TeacherCache(layout, device, accuracy)

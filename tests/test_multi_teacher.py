@@ -16,7 +16,7 @@ import train_student
 import train_teacher
 from analysis.run_checkpoint import RunCheckpoint
 from distiller_zoo import MultiTeacherKL, distiller_dict
-from distiller_zoo.several_teachers import SeveralTeachers, why_one_teacher
+from distiller_zoo.multi_teacher import SeveralTeachers, why_one_teacher
 from helper.checkpoint import load_checkpoint, save_checkpoint
 from helper.cli import AGREE
 from helper.compile import compile_forward

@@ -68,10 +68,10 @@ def open_caches(opt, needs: tuple, teacher: nn.Module, data,
               for teacher_opt, net in zip(options_of_teachers(opt), nets_of(teacher), strict=True)]
     if len(caches) == 1 or not all(caches):
         return caches[0] if len(caches) == 1 else None
-    facts = {'teacher (checksum)': [cache.layout.facts['teacher (checksum)'] for cache in caches],
+    identity = {'teacher (checksum)': [cache.layout.identity['teacher (checksum)'] for cache in caches],
              'teacher_weights': opt.teacher_weights if isinstance(opt.teacher_weights, list) else None}
-    stem = f'{teacher_name(opt.model_t)}_{folder_name(opt.dataset)}_{zlib.crc32(repr(facts).encode()):08x}'
-    return TeacherCaches(caches, stored_accuracy(Path(opt.teacher_cache) / f'{stem}.json', data, facts))
+    stem = f'{teacher_name(opt.model_t)}_{folder_name(opt.dataset)}_{zlib.crc32(repr(identity).encode()):08x}'
+    return TeacherCaches(caches, stored_accuracy(Path(opt.teacher_cache) / f'{stem}.json', data, identity))
 
 
 def with_teacher_outputs(loader, cache: TeacherCache | TeacherCaches, teacher_outputs: Callable) -> TeacherOutputLoader:
