@@ -35,7 +35,10 @@ class CacheFile:
     """
 
     def __init__(self, path: Path, identity: dict, slots: int, width: int, dtype=np.float32):
-        """Open or make the file. Raises UserError if it is damaged or has another identity, OSError if it is unwritable."""
+        """Open or make the file.
+
+        Raises UserError if it is damaged or has another identity, OSError if it is unwritable.
+        """
         self.path, self.slots, self.width, self.dtype = path, slots, width, np.dtype(dtype)
         self.values_at, self.bytes = values_at(slots), file_bytes(slots, width, dtype)
         header = {'teacher cache': 1, 'slots': slots, 'width': width, **identity}
