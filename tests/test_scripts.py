@@ -739,6 +739,21 @@ def test_the_study_of_unlabelled_images(shell):
     assert unlabelled.unlabelled == embed.unlabelled == 'data/cifar10/train' and asked[-1][0] == 'scripts/compare.py'
 
 
+def test_the_study_of_three_teachers(shell):
+    """Five runs of each seed: two methods with one teacher and with three, and kd with --teacher_weights agree."""
+    done, asked = shell('run_multi_teacher.sh', '--gpu_id', 'cpu', MODEL_T='resnet20', SEEDS='4 5')
+    assert done.returncode == 0, done.stderr
+    teachers = [teacher_options(line[1:]) for line in asked[:3]]
+    students = [student_options(line[1:]) for line in asked[3:-1]]
+    files = [str(RunPaths.of_teacher(teacher).best) for teacher in teachers]
+    assert len({*files}) == 3 and [teacher.seed for teacher in teachers] == [1, 2, 3]
+    assert [opt.seed for opt in students] == [4] * 5 + [5] * 5 and asked[-1][0] == 'scripts/compare.py'
+    assert [(opt.distill, opt.path_t) for opt in students[:4]] == [
+        (method, path) for method in ('kd', 'reviewkd') for path in (files[0], files)]
+    agree = students[4]
+    assert (agree.teacher_weights, agree.alpha, agree.path_t) == ('agree', 3, files)
+
+
 def test_the_study_of_8_bits(shell):
     """Two runs of each net, of which the second starts from the first, and their comparison."""
     done, asked = shell('run_int8.sh', MODEL_T='resnet20', SEEDS='4')
