@@ -12,7 +12,7 @@ import torch
 from helper.cli import comma_list
 from helper.errors import UserError, counted, listed, printable
 
-from .image import EXTENSIONS
+from .image import EXTENSIONS, HEIF
 from .source import TEST_SPLITS, Source, read_bytes, val_split
 
 SYSTEM_FILES = ('Thumbs.db', 'desktop.ini', '__MACOSX')     # skipped, as are names that begin with a dot
@@ -162,10 +162,15 @@ def list_images(folder) -> tuple[list[str], list[str]]:
 
 
 def print_skipped(place: str, files: Sequence[str], outside: Sequence[str] = (), to: TextIO | None = None) -> None:
-    """Print a line that counts skipped files by extension: other files, and files `outside` the class folders."""
+    """Print a line that counts skipped files by extension: other files, and files `outside` the class folders.
+
+    The line says what to install if photographs of phones are among them.
+    """
     if files or outside:
         counts = count_extensions(files) + [f'{n} outside the class folders' for n in count_extensions(outside)]
-        print(f'{place}: {counted(len(files) + len(outside), "file")} left out: {", ".join(counts)}', file=to)
+        has_heif = any(file.lower().endswith(HEIF) for file in files)
+        advice = '; pip install pillow-heif to read .heic files' if has_heif else ''
+        print(f'{place}: {counted(len(files) + len(outside), "file")} left out: {", ".join(counts)}{advice}', file=to)
 
 
 def count_extensions(files: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from helper.files import open_regular
 warnings.filterwarnings('ignore', module='PIL')
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
+HEIF = '.heic', '.heics', '.heif', '.heifs', '.hif'     # photographs of phones; read if pillow-heif is installed
+
 # The formats that are read, whatever the file name, and their extensions. Pillow's other formats are left out: for some
 # it would start external programs, others are hardly ever used for photographs.
 FORMATS = {
@@ -28,6 +31,7 @@ FORMATS = {
     'TIFF': ('.tif', '.tiff'),
     'WEBP': ('.webp',),
     'AVIF': ('.avif', '.avifs'),
+    **({'HEIF': HEIF} if find_spec('pillow_heif') else {}),
     'JPEG2000': ('.jp2', '.j2k', '.jpc', '.jpf', '.jpx', '.j2c'),
     'QOI': ('.qoi',),
     'SGI': ('.sgi', '.rgb', '.rgba', '.bw'),
@@ -47,7 +51,7 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
 
     Raises UserError for an image that cannot be read, has another format, or more pixels than limit_pixels allows.
     """
-    Image.init()
+    _register_formats()
     formats = [name for name in formats if name in Image.OPEN]       # AVIF came with Pillow 11.2
     with file or open_regular(path, str(path)) as file:
         try:
@@ -65,6 +69,14 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
             is_unknown = isinstance(error, UnidentifiedImageError)
             why = 'not JPEG, PNG or another format that is read' if is_unknown else reason(error)
             raise UserError(f'{path}: not a readable image ({why})') from error
+
+
+def _register_formats():
+    """Make all formats known to Pillow in this process."""
+    Image.init()
+    if 'HEIF' in FORMATS and 'HEIF' not in Image.OPEN:
+        import pillow_heif
+        pillow_heif.register_heif_opener()
 
 
 def limit_pixels(most: int) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CPU, data_options, write_images
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 import dataset
+from dataset import folder
 from dataset.crop import Pipeline, resize_to_square
 from dataset.folder import Split, list_images, open_sources
-from dataset.image import EXTENSIONS, FORMATS, MAX_PIXELS, limit_pixels, read_rgb
+from dataset.image import EXTENSIONS, FORMATS, HEIF, MAX_PIXELS, limit_pixels, read_rgb
 from export.model_card import _resizing
 from helper import distributed
 from helper.errors import UserError
@@ -228,6 +229,28 @@ def test_files_that_are_left_out(tmp_path, capsys):
         (train / 'bee' / f'x.e{i}').write_bytes(b'x')
     open_sources(data_options(data_dir=tmp_path))
     assert ' 1 .e5, 5 of other endings, 1 .csv outside' in capsys.readouterr().out
+
+
+def test_photographs_of_phones(tmp_path, monkeypatch, capsys):
+    """HEIC files are read if pillow-heif is installed; else the line about skipped files says what to install."""
+    pillow_heif = pytest.importorskip('pillow_heif')
+    for split in ('train', 'val'):
+        write_images(tmp_path / split, 2)
+    file = tmp_path / 'train' / 'bee' / 'IMG_1.HEIC'
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6     # a quarter turn
+    pillow_heif.register_heif_opener()
+    Image.fromarray(COLOURS[:4]).save(file, 'HEIF', quality=100, chroma=444, exif=exif.tobytes())
+    monkeypatch.delitem(Image.OPEN, 'HEIF', raising=False)
+    found = np.asarray(read_rgb(file)).astype(int)
+    assert found.shape == (8, 4, 3) and np.abs(found - np.rot90(COLOURS[:4], -1)).max() <= 8
+    with pytest.raises(UserError, match=r'cut\.heic: not a readable image \('):
+        read_rgb('cut.heic', io.BytesIO(file.read_bytes()[:200]))
+    assert str(file) in open_sources(data_options(data_dir=tmp_path))[0]['train'].files and not capsys.readouterr().out
+    monkeypatch.setattr(folder, 'EXTENSIONS', tuple({*EXTENSIONS} - {*HEIF}))
+    assert str(file) not in open_sources(data_options(data_dir=tmp_path))[0]['train'].files
+    assert capsys.readouterr().out == (f'--data_dir: {tmp_path / "train"}: 1 file left out: 1 .heic; pip install '
+                                       f'pillow-heif to read .heic files\n')
 
 
 def test_a_class_that_holds_the_classes(tmp_path):
