@@ -5,6 +5,7 @@ import io
 from types import SimpleNamespace
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from distiller_zoo import get_method, make_distiller
 from distiller_zoo.checks import check_pairwise_batch
@@ -13,6 +14,17 @@ from models.find import build
 
 SIZES = {'cifar10': (10, 32), 'cifar100': (100, 32), 'digits': (10, 32), 'imagenet': (1000, 224),
          'imagenette': (10, 224)}       # data set -> classes, pixels
+
+
+class ZeroInit(TorchFunctionMode):
+    """In this context initial weights are zeros: a check of shapes needs no random numbers, which take longest."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, '__module__', '') == 'torch.nn.init':
+            tensor = args[0] if args else kwargs['tensor']
+            return tensor.detach().zero_()
+        return func(*args, **kwargs)
 
 
 def pixels(opt) -> int:
@@ -36,7 +48,7 @@ class PairCheck:
                             ((opt.model_s, False, opt.stages), (opt.model_t, True, opt.stages_t)))
         try:
             check_pairwise_batch(method.spec, opt.batch_size)
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), ZeroInit():
                 make_distiller(student, teacher, opt, data)
         except UserError as error:
             raise UserError(f'{label}: {error}') from error
@@ -44,7 +56,8 @@ class PairCheck:
     def _net(self, name, classes, size, is_teacher, stages, label):
         key = name, classes, size, is_teacher, str(stages)      # a method freezes its teacher, so roles share no net
         if key not in self.nets:
-            net = self.nets[key] = build(name, classes, size, label)
+            with ZeroInit():
+                net = self.nets[key] = build(name, classes, size, label)
             net.outputs = _cached(net.outputs)
         return self.nets[key].requires_grad_()      # SimKD freezes a part of a student
 
