@@ -68,6 +68,8 @@ def read_rgb(path: str | Path, file=None, formats: Iterable[str] = FORMATS) -> I
         except Exception as error:      # whatever a damaged file makes a decoder raise
             is_unknown = isinstance(error, UnidentifiedImageError)
             why = 'not JPEG, PNG or another format that is read' if is_unknown else reason(error)
+            if is_unknown and 'HEIF' not in FORMATS and str(path).lower().endswith(HEIF):
+                why = 'pip install pillow-heif to read it'
             raise UserError(f'{path}: not a readable image ({why})') from error
 
 

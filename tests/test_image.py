@@ -248,6 +248,9 @@ def test_photographs_of_phones(tmp_path, monkeypatch, capsys):
         read_rgb('cut.heic', io.BytesIO(file.read_bytes()[:200]))
     assert str(file) in open_sources(data_options(data_dir=tmp_path))[0]['train'].files and not capsys.readouterr().out
     monkeypatch.setattr(folder, 'EXTENSIONS', tuple({*EXTENSIONS} - {*HEIF}))
+    monkeypatch.delitem(FORMATS, 'HEIF')
+    with pytest.raises(UserError, match=r'1\.HEIC: not a readable image \(pip install pillow-heif to read it\)$'):
+        read_rgb(file)
     assert str(file) not in open_sources(data_options(data_dir=tmp_path))[0]['train'].files
     assert capsys.readouterr().out == (f'--data_dir: {tmp_path / "train"}: 1 file left out: 1 .heic; pip install '
                                        f'pillow-heif to read .heic files\n')
