@@ -1,5 +1,4 @@
 """Decode all images of a source into memory: squares, or larger images for crops of random size."""
-import contextlib
 import sys
 import zlib
 from collections.abc import Collection
@@ -18,7 +17,9 @@ from .jpeg import resize_box
 from .source import SourceError, Subset, sample_indices
 
 MOST_NAMED = 5      # unreadable images that a message lists
-SAMPLE = 32         # training images whose shape is checked
+SAMPLE = 32         # images whose shape is checked
+SMALL = 64          # pixels; images up to this side are decoded by one thread
+TASK = 64           # most images of a thread's task; a task for each small image would take longer than decoding it
 ADVICE = '--skip_bad_images leaves it out'       # ends the error of an unreadable image
 LARGEST_SIDE = 1.5      # largest shorter side of an image for random crops, divided by the side of a crop
 
@@ -75,23 +76,28 @@ def _read_all(open_image, source, opt, keep):
     """Call keep(i, open_image(i)) for all readable images of a source, in any order. Returns their numbers, in order.
     """
     n, errors, unreadable = len(source.labels), [], set()
+    threads = _decoding_threads(source, opt)
+    step = max(1, min(TASK, n // (4 * threads)))
 
-    def read(i):
-        try:
-            keep(i, open_image(i))
-        except UserError as error:
-            if isinstance(error, SourceError):
-                raise
-            if not opt.skip_bad_images:
-                raise UserError(f'{error}; {ADVICE}') from error
-            unreadable.add(i)
-            errors.append(str(error))
+    def read(numbers):
+        for i in numbers:
+            try:
+                keep(i, open_image(i))
+            except UserError as error:
+                if isinstance(error, SourceError):
+                    raise
+                if not opt.skip_bad_images:
+                    raise UserError(f'{error}; {ADVICE}') from error
+                unreadable.add(i)
+                errors.append(str(error))
+        return len(numbers)
 
-    with ThreadPoolExecutor(max(1, opt.num_workers)) as pool:       # the decoders release Python's lock
+    tasks = [range(start, min(n, start + step)) for start in range(0, n, step)]
+    bar = tqdm(total=n, desc='reading images', unit='img', leave=False, disable=not sys.stderr.isatty())
+    with bar, ThreadPoolExecutor(threads) as pool:      # the decoders release Python's lock
         try:
-            for _ in tqdm(pool.map(read, range(n)), total=n, desc='reading images', unit='img', leave=False,
-                          disable=not sys.stderr.isatty()):
-                pass
+            for count in (pool.map if threads > 1 else map)(read, tasks):
+                bar.update(count)
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
@@ -99,13 +105,26 @@ def _read_all(open_image, source, opt, keep):
     return [i for i in range(n) if i not in unreadable]
 
 
+def _decoding_threads(source, opt):
+    """--num_workers, or 1 for small images: several threads would wait for Python's lock longer than they decode."""
+    size = next(_sample_sizes(source), (0, 0))
+    return max(1, opt.num_workers) if max(size) > SMALL else 1
+
+
+def _sample_sizes(source):
+    """Yield the (width, height) of at most SAMPLE readable images of a source."""
+    for i in sample_indices(source, SAMPLE):
+        try:
+            yield source.open(i).size
+        except SourceError:
+            raise
+        except UserError:       # unreadable
+            continue
+
+
 def report_cropping(source, pipeline: Pipeline) -> None:
     """Print a line if --fit crop cuts off parts of oblong images; checks SAMPLE images of this source."""
-    shares = []
-    for i in sample_indices(source, SAMPLE):
-        with contextlib.suppress(UserError):
-            width, height = source.open(i).size
-            shares.append(min(width, height) / max(width, height))
+    shares = [min(size) / max(size) for size in _sample_sizes(source)]
     cropped = [share * pipeline.crop_pct**2 for share in shares if share < 1]
     if cropped:
         least, most = f'{min(cropped):.0%}', f'{max(cropped):.0%}'

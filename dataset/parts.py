@@ -46,7 +46,8 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
             report_cropping(sources.get('train') or sources['unlabelled'], pipeline)
         fields['images_in'] = _choose_storage(opt, sources, pipeline, device)
         if fields['images_in'] == 'memory':
-            parts |= _decode(opt, sources, pipeline)
+            unused = ('test',) if opt.no_test else ()
+            parts |= _decode(opt, {part: sources[part] for part in sources if part not in unused}, pipeline)
     return parts, classes, fields
 
 

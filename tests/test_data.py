@@ -349,7 +349,9 @@ def test_a_pipe_is_no_image(tmp_path):
         read_rgb(tmp_path / 'x.jpg')
 
 
-def test_bad_images_can_be_left_out(tmp_path, capsys):
+@pytest.mark.parametrize('small', [0, 64], ids=['several_threads', 'one_thread'])
+def test_bad_images_can_be_left_out(tmp_path, capsys, monkeypatch, small):
+    monkeypatch.setattr('dataset.decode.SMALL', small)
     write_images(tmp_path / 'train', 8)
     write_images(tmp_path / 'val', 4)
     for file in ('train/bee/0.png', 'train/bee/5.png', 'val/dog/1.png'):

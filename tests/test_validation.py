@@ -16,6 +16,7 @@ from analysis.run_checkpoint import RunCheckpoint
 from analysis.runs import group_trials, read_run
 from dataset import folder2lmdb
 from dataset.lmdb_source import open_lmdb_sources
+from dataset.source import Source
 from dataset.split import hold_out
 from distiller_zoo import task
 from experiments.progress import load_result
@@ -71,6 +72,18 @@ def test_the_held_out_images(tree, images_in):
     assert whole.checksum == data.checksum and whole.selection_split == 'test' and whole.val_loader is None
     every = torch.cat([batch[0] for batch in whole.unaugmented_loader()])
     assert all((every == image).all((1, 2, 3)).sum() == 1 for image in images)
+
+
+def test_no_test_reads_no_test_image(tmp_path, monkeypatch):
+    for name in ('train', 'test'):
+        write_images(tmp_path / name, 4)
+    read = []
+    monkeypatch.setattr('dataset.folder.Split.read', lambda split, i: read.append(split.name) or Source.read(split, i))
+    for no_test in (False, True):
+        opt = data_options(data_dir=str(tmp_path), batch_size=4, val_fraction=0.5, no_test=no_test)
+        data = dataset.get_dataloaders(opt, CPU)
+        assert set(read) == ({'train'} if no_test else {'train', 'test'}) and len(data.test_labels) == 16
+        read.clear()
 
 
 @pytest.mark.parametrize('folders, changes, words', [
