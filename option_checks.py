@@ -2,7 +2,7 @@
 import functools
 from importlib.util import find_spec
 
-from dataset import IN_MEMORY, LARGE, WITHOUT_CLASSES, dataset_key, source_dict
+from dataset import LARGE, WITHOUT_CLASSES, dataset_key, source_dict
 from dataset.crop import DEFAULTS, RESIZED_ONLY
 from dataset.teacher_cache.layout import CACHED_OUTPUTS
 from distiller_zoo import distiller_dict
@@ -132,10 +132,10 @@ def check_method(opt, method) -> None:
         if getattr(opt, flag) and not getattr(spec, f'published_{flag}'):
             users = methods_whose(lambda other, flag=flag: getattr(other, f'published_{flag}'))
             raise UserError(f'--{flag}: it was not published with {distil}; it goes with {users}')
-        if getattr(opt, flag) and not has_distillation_loss(opt, method):
+        if getattr(opt, flag) and not weighted_losses(opt, method):
             raise UserError(f'--{flag}: has no effect, because with these weights there is no distillation loss; leave '
                             f'it out')
-    if not opt.gamma and not has_distillation_loss(opt, method):
+    if not opt.gamma and not weighted_losses(opt, method):
         raise UserError(f'-r 0: all other weights of {distil} are 0 too, so the student would learn nothing; give at '
                         f'least one loss a weight')
     if opt.opt == 'dot':
@@ -173,6 +173,8 @@ def check_qat(opt, spec) -> None:
     if not spec.deploys_student or not spec.learns_classes:
         raise UserError(f'--qat: --distill {opt.distill} does not train the logits of the plain student; give another '
                         f'method, such as kd')
+    if opt.dali:
+        raise UserError(f'--dali {opt.dali}: cannot read the single images that --qat calibrates with; leave it out')
     if flags := changed_flags(opt, 'compile', 'fast', 'amp', 'grad_checkpointing', 'sync_bn', 'drop_path'):
         raise UserError(f'{flags[0]}: changes how the student computes, which --qat does itself; leave one of the two '
                         f'out')
@@ -248,23 +250,18 @@ def check_teacher_cache(opt, spec) -> None:
     if flags := changed_flags(opt, 'mixup', 'cutmix', 'aa', 'reprob', 'vflip'):
         raise UserError(f'{flags[0]}: --teacher_cache only stores outputs for crops and flips from left to right; '
                         f'give {REPEAT}, or leave one of the two out')
-    if dataset_key(opt.dataset) not in IN_MEMORY:
+    if opt.dataset in LARGE:
         raise UserError(f'--teacher_cache: random crops of --dataset {opt.dataset} have too many variants to store; '
                         f'give {REPEAT}')
     if len(spec.views) > 1:
         raise UserError(f'--teacher_cache: --distill {opt.distill} {SEVERAL_VIEWS}; give {REPEAT}')
 
 
-def has_distillation_loss(opt, method) -> bool:
-    """Whether the soft labels or the method's own loss have a weight."""
-    return bool(weighted_losses(opt, method))
-
-
 def check_dot(opt, method) -> None:
     """Refuse --opt dot without both a task loss and a distillation loss, and momenta out of range."""
     if method.spec.own_backward or method.spec.own_optimizer:
         raise UserError(f'--opt dot: --distill {opt.distill} has an optimiser of its own; leave it out')
-    if not opt.gamma or not has_distillation_loss(opt, method):
+    if not opt.gamma or not weighted_losses(opt, method):
         cause = 'with these weights there is no distillation loss' if opt.gamma else 'with -r 0 there is no task loss'
         raise UserError(f'--opt dot: keeps the gradients of two losses apart, but {cause}; leave it out')
     if not opt.dot_delta <= opt.momentum < 1 - opt.dot_delta:

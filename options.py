@@ -144,7 +144,7 @@ def _base_parser(description, trial_flags, trial):
     recipe('--poly_power', type=number(float, above=0, high=100), default=0.9, help='exponent of poly; 1: linear')
     recipe('--clip_grad', type=number(float, above=0), help='clip the norm of all gradients together to this value')
     recipe('--grad_accum', type=number(int, low=1, high=10**6), default=1,
-           help='batches whose gradients are summed for one step')
+           help='batches whose gradients are averaged for one step')
     recipe('--smoothing', type=number(float, low=0, high=0.99), default=0.0, help='label smoothing')
     recipe('--mixup', type=number(float, low=0), default=0.0, help='alpha of mixup, 0: none')
     recipe('--cutmix', type=number(float, low=0), default=0.0, help='alpha of CutMix, 0: none')
@@ -168,9 +168,10 @@ def _base_parser(description, trial_flags, trial):
     start('--freeze_epochs', type=number(int, low=0, high=MOST_EPOCHS), default=0,
           help="number of first epochs in which only the classifier and the method's layers learn")
     start('--layer_decay', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
-          help="learning rate of each of timm's layer groups, divided by the next group's; for nets of timm")
+          help="each of timm's layer groups learns at FACTOR times the learning rate of the next group; for "
+               'nets of timm')
     start('--backbone_lr', type=number(float, above=0, high=1), default=1.0, metavar='FACTOR',
-          help='learning rate of all layers but the classifier, divided by --learning_rate')
+          help='all layers but the classifier learn at FACTOR times --learning_rate')
     images = parser.group('training images, with the names of timm')
     images('--scale', type=number(float, above=0, high=1), nargs=2, metavar=('LO', 'HI'), default=DEFAULTS['scale'],
            help='part of the area of an image that a resized crop covers')
@@ -183,7 +184,8 @@ def _base_parser(description, trial_flags, trial):
     images('--color_jitter', type=number(float, low=0, high=10), default=DEFAULTS['color_jitter'],
            help='largest change of brightness, contrast and saturation of a resized crop, 0: none, usual is 0.4')
     images('--train_interpolation', choices=('random', *TRAIN_INTERPOLATIONS), default=DEFAULTS['train_interpolation'],
-           help='interpolation of a resized crop; not given: the value of --interpolation, if it has one')
+           help='interpolation of a resized crop; not given: that of --interpolation if it is bilinear or bicubic, '
+                'else bilinear')
     tests = parser.group('test images of folder, hf: and wds:, with the names of timm')
     tests('--interpolation', choices=INTERPOLATIONS,
           help="interpolation; not given: the pretrained net's, else the teacher's, else bilinear")
@@ -314,18 +316,18 @@ def _cached_student_parser(methods, description):       # another key after a ch
     def add_per_teacher(name, **settings):
         add(f'--{name}', nargs='+', type=value_or(NOT_GIVEN, TEACHER_OPTIONS[name]), **settings)
     add_per_teacher('model_t', metavar='NET',
-            help="the teacher's net, named like --model_s, if the checkpoint does not say it; as all flags NAME_t with "
-                 f'several teachers a value for each, {NOT_GIVEN} for one whose checkpoint says it')
+                    help="the teacher's net, named like --model_s, if its checkpoint does not name it. With several "
+                         f'teachers, each flag NAME_t takes a value per teacher; {NOT_GIVEN}: as in its checkpoint')
     add_per_teacher('mean_t', metavar='R,G,B',
-            help="preprocessing of a teacher from elsewhere, instead of its library's: mean of the colours, for pixels "
-                 'from 0 to 1')
+                    help="preprocessing of a teacher from elsewhere, instead of its library's: mean of the colours, "
+                         'for pixels from 0 to 1')
     add_per_teacher('std_t', metavar='R,G,B', help='the same: standard deviation of the colours')
     add_per_teacher('size_t', metavar='PIXELS', help='the same: height and width of an image')
     add_per_teacher('interpolation_t', metavar='|'.join(INTERPOLATIONS),
-            help='the same: interpolation for images of another size')
+                    help='the same: interpolation for images of another size')
     add_per_teacher('teacher_head', metavar='linear',
-            help='fit a linear classifier to the embeddings of a teacher that has none for the classes of the data, on '
-                 'the training images')
+                    help='fit a linear classifier to the embeddings of a teacher that has none for the classes of the '
+                         'data, on the training images')
     add('--teacher_weights', type=teacher_weights, metavar=f'W1,W2,...|{AGREE}',
         help=f'weights of several teachers in each loss, as 1,2,1; {AGREE}: in the loss on soft labels, for each image '
              'by how well each teacher knows its class; not given: equal')
@@ -348,7 +350,8 @@ def _cached_student_parser(methods, description):       # another key after a ch
     shared('--kd_T', type=number(float, above=0, high=1e4),
            help='temperature of the soft labels; not given: the published one, mostly 4')
     shared('--loss_warmup_epochs', type=number(int, low=1, high=MOST_EPOCHS),
-           help="epochs in which the weight of the method's loss grows to its full value; not given: the published")
+           help="epochs in which the weight of the method's loss grows to its full value; not given: the published "
+                'number')
     shared('--kl_warmup_epochs', type=number(int, low=0, high=MOST_EPOCHS),
            help='epochs in which the weight of the soft labels grows from 0 to its full value; not given: as published')
     shared('--dot_delta', type=number(float, low=0, high=1),
@@ -364,8 +367,8 @@ def _cached_student_parser(methods, description):       # another key after a ch
         method.add_arguments(parser.group(f'--distill {name}, {method.spec.title}'))
     without_labels = parser.group('images without labels')
     without_labels('--unlabelled', may_differ=True, type=path, metavar='DIR',
-                   help='also train on all images below this folder, or of wds:FOLDER_OR_URL, without labels: only the '
-                        'cross-entropy leaves them out; with -r 0 also alone, if --data_dir has no folder train')
+                   help='also train on all images below this folder, or of wds:FOLDER_OR_URL, without labels; the '
+                        'cross-entropy skips them. With -r 0 and no folder train in --data_dir, train on them alone')
     without_labels('--unlabelled_batch', type=number(int, low=1, high=10**6), metavar='N',
                    help='unlabelled images per step, of all processes together; not given: --batch_size')
     add('--teacher_cache', may_differ=True, nargs='?', const='auto', type=path, metavar='DIR',

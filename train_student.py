@@ -13,7 +13,7 @@ from dataset import get_dataloaders
 from dataset.teacher_cache.multi_teacher import bytes_of_caches, open_caches, with_teacher_outputs
 from dataset.teacher_head import head_passes
 from distiller_zoo import get_method, make_distiller
-from distiller_zoo.checks import check_pairwise_batch, check_unlabelled
+from distiller_zoo.checks import check_classifier_learns, check_pairwise_batch
 from helper import distributed
 from helper.checkpoint import describe_net
 from helper.cli import as_list, plus_list
@@ -55,7 +55,7 @@ def train(opt, device):
     seed_everything(opt.seed, opt.deterministic)
     data = get_dataloaders(local, device, spec.drop_last, spec.views, inputs, spec.learns_classes)
     local.batch_size = data.train_loader.batch_size     # with the unlabelled images
-    check_unlabelled(opt, method, data)
+    check_classifier_learns(opt, method, data)
     teacher = load_teacher(opt, checkpoint_t, data, device)
     arch = check_name(opt.model_s, data.image_size, '--model_s')
     student = build(arch, data.num_classes, data.image_size, '--model_s', opt.drop_path)

@@ -32,6 +32,11 @@ class Difference(NamedTuple):
         """Whether it is larger than CLEAR sigmas. A difference without sigma is not."""
         return self.sigma is not None and abs(self.value) > CLEAR * self.sigma
 
+    @property
+    def remark(self) -> str:
+        """' (within 2 σ)' for a text if the difference is not clear; '' if it is, or has no sigma."""
+        return f' (within {CLEAR} σ)' if self.sigma and not self.is_clear else ''
+
 
 def weighted_sum(terms: Iterable[tuple[float, Mean]]) -> Difference:
     """Return the sum of weight * mean, and sigma = sqrt(sum of weight^2 * deviation^2 / trials).

@@ -19,7 +19,6 @@ from .normalise import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, measu
 from .order import AccompanyingOrder, Repetition
 from .parts import fit_pipeline, open_parts, select
 from .registry import (
-    IN_MEMORY,
     LARGE,
     WITHOUT_CLASSES,
     check_dataset,
@@ -33,7 +32,7 @@ from .split import stratified_indices
 from .unlabelled import WithoutLabels, WithUnlabelled
 from .worker_loader import WorkerLoader
 
-__all__ = ['IN_MEMORY', 'LARGE', 'WITHOUT_CLASSES', 'Data', 'check_dataset', 'dataset_key', 'default_crop',
+__all__ = ['LARGE', 'WITHOUT_CLASSES', 'Data', 'check_dataset', 'dataset_key', 'default_crop',
            'get_dataloaders', 'make_pipeline', 'memory_dict', 'source_dict']
 FROM_PRETRAINED = "the pretrained net's"        # value of Data.normalisation
 CIFAR_LIKE = ('cifar10', 'cifar100', 'digits')     # normalised with CIFAR-100's mean and deviation

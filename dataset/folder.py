@@ -161,7 +161,7 @@ def list_images(folder) -> tuple[list[str], list[str]]:
     return images, [file for file in files if not file.lower().endswith(EXTENSIONS)]
 
 
-def print_skipped(place: str, files: Sequence[str], outside: Sequence[str] = (), to: TextIO | None = None) -> None:
+def print_skipped(source: str, files: Sequence[str], outside: Sequence[str] = (), to: TextIO | None = None) -> None:
     """Print a line that counts skipped files by extension: other files, and files `outside` the class folders.
 
     The line says what to install if photographs of phones are among them.
@@ -170,7 +170,7 @@ def print_skipped(place: str, files: Sequence[str], outside: Sequence[str] = (),
         counts = count_extensions(files) + [f'{n} outside the class folders' for n in count_extensions(outside)]
         has_heif = any(file.lower().endswith(HEIF) for file in files)
         advice = '; pip install pillow-heif to read .heic files' if has_heif else ''
-        print(f'{place}: {counted(len(files) + len(outside), "file")} left out: {", ".join(counts)}{advice}', file=to)
+        print(f'{source}: {counted(len(files) + len(outside), "file")} left out: {", ".join(counts)}{advice}', file=to)
 
 
 def count_extensions(files: Sequence[str]) -> list[str]:

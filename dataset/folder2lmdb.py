@@ -53,7 +53,7 @@ def write_split(split, root: Path, classes: list[str], path: Path) -> None:
             env.sync(True)
             env.close()
     except (OSError, lmdb.Error) as error:
-        raise UserError(f'{path}: cannot be written ({error}); what was there before is as it was') from error
+        raise UserError(f'{path}: cannot be written ({error}); an earlier file is unchanged') from error
 
 
 def main():

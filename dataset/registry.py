@@ -18,7 +18,6 @@ memory_dict = {
 # --split open_whole(opt): (source, classes). The images are decoded into memory if they fit, else read while training.
 source_dict = {'folder': folder, 'hf': huggingface, 'wds': shards, WITHOUT_CLASSES: unlabelled}
 LARGE = ('imagenet', 'imagenette')      # always read while training
-IN_MEMORY = (*memory_dict, *source_dict)
 PREFIXES = {huggingface.PREFIX: 'hf', shards.PREFIX: 'wds'}     # of --dataset
 
 
@@ -29,7 +28,8 @@ def dataset_key(dataset: str) -> str:
 
 def check_dataset(opt) -> None:
     """Raise UserError for an unknown opt.dataset, or for a flag that does not go with it or its loader."""
-    key, all_data = dataset_key(opt.dataset), (*memory_dict, *source_dict, *LARGE)
+    key, not_large = dataset_key(opt.dataset), (*memory_dict, *source_dict)
+    all_data = (*not_large, *LARGE)
     given = getattr(opt, 'unlabelled', None)
     if key not in all_data or opt.dataset in PREFIXES.values() or (key == WITHOUT_CLASSES and not given):
         known = [*memory_dict, *LARGE, 'folder', 'hf:NAME_OR_PATH', 'wds:FOLDER_OR_URL']
@@ -49,11 +49,11 @@ def check_dataset(opt) -> None:
                                            'DALI reads images of any size'),
         f'--split {comma_list(opt.split)}': (opt.split, source_dict, ''),
         f'--shard_cache_gb {opt.shard_cache_gb:g}': (opt.shard_cache_gb != CACHE_GB, ('wds',), ''),
-        f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, IN_MEMORY, ''),
-        f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, (*IN_MEMORY, *LARGE),
+        f'--train_fraction {opt.train_fraction:g}': (opt.train_fraction < 1, not_large, ''),
+        f'--val_fraction {opt.val_fraction}': (opt.val_fraction is not None, all_data,
                                                'DALI reads all files of a folder'),
         f'--unlabelled {given}': (given, all_data, 'DALI reads the images of one folder'),
-        '--normalise measure': (opt.normalise == 'measure', IN_MEMORY, ''),
+        '--normalise measure': (opt.normalise == 'measure', not_large, ''),
         f'--aa {opt.aa}': (opt.aa, all_data, 'DALI augments images itself')}
     for name, default in DEFAULTS.items():
         value = getattr(opt, name)

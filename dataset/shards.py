@@ -80,7 +80,8 @@ def open_all(text: str, flag: str, opt) -> ShardSplit:
 
 def by_split(shards: list[Shard]) -> dict[str, list[Shard]]:
     """The split -> its shards, in their order."""
-    return {name: [shard for shard in shards if shard.split == name] for name in {s.split: 0 for s in shards}}
+    names = dict.fromkeys(shard.split for shard in shards)
+    return {name: [shard for shard in shards if shard.split == name] for name in names}
 
 
 def parse_location(text: str, flag: str) -> tuple[str, list[str] | None]:

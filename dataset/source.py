@@ -18,7 +18,7 @@ from .jpeg import open_rgb
 SAMPLE = 1000       # evenly spaced files of a split whose content counts for its checksum
 # The usual names of the split that is measured; the first that is present is used.
 TEST_SPLITS = ('test', 'validation', 'valid', 'val')
-VAL_SPLITS = TEST_SPLITS[1:]    # of the validation set, where another split is measured
+VAL_SPLITS = TEST_SPLITS[1:]    # names of a validation split beside a split `test`
 
 
 class SourceError(UserError):
@@ -112,5 +112,5 @@ def joint_checksum(*checksums: int) -> int:
 
 
 def val_split(test: str, present: Container[str]) -> str | None:
-    """The first of VAL_SPLITS in `present`, if `test`, the name of the split for testing, is none of them itself."""
+    """The name of the validation split: the first of VAL_SPLITS in `present`; None if the test split is one of them."""
     return None if test in VAL_SPLITS else next((name for name in VAL_SPLITS if name in present), None)

@@ -28,7 +28,9 @@ warnings.filterwarnings('ignore', message='This DataLoader will create')
 
 
 class Images(Dataset):
-    """(image uint8 (S, S, 3), label, its index, requested index, errors) by (requested index, seed), or a UserError.
+    """A data set whose index is (requested index, seed).
+
+    An item is a UserError or (image uint8 (S, S, 3), label, index of the image that was read, requested index, errors).
 
     With two views, training images are (2, S, S, 3), each view with its own crop and flip. The seed decides all random
     numbers, so that they do not depend on which worker reads the image.

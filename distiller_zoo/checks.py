@@ -57,7 +57,7 @@ def how_to_add_soft_labels(method: type) -> str:
     return 'give kd a weight' if 'kd' in method.methods else 'add kd to it'
 
 
-def check_unlabelled(opt, method: type, data) -> None:
+def check_classifier_learns(opt, method: type, data) -> None:
     """Raises UserError where nothing trains the student's classifier: without labels, from the teacher's features."""
     learns = any(name == 'kl' or not part.spec.features_only for part, name in weighted_losses(opt, method))
     if method.spec.learns_classes and not learns and not len(data.labels):

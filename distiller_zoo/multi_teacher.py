@@ -29,7 +29,7 @@ class SeveralTeachers(Distiller):
         self.__dict__['teacher'] = teacher      # not a submodule, as in Distiller
         self.parts = nn.ModuleList()
         for net, teacher_opt in zip(teacher, options_of_teachers(opt), strict=True):
-            # A part has no optimiser and no average of the student; the SeveralTeachers has them.
+            # The optimiser and --model_ema belong to the whole module, not to its parts.
             part_opt = SimpleNamespace(**{**vars(teacher_opt), 'opt': 'sgd', 'model_ema': None})
             self.parts.append(as_part(self.method(student, net, part_opt, data)))
         self.preact_s = self.parts[0].preact_s

@@ -43,8 +43,7 @@ def _gain_text(results, row, over, epoch):
         return ''
     gain, _ = mean_gain
     name = 'the student alone' if over.method == ALONE else over.label
-    remark = f' (within {CLEAR} σ)' if gain.sigma and not gain.is_clear else ''
-    return f'{signed(gain.value, 1)} points over {name}{remark}'
+    return f'{signed(gain.value, 1)} points over {name}{gain.remark}'
 
 
 def _leaders(results, epoch):
@@ -102,10 +101,9 @@ def _headline(results, epoch):
     if not mean_gain:
         return ''
     gain, _ = mean_gain
-    remark = f' (within {CLEAR} σ)' if gain.sigma and not gain.is_clear else ''
-    side = f'{abs(gain.value):.1f} points {"below" if gain.value < 0 else "above"} {leaders[0].label}{remark}'
+    side = f'{abs(gain.value):.1f} points {"below" if gain.value < 0 else "above"} {leaders[0].label}{gain.remark}'
     return f'{row.label} is ' + (
-        side if len(pairs) == 1 else f'best in {wins[row.label] or "none"}, and on average {side}')
+        side if len(pairs) == 1 else f'best in {wins[row.label]} of {len(pairs)} pairs, and on average {side}')
 
 
 def _published(results, epoch):
@@ -156,8 +154,8 @@ def _details(results):
         ' and '.join(dict.fromkeys(opt.dataset for opt in options))
     epochs = ' or '.join(map(str, sorted({opt.epochs for opt in options})))
     return [data + (f' with {" or ".join(f"{number:,}" for number in images)} training images' if images else ''),
-            f'{epochs} epoch{"s"[:epochs != "1"]}', counted(len(results.table.seeds), 'trial'), *_dates(trials),
-            f'{readable_hours(results.seconds / 3600)} of training']
+            '1 epoch' if epochs == '1' else f'{epochs} epochs', counted(len(results.table.seeds), 'trial'),
+            *_dates(trials), f'{readable_hours(results.seconds / 3600)} of training']
 
 
 def _dates(trials):

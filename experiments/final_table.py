@@ -14,7 +14,7 @@ from .folder_check import option_differences
 from .plan import plan_runs
 from .planned_run import PlannedRun, with_teachers
 from .search import Search
-from .search_results import collect
+from .search_results import row_results
 from .space import ALONE, METHOD
 from .table_file import Table, read_table
 
@@ -106,7 +106,7 @@ class _Entry:
 
 def _rows(search, kinds):
     """Return label -> (method and flags, pair -> further flags of its cell)."""
-    rows, results = {}, collect(search)
+    rows, results = {}, row_results(search)
     for row in search.table.rows:
         groups = {}
         for entry in _entries(search, results, row, kinds):

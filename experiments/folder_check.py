@@ -30,7 +30,7 @@ class _Damaged(UserError):
     """A file is damaged or missing; the other runs can still be reported."""
 
 
-def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None:
+def check(table: Table, save: Path, runs: list[PlannedRun], read_only: bool = False) -> None:
     """Raise UserError for a folder of another table, for runs with other options, data or another teacher, and for
     damaged or missing files. read_only: nothing will start, so print a line for such files."""
     def report_damage(check_part, *arguments):
@@ -40,7 +40,6 @@ def check(table: Table, runs: list[PlannedRun], read_only: bool = False) -> None
             if not read_only:
                 raise
             print(printable(error), file=sys.stderr)
-    save = Path(runs[0].opt.save_dir)
     try:
         owner, _ = owner_of(save)
         if owner not in (None, table.owner):
@@ -69,7 +68,7 @@ def flags_of(save: Path) -> list[str]:
     return flags if isinstance(flags, list) and all(isinstance(flag, str) for flag in flags) else []
 
 
-def claim(table: Table, save: Path, extra_args: list[str]) -> None:
+def note_owner(table: Table, save: Path, extra_args: list[str]) -> None:
     """Note the table's name and file in its folder, and the flags of every run."""
     write_json(save / OWNER, {'table': table.owner, 'file': os.path.abspath(table.path), 'flags': extra_args})
 
@@ -158,28 +157,28 @@ def _check_teachers(runs, read_only):
 def _teacher_checksum(run):
     """Return the checksum of a student's teacher, or of the net that its resumed run will save; None without both."""
     path, teacher_run = Path(run.opt.path_t), run.teacher_run
-    place = f'{teacher_run.label}:' if teacher_run else f'{run.label}: teacher'
+    source = f'{teacher_run.label}:' if teacher_run else f'{run.label}: teacher'
     is_lost = teacher_run is not None and _is_lost(teacher_run)
     advice = f'move {path.parent} away, with those of its students, and the same command trains them again' \
         if is_lost else 'delete it, and the same command makes it again' if teacher_run else 'give another file'
     if path.is_file():
         try:
-            run_checkpoint = RunCheckpoint(place, path, {})
+            run_checkpoint = RunCheckpoint(source, path, {})
             checkpoint = run_checkpoint.state
             if teacher_run and load_result(teacher_run) and (difference := run_checkpoint.metrics_difference()):
-                raise UserError(f'{place} {path}: {difference}')
-            return _checksum(run.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{place} {path}')
+                raise UserError(f'{source} {path}: {difference}')
+            return _checksum(run.opt, checkpoint['model'], checkpoint.get('num_classes'), f'{source} {path}')
         except UserError as error:
             raise _Damaged(f'{error}; {advice}') from error
     if is_lost:
-        raise _Damaged(f'{place} {path}: the weights of its best epoch are lost; {advice}')
+        raise _Damaged(f'{source} {path}: the weights of its best epoch are lost; {advice}')
     with contextlib.suppress(UserError):
         state = load_checkpoint(str(path.with_name(LAST)), '')
         module, identity = (state.get(name) if isinstance(state.get(name), dict) else {}
                             for name in ('module', 'identity'))
         weights = {name[8:]: value for name, value in module.items() if name.startswith('student.')}
         weights = state.get('model', weights)       # older states have no 'model'
-        return _checksum(run.opt, weights, identity.get('classes'), place)
+        return _checksum(run.opt, weights, identity.get('classes'), source)
     return None
 
 
@@ -190,7 +189,7 @@ def _is_lost(run):
     return False
 
 
-def _checksum(opt, weights, num_classes, place):
+def _checksum(opt, weights, num_classes, source):
     """Return the checksum that train_student.py records; UNKNOWN for a teacher whose classifier it leaves out.
 
     Raises UserError for weights of another net.
@@ -198,10 +197,10 @@ def _checksum(opt, weights, num_classes, place):
     num_classes = SIZES.get(opt.dataset, (num_classes,))[0]
     if not isinstance(num_classes, int) or not 0 < num_classes < 10**5:
         return UNKNOWN
-    net = build(opt.model_t, num_classes, pixels(opt), place)
+    net = build(opt.model_t, num_classes, pixels(opt), source)
     weights, _ = without_prefix(weights, net.state_dict())
     missing = net.state_dict().keys() - weights.keys()
-    if opt.teacher_head or (missing and missing <= {*find_classifier(net, num_classes, place)}):
+    if opt.teacher_head or (missing and missing <= {*find_classifier(net, num_classes, source)}):
         return UNKNOWN
-    load_weights(net, weights, f'{place}: not the weights of {opt.model_t}')
+    load_weights(net, weights, f'{source}: not the weights of {opt.model_t}')
     return weights_checksum(net)

@@ -66,6 +66,9 @@ class Local:
                 self._stop()
         if sys.stdout.isatty():
             print()
+        for run, now in self.progress.items():
+            if now.state == RUNNING:        # until --minutes were over
+                self.progress[run] = progress_of(run, self.logs, set())
         return self.progress
 
     def _refresh(self):

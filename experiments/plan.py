@@ -169,10 +169,9 @@ class Planner:
         return self._add(name, label, 'train_teacher.py', arguments, opt, RunPaths.of_teacher(opt), opt.model)
 
     def _plan_student(self, net, method, flags, teacher, trial, seed, name, label):
-        arguments = ['--path-t', str(teacher.checkpoint), '--model_s', net, '--distill', method, *flags,
+        model_t = ['--model_t', teacher.name] if is_user_file(teacher.name) else []
+        arguments = ['--path-t', str(teacher.checkpoint), *model_t, '--model_s', net, '--distill', method, *flags,
                      '--trial', trial, '--seed', str(seed), *self.last_arguments]
-        if is_user_file(teacher.name):
-            arguments += ['--model_t', teacher.name]
         opt = self._parse(student_options, arguments, label)
         self._settle(opt, label, teacher)
         if self.table.teacher_cache and self.cache_errors.get(label) is None:

@@ -19,7 +19,7 @@ from .conclusion import conclude
 from .planned_run import PlannedRun
 from .progress import Progress, summary
 from .report_charts import DotAxis, page_svg
-from .results import TableResults, collect
+from .results import TableResults, read_results
 from .table_file import ALONE, Table
 
 PAGES = Path(__file__).with_name('page')
@@ -30,7 +30,7 @@ def write(table: Table, save: Path, progress: dict[PlannedRun, Progress], epoch:
 
     epoch: of the accuracies, 'best' or 'last'; None: the epoch of the published figures.
     """
-    results = collect(table, progress, save / 'logs', epoch)
+    results = read_results(table, progress, save / 'logs', epoch)
     for suffix, text in (('html', _page(results, save, progress)), ('md', report_text.markdown(results)),
                          ('csv', report_text.as_csv(results)), ('tex', report_text.latex(results))):
         write_atomically(save / f'report.{suffix}', text.encode())
@@ -71,8 +71,8 @@ def _page(results, save, progress):
 
 def _baselines(results):
     """Return key -> (row, its name in a text) of the rows over which gains are shown: the student alone, and KD."""
-    rows = {'alone': (results.first_row(ALONE), 'the student alone'), 'kd': (results.first_row('kd'), 'KD')}
-    return {key: (row, name if key == 'alone' else row.label) for key, (row, name) in rows.items() if row}
+    alone, kd = results.first_row(ALONE), results.first_row('kd')
+    return {**({'alone': (alone, 'the student alone')} if alone else {}), **({'kd': (kd, kd.label)} if kd else {})}
 
 
 def _ranking(results):

@@ -89,7 +89,7 @@ def curves(cells: list[tuple[int, Cell]], headline: str | None) -> Figure:
         shown += [*trials.mean(0)[late]]
     low, high = fences(shown)
     margin = 0.05 * (high - low) or 1
-    zoom.set(ylim=(low - margin, high + margin), title='after the last decay', xlabel='epoch')
+    zoom.set(ylim=(low - margin, high + margin), title=f'last {last} epochs', xlabel='epoch')
     whole.set(xlabel='epoch', ylabel=f'{chosen_on(results)} top-1 (%)', title='all epochs')
     return fig
 

@@ -227,7 +227,8 @@ class TableResults:
                 for label, improvement in relative_improvement(top1, table.headline).items()}
 
 
-def collect(table: Table, progress: dict[PlannedRun, Progress], logs: Path, epoch: str | None = None) -> TableResults:
+def read_results(table: Table, progress: dict[PlannedRun, Progress], logs: Path,
+                 epoch: str | None = None) -> TableResults:
     """Read the results of a table so far. epoch: 'best' or 'last'; None: the epoch of the published figures."""
     trials, cells = {}, {}
     for run, now in progress.items():

@@ -7,7 +7,7 @@ from helper.errors import UserError
 from helper.files import FolderLock, make_folder
 
 from . import report, report_text
-from .folder_check import check_data, claim
+from .folder_check import check_data, note_owner
 from .planned_run import PlannedRun
 from .progress import Progress, Record, failures
 from .table_file import Table
@@ -34,7 +34,7 @@ def run_table(table: Table, runs: list[PlannedRun], save: Path,
     elif not lock.take():
         raise UserError(f'--save_dir {save}: another reproduce.py is at work there; --status shows its progress')
     try:
-        claim(table, save, extra_args)
+        note_owner(table, save, extra_args)
         if retry:
             for record in (Record(save / 'logs', run) for run in runs):
                 if record.has_failed():

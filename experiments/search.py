@@ -26,7 +26,7 @@ STUDY = 'study.log'         # in the folder of a search: the file of Optuna
 DEFINITION = 'definition'   # attribute of a study: what decides the results of its trials
 ERROR, SECONDS = 'error', 'seconds'     # attributes of a trial: the last lines of its log; how long its epochs took
 WARMUP = 1 / 3              # share of the epochs of a trial in which it is not ended early
-BROKEN = 3                  # trials of a row that failed, with no other, after which the row gets no further ones
+BROKEN = 3                  # a row whose first BROKEN trials all failed gets no further ones
 
 
 @dataclass(eq=False)
@@ -171,7 +171,7 @@ class Search:
     # Trials
 
     def left(self, cell: Cell) -> int:
-        """Return the number of trials of a cell that have not begun. None follows if only failures came so far."""
+        """Return how many trials of a cell have not begun; 0 if at least BROKEN have ended, and all of them failed."""
         trials = cell.trials()
         retried = studies.retried(trials)
         states = Counter(trial.state.name for trial in trials if trial.number not in retried)

@@ -5,6 +5,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from .progress import FAILED, PRUNED
 from .report_charts import HEADLINE, PAGE_STYLE
 from .search_rows import ReportRow
 from .space import Range
@@ -39,16 +40,16 @@ def accuracy_by_value(row: ReportRow, part: Range, shown: tuple[float, float]) -
     fig = Figure((3.3, 2.2), layout='constrained')
     axis = fig.add_subplot(xlabel=part.name, ylim=shown)
     trials = [trial for trial in row.result.trials if part.name in trial.values]
-    place = part.choices.index if part.choices else float
-    done = sorted((place(trial.values[part.name]), trial.accuracy) for trial in trials if trial.accuracy is not None)
-    early = [(place(trial.values[part.name]), trial.curve[-1]) for trial in trials
-             if trial.state == 'ended early' and trial.curve]
-    failed = [(place(trial.values[part.name]), shown[0]) for trial in trials if trial.state == 'failed']
+    position = part.choices.index if part.choices else float
+    done = sorted((position(trial.values[part.name]), trial.accuracy) for trial in trials if trial.accuracy is not None)
+    early = [(position(trial.values[part.name]), trial.curve[-1]) for trial in trials
+             if trial.state == PRUNED and trial.curve]
+    failed = [(position(trial.values[part.name]), shown[0]) for trial in trials if trial.state == FAILED]
     if row.alone is not None:
         axis.axhline(row.alone, color=LINE, linewidth=1, linestyle='--', zorder=1)
     for published in row.result.published_values:
         if part.name in published:
-            axis.axvline(place(published[part.name]), color=LINE, linewidth=1.4, linestyle=':', zorder=1)
+            axis.axvline(position(published[part.name]), color=LINE, linewidth=1.4, linestyle=':', zorder=1)
     if len(row.parts) == 1 and not part.choices:
         axis.plot(*zip(*done, strict=True) if done else ([], []), color=DOT, linewidth=1, alpha=0.6, zorder=2)
     for points, filled in ((done, True), (early, False)):
@@ -60,7 +61,7 @@ def accuracy_by_value(row: ReportRow, part: Range, shown: tuple[float, float]) -
     if failed:
         axis.scatter(*zip(*failed, strict=True), s=26, marker='x', color=LINE, zorder=3, clip_on=False)
     if row.best and part.name in row.best.values:
-        axis.scatter([place(row.best.values[part.name])], [row.best.accuracy], s=110, marker='*', color=HEADLINE,
+        axis.scatter([position(row.best.values[part.name])], [row.best.accuracy], s=110, marker='*', color=HEADLINE,
                      zorder=4, clip_on=False)
     _set_scale(axis, part)
     axis.yaxis.set_major_locator(MaxNLocator(4))

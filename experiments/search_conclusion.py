@@ -4,6 +4,7 @@ from helper.cli import readable_hours
 from helper.errors import counted, listed
 
 from .conclusion import Conclusion
+from .progress import FAILED, PRUNED, RUNNING
 from .report_text import figure
 from .search_rows import ReportRow, describe
 
@@ -39,9 +40,8 @@ def _of_pair(rows):
         text += f' and {signed(row.gain_over_published, 1)} over its published values'
     sentences = [text]
     if difference := row.test_difference:
-        remark = '' if difference.is_clear else f' (within {CLEAR} σ)' if difference.sigma else ''
         sentences.append(f'on the test set it reaches {_mean(row.tuned)} %, with published values '
-                         f'{_mean(row.published_cell)} %, {signed(difference.value, 1)} points{remark}')
+                         f'{_mean(row.published_cell)} %, {signed(difference.value, 1)} points{difference.remark}')
     elif row.tuned:
         sentences.append(f'on the test set it reaches {_mean(row.tuned)} %')
     return sentences
@@ -65,7 +65,7 @@ def _tuned_on_test_set(rows):
 def _details(rows):
     counts = sorted({len(row.result.trials) for row in rows if row.parts})
     trials = [trial for row in rows for trial in row.result.trials]
-    early, failed = (sum(trial.state == state for trial in trials) for state in ('ended early', 'failed'))
+    early, failed = (sum(trial.state == state for trial in trials) for state in (PRUNED, FAILED))
     each = [f'{counts[0]} to {counted(counts[-1], "trial")} each' if len(counts) > 1 else
             f'{counted(counts[0], "trial")} each'] if counts else []
     return [counted(len(rows), 'row'), *each, f'{early} ended early', f'{failed} failed',
@@ -83,6 +83,6 @@ def _warnings(rows):
                         f'{listed(near, MOST_NAMES)}.')
     if without := [name(row) for row in rows if not row.best]:
         warnings.append(f'No trial is done: {listed(without, MOST_NAMES)}.')
-    if running := sum(row.result.count('running') for row in rows):
+    if running := sum(row.result.count(RUNNING) for row in rows):
         warnings.append(f'{counted(running, "trial")} not finished.')
     return warnings

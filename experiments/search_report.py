@@ -13,7 +13,7 @@ from .report_charts import colour, page_svg
 from .report_text import escape_markdown, figure, markdown_head, markdown_table, ours
 from .search import Search
 from .search_conclusion import conclude, leader
-from .search_rows import ReportRow, collect, describe, read_final
+from .search_rows import ReportRow, describe, read_final, report_rows
 from .study import FEWEST_FOR_IMPORTANCE, IMPORTANCE
 from .table_file import OF_SEARCH, SPACES, find_table, read_table
 
@@ -26,7 +26,7 @@ def write(save: Path, extra_args: list[str], trials: int | None = None) -> str:
     search = open_search(save, extra_args)
     search.n_trials = trials or max(len(cell.trials()) for cell in search.cells)
     final = read_final(save, extra_args)
-    rows = collect(search, final)
+    rows = report_rows(search, final)
     for suffix, text in (('html', _page(search, rows, final)), ('md', markdown(search, rows))):
         write_atomically(save / f'report.{suffix}', text.encode())
     return plain(search, rows)
@@ -36,7 +36,7 @@ def open_search(save: Path, extra_args: list[str]) -> Search:
     """Return the search in a folder with the rows and pairs that have trials. Raises UserError if there is none."""
     owner, file = owner_of(save)
     space = read_table(find_table(file or (owner or save.name).removesuffix(OF_SEARCH), SPACES), has_ranges=True)
-    search = Search(space, save, extra_args, 1, True)
+    search = Search(space, save, extra_args, trials=1, has_pruner=True)
     search.open(is_new=False)
     search.cells = [cell for cell in search.cells if cell.trials()]
     if not search.cells:
@@ -51,7 +51,7 @@ def plain(search: Search, rows: list[ReportRow]) -> str:
               for row in rows if row.tuned]
     if finals:
         lines += [aligned(('test top-1 %', 'pair', *KINDS), finals, '<<>>>'), '']
-    lines.append(search_results.text(search_results.collect(search)))
+    lines.append(search_results.text(search_results.row_results(search)))
     lines += [f'importance ({IMPORTANCE}), {row.result.label}, {row.result.pair}: {_shares(row)}' for row in rows
               if row.importance]
     return '\n'.join(lines)
@@ -89,14 +89,14 @@ def _shares(row):
 def _page(search, rows, final):
     table, best = search.table, leader(rows)
     labels = [row.label for row in table.rows if any(other.result.label == row.label for other in rows)]
-    index = {label: place for place, label in enumerate(labels)}
+    index = {label: number for number, label in enumerate(labels)}
     pairs = [*dict.fromkeys(row.result.pair for row in rows)]
     ranked = sorted(rows, key=lambda row: row.best.accuracy if row.best else float('-inf'), reverse=True)
     finals = sorted((row for row in rows if row.tuned), key=lambda row: row.tuned.mean('best'), reverse=True)
     return render(
         'search.html', title=table.title, epochs=['best'], epoch='best', conclusions={'best': conclude(rows)},
-        rows=[{'label': label, 'colour': colour(place, False), 'is_headline': best and label == best.result.label}
-              for label, place in index.items()],
+        rows=[{'label': label, 'colour': colour(number, False), 'is_headline': best and label == best.result.label}
+              for label, number in index.items()],
         index=index, ranked=ranked, finals=finals, best=best, several_pairs=len(pairs) > 1, mean=_mean,
         has_auto=any(row.auto for row in finals),
         describe=describe, shares=_shares, final=final, has_report=(search.save / 'final' / 'report.html').exists(),

@@ -7,11 +7,12 @@ from helper.cli import table
 
 from .folder_check import flags_of
 from .planned_run import shell
+from .progress import DONE, FAILED, PRUNED, RUNNING
 from .search import ERROR, SECONDS, Search
 from .study import HOPELESS
 from .table_file import read_table
 
-STATES = {'COMPLETE': 'done', 'PRUNED': 'ended early', 'FAIL': 'failed', 'RUNNING': 'running'}      # of Optuna
+STATES = {'COMPLETE': DONE, 'PRUNED': PRUNED, 'FAIL': FAILED, 'RUNNING': RUNNING}       # of Optuna
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Trial:
     """A trial. Accuracies are top-1 in percent on the validation set."""
 
     number: int                 # from 1
-    state: str                  # 'done', 'ended early', 'failed' or 'running'
+    state: str                  # progress.DONE, PRUNED, FAILED or RUNNING
     values: dict                # name of a range -> value; 'distill' is the method
     accuracy: float | None      # of its best epoch; None unless it is done
     curve: list[float]          # the best accuracy up to each epoch
@@ -37,7 +38,7 @@ class RowResult:
     method: str                 # of the best trial, else the first one of the row
     ranges: dict[str, str]      # name -> range as in the file
     trials: list[Trial]
-    left: int                   # trials that have not begun
+    left: int                   # trials that have not begun; 0 from load(), which does not know --trials
     published_values: list[dict]    # of each method, as far as the ranges have them
     command: str | None = None  # trains the best values and measures the test set; None if no trial is done
 
@@ -57,7 +58,7 @@ class RowResult:
         return sum(trial.state == state for trial in self.trials)
 
 
-def collect(search: Search) -> list[RowResult]:
+def row_results(search: Search) -> list[RowResult]:
     """Return the results so far, of each row and pair in the order of the space."""
     results = []
     for cell in search.cells:
@@ -85,7 +86,7 @@ def load(space: str | Path, save: Path, extra_args: Sequence[str] = ()) -> list[
     table, save = read_table(Path(space), has_ranges=True), Path(save)
     search = Search(table, save, [*extra_args] or flags_of(save), trials=0, has_pruner=True)
     search.open(is_new=False)
-    return collect(search)
+    return row_results(search)
 
 
 def text(results: list[RowResult]) -> str:
@@ -96,15 +97,15 @@ def text(results: list[RowResult]) -> str:
         best = result.best
         values = ' '.join(f'{name}={value}' for name, value in best.values.items()) if best else ''
         rows.append((result.label, result.pair, values, f'{best.accuracy:.2f}' if best else '',
-                     '' if result.published is None else f'{result.published:.2f}', str(result.count('done')),
-                     str(result.count('ended early')), str(result.count('failed')),
+                     '' if result.published is None else f'{result.published:.2f}', str(result.count(DONE)),
+                     str(result.count(PRUNED)), str(result.count(FAILED)),
                      str(result.left + result.count('running'))))
     lines = [table(heads, rows, '<<<>>>>>>')]
     for result in results:
         if result.command:
             lines.append(f'\n# {result.label}, {result.pair}\n{result.command}')
         for trial in result.trials:
-            if trial.state == 'failed':
+            if trial.state == FAILED:
                 lines += [f'failed: {result.label}, {result.pair}, trial {trial.number}',
                           *(f'    {line}' for line in trial.error)]
     return '\n'.join(lines)

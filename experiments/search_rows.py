@@ -7,11 +7,9 @@ from analysis.statistics import Difference, difference
 from .final_table import KINDS, is_of_row
 from .plan import plan_runs
 from .progress import progress_of
-from .results import Cell, TableResults
-from .results import collect as collect_table
+from .results import Cell, TableResults, read_results
 from .search import Search
-from .search_results import RowResult, Trial
-from .search_results import collect as collect_search
+from .search_results import RowResult, Trial, row_results
 from .space import METHOD, Range
 from .study import importances
 from .table_file import ALONE, read_table
@@ -79,9 +77,9 @@ def describe(values: dict) -> str:
     return ', '.join(text if name == METHOD else f'{name} {text}' for name, text in texts.items())
 
 
-def collect(search: Search, final: TableResults | None = None) -> list[ReportRow]:
+def report_rows(search: Search, final: TableResults | None = None) -> list[ReportRow]:
     """Return the rows and pairs with trials, in the order of the space. final: the results of the final runs."""
-    results = [(cell, result) for cell, result in zip(search.cells, collect_search(search), strict=True)
+    results = [(cell, result) for cell, result in zip(search.cells, row_results(search), strict=True)
                if result.trials]
     labels, rows = [row.label for row in search.table.rows], []
     for cell, result in results:
@@ -93,9 +91,8 @@ def collect(search: Search, final: TableResults | None = None) -> list[ReportRow
 
 def _alone(results, pair):
     """Return the best accuracy of the student alone, which pairs with one student share."""
-    alone = [(cell.pair, result.best.accuracy) for cell, result in results if cell.row.method == ALONE and result.best
-             and (cell.pair.student, cell.pair.flags) == (pair.student, pair.flags)]
-    return max((accuracy for _, accuracy in alone), default=None)
+    return max((result.best.accuracy for cell, result in results if cell.row.method == ALONE and result.best
+                and (cell.pair.student, cell.pair.flags) == (pair.student, pair.flags)), default=None)
 
 
 def read_final(save: Path, extra_args: list[str]) -> TableResults | None:
@@ -106,7 +103,7 @@ def read_final(save: Path, extra_args: list[str]) -> TableResults | None:
         return None
     table = read_table(file)
     progress = {run: progress_of(run, folder / 'logs') for run in plan_runs(table, str(folder), extra_args)}
-    results = collect_table(table, progress, folder / 'logs', 'best')
+    results = read_results(table, progress, folder / 'logs', 'best')
     return results if any(cell.results for cell in results.cells.values()) else None
 
 

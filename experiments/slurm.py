@@ -171,7 +171,7 @@ class Slurm:
                 ours, why = {*jobs} & {*queue}, ''
             except UserError:
                 ours, why = None, ', squeue does not answer'
-            progress = {run: now if now and now.state in (DONE, PRUNED) else progress_of(run, self.logs)
+            progress = {run: now if now and now.state in (DONE, FAILED, PRUNED) else progress_of(run, self.logs)
                         for run, now in progress.items()}
             if search and ours is not None:
                 ours |= self._submit_trials(search, progress, jobs, ours)
@@ -203,6 +203,9 @@ class Slurm:
         def is_queued(run):
             return run.name in job_of
 
+        for run in search.claims:
+            if not is_queued(run) and self.starts[run] == MAX_STARTS and progress[run].state in (LEFT, RUNNING):
+                progress[run].state = FAILED
         for run in search.update(progress, {run for run in progress if is_queued(run)}):
             with contextlib.suppress(UserError):        # it has just ended
                 ask('scancel', job_of[run.name])
@@ -215,10 +218,7 @@ class Slurm:
         before = {*jobs}
         for run in ready:
             self.starts[run] += 1
-            if self.starts[run] > MAX_STARTS:
-                progress[run].state = FAILED
-            else:
-                self._submit([[run]], jobs)
+            self._submit([[run]], jobs)
         return {*jobs} - before
 
     def _leave(self, jobs):

@@ -80,33 +80,33 @@ class Range:
         return [f'--{self.name}={words[0]}'] if words[0][:1] == '-' else [f'--{self.name}', *words]
 
 
-def parse_row(content: dict, place: str) -> tuple[list[str], str, tuple[Range, ...]]:
+def parse_row(content: dict, source: str) -> tuple[list[str], str, tuple[Range, ...]]:
     """Return (the methods, the fixed flags, the ranges) of a row given as a sub-table. Raises UserError."""
     methods, fixed = content.get(METHOD), content.get('flags', '')
     methods = [methods] if isinstance(methods, str) else methods
     if not isinstance(methods, list) or not methods or not all(isinstance(name, str) for name in methods):
-        raise UserError(f'{place}: {METHOD}: give a method or a list of methods, as "kd" or ["kd", "dkd"]')
+        raise UserError(f'{source}: {METHOD}: give a method or a list of methods, as "kd" or ["kd", "dkd"]')
     if len({*methods}) < len(methods) or (ALONE in methods and len(methods) > 1):
-        raise UserError(f'{place}: {METHOD} = {methods}: give different methods, and "{ALONE}" by itself')
+        raise UserError(f'{source}: {METHOD} = {methods}: give different methods, and "{ALONE}" by itself')
     for method in methods:
         if method != ALONE:
-            check_method(method, f'{place}: {METHOD}')
+            check_method(method, f'{source}: {METHOD}')
     if not isinstance(fixed, str):
-        raise UserError(f'{place}: flags: give fixed flags as "--loss_warmup_epochs 2"')
+        raise UserError(f'{source}: flags: give fixed flags as "--loss_warmup_epochs 2"')
     ranges = [Range(METHOD, str(methods), tuple(methods))] if len(methods) > 1 else []
     for key, value in content.items():
         if key not in (METHOD, 'flags'):
-            ranges.append(_parse_range(key, value, methods, place))
+            ranges.append(_parse_range(key, value, methods, source))
     names = [part.name for part in ranges]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f'{place}: {repeated[0]}: has two ranges; give one')
+        raise UserError(f'{source}: {repeated[0]}: has two ranges; give one')
     return methods, fixed, tuple(ranges)
 
 
-def _parse_range(key, value, methods, place):
+def _parse_range(key, value, methods, source):
     name, student = key.replace('-', '_'), methods != [ALONE]
     text = f'"{value}"' if isinstance(value, str) else str(value)
-    label = f'{place}: {printable(key)} = {printable(text)[:200]}'
+    label = f'{source}: {printable(key)} = {printable(text)[:200]}'
     known = actions(student)
     flag = f'--{name.replace("_", "-")}'
     if flag in REFUSED:
@@ -146,12 +146,25 @@ def _choices(action, name, text, values, label):
         if isinstance(value, bool) != (action.nargs == 0):
             wanted = 'true and false' if action.nargs == 0 else f'values, as {action.help}'
             raise UserError(f'{label}: {value}: give {wanted}')
-        for word in shlex.split(str(value)) if action.nargs == 2 else [str(value)]:
-            if action.nargs != 0:
+        if action.nargs != 0:
+            for word in _words(action, value, label):
                 _convert(action, word, label)
     if len(values) == 1:
         raise UserError(f'{label}: one value leaves nothing to search; give more, or give the flag in  flags = "..."')
     return Range(name, text, tuple(values))
+
+
+def _words(action, value, label):
+    """Return the words of a choice on a command line: two numbers of some flags, else one word."""
+    if action.nargs != 2:
+        return [str(value)]
+    try:
+        words = shlex.split(str(value))
+    except ValueError:      # a quotation mark without its partner
+        words = []
+    if len(words) != 2:
+        raise UserError(f'{label}: {value}: give two numbers, as "0.08 1.0"')
+    return words
 
 
 def _number(action, text, label):

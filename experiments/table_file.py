@@ -223,12 +223,12 @@ def _split(text, label):
     return arguments
 
 
-def _row(label, text, place):
+def _row(label, text, source):
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{place}: give a method and its flags, as "kd -a 0.9", or "{ALONE}"')
-    method, *flags = _split(text, place)
+        raise UserError(f'{source}: give a method and its flags, as "kd -a 0.9", or "{ALONE}"')
+    method, *flags = _split(text, source)
     if method != ALONE:
-        check_method(method, place)
+        check_method(method, source)
     return Row(label, method, tuple(flags))
 
 

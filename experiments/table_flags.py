@@ -15,10 +15,10 @@ REFUSED = {     # flag of the train scripts -> why a table's runs cannot have it
 }
 
 
-def check_method(name: str, place: str) -> None:
-    """Raise UserError that begins with `place` for an unknown method, and for one without an accuracy."""
-    if not get_method(name, place).spec.learns_classes:
-        raise UserError(f'{place} {name}: learns no classes, so there is no accuracy to compare; train with it first, '
+def check_method(name: str, source: str) -> None:
+    """Raise UserError that begins with `source` for an unknown method, and for one without an accuracy."""
+    if not get_method(name, source).spec.learns_classes:
+        raise UserError(f'{source} {name}: learns no classes, so there is no accuracy to compare; train with it first, '
                         f'and give the checkpoint to the runs of the table by --initial_checkpoint')
 
 

@@ -84,6 +84,13 @@ def processes_here(world_size: int) -> int:
     return max(1, int(text)) if text.isdecimal() else world_size
 
 
+def cores_per_task() -> int:
+    """The number of cores that srun gave each of several processes (--cpus-per-task); 0 if it does not say."""
+    if 'WORLD_SIZE' in os.environ or read_count('SLURM_STEP_NUM_TASKS') < 2:
+        return 0
+    return read_count('SLURM_CPUS_PER_TASK')
+
+
 def machine_count() -> int:
     """The number of machines that torchrun started this run on; otherwise 1."""
     world, local = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))

@@ -12,6 +12,7 @@ from torch import nn
 from cpu_kernels.build import compiler, library
 from cpu_kernels.fuse import Rewritten
 
+from .device import KINDS
 from .errors import UserError, reason
 
 
@@ -42,7 +43,10 @@ def speed_up(module: nn.Module, opt, device: torch.device) -> None:
             raise UserError('--compile: on a CPU it rewrites whole nets, which then keep all activations; leave '
                             '--compile and --fast out, or --grad_checkpointing')
         check_compiler(device)
-        print(f'--compile: {compile_forward(module, opt.batch_size, device)}')
+        line = compile_forward(module, opt.batch_size, device)
+        if device.type == 'cpu' and opt.amp in KINDS:
+            line += f'; with --amp {opt.amp} only the outputs for --teacher_cache use them'
+        print(f'--compile: {line}')
 
 
 def check_compiler(device: torch.device) -> None:
@@ -151,6 +155,7 @@ def compiled(net: nn.Module, opt, device: torch.device):
                 print(f'--compile: {error}')
     with context:
         yield
+    net.__dict__.pop('outputs', None)       # torch.compile's
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ MPS = 'mps'     # Metal Performance Shaders, PyTorch's name of Apple's GPUs
 KINDS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}     # the values of --amp
 
 
-def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
+def select_device(gpu_id: str, only_check: bool = False) -> torch.device:
     """The device of --gpu_id: 'cpu', 'mps' (the GPU of a Mac) or the number of a GPU; without CUDA the CPU."""
     if gpu_id == 'cpu':
         return torch.device('cpu')
@@ -38,13 +38,13 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
     if min(ids) < 0:
         raise UserError(f'--gpu_id {gpu_id}: give the number of a GPU, as 0, mps or cpu')
     if not torch.cuda.is_available():
-        if not quiet:
+        if not only_check:
             print('no CUDA device here: training on the CPU')
         return torch.device('cpu')
     count = torch.cuda.device_count()
     if max(ids) >= count:
         raise UserError(f'--gpu_id {gpu_id}: this machine has GPU {", ".join(map(str, range(count)))}')
-    if quiet:
+    if only_check:
         return torch.device('cuda', ids[0])
     if len(ids) > 1:
         print(f'--gpu_id {gpu_id}: one process trains on one GPU, {ids[0]}; --multiprocessing-distributed starts one '
@@ -54,7 +54,9 @@ def select_device(gpu_id: str, quiet: bool = False) -> torch.device:
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use; under torchrun, the total of all machines."""
+    """The number of processor cores of a run: of this machine, or under torchrun and srun of all its machines."""
+    if per_task := cluster.cores_per_task():
+        return per_task * cluster.read_count('SLURM_STEP_NUM_TASKS')
     here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return here * cluster.machine_count()
 
@@ -138,7 +140,7 @@ class Precision:
         """kind: the value of --amp: None, 'auto', 'bfloat16' or 'float16'. auto is bfloat16 if the GPU supports it."""
         self.device = device
         if kind == 'auto' and device.type in ('cpu', MPS):
-            why = 'are not faster on a CPU' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
+            why = 'are slower on most CPUs' if device.type == 'cpu' else 'have not been tried on a GPU of Apple'
             print(f'--amp: 16 bits {why}: computing in float32; --amp bfloat16 enables them anyway')
             kind = None
         elif kind == 'float16' and device.type == MPS:

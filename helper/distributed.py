@@ -49,7 +49,8 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> tuple[torch.devic
     if rank:
         sys.stdout = open(os.devnull, 'w')      # noqa: SIM115
     if 'OMP_NUM_THREADS' not in os.environ:     # the processes of a machine share its cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // cluster.processes_here(world)))
+        share = torch.get_num_threads() // cluster.processes_here(world)
+        torch.set_num_threads(cluster.cores_per_task() or max(1, share))
     device = select_device(gpu_id)
     if device.type == MPS:
         raise UserError('--gpu_id mps: the GPU of a Mac trains in a single process; start one, or give cpu')
@@ -72,8 +73,9 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> tuple[torch.devic
 def unused_store(store: dist.Store, rank: int, world: int, timeout: timedelta) -> dist.Store:
     """A part of `store` that only the processes that run now use.
 
-    torchrun keeps one store for all restarts, with the addresses of processes that have ended. So each process shows a
-    number that nobody had before, and process 0 tells all numbers, until all processes have read the name of the part.
+    torchrun keeps one store for all restarts, with the addresses of processes that have ended. So each process writes a
+    new random number. Process 0 answers each with its own number, which becomes the name of the part, until all
+    processes have read it.
     """
     store.set_timeout(timeout)
     number = uuid.uuid4().hex
@@ -130,9 +132,11 @@ def check_alike(named_values: dict, advice: str) -> None:
 def code_checksum() -> int:
     """A checksum of the source files that a run executes."""
     root, crc = Path(__file__).resolve().parents[1], 0
-    for folder in ('.', 'dataset', 'distiller_zoo', 'distiller_zoo/criteria', 'helper', 'cpu_kernels', 'models'):
-        for file in sorted([*(root / folder).glob('*.py'), *(root / folder).glob('*.cpp')]):
-            crc = zlib.crc32(file.read_bytes(), crc)
+    folders = 'analysis', 'cpu_kernels', 'dataset', 'distiller_zoo', 'helper', 'models'
+    files = [*root.glob('*.py'), *(file for folder in folders for file in (root / folder).rglob('*')
+                                   if file.suffix in ('.py', '.cpp', '.h'))]
+    for file in sorted(files):
+        crc = zlib.crc32(file.read_bytes(), crc)
     return crc
 
 

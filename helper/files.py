@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes | Callable, backup: str | None =
                 file.write(content)
     except (OSError, RuntimeError) as error:        # torch.save raises RuntimeError when the disk is full
         text = getattr(error, 'strerror', None) or reason(error)
-        raise UserError(f'{path}: cannot be written ({text}); what was there before is whole') from error
+        raise UserError(f'{path}: cannot be written ({text}); an earlier file is unchanged') from error
 
 
 def _back_up(path, older):
@@ -141,7 +141,10 @@ def make_folder(folder: Path, given: str | None = None) -> None:
 
 
 class FolderLock:
-    """Lets one run at a time write into a folder. It ends with its process; a file system without locks grants it."""
+    """Lets one run at a time write into a folder. The lock ends with its process.
+
+    On a file system without locks take() always succeeds.
+    """
 
     def __init__(self, folder: Path, shared: bool = False, name: str = '.lock'):
         """shared: others write there too, so an unfinished file counts as left over only after an hour."""

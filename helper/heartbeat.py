@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 INTERVAL = 1        # seconds between two signs of life
 LIMIT = 30          # seconds of silence after which a process is lost
-SOON = 5            # the same after a connection broke: then one of them is lost
+SOON = 5            # the same after a broken connection, when a process is probably lost
 
 
 _heartbeat = None       # of this process

@@ -99,8 +99,8 @@ def process_lifetime(rank: int):
         text, code = describe_failure(error)
         is_consequence = isinstance(error, RuntimeError) and \
             re.search(r'[Cc]onnection (closed|reset|refused)|Broken pipe|gloo|NCCL|store', str(error))
-        # The launcher ends all processes after the first one. So the process that knows the reason, or else process 0,
-        # is the first to end; the others find out which one is lost, and are not stopped while they do.
+        # The launcher ends all processes as soon as one has ended. So the process that knows the cause ends first, or
+        # else process 0. The others still have to learn which process is lost, so they ignore SIGTERM meanwhile.
         signal.signal(signal.SIGTERM, signal.SIG_IGN if is_consequence else signal.SIG_DFL)
         if is_consequence:
             text, code = heartbeat.explain(), 1
@@ -135,7 +135,7 @@ def spawn(train: Callable, opt) -> None:
     if len({entry == 'cpu' for entry in entries}) > 1:
         raise UserError(f'--gpu_id {opt.gpu_id}: name GPUs, or cpu once for each process')
     for entry in set(entries):
-        select_device(entry, quiet=True)
+        select_device(entry, only_check=True)
     distributed.check_batch_size(opt, len(entries))
     cluster.check_dist_url(opt.dist_url)
     start_resource_tracker()        # unblocks Ctrl-C

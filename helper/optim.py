@@ -38,7 +38,8 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 
 
 def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
-    """--opt for all parameters of `module`: SGD, or an optimiser of timm, without decay of biases and norms.
+    """The optimiser of --opt for all parameters of `module`. SGD decays all of them, timm's optimisers leave out biases
+    and norms.
 
     All have the same learning rate; see scale_rates.
     """

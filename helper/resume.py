@@ -86,8 +86,8 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
         training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:
-        print(f'saved by {counted(saved, "process")}, resumed by {processes}: the run no longer equals one of {saved} '
-              f'to the bit; --batch_size stays the total, and the random numbers of the methods are drawn again')
+        print(f'saved by {counted(saved, "process")}, resumed by {processes}: results differ in the last digits from '
+              f'those of {saved}; --batch_size stays the total, and the random numbers of the methods are drawn again')
     return state
 
 
@@ -155,11 +155,14 @@ def _check_same_run(state, path, opt, identity, module):
                          f'{new_run}')
 
 
-def check_best(state: dict, paths: RunPaths, records) -> None:
-    """Check the best checkpoint so far. If it is in another folder, copy it; if it is lost there, count again."""
+def check_best(state: dict, paths: RunPaths, records) -> dict:
+    """Check the best checkpoint so far. If it is in another folder, copy it; if it is lost there, count again.
+
+    Returns records.best.
+    """
     source, best, last = Path(state['path']).parent, records.best, finished_epoch(state)
     if best.get('epoch') in (None, last):       # none yet, or this run writes it soon
-        return
+        return best
     file, is_whole = source / paths.best.name, False
     with contextlib.suppress(UserError):
         content = load_checkpoint(str(file), '')
@@ -168,13 +171,14 @@ def check_best(state: dict, paths: RunPaths, records) -> None:
     if not is_whole and (records.needs_best_weights or not is_in(file, paths.folder)):
         print(f'{source}: does not hold the best checkpoint of epoch {best["epoch"]}; the best is determined again')
         records.count_best_anew(from_last=last > 0)
-        return
+        return records.best
     if not is_in(file, paths.folder):
         write_atomically(paths.best, file.read_bytes())
     elif not is_whole:
         print(f'{file}: the weights of the best epoch, {best["epoch"]}, are lost; its figures stay, and the next '
               f'epoch that is better is saved there')
     records.write_best()
+    return best
 
 
 def finished_epoch(state: dict) -> int:

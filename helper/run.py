@@ -71,8 +71,8 @@ class Run:
                 save_checkpoint(paths.folder / LAST, {k: v for k, v in self.resumed.items() if k != 'path'})
                 (paths.folder / PREVIOUS).unlink(missing_ok=True)
             self.records.open(self.resumed['log'] if self.resumed else None, is_new)
-            if self.resumed and distributed.is_main():
-                check_best(self.resumed, paths, self.records)
+            if self.resumed:        # process 0 reads the checkpoint, and may determine the best epoch again
+                self.records.best = distributed.broadcast(lambda: check_best(self.resumed, paths, self.records))
         except BaseException:
             self._release()
             raise
@@ -99,8 +99,10 @@ class Run:
     def advice(self) -> str:
         """Advice for the user when the loss diverges."""
         beta = getattr(self.opt, 'beta', 0)
-        flags = '--init_learning_rate' if self.stage == 'init' else '--learning_rate' if not beta else \
-            '--learning_rate, or give a number as --beta' if has_auto(beta) else '--learning_rate or --beta'
+        flags = '--init_learning_rate'
+        if self.stage != 'init':
+            of_beta = ', or give a number as --beta' if has_auto(beta) else ' or --beta' if beta else ''
+            flags = f'--learning_rate{of_beta}'
         return f'lower {flags}' + (f'; the last good state is in {self.paths.folder / LAST}' if self.has_saved else '')
 
     def epochs(self, optimizer: torch.optim.Optimizer, last: int, stage: str = 'train') -> Iterator[int]:

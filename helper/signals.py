@@ -30,7 +30,8 @@ class StopSignals:
             signal.signal(number, signal.SIG_IGN if ignore else handler)
 
     def on_signal(self, number: int, _) -> None:
-        """Note the signal; the run ends after its current step. A second Ctrl-C ends it at once."""
+        """Note the signal; the run ends after its current step. A second Ctrl-C, a second later, ends it at once."""
+        # The first Ctrl-C may arrive twice: from the terminal and from a launcher.
         if self.number == number == signal.SIGINT and time.monotonic() - self._arrived_at > 1:
             raise KeyboardInterrupt
         if not self.number:

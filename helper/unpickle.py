@@ -24,7 +24,9 @@ class _Refused(Exception):
 
 
 def read_untrusted(file, source: str) -> tuple[object, list[str]]:
-    """(the value in an open file, the names of its objects that are neither tensors nor plain values, each an _Inert).
+    """Read an open checkpoint file. Returns (its value, the names of its objects that are no tensors or plain values).
+
+    In the value an _Inert replaces each of these objects.
 
     Raises UserError for a file that holds only such objects, would call the system, is no checkpoint, would fill the
     memory, or would never end.

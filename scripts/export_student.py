@@ -184,8 +184,8 @@ def new_folder(out):
                     old.rename(out)
                 raise
     except OSError as error:
-        raise UserError(f'--out {given}: cannot be written ({error.strerror or reason(error)}); what was there before '
-                        f'is whole') from error
+        raise UserError(f'--out {given}: cannot be written ({error.strerror or reason(error)}); an earlier file is '
+                        f'unchanged') from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -120,10 +120,12 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
     if 'train' in folders and folders & {*TEST_SPLITS}:
         parts, classes = open_sources(SimpleNamespace(data_dir=str(folder), val_fraction=None))
-        train, flags = parts['train'], [] if 'val' in parts else ['--val_fraction', VAL_FRACTION]
+        train, flags, share = parts['train'], [], 1.0
+        if 'val' not in parts:
+            flags, share = ['--val_fraction', VAL_FRACTION], 1 - float(VAL_FRACTION)
     else:
         train, classes = open_whole(SimpleNamespace(data_dir=str(folder), split=SHARES))
-        flags = ['--split', SHARES]
+        flags, share = ['--split', SHARES], float(SHARES.split(',')[0])
     counts = train.labels.bincount(minlength=len(classes)).tolist()
     if len(classes) < 2:
         raise UserError(f'FOLDER {folder}: holds the class {printable(classes[0])} alone; give two or more')
@@ -134,7 +136,7 @@ def divide_folder(folder: Path) -> tuple[list[str], int]:
     whole = 'image' if '--split' in flags else 'training image'
     print(f'{folder}: {len(classes)} classes, {counted(len(train.labels), whole)}, ' + (
         f'divided by {" ".join(flags)}' if flags else 'and validation and test images'))
-    return flags, len(train.labels)
+    return flags, round(share * len(train.labels))
 
 
 def find_net(net: str, weights: str | None, image_size: int, label: str) -> tuple[str, list[str], dict]:

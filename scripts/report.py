@@ -59,9 +59,9 @@ def is_search(folder: Path) -> bool:
 
 
 def main():
-    parser = Parser(description='Write the report of a table, finished or not.')
+    parser = Parser(description='Write the report of a table or a search, finished or not.')
     parser.add_argument('table', metavar='TABLE', help='the name of a table in scripts/tables, another table file, or '
-                                                       'the folder of its runs, save/NAME')
+                                                       'the folder of a table or a search, save/NAME')
     parser.add_argument('--save_dir', type=path, help='the folder of its runs; if omitted, save/TABLE')
     parser.add_argument('--epoch', choices=ACCURACY_KEYS,
                         help="the epoch of the accuracies; if omitted, as in the table's published figures")
@@ -81,7 +81,7 @@ def main():
     if not os.path.isdir(save):
         raise UserError(f'--save_dir {save}: no such folder; scripts/reproduce.py {opt.table} makes it')
     runs = plan_runs(table, str(save), extra_args or flags_of(save))
-    check(table, runs, read_only=True)
+    check(table, save, runs, read_only=True)
     progress = {run: progress_of(run, save / 'logs') for run in runs}
     if opt.figures is not None:
         labels = [row.label for row in table.rows]

@@ -64,7 +64,13 @@ def main():
     if opt.status:
         extra_args = extra_args or flags_of(save)
     table, runs = select_part(table, plan_runs(table, str(save), extra_args), opt.rows, opt.pairs, opt.seeds)
-    check(table, runs, read_only=opt.status)
+    check(table, save, runs, read_only=opt.status)
+    if opt.status:
+        progress = {run: progress_of(run, logs) for run in runs}
+        print(summary(table.name, progress, sum(now.state == RUNNING for now in progress.values())))
+        print(failures(progress, logs), end='')
+        return
+
     devices = slurm.Slurm(opt, table.name, save) if opt.cluster == 'slurm' else \
         Devices(opt.gpu_id, opt.jobs, opt.gpus, opt.trial_parallel)
     check_batches(runs, devices.gpus or 1)
@@ -76,12 +82,6 @@ def main():
             estimate({run: progress_of(run, logs) for run in runs}, flags, threads,
                      len(devices.flags) * opt.trial_parallel)
         return
-    if opt.status:
-        progress = {run: progress_of(run, logs) for run in runs}
-        print(summary(table.name, progress, sum(now.state == RUNNING for now in progress.values())))
-        print(failures(progress, logs), end='')
-        return
-
     train = devices.run if opt.cluster == 'slurm' else Local(table.name, logs, devices, opt.trial_parallel).run
     progress = run_table(table, runs, save, train, extra_args, opt.retry)
     if any(now.state != DONE for now in progress.values()):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import search_report, search_results, slurm
 from experiments.devices import Devices
 from experiments.final_table import KINDS, PUBLISHED, TUNED, final_runs, make_final
-from experiments.folder_check import check, claim, flags_of
+from experiments.folder_check import check, flags_of, note_owner
 from experiments.local import Local
 from experiments.planned_run import check_batches, parse_known_flags, select_cells
 from experiments.progress import DONE, failures, progress_of
@@ -73,7 +73,7 @@ def main():
     if opt.status:
         search.open(is_new=False)
         print(search.summary())
-        show(search_results.text(search_results.collect(search)))
+        show(search_results.text(search_results.row_results(search)))
         return
 
     search.check_ranges()
@@ -82,7 +82,7 @@ def main():
     check_batches([*search.planner.runs.values()], runner.gpus or 1)
     teachers = begin(search, runner, opt.retry)
     runner.run(teachers, search)
-    results = search_results.collect(search)
+    results = search_results.row_results(search)
     is_over, has_final = search.is_over(), opt.final_seeds and any(result.best for result in results)
     progress = train_final(opt, search, extra_args, until) if is_over and has_final else {}
     if any(result.trials for result in results):
@@ -102,7 +102,7 @@ def train_final(opt, search, extra_args, until):
     folder, logs = search.save / 'final', search.save / 'final/logs'
     whole = search_report.open_search(search.save, extra_args)
     table, runs = make_final(whole, opt.final_seeds, opt.final_rows, extra_args)
-    check(table, runs)
+    check(table, folder, runs)
     part = final_runs(runs, search.table)
     print(f'final runs: {", ".join(opt.final_rows)} values of each row with {opt.final_seeds} seeds, '
           f'{search.save}/final.toml', flush=True)
@@ -126,9 +126,9 @@ def begin(search, runner, retry):
     lock = FolderLock(search.save, shared=True)
     lock.wait()
     try:
-        check(search.table, teachers)
+        check(search.table, search.save, teachers)
         search.open()
-        claim(search.table, search.save, search.planner.extra_args)
+        note_owner(search.table, search.save, search.planner.extra_args)
         if retry:
             search.retry()
         progress = {run: progress_of(run, search.logs) for run in teachers}

@@ -175,7 +175,7 @@ def read_test_set(comparison, names):
 
 def main():
     opt, students = options()
-    device = select_device(opt.gpu_id, quiet=True)
+    device = select_device(opt.gpu_id, only_check=True)
     data = get_dataloaders(opt.data, device, inputs=opt.inputs)
     teacher, *students = load_nets(opt, students, data, device)
     comparison = Comparison(teacher, students, data, opt, numbers=select_images(data, opt))

@@ -265,6 +265,15 @@ def test_a_part_of_a_table(whole, rows, pairs, seeds, names):
     assert part.seeds == {'7': [7], '9,5': [5, 9], '5': [5], None: [7, 5, 9]}[seeds]
 
 
+def test_rows_with_commas_in_their_names(tmp_path):
+    rows = {'KD, tuned': 'kd', 'KD, published': 'kd -a 0.5', 'AT': 'attention'}
+    table = read_table(write_table(tmp_path / 'mini.toml', rows=rows))
+    part, _ = select_part(table, plan_runs(table, 'save', []), 'AT,KD,tuned', None, None)
+    assert [row.label for row in part.rows] == ['KD, tuned', 'AT']
+    with pytest.raises(UserError, match='^--rows KD: .* does not have it'):
+        select_part(table, [], 'AT, KD', None, None)
+
+
 @pytest.mark.parametrize('rows, pairs, seeds, said', [
     ('KT', None, None, '--rows KT: {} does not have it; there are: HKD, KD, SemCKD, Student'),
     (None, 'resnet8', None, '--pairs resnet8: {} does not have it; there are: resnet14 -> resnet8, resnet20 -> '
@@ -693,6 +702,8 @@ def test_no_submitit_and_no_slurm(call, tmp_path, monkeypatch, capsys):
     write_table(Path('mini.toml'))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setitem(sys.modules, 'submitit', None)
+        call(reproduce.main, 'mini.toml', '--cluster', 'slurm', '--status')
+        assert 'mini: 0 done' in capsys.readouterr().out
         call(reproduce.main, 'mini.toml', '--cluster', 'slurm')
     assert caught.value.code == 2
     assert one_line(capsys) == '--cluster slurm: submitit is not installed; pip install submitit'

@@ -472,7 +472,7 @@ def test_nothing_is_lost(call, run, tmp_path, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setitem(FORMATS, 'pt2', dataclasses.replace(FORMATS['pt2'], write=full))
     line = fails(call, capsys, export_student.main, run, '--out', tmp_path / 'earlier', '--formats', 'pt2')
-    assert 'No space left on device' in line and 'what was there before is whole' in line
+    assert 'No space left on device' in line and 'an earlier file is unchanged' in line
     assert [file.read_text() for file in (tmp_path / 'earlier').iterdir()] == ['an earlier one']
     assert {path.name for path in tmp_path.iterdir()} == {'full', 'earlier'}
 
@@ -525,7 +525,7 @@ def test_a_file_that_may_not_grow(run, tmp_path, name):
     done = subprocess.run(['bash', '-c', command, sys.executable, export_student.__file__, run, '--out', tmp_path / 'x',
                            '--formats', name], capture_output=True, text=True)
     assert done.returncode == 2 and [line[:7] for line in done.stderr.splitlines()] == ['error: '], done.stderr
-    assert 'what was there before is whole' in done.stderr and not [*tmp_path.iterdir()]
+    assert 'an earlier file is unchanged' in done.stderr and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.usefixtures('here')

@@ -208,6 +208,7 @@ def test_of_the_data(call, small, tmp_path, monkeypatch):
     write_images(tmp_path / 'data' / 'train', 5)
     write_images(tmp_path / 'data' / 'test', 2)
     asked, original = [], train_teacher.get_dataloaders
+    monkeypatch.setattr(dataset.decode, 'SMALL', 0)         # smaller images are decoded by one thread
     pool = dataset.decode.ThreadPoolExecutor
     monkeypatch.setattr(dataset.decode, 'ThreadPoolExecutor', lambda *n: asked.extend(n) or pool(*n))
     monkeypatch.setattr(train_teacher, 'get_dataloaders', lambda *a, **k: asked.append(original(*a, **k)) or asked[-1])

@@ -253,7 +253,8 @@ def test_compare_int8(call, flags, run, tmp_path, monkeypatch, capsys, others):
     (['--distill', 'embed', '--unlabelled', '.'], '--qat: --distill embed does not train'),
     (['--compile'], '--compile: changes how the student computes'), (['--amp', 'bfloat16'], '--amp bfloat16: '),
     (['--fast'], '--fast: '), (['--grad_checkpointing'], '--grad_checkpointing: '), (['--sync_bn'], '--sync_bn: '),
-    (['--drop_path', '0.1'], '--drop_path 0.1: ')])
+    (['--drop_path', '0.1'], '--drop_path 0.1: '),
+    (['--dataset', 'imagenet', '--dali', 'cpu'], '--dali cpu: cannot read the single images that --qat')])
 def test_refused(more, text):
     initial = ['--initial_checkpoint', 'x.pth'] if more else []
     with pytest.raises(UserError) as error:

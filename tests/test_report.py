@@ -22,7 +22,7 @@ from analysis.statistics import Difference, Mean, beyond_by_chance, difference, 
 from distiller_zoo import get_method
 from experiments import report_charts
 from experiments.conclusion import Conclusion, conclude
-from experiments.folder_check import claim
+from experiments.folder_check import note_owner
 from experiments.progress import DONE, FAILED, LEFT, Progress
 from experiments.report import render
 from experiments.report_text import as_csv, compression, figure, latex, markdown, millions, notes, plain
@@ -487,7 +487,7 @@ def test_nothing_yet(tmp_path, monkeypatch, call, capsys):
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     Path('mine.toml').write_bytes((TABLES / 'digits.toml').read_bytes())
-    claim(read_table(Path('mine.toml')), Path('here'), [])
+    note_owner(read_table(Path('mine.toml')), Path('here'), [])
     call(report.main, 'here')
     assert capsys.readouterr().out.endswith('report: here/report.html\n')
     assert read_json(Path('here/table.json'), '') == {'table': 'mine', 'file': os.path.abspath('mine.toml'),

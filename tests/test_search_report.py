@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import search_charts, search_rows, study
-from experiments.folder_check import claim
+from experiments.folder_check import note_owner
 from experiments.plan import plan_runs
 from experiments.search import ERROR, SECONDS, Search
 from experiments.search_conclusion import conclude
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         patch.setattr(os, 'fsync', lambda handle: None)
         search = Search(table, save, [], 12, True)
         search.open()
-        claim(table, save, [])
+        note_owner(table, save, [])
         alone, kd, dkd, sp = search.cells
         add(alone, 'COMPLETE', {}, [50.0, 60.0])
         for alpha, accuracy in ((1.0, 70.0), (10.0, 75.5), (0.1, 65.0)):
@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
 def rows(folder):
     search = Search(read_table(folder / 'mine.toml', has_ranges=True), folder, [], 12, True)
     search.open(is_new=False)
-    return search_rows.collect(search)
+    return search_rows.report_rows(search)
 
 
 def test_the_rows(rows):

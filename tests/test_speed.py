@@ -100,6 +100,13 @@ def test_compile_without_a_compiler(monkeypatch):
         speed_up(torch.nn.Linear(2, 2), opt, CPU)
 
 
+@pytest.mark.parametrize('amp', [None, 'bfloat16'])
+def test_compile_says_what_it_leaves_out(capsys, amp):
+    opt = SimpleNamespace(compile=True, fast=False, batch_size=4, grad_checkpointing=False, amp=amp)
+    speed_up(model_dict['resnet8'](num_classes=4), opt, CPU)
+    assert ('with --amp bfloat16 only the outputs for --teacher_cache' in capsys.readouterr().out) == bool(amp)
+
+
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_sgd_from_zeros_is_sgd(nesterov):
     """The zero momentum before the first step changes no step."""
@@ -348,3 +355,12 @@ def test_cores(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '8')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
     assert one >= 1 and cores() == 2 * one
+
+
+def test_cores_of_srun(monkeypatch):
+    """srun gives each process cores of its own."""
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    monkeypatch.setenv('SLURM_CPUS_PER_TASK', '4')
+    for tasks, total in (('1', cores()), ('8', 32)):
+        monkeypatch.setenv('SLURM_STEP_NUM_TASKS', tasks)
+        assert cores() == total

@@ -19,8 +19,8 @@ from conftest import ROOT
 from experiments import local, search_results, slurm, space, study
 from experiments.devices import Devices
 from experiments.final_table import KINDS, final_runs, make_final
-from experiments.folder_check import claim, flags_of
-from experiments.progress import DONE, FAILED, LEFT, PRUNED, RUNNING, Progress, Record
+from experiments.folder_check import check, flags_of, note_owner
+from experiments.progress import DONE, FAILED, LEFT, MAX_STARTS, PRUNED, RUNNING, Progress, Record
 from experiments.search import Search
 from experiments.table_file import read_table
 from helper.cli import values
@@ -90,7 +90,7 @@ def work(search: Search, accuracy=accuracy, stop=lambda: None) -> None:
 def outcome(search: Search) -> dict:
     """Row -> [(state, values, accuracies by epoch)] of its trials."""
     return {result.label: [(trial.state, trial.values, trial.curve) for trial in result.trials]
-            for result in search_results.collect(search)}
+            for result in search_results.row_results(search)}
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +130,8 @@ def test_the_ranges_of_a_row(tmp_path):
     ('kd_T = "0 .. 4"', 'kd_T = "0 .. 4": 0: give a number above 0 and of at most 10000.0'),
     ('kd_T = [1, "x"]', "kd_T = [1, 'x']: x: give a number above 0"),
     ('kd_T = []', 'kd_T = []: give different values, as [1, 2, 4]'),
+    ('scale = ["0.1 1", "\\""]', "scale = ['0.1 1', '\"']: \": give two numbers, as \"0.08 1.0\""),
+    ('scale = ["0.1 1", ""]', "scale = ['0.1 1', '']: : give two numbers"),
     ('kd_T = [4]', 'kd_T = [4]: one value leaves nothing to search; give more, or give the flag in  flags = "..."'),
     ('kd_T = [true]', 'kd_T = [True]: True: give values, as temperature of the soft labels'),
     ('batch_size = "8.5 .. 64"', 'batch_size = "8.5 .. 64": 8.5: give a whole number of at least 1'),
@@ -196,6 +198,16 @@ def test_what_the_scripts_refuse(call, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'optuna', None)
     assert refused(call, capsys, tune.main, path) == 'tune.py: optuna is not installed; pip install optuna'
     assert {*os.listdir()} == {'x.toml', 'y.toml', 'z.toml'}
+
+
+def test_a_search_without_teachers(tmp_path):
+    """Its folder is checked too."""
+    search = make(tmp_path, 1, path=write(tmp_path / 'x.toml', A='distill = "alone"\nlearning_rate = [0.1, 0.2]\n'))
+    assert search.teacher_runs() == []
+    check(search.table, tmp_path, [])
+    note_owner(replace(search.table, path=Path('other.toml')), tmp_path, [])
+    with pytest.raises(UserError, match='is the folder of the table'):
+        check(search.table, tmp_path, [])
 
 
 # The trials
@@ -280,7 +292,7 @@ def test_hopeless_trials_end_early(tmp_path):
     progress[run].state = LEFT
     search.update(progress, set())
     assert progress[run].state == PRUNED and search.is_over()
-    result, = search_results.collect(search)
+    result, = search_results.row_results(search)
     assert [(trial.state, trial.ended_after, trial.curve) for trial in result.trials][3:] == [
         ('done', None, good), ('ended early', 3, [1.0, 12.0, 12.0])]
     assert (result.best.number, result.best.accuracy, result.count('done')) == (1, 40.0, 4)
@@ -299,7 +311,7 @@ def test_failures(tmp_path):
         else:
             Record(search.logs, run).log.write_text('epoch 1\nerror: the loss is NaN\n')
         search.update(progress, set())
-    kd, at = search_results.collect(search)
+    kd, at = search_results.row_results(search)
     assert ([trial.state for trial in kd.trials], kd.left) == (['done', 'failed', 'done', 'done'], 0)
     assert ([trial.state for trial in at.trials], at.left, at.best, at.command) == (['failed'] * 3, 0, None, None)
     assert at.trials[0].error == ['epoch 1', 'error: the loss is NaN'] and search.is_over()
@@ -315,7 +327,7 @@ def test_values_that_are_refused_together(tmp_path):
     with pytest.raises(UserError, match='row A, resnet14 -> resnet8: --min_lr 0.001: has no effect without --sched'):
         search.check_ranges()
     work(search, lambda opt, epoch: 50.0)
-    trials = search_results.collect(search)[0].trials
+    trials = search_results.row_results(search)[0].trials
     assert search.is_over() and {(trial.state, trial.values['sched']) for trial in trials} == {
         (FAILED, 'step'), (DONE, 'cosine')}
     assert 'has no effect without --sched' in trials[0].error[0]
@@ -363,7 +375,7 @@ def test_the_final_table(tmp_path):
            f'Fixed = "kd --kd_T 3"\n'
     table, options, search = final_of(tmp_path, accuracy, head, KD=ROWS['KD'].replace(', 4', ''), AT=ROWS['AT'])
     pair = 'resnet14 -> resnet8'
-    best = {result.label: result.best.values for result in search_results.collect(search)}
+    best = {result.label: result.best.values for result in search_results.row_results(search)}
     assert [row.label for row in table.rows] == ['Student', 'Fixed', 'KD, tuned', 'KD, published', 'AT, tuned',
                                                  'AT, published']
     assert (table.seeds, table.teacher_seed, table.path) == ([0, 2, 3], 1, tmp_path / 'final.toml')
@@ -421,7 +433,7 @@ def test_the_final_table_of_several_pairs(tmp_path):
             return 50 - opt.kd_T if (opt.model_t, opt.distill) in winners else 10
         return 99 - opt.beta if '_Two' in opt.trial else 50 if (opt.beta == 1000) != is_first else 10
     table, options, search = final_of(tmp_path, by_pair, head, **rows)
-    best = {(result.label, result.pair): result.best.values for result in search_results.collect(search)}
+    best = {(result.label, result.pair): result.best.values for result in search_results.row_results(search)}
     assert {*options} == {
         ('Any, tuned, kd', pairs[0]), ('Any, published, kd', pairs[0]), ('Any, tuned, dkd', pairs[1]),
         ('Any, published, dkd', pairs[1]), ('AT, tuned', pairs[0]), *(('AT, published', pair) for pair in pairs),
@@ -497,6 +509,7 @@ class ToySlurm(slurm.Slurm):
         self.opt, self.name, self.logs = SimpleNamespace(jobs=jobs), 'x', search.logs
         self.signals, self.starts, self.until, self.save = [], Counter(), math.inf, search.save
         self.jobs, self.epochs, self.cancelled, self.most = {}, {}, [], 0      # self.jobs: job -> its run, in the queue
+        self.is_lost = lambda run: False        # whether the jobs of a run end without it
 
     def _queued_jobs(self):
         return {}
@@ -509,6 +522,9 @@ class ToySlurm(slurm.Slurm):
     def _queue(self):
         self.most = max(self.most, len(self.jobs))
         for job, run in [*self.jobs.items()]:
+            if self.is_lost(run):
+                del self.jobs[job]
+                continue
             self.epochs[run] = self.epochs.get(run, 0) + 1
             train(run, self.epochs[run], accuracy)
             if self.epochs[run] == 4 or (job, self.epochs[run]) == ('2', 2) or job in self.cancelled:
@@ -519,14 +535,32 @@ class ToySlurm(slurm.Slurm):
         return Progress(DONE if self.epochs.get(run, 0) >= 4 else RUNNING if run in self.jobs.values() else LEFT)
 
 
-def test_slurm(tmp_path, monkeypatch):
+@pytest.fixture
+def run_on_toy_slurm(monkeypatch):
+    """A function that runs a search on a ToySlurm."""
+    def run(search, toy):
+        monkeypatch.setattr(slurm, 'POLL', 0)
+        monkeypatch.setattr(slurm, 'progress_of', toy.progress_of)
+        monkeypatch.setattr(slurm, 'ask', lambda command, job: toy.cancelled.append(job))
+        toy.run([], search)
+    return run
+
+
+def test_slurm_fails_a_trial_whose_jobs_end_without_it(tmp_path, run_on_toy_slurm):
+    search = make(tmp_path, 3)
+    toy = ToySlurm(search, 2)
+    toy.is_lost = lambda run: run is next(iter(toy.starts))
+    run_on_toy_slurm(search, toy)
+    lost, *others = toy.starts.values()
+    assert search.is_over() and lost == MAX_STARTS and sum(others) == 5 + 1     # ToySlurm kills job 2
+    assert Counter(state for trials in outcome(search).values() for state, *_ in trials)[FAILED] == 1
+
+
+def test_slurm(tmp_path, run_on_toy_slurm):
     """Two jobs at a time until all trials have ended; a killed one is submitted again, a hopeless one is cancelled."""
     search = make(tmp_path, 12)
     toy = ToySlurm(search, 2)
-    monkeypatch.setattr(slurm, 'POLL', 0)
-    monkeypatch.setattr(slurm, 'progress_of', toy.progress_of)
-    monkeypatch.setattr(slurm, 'ask', lambda command, job: toy.cancelled.append(job))
-    toy.run([], search)
+    run_on_toy_slurm(search, toy)
     states = Counter(state for trials in outcome(search).values() for state, *_ in trials)
     assert search.is_over() and states[DONE] + states[PRUNED] == 24 and states[PRUNED] and toy.most == 2
     assert sum(toy.starts.values()) == 25 and len({*toy.cancelled}) <= states[PRUNED]
@@ -568,7 +602,7 @@ def test_the_flags_of_every_run_are_noted(call, tmp_path, monkeypatch, capsys):
     flags = ['--epochs', '3', '--momentum=0.5']
     search = make(Path('save/x'), 2, path=path, arguments=flags)
     work(search)
-    claim(search.table, search.save, flags)
+    note_owner(search.table, search.save, flags)
     for arguments in ([], flags):
         call(tune.main, path, '--status', *arguments)
         assert 'x: 2 done, ' in capsys.readouterr().out

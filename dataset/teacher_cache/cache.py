@@ -43,10 +43,8 @@ class TeacherCache:
         try:
             self._open(repeated_epoch)
         except OSError as error:
-            if self.writable:
-                print(f'--teacher_cache: {printable(self.layout.folder)}: no more outputs are cached '
-                      f'({error.strerror})')
-            self.files, self.writable = {}, False
+            self._stop_caching(error)
+            self.files = {}
 
     def copy_to_device(self) -> None:
         """Keep a copy of all open outputs in the device's memory from now on."""
@@ -131,11 +129,19 @@ class TeacherCache:
                 for field, file in self.files.items():
                     file.write(slots, stored[field].cpu().numpy())
         except OSError as error:
-            self.writable = False
-            print(f'--teacher_cache: {self}: no more outputs are cached ({error.strerror})')
+            self._stop_caching(error)
+
+    def _stop_caching(self, error):
+        if self.writable:
+            print(f'--teacher_cache: {printable(self.layout.folder)}: no more outputs are cached ({error.strerror})')
+        self.writable = False
 
     def __str__(self):
+        return self.describe(self.layout.usage()[0])
+
+    def describe(self, shares: dict[str, float]) -> str:
+        """The files and how full they are. shares: field -> cached share, of Layout.usage(), which reads all files."""
         layout = self.layout
         more = f' and so on, {layout.epochs} files' if (layout.epochs or 1) > 1 else ''
         return ', '.join(f'{printable(layout.path(field, 0))}{more} ({int(1000 * share) / 10:g} % of '
-                         f'{readable_bytes(layout.bytes(field))})' for field, share in layout.usage()[0].items())
+                         f'{readable_bytes(layout.bytes(field))})' for field, share in shares.items())

@@ -98,7 +98,7 @@ def make_layout(opt, needs: tuple, teacher: nn.Module, data) -> Layout:
         identity |= augmentation_settings(opt, loader)
         stem += f'_{zlib.crc32(repr(identity).encode()):08x}'
         slots = loader.n_slots
-        # In another order of the images, others are left out, so that all are needed.
+        # If the order repeats, the images outside the batches are never needed. Otherwise they differ in each epoch.
         used = order.images_in_batches * len(loader.views) if order.repetition.with_order else slots
     else:
         identity = {'forms': VARIANTS, **identity}

@@ -43,7 +43,8 @@ class TeacherOutputLoader:
         if is_cached.all():
             fields = self.cache.get(slots)
         elif not is_cached[is_cached.argmin():].any():
-            # If a killed process has stored the first ones, a smaller batch could round the others in another way.
+            # A smaller batch could round differently. So if a killed process stored only the first outputs of this
+            # batch, compute the whole batch again.
             fields = self._compute(images, slots)
         else:
             missing, cached = np.flatnonzero(~is_cached), np.flatnonzero(is_cached)

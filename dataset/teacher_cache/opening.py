@@ -50,7 +50,7 @@ def open_cache(opt, needs: tuple, teacher: nn.Module, data, device: torch.device
     (shares, needed), free = layout.usage(), shutil.disk_usage(folder).free
     is_full = all(share == 1 for share in shares.values())
     cache.writable &= is_full or needed < free
-    print(f'teacher cache: {cache}')
+    print(f'teacher cache: {cache.describe(shares)}')
     if not is_full:
         room = f'another {readable_bytes(needed)} of {readable_bytes(free)} free'
         print(f'teacher cache: it will take {room}' if cache.writable else
