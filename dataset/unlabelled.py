@@ -27,14 +27,15 @@ def open_unlabelled(opt) -> Source:
     if not os.path.isdir(opt.unlabelled):
         raise UserError(f'{flag}: no such folder; give one with images in it, at any depth, or '
                         f'{shards.PREFIX}FOLDER_OR_URL of tar shards')
+    root = Path(opt.unlabelled)     # without ./ and double slashes, so that `names` do not depend on them
     try:
-        images, others = list_images(opt.unlabelled)
+        images, others = list_images(root)
     except OSError as error:
         raise UserError(f'{flag}: {error.filename}: cannot be read ({error.strerror})') from error
     print_skipped(flag, others)
     if not images:
         raise UserError(f'{flag}: holds no image; images are {" ".join(EXTENSIONS)}')
-    return Split(images, torch.zeros(len(images), dtype=torch.int64), Path(opt.unlabelled), 'unlabelled')
+    return Split(images, torch.zeros(len(images), dtype=torch.int64), root, 'unlabelled')
 
 
 def open_sources(opt) -> tuple[dict[str, Subset], list[str]]:

@@ -1,4 +1,5 @@
 """The table that ends a search: each row with its best values, the published ones and -b auto, over several seeds."""
+import contextlib
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ def make_final(search: Search, n_seeds: int, kinds: list[str], extra_args: list[
     """
     save, file = search.save / 'final', search.save / 'final.toml'
     with locked(file):
+        kinds = [*dict.fromkeys([*kinds, *_earlier_kinds(file)])]
         write_atomically(file, final_text(search, n_seeds, kinds).encode())
         table = read_table(file)
         runs = plan_runs(table, str(save), extra_args)
@@ -40,6 +42,13 @@ def make_final(search: Search, n_seeds: int, kinds: list[str], extra_args: list[
             if option_differences(run):
                 _move_away(run, save / 'replaced')
     return table, runs
+
+
+def _earlier_kinds(file):
+    """Return the kinds of rows that an earlier call has written."""
+    with contextlib.suppress(UserError):        # there is no readable one
+        return [kind for kind in KINDS if any(kind in row.label.split(', ') for row in read_table(file).rows)]
+    return []
 
 
 def final_runs(runs: list[PlannedRun], part: Table) -> list[PlannedRun]:
@@ -61,6 +70,9 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
     The seeds differ from the seed of the search, with which its values were selected.
     """
     space, rows = search.table, _rows(search, kinds)
+    if not rows:
+        raise UserError(f'--final_rows {",".join(kinds)}: no row of {space.path} has such values; give '
+                        f'{TUNED},{PUBLISHED}')
     seeds = itertools.chain(space.seeds[1:], (number for number in itertools.count() if number not in space.seeds))
     pairs = [pair for pair in space.pairs if any(str(pair) in flags for _, flags in rows.values())]
     left_out = [f'{label}: {pair}' for label, (_, flags) in rows.items() for pair in pairs if str(pair) not in flags]
@@ -74,7 +86,7 @@ def final_text(search: Search, n_seeds: int, kinds: list[str]) -> str:
                   if space.auxiliary else {}),
                **({'fetched': space.fetched} if space.fetched else {}),
                **({'teacher_cache': shlex.join(space.teacher_cache[1:]) or True} if space.teacher_cache else {}),
-               'pairs': [' '.join([str(pair), shlex.join(pair.flags)]).strip() for pair in pairs],
+               'pairs': [f'{shlex.quote(pair.teacher)} -> {shlex.join([pair.student, *pair.flags])}' for pair in pairs],
                **({'left_out': left_out} if left_out else {})}
     lines = ['# Written by scripts/tune.py from the results of the search in this folder.',
              *(f'{key} = {_toml(value)}' for key, value in content.items()), '\n[rows]',

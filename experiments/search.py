@@ -285,7 +285,11 @@ def curve_of(run: PlannedRun) -> list[float]:
 
 def _differences(before: dict, cell: Cell) -> list[str]:
     """Return how a definition differs from a cell's: 'epochs 4, not 9'. Flags that are new have their default."""
-    texts = []
+    texts, start = [], 'options of '
+    methods, methods_before = ([key.removeprefix(start) for key in definition if key.startswith(start)]
+                               for definition in (cell.definition, before))
+    if methods != methods_before:
+        return [f'methods {", ".join(methods_before)}, not {", ".join(methods)}']
     for key in {**before, **cell.definition}:
         old, new = before.get(key), cell.definition.get(key)
         if not isinstance(old, dict) or not isinstance(new, dict):

@@ -131,14 +131,20 @@ def _parse_range(key, value, methods, source):
     low, high = (_number(known[name], end, label) for end in match.group(2, 3))
     if not low < high:
         raise UserError(f'{label}: give the smaller number first')
+    if not math.isfinite(high - low):
+        raise UserError(f'{label}: the range is too wide; give smaller numbers')
     if match[1] and low <= 0:
         raise UserError(f'{label}: a logarithmic range has numbers above 0; give another, or leave "log" out')
-    return Range(name, value.strip(), low=low, high=high, is_log=bool(match[1]))
+    part = Range(name, value.strip(), low=low, high=high, is_log=bool(match[1]))
+    if not part.is_whole and len({part.rounded(low + step / 100 * (high - low)) for step in range(101)}) < 50:
+        raise UserError(f'{label}: values have four significant digits, and too few lie between these ends; give a '
+                        f'wider range, or a list')
+    return part
 
 
 def _choices(action, name, text, values, label):
     """Return a range of choices. Raises UserError for one that the flag does not accept."""
-    if not values or len({str(value) for value in values}) < len(values):
+    if not values or any(value in values[:i] for i, value in enumerate(values)):       # 1 equals 1.0
         raise UserError(f'{label}: give different values, as [1, 2, 4]')
     for value in values:
         if not isinstance(value, (str, int, float)):

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,9 @@ def optuna():
 def open_storage(path: Path):
     """Return the storage in a file, which is made if it is missing. Raises UserError for a damaged one."""
     journal = optuna().storages.journal
-    with locked(path):
-        _cut_unfinished_line(path)
     try:
+        with locked(path):
+            _cut_unfinished_line(path)
         storage = optuna().storages.JournalStorage(journal.JournalFileBackend(str(path), _Lock(path)))
         for line in path.read_bytes().splitlines()[-1:]:
             json.loads(line)        # Optuna accepts a damaged last line until another one follows
@@ -66,13 +67,18 @@ class _Lock:
 
 
 def _cut_unfinished_line(path):
-    """Remove a last line that a killed process has not finished: Optuna could not read the file any more."""
-    if path.exists():
-        with open(path, 'rb+') as file:
-            content = file.read()
-            whole = content.rfind(b'\n') + 1
-            if whole < len(content):
-                file.truncate(whole)
+    """Remove a last line that a killed process has not finished: Optuna could not read the file any more.
+
+    Raises ValueError for a file that is no journal of Optuna.
+    """
+    content = path.read_bytes() if path.exists() else b''
+    *lines, last = content.split(b'\n')
+    for line in lines[:1] + lines[-1:]:
+        json.loads(line)['op_code']
+    if last and not last.startswith(b'{'):
+        raise ValueError('its last line is none of Optuna')
+    if last:
+        os.truncate(path, len(content) - len(last))
 
 
 def open_study(storage, name: str, is_new: bool):
@@ -95,7 +101,14 @@ def next_values(row: Row, trials: list, published: list[dict], seed_text: str) -
         values = _draw(row, trials, given, f'{seed_text}, trial {len(trials)}, attempt {attempt}')
         if values not in tried:
             return values
-    return next((untried for untried in _combinations(row) if untried not in tried), values)
+    # TPE prefers a method without untried values: take another one.
+    if untried := next((values for values in _combinations(row) if values not in tried), None):
+        return untried
+    with_numbers = [method for method in row.methods if _count(method, row) == math.inf]
+    if not with_numbers:
+        return values
+    given = {METHOD: with_numbers[len(trials) % len(with_numbers)]} if len(row.methods) > 1 else {}
+    return _draw(row, trials, given, f'{seed_text}, trial {len(trials)}')
 
 
 def _draw(row, trials, given, seed_text):
@@ -133,8 +146,8 @@ def _distribution(part):
 
 
 def _combinations(row) -> Iterator[dict]:
-    """All values of a row without real numbers, in order."""
-    for method in row.methods:
+    """All values of the methods of a row that have no range of real numbers, in order."""
+    for method in [method for method in row.methods if _count(method, row) < math.inf]:
         parts = ranges_of(method, row.ranges)
         names = [*([METHOD] if len(row.methods) > 1 else []), *(part.name for part in parts)]
         each = [part.choices or range(part.low, part.high + 1) for part in parts]
@@ -144,7 +157,11 @@ def _combinations(row) -> Iterator[dict]:
 
 def count(row: Row) -> float:
     """Return the number of different trials of a row; infinite with a range of real numbers."""
-    return sum(math.prod(part.count for part in ranges_of(method, row.ranges)) for method in row.methods)
+    return sum(_count(method, row) for method in row.methods)
+
+
+def _count(method, row):
+    return math.prod(part.count for part in ranges_of(method, row.ranges))
 
 
 def add_trial(study, row: Row, values: dict, retry_of: int | None = None):

@@ -10,8 +10,8 @@ from helper.errors import UserError, nearest, printable, reason
 from helper.files import open_regular
 from models.find import check_name
 
-from .space import ALONE, METHOD, Range, parse_row
-from .table_flags import check_flags, check_method
+from .space import ALONE, METHOD, OTHER_DATA, Range, parse_row
+from .table_flags import REFUSED, check_flags, check_method
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 SPACES = TABLES.with_name('spaces')
@@ -235,7 +235,9 @@ def _row(label, text, source):
 def _row_of_ranges(label, content):
     methods, flags, ranges = parse_row(content, f'row {label}')
     flags = tuple(_split(flags, f'row {label}: flags'))
-    check_flags([*flags], f'row {label}: flags')
+    check_flags([*flags], f'row {label}: flags', REFUSED | {
+        f'--{name.replace("_", "-")}': 'the trials of a search are compared on the same images; give it in options'
+        for name in OTHER_DATA})
     return Row(label, methods[0], flags, ranges)
 
 

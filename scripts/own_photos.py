@@ -6,12 +6,13 @@ python scripts/own_photos.py best SAVE
 plan checks the folder and the nets, and writes SAVE/own_photos.toml for reproduce.py. best writes SAVE/best.txt (the
 folder of the student with the highest validation accuracy), SAVE/examples (some test images) and SAVE/summary.txt.
 """
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import sys
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 # isort: split
 from analysis.runs import read_run
 from dataset.folder import open_sources, open_whole
+from dataset.image import read_rgb
 from dataset.source import TEST_SPLITS
 from dataset.split import divide
 from experiments.plan import plan_runs
@@ -48,12 +50,14 @@ EXAMPLES = 6                    # test images that are predicted at the end
 
 
 def plan(save: Path, arguments: list[str]) -> None:
-    """Write the table for FOLDER [TEACHER] [STUDENT] [flags]. If there are runs already, it stays as it is.
+    """Write the table for FOLDER [TEACHER] [STUDENT] [flags].
 
+    A table with runs, and an edited one of the same command, stay as they are.
     Raises UserError for a folder or a net that cannot be used, and for runs of other arguments.
     """
     opt, run_flags = parse(arguments)
     command = printable(shlex.join(['own_photos.sh', *(a for a in arguments if a != '--estimate')]))
+    check_folders(save, Path(opt.folder))
     if any((save / name).exists() for name in ('models', 'student_model')):
         check_same_command(save, command)
         print(f'{save}: continues')
@@ -71,7 +75,7 @@ def plan(save: Path, arguments: list[str]) -> None:
     # The student alone preprocesses test images as the distilled ones do: like the teacher, unless it is pretrained.
     test_flags = [] if is_pretrained_s else test_image_flags(preprocessing, [*options, *run_flags])
     make_folder(save, f'SAVE {save}')
-    write_atomically(save / TABLE, Path(__file__).with_name(TABLE).read_text().format(
+    write_table(save / TABLE, command, Path(__file__).with_name(TABLE).read_text().format(
         command=command, title=toml_string(f'Photographs of {Path(opt.folder).resolve().name}'),
         options=toml_string(shlex.join(options)),
         teacher_options=toml_string(shlex.join(
@@ -79,9 +83,32 @@ def plan(save: Path, arguments: list[str]) -> None:
         student_options=toml_string(shlex.join(
             [*student_flags, *schedule_flags(opt.epochs, is_pretrained_s), *test_flags, *run_flags])),
         pair=toml_string(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
-        warmup=max(1, opt.epochs // 10)).encode())
+        warmup=max(1, opt.epochs // 10)))
     print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up to '
           f'{opt.epochs}')
+
+
+def check_folders(save: Path, folder: Path) -> None:
+    """Raise UserError for a SAVE among the images, or with a folder `examples` of the user's own."""
+    if not os.path.abspath(folder).isprintable():
+        raise UserError(f'FOLDER {os.path.abspath(folder)}: has an unprintable character in its name; rename it')
+    if folder.resolve() in (save.resolve(), *save.resolve().parents):
+        raise UserError(f'SAVE {save}: lies in FOLDER {folder}, whose folders are the classes; set another one, '
+                        f'SAVE=save/NAME')
+    if (save / 'examples').exists() and not (save / TABLE).exists():
+        raise UserError(f'SAVE {save}: has a folder `examples` already; set another one, SAVE=save/NAME')
+
+
+def write_table(file: Path, command: str, text: str) -> None:
+    """Write the table. One of the same command stays, because it may have been edited; another one is renamed."""
+    if file.exists() and (earlier := read_text(file, f'{file}:')) != text:
+        if earlier.startswith(f'# {command}\n'):
+            print(f'{file}: stays as it is, with your changes')
+            return
+        old = next(path for number in count(1) if not (path := file.with_name(f'{file.name}.{number}')).exists())
+        os.replace(file, old)
+        print(f'{file}: was written for another command; that file is now {old}')
+    write_atomically(file, text.encode())
 
 
 def parse(arguments: list[str]):
@@ -244,11 +271,21 @@ to change rows or seeds: edit {save / TABLE}, and give the same command again
 
 
 def copy_examples(files: list[str], folder: Path) -> None:
-    """Copy about EXAMPLES of these files into a new folder, each with its class in its name."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for file in files[::-(-len(files) // EXAMPLES)]:
-        shutil.copy(file, folder / '_'.join(Path(file).parts[-2:]))
+    """Copy EXAMPLES of these files, if they are readable, into a folder, each with its class in its name.
+
+    Earlier copies are removed. Raises UserError for other files in the folder.
+    """
+    names = {'_'.join(Path(file).parts[-2:]): file for file in files}
+    folder.mkdir(exist_ok=True)
+    if foreign := sorted({*os.listdir(folder)} - names.keys()):
+        raise UserError(f'{folder}: holds {listed(foreign, 3)}, which is no copy of a test image; move it away')
+    for earlier in folder.iterdir():
+        earlier.unlink()
+    wanted = [*names][::-(-len(names) // EXAMPLES)]
+    for name in wanted:
+        with contextlib.suppress(UserError):        # --skip_bad_images: unreadable
+            read_rgb(names[name])
+            shutil.copy(names[name], folder / name)
 
 
 def test_files(opt) -> list[str]:

@@ -820,3 +820,11 @@ def test_every_net(tmp_path, arch):
         with RuntimeProcess(file) as process:
             found = np.concatenate([process.run(part.numpy())[0] for part in (images[:1], images[1:])])
         assert np.abs(found - logits).max() <= 1e-4 * max(1e-3, np.abs(logits).max()), name
+
+
+def test_predictions_replace_no_photograph(call, tmp_path, capsys):
+    """As in  predict.py EXPORT --output *.jpg, where the first photograph becomes the output."""
+    photo = tmp_path / 'a.jpg'
+    photo.write_bytes(b'mine')
+    line = fails(call, capsys, predict.main, 'export', tmp_path / 'b.jpg', '--output', photo)
+    assert f'--output {photo}: exists, and is no .csv, .json or .txt file' in line and photo.read_bytes() == b'mine'

@@ -1,6 +1,7 @@
 """scripts/own_photos.py: the table of runs for a folder of photographs, and the best student of finished runs."""
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import train_teacher
 from experiments.plan import plan_runs
 from experiments.table_file import read_table
 from helper.checkpoint import save_checkpoint
+from helper.errors import UserError
 from models.find import build
 from options import student_options, teacher_options
 from scripts import own_photos
@@ -160,6 +162,44 @@ def test_the_best_student(plan, photos, call, tmp_path, capsys):
     with pytest.raises(SystemExit):
         call(own_photos.main, 'best', save)
     assert str(runs[3].folder) in capsys.readouterr().err
+
+
+def test_earlier_tables_stay(plan, photos, tmp_path, capsys):
+    """One of the same command with its edits; one of another command under another name."""
+    folder, table = photos(), tmp_path / 'save' / own_photos.TABLE
+    plan(folder, *NETS, '--epochs', 1)
+    edited = table.read_text() + 'CRD = "crd"\n'
+    table.write_text(edited)
+    assert [row.label for row in plan(folder, *NETS, '--epochs', 1).rows][-1] == 'CRD'
+    assert f'{table}: stays as it is, with your changes\n' in capsys.readouterr().out
+    assert [row.label for row in plan(folder, *NETS, '--epochs', 2).rows][-1] == 'ReviewKD'
+    assert f'that file is now {table}.1\n' in capsys.readouterr().out
+    assert table.with_name(f'{table.name}.1').read_text() == edited
+
+
+@pytest.mark.parametrize('save, said', [('photos', 'lies in FOLDER'), ('photos/sub', 'lies in FOLDER'),
+                                        ('mine', 'has a folder `examples` already')])
+def test_folders_of_the_user_are_refused(photos, call, tmp_path, monkeypatch, capsys, save, said):
+    folder = photos()
+    (tmp_path / 'mine' / 'examples').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        call(own_photos.main, 'plan', save.replace('photos', str(folder)), folder, *NETS)
+    assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_examples_are_copies(photos, tmp_path):
+    """Unreadable images are left out, files of the user stay."""
+    files = [str(file) for file in sorted(photos().glob('*/*'))]
+    Path(files[0]).write_bytes(b'')
+    own_photos.copy_examples(files, tmp_path / 'examples')
+    own_photos.copy_examples(files, tmp_path / 'examples')
+    names = {file.name for file in (tmp_path / 'examples').iterdir()}
+    assert len(names) == own_photos.EXAMPLES - 1 and '_'.join(Path(files[0]).parts[-2:]) not in names
+    (tmp_path / 'examples' / 'mine.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='examples: holds mine.jpg, which is no copy of a test image'):
+        own_photos.copy_examples(files, tmp_path / 'examples')
+    assert names < {file.name for file in (tmp_path / 'examples').iterdir()}
 
 
 def test_test_files_of_a_split(photos):

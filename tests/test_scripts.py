@@ -653,6 +653,8 @@ arguments = sys.argv[1:]
 with open(os.environ['ASKED'], 'a') as file:
     file.write(json.dumps(arguments) + chr(10))
 value = lambda flag: arguments[len(arguments) - arguments[::-1].index(flag)]        # the last one counts
+if arguments[0].endswith(os.environ.get('FAIL', '-')):
+    sys.exit(2)
 if 'train' in arguments[0]:
     save, data = Path(value('--save_dir')), value('--dataset')
     if 'teacher' in arguments[0]:
@@ -856,6 +858,20 @@ def test_the_steps_for_own_photographs(shell, tmp_path):
     done, asked = shell('own_photos.sh', *arguments, '--estimate')
     assert [Path(line[0]).name for line in asked if line[0] != '-m'] == ['own_photos.py', 'reproduce.py']
     assert asked[-1][-2:] == ['--dry-run', '--estimate']
+
+
+@pytest.mark.parametrize('is_new', [False, True])
+def test_own_photographs_where_the_export_fails(shell, tmp_path, is_new):
+    """Without a new config.json the script ends, and an earlier export stays; with one it continues."""
+    save = tmp_path / 'with a space'
+    (save / 'export').mkdir(parents=True)
+    for file in ('best.txt', 'summary.txt', 'export/config.json', 'export/MODEL_CARD.md'):
+        (save / file).write_text('x\n')
+    os.utime(save / 'export' / 'config.json', (0, 10**12 if is_new else 0))
+    done, asked = shell('own_photos.sh', str(tmp_path), FAIL='export_student.py')
+    assert done.returncode == (0 if is_new else 2), done.stderr
+    assert Path(asked[-1][0]).name == ('predict.py' if is_new else 'export_student.py')
+    assert ('complete without the file in 8 bits' in done.stdout) == is_new and (save / 'export/MODEL_CARD.md').exists()
 
 
 def test_a_script_with_the_real_python(tree, tmp_path):

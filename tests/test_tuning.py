@@ -129,6 +129,10 @@ def test_the_ranges_of_a_row(tmp_path):
     ('lr = "0.1 .. 1"', 'lr = "0.1 .. 1": no such flag; here it is --learning_rate'),
     ('kd_T = "0 .. 4"', 'kd_T = "0 .. 4": 0: give a number above 0 and of at most 10000.0'),
     ('kd_T = [1, "x"]', "kd_T = [1, 'x']: x: give a number above 0"),
+    ('kd_T = [1, 1.0, 2]', 'kd_T = [1, 1.0, 2]: give different values, as [1, 2, 4]'),
+    ('alpha = "4 .. 4.01"', 'alpha = "4 .. 4.01": values have four significant digits, and too few lie between these'),
+    ('dkd_beta = "-1e308 .. 1e308"', 'dkd_beta = "-1e308 .. 1e308": '),
+    ('flags = "--val_fraction 0.5"', 'flags: --val_fraction: the trials of a search are compared on the same images; '),
     ('kd_T = []', 'kd_T = []: give different values, as [1, 2, 4]'),
     ('scale = ["0.1 1", "\\""]', "scale = ['0.1 1', '\"']: \": give two numbers, as \"0.08 1.0\""),
     ('scale = ["0.1 1", ""]', "scale = ['0.1 1', '']: : give two numbers"),
@@ -223,6 +227,15 @@ def test_the_first_trials_are_published(tmp_path):
     assert first == {'distill': 'kd', 'kd_T': 4} and second == {'distill': 'dkd', 'kd_T': 4, 'beta': 1.0}
     arguments = [run.arguments for run in search.cells[0].runs.values()]
     assert all('--no_test' in words for words in arguments) and arguments[1][arguments[1].index('--beta') + 1] == '1.0'
+
+
+def test_a_method_without_untried_values(tmp_path):
+    """It is the best one, but has a single trial: the other one gets the rest."""
+    rows = {'A': 'distill = ["kd", "attention"]\nbeta = "log 0.1 .. 10"\n'}
+    search = make(tmp_path, 15, path=write(tmp_path / 'x.toml', **rows))
+    work(search, lambda opt, epoch: 90.0 if opt.distill == 'kd' else 10.0)
+    values = [values for _, values, _ in outcome(search)['A']]
+    assert len(values) == 15 and values.count({'distill': 'kd'}) == 1
 
 
 def test_a_row_with_few_different_values(tmp_path):
@@ -408,6 +421,30 @@ def test_the_final_table_with_measured_weights(tmp_path):
     assert (auto['AT, auto'].batch_size, auto['DKD, auto'].kd_T, auto['Two, auto'].kd_T) == (64, 4, 3)
 
 
+def test_final_rows_of_several_calls(tmp_path):
+    """They stay in the table; a call without any row is refused before it writes."""
+    search = make(tmp_path, 3, path=write(tmp_path / 'x.toml', KD='distill = "kd"\nkd_T = [1, 2, 4]\n'))
+    work(search)
+    with pytest.raises(UserError, match='--final_rows auto: no row of .* has such values'):
+        make_final(search, 1, ['auto'], [])
+    assert not (tmp_path / 'final.toml').exists()
+    make_final(search, 1, ['tuned'], [])
+    table, _ = make_final(search, 1, ['published'], [])
+    assert [row.label for row in table.rows] == ['KD, tuned', 'KD, published']
+
+
+def test_the_final_table_of_a_net_with_a_space_in_its_path(tmp_path):
+    file = tmp_path / 'my nets' / 'net.py'
+    file.parent.mkdir()
+    file.write_text('from models import model_dict\n\n\ndef small(num_classes):\n'
+                    '    return model_dict["resnet8"](num_classes=num_classes)\n')
+    head = HEAD.replace('resnet14 -> resnet8', f"resnet14 -> '{file}:small'")
+    search = make(tmp_path, 1, path=write(tmp_path / 'x.toml', head, KD=ROWS['KD']))
+    work(search)
+    table, _ = make_final(search, 1, ['tuned', 'published'], [])
+    assert table.pairs[0].student == f'{file}:small'
+
+
 def test_the_final_runs_of_a_part(tmp_path):
     """Rows of other calls stay in the table; only those of this call are trained."""
     _, _, search = final_of(tmp_path, accuracy)
@@ -564,6 +601,23 @@ def test_slurm(tmp_path, run_on_toy_slurm):
     states = Counter(state for trials in outcome(search).values() for state, *_ in trials)
     assert search.is_over() and states[DONE] + states[PRUNED] == 24 and states[PRUNED] and toy.most == 2
     assert sum(toy.starts.values()) == 25 and len({*toy.cancelled}) <= states[PRUNED]
+
+
+@pytest.mark.parametrize('content', [b'my notes', b'my notes\n and more', bytes(20), b'{"a": 1}\n{'])
+def test_a_file_that_is_no_study_stays(tmp_path, content):
+    file = tmp_path / 'study.log'
+    file.write_bytes(content)
+    with pytest.raises(UserError, match='study.log: no study that can be read .* move it away'):
+        make(tmp_path, 1)
+    assert file.read_bytes() == content
+
+
+def test_an_unfinished_line_is_removed(tmp_path):
+    work(make(tmp_path, 1))
+    file = tmp_path / 'study.log'
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"op_code": 5, "stu')
+    assert make(tmp_path, 1).is_over() and file.read_bytes() == whole
 
 
 def test_a_damaged_study(tmp_path):

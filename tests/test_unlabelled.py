@@ -1,6 +1,7 @@
 """--unlabelled: training images without labels, beside the labelled ones and alone."""
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import train_student
 from dataset import get_dataloaders
 from dataset.teacher_cache.loader import TeacherOutputLoader
 from dataset.teacher_cache.opening import open_cache
+from dataset.unlabelled import open_unlabelled
 from distiller_zoo import distiller_dict, get_method
 from helper.compile import compile_forward
 from helper.errors import UserError
@@ -51,6 +53,14 @@ def indices(loader, epoch=1):
     """The numbers of the unlabelled images in an epoch, in their order."""
     loader.order.epoch = epoch
     return torch.cat([index[len(target):] for _, target, index in loader]).tolist()
+
+
+def test_the_spelling_of_the_folder(images):
+    """It changes neither the names of the images nor the checksum."""
+    first, *others = (open_unlabelled(SimpleNamespace(unlabelled=text)) for text in (
+        str(images), f'{images}/', f'{images.parent}/./{images.name}', f'{images.parent}//{images.name}'))
+    for other in others:
+        assert other.names == first.names and other.checksum() == first.checksum()
 
 
 # Batches
