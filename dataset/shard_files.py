@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import threading
-import time
 import zlib
 from pathlib import Path
 
 from helper.cli import readable_bytes
 from helper.errors import UserError, import_optional, reason
-from helper.files import UNFINISHED, locked, make_folder, write_atomically
+from helper.files import locked, make_folder, remove_unfinished, write_atomically
 from helper.launch import block_ctrl_c
 
 from .order import WINDOW
@@ -102,10 +101,7 @@ class RemoteShards:
     def _make_room(self, needed):
         """Remove files until one of `needed` bytes fits; several that are fetched at once can exceed the limit."""
         with locked(self.folder / 'room'):
-            for path in self.folder.glob(f'.*{UNFINISHED}'):      # of a process that was killed
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > 3600:
-                        path.unlink()
+            remove_unfinished(self.folder, least_age=3600)
             files = []
             for path in self.folder.glob('*.tar'):
                 with contextlib.suppress(FileNotFoundError):

@@ -140,6 +140,14 @@ def make_folder(folder: Path, given: str | None = None) -> None:
                         f'give {wanted}') from error
 
 
+def remove_unfinished(folder: Path, least_age: float) -> None:
+    """Remove unfinished files that killed processes have left; only those older than `least_age` seconds."""
+    for file in folder.glob(f'.*{UNFINISHED}'):
+        with contextlib.suppress(OSError):
+            if not least_age or time.time() - file.stat().st_mtime > least_age:
+                file.unlink()
+
+
 class FolderLock:
     """Lets one run at a time write into a folder. The lock ends with its process.
 
@@ -163,10 +171,7 @@ class FolderLock:
             if error.errno not in NO_LOCKS:
                 raise UserError(f'{self._lock.lock_file}: cannot be opened ({error.strerror}); give another '
                                 f'--save_dir or --trial') from error
-        for file in self.folder.glob(f'.*{UNFINISHED}'):
-            with contextlib.suppress(OSError):
-                if not self.least_age or time.time() - file.stat().st_mtime > self.least_age:
-                    file.unlink()
+        remove_unfinished(self.folder, self.least_age)
         return True
 
     def wait(self) -> None:
