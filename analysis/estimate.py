@@ -118,7 +118,8 @@ def estimate(opt, module, data, precision: Precision, device: torch.device, chec
     step, optimizer = _step_seconds(module, data, opt, precision, device, opt.learning_rate)
     validate_module = functools.partial(module.validate, split=data.selection_split)
     validation = _validation_seconds(validate_module, data.selection_loader, device)
-    if data.val_loader is not None:     # the test set is measured at the end, for the best and the last weights
+    # With a validation set, the test set is measured at the end, for the best and the last weights.
+    if data.val_loader is not None and not opt.no_test:
         after = 2 * _validation_seconds(validate_module, data.test_loader, device)
     epoch, memory = steps * step + validation, _peak_bytes(device)
 

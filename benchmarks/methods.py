@@ -21,7 +21,7 @@ def training(method, opt, device):
 
 def peak(method, opt):
     """The peak memory of a round in MiB, after a round to warm up."""
-    device = select_device(opt.gpu_id, quiet=True)
+    device = select_device(opt.gpu_id, only_check=True)
     train = training(method, opt, device)
     train()
     reset_peak_memory(device)

@@ -42,7 +42,7 @@ class Recipe:
 
     def __init__(self, fast, pair, opt):
         self.fast, self.pair, self.opt = fast, pair, opt
-        self.device = select_device(opt.gpu_id, quiet=True)
+        self.device = select_device(opt.gpu_id, only_check=True)
         self.precision = Precision(opt.amp if fast else None, self.device)
         if fast and opt.fast:
             torch.set_float32_matmul_precision('high')

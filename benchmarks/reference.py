@@ -40,7 +40,7 @@ def main():
     add('--gpu_id', default='0')
     opt = parser.parse_args()
 
-    device = select_device(opt.gpu_id, quiet=True)
+    device = select_device(opt.gpu_id, only_check=True)
     writer = SummaryWriter(opt.save_dir)
     train_images, test_images = (PerImage(*read(Path(opt.data_dir), split), split == 'train')
                                  for split in ('train', 'test'))

@@ -19,7 +19,7 @@ from .source import SourceError, Subset, sample_indices
 MOST_NAMED = 5      # unreadable images that a message lists
 SAMPLE = 32         # images whose shape is checked
 SMALL = 64          # pixels; images up to this side are decoded by one thread
-TASK = 64           # most images of a thread's task; a task for each small image would take longer than decoding it
+TASK = 64           # most images in a thread's task: one task per small image would take longer than decoding it
 ADVICE = '--skip_bad_images leaves it out'       # ends the error of an unreadable image
 LARGEST_SIDE = 1.5      # largest shorter side of an image for random crops, divided by the side of a crop
 
@@ -107,8 +107,8 @@ def _read_all(open_image, source, opt, keep):
 
 def _decoding_threads(source, opt):
     """--num_workers, or 1 for small images: several threads would wait for Python's lock longer than they decode."""
-    size = next(_sample_sizes(source), (0, 0))
-    return max(1, opt.num_workers) if max(size) > SMALL else 1
+    is_large = any(max(size) > SMALL for size in _sample_sizes(source))
+    return max(1, opt.num_workers) if is_large else 1
 
 
 def _sample_sizes(source):

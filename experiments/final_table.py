@@ -46,9 +46,10 @@ def make_final(search: Search, n_seeds: int, kinds: list[str], extra_args: list[
 
 def _earlier_kinds(file):
     """Return the kinds of rows that an earlier call has written."""
+    words = []
     with contextlib.suppress(UserError):        # there is no readable one
-        return [kind for kind in KINDS if any(kind in row.label.split(', ') for row in read_table(file).rows)]
-    return []
+        words = read_table(file).title.rpartition(': ')[2].removesuffix(' values').split(', ')
+    return [kind for kind in KINDS if kind in words]
 
 
 def final_runs(runs: list[PlannedRun], part: Table) -> list[PlannedRun]:

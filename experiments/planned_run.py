@@ -1,6 +1,7 @@
 """A run of a table: its command, its options, and the selection of runs by row, pair and seed."""
 import itertools
 import json
+import re
 import shlex
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
@@ -100,13 +101,14 @@ def _select(text, known, flag, table):
     """Return the values of `known`, name -> value, that the comma list names, in the order of the table."""
     if text is None:
         return [*known.values()]
+    by_words = {re.sub(r'\s*,\s*', ',', name): name for name in known}
     names, words = [], [' '.join(word.replace('->', ' -> ').split()) for word in text.split(',')]
     while words:
-        # A row of tune.py's final.toml has a comma in its name: try the longest name first.
-        counts = [n for n in range(len(words), 0, -1) if ', '.join(words[:n]) in known]
+        # A name may have commas, such as a row of tune.py's final.toml: try the longest one first.
+        counts = [n for n in range(len(words), 0, -1) if ','.join(words[:n]) in by_words]
         if not counts:
             raise UserError(f'{flag} {words[0]}: {table.path} does not have it; {nearest(words[0], known)}')
-        names.append(', '.join(words[:counts[0]]))
+        names.append(by_words[','.join(words[:counts[0]])])
         words = words[counts[0]:]
     return [value for name, value in known.items() if name in names]
 

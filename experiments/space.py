@@ -144,7 +144,7 @@ def _parse_range(key, value, methods, source):
 
 def _choices(action, name, text, values, label):
     """Return a range of choices. Raises UserError for one that the flag does not accept."""
-    if not values or any(value in values[:i] for i, value in enumerate(values)):       # 1 equals 1.0
+    if not values:
         raise UserError(f'{label}: give different values, as [1, 2, 4]')
     for value in values:
         if not isinstance(value, (str, int, float)):
@@ -155,6 +155,9 @@ def _choices(action, name, text, values, label):
         if action.nargs != 0:
             for word in _words(action, value, label):
                 _convert(action, word, label)
+    options = [Range(name, text)._option(value) for value in values]        # "1" and 1.0 are one
+    if any(option in options[:i] for i, option in enumerate(options)):
+        raise UserError(f'{label}: give different values, as [1, 2, 4]')
     if len(values) == 1:
         raise UserError(f'{label}: one value leaves nothing to search; give more, or give the flag in  flags = "..."')
     return Range(name, text, tuple(values))

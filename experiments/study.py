@@ -75,8 +75,8 @@ def _cut_unfinished_line(path):
     *lines, last = content.split(b'\n')
     for line in lines[:1] + lines[-1:]:
         json.loads(line)['op_code']
-    if last and not last.startswith(b'{'):
-        raise ValueError('its last line is none of Optuna')
+    if last and not lines and not last.startswith(b'{"op_code"'):
+        raise ValueError('Optuna has not written it')
     if last:
         os.truncate(path, len(content) - len(last))
 
@@ -93,7 +93,7 @@ def next_values(row: Row, trials: list, published: list[dict], seed_text: str) -
 
     The first trials have published values as far as the ranges contain them, one for each method of the row; TPE draws
     all others. The values depend only on the arguments; seed_text: what the seed is computed from. Values that an
-    earlier trial has are avoided.
+    earlier trial has are avoided if possible.
     """
     tried = [trial.params for trial in trials]
     given = published[len(trials)] if len(trials) < len(published) else {}

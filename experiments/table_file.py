@@ -11,11 +11,12 @@ from helper.files import open_regular
 from models.find import check_name
 
 from .space import ALONE, METHOD, OTHER_DATA, Range, parse_row
-from .table_flags import REFUSED, check_flags, check_method
+from .table_flags import check_flags, check_method
 
 TABLES = Path(__file__).resolve().parents[1] / 'scripts' / 'tables'
 SPACES = TABLES.with_name('spaces')
 MAX_BYTES = 10**6   # of a table file
+COMPARED = 'the trials of a search are compared on the same images, so this flag belongs to the key options'
 OF_SEARCH = ' (search)'     # after the name that is noted in the folder of a search
 
 
@@ -191,6 +192,10 @@ def _table(path, content, has_ranges):
         if (row.label, str(pair)) in left_out:
             raise UserError(f'cells: {name}: is left out; name it in one of the two keys')
         cells[row.label, str(pair)] = replace(row, flags=(*row.flags, *_split(flags, f'cells: {name}')))
+    if has_ranges:
+        other_data = dict.fromkeys((f'--{name.replace("_", "-")}' for name in OTHER_DATA), COMPARED)
+        for row in [*rows, *cells.values()]:
+            check_flags([*row.flags], f'row {row.label}', other_data)
     return Table(path, content['title'], pairs, rows, seeds, sources=tuple(published), cells=cells,
                  fetched=content.get('fetched'), teacher_cache=_cache_flags(content.get('teacher_cache', False)),
                  auxiliary=_auxiliary(content['auxiliary']) if 'auxiliary' in content else None,
@@ -235,9 +240,7 @@ def _row(label, text, source):
 def _row_of_ranges(label, content):
     methods, flags, ranges = parse_row(content, f'row {label}')
     flags = tuple(_split(flags, f'row {label}: flags'))
-    check_flags([*flags], f'row {label}: flags', REFUSED | {
-        f'--{name.replace("_", "-")}': 'the trials of a search are compared on the same images; give it in options'
-        for name in OTHER_DATA})
+    check_flags([*flags], f'row {label}: flags')
     return Row(label, methods[0], flags, ranges)
 
 

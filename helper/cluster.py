@@ -88,7 +88,9 @@ def cores_per_task() -> int:
     """The number of cores that srun gave each of several processes (--cpus-per-task); 0 if it does not say."""
     if 'WORLD_SIZE' in os.environ or read_count('SLURM_STEP_NUM_TASKS') < 2:
         return 0
-    return read_count('SLURM_CPUS_PER_TASK')
+    # Since Slurm 22.05 the variable may be sbatch's, while srun gave a single core.
+    given = read_count('SLURM_CPUS_PER_TASK')
+    return min(given, len(os.sched_getaffinity(0))) if hasattr(os, 'sched_getaffinity') else given
 
 
 def machine_count() -> int:

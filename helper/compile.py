@@ -43,10 +43,7 @@ def speed_up(module: nn.Module, opt, device: torch.device) -> None:
             raise UserError('--compile: on a CPU it rewrites whole nets, which then keep all activations; leave '
                             '--compile and --fast out, or --grad_checkpointing')
         check_compiler(device)
-        line = compile_forward(module, opt.batch_size, device)
-        if device.type == 'cpu' and opt.amp in KINDS:
-            line += f'; with --amp {opt.amp} only the outputs for --teacher_cache use them'
-        print(f'--compile: {line}')
+        print(f'--compile: {compile_forward(module, opt.batch_size, device, opt.amp)}')
 
 
 def check_compiler(device: torch.device) -> None:
@@ -58,8 +55,10 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(f'--compile: {error}, or leave --compile out') from None
 
 
-def compile_forward(module: nn.Module, batch_size: int, device: torch.device) -> str:
+def compile_forward(module: nn.Module, batch_size: int, device: torch.device, amp: str | None = None) -> str:
     """Make training steps of batch_size images faster, and return a line that says how. Other batches run as before.
+
+    amp: the value of --amp.
 
     On a CPU the nets are rewritten for our own kernels; on a GPU, and without these kernels, torch.compile is used.
     """
@@ -73,8 +72,9 @@ def compile_forward(module: nn.Module, batch_size: int, device: torch.device) ->
             library_seconds = time.perf_counter() - start
             rewrite_forward(module, batch_size)
             seconds = time.perf_counter() - start - library_seconds
+            limit = f'; with --amp {amp} only the outputs for --teacher_cache use the kernels' if amp in KINDS else ''
             return f'kernels {f"built in {library_seconds:.1f} s" if was_built else "found"}, nets rewritten in ' \
-                   f'{seconds:.1f} s'
+                   f'{seconds:.1f} s{limit}'
     # Without a GPU the compiler warns about it, torch 2.11 and 2.15 in different ways.
     warnings.filterwarnings('ignore', message='.*CUDA_HOME', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
@@ -155,7 +155,7 @@ def compiled(net: nn.Module, opt, device: torch.device):
                 print(f'--compile: {error}')
     with context:
         yield
-    net.__dict__.pop('outputs', None)       # torch.compile's
+    net.__dict__.pop('outputs', None)       # remove the compiled method
 
 
 @contextlib.contextmanager

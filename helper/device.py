@@ -54,7 +54,7 @@ def select_device(gpu_id: str, only_check: bool = False) -> torch.device:
 
 
 def cores() -> int:
-    """The number of processor cores of a run: of this machine, or under torchrun and srun of all its machines."""
+    """The number of processor cores of a run. Under torchrun, and srun --cpus-per-task: of all its machines."""
     if per_task := cluster.cores_per_task():
         return per_task * cluster.read_count('SLURM_STEP_NUM_TASKS')
     here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

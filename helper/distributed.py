@@ -50,7 +50,7 @@ def join(opt, url: str, rank: int, world: int, gpu_id: str) -> tuple[torch.devic
         sys.stdout = open(os.devnull, 'w')      # noqa: SIM115
     if 'OMP_NUM_THREADS' not in os.environ:     # the processes of a machine share its cores
         share = torch.get_num_threads() // cluster.processes_here(world)
-        torch.set_num_threads(cluster.cores_per_task() or max(1, share))
+        torch.set_num_threads((url == 'env://' and cluster.cores_per_task()) or max(1, share))
     device = select_device(gpu_id)
     if device.type == MPS:
         raise UserError('--gpu_id mps: the GPU of a Mac trains in a single process; start one, or give cpu')

@@ -38,9 +38,9 @@ def sgd(parameters, learning_rate: float, opt) -> SGD:
 
 
 def new_optimizer(module: nn.Module, learning_rate: float, opt) -> Optimizer:
-    """The optimiser of --opt for all parameters of `module`. SGD decays all of them, timm's optimisers leave out biases
-    and norms.
+    """The optimiser of --opt for all parameters of `module`.
 
+    SGD decays all parameters; timm's optimisers exclude biases and norms from weight decay.
     All have the same learning rate; see scale_rates.
     """
     if opt.opt == 'sgd':

@@ -86,8 +86,9 @@ def resume(opt, paths: RunPaths, identity: RunIdentity, training: TrainingState,
         training.load_module(state, module.make_optimizer(opt.learning_rate, opt), f'--resume {opt.resume}')
     saved, processes = len(state['random']), distributed.world_size()
     if saved != processes:
-        print(f'saved by {counted(saved, "process")}, resumed by {processes}: results differ in the last digits from '
-              f'those of {saved}; --batch_size stays the total, and the random numbers of the methods are drawn again')
+        print(f'saved by {counted(saved, "process")}, resumed by {processes}: the result differs from that of {saved}, '
+              f'because batch norms and losses between images use the images of one process, and methods draw other '
+              f'random numbers; --batch_size stays the total')
     return state
 
 

@@ -24,7 +24,7 @@ class _Refused(Exception):
 
 
 def read_untrusted(file, source: str) -> tuple[object, list[str]]:
-    """Read an open checkpoint file. Returns (its value, the names of its objects that are no tensors or plain values).
+    """Read an open checkpoint file. Returns (its value, the names of its objects that are neither tensors nor values).
 
     In the value an _Inert replaces each of these objects.
 

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import zlib
 from itertools import count, takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import helper  # noqa: F401, before torch: it sets how threads wait
 
 # isort: split
 from analysis.runs import read_run
-from dataset.folder import open_sources, open_whole
+from dataset.folder import is_hidden, open_sources, open_whole
 from dataset.image import read_rgb
 from dataset.source import TEST_SPLITS
 from dataset.split import divide
@@ -45,6 +46,7 @@ SHARES = '0.7,0.15,0.15'        # --split of a folder without splits: training, 
 VAL_FRACTION = '0.15'           # of the training images, for a folder without validation images
 FEWEST = 10                     # images of each class that are divided
 SMALL = 500                     # training images below which batches are smaller, so that an epoch has enough steps
+CHECKSUM = '# checksum without this line: '     # the second line of TABLE; it shows whether the table was edited
 USAGE = 'sh scripts/own_photos.sh FOLDER [TEACHER] [STUDENT] [flags]'
 EXAMPLES = 6                    # test images that are predicted at the end
 
@@ -75,7 +77,7 @@ def plan(save: Path, arguments: list[str]) -> None:
     # The student alone preprocesses test images as the distilled ones do: like the teacher, unless it is pretrained.
     test_flags = [] if is_pretrained_s else test_image_flags(preprocessing, [*options, *run_flags])
     make_folder(save, f'SAVE {save}')
-    write_table(save / TABLE, command, Path(__file__).with_name(TABLE).read_text().format(
+    text = Path(__file__).with_name(TABLE).read_text().format(
         command=command, title=toml_string(f'Photographs of {Path(opt.folder).resolve().name}'),
         options=toml_string(shlex.join(options)),
         teacher_options=toml_string(shlex.join(
@@ -83,32 +85,49 @@ def plan(save: Path, arguments: list[str]) -> None:
         student_options=toml_string(shlex.join(
             [*student_flags, *schedule_flags(opt.epochs, is_pretrained_s), *test_flags, *run_flags])),
         pair=toml_string(f'{shlex.quote(teacher)} -> {shlex.quote(student)}'),
-        warmup=max(1, opt.epochs // 10)))
-    print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up to '
-          f'{opt.epochs}')
+        warmup=max(1, opt.epochs // 10))
+    if write_table(save / TABLE, text):
+        print(f'{save / TABLE}: {teacher} learns for up to {teacher_epochs} epochs, then each {student} for up '
+              f'to {opt.epochs}')
 
 
 def check_folders(save: Path, folder: Path) -> None:
     """Raise UserError for a SAVE among the images, or with a folder `examples` of the user's own."""
     if not os.path.abspath(folder).isprintable():
         raise UserError(f'FOLDER {os.path.abspath(folder)}: has an unprintable character in its name; rename it')
-    if folder.resolve() in (save.resolve(), *save.resolve().parents):
-        raise UserError(f'SAVE {save}: lies in FOLDER {folder}, whose folders are the classes; set another one, '
-                        f'SAVE=save/NAME')
+    if folder.resolve() in (save.resolve(), *save.resolve().parents) and not (folder / 'train').is_dir():
+        raise UserError(f'SAVE {save}: lies in FOLDER {folder}, whose folders are the classes; set one outside it, '
+                        f'such as SAVE=../NAME')
     if (save / 'examples').exists() and not (save / TABLE).exists():
         raise UserError(f'SAVE {save}: has a folder `examples` already; set another one, SAVE=save/NAME')
 
 
-def write_table(file: Path, command: str, text: str) -> None:
-    """Write the table. One of the same command stays, because it may have been edited; another one is renamed."""
-    if file.exists() and (earlier := read_text(file, f'{file}:')) != text:
-        if earlier.startswith(f'# {command}\n'):
+def write_table(file: Path, text: str) -> bool:
+    """Write the table, whose first line is the command. Returns whether it was written.
+
+    An edited table of the same command stays; one of another command is renamed.
+    """
+    if file.exists() and is_edited(earlier := read_text(file, f'{file}:')):
+        if earlier.partition('\n')[0] == text.partition('\n')[0]:
             print(f'{file}: stays as it is, with your changes')
-            return
+            return False
         old = next(path for number in count(1) if not (path := file.with_name(f'{file.name}.{number}')).exists())
         os.replace(file, old)
         print(f'{file}: was written for another command; that file is now {old}')
-    write_atomically(file, text.encode())
+    command, _, rest = text.partition('\n')
+    write_atomically(file, f'{command}\n{CHECKSUM}{_crc(command, rest)}\n{rest}'.encode())
+    return True
+
+
+def is_edited(text: str) -> bool:
+    """Whether a table differs from the one that write_table has written."""
+    command, _, rest = text.partition('\n')
+    checksum, _, rest = rest.partition('\n')
+    return checksum != f'{CHECKSUM}{_crc(command, rest)}'
+
+
+def _crc(command, rest):
+    return f'{zlib.crc32(f"{command} {rest}".encode()):08x}'
 
 
 def parse(arguments: list[str]):
@@ -256,7 +275,6 @@ def best(save: Path) -> None:
     accuracies = table(('top-1 %', '', 'validation', 'test'), rows, '<<>>')
     winner = max(students, key=rank)
     files = test_files(winner.opt)
-    copy_examples(files, save / 'examples')
     write_atomically(save / 'best.txt', f'{winner.folder}\n'.encode())
     write_atomically(save / 'summary.txt', f"""\
 {accuracies}
@@ -267,25 +285,30 @@ report: {save}/report.html
 export: {save}/export, with MODEL_CARD.md to fill in
 to change rows or seeds: edit {save / TABLE}, and give the same command again
 """.encode())
+    copy_examples(files, save / 'examples')
     print(f'{winner.cells[0][0]} is the best on the validation set: {winner.folder}')
 
 
 def copy_examples(files: list[str], folder: Path) -> None:
-    """Copy EXAMPLES of these files, if they are readable, into a folder, each with its class in its name.
+    """Copy EXAMPLES readable images, evenly spaced in `files`, into a folder; their names begin with their folders'.
 
     Earlier copies are removed. Raises UserError for other files in the folder.
     """
     names = {'_'.join(Path(file).parts[-2:]): file for file in files}
     folder.mkdir(exist_ok=True)
-    if foreign := sorted({*os.listdir(folder)} - names.keys()):
+    earlier = [name for name in os.listdir(folder) if not is_hidden(name)]
+    if foreign := sorted({*earlier} - names.keys()):
         raise UserError(f'{folder}: holds {listed(foreign, 3)}, which is no copy of a test image; move it away')
-    for earlier in folder.iterdir():
-        earlier.unlink()
-    wanted = [*names][::-(-len(names) // EXAMPLES)]
-    for name in wanted:
+    for name in earlier:
+        (folder / name).unlink()
+    step, copied = -(-len(names) // EXAMPLES), 0
+    for name in [name for start in range(step) for name in [*names][start::step]]:
         with contextlib.suppress(UserError):        # --skip_bad_images: unreadable
             read_rgb(names[name])
             shutil.copy(names[name], folder / name)
+            copied += 1
+        if copied == EXAMPLES:
+            break
 
 
 def test_files(opt) -> list[str]:

@@ -48,8 +48,8 @@ def options():
         opt.format = extension if extension in ('csv', 'json') else 'text'
     if opt.output and (os.path.isdir(opt.output) or not os.path.isdir(os.path.dirname(opt.output) or '.')):
         parser.error(f'--output {opt.output}: give a file in a folder that exists')
-    if opt.output and os.path.exists(opt.output) and Path(opt.output).suffix not in ('.csv', '.json', '.txt'):
-        parser.error(f'--output {opt.output}: exists, and is no .csv, .json or .txt file that may be replaced')
+    if opt.output and (opt.output in opt.images or opt.output.lower().endswith(EXTENSIONS)):
+        parser.error(f'--output {opt.output}: has the name of an image; give one such as predictions.csv')
     return opt
 
 

@@ -272,6 +272,10 @@ def test_rows_with_commas_in_their_names(tmp_path):
     assert [row.label for row in part.rows] == ['KD, tuned', 'AT']
     with pytest.raises(UserError, match='^--rows KD: .* does not have it'):
         select_part(table, [], 'AT, KD', None, None)
+    pairs = ['resnet14 -> timm:vit_tiny_patch16_224,patch_size=4', 'resnet14 -> resnet8']
+    table = read_table(write_table(tmp_path / 'mini.toml', pairs=pairs))
+    part, _ = select_part(table, [], None, pairs[0], None)
+    assert [*map(str, part.pairs)] == pairs[:1]
 
 
 @pytest.mark.parametrize('rows, pairs, seeds, said', [

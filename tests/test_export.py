@@ -827,4 +827,4 @@ def test_predictions_replace_no_photograph(call, tmp_path, capsys):
     photo = tmp_path / 'a.jpg'
     photo.write_bytes(b'mine')
     line = fails(call, capsys, predict.main, 'export', tmp_path / 'b.jpg', '--output', photo)
-    assert f'--output {photo}: exists, and is no .csv, .json or .txt file' in line and photo.read_bytes() == b'mine'
+    assert f'--output {photo}: has the name of an image' in line and photo.read_bytes() == b'mine'

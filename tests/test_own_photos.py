@@ -149,7 +149,7 @@ def test_the_best_student(plan, photos, call, tmp_path, capsys):
     assert lines[5][:3] == ['8', 'test', 'images,']         # 2 of each class
     test_images = json.loads((runs[2].folder / 'split.json').read_text())['test']
     examples = {file.name.replace('_', '/') for file in (save / 'examples').iterdir()}
-    assert len(examples) == 4 and examples < {*test_images}
+    assert len(examples) == own_photos.EXAMPLES and examples < {*test_images}
 
     # The same command keeps the table, also a changed one; another is refused.
     table.write_text(table.read_text() + 'RKD = "rkd"\n')
@@ -165,9 +165,11 @@ def test_the_best_student(plan, photos, call, tmp_path, capsys):
 
 
 def test_earlier_tables_stay(plan, photos, tmp_path, capsys):
-    """One of the same command with its edits; one of another command under another name."""
+    """One of the same command with its edits; one of another command under another name. Others are written again."""
     folder, table = photos(), tmp_path / 'save' / own_photos.TABLE
+    plan(folder, *NETS, '--epochs', 2)
     plan(folder, *NETS, '--epochs', 1)
+    assert [*table.parent.iterdir()] == [table]
     edited = table.read_text() + 'CRD = "crd"\n'
     table.write_text(edited)
     assert [row.label for row in plan(folder, *NETS, '--epochs', 1).rows][-1] == 'CRD'
@@ -195,7 +197,7 @@ def test_examples_are_copies(photos, tmp_path):
     own_photos.copy_examples(files, tmp_path / 'examples')
     own_photos.copy_examples(files, tmp_path / 'examples')
     names = {file.name for file in (tmp_path / 'examples').iterdir()}
-    assert len(names) == own_photos.EXAMPLES - 1 and '_'.join(Path(files[0]).parts[-2:]) not in names
+    assert len(names) == own_photos.EXAMPLES and '_'.join(Path(files[0]).parts[-2:]) not in names
     (tmp_path / 'examples' / 'mine.jpg').write_bytes(b'')
     with pytest.raises(UserError, match='examples: holds mine.jpg, which is no copy of a test image'):
         own_photos.copy_examples(files, tmp_path / 'examples')

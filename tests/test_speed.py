@@ -360,7 +360,8 @@ def test_cores(monkeypatch):
 def test_cores_of_srun(monkeypatch):
     """srun gives each process cores of its own."""
     monkeypatch.delenv('WORLD_SIZE', raising=False)
-    monkeypatch.setenv('SLURM_CPUS_PER_TASK', '4')
-    for tasks, total in (('1', cores()), ('8', 32)):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(4), raising=False)
+    for per_task, tasks, total in (('2', '1', 4), ('2', '8', 16), ('6', '8', 32), ('0', '8', 4)):
+        monkeypatch.setenv('SLURM_CPUS_PER_TASK', per_task)
         monkeypatch.setenv('SLURM_STEP_NUM_TASKS', tasks)
         assert cores() == total

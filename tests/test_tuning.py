@@ -131,8 +131,9 @@ def test_the_ranges_of_a_row(tmp_path):
     ('kd_T = [1, "x"]', "kd_T = [1, 'x']: x: give a number above 0"),
     ('kd_T = [1, 1.0, 2]', 'kd_T = [1, 1.0, 2]: give different values, as [1, 2, 4]'),
     ('alpha = "4 .. 4.01"', 'alpha = "4 .. 4.01": values have four significant digits, and too few lie between these'),
-    ('dkd_beta = "-1e308 .. 1e308"', 'dkd_beta = "-1e308 .. 1e308": '),
-    ('flags = "--val_fraction 0.5"', 'flags: --val_fraction: the trials of a search are compared on the same images; '),
+    ('alpha = "-1e308 .. 1e308"', 'alpha = "-1e308 .. 1e308": the range is too wide; give smaller numbers'),
+    ('flags = "--val_fraction 0.5"', '--val_fraction: the trials of a search are compared on the same images, so this'),
+    ('kd_T = [1, "1.0"]', "kd_T = [1, '1.0']: give different values, as [1, 2, 4]"),
     ('kd_T = []', 'kd_T = []: give different values, as [1, 2, 4]'),
     ('scale = ["0.1 1", "\\""]', "scale = ['0.1 1', '\"']: \": give two numbers, as \"0.08 1.0\""),
     ('scale = ["0.1 1", ""]', "scale = ['0.1 1', '']: : give two numbers"),
@@ -603,7 +604,8 @@ def test_slurm(tmp_path, run_on_toy_slurm):
     assert sum(toy.starts.values()) == 25 and len({*toy.cancelled}) <= states[PRUNED]
 
 
-@pytest.mark.parametrize('content', [b'my notes', b'my notes\n and more', bytes(20), b'{"a": 1}\n{'])
+@pytest.mark.parametrize('content', [b'my notes', b'my notes\n and more', bytes(20), b'{"a": 1}\n{',
+                                     b'{"notes": "mine"}'])
 def test_a_file_that_is_no_study_stays(tmp_path, content):
     file = tmp_path / 'study.log'
     file.write_bytes(content)
