@@ -461,7 +461,7 @@ def test_a_failed_write_leaves_the_older_figure(call, small_run, tmp_path, capsy
     with pytest.raises(SystemExit) as caught:
         call(visualize.main, *flags, '--samples', 10)
     error = capsys.readouterr().err
-    assert caught.value.code == 2 and 'cka.png: cannot be written' in error and 'before is whole' in error
+    assert caught.value.code == 2 and 'cka.png: cannot be written' in error and 'an earlier file is unchanged' in error
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
