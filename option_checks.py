@@ -220,8 +220,8 @@ def check_teachers(opt, method) -> None:
             raise UserError(f'{flag}: needs the class of each image, but {flags[0]} mixes them; {advice}')
     elif weights and len(weights) != count:
         raise UserError(f'{flag}: --path-t names {count} teachers; give {count} weights')
-    elif weights and not any(weights):
-        raise UserError(f'{flag}: all are 0; give at least one teacher a weight')
+    elif weights and not all(weights):
+        raise UserError(f'{flag}: teacher {weights.index(0) + 1} has the weight 0; leave its path out of --path-t')
 
 
 def changed_flags(opt, *names: str) -> list[str]:

@@ -301,7 +301,7 @@ def test_teachers_of_a_run(taught):
     (['b', '--teacher_weights', '1'], '--teacher_weights 1.0: --path-t names 2 teachers; give 2 weights'),
     (['b', '--teacher_weights=-1,2'], '--teacher_weights: -1,2: give numbers from 0 to 1000000 with commas, as 1,2'),
     (['b', '--teacher_weights', '1e308,1e308'], '--teacher_weights: 1e308,1e308: give numbers from 0 to 1000000 with'),
-    (['b', '--teacher_weights', '0,0'], '--teacher_weights 0.0,0.0: all are 0; give at least one teacher a weight'),
+    (['b', '--teacher_weights', '1,0'], '--teacher_weights 1.0,0.0: teacher 2 has the weight 0; leave its path out of'),
     (['b', '--teacher_weights', 'agree', '--mixup', '0.2'],
      '--teacher_weights agree: needs the class of each image, but --mixup 0.2 mixes them; give numbers, as 1,2,1'),
     (['b', '--teacher_weights', 'agree', '--unlabelled', 'x', '-r', '0'],
