@@ -15,7 +15,7 @@ from .registry import LARGE, dataset_key, memory_dict, source_dict
 from .source import Subset, joint_checksum
 from .split import divide, hold_out
 from .tensors import load_tensors
-from .unlabelled import open_unlabelled
+from .unlabelled import open_unlabelled, report_shared_images
 
 TRAINING = ('train', 'unlabelled')      # parts whose images are augmented
 LONGER_SIDE = 1.5   # of a photograph, in shorter sides, for the estimate of memory
@@ -38,6 +38,7 @@ def open_parts(opt, device, pipeline: Pipeline) -> tuple[dict, list[str], dict]:
     if getattr(opt, 'unlabelled', None):
         if 'unlabelled' not in parts:
             parts['unlabelled'] = open_unlabelled(opt)
+            report_shared_images(opt, parts)
         fields |= {'n_unlabelled': len(parts['unlabelled'].labels),
                    'unlabelled_checksum': parts['unlabelled'].checksum()}
     sources = {part: images for part, images in parts.items() if not isinstance(images, Decoded)}

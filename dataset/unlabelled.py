@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from helper.cli import comma_list
-from helper.errors import UserError
+from helper.errors import UserError, printable
 
 from . import shards
 from .folder import Split, list_images, print_skipped
@@ -36,6 +36,23 @@ def open_unlabelled(opt) -> Source:
     if not images:
         raise UserError(f'{flag}: holds no image; images are {" ".join(EXTENSIONS)}')
     return Split(images, torch.zeros(len(images), dtype=torch.int64), root, 'unlabelled')
+
+
+def report_shared_images(opt, parts: dict) -> None:
+    """Print a line for validation or test images that are also among the unlabelled ones of a folder."""
+    unlabelled = {*map(os.path.abspath, _files(parts['unlabelled']))}
+    for part, name in (('val', 'validation'), ('test', 'test')):
+        if shared := unlabelled.intersection(map(os.path.abspath, _files(parts.get(part)))):
+            print(f'--unlabelled {printable(opt.unlabelled)}: holds {len(shared)} of the {name} images: the student '
+                  f'also trains on them, without their labels')
+
+
+def _files(images):
+    """The paths of images in a folder; none for other sources."""
+    if isinstance(images, Subset):
+        files = _files(images.source)
+        return [files[i] for i in images.indices] if files else []
+    return images.files if isinstance(images, Split) else []
 
 
 def open_sources(opt) -> tuple[dict[str, Subset], list[str]]:

@@ -55,6 +55,17 @@ def indices(loader, epoch=1):
     return torch.cat([index[len(target):] for _, target, index in loader]).tolist()
 
 
+def test_images_that_are_tested_too(tree, images, capsys):
+    """Also those that --split holds out. None with other images."""
+    load(tree, images)
+    assert 'of the test images' not in capsys.readouterr().out
+    load(tree, tree.parent / tree.name)
+    assert f'--unlabelled {tree}: holds 24 of the test images: the student also trains on' in capsys.readouterr().out
+    load(tree / 'train', tree, split=[0.5, 0.25, 0.25])
+    out = capsys.readouterr().out
+    assert 'holds 12 of the validation images' in out and 'holds 12 of the test images' in out
+
+
 def test_the_spelling_of_the_folder(images):
     """It changes neither the names of the images nor the checksum."""
     first, *others = (open_unlabelled(SimpleNamespace(unlabelled=text)) for text in (
