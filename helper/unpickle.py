@@ -24,11 +24,11 @@ class _Refused(Exception):
 
 
 def read_untrusted(file, source: str) -> tuple[object, list[str]]:
-    """Read an open checkpoint file. Returns (its value, the names of its objects that are neither tensors nor values).
+    """Read an open checkpoint file. Returns (its value, the names of its foreign objects).
 
-    In the value an _Inert replaces each of these objects.
+    Foreign objects are neither tensors nor plain values; in the value an _Inert replaces each.
 
-    Raises UserError for a file that holds only such objects, would call the system, is no checkpoint, would fill the
+    Raises UserError for a file that holds only foreign objects, would call the system, is no checkpoint, would fill the
     memory, or would never end.
     """
     objects = []

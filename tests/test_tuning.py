@@ -234,7 +234,7 @@ def test_a_method_without_untried_values(tmp_path):
     """It is the best one, but has a single trial: the other one gets the rest."""
     rows = {'A': 'distill = ["kd", "attention"]\nbeta = "log 0.1 .. 10"\n'}
     search = make(tmp_path, 15, path=write(tmp_path / 'x.toml', **rows))
-    work(search, lambda opt, epoch: 90.0 if opt.distill == 'kd' else 10.0)
+    work(search, lambda opt, epoch: 10.0 if opt.beta else 90.0)     # kd has no beta
     values = [values for _, values, _ in outcome(search)['A']]
     assert len(values) == 15 and values.count({'distill': 'kd'}) == 1
 
